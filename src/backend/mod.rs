@@ -1,0 +1,101 @@
+//! One forward pass over a ragged batch: the [`Backend`] trait and what crosses it.
+//!
+//! A backend owns the weights and the paged key/value cache of one model. It knows nothing of requests, stops or
+//! text; it is told which rows to compute, where their keys and values live, and which rows need logits. Logits
+//! stay inside the backend (on a GPU: in its memory), where [`Backend::sample`] turns them into token ids.
+//!
+//! Nothing above this room names a device.
+
+pub mod cpu;
+
+use std::ops::Range;
+
+use crate::kv::{CacheGeometry, PageId};
+use crate::model::ModelSpec;
+use crate::sampling::{self, SampleRow, Sampled, TokenLogprobs};
+use crate::text::TokenId;
+
+/// The rows of one sequence inside a [`Batch`], and where its keys and values live.
+#[derive(Debug, Clone)]
+pub struct SequenceRows<'a> {
+    /// This sequence's rows of [`Batch::token_ids`]. Row `rows.start + i` is at position `start + i`.
+    pub rows: Range<usize>,
+    /// Position in the sequence of the first row, counted from 0.
+    pub start: u32,
+    /// Logical index of `pages[0]`: position `p` lives in `pages[p / page_size - first_block]`, slot
+    /// `p % page_size`. Blocks before it were freed: the window hides them from every row of this batch.
+    pub first_block: u32,
+    /// Pages of the blocks from `first_block` up to and including that of the last row.
+    pub pages: &'a [PageId],
+}
+
+/// A ragged batch: rows of any number of sequences, prefill chunks and decode rows alike.
+#[derive(Debug, Clone)]
+pub struct Batch<'a> {
+    /// Ids of all rows, `[rows]`, sequence after sequence. Every id is below the vocabulary size.
+    pub token_ids: &'a [TokenId],
+    /// The sequences; their `rows` are disjoint, in order, and cover `token_ids`.
+    pub sequences: &'a [SequenceRows<'a>],
+    /// Rows whose logits are wanted, ascending. The i-th of them is logits row `i` until the next forward.
+    pub logits_rows: &'a [usize],
+}
+
+/// Why a forward pass failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// The checkpoint does not hold what this backend needs.
+    #[error(transparent)]
+    Checkpoint(#[from] crate::checkpoint::CheckpointError),
+    /// The batch asked for something that the backend cannot do; a bug in the caller.
+    #[error("invalid batch: {0}")]
+    InvalidBatch(String),
+    /// Memory for weights, cache or workspace could not be had.
+    #[error("out of memory: {needed} bytes for {what}; {advice}")]
+    OutOfMemory {
+        /// Bytes that were asked for.
+        needed: u64,
+        /// What they were for.
+        what: &'static str,
+        /// What makes it smaller.
+        advice: String,
+    },
+    /// The device or the thread pool could not be brought up.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// One model on one device.
+///
+/// Numerics: sums, softmax and norm statistics in f32, RoPE angles from f32, logits f32.
+pub trait Backend: Send {
+    /// What the network is.
+    fn spec(&self) -> &ModelSpec;
+
+    /// How many pages the cache has and how large each is.
+    fn cache(&self) -> CacheGeometry;
+
+    /// The most rows that one [`Batch`] may have.
+    fn max_rows(&self) -> usize;
+
+    /// The most logits rows that one [`Batch`] may ask for.
+    fn max_logits_rows(&self) -> usize;
+
+    /// Runs the network over the batch's rows: writes their keys and values into the pages and keeps the logits of
+    /// `batch.logits_rows`, f32 `[logits_rows, vocab_size]`, until the next call.
+    fn forward(&mut self, batch: &Batch<'_>) -> Result<(), BackendError>;
+
+    /// The logits of one logits row, f32 `[vocab_size]`, copied to the host where they live on a device.
+    fn logits(&mut self, row: usize) -> Result<&[f32], BackendError>;
+
+    /// Draws one token for each of `rows`. The default runs the reference sampler on the host.
+    fn sample(&mut self, rows: &[SampleRow<'_>]) -> Result<Vec<Sampled>, BackendError> {
+        rows.iter().map(|row| Ok(sampling::sample(self.logits(row.logits_row)?, row))).collect()
+    }
+
+    /// Log-probability of `target` (where given) and of the `top` best tokens, from an f32 log-softmax of one
+    /// logits row, before any sampling processor.
+    fn logprobs(&mut self, row: usize, target: Option<TokenId>, top: usize) -> Result<TokenLogprobs, BackendError> {
+        Ok(TokenLogprobs::from_logits(self.logits(row)?, target, top))
+    }
+}

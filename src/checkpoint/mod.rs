@@ -1,0 +1,1 @@
+//! A Hugging Face checkpoint directory: config.json and safetensors over a memory map, checked, never copied.

@@ -1,0 +1,25 @@
+//! **Rigel** runs StarCoder2 code models from an unmodified Hugging Face checkpoint directory: one library, one
+//! binary, no Python.
+//!
+//! # The house
+//!
+//! Each floor imports only from those below it (`tests/floors.rs` holds the crate to it):
+//!
+//! | floor | room | what lives there |
+//! |---|---|---|
+//! | 6 | `main.rs`, `cli/` | the `rigel` command: arguments, progress bars, printing |
+//! | 5 | [`engine`] | [`engine::Engine`], [`engine::Request`], [`engine::Event`]: the only generation loop |
+//! | 4 | [`backend`] | one forward pass over a ragged batch: the trait, and [`backend::cpu`] |
+//! | 3 | [`kv`] | pages, block tables, window eviction; [`sampling`]: parameters, processors, draws |
+//! | 2 | [`model`] | what the network is: shapes and counts; [`text`]: tokenizer, chat template, infill, stops |
+//! | 1 | [`checkpoint`] | config.json and safetensors over a memory map, checked, never copied |
+
+#![warn(missing_docs)]
+
+pub mod backend;
+pub mod checkpoint;
+pub mod engine;
+pub mod kv;
+pub mod model;
+pub mod sampling;
+pub mod text;

@@ -1,0 +1,1 @@
+//! What the network is: shapes, norms, rope, window, and how many bytes and FLOPs a token costs.
