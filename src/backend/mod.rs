@@ -50,6 +50,12 @@ pub enum BackendError {
     /// The batch asked for something that the backend cannot do; a bug in the caller.
     #[error("invalid batch: {0}")]
     InvalidBatch(String),
+    /// The cache has no page left for the batch.
+    #[error(transparent)]
+    Cache(#[from] crate::kv::OutOfPages),
+    /// Fewer tokens came back than were to be drawn; a bug in the backend.
+    #[error("the backend drew fewer tokens than it was asked for")]
+    MissingSample,
     /// Memory for weights, cache or workspace could not be had.
     #[error("out of memory: {needed} bytes for {what}; {advice}")]
     OutOfMemory {
