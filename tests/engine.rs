@@ -338,10 +338,21 @@ fn a_panic_in_the_step_fails_every_request_with_one_event() {
 }
 
 #[test]
-fn dropping_the_engine_ends_what_is_queued() {
-    let engine = Ledger::new(None, 16, 16).engine();
-    let generation = engine.generate(Request { max_tokens: 20, ..Request::new(ids(&[1])) }).unwrap();
-    drop(engine);
-    // Taken from the queue before the engine went, so it ran to its end.
-    assert_eq!(generation.wait().unwrap().token_ids.len(), 20);
+fn dropping_the_engine_stops_it_before_its_next_step() {
+    let gate = Arc::new(Gate::default());
+    let mut ledger = Ledger::new(None, 16, 16);
+    ledger.hook = gate.hook();
+    let engine = ledger.engine();
+    let [running, queued]: [Generation; 2] = [(); 2].map(|()| engine.generate(Request::new(ids(&[1]))).unwrap());
+    while gate.forwards.load(Ordering::SeqCst) == 0 {
+        std::thread::yield_now();
+    }
+    let dropping = std::thread::spawn(move || drop(engine));
+    // The thread waits inside the first forward; give the drop time to set its flag before that goes on.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    gate.open();
+    dropping.join().unwrap();
+    assert!(matches!(running.wait(), Err(Failure::EngineStopped)));
+    assert!(matches!(queued.wait(), Err(Failure::EngineStopped)));
+    assert!(gate.forwards.load(Ordering::SeqCst) < 256);
 }
