@@ -37,6 +37,7 @@ pub use generation::Generation;
 pub use request::{Request, RequestError};
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -67,6 +68,8 @@ pub struct Engine {
     limits: Arc<Limits>,
     /// `None` only while dropping.
     requests: Option<Sender<Sequence>>,
+    /// Set when the engine is dropped: the thread ends before its next step.
+    stopping: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -79,12 +82,13 @@ impl Engine {
     fn start(limits: Limits, backend: Box<dyn Backend>) -> Result<Engine, EngineError> {
         let limits = Arc::new(limits);
         let (requests, queue) = channel();
-        let worker = Worker::new(backend, queue);
+        let stopping = Arc::new(AtomicBool::new(false));
+        let worker = Worker::new(backend, queue, stopping.clone());
         let thread = std::thread::Builder::new()
             .name("rigel-engine".into())
             .spawn(move || worker.run())
             .map_err(|source| EngineError::Thread { source })?;
-        Ok(Engine { limits, requests: Some(requests), thread: Some(thread) })
+        Ok(Engine { limits, requests: Some(requests), stopping, thread: Some(thread) })
     }
 
     /// What the network is.
@@ -122,6 +126,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Relaxed);
         drop(self.requests.take());
         if let Some(thread) = self.thread.take() {
             // The thread's own panics were reported to the generations they ended.

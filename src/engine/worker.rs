@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
@@ -18,18 +19,22 @@ pub(super) struct Worker {
     backend: Box<dyn Backend>,
     queue: Receiver<Sequence>,
     pool: PagePool,
+    stopping: Arc<AtomicBool>,
 }
 
 impl Worker {
-    pub(super) fn new(backend: Box<dyn Backend>, queue: Receiver<Sequence>) -> Worker {
+    pub(super) fn new(backend: Box<dyn Backend>, queue: Receiver<Sequence>, stopping: Arc<AtomicBool>) -> Worker {
         let pool = PagePool::new(backend.cache().pages);
-        Worker { backend, queue, pool }
+        Worker { backend, queue, pool, stopping }
     }
 
     /// Runs until the engine is dropped, or a step panics: then the request gets the panic's message, and those in
     /// the queue end as they are dropped with it.
     pub(super) fn run(mut self) {
         while let Ok(mut sequence) = self.queue.recv() {
+            if self.stopping.load(Ordering::Relaxed) {
+                return;
+            }
             if sequence.is_cancelled() {
                 continue;
             }
@@ -47,7 +52,7 @@ impl Worker {
         let page_size = NonZeroU32::new(self.backend.cache().page_size).unwrap_or(NonZeroU32::MIN);
         let mut blocks = BlockTable::new(page_size, window);
         sequence.start(Instant::now());
-        while !sequence.has_ended() && !sequence.is_cancelled() {
+        while !sequence.has_ended() && !sequence.is_cancelled() && !self.stopping.load(Ordering::Relaxed) {
             if let Err(failure) = self.step(sequence, &mut blocks) {
                 sequence.fail(failure);
             }
