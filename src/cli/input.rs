@@ -155,12 +155,7 @@ mod tests {
     use super::*;
 
     fn lines(text: &[u8]) -> JsonLines {
-        JsonLines {
-            origin: "f".into(),
-            reader: Box::new(std::io::Cursor::new(text.to_vec())),
-            line: 0,
-            pending: None,
-        }
+        JsonLines { origin: "f".into(), reader: Box::new(std::io::Cursor::new(text.to_vec())), line: 0, pending: None }
     }
 
     fn error(text: &[u8]) -> String {
