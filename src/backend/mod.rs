@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
-use crate::sampling::{self, SampleRow, Sampled, TokenLogprobs};
+use crate::sampling::{self, NotFinite, SampleRow, Sampled, TokenLogprobs};
 use crate::text::TokenId;
 
 /// The rows of one sequence inside a [`Batch`], and where its keys and values live.
@@ -50,6 +50,12 @@ pub enum BackendError {
     /// The batch asked for something that the backend cannot do; a bug in the caller.
     #[error("invalid batch: {0}")]
     InvalidBatch(String),
+    /// The cache has no page left for the batch.
+    #[error(transparent)]
+    Cache(#[from] crate::kv::OutOfPages),
+    /// Fewer tokens came back than were to be drawn; a bug in the backend.
+    #[error("the backend drew fewer tokens than it was asked for")]
+    MissingSample,
     /// Memory for weights, cache or workspace could not be had.
     #[error("out of memory: {needed} bytes for {what}; {advice}")]
     OutOfMemory {
@@ -88,14 +94,20 @@ pub trait Backend: Send {
     /// The logits of one logits row, f32 `[vocab_size]`, copied to the host where they live on a device.
     fn logits(&mut self, row: usize) -> Result<&[f32], BackendError>;
 
-    /// Draws one token for each of `rows`. The default runs the reference sampler on the host.
-    fn sample(&mut self, rows: &[SampleRow<'_>]) -> Result<Vec<Sampled>, BackendError> {
+    /// Draws one token for each of `rows`; a row whose logits are not finite fails alone. The default runs the
+    /// reference sampler on the host.
+    fn sample(&mut self, rows: &[SampleRow<'_>]) -> Result<Vec<Result<Sampled, NotFinite>>, BackendError> {
         rows.iter().map(|row| Ok(sampling::sample(self.logits(row.logits_row)?, row))).collect()
     }
 
     /// Log-probability of `target` (where given) and of the `top` best tokens, from an f32 log-softmax of one
     /// logits row, before any sampling processor.
-    fn logprobs(&mut self, row: usize, target: Option<TokenId>, top: usize) -> Result<TokenLogprobs, BackendError> {
+    fn logprobs(
+        &mut self,
+        row: usize,
+        target: Option<TokenId>,
+        top: usize,
+    ) -> Result<Result<TokenLogprobs, NotFinite>, BackendError> {
         Ok(TokenLogprobs::from_logits(self.logits(row)?, target, top))
     }
 }

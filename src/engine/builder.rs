@@ -1,0 +1,155 @@
+//! From a model's name to a running engine.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+
+use crate::backend::cpu::{CpuBackend, CpuOptions};
+use crate::backend::{Backend, BackendError};
+use crate::checkpoint::{Checkpoint, CheckpointError, ModelSource};
+use crate::kv::CacheGeometry;
+use crate::model::ModelSpec;
+use crate::text::{TextError, TokenId, Tokenizer};
+
+use super::{Engine, Limits};
+
+/// Where the model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Device {
+    /// A GPU where this build has a backend for it and there is one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+/// Why an engine could not be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The model's files.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The tokenizer or the chat template.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The backend could not load the model.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The device asked for is not to be had.
+    #[error("device cuda: this build of rigel has no CUDA backend; use the device cpu or auto")]
+    NoCuda,
+    /// Text was asked of a model without a tokenizer.
+    #[error("{file} does not exist: text needs the tokenizer; copy it from the model's hub page, or give token ids")]
+    NoTokenizer {
+        /// Where it would be.
+        file: String,
+    },
+    /// The operating system gave no thread.
+    #[error("no thread for the engine: {source}")]
+    Thread {
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+/// Describes an engine; [`EngineBuilder::build`] loads the model.
+#[derive(Debug, Default)]
+pub struct EngineBuilder {
+    source: Option<Source>,
+    device: Device,
+    threads: Option<NonZeroUsize>,
+    page_size: Option<NonZeroU32>,
+    prefill_chunk: Option<NonZeroU32>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Name(String),
+    Resolved(ModelSource),
+}
+
+/// Positions a page of the CPU's cache holds: small enough that little of a page outlives the window, large enough
+/// that a page's keys are one long stream.
+const CPU_PAGE_SIZE: NonZeroU32 = NonZeroU32::new(64).unwrap();
+/// Prompt rows a step of the CPU: enough that reading the weights is small beside the arithmetic on them.
+const CPU_PREFILL_CHUNK: NonZeroU32 = NonZeroU32::new(256).unwrap();
+
+impl EngineBuilder {
+    /// A directory, a hub id found in the local Hugging Face cache, or `nano`, the bundled model; see
+    /// [`ModelSource::resolve`]. The default is the bundled model.
+    pub fn model(mut self, model: impl Into<String>) -> Self {
+        self.source = Some(Source::Name(model.into()));
+        self
+    }
+
+    /// Files found already.
+    pub fn source(mut self, source: ModelSource) -> Self {
+        self.source = Some(Source::Resolved(source));
+        self
+    }
+
+    /// Where the model runs.
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Threads of the CPU backend; all cores by default.
+    pub fn threads(mut self, threads: NonZeroUsize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Positions a page of the cache holds.
+    pub fn page_size(mut self, page_size: NonZeroU32) -> Self {
+        self.page_size = Some(page_size);
+        self
+    }
+
+    /// The most prompt rows computed in one step.
+    pub fn prefill_chunk(mut self, rows: NonZeroU32) -> Self {
+        self.prefill_chunk = Some(rows);
+        self
+    }
+
+    /// Opens the checkpoint, checks it, brings the device up and starts the engine's thread.
+    pub fn build(self) -> Result<Engine, EngineError> {
+        if self.device == Device::Cuda {
+            return Err(EngineError::NoCuda);
+        }
+        let source = match self.source {
+            None => ModelSource::nano(),
+            Some(Source::Name(name)) => ModelSource::resolve(&name)?,
+            Some(Source::Resolved(source)) => source,
+        };
+        let checkpoint = Checkpoint::open(&source)?;
+        let spec = ModelSpec::from_checkpoint(&checkpoint)?;
+        let tokenizer = Tokenizer::from_source(&source)?;
+        let page_size = self.page_size.unwrap_or(CPU_PAGE_SIZE);
+        // More rows than positions can never come together.
+        let max_positions = spec.max_positions.try_into().unwrap_or(u32::MAX);
+        let max_rows = self.prefill_chunk.unwrap_or(CPU_PREFILL_CHUNK).get().min(max_positions);
+        let pages = CacheGeometry::pages_for_sequence(page_size.get(), max_positions, spec.window, max_rows);
+        let options = CpuOptions { threads: self.threads, page_size, pages, max_rows: max_rows as usize };
+        let backend = CpuBackend::new(&checkpoint, spec, options)?;
+        Engine::with_backend(Box::new(backend), tokenizer, source.describe("tokenizer.json"))
+    }
+}
+
+impl Engine {
+    /// An engine over any backend. `tokenizer_origin` is where a missing tokenizer would be, for messages.
+    pub fn with_backend(
+        backend: Box<dyn Backend>,
+        tokenizer: Option<Tokenizer>,
+        tokenizer_origin: String,
+    ) -> Result<Engine, EngineError> {
+        let spec = backend.spec().clone();
+        let mut eos_token_ids: Vec<TokenId> = spec.eos_token_ids.iter().copied().map(TokenId).collect();
+        if eos_token_ids.is_empty() {
+            // Old generation_config.json files name an id above the vocabulary; the tokenizer knows better.
+            eos_token_ids.extend(tokenizer.as_ref().and_then(Tokenizer::eos));
+        }
+        Engine::start(Limits { spec, tokenizer, tokenizer_origin, eos_token_ids }, backend)
+    }
+}

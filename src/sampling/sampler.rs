@@ -1,0 +1,273 @@
+//! The reference sampler, on the host.
+
+use crate::text::TokenId;
+
+use super::logprobs::max_logit;
+use super::{NotFinite, SamplingParams, SeenTokens, TokenLogprobs, noise};
+
+/// What is to be drawn from one row of logits.
+#[derive(Debug, Clone)]
+pub struct SampleRow<'a> {
+    /// Index among the logits rows of the last forward pass.
+    pub logits_row: usize,
+    /// How to choose.
+    pub params: &'a SamplingParams,
+    /// Position of the token to draw, counted from the start of the prompt.
+    pub position: u32,
+    /// Tokens of prompt and output so far; needed where `params.repetition_penalty` is not 1.
+    pub seen: Option<&'a SeenTokens>,
+    /// Tokens that may not be chosen.
+    pub banned: &'a [TokenId],
+    /// Return log-probabilities of the chosen token and of this many best ones.
+    pub logprobs: Option<usize>,
+}
+
+/// One token drawn.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampled {
+    /// The token.
+    pub token: TokenId,
+    /// Its log-probability and those of the best, before any processor; where they were asked for.
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// Draws one token from f32 logits `[vocab_size]`.
+pub fn sample(logits: &[f32], row: &SampleRow<'_>) -> Result<Sampled, NotFinite> {
+    max_logit(logits)?;
+    let mut processed;
+    let penalised = row.seen.filter(|_| row.params.repetition_penalty != 1.0);
+    let logits_for_choice = if penalised.is_some() || !row.banned.is_empty() {
+        processed = logits.to_vec();
+        if let Some(seen) = penalised {
+            penalise_repetition(&mut processed, seen, row.params.repetition_penalty);
+        }
+        for token in row.banned {
+            if let Some(logit) = processed.get_mut(token.0 as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        // Everything may be banned, or a penalty may overflow.
+        max_logit(&processed)?;
+        &processed
+    } else {
+        logits
+    };
+    let token =
+        if row.params.is_greedy() { argmax(logits_for_choice) } else { draw(logits_for_choice, row.params, row.position) };
+    let logprobs = match row.logprobs {
+        Some(top) => Some(TokenLogprobs::from_logits(logits, Some(token), top)?),
+        None => None,
+    };
+    Ok(Sampled { token, logprobs })
+}
+
+/// The largest logit; the lowest id among equals.
+fn argmax(logits: &[f32]) -> TokenId {
+    let mut best = 0;
+    for (i, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = i;
+        }
+    }
+    TokenId(best as u32)
+}
+
+/// Hugging Face's and vLLM's rule (Keskar et al., "CTRL", 2019, with the sign taken care of).
+fn penalise_repetition(logits: &mut [f32], seen: &SeenTokens, penalty: f32) {
+    for token in seen.iter() {
+        if let Some(logit) = logits.get_mut(token.0 as usize) {
+            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+        }
+    }
+}
+
+/// A token that is still in the race: its id and its logit over the temperature, relative to the best one.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    token: u32,
+    scaled: f32,
+}
+
+/// Temperature, min-p, top-k, top-p, then an exponential race among the tokens kept.
+fn draw(logits: &[f32], params: &SamplingParams, position: u32) -> TokenId {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    // Relative to the best before the division: a tiny temperature then gives -inf and not NaN.
+    let floor = if params.min_p > 0.0 { params.min_p.ln() } else { f32::NEG_INFINITY };
+    let mut kept: Vec<Candidate> = logits
+        .iter()
+        .enumerate()
+        .map(|(i, &logit)| {
+            let gap = logit - max;
+            Candidate { token: i as u32, scaled: if gap == 0.0 { 0.0 } else { gap / params.temperature } }
+        })
+        .filter(|c| c.scaled > f32::NEG_INFINITY && c.scaled >= floor)
+        .collect();
+    keep_top_k(&mut kept, params.top_k as usize);
+    keep_top_p(&mut kept, params.top_p);
+    let race = |c: &Candidate| c.scaled - noise::log_exponential(params.seed, position, c.token);
+    let winner = kept.iter().map(|c| (race(c), c.token)).fold((f32::NEG_INFINITY, u32::MAX), |best, next| {
+        if next.0 > best.0 || (next.0 == best.0 && next.1 < best.1) { next } else { best }
+    });
+    TokenId(winner.1)
+}
+
+/// Best first; the lower id first among equals, so that exactly k are kept.
+fn by_rank(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
+    b.scaled.total_cmp(&a.scaled).then(a.token.cmp(&b.token))
+}
+
+fn keep_top_k(kept: &mut Vec<Candidate>, k: usize) {
+    if k > 0 && k < kept.len() {
+        kept.select_nth_unstable_by(k, by_rank);
+        kept.truncate(k);
+    }
+}
+
+/// Keeps a token while the probabilities of those before it, among the tokens still kept, add up to less than `p`.
+fn keep_top_p(kept: &mut Vec<Candidate>, p: f32) {
+    if p >= 1.0 {
+        return;
+    }
+    kept.sort_unstable_by(by_rank);
+    let total: f64 = kept.iter().map(|c| f64::from(c.scaled).exp()).sum();
+    let mut before = 0.0;
+    let keep = kept
+        .iter()
+        .take_while(|c| {
+            let enough = before >= f64::from(p) * total;
+            before += f64::from(c.scaled).exp();
+            !enough
+        })
+        .count();
+    kept.truncate(keep);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(params: &SamplingParams, position: u32) -> SampleRow<'_> {
+        SampleRow { logits_row: 0, params, position, seen: None, banned: &[], logprobs: None }
+    }
+
+    /// How often each token is drawn in `n` draws.
+    fn frequencies(logits: &[f32], params: SamplingParams, n: u32) -> Vec<f64> {
+        let mut counts = vec![0.0; logits.len()];
+        for position in 0..n {
+            let sampled = sample(logits, &row(&params, position)).unwrap();
+            counts[sampled.token.0 as usize] += 1.0 / f64::from(n);
+        }
+        counts
+    }
+
+    fn softmax(logits: &[f32], keep: &[bool], temperature: f64) -> Vec<f64> {
+        let weights: Vec<f64> =
+            logits.iter().zip(keep).map(|(&l, &k)| if k { (f64::from(l) / temperature).exp() } else { 0.0 }).collect();
+        let total: f64 = weights.iter().sum();
+        weights.iter().map(|w| w / total).collect()
+    }
+
+    fn assert_close(found: &[f64], expected: &[f64]) {
+        for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+            // Five standard errors of 20,000 draws at p = 1/2.
+            assert!((f - e).abs() < 0.018, "token {i}: {f} drawn, {e} expected ({found:?})");
+            assert!(*e > 0.0 || *f == 0.0, "token {i} was to be dropped");
+        }
+    }
+
+    const LOGITS: [f32; 5] = [2.0, 1.0, 0.0, 1.5, -1.0];
+
+    #[test]
+    fn draws_follow_the_softmax() {
+        let all = [true; 5];
+        for temperature in [0.5, 1.0, 2.0] {
+            let params = SamplingParams { temperature, seed: 11, ..Default::default() };
+            assert_close(&frequencies(&LOGITS, params, 20_000), &softmax(&LOGITS, &all, f64::from(temperature)));
+        }
+    }
+
+    #[test]
+    fn truncations_keep_what_they_say() {
+        let base = SamplingParams { temperature: 1.0, ..Default::default() };
+        let top_k = SamplingParams { top_k: 2, ..base.clone() };
+        assert_close(
+            &frequencies(&LOGITS, top_k, 20_000),
+            &softmax(&LOGITS, &[true, false, false, true, false], 1.0),
+        );
+        // Probabilities: 0.466, 0.171, 0.063, 0.283, 0.023. 0.466 + 0.283 = 0.749 < 0.75: a third token is kept.
+        let top_p = SamplingParams { top_p: 0.75, ..base.clone() };
+        assert_close(
+            &frequencies(&LOGITS, top_p, 20_000),
+            &softmax(&LOGITS, &[true, true, false, true, false], 1.0),
+        );
+        let top_p = SamplingParams { top_p: 0.74, ..base.clone() };
+        assert_close(
+            &frequencies(&LOGITS, top_p, 20_000),
+            &softmax(&LOGITS, &[true, false, false, true, false], 1.0),
+        );
+        // Relative to the best: 1, 0.368, 0.135, 0.607, 0.050.
+        let min_p = SamplingParams { min_p: 0.3, ..base };
+        assert_close(
+            &frequencies(&LOGITS, min_p, 20_000),
+            &softmax(&LOGITS, &[true, true, false, true, false], 1.0),
+        );
+    }
+
+    #[test]
+    fn top_p_never_drops_the_best() {
+        let params = SamplingParams { temperature: 1.0, top_p: f32::MIN_POSITIVE, ..Default::default() };
+        assert_eq!(sample(&LOGITS, &row(&params, 0)).unwrap().token, TokenId(0));
+    }
+
+    #[test]
+    fn greedy_takes_the_lowest_of_equals() {
+        let params = SamplingParams::default();
+        assert_eq!(sample(&[0.0, 2.0, 2.0], &row(&params, 0)).unwrap().token, TokenId(1));
+    }
+
+    #[test]
+    fn a_tiny_temperature_is_greedy() {
+        let params = SamplingParams { temperature: f32::MIN_POSITIVE, ..Default::default() };
+        for position in 0..100 {
+            assert_eq!(sample(&LOGITS, &row(&params, position)).unwrap().token, TokenId(0));
+        }
+    }
+
+    #[test]
+    fn repetition_penalty_follows_the_sign() {
+        let mut seen = SeenTokens::new(3);
+        seen.insert(TokenId(0));
+        seen.insert(TokenId(2));
+        let mut logits = [2.0, 1.5, -1.0];
+        penalise_repetition(&mut logits, &seen, 2.0);
+        assert_eq!(logits, [1.0, 1.5, -2.0]);
+        let params = SamplingParams { repetition_penalty: 2.0, ..Default::default() };
+        let row = SampleRow { seen: Some(&seen), ..row(&params, 0) };
+        assert_eq!(sample(&[2.0, 1.5, -1.0], &row).unwrap().token, TokenId(1));
+    }
+
+    #[test]
+    fn banned_tokens_are_never_chosen_and_logprobs_are_raw() {
+        let params = SamplingParams::default();
+        let banned = [TokenId(0)];
+        let row = SampleRow { banned: &banned, logprobs: Some(1), ..row(&params, 0) };
+        let sampled = sample(&LOGITS, &row).unwrap();
+        assert_eq!(sampled.token, TokenId(3));
+        assert_eq!(sampled.logprobs.unwrap().top[0].0, TokenId(0));
+        let all: Vec<TokenId> = (0..5).map(TokenId).collect();
+        assert_eq!(sample(&LOGITS, &SampleRow { banned: &all, ..row }), Err(NotFinite));
+    }
+
+    #[test]
+    fn a_draw_depends_on_seed_and_position_alone() {
+        let params = SamplingParams { temperature: 1.0, seed: 3, ..Default::default() };
+        let tokens = |seed, start| -> Vec<TokenId> {
+            let params = SamplingParams { seed, ..params.clone() };
+            (start..start + 50).map(|p| sample(&LOGITS, &row(&params, p)).unwrap().token).collect()
+        };
+        assert_eq!(tokens(3, 0), tokens(3, 0));
+        assert_eq!(tokens(3, 0)[10..], tokens(3, 10)[..40]);
+        assert_ne!(tokens(3, 0), tokens(4, 0));
+        assert_ne!(tokens(3, 0), tokens(3 + (1 << 32), 0));
+    }
+}

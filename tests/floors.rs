@@ -1,0 +1,71 @@
+//! The house stands: each room imports only from the floors below its own (the table in `src/lib.rs`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const FLOORS: [(&str, u32); 10] = [
+    ("checkpoint", 1),
+    ("model", 2),
+    ("text", 2),
+    ("kv", 3),
+    ("sampling", 3),
+    ("backend", 4),
+    ("engine", 5),
+    ("openai", 5),
+    ("server", 6),
+    ("cli", 6),
+];
+
+fn floor(room: &str) -> Option<u32> {
+    FLOORS.iter().find(|(name, _)| *name == room).map(|(_, floor)| *floor)
+}
+
+fn rust_files(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            rust_files(&path, files);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+/// Rooms named after `crate::` in a line of code. `crate::{a, b}` would hide names from this reader, so the crate
+/// does not write it.
+fn rooms_named(line: &str) -> Vec<&str> {
+    let code = line.split("//").next().unwrap_or("");
+    code.split("crate::")
+        .skip(1)
+        .map(|rest| rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or(""))
+        .collect()
+}
+
+#[test]
+fn each_floor_imports_only_from_below() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    rust_files(&source, &mut files);
+    let mut imports = 0;
+    let mut wrong = Vec::new();
+    for file in files {
+        let relative = file.strip_prefix(&source).unwrap();
+        let room = relative.components().next().unwrap().as_os_str().to_str().unwrap();
+        // lib.rs and main.rs stand above every floor.
+        let Some(own) = floor(room) else { continue };
+        let text = fs::read_to_string(&file).unwrap();
+        // Tests at a file's end may build what they test from any floor.
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for (number, line) in code.lines().enumerate() {
+            for named in rooms_named(line) {
+                imports += 1;
+                let allowed = named == room || floor(named).is_some_and(|below| below < own);
+                if !allowed {
+                    wrong.push(format!("src/{}:{}: {}", relative.display(), number + 1, line.trim()));
+                }
+            }
+        }
+    }
+    assert!(imports > 20, "the reader of imports found only {imports}");
+    assert!(wrong.is_empty(), "imports from the same floor or above:\n{}", wrong.join("\n"));
+}
