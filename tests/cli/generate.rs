@@ -124,7 +124,8 @@ fn logprobs_are_those_of_score() {
     let generated = rigel(&args).ok().json();
     let prompt = ids(&generated["prompt_token_ids"]);
     let new = ids(&generated["token_ids"]);
-    let all = json!({"token_ids": [prompt.clone(), new.clone()].concat()}).to_string();
+    let all = [prompt.clone(), new.clone()].concat();
+    let all = json!({"token_ids": all}).to_string();
     let scored = rigel_stdin(&["score", "--json", "--token-ids", "-"], all).ok().json();
     for (index, id) in new.iter().enumerate() {
         let position = prompt.len() + index;
