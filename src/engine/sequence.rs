@@ -206,7 +206,7 @@ impl Sequence {
     /// Decides the text held back, in which a stop text may still show up.
     fn flush_and_finish(&mut self, mut reason: FinishReason) {
         let mut text = String::new();
-        if let Some(TextStream { detokenizer, mut stops }) = self.text.take() {
+        if let Some(TextStream { mut detokenizer, mut stops }) = self.text.take() {
             match stops.push(&detokenizer.finish()) {
                 StopOutcome::Continue { text: more } => text = more + &stops.finish(),
                 StopOutcome::Stopped { text: last, stop } => {
