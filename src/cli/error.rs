@@ -103,15 +103,15 @@ impl CliError {
     }
 }
 
-/// Collapses every run of white space that holds a line break into one space.
+/// The lines, trimmed, with spaces between them.
 fn one_line(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     lines.join(" ")
 }
 
-/// Prints what clap has to say: help and version as they are, an error as one line.
-pub fn report_usage(error: &clap::Error) -> ExitCode {
-    // Nobody is left to tell when the stream is closed.
+/// Prints what clap has to say about the arguments of `command`: help and version as they are, an error as one line.
+pub fn report_usage(error: &clap::Error, command: &str) -> ExitCode {
+    // Where a stream is closed, nobody is left to tell.
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             let _ = error.print();
@@ -122,23 +122,18 @@ pub fn report_usage(error: &clap::Error) -> ExitCode {
             ExitCode::from(2)
         }
         _ => {
-            let _ = writeln!(std::io::stderr(), "{}", usage_line(&error.to_string()));
+            let _ = writeln!(std::io::stderr(), "{}", usage_line(&error.to_string(), command));
             ExitCode::from(2)
         }
     }
 }
 
 /// clap's paragraphs as one line: what is wrong, its tips, and where help is.
-fn usage_line(rendered: &str) -> String {
-    let (what, usage) = match rendered.split_once("\n\nUsage: ") {
-        Some((what, usage)) => (what, usage),
-        None => (rendered.split("\n\nFor more information").next().unwrap_or(rendered), ""),
-    };
-    // "rigel generate [OPTIONS] …": the words before the first placeholder name the command.
-    let command: Vec<&str> =
-        usage.split_whitespace().take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase())).collect();
-    let command = if command.is_empty() { "rigel".to_owned() } else { command.join(" ") };
-    format!("{}; see `{command} --help`", one_line(what))
+fn usage_line(rendered: &str, command: &str) -> String {
+    let paragraphs =
+        rendered.split("\n\n").take_while(|p| !p.starts_with("Usage:") && !p.starts_with("For more information"));
+    let said: Vec<String> = paragraphs.map(one_line).collect();
+    format!("{}; see `{command} --help`", said.join("; "))
 }
 
 #[cfg(test)]
@@ -170,9 +165,10 @@ mod tests {
         let rendered = "error: the following required arguments were not provided:\n  <PROMPT>\n\n\
                         Usage: rigel generate <PROMPT>\n\nFor more information, try '--help'.\n";
         assert_eq!(
-            usage_line(rendered),
+            usage_line(rendered, "rigel generate"),
             "error: the following required arguments were not provided: <PROMPT>; see `rigel generate --help`"
         );
-        assert_eq!(usage_line("error: odd\n\nFor more information, try '--help'.\n"), "error: odd; see `rigel --help`");
+        let rendered = "error: odd\n\n  tip: even\n\nFor more information, try '--help'.\n";
+        assert_eq!(usage_line(rendered, "rigel"), "error: odd; tip: even; see `rigel --help`");
     }
 }

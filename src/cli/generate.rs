@@ -14,7 +14,7 @@ use super::sampling_args::{GenerationArgs, GenerationOptions};
 const EXAMPLES: &str = "\
 Examples:
   rigel generate 'def fibonacci(n):'
-  rigel generate --model bigcode/starcoder2-3b --max-new-tokens 64 - < prompt.py
+  rigel generate --model bigcode/starcoder2-3b -n 64 - < prompt.py
   rigel generate --temperature 0.8 --top-p 0.95 --seed 7 'import os'
   rigel generate --stop $'\\ndef ' --stop $'\\nclass ' 'def main():'
   rigel generate --echo --quiet 'def main():' > main.py
@@ -26,6 +26,9 @@ Examples:
 /// The text is printed as it comes. The prompt is taken byte for byte: no template, nothing added or trimmed.
 /// Special tokens written in it, such as <fim_prefix>, become those tokens unless --no-special is given.
 #[derive(Debug, Args)]
+#[command(override_usage = "\
+rigel generate [OPTIONS] <PROMPT>
+       rigel generate [OPTIONS] --token-ids <FILE>")]
 #[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{JSON_HELP}"))]
 pub struct Generate {
     #[command(flatten)]

@@ -15,7 +15,7 @@ const EXAMPLES: &str = "\
 Examples:
   rigel infill --file src/sort.py --line 12 --column 5
   rigel infill --prefix-file before.py --suffix-file after.py
-  rigel infill --file app.py --line 3 --column 1 --repo me/app --context-file util.py
+  rigel infill --file a.py --line 3 --column 1 --repo me/a --context-file b.py
   git show HEAD:app.py | rigel infill --file - --line 3 --column 1 --path app.py";
 
 /// Fill in code between a prefix and a suffix
@@ -23,6 +23,9 @@ Examples:
 /// Prints the middle alone. The gap is given by two files, or by a place in one file. The generation ends where
 /// the model ends the file, beside the stops given. Special tokens in the files are taken as plain text.
 #[derive(Debug, Args)]
+#[command(override_usage = "\
+rigel infill [OPTIONS] --file <FILE> --line <L> --column <C>
+       rigel infill [OPTIONS] --prefix-file <FILE> --suffix-file <FILE>")]
 #[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{JSON_HELP}"))]
 pub struct Infill {
     #[command(flatten)]
@@ -43,7 +46,6 @@ pub struct Infill {
 struct GapArgs {
     /// Code before the gap; - is stdin
     #[arg(long, value_name = "FILE", requires = "suffix_file", conflicts_with = "file")]
-    #[arg(required_unless_present = "file")]
     prefix_file: Option<String>,
     /// Code after the gap; - is stdin
     #[arg(long, value_name = "FILE", requires = "prefix_file", conflicts_with = "file")]
@@ -107,7 +109,6 @@ impl GapArgs {
             return Ok((prefix.to_owned(), suffix.to_owned()));
         }
         let (Some(prefix), Some(suffix)) = (&self.prefix_file, &self.suffix_file) else {
-            // clap asks for one of the two pairs.
             return Err(CliError::Usage(
                 "no gap; give --prefix-file and --suffix-file, or --file, --line and --column".into(),
             ));

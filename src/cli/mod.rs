@@ -31,7 +31,7 @@ mod tokenize;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use error::CliError;
 use output::Output;
@@ -40,6 +40,7 @@ use output::Output;
 #[derive(Debug, Parser)]
 #[command(
     name = "rigel",
+    bin_name = "rigel",
     version,
     arg_required_else_help = true,
     disable_help_subcommand = true,
@@ -48,7 +49,7 @@ use output::Output;
 Examples:
   rigel generate 'def fibonacci(n):'
   rigel generate --model bigcode/starcoder2-3b --max-new-tokens 64 - < prompt.py
-  rigel respond --model ./starcoder2-15b-instruct-v0.1 'Write a quicksort in Python.'
+  rigel respond --model ./starcoder2-15b-instruct-v0.1 'Write a quicksort.'
   rigel inspect --model bigcode/starcoder2-7b
 
 Without --model, every command uses nano, a small model inside this binary.
@@ -89,7 +90,7 @@ impl Command {
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return error::report_usage(&error),
+        Err(error) => return error::report_usage(&error, &command_name()),
     };
     log::init();
     let mut out = Output::stdout();
@@ -106,12 +107,21 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// `rigel generate` where the arguments name that command, else `rigel`.
+fn command_name() -> String {
+    let first = std::env::args_os().nth(1).unwrap_or_default();
+    match Cli::command().find_subcommand(&first) {
+        Some(command) => format!("rigel {}", command.get_name()),
+        None => "rigel".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use super::*;
 
     #[test]
     fn the_parser_is_consistent() {
-        super::Cli::command().debug_assert();
+        Cli::command().debug_assert();
     }
 }

@@ -17,8 +17,9 @@ use super::sampling_args::max_tokens;
 const EXAMPLES: &str = "\
 Examples:
   rigel respond 'Write a function that reverses a string.'
-  rigel respond --model bigcode/starcoder2-15b-instruct-v0.1 --max-length 2048 - < task.md
-  rigel respond --response-prefix $'```python\\n' --max-new-tokens 400 'Sort a list.'";
+  rigel respond --max-length 2048 - < task.md
+  rigel respond --model bigcode/starcoder2-15b-instruct-v0.1 'Sort a list.'
+  rigel respond --response-prefix $'```python\\n' -n 400 'Sort a list.'";
 
 /// The text at which an answer ends: the headings of the template begin with it.
 const END: &str = "###";

@@ -37,6 +37,9 @@ JSON object of --json, one a line:
 /// Prints a line for each text: tokens, mean log-probability, perplexity; or everything with --json. Results are
 /// printed as they come.
 #[derive(Debug, Args)]
+#[command(override_usage = "\
+rigel score [OPTIONS] --text <FILE>
+       rigel score [OPTIONS] --token-ids <FILE>")]
 #[command(after_help = EXAMPLES)]
 pub struct Score {
     #[command(flatten)]

@@ -13,7 +13,7 @@ const EXAMPLES: &str = "\
 Examples:
   rigel tokenize 'def f():'
   rigel tokenize --json - < main.py
-  rigel tokenize --chat 'Write a quicksort.' --model bigcode/starcoder2-15b-instruct-v0.1
+  rigel tokenize --chat --json 'Write a quicksort.'
   rigel tokenize 'x = 1' | rigel detokenize -
 
 Prints the ids on one line, or with --json {\"token_ids\":[…]}.";

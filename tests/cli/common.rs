@@ -54,7 +54,8 @@ pub fn command(args: &[&str]) -> Command {
     command
 }
 
-fn finish(mut command: Command, stdin: Option<&[u8]>) -> Run {
+/// Runs a command to its end.
+pub fn finish(mut command: Command, stdin: Option<&[u8]>) -> Run {
     if stdin.is_some() {
         command.stdin(Stdio::piped());
     }

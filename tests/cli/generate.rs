@@ -124,7 +124,8 @@ fn logprobs_are_those_of_score() {
     let generated = rigel(&args).ok().json();
     let prompt = ids(&generated["prompt_token_ids"]);
     let new = ids(&generated["token_ids"]);
-    let all = json!({"token_ids": [prompt.clone(), new.clone()].concat()}).to_string();
+    let all = [prompt.clone(), new.clone()].concat();
+    let all = json!({"token_ids": all}).to_string();
     let scored = rigel_stdin(&["score", "--json", "--token-ids", "-"], all).ok().json();
     for (index, id) in new.iter().enumerate() {
         let position = prompt.len() + index;
@@ -226,7 +227,7 @@ fn generation_config_counts_only_when_asked() {
     };
     let greedy = run(&[]);
     let options = run(&["--temperature", "1.5", "--top-k", "50", "--seed", "3"]);
-    assert_eq!(greedy, reference()["token_ids"].as_array().unwrap()[..24].to_vec().into());
+    assert_eq!(ids(&greedy), ids(&reference()["token_ids"])[..24]);
     assert_ne!(options, greedy);
     assert_eq!(run(&["--generation-config", "--seed", "3"]), options);
     assert_eq!(run(&["--generation-config", "--temperature", "0"]), greedy);

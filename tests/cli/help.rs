@@ -8,13 +8,15 @@ const COMMANDS: [&str; 7] = ["generate", "respond", "infill", "score", "tokenize
 fn every_command_has_help_with_examples() {
     for command in COMMANDS {
         for flag in ["-h", "--help"] {
-            let run = rigel(&[command, flag]).ok();
+            let mut narrow = crate::common::command(&[command, flag]);
+            narrow.env("COLUMNS", "80");
+            let run = crate::common::finish(narrow, None).ok();
             let help = run.text();
             assert!(help.contains("Examples:") && help.contains(&format!("\n  rigel {command} ")), "{command}: {help}");
             assert!(help.contains("--model"), "{command}");
             assert_eq!(run.stderr, "");
             let widest = help.lines().map(|line| line.chars().count()).max();
-            assert!(widest <= Some(100), "{command} {flag}: {widest:?} columns");
+            assert!(widest <= Some(80), "{command} {flag}: {widest:?} columns");
         }
     }
 }
