@@ -14,7 +14,9 @@ use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use serde::{Deserialize, Serialize};
 
+use super::config::TOKENIZER_CONFIG;
 use super::{TextError, TokenizerConfig, python_json};
+use crate::checkpoint::ModelSource;
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +80,22 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
+    /// The chat template of a model: chat_template.jinja, else `chat_template` in tokenizer_config.json.
+    ///
+    /// # Errors
+    /// [`TextError::NoChatTemplate`] for a base model, [`TextError::Source`] if a file cannot be read, those of
+    /// [`TokenizerConfig::from_bytes`] and of [`new`](Self::new).
+    pub fn from_source(source: &ModelSource) -> Result<Self, TextError> {
+        const FILE: &str = "chat_template.jinja";
+        let (jinja, origin) = (source.read(FILE)?, source.describe(FILE));
+        Self::from_files(
+            jinja.as_deref().map(|bytes| (bytes, origin.as_str())),
+            &TokenizerConfig::from_source(source)?,
+            &source.describe(TOKENIZER_CONFIG),
+            &source.to_string(),
+        )
+    }
+
     /// Compiles a template whose variables are the special tokens of `config`. `origin` names its file in errors.
     ///
     /// # Errors

@@ -6,6 +6,9 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::TextError;
+use crate::checkpoint::ModelSource;
+
+pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// The single-string fields that transformers calls special tokens, in its order.
 const SPECIAL_FIELDS: [&str; 7] =
@@ -20,6 +23,20 @@ pub struct TokenizerConfig {
 }
 
 impl TokenizerConfig {
+    /// Reads the two files of a model.
+    ///
+    /// # Errors
+    /// [`TextError::Source`] if one cannot be read, and those of [`from_bytes`](Self::from_bytes).
+    pub fn from_source(source: &ModelSource) -> Result<Self, TextError> {
+        const MAP: &str = "special_tokens_map.json";
+        let (config, map) = (source.read(TOKENIZER_CONFIG)?, source.read(MAP)?);
+        let (config_origin, map_origin) = (source.describe(TOKENIZER_CONFIG), source.describe(MAP));
+        Self::from_bytes(
+            config.as_deref().map(|json| (json, config_origin.as_str())),
+            map.as_deref().map(|json| (json, map_origin.as_str())),
+        )
+    }
+
     /// Parses the two files' bytes; `None` for a file that is absent. A special token that tokenizer_config.json does
     /// not name (or names as null) is taken from special_tokens_map.json.
     ///

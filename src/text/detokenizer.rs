@@ -71,10 +71,14 @@ impl Detokenizer {
     }
 
     /// The ids have ended: the rest, where an unfinished character is U+FFFD.
-    pub fn finish(self) -> String {
-        match self.state {
-            State::Bytes(pending) => String::from_utf8_lossy(&pending).into_owned(),
-            State::Window { ids, done } => undecided(&self.tokenizer, self.special, &ids, done),
+    pub fn finish(&mut self) -> String {
+        match &mut self.state {
+            State::Bytes(pending) => String::from_utf8_lossy(&std::mem::take(pending)).into_owned(),
+            State::Window { ids, done } => {
+                let text = undecided(&self.tokenizer, self.special, ids, *done);
+                *done = ids.len();
+                text
+            }
         }
     }
 }

@@ -1,17 +1,15 @@
 //! What can go wrong between text and token ids.
 
 use super::TokenId;
+use crate::checkpoint::CheckpointError;
 
 /// Why text could not become tokens, or tokens text. Each message is one line and says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TextError {
-    /// A file that the tokenizer cannot do without is not there.
-    #[error("{file}: not found; the model needs the tokenizer.json of a Hugging Face fast tokenizer")]
-    MissingTokenizer {
-        /// Where it was looked for.
-        file: String,
-    },
+    /// A file of the model could not be read.
+    #[error(transparent)]
+    Source(#[from] CheckpointError),
     /// tokenizer.json could not be read as a tokenizer.
     #[error("{file}: not a tokenizer: {reason}; expected the tokenizer.json of a Hugging Face fast tokenizer")]
     InvalidTokenizer {

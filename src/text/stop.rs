@@ -89,8 +89,8 @@ impl StopMatcher {
     }
 
     /// The stream has ended: what was held back is ordinary text after all. Empty after a stop.
-    pub fn finish(self) -> String {
-        self.held
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
     }
 
     /// Advances every automaton by one byte; the winner among the stops that this byte completes.

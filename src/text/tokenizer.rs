@@ -1,12 +1,14 @@
 //! Text to token ids and back, over a Hugging Face tokenizer.json. Knows nothing of models: it adds no token of its
 //! own and truncates nothing.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 
 use tokenizers::decoders::DecoderWrapper;
 
 use super::byte_level;
 use super::{TextError, TokenId, TokenizerConfig};
+use crate::checkpoint::ModelSource;
 
 /// What `<|endoftext|>` and its like mean inside a text that is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +52,19 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
+    /// The tokenizer of a model: tokenizer.json, with the eos and bos of tokenizer_config.json (or
+    /// special_tokens_map.json). `None` if there is no tokenizer.json.
+    ///
+    /// # Errors
+    /// [`TextError::Source`] if a file cannot be read, those of [`TokenizerConfig::from_bytes`] and of
+    /// [`with_config`](Self::with_config).
+    pub fn from_source(source: &ModelSource) -> Result<Option<Self>, TextError> {
+        const FILE: &str = "tokenizer.json";
+        let Some(json) = source.read(FILE)? else { return Ok(None) };
+        let config = TokenizerConfig::from_source(source)?;
+        Self::with_config(&json, &source.describe(FILE), &config).map(Some)
+    }
+
     /// A tokenizer from tokenizer.json alone: it knows no eos and no bos. `origin` names the file in errors.
     ///
     /// # Errors
@@ -65,7 +80,7 @@ impl Tokenizer {
     /// that its vocabulary lacks.
     pub fn with_config(tokenizer_json: &[u8], origin: &str, config: &TokenizerConfig) -> Result<Self, TextError> {
         let invalid = |reason: String| TextError::InvalidTokenizer { file: origin.to_owned(), reason };
-        let mut parsing = tokenizers::Tokenizer::from_bytes(tokenizer_json).map_err(|e| invalid(e.to_string()))?;
+        let mut parsing = guarded(|| tokenizers::Tokenizer::from_bytes(tokenizer_json)).map_err(invalid)?;
         // tokenizer.json may carry the truncation and padding of the training run; transformers resets both as well.
         parsing.with_truncation(None).map_err(|e| invalid(e.to_string()))?;
         parsing.with_padding(None);
@@ -89,9 +104,14 @@ impl Tokenizer {
     /// byte tokens, of which valid UTF-8 reaches only F1 (U+40000–7FFFF).
     ///
     /// # Errors
-    /// [`TextError::Encode`]; with [`SpecialTokens::AsText`] also [`TextError::SpecialFromText`], when the vocabulary
+    /// [`TextError::Encode`], also for a run of more than half a million white-space characters; with [`SpecialTokens::AsText`] also [`TextError::SpecialFromText`], when the vocabulary
     /// would write part of the text as a special token even so (an `unk_token` that is special).
     pub fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<TokenId>, TextError> {
+        let run = longest_white_space(text);
+        if run > MAX_WHITE_SPACE {
+            let found = format!("found {run} white-space characters in a row, expected at most {MAX_WHITE_SPACE}");
+            return Err(TextError::Encode(found));
+        }
         let tokenizer = match special {
             SpecialTokens::Parse => &self.inner.parsing,
             SpecialTokens::AsText => self.inner.literal.get_or_init(|| {
@@ -100,7 +120,7 @@ impl Tokenizer {
                 literal
             }),
         };
-        let encoding = tokenizer.encode_fast(text, false).map_err(|e| TextError::Encode(e.to_string()))?;
+        let encoding = guarded(|| tokenizer.encode_fast(text, false)).map_err(TextError::Encode)?;
         let ids: Vec<TokenId> = encoding.get_ids().iter().copied().map(TokenId).collect();
         if special == SpecialTokens::AsText
             && let Some(&id) = ids.iter().find(|id| self.is_special(**id))
@@ -125,7 +145,7 @@ impl Tokenizer {
 
     /// As [`decode`](Self::decode), where ids without a token decode to nothing.
     pub(super) fn decode_known(&self, ids: &[u32], special: SpecialOutput) -> Result<String, TextError> {
-        self.inner.parsing.decode(ids, special == SpecialOutput::Skip).map_err(|e| TextError::Decode(e.to_string()))
+        guarded(|| self.inner.parsing.decode(ids, special == SpecialOutput::Skip)).map_err(TextError::Decode)
     }
 
     /// The id of a token by its text in the vocabulary, such as `<fim_prefix>`.
@@ -174,6 +194,35 @@ impl Tokenizer {
     pub(super) fn is_byte_level(&self) -> bool {
         self.inner.byte_level
     }
+}
+
+/// The result of a call into the `tokenizers` crate, where a panic is an error like any other: the crate panics on
+/// some files that contradict themselves, such as a `continuing_subword_prefix` longer than the tokens it begins.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    // Nothing broken is seen afterwards: a call builds a new value, and of the tokenizer it changes a cache only, whose
+    // entries are whole.
+    match std::panic::catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|e| e.to_string().replace(['\n', '\r'], " ")),
+        Err(_) => {
+            Err("the tokenizers library panicked, so the file contradicts itself; get the original file".to_owned())
+        }
+    }
+}
+
+/// White-space characters in a row. At a million, the lookahead of GPT-2's pattern overflows the stack of the regular
+/// expression engine, and the `tokenizers` crate then takes the whole rest of the text as one word, without an error.
+const MAX_WHITE_SPACE: usize = 500_000;
+
+fn longest_white_space(text: &str) -> usize {
+    if text.len() <= MAX_WHITE_SPACE {
+        return 0; // cannot be too many, so not worth counting
+    }
+    let (mut longest, mut run) = (0, 0);
+    for c in text.chars() {
+        run = if c.is_whitespace() { run + 1 } else { 0 };
+        longest = longest.max(run);
+    }
+    longest
 }
 
 fn is_byte_level(decoder: Option<&DecoderWrapper>) -> bool {
@@ -290,13 +339,100 @@ mod tests {
     fn long_texts_round_trip() {
         let t = testing::byte_level();
         let code = "def f(x):\n    return x + 12345  # ½ ž 你好\n".repeat(20_000);
-        for text in [code, "a".repeat(1 << 20), " ".repeat(1 << 20) + "x", "\n".repeat(1 << 20) + "x"] {
+        for text in [code, "a".repeat(1 << 20), " ".repeat(MAX_WHITE_SPACE) + "x"] {
             let ids = t.encode(&text, SpecialTokens::AsText).expect("encodes");
             assert!(t.decode(&ids, SpecialOutput::Keep).expect("decodes") == text);
         }
     }
 
+    #[test]
+    fn white_space_without_end_is_refused_not_mistaken() {
+        let t = testing::byte_level();
+        // Right below the limit the last space still joins the word after it: [space] [x], not one word of all.
+        let longest = t.encode(&("\n".repeat(MAX_WHITE_SPACE - 1) + " xy"), SpecialTokens::Parse).expect("encodes");
+        let short = t.encode("\n\n xy", SpecialTokens::Parse).expect("encodes");
+        assert_eq!(longest[longest.len() - 5..], short);
+        let error = t.encode(&("\n".repeat(MAX_WHITE_SPACE + 1) + "x"), SpecialTokens::Parse).expect_err("too long");
+        assert!(error.to_string().contains("500001 white-space characters"), "{error}");
+    }
+
+    /// Replaces the `n`-th value (in depth-first order, counted round) of a JSON document.
+    fn mutate(json: &mut serde_json::Value, n: usize, with: &serde_json::Value) {
+        fn children(v: &mut serde_json::Value) -> Vec<&mut serde_json::Value> {
+            match v {
+                serde_json::Value::Array(items) => items.iter_mut().collect(),
+                serde_json::Value::Object(fields) => fields.values_mut().collect(),
+                _ => Vec::new(),
+            }
+        }
+        fn count(v: &mut serde_json::Value) -> usize {
+            1 + children(v).into_iter().map(count).sum::<usize>()
+        }
+        fn put(v: &mut serde_json::Value, n: &mut usize, with: &serde_json::Value) {
+            if *n == 0 {
+                *v = with.clone();
+            }
+            let done = *n == 0;
+            *n = n.wrapping_sub(1);
+            if !done {
+                children(v).into_iter().for_each(|child| {
+                    if *n != usize::MAX {
+                        put(child, n, with);
+                    }
+                });
+            }
+        }
+        let total = count(json);
+        put(json, &mut (n % total), with);
+    }
+
+    fn any_json() -> impl Strategy<Value = serde_json::Value> {
+        use serde_json::json;
+        prop::sample::select(vec![
+            json!(null),
+            json!(0),
+            json!(-1),
+            json!(1e300),
+            json!(4294967295u32),
+            json!(4294967296u64),
+            json!(true),
+            json!(""),
+            json!("<|endoftext|>"),
+            json!("ByteLevel"),
+            json!("Metaspace"),
+            json!("é"),
+            json!([]),
+            json!(["a", "b"]),
+            json!({}),
+            json!({"a": 1}),
+        ])
+    }
+
     proptest! {
+        /// One or two wrong values anywhere in tokenizer.json: an error or a tokenizer, never a panic.
+        #[test]
+        fn mutated_files_do_not_panic(edits in prop::collection::vec((any::<usize>(), any_json()), 1..3), shallow in any::<bool>()) {
+            let mut json = testing::byte_level_json();
+            let vocab = json["model"]["vocab"].take();
+            for (n, with) in &edits {
+                mutate(&mut json, *n, with);
+            }
+            // Most values are vocabulary entries; spare them half the time so that the rest is hit often.
+            if let Some(model) = json.get_mut("model").and_then(|m| m.as_object_mut()) {
+                model.insert("vocab".to_owned(), vocab);
+            }
+            if !shallow {
+                mutate(&mut json, edits[0].0, &edits[0].1);
+            }
+            if let Ok(t) = Tokenizer::from_bytes(json.to_string().as_bytes(), "t") {
+                for special in [SpecialTokens::Parse, SpecialTokens::AsText] {
+                    if let Ok(ids) = t.encode("a<|endoftext|>  ret 12 é\u{40000}", special) {
+                        let _ = t.decode(&ids, SpecialOutput::Skip);
+                    }
+                }
+            }
+        }
+
         /// Everything but the code points whose first byte the vocabulary lacks survives the round trip.
         #[test]
         fn encode_then_decode_is_identity(text in "[^\u{40000}-\u{7ffff}]{0,40}") {

@@ -79,11 +79,11 @@ impl Weights {
                 mlp_out: reader.linear(&names::c_proj_weight(i), &names::c_proj_bias(i), spec.intermediate_size)?,
             })
         };
-        let head = if spec.tied_head { names::EMBEDDING } else { names::LM_HEAD };
+        let head = if spec.tied_head { names::EMBED_TOKENS } else { names::LM_HEAD };
         Ok(Weights {
-            embedding: reader.unbiased(names::EMBEDDING, hidden)?,
+            embedding: reader.unbiased(names::EMBED_TOKENS, hidden)?,
             layers: (0..spec.layers).map(layer).collect::<Result<_, BackendError>>()?,
-            norm: reader.norm(names::NORM_WEIGHT, names::NORM_BIAS)?,
+            norm: reader.norm(names::FINAL_NORM_WEIGHT, names::FINAL_NORM_BIAS)?,
             head: reader.unbiased(head, hidden)?,
         })
     }
