@@ -15,6 +15,10 @@ fn every_command_has_help_with_examples() {
             assert!(help.contains("Examples:") && help.contains(&format!("\n  rigel {command} ")), "{command}: {help}");
             assert!(help.contains("--model"), "{command}");
             assert_eq!(run.stderr, "");
+            // Lines of ours that clap had to break would leave a word alone at the margin.
+            let examples = &help[help.find("Examples:").unwrap()..];
+            let orphan = examples.lines().find(|l| !l.starts_with([' ', 'E', 'I', 'J', 'P', 't']) && !l.is_empty());
+            assert_eq!(orphan, None, "{command} {flag}");
             let widest = help.lines().map(|line| line.chars().count()).max();
             assert!(widest <= Some(80), "{command} {flag}: {widest:?} columns");
         }
