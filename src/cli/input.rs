@@ -185,7 +185,7 @@ mod tests {
         assert!(after_good("{\"token_ids\":[1,-2]}").starts_with("f:2: invalid value: integer `-2`"));
         assert!(after_good("{\"token_ids\":[1.5]}").starts_with("f:2: invalid type: floating point `1.5`"));
         assert!(after_good("{\"token_ids\":[4294967296]}").starts_with("f:2: invalid value"));
-        assert!(after_good("{\"token_ids\":[1]").contains("at column"));
+        assert!(after_good("{\"token_ids\":[1]").starts_with("f:2: "));
         assert!(after_good("{}").starts_with("f:2: neither `token_ids` nor `text`; expected"));
         assert!(after_good("{\"token_ids\":[1],\"text\":\"a\"}").starts_with("f:2: both"));
         assert!(after_good("[1]").starts_with("f:2: "));
