@@ -56,9 +56,12 @@ impl Isa {
     }
 }
 
+/// [`product_block`](super::matmul::product_block) for one dtype of weights.
+type ProductBlock = unsafe fn(&Product<'_>, Range<usize>, usize, matmul::Scratch);
+
 /// Entry points of one instruction set. Each is as unsafe as the kernel that it is named after.
 pub(crate) struct Kernels {
-    products: [unsafe fn(&Product<'_>, Range<usize>, usize, matmul::Scratch); 3],
+    products: [ProductBlock; 3],
     widens: [unsafe fn(*const u8, usize, *mut f32); 3],
     /// [`attend`](super::attention::attend)
     pub(crate) attend: unsafe fn(&Tile<'_>, attention::Scratch),

@@ -2,16 +2,16 @@
 //!
 //! Weights are used in their stored dtype straight from the checkpoint's mapping; activations, cache and sums are
 //! f32. A row's results have the same bits in whatever batch, chunk or page layout it is computed, and on however
-//! many threads: every sum has one order, see [`matmul`] and [`attention`].
+//! many threads: every sum has one order, see `matmul` and `attention`.
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | [`forward`] | the pass from token ids to logits |
-//! | [`plan`] | a batch, checked and cut into pieces |
-//! | [`team`] | the threads, and how they share a phase |
-//! | [`weights`], [`cache`], [`workspace`], [`memory`] | what lives longer than a batch |
-//! | [`matmul`], [`attention`], [`norm`], [`rope`], [`activation`] | the arithmetic, over any instruction set |
-//! | [`simd`], [`kernels`] | sixteen lanes, and the choice of an instruction set |
+//! | `forward` | the pass from token ids to logits |
+//! | `plan` | a batch, checked and cut into pieces |
+//! | `team` | the threads, and how they share a phase |
+//! | `weights`, `cache`, `workspace`, `memory` | what lives longer than a batch |
+//! | `matmul`, `attention`, `norm`, `rope`, `activation` | the arithmetic, over any instruction set |
+//! | `simd`, `kernels` | sixteen lanes, and the choice of an instruction set |
 //!
 //! `RIGEL_CPU_ISA` (`portable`, `avx2`, `avx512`) overrides that choice.
 
