@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn rows_are_far_enough_apart_and_spread_over_the_sets() {
         for n in [1, 2, 16, 17, 1023, 1024, 1025, 2048, 2049, 3072, 4096, 12288, 49152] {
-            assert!(stride(n) >= n && stride(n) % 16 == 0, "{n}: {}", stride(n));
+            assert!(stride(n) >= n && stride(n).is_multiple_of(16), "{n}: {}", stride(n));
             assert!(n < 1024 || stride(n) % 2048 == 1024, "{n}: {}", stride(n));
         }
     }
