@@ -9,6 +9,9 @@
 //! What a query does not see never enters its arithmetic: not its value, and of its score only a comparison's worth
 //! that is overwritten before use. A slot that holds NaN harms only those who see it.
 
+// Loops over the constant sizes of a tile become registers; indices say which.
+#![allow(clippy::needless_range_loop)]
+
 use std::num::NonZeroU32;
 use std::ops::Range;
 

@@ -56,13 +56,13 @@ impl Isa {
     }
 }
 
-/// [`product_block`](super::matmul::product_block) for one dtype of weights.
 type ProductBlock = unsafe fn(&Product<'_>, Range<usize>, usize, matmul::Scratch);
+type Widen = unsafe fn(*const u8, usize, *mut f32);
 
 /// Entry points of one instruction set. Each is as unsafe as the kernel that it is named after.
 pub(crate) struct Kernels {
     products: [ProductBlock; 3],
-    widens: [unsafe fn(*const u8, usize, *mut f32); 3],
+    widens: [Widen; 3],
     /// [`attend`](super::attention::attend)
     pub(crate) attend: unsafe fn(&Tile<'_>, attention::Scratch),
     /// [`layer_norm`](super::norm::layer_norm)

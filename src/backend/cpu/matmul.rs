@@ -4,6 +4,9 @@
 //! first to the last, then the lanes are added as [`Lanes::sum`]'s tree. How many rows share a pass over the
 //! weights, and how the outputs are cut into tiles and blocks, changes no bit of any of them.
 
+// Loops over the constant sizes of a tile become registers; indices say which.
+#![allow(clippy::needless_range_loop)]
+
 use std::ops::Range;
 
 use super::activation::gelu_tanh;
@@ -29,8 +32,10 @@ const STRETCH: usize = 1024;
 
 // Up to a panel of rows: memory is the limit, and a block is read in the order in which it lies there.
 
-/// Bytes of a block: enough to be one long read, and the second of two panels finds them in second-level cache.
-const STREAM_BYTES: usize = 256 << 10;
+/// Bytes of a block that one row passes over: a long read, since each begins with a wait.
+const STREAM_BYTES: usize = 2 << 20;
+/// Bytes of a block that more than one panel may pass over: the second finds it in second-level cache.
+const SHARED_BYTES: usize = 256 << 10;
 
 /// One thread's working memory for products.
 #[derive(Clone, Copy)]
@@ -104,10 +109,10 @@ pub(crate) struct Product<'a> {
 impl Product<'_> {
     /// Weight rows to a block: as above, but at least two blocks to a thread, and whole tiles.
     pub(crate) fn block_rows(&self, threads: usize) -> usize {
-        let (fit, most) = if self.grouped() {
-            (GROUP_BLOCK, GROUP_BLOCK)
-        } else {
-            (STREAM_BYTES / self.weight.row_bytes(), MAX_BLOCK)
+        let (fit, most) = match self.rows {
+            0..=1 => (STREAM_BYTES / self.weight.row_bytes(), MAX_BLOCK),
+            2..=MAX_PANEL => (SHARED_BYTES / self.weight.row_bytes(), MAX_BLOCK),
+            _ => (GROUP_BLOCK, GROUP_BLOCK),
         };
         let fair = self.weight.rows().div_ceil(2 * threads);
         (fit.min(fair) / 8 * 8).clamp(8, most)
@@ -155,9 +160,9 @@ pub(crate) unsafe fn product_block<L: Lanes, W: Element>(
                         (true, 6..) => panel::<L, W, 6, 4>(product, row, &pass, scratch),
                         (true, 4..) => panel::<L, W, 4, 4>(product, row, &pass, scratch),
                         (true, 2..) => panel::<L, W, 2, 4>(product, row, &pass, scratch),
-                        (true, _) => panel::<L, W, 1, 4>(product, row, &pass, scratch),
+                        (true, _) => panel::<L, W, 1, 2>(product, row, &pass, scratch),
                         (false, 3..) => panel::<L, W, 3, 2>(product, row, &pass, scratch),
-                        (false, _) => panel::<L, W, 1, 4>(product, row, &pass, scratch),
+                        (false, _) => panel::<L, W, 1, 2>(product, row, &pass, scratch),
                     };
                 }
             }

@@ -195,9 +195,8 @@ impl Model {
                     };
                     let weights: Vec<f64> = seen.iter().map(|p| score(p).exp()).collect();
                     let total: f64 = weights.iter().sum();
-                    for d in 0..head_dim {
-                        attended.push(seen.iter().zip(&weights).map(|(&p, w)| w / total * v[p][kv][d]).sum());
-                    }
+                    let mixed = |d: usize| seen.iter().zip(&weights).map(|(&p, w)| w / total * v[p][kv][d]).sum();
+                    attended.extend((0..head_dim).map(mixed).collect::<Vec<f64>>());
                 }
                 let add = |hidden: &mut Vec<f64>, y: Vec<f64>| hidden.iter_mut().zip(y).for_each(|(h, y)| *h += y);
                 add(hidden, self.linear(&name("self_attn.o_proj"), &attended));
