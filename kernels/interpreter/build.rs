@@ -13,6 +13,7 @@ const KERNEL_FLAGS: &[&str] = &[
     "--param=tsan-instrument-func-entry-exit=0",
     "-fno-optimize-sibling-calls",
     "-fno-strict-aliasing",
+    "-fno-ipa-icf",
     "-fno-tree-vectorize",
     "-fno-tree-slp-vectorize",
     "-fno-exceptions",

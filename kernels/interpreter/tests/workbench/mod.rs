@@ -3,6 +3,8 @@
 
 #![allow(dead_code)] // each test binary uses its own part
 
+pub mod planted;
+
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard};
 
