@@ -15,7 +15,7 @@ static constexpr uint32_t kThreads = 128;
 // Grid (rows, ceil(width / 8 / 128)), 128 threads, one 16-byte vector a thread.
 // Bytes: rows x (4 + 2 width) read, rows x 2 width written. FLOPs: 0.
 // Alignment: width a multiple of 8; table and out 16 bytes.
-// Registers: at most 24.
+// Registers: at most 24 (embed_gather)
 KERNEL(embed_gather, kThreads)
 (const uint32_t* ids, const uint16_t* table, uint16_t* out, uint32_t vocabulary, uint32_t width) {
     grid_dependency_launch();

@@ -43,7 +43,7 @@ DEVICE void multiply_add(f16, float (&d)[4], const uint32_t (&a)[4], const uint3
 // Bytes: (columns depth + rows depth + rows columns + the epilogue's) x sizeof(T), activations counted once.
 // FLOPs: 2 rows columns depth.
 // Alignment: depth a multiple of 8; x and weights 16 bytes.
-// Registers: at most 80 with 8 rows, 104 with 16.
+// Registers: at most 80 (gemv_*_8x16 gemv_*_8x32), 104 (gemv_*_16x32)
 template <class Epilogue, uint32_t kRowTiles, uint32_t kColumnTiles, class T>
 DEVICE void gemv(const T* x, const T* weights, const T* bias, T* out, uint32_t rows, uint32_t columns,
                  uint32_t depth) {

@@ -29,7 +29,7 @@ struct RmsNorm {
 // Shared memory: 2 x 16 floats.
 // Bytes: with delta 2 rows width T read and written, else 1; and weight, bias once. FLOPs: about 8 an element.
 // Alignment: width a multiple of 8; all buffers 16 bytes.
-// Registers: at most 128, so that 512 threads fit a multiprocessor.
+// Registers: at most 88 (norm_*)
 template <class Norm, class T>
 DEVICE void norm(const T* hidden, const T* delta, const T* weight, const T* bias, T* sum, T* out, uint32_t width,
                  float epsilon) {

@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(part::<u32>(1000, 10, 10..), Some((1040, 0)));
         assert_eq!(part::<u32>(1000, 10, 0..=9), Some((1000, 10)));
         assert_eq!(part::<u32>(1000, 10, 0..=10), None);
-        assert_eq!(part::<u32>(1000, 10, 5..4), None);
+        assert_eq!(part::<u32>(1000, 10, (Bound::Included(5), Bound::Excluded(4))), None);
         assert_eq!(part::<u32>(1000, 10, 0..=usize::MAX), None);
     }
 
