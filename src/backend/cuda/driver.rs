@@ -65,6 +65,8 @@ pub fn device_count() -> Result<usize, CudaError> {
         Ok(count) if count > 0 => Ok(usize::try_from(count).unwrap_or(0)),
         Ok(_) => Err(CudaError::NoDevice),
         Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => Err(CudaError::NoDevice),
+        // The library that a toolkit has for linking, found in place of the driver's.
+        Err(error) if error.0 == sys::CUresult::CUDA_ERROR_STUB_LIBRARY => Err(CudaError::NoDriver),
         Err(error) => Err(error).named("cuInit"),
     }
 }
