@@ -156,7 +156,7 @@ impl Random {
 }
 
 /// What the references need of an element type.
-pub trait Half: Element {
+pub trait Half: Element + std::fmt::Debug + PartialEq {
     /// The largest relative error of one rounding: half a unit in the last place of 1.
     const ROUNDING: f64;
     fn from_f64(value: f64) -> Self;
