@@ -105,7 +105,7 @@ impl Generation {
         Err(Failure::EngineStopped)
     }
 
-    fn take(&mut self, state: &mut State) -> Option<Event> {
+    fn pop(&mut self, state: &mut State) -> Option<Event> {
         let event = state.events.pop_front()?;
         self.ended = is_last(&event);
         Some(event)
@@ -122,7 +122,7 @@ impl Iterator for Generation {
         let shared = self.shared.clone();
         let mut state = shared.lock();
         loop {
-            if let Some(event) = self.take(&mut state) {
+            if let Some(event) = self.pop(&mut state) {
                 return Some(event);
             }
             state = shared.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -139,7 +139,7 @@ impl futures_core::Stream for Generation {
         }
         let shared = self.shared.clone();
         let mut state = shared.lock();
-        match self.take(&mut state) {
+        match self.pop(&mut state) {
             Some(event) => Poll::Ready(Some(event)),
             None => {
                 state.waker = Some(context.waker().clone());

@@ -2,7 +2,7 @@
 
 use crate::model::ModelSpec;
 use crate::sampling::{InvalidParam, SamplingParams};
-use crate::text::{SpecialOutput, TextError, TokenId};
+use crate::text::{SpecialOutput, StopText, TextError, TokenId};
 
 /// One prompt and what to do with it.
 #[derive(Debug, Clone)]
@@ -13,14 +13,14 @@ pub struct Request {
     pub max_tokens: u32,
     /// How each token is chosen.
     pub sampling: SamplingParams,
-    /// Texts that end the generation; they are cut from the text unless `include_stop`. They may span tokens.
+    /// Texts that end the generation. They may span tokens.
     pub stop: Vec<String>,
     /// Tokens that end the generation, beside the end-of-sequence tokens.
     pub stop_token_ids: Vec<TokenId>,
     /// Do the end-of-sequence tokens end the generation?
     pub ignore_eos: bool,
     /// Does the text keep the stop text or the stop token's text?
-    pub include_stop: bool,
+    pub stop_text: StopText,
     /// Does the text show special tokens?
     pub special_output: SpecialOutput,
     /// Report the log-probability of each token generated, and of this many best ones.
@@ -39,7 +39,7 @@ impl Request {
             stop: Vec::new(),
             stop_token_ids: Vec::new(),
             ignore_eos: false,
-            include_stop: false,
+            stop_text: StopText::Exclude,
             special_output: SpecialOutput::Skip,
             logprobs: None,
             prompt_logprobs: None,

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::time::Instant;
 
 use crate::sampling::{SampleRow, Sampled, SeenTokens, TokenLogprobs};
-use crate::text::{Detokenizer, StopMatcher, StopOutcome, TokenId};
+use crate::text::{Detokenizer, StopMatcher, StopOutcome, StopText, TokenId};
 
 use super::Limits;
 use super::event::{Event, Failure, Finish, FinishReason, PromptToken, StopCause, Timings, Token};
@@ -56,8 +56,8 @@ impl Sequence {
     ) -> Result<Sequence, RequestError> {
         let text = match &limits.tokenizer {
             Some(tokenizer) => Some(TextStream {
-                detokenizer: Detokenizer::new(tokenizer.clone(), request.special_output)?,
-                stops: StopMatcher::new(request.stop.clone(), request.include_stop)?,
+                detokenizer: Detokenizer::new(tokenizer.clone(), request.special_output),
+                stops: StopMatcher::new(request.stop.clone(), request.stop_text)?,
             }),
             None if request.stop.is_empty() => None,
             None => return Err(RequestError::StopWithoutTokenizer),
@@ -181,14 +181,14 @@ impl Sequence {
         };
         let mut text = String::new();
         if let Some(stream) = &mut self.text
-            && (cause.is_none() || self.request.include_stop)
+            && (cause.is_none() || self.request.stop_text == StopText::Include)
         {
             let decided = stream.detokenizer.push(token);
             match stream.stops.push(&decided) {
                 StopOutcome::Continue { text: more } => text = more,
                 StopOutcome::Stopped { text: last, stop } => {
                     text = last;
-                    cause = Some(StopCause::Text(stop));
+                    cause = Some(StopCause::Text(self.request.stop[stop].clone()));
                 }
             }
         }
@@ -206,12 +206,12 @@ impl Sequence {
     /// Decides the text held back, in which a stop text may still show up.
     fn flush_and_finish(&mut self, mut reason: FinishReason) {
         let mut text = String::new();
-        if let Some(stream) = &mut self.text {
-            match stream.stops.push(&stream.detokenizer.finish()) {
-                StopOutcome::Continue { text: more } => text = more + &stream.stops.finish(),
+        if let Some(TextStream { mut detokenizer, mut stops }) = self.text.take() {
+            match stops.push(&detokenizer.finish()) {
+                StopOutcome::Continue { text: more } => text = more + &stops.finish(),
                 StopOutcome::Stopped { text: last, stop } => {
                     text = last;
-                    reason = FinishReason::Stop(StopCause::Text(stop));
+                    reason = FinishReason::Stop(StopCause::Text(self.request.stop[stop].clone()));
                 }
             }
         }

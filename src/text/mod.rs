@@ -1,5 +1,37 @@
 //! Tokens and text: tokenizer, chat template, infill, incremental detokenizer, stop strings. Knows nothing of
 //! weights or devices.
+//!
+//! | what | where |
+//! |---|---|
+//! | text ⇄ ids | [`Tokenizer`] |
+//! | ids → text, one at a time | [`Detokenizer`] |
+//! | when to stop | [`StopMatcher`] |
+//! | a conversation → prompt text | [`ChatTemplate`] |
+//! | code around a gap → prompt ids | [`Infill`] |
+//! | tokenizer_config.json | [`TokenizerConfig`] |
+//! | transformers' change of spaces | [`clean_up_spaces`] |
+
+mod byte_level;
+mod chat_template;
+mod cleanup;
+mod config;
+mod detokenizer;
+mod error;
+mod infill;
+mod python_json;
+mod stop;
+#[cfg(test)]
+mod testing;
+mod tokenizer;
+
+pub use chat_template::{AddGenerationPrompt, ChatMessage, ChatTemplate};
+pub use cleanup::clean_up_spaces;
+pub use config::TokenizerConfig;
+pub use detokenizer::{Detokenizer, MAX_UNDECIDED};
+pub use error::TextError;
+pub use infill::{ContextFile, Infill, RepoContext};
+pub use stop::{StopMatcher, StopOutcome, StopText};
+pub use tokenizer::{SpecialOutput, SpecialTokens, Tokenizer};
 
 use serde::{Deserialize, Serialize};
 

@@ -1,0 +1,173 @@
+//! The CPU backend: correct on any machine, fast on those with vector units, and the oracle for every other backend.
+//!
+//! Weights are used in their stored dtype straight from the checkpoint's mapping; activations, cache and sums are
+//! f32. A row's results have the same bits in whatever batch, chunk or page layout it is computed, and on however
+//! many threads: every sum has one order, see [`matmul`] and [`attention`].
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | [`forward`] | the pass from token ids to logits |
+//! | [`plan`] | a batch, checked and cut into pieces |
+//! | [`team`] | the threads, and how they share a phase |
+//! | [`weights`], [`cache`], [`memory`] | what lives longer than a batch |
+//! | [`matmul`], [`attention`], [`norm`], [`rope`], [`activation`] | the arithmetic, over any instruction set |
+//! | [`simd`], [`kernels`] | sixteen lanes, and the choice of an instruction set |
+//!
+//! `RIGEL_CPU_ISA` (`portable`, `avx2`, `avx512`) overrides that choice.
+
+mod activation;
+mod attention;
+mod cache;
+mod forward;
+mod kernels;
+mod matmul;
+mod memory;
+mod norm;
+mod plan;
+mod rope;
+mod simd;
+mod team;
+mod weights;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::num::{NonZeroU32, NonZeroUsize};
+
+pub use kernels::Isa;
+
+use super::{Backend, BackendError, Batch};
+use crate::checkpoint::Checkpoint;
+use crate::kv::CacheGeometry;
+use crate::model::ModelSpec;
+use cache::Cache;
+use forward::{Pass, Workspace};
+use kernels::{ISA_VARIABLE, Kernels};
+use plan::Plan;
+use team::Team;
+use weights::Weights;
+
+/// How a [`CpuBackend`] is set up.
+#[derive(Debug, Clone)]
+pub struct CpuOptions {
+    /// Threads; all cores by default.
+    pub threads: Option<NonZeroUsize>,
+    /// Positions that a page of the cache holds.
+    pub page_size: NonZeroU32,
+    /// Pages of the cache.
+    pub pages: u32,
+    /// The most rows in a batch, and the most logits rows.
+    pub max_rows: usize,
+}
+
+/// One model on the CPU.
+pub struct CpuBackend {
+    spec: ModelSpec,
+    inv_freq: Vec<f32>,
+    kernels: &'static Kernels,
+    team: Team,
+    weights: Weights,
+    cache: Cache,
+    workspace: Workspace,
+    plan: Plan,
+    max_rows: usize,
+    /// Logits rows of the last forward pass.
+    logits_rows: usize,
+}
+
+impl CpuBackend {
+    /// Checks the checkpoint against `spec`, allocates cache and workspace (address space: memory comes as it is
+    /// used), and starts the threads. Reads no weight matrix.
+    ///
+    /// # Errors
+    /// A tensor that is missing or misshapen, memory that cannot be had, an instruction set in `RIGEL_CPU_ISA` that
+    /// this machine lacks, or threads that cannot be started.
+    pub fn new(checkpoint: &Checkpoint, spec: ModelSpec, options: CpuOptions) -> Result<CpuBackend, BackendError> {
+        let wanted = std::env::var_os(ISA_VARIABLE).map(|name| name.to_string_lossy().into_owned());
+        CpuBackend::with_isa(checkpoint, spec, options, Isa::choose(wanted.as_deref())?)
+    }
+
+    /// [`CpuBackend::new`] with the kernels of `isa`, whatever the environment says.
+    pub fn with_isa(
+        checkpoint: &Checkpoint,
+        spec: ModelSpec,
+        options: CpuOptions,
+        isa: Isa,
+    ) -> Result<CpuBackend, BackendError> {
+        let kernels = Kernels::new(isa)
+            .ok_or_else(|| BackendError::Unavailable(format!("this machine has no {}", isa.name())))?;
+        let threads = match options.threads {
+            Some(threads) => threads,
+            None => std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+        };
+        let team = Team::new(threads)
+            .map_err(|error| BackendError::Unavailable(format!("{threads} threads cannot be started: {error}")))?;
+        let weights = Weights::new(checkpoint, &spec, kernels)?;
+        tracing::debug!("CPU backend: {} kernels, {threads} threads", isa.name());
+        Ok(CpuBackend {
+            inv_freq: spec.inv_freq(),
+            kernels,
+            weights,
+            cache: Cache::new(&spec, options.page_size, options.pages)?,
+            workspace: Workspace::new(&spec, options.max_rows, options.max_rows, team.size())?,
+            plan: Plan::new(options.max_rows, options.pages),
+            max_rows: options.max_rows,
+            logits_rows: 0,
+            team,
+            spec,
+        })
+    }
+
+    /// Fills a page of every layer with NaN, to show that nobody reads it.
+    #[cfg(test)]
+    pub(crate) fn poison(&mut self, page: crate::kv::PageId) {
+        self.cache.poison(page);
+    }
+}
+
+impl Backend for CpuBackend {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn cache(&self) -> CacheGeometry {
+        self.cache.geometry()
+    }
+
+    fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+
+    fn max_logits_rows(&self) -> usize {
+        self.max_rows
+    }
+
+    fn forward(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
+        self.logits_rows = 0;
+        self.plan.make(batch, &self.spec, self.cache.geometry())?;
+        let pass = Pass {
+            spec: &self.spec,
+            inv_freq: &self.inv_freq,
+            kernels: self.kernels,
+            weights: &self.weights,
+            cache: &self.cache,
+            workspace: &self.workspace,
+            plan: &self.plan,
+            batch,
+            threads: self.team.size(),
+        };
+        self.team.run(|member| pass.run(member));
+        self.logits_rows = batch.logits_rows.len();
+        Ok(())
+    }
+
+    fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
+        if row >= self.logits_rows {
+            return Err(BackendError::InvalidBatch(format!("logits row {row} of {}", self.logits_rows)));
+        }
+        let vocab = self.spec.vocab_size;
+        Ok(&self.workspace.logits.as_slice()[row * vocab..(row + 1) * vocab])
+    }
+}

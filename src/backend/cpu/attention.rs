@@ -1,0 +1,363 @@
+//! Causal grouped-query attention over the paged cache, with the sliding window.
+//!
+//! Each query goes over its visible keys in blocks of [`BLOCK`] positions that begin at multiples of `BLOCK` in the
+//! sequence, with an online softmax: a block raises the running maximum, rescales what was summed so far, and adds
+//! its own. Inside a block lane `l` of the sum of weights takes the positions `≡ l (mod 16)`, and values are added
+//! in ascending order of position. All of that depends on the query's position alone, not on the rows that share
+//! the tile, the pages or the chunk: the bits are the same in any company.
+//!
+//! What a query does not see never enters its arithmetic: not its value, and of its score only a comparison's worth
+//! that is overwritten before use. A slot that holds NaN harms only those who see it.
+
+use super::activation::exp;
+use super::matmul::dot_tile;
+use super::simd::{F32, LANES, Lanes};
+use crate::kv::{PageId, first_visible};
+use std::num::NonZeroU32;
+
+/// Positions that one step of the online softmax takes.
+pub(crate) const BLOCK: usize = 64;
+/// The most queries (rows times heads) in a tile.
+pub(crate) const MAX_QUERIES: usize = 48;
+
+/// Neighbouring rows of one sequence and neighbouring query heads of one KV head, at most [`MAX_QUERIES`] together.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile<'a> {
+    /// Queries, rotated, f32 `[rows][heads][head_dim]`, rows `query_stride` apart.
+    pub queries: *const f32,
+    pub query_stride: usize,
+    /// Results, as `queries`.
+    pub out: *mut f32,
+    pub out_stride: usize,
+    pub rows: usize,
+    pub heads: usize,
+    pub head_dim: usize,
+    /// Position of the first row.
+    pub position: u32,
+    pub window: Option<NonZeroU32>,
+    /// Keys and values of this layer and KV head: f32 `[page][..][slot][head_dim]`, pages `page_stride` apart.
+    pub keys: *const f32,
+    pub values: *const f32,
+    pub page_stride: usize,
+    pub page_size: u32,
+    /// As in [`SequenceRows`](crate::backend::SequenceRows).
+    pub first_block: u32,
+    pub pages: &'a [PageId],
+}
+
+/// One thread's working memory, see [`Scratch::floats`].
+#[derive(Clone, Copy)]
+pub(crate) struct Scratch {
+    /// `[MAX_QUERIES][BLOCK]`
+    weights: *mut f32,
+    /// `[MAX_QUERIES][LANES]`
+    sums: *mut f32,
+    /// `[MAX_QUERIES]`
+    highest: *mut f32,
+    /// `[MAX_QUERIES][head_dim]`
+    acc: *mut f32,
+}
+
+impl Scratch {
+    /// Elements that a thread needs.
+    pub(crate) fn floats(head_dim: usize) -> usize {
+        MAX_QUERIES * (BLOCK + LANES + 1 + head_dim)
+    }
+
+    /// # Safety
+    /// `at` holds [`Scratch::floats`] elements.
+    pub(crate) unsafe fn new(at: *mut f32) -> Scratch {
+        // SAFETY: the four parts are those that `floats` adds up.
+        unsafe {
+            let sums = at.add(MAX_QUERIES * BLOCK);
+            let highest = sums.add(MAX_QUERIES * LANES);
+            Scratch { weights: at, sums, highest, acc: highest.add(MAX_QUERIES) }
+        }
+    }
+}
+
+/// `out = softmax(queries · keysᵀ / √head_dim) · values` over each query's visible keys.
+///
+/// # Safety
+/// As [`Lanes`]; `tile`'s pointers are as documented, every position that a row sees has its page in `tile.pages`
+/// and was written; nobody writes the cache or touches `out` meanwhile; `scratch` is this thread's own.
+#[inline(always)]
+pub(crate) unsafe fn attend<L: Lanes>(tile: &Tile<'_>, scratch: Scratch) {
+    let queries = tile.rows * tile.heads;
+    let head_dim = tile.head_dim;
+    let first = first_visible(tile.position, tile.window) as usize;
+    let end = tile.position as usize + tile.rows;
+    // SAFETY: the caller's promise; indices stay below `queries`, `BLOCK` and `head_dim`.
+    unsafe {
+        scratch.acc.write_bytes(0, queries * head_dim);
+        scratch.sums.write_bytes(0, queries * LANES);
+        for m in 0..queries {
+            *scratch.highest.add(m) = f32::NEG_INFINITY;
+        }
+        let mut block = first - first % BLOCK;
+        while block < end {
+            // Positions of this block that some row of the tile sees.
+            let seen = first.max(block)..end.min(block + BLOCK);
+            let mut keys = [std::ptr::null::<f32>(); BLOCK];
+            let mut values = [std::ptr::null::<f32>(); BLOCK];
+            for position in seen.clone() {
+                let page = tile.pages[position / tile.page_size as usize - tile.first_block as usize];
+                let at = page.0 as usize * tile.page_stride + position % tile.page_size as usize * head_dim;
+                keys[position - block] = tile.keys.add(at);
+                values[position - block] = tile.values.add(at);
+            }
+            scores::<L>(tile, &keys, seen.start - block, seen.end - block, scratch.weights);
+            for m in 0..queries {
+                let (low, high) = visible(tile, m / tile.heads, block);
+                if low < high {
+                    soften::<L>(scratch, m, low, high, head_dim);
+                }
+            }
+            accumulate::<L>(tile, &values, block, scratch);
+            block += BLOCK;
+        }
+        for m in 0..queries {
+            let out = tile.out.add(m / tile.heads * tile.out_stride + m % tile.heads * head_dim);
+            let total = L::splat(L::load(scratch.sums.add(m * LANES)).sum());
+            let mut d = 0;
+            while d < head_dim {
+                let n = LANES.min(head_dim - d);
+                L::load_first(scratch.acc.add(m * head_dim + d), n).div(total).store_first(out.add(d), n);
+                d += LANES;
+            }
+        }
+    }
+}
+
+/// The slots of the block at `block` that row `row` of the tile sees; empty where the first is not below the second.
+#[inline(always)]
+fn visible(tile: &Tile<'_>, row: usize, block: usize) -> (usize, usize) {
+    let position = tile.position + row as u32;
+    let first = first_visible(position, tile.window) as usize;
+    (first.max(block) - block, (position as usize + 1).min(block + BLOCK).saturating_sub(block))
+}
+
+/// Scores of every query against the keys `low..high` of a block, unscaled.
+#[inline(always)]
+unsafe fn scores<L: Lanes>(tile: &Tile<'_>, keys: &[*const f32; BLOCK], low: usize, high: usize, to: *mut f32) {
+    let queries = tile.rows * tile.heads;
+    let most = if L::WIDE { 6 } else { 3 };
+    let mut m = 0;
+    while m < queries {
+        let rows = most.min(queries - m);
+        // SAFETY: the caller's promise; queries `m..m + rows` exist.
+        unsafe {
+            match (L::WIDE, rows) {
+                (true, 6) => score_rows::<L, 6, 4>(tile, m, keys, low, high, to),
+                (true, 5) => score_rows::<L, 5, 4>(tile, m, keys, low, high, to),
+                (true, 4) => score_rows::<L, 4, 4>(tile, m, keys, low, high, to),
+                (false, 3) => score_rows::<L, 3, 2>(tile, m, keys, low, high, to),
+                (_, 3) => score_rows::<L, 3, 4>(tile, m, keys, low, high, to),
+                (_, 2) => score_rows::<L, 2, 2>(tile, m, keys, low, high, to),
+                (_, _) => score_rows::<L, 1, 4>(tile, m, keys, low, high, to),
+            }
+        }
+        m += rows;
+    }
+}
+
+#[inline(always)]
+unsafe fn score_rows<L: Lanes, const M: usize, const N: usize>(
+    tile: &Tile<'_>,
+    first: usize,
+    keys: &[*const f32; BLOCK],
+    low: usize,
+    high: usize,
+    to: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut x = [tile.queries; M];
+        for (i, x) in x.iter_mut().enumerate() {
+            let m = first + i;
+            *x = tile.queries.add(m / tile.heads * tile.query_stride + m % tile.heads * tile.head_dim);
+        }
+        let to = to.add(first * BLOCK);
+        let mut n = low;
+        while n + N <= high {
+            let mut w = [std::ptr::null::<u8>(); N];
+            for (i, w) in w.iter_mut().enumerate() {
+                *w = keys[n + i].cast();
+            }
+            dot_tile::<L, F32, M, N>(x, w, tile.head_dim, to.add(n), BLOCK);
+            n += N;
+        }
+        while n < high {
+            dot_tile::<L, F32, M, 1>(x, [keys[n].cast()], tile.head_dim, to.add(n), BLOCK);
+            n += 1;
+        }
+    }
+}
+
+/// One step of query `m`'s online softmax: scores at `low..high` of the block become weights (0 elsewhere), the
+/// running maximum and sum take them in, and what was accumulated is rescaled.
+#[inline(always)]
+unsafe fn soften<L: Lanes>(scratch: Scratch, m: usize, low: usize, high: usize, head_dim: usize) {
+    // SAFETY: the caller's promise; `m` is a query, `low..high` lies in the block.
+    unsafe {
+        let weights = scratch.weights.add(m * BLOCK);
+        for slot in (0..low).chain(high..BLOCK) {
+            *weights.add(slot) = f32::NEG_INFINITY;
+        }
+        let scale = L::splat(1.0 / (head_dim as f32).sqrt());
+        let before = *scratch.highest.add(m);
+        let mut highest = L::splat(before);
+        for slot in (0..BLOCK).step_by(LANES) {
+            let score = L::load(weights.add(slot)).mul(scale);
+            score.store(weights.add(slot));
+            highest = score.max(highest);
+        }
+        let highest = highest.largest();
+        *scratch.highest.add(m) = highest;
+        let mut sums = L::load(scratch.sums.add(m * LANES));
+        if highest != before {
+            let shrink = exp(L::splat(before).sub(L::splat(highest)));
+            sums = sums.mul(shrink);
+            let acc = scratch.acc.add(m * head_dim);
+            let mut d = 0;
+            while d < head_dim {
+                let n = LANES.min(head_dim - d);
+                L::load_first(acc.add(d), n).mul(shrink).store_first(acc.add(d), n);
+                d += LANES;
+            }
+        }
+        for slot in (0..BLOCK).step_by(LANES) {
+            let weight = exp(L::load(weights.add(slot)).sub(L::splat(highest)));
+            weight.store(weights.add(slot));
+            sums = sums.add(weight);
+        }
+        sums.store(scratch.sums.add(m * LANES));
+    }
+}
+
+/// Adds every query's weights times the values that it sees.
+#[inline(always)]
+unsafe fn accumulate<L: Lanes>(tile: &Tile<'_>, values: &[*const f32; BLOCK], block: usize, scratch: Scratch) {
+    let queries = tile.rows * tile.heads;
+    let most = if L::WIDE { 6 } else { 3 };
+    let mut m = 0;
+    while m < queries {
+        let rows = most.min(queries - m);
+        // SAFETY: the caller's promise; queries `m..m + rows` exist.
+        unsafe {
+            match (L::WIDE, rows) {
+                (true, 6) => accumulate_rows::<L, 6, 4>(tile, m, values, block, scratch),
+                (true, 5) => accumulate_rows::<L, 5, 4>(tile, m, values, block, scratch),
+                (true, 4) => accumulate_rows::<L, 4, 4>(tile, m, values, block, scratch),
+                (false, 3) => accumulate_rows::<L, 3, 2>(tile, m, values, block, scratch),
+                (_, 3) => accumulate_rows::<L, 3, 4>(tile, m, values, block, scratch),
+                (_, 2) => accumulate_rows::<L, 2, 2>(tile, m, values, block, scratch),
+                (_, _) => accumulate_rows::<L, 1, 4>(tile, m, values, block, scratch),
+            }
+        }
+        m += rows;
+    }
+}
+
+/// `M` queries: first the positions that some of them see before the others, then those that all see, then those
+/// that some see after the others; so each query's own positions come in ascending order.
+#[inline(always)]
+unsafe fn accumulate_rows<L: Lanes, const M: usize, const D: usize>(
+    tile: &Tile<'_>,
+    first: usize,
+    values: &[*const f32; BLOCK],
+    block: usize,
+    scratch: Scratch,
+) {
+    let mut ranges = [(0, 0); M];
+    let (mut low, mut high) = (0, BLOCK);
+    for (i, range) in ranges.iter_mut().enumerate() {
+        *range = visible(tile, (first + i) / tile.heads, block);
+        low = low.max(range.0);
+        high = high.min(range.1);
+    }
+    // SAFETY: the caller's promise; every slot used is in its query's visible range.
+    unsafe {
+        let weights = scratch.weights.add(first * BLOCK);
+        let acc = scratch.acc.add(first * tile.head_dim);
+        if low >= high {
+            for (i, &(from, to)) in ranges.iter().enumerate() {
+                weighted::<L, 1, D>(
+                    weights.add(i * BLOCK),
+                    values,
+                    from,
+                    to,
+                    acc.add(i * tile.head_dim),
+                    tile.head_dim,
+                );
+            }
+            return;
+        }
+        for (i, &(from, _)) in ranges.iter().enumerate() {
+            weighted::<L, 1, D>(weights.add(i * BLOCK), values, from, low, acc.add(i * tile.head_dim), tile.head_dim);
+        }
+        weighted::<L, M, D>(weights, values, low, high, acc, tile.head_dim);
+        for (i, &(_, to)) in ranges.iter().enumerate() {
+            weighted::<L, 1, D>(weights.add(i * BLOCK), values, high, to, acc.add(i * tile.head_dim), tile.head_dim);
+        }
+    }
+}
+
+/// `acc[m] += Σ weights[m][slot] values[slot]` over `low..high` in ascending order, `M` queries and `D` lane vectors
+/// of a value at a time.
+#[inline(always)]
+unsafe fn weighted<L: Lanes, const M: usize, const D: usize>(
+    weights: *const f32,
+    values: &[*const f32; BLOCK],
+    low: usize,
+    high: usize,
+    acc: *mut f32,
+    head_dim: usize,
+) {
+    if low >= high {
+        return;
+    }
+    let mut d = 0;
+    // SAFETY: the caller's promise; `d` and the lanes after it stay below `head_dim`.
+    unsafe {
+        while d + D * LANES <= head_dim {
+            let mut sums = [[L::splat(0.0); D]; M];
+            for m in 0..M {
+                for i in 0..D {
+                    sums[m][i] = L::load(acc.add(m * head_dim + d + i * LANES));
+                }
+            }
+            for slot in low..high {
+                let value = values[slot].add(d);
+                let mut v = [L::splat(0.0); D];
+                for i in 0..D {
+                    v[i] = L::load(value.add(i * LANES));
+                }
+                for m in 0..M {
+                    let weight = L::splat(*weights.add(m * BLOCK + slot));
+                    for i in 0..D {
+                        sums[m][i] = weight.mul_add(v[i], sums[m][i]);
+                    }
+                }
+            }
+            for m in 0..M {
+                for i in 0..D {
+                    sums[m][i].store(acc.add(m * head_dim + d + i * LANES));
+                }
+            }
+            d += D * LANES;
+        }
+        while d < head_dim {
+            let n = LANES.min(head_dim - d);
+            for m in 0..M {
+                let mut sum = L::load_first(acc.add(m * head_dim + d), n);
+                for slot in low..high {
+                    let weight = L::splat(*weights.add(m * BLOCK + slot));
+                    sum = weight.mul_add(L::load_first(values[slot].add(d), n), sum);
+                }
+                sum.store_first(acc.add(m * head_dim + d), n);
+            }
+            d += LANES;
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The kernels, compiled once for each instruction set, and the choice among them at run time.
+
+use std::ops::Range;
+
+use super::attention::{Scratch, Tile};
+use super::matmul::Product;
+use super::simd::Portable;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx2, Avx512};
+use crate::backend::BackendError;
+use crate::checkpoint::Dtype;
+
+/// Names the instruction set to use in place of the best one.
+pub(crate) const ISA_VARIABLE: &str = "RIGEL_CPU_ISA";
+
+/// Instruction sets that there are kernels for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    /// What the compiler makes of plain loops; every machine has it.
+    Portable,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW and VL.
+    Avx512,
+}
+
+impl Isa {
+    const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+
+    /// The name that `RIGEL_CPU_ISA` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        }
+    }
+
+    /// Those that this machine has, the best one last.
+    pub fn available() -> impl Iterator<Item = Isa> {
+        Isa::ALL.into_iter().filter(|isa| Kernels::new(*isa).is_some())
+    }
+
+    /// The best available one, or the one that `wanted` (the value of `RIGEL_CPU_ISA`) names.
+    pub(crate) fn choose(wanted: Option<&str>) -> Result<Isa, BackendError> {
+        let names = || Isa::available().map(Isa::name).collect::<Vec<_>>().join(", ");
+        match wanted.filter(|name| !name.is_empty()) {
+            None => Ok(Isa::available().last().unwrap_or(Isa::Portable)),
+            Some(name) => Isa::available().find(|isa| isa.name() == name).ok_or_else(|| {
+                BackendError::Unavailable(format!(
+                    "{ISA_VARIABLE} is `{name}`, but this machine has: {}; set it to one of these or unset it",
+                    names()
+                ))
+            }),
+        }
+    }
+}
+
+/// Entry points of one instruction set. Each is as unsafe as the kernel that it is named after.
+pub(crate) struct Kernels {
+    /// [`product_block`](super::matmul::product_block)
+    pub(crate) product_block: unsafe fn(&Product<'_>, Range<usize>, *mut f32),
+    /// [`attend`](super::attention::attend)
+    pub(crate) attend: unsafe fn(&Tile<'_>, Scratch),
+    /// [`layer_norm`](super::norm::layer_norm)
+    pub(crate) layer_norm: unsafe fn(*const f32, *const f32, *const f32, f32, usize, *mut f32),
+    /// [`rotate`](super::rope::rotate)
+    pub(crate) rotate: unsafe fn(*const f32, *const f32, *const f32, usize, *mut f32),
+    /// [`widen`](super::matmul::widen)
+    pub(crate) widen: unsafe fn(Dtype, *const u8, usize, *mut f32),
+    /// `exp` and GELU of 16 elements, for tests.
+    #[cfg(test)]
+    pub(crate) elementwise: unsafe fn(*const f32, *mut f32, *mut f32),
+}
+
+macro_rules! compile {
+    ($module:ident, $lanes:ty $(, $features:literal)?) => {
+        mod $module {
+            use super::*;
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn product_block(product: &Product<'_>, block: Range<usize>, dots: *mut f32) {
+                // SAFETY: the caller's promise, as for all below.
+                unsafe { super::super::matmul::product_block::<$lanes>(product, block, dots) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn attend(tile: &Tile<'_>, scratch: Scratch) {
+                // SAFETY: as above.
+                unsafe { super::super::attention::attend::<$lanes>(tile, scratch) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn layer_norm(
+                x: *const f32, gain: *const f32, shift: *const f32, eps: f32, n: usize, out: *mut f32,
+            ) {
+                // SAFETY: as above.
+                unsafe { super::super::norm::layer_norm::<$lanes>(x, gain, shift, eps, n, out) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn rotate(x: *const f32, cos: *const f32, sin: *const f32, half: usize, to: *mut f32) {
+                // SAFETY: as above.
+                unsafe { super::super::rope::rotate::<$lanes>(x, cos, sin, half, to) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn widen(dtype: Dtype, from: *const u8, n: usize, to: *mut f32) {
+                // SAFETY: as above.
+                unsafe { super::super::matmul::widen::<$lanes>(dtype, from, n, to) }
+            }
+
+            #[cfg(test)]
+            $(#[target_feature(enable = $features)])?
+            unsafe fn elementwise(x: *const f32, exp: *mut f32, gelu: *mut f32) {
+                use super::super::{activation, simd::Lanes};
+                // SAFETY: as above.
+                unsafe {
+                    let x = <$lanes>::load(x);
+                    activation::exp(x).store(exp);
+                    activation::gelu_tanh(x).store(gelu);
+                }
+            }
+
+            pub(super) static KERNELS: Kernels = Kernels {
+                product_block,
+                attend,
+                layer_norm,
+                rotate,
+                widen,
+                #[cfg(test)]
+                elementwise,
+            };
+        }
+    };
+}
+
+compile!(portable, Portable);
+#[cfg(target_arch = "x86_64")]
+compile!(avx2, Avx2, "avx2,fma,f16c");
+#[cfg(target_arch = "x86_64")]
+compile!(avx512, Avx512, "avx512f,avx512bw,avx512vl,avx2,fma,f16c");
+
+impl Kernels {
+    /// The kernels for `isa`, unless this machine cannot run them.
+    pub(crate) fn new(isa: Isa) -> Option<&'static Kernels> {
+        match isa {
+            Isa::Portable => Some(&portable::KERNELS),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                let has = is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c");
+                has.then_some(&avx2::KERNELS)
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                let has = Kernels::new(Isa::Avx2).is_some()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl");
+                has.then_some(&avx512::KERNELS)
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 | Isa::Avx512 => None,
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Sixteen `f32` lanes, whatever registers the machine has for them: the only vocabulary of the CPU kernels. Knows
+//! instructions, not models.
+//!
+//! Every kernel is written once over [`Lanes`] and compiled once for each instruction set. Lane counts, operation
+//! orders and the tree of [`Lanes::sum`] are the same everywhere, so AVX2 and AVX-512 give the same bits.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Avx512;
+pub(crate) use portable::Portable;
+
+/// Number of lanes.
+pub(crate) const LANES: usize = 16;
+
+/// Sixteen `f32`.
+///
+/// # Safety
+/// Every function needs a processor with the implementation's instructions, and pays off only inside a function
+/// compiled for them: these are all inlined. Pointers need no alignment; `load` and `store` touch sixteen elements,
+/// the `_first` forms exactly `n <= 16` of them.
+pub(crate) trait Lanes: Copy {
+    /// Whether 24 accumulators stay in registers beside their operands (else 6).
+    const WIDE: bool;
+
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    /// Lanes from `n` on are 0.
+    unsafe fn load_first(from: *const f32, n: usize) -> Self;
+    /// Little-endian bf16, widened.
+    unsafe fn load_bf16(from: *const u16) -> Self;
+    unsafe fn load_bf16_first(from: *const u16, n: usize) -> Self;
+    /// Little-endian IEEE half, widened.
+    unsafe fn load_f16(from: *const u16) -> Self;
+    unsafe fn load_f16_first(from: *const u16, n: usize) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn store_first(self, to: *mut f32, n: usize);
+
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+    unsafe fn div(self, other: Self) -> Self;
+    /// `self * factor + addend`, rounded once where the machine can.
+    unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// The larger; `other` where either is NaN.
+    unsafe fn max(self, other: Self) -> Self;
+    /// The smaller; `other` where either is NaN.
+    unsafe fn min(self, other: Self) -> Self;
+    /// `self`, but 0 where `x < limit`.
+    unsafe fn zero_where_below(self, x: Self, limit: Self) -> Self;
+    /// Adds the integer in the low bits of `n` to the exponents: `self * 2^n` while the result is normal.
+    unsafe fn add_exponent(self, n: Self) -> Self;
+
+    /// The sum of the lanes, always as the same tree: lane `l` and `l + 8`, then `+ 4`, `+ 2`, `+ 1`.
+    unsafe fn sum(self) -> f32;
+    /// [`Lanes::sum`] of four at once.
+    unsafe fn sum4(four: [Self; 4], to: *mut f32);
+    /// The largest lane.
+    unsafe fn largest(self) -> f32;
+}
+
+/// How a weight is stored.
+///
+/// # Safety
+/// As [`Lanes`].
+pub(crate) trait Element: Copy {
+    /// Bytes an element takes.
+    const SIZE: usize;
+    /// Sixteen elements, widened.
+    unsafe fn load<L: Lanes>(from: *const u8) -> L;
+    /// The first `n`, widened; 0 in the other lanes.
+    unsafe fn load_first<L: Lanes>(from: *const u8, n: usize) -> L;
+}
+
+/// IEEE single.
+#[derive(Clone, Copy)]
+pub(crate) struct F32;
+/// IEEE half.
+#[derive(Clone, Copy)]
+pub(crate) struct F16;
+/// The upper half of an IEEE single.
+#[derive(Clone, Copy)]
+pub(crate) struct Bf16;
+
+impl Element for F32 {
+    const SIZE: usize = 4;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const u8) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { L::load(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_first<L: Lanes>(from: *const u8, n: usize) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { L::load_first(from.cast(), n) }
+    }
+}
+
+impl Element for F16 {
+    const SIZE: usize = 2;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const u8) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { L::load_f16(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_first<L: Lanes>(from: *const u8, n: usize) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { L::load_f16_first(from.cast(), n) }
+    }
+}
+
+impl Element for Bf16 {
+    const SIZE: usize = 2;
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(from: *const u8) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { L::load_bf16(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_first<L: Lanes>(from: *const u8, n: usize) -> L {
+        // SAFETY: the caller's promise.
+        unsafe { L::load_bf16_first(from.cast(), n) }
+    }
+}

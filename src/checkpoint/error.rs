@@ -1,0 +1,158 @@
+//! What can be wrong with a checkpoint, said in one line each: where, what was found, what was expected, what to do.
+
+use std::fmt::Write as _;
+use std::io;
+
+/// Why a checkpoint cannot be used.
+///
+/// Every message is a single line that names the file, tensor or field, what was found, what was expected, and
+/// what to do about it. Text that comes from the files is shortened and its control characters are escaped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// `--model` names neither a directory nor anything that could be a hub id.
+    #[error(
+        "no such directory: {model}; expected a checkpoint directory, a hub id such as bigcode/starcoder2-3b, or nano"
+    )]
+    NoSuchDirectory {
+        /// What was asked for.
+        model: String,
+    },
+    /// The path exists, but is no directory.
+    #[error("{path} is not a directory; give the directory that holds config.json and the weights")]
+    NotADirectory {
+        /// The path.
+        path: String,
+    },
+    /// A hub id that the local Hugging Face cache does not hold.
+    #[error(
+        "{id} is neither a directory nor in the local Hugging Face cache ({looked}); download it with `hf download {id}`"
+    )]
+    NotInCache {
+        /// The hub id.
+        id: String,
+        /// Where was looked, and what was found there.
+        looked: String,
+    },
+    /// A file that the checkpoint needs is not there.
+    #[error("{file} is missing; {advice}")]
+    MissingFile {
+        /// Path of the file.
+        file: String,
+        /// How to get it.
+        advice: String,
+    },
+    /// The operating system would not let the file be read.
+    #[error("{file} cannot be read: {source}")]
+    Io {
+        /// Path of the file.
+        file: String,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// A file whose content is not what its name promises.
+    #[error("{file}: found {found}, expected {expected}; {advice}")]
+    File {
+        /// Path of the file.
+        file: String,
+        /// What it holds.
+        found: String,
+        /// What it should hold.
+        expected: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// A field with an impossible value.
+    #[error("{file}: field {field}: found {found}, expected {expected}; correct the field or download the file again")]
+    Field {
+        /// Path of the file.
+        file: String,
+        /// Name of the field.
+        field: String,
+        /// Its value.
+        found: String,
+        /// What it may be.
+        expected: String,
+    },
+    /// A field with a valid value that this version of Rigel does not implement.
+    #[error("{file}: field {field}: {found} is not supported; supported: {supported}")]
+    Unsupported {
+        /// Path of the file.
+        file: String,
+        /// Name of the field.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What is implemented, or what to use in place of this checkpoint.
+        supported: String,
+    },
+    /// A tensor that is absent, or is not what config.json makes it.
+    #[error("{file}: tensor {tensor}: found {found}, expected {expected}; {advice}")]
+    Tensor {
+        /// Path of the weight file, or of the checkpoint where no file has the tensor.
+        file: String,
+        /// Name of the tensor.
+        tensor: String,
+        /// What the file holds.
+        found: String,
+        /// What it should hold.
+        expected: String,
+        /// What to do.
+        advice: &'static str,
+    },
+}
+
+/// What to do about a file that is damaged.
+pub(super) const DOWNLOAD_AGAIN: &str = "the file is damaged: download it again";
+
+/// The most characters of foreign text that a message shows.
+const SHOWN: usize = 96;
+
+/// `text` for a message: escaped so that it stays on one line, and shortened.
+pub(super) fn shown(text: &str) -> String {
+    let mut out = String::new();
+    for (n, c) in text.chars().enumerate() {
+        if n == SHOWN {
+            out.push('…');
+            break;
+        }
+        // Not `escape_debug`: quotes and letters of any script stay readable.
+        if c.is_control() {
+            let _ = write!(out, "{}", c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// A JSON value for a message: compact, shortened, on one line.
+pub(super) fn shown_value(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::Array(items) if items.len() > 16 => format!("a list of {} items", items.len()),
+        serde_json::Value::Object(fields) if fields.len() > 16 => format!("an object of {} fields", fields.len()),
+        value => shown(&value.to_string()),
+    }
+}
+
+/// A shape for a message: `[2, 3]`, shortened.
+pub(super) fn shown_shape(shape: &[usize]) -> String {
+    if shape.len() > 16 { format!("a shape of {} dimensions", shape.len()) } else { format!("{shape:?}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_text_stays_on_one_line_and_short() {
+        assert_eq!(shown("a\nb\u{1b}[31m é"), "a\\nb\\u{1b}[31m é");
+        let long = shown(&"x".repeat(1000));
+        assert_eq!(long.chars().count(), SHOWN + 1);
+        assert!(long.ends_with('…'));
+        assert_eq!(shown_value(&serde_json::json!(["a", 1, null])), r#"["a",1,null]"#);
+        assert_eq!(shown_value(&serde_json::json!(vec![0; 1000])), "a list of 1000 items");
+        assert_eq!(shown_shape(&[2, 3]), "[2, 3]");
+        assert_eq!(shown_shape(&[1; 99]), "a shape of 99 dimensions");
+    }
+}

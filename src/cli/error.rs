@@ -1,0 +1,174 @@
+//! What can go wrong with a command: one line on stderr, and an exit code.
+
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use rigel::checkpoint::CheckpointError;
+use rigel::engine::{EngineError, Failure, RequestError};
+use rigel::sampling::InvalidParam;
+use rigel::text::TextError;
+
+/// Why a command ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// Arguments that cannot be acted on. The text says what was found and what to give.
+    #[error("{0}")]
+    Usage(String),
+    /// A file, or stdin, cannot be read.
+    #[error("{origin}: {source}")]
+    Read { origin: String, source: std::io::Error },
+    /// Text was expected.
+    #[error("{origin}: byte {offset} is not valid UTF-8; give UTF-8 text, or token ids")]
+    NotUtf8 { origin: String, offset: usize },
+    /// An error, and the input it belongs to.
+    #[error("{place}: {source}")]
+    At { place: String, source: Box<CliError> },
+    /// A sampling parameter out of its range, under its option's name.
+    #[error("--{} is {}; expected {}", .0.name.replace('_', "-"), .0.found, .0.expected)]
+    Sampling(InvalidParam),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Text(#[from] TextError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Request(RequestError),
+    #[error(transparent)]
+    Failure(#[from] Failure),
+    /// stdout takes no more, and its reader still has it open.
+    #[error("stdout: {0}")]
+    Stdout(std::io::Error),
+    /// The reader of stdout has gone (`| head`): nothing is wrong.
+    #[error("stdout is closed")]
+    StdoutClosed,
+}
+
+impl From<RequestError> for CliError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::Sampling(invalid) => CliError::Sampling(invalid),
+            error => CliError::Request(error),
+        }
+    }
+}
+
+impl CliError {
+    /// The error, after the place in the input where it was found.
+    pub fn at(self, place: impl Into<String>) -> CliError {
+        match self {
+            // These have nothing to do with the input.
+            CliError::StdoutClosed | CliError::Stdout(_) => self,
+            error => CliError::At { place: place.into(), source: Box::new(error) },
+        }
+    }
+
+    /// 2 for bad input, 1 for what failed while running, 0 where the reader had enough.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.code())
+    }
+
+    fn code(&self) -> u8 {
+        match self {
+            CliError::StdoutClosed => 0,
+            CliError::At { source, .. } => source.code(),
+            CliError::Failure(_) | CliError::Stdout(_) => 1,
+            CliError::Engine(EngineError::Thread { .. }) => 1,
+            CliError::Engine(EngineError::Backend(error)) => match error {
+                rigel::backend::BackendError::Checkpoint(_) => 2,
+                _ => 1,
+            },
+            _ => 2,
+        }
+    }
+
+    /// The line for stderr, with the causes that the message does not name itself; none where there is nothing to
+    /// say.
+    pub fn line(&self) -> Option<String> {
+        if matches!(self, CliError::StdoutClosed) {
+            return None;
+        }
+        let mut line = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if !line.contains(&text) {
+                line = format!("{line}: {text}");
+            }
+            cause = error.source();
+        }
+        Some(one_line(&line))
+    }
+}
+
+/// The lines, trimmed, with spaces between them.
+fn one_line(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines.join(" ")
+}
+
+/// Prints what clap has to say about the arguments of `command`: help and version as they are, an error as one line.
+pub fn report_usage(error: &clap::Error, command: &str) -> ExitCode {
+    // Where a stream is closed, nobody is left to tell.
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print();
+            ExitCode::SUCCESS
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            ExitCode::from(2)
+        }
+        _ => {
+            let _ = writeln!(std::io::stderr(), "{}", usage_line(&error.to_string(), command));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// clap's paragraphs as one line: what is wrong, its tips, and where help is.
+fn usage_line(rendered: &str, command: &str) -> String {
+    let paragraphs =
+        rendered.split("\n\n").take_while(|p| !p.starts_with("Usage:") && !p.starts_with("For more information"));
+    let said: Vec<String> = paragraphs.map(one_line).collect();
+    format!("{}; see `{command} --help`", said.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_joined_once() {
+        let io = || std::io::Error::other("disk on fire");
+        let named = CliError::Read { origin: "a.txt".into(), source: io() };
+        assert_eq!(named.line().unwrap(), "a.txt: disk on fire");
+        let nested = CliError::Usage("two\n  lines".into()).at("b.jsonl:3");
+        assert_eq!(nested.line().unwrap(), "b.jsonl:3: two lines");
+        assert_eq!(nested.code(), 2);
+        assert_eq!(CliError::StdoutClosed.line(), None);
+        assert_eq!(CliError::StdoutClosed.at("x").code(), 0);
+        assert_eq!(CliError::Failure(Failure::EngineStopped).at("x").code(), 1);
+    }
+
+    #[test]
+    fn parameters_are_named_as_options() {
+        let params = rigel::sampling::SamplingParams { top_p: 0.0, ..Default::default() };
+        let error = CliError::from(RequestError::Sampling(params.validate().unwrap_err()));
+        assert!(error.line().unwrap().starts_with("--top-p is 0; expected"), "{error}");
+    }
+
+    #[test]
+    fn usage_is_one_line() {
+        let rendered = "error: the following required arguments were not provided:\n  <PROMPT>\n\n\
+                        Usage: rigel generate <PROMPT>\n\nFor more information, try '--help'.\n";
+        assert_eq!(
+            usage_line(rendered, "rigel generate"),
+            "error: the following required arguments were not provided: <PROMPT>; see `rigel generate --help`"
+        );
+        let rendered = "error: odd\n\n  tip: even\n\nFor more information, try '--help'.\n";
+        assert_eq!(usage_line(rendered, "rigel"), "error: odd; tip: even; see `rigel --help`");
+    }
+}

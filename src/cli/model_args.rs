@@ -1,0 +1,78 @@
+//! Which model, and where it runs.
+
+use std::num::NonZeroUsize;
+
+use clap::{Args, ValueEnum};
+use rigel::checkpoint::ModelSource;
+use rigel::engine::{Device, Engine};
+use rigel::text::Tokenizer;
+
+use super::error::CliError;
+
+/// `--model`, for commands that read files only.
+#[derive(Debug, Args)]
+pub struct ModelArg {
+    /// Checkpoint directory, or hub id found in the local Hugging Face cache [default: the bundled nano]
+    #[arg(long, short, value_name = "DIR|ID", help_heading = "Model")]
+    model: Option<String>,
+}
+
+impl ModelArg {
+    /// Finds the model's files.
+    pub fn source(&self) -> Result<ModelSource, CliError> {
+        Ok(match &self.model {
+            None => ModelSource::nano(),
+            Some(model) => ModelSource::resolve(model)?,
+        })
+    }
+
+    /// The model's tokenizer; reads no weights.
+    pub fn tokenizer(&self) -> Result<Tokenizer, CliError> {
+        let source = self.source()?;
+        match Tokenizer::from_source(&source)? {
+            Some(tokenizer) => Ok(tokenizer),
+            None => Err(no_tokenizer(&source)),
+        }
+    }
+}
+
+fn no_tokenizer(source: &ModelSource) -> CliError {
+    rigel::engine::EngineError::NoTokenizer { file: source.describe("tokenizer.json") }.into()
+}
+
+/// `--model` and what it takes to run it.
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// Where the model runs; auto takes a GPU where there is one
+    #[arg(long, value_enum, default_value_t, help_heading = "Model")]
+    device: DeviceArg,
+    /// Threads of the CPU backend [default: all cores]
+    #[arg(long, value_name = "N", help_heading = "Model", allow_negative_numbers = true)]
+    threads: Option<NonZeroUsize>,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum DeviceArg {
+    #[default]
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+impl ModelArgs {
+    /// Loads the model and starts the engine.
+    pub fn engine(&self, source: ModelSource) -> Result<Engine, CliError> {
+        let device = match self.device {
+            DeviceArg::Auto => Device::Auto,
+            DeviceArg::Cpu => Device::Cpu,
+            DeviceArg::Cuda => Device::Cuda,
+        };
+        let mut builder = Engine::builder().source(source).device(device);
+        if let Some(threads) = self.threads {
+            builder = builder.threads(threads);
+        }
+        Ok(builder.build()?)
+    }
+}

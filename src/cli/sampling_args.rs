@@ -1,0 +1,251 @@
+//! How tokens are chosen, and when a generation ends.
+
+use clap::Args;
+use rigel::checkpoint::{Checkpoint, GenerationConfig, ModelSource};
+use rigel::engine::{Engine, Request, RequestError};
+use rigel::sampling::SamplingParams;
+use rigel::text::TokenId;
+
+use super::error::CliError;
+
+/// Tokens to generate where nothing is said.
+const DEFAULT_MAX_NEW_TOKENS: u32 = 256;
+
+/// Options of `generate` and `infill`.
+#[derive(Debug, Args)]
+pub struct GenerationArgs {
+    /// The most tokens to generate [default: 256, or what the model's positions leave]
+    #[arg(long, short = 'n', value_name = "N", help_heading = "Length and stops", allow_negative_numbers = true)]
+    max_new_tokens: Option<u32>,
+    /// Text that ends the generation, taken as it is and cut from the output; repeatable
+    #[arg(long, value_name = "TEXT", help_heading = "Length and stops", allow_hyphen_values = true)]
+    stop: Vec<String>,
+    /// Token ids that end the generation, beside the model's own
+    #[arg(
+        long,
+        value_name = "ID,…",
+        value_delimiter = ',',
+        help_heading = "Length and stops",
+        allow_negative_numbers = true
+    )]
+    stop_token_ids: Vec<u32>,
+    /// Go on after the model's end-of-sequence token
+    #[arg(long, help_heading = "Length and stops")]
+    pub ignore_eos: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+/// Options of the sampler.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+struct SamplingArgs {
+    /// Logits are divided by it; 0 takes the most probable token [default: 0]
+    #[arg(long, short, value_name = "T", allow_negative_numbers = true)]
+    temperature: Option<f32>,
+    /// Draw from the K most probable tokens; 0 is all [default: 0]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
+    top_k: Option<u32>,
+    /// Draw from the fewest tokens whose probabilities add up to P; 1 is all [default: 1]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    top_p: Option<f32>,
+    /// Draw from tokens at least P times as probable as the best; 0 is all [default: 0]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    min_p: Option<f32>,
+    /// Weakens tokens seen in prompt and output; 1 is off [default: 1]
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    repetition_penalty: Option<f32>,
+    /// Key of the draws: the same seed draws the same tokens [default: 0]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    seed: Option<u64>,
+    /// Take what is not given here from the checkpoint's generation_config.json
+    #[arg(long)]
+    generation_config: bool,
+}
+
+/// [`GenerationArgs`] checked and made whole.
+#[derive(Debug, Clone)]
+pub struct GenerationOptions {
+    pub max_new_tokens: Option<u32>,
+    pub stop: Vec<String>,
+    pub stop_token_ids: Vec<TokenId>,
+    pub ignore_eos: bool,
+    pub sampling: SamplingParams,
+}
+
+impl GenerationArgs {
+    /// Checks the options, before a model is loaded for them. Reads the checkpoint's generation_config.json where it
+    /// is asked for.
+    pub fn options(self, source: &ModelSource) -> Result<GenerationOptions, CliError> {
+        let sampling = if self.sampling.generation_config {
+            self.sampling.resolve(Checkpoint::open(source)?.generation_config())
+        } else {
+            self.sampling.resolve(&GenerationConfig::default())
+        };
+        sampling.validate().map_err(|invalid| {
+            if self.sampling.is_given(invalid.name) {
+                CliError::Sampling(invalid)
+            } else {
+                CliError::Usage(format!("{}: {invalid}", source.describe("generation_config.json")))
+            }
+        })?;
+        if let Some(idle) = self.sampling.idle(&sampling) {
+            tracing::warn!("{idle} has no effect at temperature 0; give a --temperature above 0");
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return Err(CliError::Usage("--stop is empty; give at least one character".into()));
+        }
+        Ok(GenerationOptions {
+            max_new_tokens: self.max_new_tokens,
+            stop: self.stop,
+            stop_token_ids: self.stop_token_ids.into_iter().map(TokenId).collect(),
+            ignore_eos: self.ignore_eos,
+            sampling,
+        })
+    }
+}
+
+impl SamplingArgs {
+    /// The options given, over those of a generation_config.json. As in Hugging Face's `generate`, a temperature
+    /// counts only where `do_sample` is true, and is 1 where it is absent.
+    fn resolve(&self, config: &GenerationConfig) -> SamplingParams {
+        let default = SamplingParams::default();
+        let config_temperature =
+            if config.do_sample == Some(true) { config.temperature.unwrap_or(1.0) } else { default.temperature };
+        SamplingParams {
+            temperature: self.temperature.unwrap_or(config_temperature),
+            top_k: self.top_k.or(config.top_k).unwrap_or(default.top_k),
+            top_p: self.top_p.or(config.top_p).unwrap_or(default.top_p),
+            min_p: self.min_p.or(config.min_p).unwrap_or(default.min_p),
+            repetition_penalty: self
+                .repetition_penalty
+                .or(config.repetition_penalty)
+                .unwrap_or(default.repetition_penalty),
+            seed: self.seed.unwrap_or(default.seed),
+        }
+    }
+
+    /// Was this parameter given as an option?
+    fn is_given(&self, name: &str) -> bool {
+        match name {
+            "temperature" => self.temperature.is_some(),
+            "top_p" => self.top_p.is_some(),
+            "min_p" => self.min_p.is_some(),
+            "repetition_penalty" => self.repetition_penalty.is_some(),
+            _ => false,
+        }
+    }
+
+    /// An option given that greedy decoding does not look at.
+    fn idle(&self, params: &SamplingParams) -> Option<&'static str> {
+        let given = [
+            (self.top_k.is_some(), "--top-k"),
+            (self.top_p.is_some(), "--top-p"),
+            (self.min_p.is_some(), "--min-p"),
+            (self.seed.is_some(), "--seed"),
+        ];
+        given.into_iter().find(|(given, _)| *given && params.is_greedy()).map(|(_, name)| name)
+    }
+}
+
+impl GenerationOptions {
+    /// The request for one prompt. Says on stderr where `--max-new-tokens` asks for more than the model's positions
+    /// hold.
+    pub fn request(&self, engine: &Engine, prompt: Vec<TokenId>) -> Result<Request, CliError> {
+        let max_tokens = max_tokens(self.max_new_tokens, prompt.len(), engine.spec().max_positions)?;
+        Ok(Request {
+            max_tokens,
+            sampling: self.sampling.clone(),
+            stop: self.stop.clone(),
+            stop_token_ids: self.stop_token_ids.clone(),
+            ignore_eos: self.ignore_eos,
+            ..Request::new(prompt)
+        })
+    }
+}
+
+/// How many tokens fit after the prompt, at most `asked`. A default shrinks in silence, a number that was asked for
+/// with a warning.
+pub fn max_tokens(asked: Option<u32>, prompt: usize, positions: usize) -> Result<u32, CliError> {
+    let Some(room) = positions.checked_sub(prompt) else {
+        return Err(RequestError::PromptTooLong { tokens: prompt, positions }.into());
+    };
+    if room == 0 && asked != Some(0) {
+        return Err(CliError::Usage(format!(
+            "the prompt's {prompt} tokens take all of the model's {positions} positions, which leaves none for a new \
+             token: shorten the prompt"
+        )));
+    }
+    let room = u32::try_from(room).unwrap_or(u32::MAX);
+    let wanted = asked.unwrap_or(DEFAULT_MAX_NEW_TOKENS);
+    if asked.is_some() && wanted > room {
+        tracing::warn!(
+            "the prompt's {prompt} tokens and --max-new-tokens {wanted} exceed the model's {positions} positions; \
+             generating {room} at most"
+        );
+    }
+    Ok(wanted.min(room))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args() -> SamplingArgs {
+        SamplingArgs {
+            temperature: None,
+            top_k: None,
+            top_p: None,
+            min_p: None,
+            repetition_penalty: None,
+            seed: None,
+            generation_config: true,
+        }
+    }
+
+    fn config(json: &str) -> GenerationConfig {
+        GenerationConfig::parse(json.as_bytes(), "generation_config.json").unwrap()
+    }
+
+    #[test]
+    fn nothing_said_is_greedy() {
+        assert_eq!(args().resolve(&GenerationConfig::default()), SamplingParams::default());
+        // A temperature without do_sample is what transformers warns of and ignores.
+        assert!(args().resolve(&config(r#"{"temperature": 0.7}"#)).is_greedy());
+        assert!(args().resolve(&config(r#"{"do_sample": false, "temperature": 0.7}"#)).is_greedy());
+    }
+
+    #[test]
+    fn options_win_over_the_config() {
+        let config = config(r#"{"do_sample": true, "temperature": 0.5, "top_k": 40, "repetition_penalty": 1.5}"#);
+        let params = args().resolve(&config);
+        assert_eq!((params.temperature, params.top_k, params.repetition_penalty), (0.5, 40, 1.5));
+        let params = SamplingArgs { temperature: Some(0.0), top_k: Some(5), ..args() }.resolve(&config);
+        assert_eq!((params.temperature, params.top_k, params.repetition_penalty), (0.0, 5, 1.5));
+    }
+
+    #[test]
+    fn a_sampling_config_without_temperature_has_one() {
+        assert_eq!(args().resolve(&config(r#"{"do_sample": true}"#)).temperature, 1.0);
+    }
+
+    #[test]
+    fn idle_options_are_found() {
+        let given = SamplingArgs { seed: Some(1), ..args() };
+        let greedy = SamplingParams::default();
+        assert_eq!(given.idle(&greedy), Some("--seed"));
+        assert_eq!(given.idle(&SamplingParams { temperature: 1.0, ..greedy.clone() }), None);
+        assert_eq!(args().idle(&greedy), None);
+    }
+
+    #[test]
+    fn new_tokens_fit_the_positions() {
+        assert_eq!(max_tokens(None, 10, 2048).unwrap(), 256);
+        assert_eq!(max_tokens(None, 2000, 2048).unwrap(), 48);
+        assert_eq!(max_tokens(Some(300), 10, 2048).unwrap(), 300);
+        assert_eq!(max_tokens(Some(u32::MAX), 10, 2048).unwrap(), 2038);
+        assert_eq!(max_tokens(Some(0), 2048, 2048).unwrap(), 0);
+        assert!(max_tokens(None, 2048, 2048).is_err());
+        assert!(max_tokens(Some(0), 2049, 2048).is_err());
+    }
+}

@@ -1,0 +1,184 @@
+//! What a checkpoint is, for people: `rigel inspect`. From headers alone.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+
+use crate::checkpoint::{Checkpoint, CheckpointError, WeightFile};
+
+use super::counts::Counts;
+use super::names;
+use super::spec::ModelSpec;
+
+/// Tensors of one dtype.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct StoredDtype {
+    /// The dtype's safetensors name.
+    pub dtype: String,
+    /// How many tensors have it.
+    pub tensors: u64,
+    /// Bytes they take.
+    pub bytes: u64,
+}
+
+/// What a checkpoint is. Serialises to one JSON object.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Description {
+    /// Hub id or path.
+    pub source: String,
+    /// Shapes and choices of the network.
+    #[serde(flatten)]
+    pub spec: ModelSpec,
+    /// All parameters, exactly.
+    pub parameters: u64,
+    /// Parameters of one layer, exactly.
+    pub parameters_per_layer: u64,
+    /// What is stored, by dtype; tensors that the network does not use included.
+    pub stored: Vec<StoredDtype>,
+    /// Bytes of weights, as stored, that one decoded token reads.
+    pub weight_bytes_per_token: u64,
+    /// Bytes of keys and values that one token adds to an f32 cache (the CPU backend's).
+    pub kv_bytes_per_token_f32: u64,
+    /// The same for a 16-bit cache.
+    pub kv_bytes_per_token_bf16: u64,
+    /// The weight files.
+    pub files: Vec<WeightFile>,
+    /// Names of tensors that the network does not use.
+    pub unused_tensors: Vec<String>,
+}
+
+impl Description {
+    /// Describes `checkpoint` after checking that it has the tensors its config.json calls for.
+    ///
+    /// # Errors
+    /// An unsupported network; a missing, misshaped or unusable tensor.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Description, CheckpointError> {
+        let spec = ModelSpec::from_checkpoint(checkpoint)?;
+        let unused_tensors = checkpoint.check(&spec.tensors())?;
+        let counts = spec.counts();
+        Ok(Description {
+            source: checkpoint.source().to_string(),
+            parameters: counts.parameters,
+            parameters_per_layer: counts.layer,
+            stored: stored_dtypes(checkpoint),
+            weight_bytes_per_token: stored_bytes_per_token(checkpoint, &spec, &unused_tensors),
+            kv_bytes_per_token_f32: counts.kv_bytes_per_token(4),
+            kv_bytes_per_token_bf16: counts.kv_bytes_per_token(2),
+            files: checkpoint.files().to_vec(),
+            unused_tensors,
+            spec,
+        })
+    }
+
+    /// Parameters and costs of the network.
+    pub fn counts(&self) -> Counts {
+        self.spec.counts()
+    }
+}
+
+fn stored_dtypes(checkpoint: &Checkpoint) -> Vec<StoredDtype> {
+    let usable = checkpoint.tensors().map(|tensor| (tensor.dtype().to_string(), tensor.bytes().len() as u64));
+    let opaque = checkpoint.opaque_tensors().map(|tensor| (tensor.dtype.clone(), tensor.bytes));
+    let mut by_dtype = BTreeMap::<String, (u64, u64)>::new();
+    for (dtype, bytes) in usable.chain(opaque) {
+        let total = by_dtype.entry(dtype).or_default();
+        *total = (total.0 + 1, total.1 + bytes);
+    }
+    by_dtype.into_iter().map(|(dtype, (tensors, bytes))| StoredDtype { dtype, tensors, bytes }).collect()
+}
+
+/// [`Counts::parameters_read_per_token`] in the bytes of the dtypes that the tensors have.
+fn stored_bytes_per_token(checkpoint: &Checkpoint, spec: &ModelSpec, unused: &[String]) -> u64 {
+    let unused: HashSet<&str> = unused.iter().map(String::as_str).collect();
+    let read = |name: &str, bytes: u64, row: u64| match name {
+        names::EMBED_TOKENS if spec.tied_head => bytes + row,
+        names::EMBED_TOKENS => row,
+        name if unused.contains(name) => 0,
+        _ => bytes,
+    };
+    let bytes = checkpoint.tensors().map(|tensor| {
+        let row = spec.hidden_size * tensor.dtype().size();
+        read(tensor.name(), tensor.bytes().len() as u64, row as u64)
+    });
+    bytes.sum()
+}
+
+/// `1234567` as `1,234,567`.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// One fact a line.
+impl fmt::Display for Description {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let spec = &self.spec;
+        let yes = |flag: bool| if flag { "yes" } else { "no" };
+        let mut line = |what: &str, value: String| writeln!(f, "{what:<18} {value}");
+        line("model", self.source.clone())?;
+        line("family", spec.family.model_type().to_owned())?;
+        line("parameters", format!("{} ({} a layer)", grouped(self.parameters), grouped(self.parameters_per_layer)))?;
+        line("layers", spec.layers.to_string())?;
+        line("hidden", format!("{}, MLP {}", spec.hidden_size, spec.intermediate_size))?;
+        line("heads", format!("{} query, {} key/value, {} wide", spec.heads, spec.kv_heads, spec.head_dim))?;
+        line("vocabulary", spec.vocab_size.to_string())?;
+        line("positions", spec.max_positions.to_string())?;
+        line("window", spec.window.map_or_else(|| "none".to_owned(), |window| window.to_string()))?;
+        line("rope theta", spec.rope.theta.to_string())?;
+        line("biases", yes(spec.bias).to_owned())?;
+        line("tied head", yes(spec.tied_head).to_owned())?;
+        for stored in &self.stored {
+            let bytes = grouped(stored.bytes);
+            line("stored", format!("{bytes} bytes of {} in {} tensors", stored.dtype, stored.tensors))?;
+        }
+        line("weights a token", format!("{} bytes", grouped(self.weight_bytes_per_token)))?;
+        let (wide, narrow) = (grouped(self.kv_bytes_per_token_f32), grouped(self.kv_bytes_per_token_bf16));
+        line("KV cache a token", format!("{wide} bytes in f32, {narrow} in bf16"))?;
+        for file in &self.files {
+            line("file", format!("{} ({} bytes)", file.name, grouped(file.bytes)))?;
+        }
+        for name in &self.unused_tensors {
+            line("not used", name.escape_debug().to_string())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::checkpoint::ModelSource;
+
+    use super::*;
+
+    #[test]
+    fn digits_in_groups() {
+        assert_eq!([0, 999, 1000, 15_957_889_024].map(grouped), ["0", "999", "1,000", "15,957,889,024"]);
+    }
+
+    #[test]
+    fn nano_from_its_headers() {
+        let checkpoint = Checkpoint::open(&ModelSource::nano()).unwrap();
+        let description = Description::of(&checkpoint).unwrap();
+        assert_eq!(description.unused_tensors, Vec::<String>::new());
+        // Everything is bf16 and used, so the file's data is two bytes a parameter.
+        let [stored] = &description.stored[..] else { panic!("{:?}", description.stored) };
+        assert_eq!((stored.dtype.as_str(), stored.bytes), ("BF16", 2 * description.parameters));
+        // The same number by two ways: from the stored tensors, and from the shapes.
+        assert!(description.spec.tied_head);
+        assert_eq!(description.weight_bytes_per_token, description.counts().weight_bytes_per_token(2));
+        let json = serde_json::to_value(&description).unwrap();
+        assert_eq!(json["family"], "starcoder2");
+        assert_eq!(json["vocab_size"], description.spec.vocab_size);
+        assert_eq!(json["norm"]["kind"], "layer_norm");
+        assert_eq!(json["files"][0]["name"], "model.safetensors");
+        let text = description.to_string();
+        assert!(text.contains("family             starcoder2\n"), "{text}");
+        assert!(text.contains("window             128\n"), "{text}");
+    }
+}

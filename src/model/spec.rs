@@ -1,0 +1,191 @@
+//! [`ModelSpec`]: everything about a network that a backend or an engine may ask.
+
+use std::num::NonZeroU32;
+
+use crate::checkpoint::{Checkpoint, CheckpointError, Config, Family};
+
+use super::rope::Rope;
+
+/// How activations are normalised before attention, MLP and head.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Norm {
+    /// The formula.
+    pub kind: NormKind,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+/// Formula of a norm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum NormKind {
+    /// `(x - mean) / sqrt(var + eps) * weight + bias`, biased variance.
+    LayerNorm,
+}
+
+/// The MLP's activation function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Activation {
+    /// `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`, which config.json calls `gelu_pytorch_tanh`.
+    GeluTanh,
+}
+
+/// What the network is: its shapes and the choices that its family leaves open.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct ModelSpec {
+    /// The architecture.
+    pub family: Family,
+    /// Rows of the embedding and of the head; every token id is below it.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Number of layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head; even.
+    pub head_dim: usize,
+    /// Width of the MLP's inner activations.
+    pub intermediate_size: usize,
+    /// The norms, all alike.
+    pub norm: Norm,
+    /// The MLP's activation.
+    pub activation: Activation,
+    /// Whether q, k, v, o and both MLP matrices have biases. The norms always do, the head never.
+    pub bias: bool,
+    /// The rotary embedding.
+    pub rope: Rope,
+    /// Keys a query sees, itself included: `q - k <= W - 1`. `None`: all.
+    pub window: Option<NonZeroU32>,
+    /// Positions that the model was made for: prompt and answer together.
+    pub max_positions: usize,
+    /// Whether the head is the embedding matrix.
+    pub tied_head: bool,
+    /// Ids that end a text, each below `vocab_size`. Empty where the checkpoint names none that can be: then the
+    /// tokenizer's own end-of-text token is meant.
+    pub eos_token_ids: Vec<u32>,
+}
+
+impl ModelSpec {
+    /// The network of an open checkpoint; end ids from generation_config.json before config.json, as transformers has
+    /// it.
+    ///
+    /// # Errors
+    /// An activation function that is not supported.
+    pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<ModelSpec, CheckpointError> {
+        let mut spec = ModelSpec::from_config(checkpoint.config())?;
+        // Older generation_config.json of the published models say 50256, beyond the vocabulary: such a model would
+        // never stop.
+        let generation = below(&checkpoint.generation_config().eos_token_ids, spec.vocab_size);
+        if !generation.is_empty() {
+            spec.eos_token_ids = generation;
+        }
+        Ok(spec)
+    }
+
+    /// The network that `config` describes.
+    ///
+    /// # Errors
+    /// An activation function that is not supported.
+    pub fn from_config(config: &Config) -> Result<ModelSpec, CheckpointError> {
+        let activation = match config.hidden_act.as_str() {
+            "gelu_pytorch_tanh" => Activation::GeluTanh,
+            other => {
+                return Err(CheckpointError::Unsupported {
+                    file: config.file.clone(),
+                    field: "hidden_act",
+                    found: format!("{:?}", other.chars().take(64).collect::<String>()),
+                    supported: "gelu_pytorch_tanh".to_owned(),
+                });
+            }
+        };
+        let Family::StarCoder2 = config.family;
+        Ok(ModelSpec {
+            family: config.family,
+            vocab_size: config.vocab_size,
+            hidden_size: config.hidden_size,
+            layers: config.num_hidden_layers,
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            intermediate_size: config.intermediate_size,
+            norm: Norm { kind: NormKind::LayerNorm, eps: config.norm_epsilon as f32 },
+            activation,
+            bias: config.use_bias,
+            rope: Rope { theta: config.rope_theta },
+            window: config.sliding_window,
+            max_positions: config.max_position_embeddings,
+            tied_head: config.tie_word_embeddings,
+            eos_token_ids: below(&config.eos_token_ids, config.vocab_size),
+        })
+    }
+
+    /// Query heads that share a key/value head: query head `h` reads key/value head `h / group_size`.
+    pub fn group_size(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Frequencies of the rotary embedding, f32 `[head_dim / 2]`.
+    pub fn inv_freq(&self) -> Vec<f32> {
+        self.rope.inv_freq(self.head_dim)
+    }
+}
+
+/// The ids below the vocabulary size, each once, in order.
+fn below(ids: &[u32], vocab_size: usize) -> Vec<u32> {
+    let mut valid: Vec<u32> = ids.iter().copied().filter(|&id| (id as usize) < vocab_size).collect();
+    valid.sort_unstable();
+    valid.dedup();
+    valid
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// The published 3B, 7B and 15B.
+    pub(crate) fn published() -> [ModelSpec; 3] {
+        [
+            include_str!("../../models/configs/starcoder2-3b.json"),
+            include_str!("../../models/configs/starcoder2-7b.json"),
+            include_str!("../../models/configs/starcoder2-15b.json"),
+        ]
+        .map(|json| ModelSpec::from_config(&Config::parse(json.as_bytes(), "config.json").unwrap()).unwrap())
+    }
+
+    fn from_json(json: &str) -> Result<ModelSpec, CheckpointError> {
+        ModelSpec::from_config(&Config::parse(json.as_bytes(), "config.json")?)
+    }
+
+    #[test]
+    fn the_published_models() {
+        let [b3, b7, b15] = published();
+        assert_eq!([&b3, &b7, &b15].map(ModelSpec::group_size), [12, 9, 12]);
+        assert_eq!([&b3, &b7, &b15].map(|spec| spec.tied_head), [true, true, false]);
+        for spec in [b3, b7, b15] {
+            assert_eq!(spec.norm, Norm { kind: NormKind::LayerNorm, eps: 1e-5 });
+            assert_eq!((spec.activation, spec.bias), (Activation::GeluTanh, true));
+            assert_eq!((spec.window, spec.eos_token_ids.as_slice()), (NonZeroU32::new(4096), &[0][..]));
+            assert_eq!(spec.inv_freq().len(), 64);
+        }
+    }
+
+    #[test]
+    fn end_ids_beyond_the_vocabulary_are_dropped() {
+        let eos = |json: &str| from_json(json).unwrap().eos_token_ids;
+        assert_eq!(eos(r#"{"model_type":"starcoder2","eos_token_id":50256}"#), [0u32; 0]);
+        assert_eq!(eos(r#"{"model_type":"starcoder2"}"#), [0u32; 0]);
+        assert_eq!(eos(r#"{"model_type":"starcoder2","eos_token_id":[7,50256,0,7,49152,49151]}"#), [0, 7, 49151]);
+    }
+
+    #[test]
+    fn other_activations_are_refused() {
+        let message = from_json(r#"{"model_type":"starcoder2","hidden_act":"gelu"}"#).unwrap_err().to_string();
+        assert_eq!(message, "config.json: field hidden_act: \"gelu\" is not supported; supported: gelu_pytorch_tanh");
+    }
+}

@@ -1,0 +1,276 @@
+//! `rigel generate`.
+
+use std::io::Read;
+
+use serde_json::{Value, json};
+
+use crate::common::{Copy, command, detokenize, file, ids, path, rigel, rigel_stdin, tokenize};
+
+const PROMPT: &str = "def add(a, b):\n";
+
+/// 32 greedy tokens after [`PROMPT`], whatever the model thinks of its end.
+fn reference() -> Value {
+    rigel(&["generate", "--json", "--ignore-eos", "-n", "32", PROMPT]).ok().json()
+}
+
+#[test]
+fn json_has_its_documented_fields() {
+    let run = rigel(&["generate", "--json", "-n", "8", PROMPT]).ok();
+    let record = run.json();
+    let keys: Vec<&String> = record.as_object().unwrap().keys().collect();
+    assert_eq!(keys.len(), 5, "{keys:?}");
+    assert_eq!(ids(&record["prompt_token_ids"]), tokenize(PROMPT));
+    let new = ids(&record["token_ids"]);
+    assert!((1..=8).contains(&new.len()));
+    assert!(record["text"].is_string());
+    assert!(["stop", "length"].contains(&record["finish_reason"].as_str().unwrap()));
+    let timings = &record["timings"];
+    assert_eq!(timings["prompt_tokens"], json!(tokenize(PROMPT).len()));
+    assert_eq!(timings["completion_tokens"], json!(new.len()));
+    let seconds = |field: &str| timings[field].as_f64().unwrap();
+    for field in ["queued", "prefill", "decode", "time_to_first_token"] {
+        assert!(seconds(field) >= 0.0, "{field}");
+    }
+    assert!((seconds("queued") + seconds("prefill") - seconds("time_to_first_token")).abs() < 1e-6);
+    assert!(timings["prefill_rate"].is_f64());
+    assert_eq!(timings["decode_rate"].is_f64(), new.len() > 1);
+    assert_eq!(timings.as_object().unwrap().len(), 8);
+}
+
+#[test]
+fn streams_the_text_of_the_json() {
+    let record = reference();
+    let stream = rigel(&["generate", "--ignore-eos", "-n", "32", PROMPT]).ok();
+    assert_eq!(stream.text(), record["text"].as_str().unwrap());
+    let line = stream.stderr;
+    assert_eq!(line.lines().count(), 1, "{line}");
+    assert!(
+        line.contains("32 new tokens") && line.contains("first token after") && line.contains("tokens/s"),
+        "{line}"
+    );
+    let quiet = rigel(&["generate", "--quiet", "--ignore-eos", "-n", "32", PROMPT]).ok();
+    assert_eq!((quiet.stdout, quiet.stderr.as_str()), (stream.stdout, ""));
+}
+
+#[test]
+fn echo_puts_the_prompt_first() {
+    let text = reference()["text"].as_str().unwrap().to_owned();
+    let args = ["generate", "--echo", "--ignore-eos", "-n", "32"];
+    let echoed = format!("{PROMPT}{text}");
+    assert_eq!(rigel(&[&args[..], &[PROMPT]].concat()).ok().text(), echoed);
+    assert_eq!(rigel(&[&args[..], &["--json", PROMPT]].concat()).ok().json()["text"], json!(echoed));
+    // Ids are echoed as the text they stand for.
+    let prompts = file(json!({"token_ids": tokenize(PROMPT)}).to_string());
+    let run = rigel(&[&args[..], &["--json", "--token-ids", path(&prompts)]].concat()).ok();
+    assert_eq!(run.json()["text"], json!(echoed));
+}
+
+#[test]
+fn stdin_is_taken_byte_for_byte() {
+    for text in ["  x = 1\n\n", "\t", "é\r\n", " a"] {
+        let record = rigel_stdin(&["generate", "--json", "-n", "1", "-"], text).ok().json();
+        assert_eq!(detokenize(&ids(&record["prompt_token_ids"])), text);
+    }
+    let bad = rigel_stdin(&["generate", "-"], b"abc\xff\xfe");
+    assert!(bad.error(2).starts_with("stdin: byte 3 is not valid UTF-8"), "{}", bad.stderr);
+    assert!(rigel_stdin(&["generate", "-"], b"").error(2).contains("the prompt is empty"));
+}
+
+#[test]
+fn special_tokens_are_parsed_unless_told_otherwise() {
+    let prompt = |args: &[&str]| {
+        let args = [&["generate", "--json", "-n", "1"], args, &["<fim_prefix>x"]].concat();
+        ids(&rigel(&args).ok().json()["prompt_token_ids"])
+    };
+    assert_eq!(prompt(&[])[0], 1);
+    let plain = prompt(&["--no-special"]);
+    assert!(!plain.contains(&1) && detokenize(&plain) == "<fim_prefix>x", "{plain:?}");
+}
+
+#[test]
+fn stop_texts_end_the_text_wherever_tokens_end() {
+    let record = reference();
+    let text = record["text"].as_str().unwrap();
+    let chars: Vec<(usize, char)> = text.char_indices().collect();
+    assert!(chars.len() > 8, "{text:?}");
+    // A text from the middle of the completion, three characters long.
+    let (start, end) = (chars[chars.len() / 2].0, chars[chars.len() / 2 + 3].0);
+    let stop = &text[start..end];
+    let args = ["generate", "--ignore-eos", "-n", "32", "--stop", "\u{1}never\u{1}", "--stop", stop];
+    let expected = &text[..text.find(stop).unwrap()];
+    assert_eq!(rigel(&[&args[..], &[PROMPT]].concat()).ok().text(), expected);
+    let stopped = rigel(&[&args[..], &["--json", PROMPT]].concat()).ok().json();
+    assert_eq!((&stopped["text"], &stopped["finish_reason"]), (&json!(expected), &json!("stop")));
+    let (all, some) = (ids(&record["token_ids"]), ids(&stopped["token_ids"]));
+    assert_eq!(some, all[..some.len()]);
+}
+
+#[test]
+fn stop_token_ids_end_the_generation() {
+    let all = ids(&reference()["token_ids"]);
+    let stop = all[all.len() / 2];
+    let first = all.iter().position(|id| *id == stop).unwrap();
+    let list = format!("{stop},4");
+    let args = ["generate", "--json", "--ignore-eos", "-n", "32", "--stop-token-ids", &list, PROMPT];
+    let record = rigel(&args).ok().json();
+    let stopped = ids(&record["token_ids"]);
+    assert!(stopped.len() <= first + 1 && stopped == all[..stopped.len()], "{stopped:?}");
+    assert_eq!(record["finish_reason"], "stop");
+}
+
+#[test]
+fn logprobs_are_those_of_score() {
+    let args = ["generate", "--json", "--ignore-eos", "-n", "24", "--logprobs", "5", PROMPT];
+    let generated = rigel(&args).ok().json();
+    let prompt = ids(&generated["prompt_token_ids"]);
+    let new = ids(&generated["token_ids"]);
+    let all = [prompt.clone(), new.clone()].concat();
+    let all = json!({"token_ids": all}).to_string();
+    let scored = rigel_stdin(&["score", "--json", "--token-ids", "-"], all).ok().json();
+    for (index, id) in new.iter().enumerate() {
+        let position = prompt.len() + index;
+        let (a, b) = (&generated["logprobs"][index], &scored["logprobs"][position]);
+        assert!((a.as_f64().unwrap() - b.as_f64().unwrap()).abs() < 1e-4, "token {index}: {a} and {b}");
+        let (best, at) = (&generated["top"][index], &scored["top"][position - 1]);
+        assert_eq!(best.as_array().unwrap().len(), 5);
+        // Greedy: the token is the best.
+        assert_eq!(best[0][0], json!(id));
+        for rank in 0..5 {
+            let (a, b) = (best[rank][1].as_f64().unwrap(), at[rank][1].as_f64().unwrap());
+            assert!((a - b).abs() < 1e-4, "token {index}, rank {rank}: {a} and {b}");
+        }
+    }
+}
+
+#[test]
+fn logprobs_without_json_are_a_table_on_stderr() {
+    let plain = rigel(&["generate", "-q", "--ignore-eos", "-n", "4", PROMPT]).ok();
+    let table = rigel(&["generate", "-q", "--ignore-eos", "-n", "4", "--logprobs", "2", PROMPT]).ok();
+    assert_eq!(plain.stdout, table.stdout);
+    assert_eq!(table.stderr.lines().count(), 5, "{}", table.stderr);
+}
+
+#[test]
+fn prompts_from_json_lines_run_in_order() {
+    let (first, second) = (tokenize("import os\n"), tokenize("class A"));
+    let lines = format!("{}\n\n{}\n", json!({"token_ids": first}), json!({"token_ids": second, "id": "b"}));
+    let prompts = file(&lines);
+    let args = ["generate", "--ignore-eos", "-n", "6", "--token-ids"];
+    let records = rigel(&[&args[..], &[path(&prompts), "--json"]].concat()).ok().json_lines();
+    assert_eq!(records.len(), 2);
+    assert_eq!(ids(&records[0]["prompt_token_ids"]), first);
+    assert_eq!(ids(&records[1]["prompt_token_ids"]), second);
+    let alone = rigel(&["generate", "--ignore-eos", "-n", "6", "--json", "class A"]).ok().json();
+    assert_eq!(records[1]["token_ids"], alone["token_ids"]);
+    let text = |index: usize| records[index]["text"].as_str().unwrap();
+    let plain = rigel_stdin(&[&args[..], &["-"]].concat(), &lines).ok();
+    assert_eq!(plain.text(), format!("{}\n{}\n", text(0), text(1)));
+}
+
+#[test]
+fn a_bad_line_leaves_what_came_before() {
+    for (bad, needle) in [
+        ("{\"token_ids\":[5,99999999]}", "prompts.jsonl:2: prompt[1] is 99999999"),
+        ("{\"token_ids\":[]}", "prompts.jsonl:2: the prompt is empty"),
+        ("{\"token_ids\":\"x\"}", "prompts.jsonl:2: "),
+        ("nonsense", "prompts.jsonl:2: "),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let prompts = dir.path().join("prompts.jsonl");
+        std::fs::write(&prompts, format!("{{\"token_ids\":[40,41]}}\n{bad}\n{{\"token_ids\":[40]}}\n")).unwrap();
+        let args = ["generate", "--json", "-q", "-n", "1", "--token-ids", prompts.to_str().unwrap()];
+        let run = rigel(&args);
+        assert!(run.error(2).contains(needle), "{}", run.stderr);
+        assert_eq!(run.json_lines().len(), 1);
+    }
+}
+
+#[test]
+fn the_positions_are_the_end() {
+    // nano has 2048 of them.
+    let prompt = |tokens: usize| file(json!({"token_ids": vec![40; tokens]}).to_string());
+    let generate = |tokens: usize, more: &[&str]| {
+        let prompts = prompt(tokens);
+        rigel(&[&["generate", "--json", "--quiet", "--ignore-eos", "--token-ids", path(&prompts)], more].concat())
+    };
+    let silent = generate(2040, &[]).ok();
+    assert_eq!((ids(&silent.json()["token_ids"]).len(), silent.stderr.as_str()), (8, ""));
+    let told = generate(2040, &["-n", "9"]).ok();
+    assert_eq!(ids(&told.json()["token_ids"]).len(), 8);
+    assert!(told.stderr.starts_with("warning: ") && told.stderr.contains("--max-new-tokens 9"), "{}", told.stderr);
+    assert!(generate(2048, &[]).error(2).contains("shorten the prompt"));
+    assert_eq!(ids(&generate(2048, &["-n", "0"]).ok().json()["token_ids"]), [0; 0]);
+    assert!(generate(2049, &[]).error(2).contains("2049 tokens"));
+}
+
+#[test]
+fn a_seed_is_a_sequence_of_draws() {
+    let draw = |seed: &str| {
+        let args = ["generate", "--json", "--ignore-eos", "-n", "24", "--temperature", "1.5", "--seed", seed, PROMPT];
+        rigel(&args).ok().json()["token_ids"].clone()
+    };
+    assert_eq!(draw("1"), draw("1"));
+    assert_ne!(draw("1"), draw("2"));
+}
+
+#[test]
+fn generation_config_counts_only_when_asked() {
+    let copy = Copy::of_nano();
+    copy.edit("generation_config.json", |config| {
+        config["do_sample"] = json!(true);
+        config["temperature"] = json!(1.5);
+        config["top_k"] = json!(50);
+    });
+    let run = |args: &[&str]| {
+        let common = ["generate", "--json", "--ignore-eos", "-n", "24", "--model", copy.model(), PROMPT];
+        rigel(&[&common[..], args].concat()).ok().json()["token_ids"].clone()
+    };
+    let greedy = run(&[]);
+    let options = run(&["--temperature", "1.5", "--top-k", "50", "--seed", "3"]);
+    assert_eq!(ids(&greedy), ids(&reference()["token_ids"])[..24]);
+    assert_ne!(options, greedy);
+    assert_eq!(run(&["--generation-config", "--seed", "3"]), options);
+    assert_eq!(run(&["--generation-config", "--temperature", "0"]), greedy);
+    copy.edit("generation_config.json", |config| config["top_p"] = json!(7));
+    let bad = rigel(&["generate", "--generation-config", "--model", copy.model(), PROMPT]);
+    assert!(bad.error(2).contains("generation_config.json: top_p is 7"), "{}", bad.stderr);
+}
+
+#[test]
+fn idle_options_are_a_warning() {
+    let run = rigel(&["generate", "-q", "-n", "1", "--top-p", "0.9", PROMPT]).ok();
+    assert!(run.stderr.starts_with("warning: --top-p has no effect"), "{}", run.stderr);
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let mut child = command(&["generate", "--ignore-eos", "-n", "1024", PROMPT]).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut first = [0; 10];
+    stdout.read_exact(&mut first).unwrap();
+    drop(stdout);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+}
+
+#[test]
+fn a_closed_stderr_is_no_error() {
+    let mut child = command(&["generate", "--ignore-eos", "-n", "4", "--top-p", "0.5", PROMPT]).spawn().unwrap();
+    drop(child.stderr.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn ids_need_no_tokenizer() {
+    let copy = Copy::of_nano();
+    copy.remove("tokenizer.json");
+    let prompts = file("{\"token_ids\":[40,41,42]}");
+    let args = ["generate", "-q", "--model", copy.model(), "-n", "4", "--token-ids", path(&prompts)];
+    let record = rigel(&[&args[..], &["--json"]].concat()).ok().json();
+    assert!(!ids(&record["token_ids"]).is_empty());
+    assert_eq!(record["text"], "");
+    assert!(rigel(&args).error(2).contains("tokenizer.json"));
+    assert!(rigel(&["generate", "--model", copy.model(), "x"]).error(2).contains("tokenizer.json"));
+}

@@ -1,0 +1,12 @@
+//! The `rigel` binary from outside: what it prints, where, and how it exits. Runs on the bundled nano and on broken
+//! copies of it, and depends on the text of neither.
+
+mod bad_input;
+mod common;
+mod generate;
+mod help;
+mod infill;
+mod inspect;
+mod respond;
+mod score;
+mod tokenize;
