@@ -233,7 +233,10 @@ fn refuses_what_cannot_be_run() {
         refused(Request::new(ids(&[1, 97]))),
         RequestError::TokenOutOfRange { field: "prompt", index: 1, .. }
     ));
-    assert!(matches!(refused(Request::new(ids(&[0; 301]))), RequestError::PromptTooLong { tokens: 301, positions: 300 }));
+    assert!(matches!(
+        refused(Request::new(ids(&[0; 301]))),
+        RequestError::PromptTooLong { tokens: 301, positions: 300 }
+    ));
     assert!(matches!(
         refused(Request { max_tokens: 2, ..Request::new(ids(&[0; 299])) }),
         RequestError::TooManyTokens { positions: 300, .. }

@@ -35,9 +35,9 @@ JSON object of --json:
   text              text generated, without stop text and special tokens
   finish_reason     \"stop\" or \"length\"
   logprobs          with --logprobs: log-probability of each id generated
-  top               with --logprobs: [[id, logprob], …] of the N best, for each id
-  timings           seconds (queued, prefill, decode, time_to_first_token), tokens
-                    (prompt_tokens, completion_tokens), tokens a second
+  top               with --logprobs: [[id, logprob], …], the N best, for each id
+  timings           seconds (queued, prefill, decode, time_to_first_token),
+                    tokens (prompt_tokens, completion_tokens), tokens a second
                     (prefill_rate, decode_rate; null where there was none)";
 
 /// What `--json` prints of a generation.

@@ -81,7 +81,7 @@ mod tests {
     fn ids_stand_between_spaces_or_commas() {
         let ids = |text| parse_ids(text).map(|ids| ids.into_iter().map(|id| id.0).collect::<Vec<_>>());
         assert_eq!(ids("1 2,3, 4\n").unwrap(), [1, 2, 3, 4]);
-        assert_eq!(ids("").unwrap(), []);
+        assert_eq!(ids("").unwrap(), [0u32; 0]);
         assert_eq!(ids("1 -2").unwrap_err().to_string(), "id 2 is `-2`; expected a number from 0 to 4294967295");
         assert!(ids("4294967296").is_err());
         assert!(ids("[1]").is_err());

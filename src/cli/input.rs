@@ -118,7 +118,7 @@ impl Iterator for JsonLines {
 
 fn parse_object(line: &str) -> Result<PromptInput, CliError> {
     const EXPECTED: &str = r#"expected {"token_ids":[…]} or {"text":"…"}"#;
-    let object: Object = serde_json::from_str(line).map_err(|error| {
+    let object: Object = serde_json::from_str(line.trim_end()).map_err(|error| {
         // The place names the line of the file; that of the JSON text inside it is always 1.
         let message = error.to_string().replace(" at line 1 column ", " at column ");
         CliError::Usage(format!("{message}; {EXPECTED}"))

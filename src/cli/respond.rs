@@ -7,7 +7,7 @@ use rigel::text::{
     AddGenerationPrompt, ChatMessage, ChatTemplate, SpecialOutput, SpecialTokens, TokenId, Tokenizer, clean_up_spaces,
 };
 
-use super::completion::{self, JSON_HELP, Record};
+use super::completion::{self, Record};
 use super::error::CliError;
 use super::input;
 use super::model_args::ModelArgs;
@@ -20,6 +20,10 @@ Examples:
   rigel respond --max-length 2048 - < task.md
   rigel respond --model bigcode/starcoder2-15b-instruct-v0.1 'Sort a list.'
   rigel respond --response-prefix $'```python\\n' -n 400 'Sort a list.'";
+
+const JSON_HELP: &str = "\
+JSON object of --json: that of `rigel generate --json` (see its --help); text is
+the answer.";
 
 /// The text at which an answer ends: the headings of the template begin with it.
 const END: &str = "###";

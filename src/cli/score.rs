@@ -21,15 +21,13 @@ Examples:
   rigel score --token-ids prompts.jsonl --json > scores.jsonl
 
 Input:
-  --text F       a file of JSON lines, or else, where its first line is no such object,
-                 one text, whole
-  --token-ids F  JSON lines
-  One JSON object a line: {\"token_ids\":[…]} or {\"text\":\"…\"}; blank lines are skipped.
+  JSON lines, one object a line: {\"token_ids\":[…]} or {\"text\":\"…\"}. A file of
+  --text whose first line is no such object is one text, scored whole.
 
 JSON object of --json, one a line:
   token_ids   the ids scored
-  logprobs    [null, …]: natural log-probability of token i given those before it
-  top         [[[id, logprob], …], …]: the five best tokens to follow tokens 0..=i
+  logprobs    [null, …]: natural log-probability of token i after those before
+  top         [[[id, logprob], …], …]: the five best tokens after tokens 0..=i
   perplexity  exp(-mean of logprobs); null for a single token";
 
 /// Log-probabilities of given text or token ids

@@ -124,7 +124,8 @@ impl EngineBuilder {
             Some(Source::Resolved(source)) => source,
         };
         let checkpoint = Checkpoint::open(&source)?;
-        let spec = ModelSpec::from_checkpoint(&checkpoint)?;
+        let mut spec = ModelSpec::from_checkpoint(&checkpoint)?;
+        spec.untie_stored_head(&checkpoint);
         let tokenizer = Tokenizer::from_source(&source)?;
         let page_size = self.page_size.unwrap_or(CPU_PAGE_SIZE);
         // More rows than positions can never come together.

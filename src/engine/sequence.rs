@@ -117,7 +117,7 @@ impl Sequence {
 
     /// What to draw after `rows`, from this logits row; nothing where the prompt goes on or no token is wanted.
     pub(super) fn sample_row(&self, rows: &Range<usize>, logits_row: usize) -> Option<SampleRow<'_>> {
-        (rows.end == self.tokens.len() && self.request.max_tokens > 0).then(|| SampleRow {
+        (rows.end == self.tokens.len() && self.request.max_tokens > 0).then_some(SampleRow {
             logits_row,
             params: &self.request.sampling,
             // Positions fit u32: the prompt and max_tokens were checked against the model's.

@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Config, Family};
 
+use super::names;
 use super::rope::Rope;
 
 /// How activations are normalised before attention, MLP and head.
@@ -86,6 +87,24 @@ impl ModelSpec {
             spec.eos_token_ids = generation;
         }
         Ok(spec)
+    }
+
+    /// Unties the head of a checkpoint whose config.json says that it is tied, where the file carries an
+    /// `lm_head.weight` that is not a copy of the embedding: the weights are then used as they are stored, as
+    /// transformers 5 does, and a warning says so. Reads both matrices up to their first difference, and no byte of
+    /// a checkpoint without `lm_head.weight`.
+    pub fn untie_stored_head(&mut self, checkpoint: &Checkpoint) {
+        let stored = [names::EMBED_TOKENS, names::LM_HEAD].map(|name| checkpoint.tensor(name));
+        if let (true, [Some(embedding), Some(head)]) = (self.tied_head, stored)
+            && (embedding.dtype(), embedding.shape(), embedding.bytes()) != (head.dtype(), head.shape(), head.bytes())
+        {
+            tracing::warn!(
+                "{}: config.json ties the head to the embedding, but {} is stored and differs: using it as stored",
+                checkpoint.source(),
+                names::LM_HEAD
+            );
+            self.tied_head = false;
+        }
     }
 
     /// The network that `config` describes.

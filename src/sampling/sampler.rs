@@ -52,8 +52,11 @@ pub fn sample(logits: &[f32], row: &SampleRow<'_>) -> Result<Sampled, NotFinite>
     } else {
         logits
     };
-    let token =
-        if row.params.is_greedy() { argmax(logits_for_choice) } else { draw(logits_for_choice, row.params, row.position) };
+    let token = if row.params.is_greedy() {
+        argmax(logits_for_choice)
+    } else {
+        draw(logits_for_choice, row.params, row.position)
+    };
     let logprobs = match row.logprobs {
         Some(top) => Some(TokenLogprobs::from_logits(logits, Some(token), top)?),
         None => None,
@@ -190,27 +193,15 @@ mod tests {
     fn truncations_keep_what_they_say() {
         let base = SamplingParams { temperature: 1.0, ..Default::default() };
         let top_k = SamplingParams { top_k: 2, ..base.clone() };
-        assert_close(
-            &frequencies(&LOGITS, top_k, 20_000),
-            &softmax(&LOGITS, &[true, false, false, true, false], 1.0),
-        );
+        assert_close(&frequencies(&LOGITS, top_k, 20_000), &softmax(&LOGITS, &[true, false, false, true, false], 1.0));
         // Probabilities: 0.466, 0.171, 0.063, 0.283, 0.023. 0.466 + 0.283 = 0.749 < 0.75: a third token is kept.
         let top_p = SamplingParams { top_p: 0.75, ..base.clone() };
-        assert_close(
-            &frequencies(&LOGITS, top_p, 20_000),
-            &softmax(&LOGITS, &[true, true, false, true, false], 1.0),
-        );
+        assert_close(&frequencies(&LOGITS, top_p, 20_000), &softmax(&LOGITS, &[true, true, false, true, false], 1.0));
         let top_p = SamplingParams { top_p: 0.74, ..base.clone() };
-        assert_close(
-            &frequencies(&LOGITS, top_p, 20_000),
-            &softmax(&LOGITS, &[true, false, false, true, false], 1.0),
-        );
+        assert_close(&frequencies(&LOGITS, top_p, 20_000), &softmax(&LOGITS, &[true, false, false, true, false], 1.0));
         // Relative to the best: 1, 0.368, 0.135, 0.607, 0.050.
         let min_p = SamplingParams { min_p: 0.3, ..base };
-        assert_close(
-            &frequencies(&LOGITS, min_p, 20_000),
-            &softmax(&LOGITS, &[true, true, false, true, false], 1.0),
-        );
+        assert_close(&frequencies(&LOGITS, min_p, 20_000), &softmax(&LOGITS, &[true, true, false, true, false], 1.0));
     }
 
     #[test]

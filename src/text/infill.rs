@@ -69,8 +69,8 @@ impl Infill {
     /// strings are taken as plain text. `tokenizer` is the one that this was made from.
     ///
     /// # Errors
-    /// [`TextError::NoInfillToken`] if the context needs a token that the vocabulary lacks, [`TextError::PathLineBreak`],
-    /// and those of [`Tokenizer::encode`].
+    /// [`TextError::NoInfillToken`] if the context needs a token that the vocabulary lacks,
+    /// [`TextError::PathLineBreak`], and those of [`Tokenizer::encode`].
     pub fn prompt(
         &self,
         tokenizer: &Tokenizer,

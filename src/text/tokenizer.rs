@@ -104,8 +104,9 @@ impl Tokenizer {
     /// byte tokens, of which valid UTF-8 reaches only F1 (U+40000–7FFFF).
     ///
     /// # Errors
-    /// [`TextError::Encode`], also for a run of more than half a million white-space characters; with [`SpecialTokens::AsText`] also [`TextError::SpecialFromText`], when the vocabulary
-    /// would write part of the text as a special token even so (an `unk_token` that is special).
+    /// [`TextError::Encode`], also for a run of more than half a million white-space characters; with
+    /// [`SpecialTokens::AsText`] also [`TextError::SpecialFromText`], when the vocabulary would write part of the text as
+    /// a special token even so (an `unk_token` that is special).
     pub fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<TokenId>, TextError> {
         let run = longest_white_space(text);
         if run > MAX_WHITE_SPACE {
@@ -411,7 +412,10 @@ mod tests {
     proptest! {
         /// One or two wrong values anywhere in tokenizer.json: an error or a tokenizer, never a panic.
         #[test]
-        fn mutated_files_do_not_panic(edits in prop::collection::vec((any::<usize>(), any_json()), 1..3), shallow in any::<bool>()) {
+        fn mutated_files_do_not_panic(
+            edits in prop::collection::vec((any::<usize>(), any_json()), 1..3),
+            spare_vocabulary in any::<bool>(),
+        ) {
             let mut json = testing::byte_level_json();
             let vocab = json["model"]["vocab"].take();
             for (n, with) in &edits {
@@ -421,7 +425,7 @@ mod tests {
             if let Some(model) = json.get_mut("model").and_then(|m| m.as_object_mut()) {
                 model.insert("vocab".to_owned(), vocab);
             }
-            if !shallow {
+            if !spare_vocabulary {
                 mutate(&mut json, edits[0].0, &edits[0].1);
             }
             if let Ok(t) = Tokenizer::from_bytes(json.to_string().as_bytes(), "t") {

@@ -1,32 +1,44 @@
 //! `--help` and `--version`.
 
-use crate::common::rigel;
+use crate::common::{Run, command, finish, rigel};
 
 const COMMANDS: [&str; 7] = ["generate", "respond", "infill", "score", "tokenize", "detokenize", "inspect"];
+
+/// `rigel` in a terminal of this many columns.
+fn help(args: &[&str], columns: &str) -> String {
+    let mut command = command(args);
+    command.env("COLUMNS", columns);
+    let run: Run = finish(command, None).ok();
+    assert_eq!(run.stderr, "");
+    run.text().to_owned()
+}
+
+fn examples(help: &str) -> &str {
+    &help[help.find("Examples:").unwrap_or_else(|| panic!("no examples in {help}"))..]
+}
 
 #[test]
 fn every_command_has_help_with_examples() {
     for command in COMMANDS {
         for flag in ["-h", "--help"] {
-            let mut narrow = crate::common::command(&[command, flag]);
-            narrow.env("COLUMNS", "80");
-            let run = crate::common::finish(narrow, None).ok();
-            let help = run.text();
-            assert!(help.contains("Examples:") && help.contains(&format!("\n  rigel {command} ")), "{command}: {help}");
-            assert!(help.contains("--model"), "{command}");
-            assert_eq!(run.stderr, "");
-            let widest = help.lines().map(|line| line.chars().count()).max();
+            let narrow = help(&[command, flag], "80");
+            assert!(examples(&narrow).contains(&format!("\n  rigel {command} ")), "{narrow}");
+            assert!(narrow.contains("--model"), "{command}");
+            let widest = narrow.lines().map(|line| line.chars().count()).max();
             assert!(widest <= Some(80), "{command} {flag}: {widest:?} columns");
+            // Lines set by hand are not broken.
+            assert_eq!(examples(&narrow), examples(&help(&[command, flag], "100")));
         }
     }
 }
 
 #[test]
 fn the_program_names_its_commands_and_version() {
-    let run = rigel(&["--help"]).ok();
+    let program = help(&["--help"], "80");
     for command in COMMANDS {
-        assert!(run.text().contains(&format!("\n  {command} ")), "{command}");
+        assert!(program.contains(&format!("\n  {command} ")), "{command}");
     }
+    assert_eq!(examples(&program), examples(&help(&["--help"], "100")));
     let version = rigel(&["--version"]).ok();
     assert_eq!(version.text(), format!("rigel {}\n", env!("CARGO_PKG_VERSION")));
     assert_eq!(rigel(&[]).code, 2);

@@ -61,32 +61,42 @@ fn a_base_model_cannot_respond() {
     assert!(rigel(&["tokenize", "--chat", "--model", copy.model(), "x"]).error(2).contains("chat template"));
 }
 
-/// `respond` of transformers 4.39, float32, on nano: made by tools/goldens.
+/// What the model card's `respond` returns under transformers 4.39 (float32, on the bundled model with a window wider
+/// than its positions, since 4.39 has none there): `tests/goldens/respond.json`, made by tools/goldens.
 #[test]
 fn answers_are_those_of_transformers() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/respond.json");
-    let Ok(bytes) = std::fs::read(&file) else {
-        println!("SKIPPED answers_are_those_of_transformers: {} is absent", file.display());
-        return;
-    };
-    let goldens: Value = serde_json::from_slice(&bytes).unwrap();
-    let model = nano();
+    let goldens: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let copy = Copy::of_nano();
+    copy.edit("config.json", |config| {
+        for (key, value) in goldens["config_overrides"].as_object().unwrap() {
+            config[key] = value.clone();
+        }
+    });
+    let length = goldens["max_length"].to_string();
+    let (mut equal, mut refused) = (0, 0);
     for case in goldens["cases"].as_array().unwrap() {
-        let field = |name: &str| case[name].as_str().unwrap_or("").to_owned();
-        let length = case["max_length"].as_u64().unwrap_or(256).to_string();
-        let args = [
-            "respond",
-            "--json",
-            "-q",
-            "--model",
-            model.to_str().unwrap(),
-            "--max-length",
-            &length,
-            "--response-prefix",
-            &field("response_prefix"),
-            &field("instruction"),
-        ];
-        let record = rigel(&args).ok().json();
-        assert_eq!(record["text"].as_str().unwrap(), field("response"), "{}", field("instruction"));
+        let [instruction, prefix] = ["instruction", "response_prefix"].map(|name| case[name].as_str().unwrap());
+        let args = ["respond", "--json", "-q", "--model", copy.model(), "--max-length", &length];
+        let run = rigel(&[&args[..], &["--response-prefix", prefix, "--", instruction]].concat());
+        if case["error"].is_string() {
+            assert!(run.error(2).contains("--max-length"), "{}", run.stderr);
+            refused += 1;
+            continue;
+        }
+        let record = run.ok().json();
+        assert_eq!(ids(&record["prompt_token_ids"]), ids(&case["prompt_ids"]), "{instruction}");
+        let (found, expected) = (ids(&record["token_ids"]), ids(&case["generated_ids"]));
+        let margins = case["margins"].as_array().unwrap();
+        let differ = (0..expected.len()).find(|&i| found.get(i) != Some(&expected[i]));
+        match differ {
+            None => {
+                assert_eq!(record["text"].as_str().unwrap(), case["response"].as_str().unwrap(), "{instruction}");
+                equal += 1;
+            }
+            // Two tokens so near to each other may change places.
+            Some(i) => assert!(margins[i].as_f64().unwrap() <= 1e-2, "{instruction}: token {i}"),
+        }
     }
+    assert!(equal >= 10 && refused >= 1, "{equal} answers compared, {refused} refused");
 }

@@ -18,7 +18,7 @@ fn json_has_its_documented_fields() {
     let logprobs: Vec<f64> = logprobs[1..].iter().map(|l| l.as_f64().unwrap()).collect();
     assert!(logprobs.iter().all(|l| *l <= 0.0));
     let perplexity = (-logprobs.iter().sum::<f64>() / logprobs.len() as f64).exp();
-    assert!((record["perplexity"].as_f64().unwrap() / perplexity - 1.0).abs() < 1e-9);
+    assert!((record["perplexity"].as_f64().unwrap() / perplexity - 1.0).abs() < 1e-6); // f32 digits
     let top = record["top"].as_array().unwrap();
     assert_eq!(top.len(), tokens.len());
     for (position, best) in top.iter().enumerate() {
