@@ -69,7 +69,10 @@ fn a_pipeline_of_copies() {
         bench.launch("correct_copy_pipeline", shape(1, 64, 3 * 1024), Start::AfterAll, arguments![x_at, y_at, count]);
         let element = |thread: usize, i: usize| (i * 64 + 17 * thread) % 256;
         let sum = |thread: usize| {
-            (0..tiles).flat_map(|tile| (0..4).map(move |i| (tile, i))).map(|(tile, i)| values[tile * 256 + element(thread, i)]).sum()
+            (0..tiles)
+                .flat_map(|tile| (0..4).map(move |i| (tile, i)))
+                .map(|(tile, i)| values[tile * 256 + element(thread, i)])
+                .sum()
         };
         let expected: Vec<f32> = (0..64).map(sum).collect();
         assert_eq!(bench.download(&y).expect("a correct kernel"), expected);
@@ -84,7 +87,8 @@ fn named_barriers() {
         let (x, y) = (bench.upload(&values), bench.uninitialised::<u32>(32));
         let (x_at, y_at, count) = (address(&x, &bench.stream), address(&y, &bench.stream), rounds as i32);
         bench.launch("correct_named_barriers", shape(1, 64, 128), Start::AfterAll, arguments![x_at, y_at, count]);
-        let expected: Vec<u32> = (0..32).map(|lane| (0..rounds).map(|round| values[round * 32 + 31 - lane]).sum()).collect();
+        let expected: Vec<u32> =
+            (0..32).map(|lane| (0..rounds).map(|round| values[round * 32 + 31 - lane]).sum()).collect();
         assert_eq!(bench.download(&y).expect("a correct kernel"), expected);
     });
 }

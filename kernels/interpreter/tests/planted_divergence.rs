@@ -52,7 +52,8 @@ fn two_collectives_at_once() {
 
 #[test]
 fn a_shuffle_from_outside_its_mask() {
-    let bug = bug("outside mask", &["shfl.sync.idx: lane", "reads from lane 20, which its mask (lanes 0000ffff) leaves out"]);
+    let bug =
+        bug("outside mask", &["shfl.sync.idx: lane", "reads from lane 20, which its mask (lanes 0000ffff) leaves out"]);
     expect_found(&bug, on_words("planted_shuffle_outside_mask", 1, 32, Start::AfterAll));
 }
 

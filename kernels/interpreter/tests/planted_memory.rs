@@ -31,7 +31,11 @@ fn a_write_past_the_end() {
     let bug = Bug {
         file: FILE,
         marker: "global overrun",
-        says: &["out-of-bounds global write of 4 bytes", "has 256 bytes; the access begins at its byte 256", "thread (63,0,0)"],
+        says: &[
+            "out-of-bounds global write of 4 bytes",
+            "has 256 bytes; the access begins at its byte 256",
+            "thread (63,0,0)",
+        ],
     };
     expect_found(&bug, |bench| {
         let y = bench.upload(&[0u32; 64]);
@@ -42,7 +46,8 @@ fn a_write_past_the_end() {
 
 #[test]
 fn a_read_before_the_start() {
-    let says = &["out-of-bounds global read of 4 bytes", "thread (0,0,0) of block (0,0,0) of planted_global_underrun_read"];
+    let says =
+        &["out-of-bounds global read of 4 bytes", "thread (0,0,0) of block (0,0,0) of planted_global_underrun_read"];
     let bug = Bug { file: FILE, marker: "global underrun", says };
     expect_found(&bug, with_x_and_y("planted_global_underrun_read", 64, 0));
 }

@@ -23,7 +23,13 @@ const RACE: &[&str] = &["race in shared memory"];
 
 #[test]
 fn a_missing_barrier() {
-    expect_race("planted_missing_barrier", "missing barrier", 64, false, &["race in shared memory", "no barrier orders the two"]);
+    expect_race(
+        "planted_missing_barrier",
+        "missing barrier",
+        64,
+        false,
+        &["race in shared memory", "no barrier orders the two"],
+    );
 }
 
 #[test]
@@ -33,7 +39,13 @@ fn a_buffer_used_again_too_soon() {
 
 #[test]
 fn two_threads_write_the_same_word() {
-    expect_race("planted_same_word_written", "two writers", 32, false, &["race in shared memory", "not ordered after a write"]);
+    expect_race(
+        "planted_same_word_written",
+        "two writers",
+        32,
+        false,
+        &["race in shared memory", "not ordered after a write"],
+    );
 }
 
 #[test]
@@ -49,7 +61,13 @@ fn an_asynchronous_copy_not_waited_for() {
 
 #[test]
 fn an_asynchronous_copy_of_another_thread() {
-    expect_race("planted_copy_no_barrier", "copy without barrier", 32, true, &["race in shared memory", "asynchronous copy"]);
+    expect_race(
+        "planted_copy_no_barrier",
+        "copy without barrier",
+        32,
+        true,
+        &["race in shared memory", "asynchronous copy"],
+    );
 }
 
 #[test]

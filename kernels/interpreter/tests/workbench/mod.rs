@@ -121,8 +121,7 @@ impl Bench {
             match start {
                 Start::AfterAll => {}
                 Start::Early => {
-                    attribute.id =
-                        sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+                    attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
                     attribute.value.programmaticStreamSerializationAllowed = 1;
                 }
                 Start::Cooperative => {

@@ -31,8 +31,10 @@ pub fn every_schedule() -> impl Iterator<Item = (u64, AsyncPolicy)> {
 /// Runs the launches under every schedule; each time the bug must be found and named: the check, the kernel, a block and
 /// thread, and the source lines.
 pub fn expect_found(bug: &Bug, launches: impl Fn(&Bench)) {
-    let lines: Vec<String> =
-        ["// BUG ", "// PARTNER "].iter().filter_map(|kind| line_of(bug.file, &format!("{kind}{}", bug.marker))).collect();
+    let lines: Vec<String> = ["// BUG ", "// PARTNER "]
+        .iter()
+        .filter_map(|kind| line_of(bug.file, &format!("{kind}{}", bug.marker)))
+        .collect();
     assert!(!lines.is_empty(), "{}: no line is marked {:?}", bug.file, bug.marker);
     for (seed, policy) in every_schedule() {
         let bench = Bench::open(&[0; 64]);
