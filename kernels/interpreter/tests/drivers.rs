@@ -54,7 +54,7 @@ fn shared_memory_beyond_the_device_is_refused() {
             let bench = Bench::open(&[0; 64]);
             let (x, y) = (bench.upload(&[0.0f32; 64]), bench.upload(&[0.0f32; 64]));
             let (x_at, y_at, n) = (address(&x, &bench.stream), address(&y, &bench.stream), 64i32);
-            let mut launch = |bytes| {
+            let launch = |bytes| {
                 let arguments = arguments![x_at, y_at, n];
                 bench.try_launch_on(&bench.stream, "correct_exchange", shape(1, 64, bytes), Start::AfterAll, arguments)
             };
