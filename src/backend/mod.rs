@@ -7,6 +7,8 @@
 //! Nothing above this room names a device.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
 use std::ops::Range;
 

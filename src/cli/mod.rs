@@ -4,7 +4,7 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `generate` `respond` `infill` `score` `tokenize` `detokenize` `inspect` | a command's arguments and what it does |
+//! | `generate` `respond` `infill` `score` `tokenize` `detokenize` `inspect` `doctor` | a command's arguments and what it does |
 //! | `model_args` `sampling_args` | options of several commands |
 //! | `input` | stdin, files, JSON lines |
 //! | `completion` | one request to text or to a JSON object |
@@ -15,6 +15,7 @@
 
 mod completion;
 mod detokenize;
+mod doctor;
 mod error;
 mod generate;
 mod infill;
@@ -51,6 +52,7 @@ Examples:
   rigel generate --model bigcode/starcoder2-3b --max-new-tokens 64 - < prompt.py
   rigel respond --model ./starcoder2-15b-instruct-v0.1 'Write a quicksort.'
   rigel inspect --model bigcode/starcoder2-7b
+  rigel doctor
 
 Without --model, every command uses nano, a small model inside this binary.
 `rigel <command> --help` has examples of each command."
@@ -69,6 +71,7 @@ enum Command {
     Tokenize(tokenize::Tokenize),
     Detokenize(detokenize::Detokenize),
     Inspect(inspect::Inspect),
+    Doctor(doctor::Doctor),
 }
 
 impl Command {
@@ -81,6 +84,7 @@ impl Command {
             Command::Tokenize(command) => command.run(out),
             Command::Detokenize(command) => command.run(out),
             Command::Inspect(command) => command.run(out),
+            Command::Doctor(command) => command.run(out),
         }
     }
 }

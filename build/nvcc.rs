@@ -1,0 +1,245 @@
+//! Finds nvcc and turns one `.cu` into one fatbin, for build scripts. Knows nothing of what a kernel does or of
+//! who embeds it.
+//!
+//! A `.cu` names its targets in its first lines: `// targets: sm_80 compute_80 sm_90`, where `sm_N` is machine code
+//! and `compute_N` is PTX for GPUs that come later.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+/// Flags of every kernel. The image stays uncompressed so that the program can read its own cubins; local memory
+/// is an error; ptxas's report is kept for the tests.
+const FLAGS: [&str; 8] = [
+    "--fatbin",
+    "--no-compress",
+    "-std=c++17",
+    "-O3",
+    "-Werror=all-warnings",
+    "-Xptxas=-v",
+    "-Xptxas=-warn-spills",
+    "-Xptxas=-warn-lmem-usage",
+];
+
+/// A compiler that was found and answered with its version.
+pub struct Nvcc {
+    path: PathBuf,
+    /// `13.0.88`
+    pub version: String,
+}
+
+impl Nvcc {
+    /// The first nvcc of: `NVCC`, `CUDA_HOME`, `CUDA_PATH`, `PATH`, `/usr/local/cuda`, the wheels in `VIRTUAL_ENV`,
+    /// the wheels in `<root>/.cuda` (tools/install-nvcc). `None` where there is none; an error where `NVCC` names
+    /// something else or the compiler does not run.
+    pub fn find(root: &Path) -> Result<Option<Nvcc>, String> {
+        for variable in ["NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV"] {
+            println!("cargo::rerun-if-env-changed={variable}");
+        }
+        if let Some(path) = env::var_os("NVCC").map(PathBuf::from) {
+            if !path.is_file() {
+                return Err(format!("NVCC={} is no file; unset it to search the usual places", path.display()));
+            }
+            return Nvcc::at(path).map(Some);
+        }
+        let homes =
+            ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os).map(|home| PathBuf::from(home).join("bin"));
+        let path = env::var_os("PATH").unwrap_or_default();
+        let virtual_env = env::var_os("VIRTUAL_ENV").map(PathBuf::from);
+        let found = homes
+            .chain(env::split_paths(&path).filter(|folder| !folder.as_os_str().is_empty()))
+            .chain([PathBuf::from("/usr/local/cuda/bin")])
+            .chain(virtual_env.iter().flat_map(|venv| wheels(venv)))
+            .chain(wheels(&root.join(".cuda")))
+            .map(|folder| folder.join("nvcc"))
+            .find(|nvcc| nvcc.is_file());
+        match found {
+            Some(path) => Nvcc::at(path).map(Some),
+            None => {
+                // Only now: else every change of PATH, such as between a terminal and an editor, would build again.
+                println!("cargo::rerun-if-env-changed=PATH");
+                Ok(None)
+            }
+        }
+    }
+
+    fn at(path: PathBuf) -> Result<Nvcc, String> {
+        println!("cargo::rerun-if-changed={}", path.display());
+        let output = Command::new(&path)
+            .arg("--version")
+            .output()
+            .map_err(|error| format!("{} does not run: {error}", path.display()))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        // "Cuda compilation tools, release 13.0, V13.0.88"
+        let version = text.split(", V").nth(1).and_then(|rest| rest.split_whitespace().next());
+        match version {
+            Some(version) if output.status.success() => Ok(Nvcc { path, version: version.to_owned() }),
+            _ => Err(format!("{} --version answered: {}", path.display(), text.trim())),
+        }
+    }
+
+    /// Compiles every source into `out/<name>.fatbin`, with ptxas's report beside it in `out/<name>.ptxas`, as many
+    /// at a time as cargo allows jobs. A source whose text, headers, targets, flags and compiler are those of the
+    /// last time is left as it is. The error holds what nvcc said.
+    pub fn compile(&self, sources: &[Source], include: &Path, out: &Path) -> Result<(), String> {
+        fs::create_dir_all(out).map_err(|error| format!("{}: {error}", out.display()))?;
+        let next = AtomicUsize::new(0);
+        let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1).min(sources.len());
+        let work = || -> Vec<String> {
+            let mine = std::iter::from_fn(|| sources.get(next.fetch_add(1, Ordering::Relaxed)));
+            mine.filter_map(|source| self.compile_one(source, include, out).err()).collect()
+        };
+        let errors: Vec<String> = thread::scope(|scope| {
+            let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
+            workers
+                .into_iter()
+                .flat_map(|worker| worker.join().unwrap_or_else(|_| vec!["a worker panicked".into()]))
+                .collect()
+        });
+        if errors.is_empty() { Ok(()) } else { Err(errors.join("\n")) }
+    }
+
+    fn compile_one(&self, source: &Source, include: &Path, out: &Path) -> Result<(), String> {
+        let file = |extension: &str| out.join(&source.name).with_extension(extension);
+        let (fatbin, stamp) = (file("fatbin"), file("key"));
+        let key = source.key(&self.version)?;
+        if fatbin.is_file() && fs::read_to_string(&stamp).is_ok_and(|last| last == key) {
+            return Ok(());
+        }
+        let mut command = Command::new(&self.path);
+        command.args(FLAGS).args(source.targets.iter().map(|target| generate_code(target)));
+        command.arg("-I").arg(include).arg("-o").arg(&fatbin).arg(&source.path);
+        let output = command.output().map_err(|error| format!("{} does not run: {error}", self.path.display()))?;
+        let report = [output.stdout, output.stderr].concat();
+        let report = String::from_utf8_lossy(&report);
+        if !output.status.success() {
+            return Err(format!("{}: nvcc failed\n{}", source.path.display(), without_notes(&report)));
+        }
+        let write = |path: PathBuf, text: &str| fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()));
+        write(file("ptxas"), &report)?;
+        write(stamp, &key)
+    }
+}
+
+/// `<venv>/lib/python3.*/site-packages/nvidia/cu13/bin`, where NVIDIA's wheels put nvcc.
+fn wheels(venv: &Path) -> Vec<PathBuf> {
+    let pythons = fs::read_dir(venv.join("lib")).into_iter().flatten().flatten();
+    pythons.map(|python| python.path().join("site-packages/nvidia/cu13/bin")).collect()
+}
+
+/// `sm_90a` → machine code of compute_90a; `compute_80` → its PTX.
+fn generate_code(target: &str) -> String {
+    let number = target.trim_start_matches("sm_").trim_start_matches("compute_");
+    format!("-gencode=arch=compute_{number},code={target}")
+}
+
+/// What went wrong, without ptxas's lines on what went well.
+fn without_notes(report: &str) -> String {
+    let notes = ["ptxas info", "    0 bytes stack frame"];
+    report.lines().filter(|line| !notes.iter().any(|note| line.starts_with(note))).collect::<Vec<_>>().join("\n")
+}
+
+/// One `.cu` and what it is compiled for.
+pub struct Source {
+    /// File name without `.cu`.
+    pub name: String,
+    path: PathBuf,
+    /// Of the targets that the file names, those that are wanted.
+    pub targets: Vec<String>,
+    /// The file, then every header that it reaches by `#include "…"`.
+    files: BTreeSet<PathBuf>,
+}
+
+impl Source {
+    /// Every `.cu` directly in `folder`, by name; headers are looked up in `include`. Has cargo watch each of the
+    /// files (not the folder: cargo would watch all that lies below it).
+    pub fn all(folder: &Path, include: &Path) -> Result<Vec<Source>, String> {
+        let entries = fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
+        paths.sort();
+        let sources: Vec<Source> =
+            paths.into_iter().map(|path| Source::read(path, include)).collect::<Result<_, _>>()?;
+        for file in sources.iter().flat_map(|source| &source.files).collect::<BTreeSet<_>>() {
+            println!("cargo::rerun-if-changed={}", file.display());
+        }
+        Ok(sources)
+    }
+
+    fn read(path: PathBuf, include: &Path) -> Result<Source, String> {
+        let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let line =
+            text.lines().take_while(|line| line.starts_with("//")).find_map(|line| line.strip_prefix("// targets:"));
+        let targets: Vec<String> = line.unwrap_or_default().split_whitespace().map(str::to_owned).collect();
+        let known = |target: &String| {
+            let number = target.strip_prefix("sm_").or_else(|| target.strip_prefix("compute_"));
+            number.is_some_and(|number| number.starts_with(|c: char| c.is_ascii_digit()))
+        };
+        if targets.is_empty() || !targets.iter().all(known) {
+            let path = path.display();
+            return Err(format!(
+                "{path}: its first lines must name targets, as in: // targets: sm_80 compute_80 sm_90"
+            ));
+        }
+        let mut files = BTreeSet::new();
+        reach(&path, include, &mut files)?;
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Source { name, path, targets, files })
+    }
+
+    /// Keeps the targets that `RIGEL_CUDA_ARCHS` names (`sm_90,sm_90a`), all where it is not set, and drops sources
+    /// that are left with none. A name that no source has is an error.
+    pub fn narrow(sources: Vec<Source>) -> Result<Vec<Source>, String> {
+        println!("cargo::rerun-if-env-changed=RIGEL_CUDA_ARCHS");
+        let Ok(wanted) = env::var("RIGEL_CUDA_ARCHS") else { return Ok(sources) };
+        let wanted: BTreeSet<&str> = wanted.split([',', ' ']).filter(|target| !target.is_empty()).collect();
+        let named: BTreeSet<String> = sources.iter().flat_map(|source| source.targets.clone()).collect();
+        if let Some(unknown) = wanted.iter().find(|target| !named.contains(**target)) {
+            let named: Vec<String> = named.into_iter().collect();
+            return Err(format!(
+                "RIGEL_CUDA_ARCHS: no kernel is written for {unknown}; there are: {}",
+                named.join(" ")
+            ));
+        }
+        let narrowed = sources.into_iter().map(|mut source| {
+            source.targets.retain(|target| wanted.contains(target.as_str()));
+            source
+        });
+        Ok(narrowed.filter(|source| !source.targets.is_empty()).collect())
+    }
+
+    /// Changes when anything does that the fatbin depends on.
+    fn key(&self, version: &str) -> Result<String, String> {
+        let mut hasher = DefaultHasher::new();
+        (FLAGS, &self.targets, version).hash(&mut hasher);
+        for file in &self.files {
+            let text = fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
+            (file, text).hash(&mut hasher);
+        }
+        Ok(format!("{:016x}", hasher.finish()))
+    }
+}
+
+/// Adds `file` and every header behind its `#include "…"` lines: beside it or in `include`. A header that is in
+/// neither is the compiler's own, or the compiler's to complain about.
+fn reach(file: &Path, include: &Path, files: &mut BTreeSet<PathBuf>) -> Result<(), String> {
+    if !files.insert(file.to_owned()) {
+        return Ok(());
+    }
+    let text = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    let beside = file.parent().unwrap_or(include);
+    for line in text.lines() {
+        let Some(rest) = line.trim_start().strip_prefix("#include \"") else { continue };
+        let Some(header) = rest.split('"').next() else { continue };
+        let found = [beside, include].map(|folder| folder.join(header)).into_iter().find(|path| path.is_file());
+        if let Some(found) = found {
+            reach(&found, include, files)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,22 @@
+// Sums over a warp and over a block, in an order that depends on the number of threads alone.
+#pragma once
+#include "ptx/ptx.cuh"
+
+// The sum over the warp, the same bits in every lane.
+DEVICE float warp_sum(float value) {
+#pragma unroll
+    for (uint32_t distance = 16; distance > 0; distance /= 2) value += shuffle_xor(value, distance);
+    return value;
+}
+
+// The sum over the block, the same bits in every thread. `scratch` holds one float for each warp; it may be used again
+// after a barrier. blockDim.x is a multiple of 32, blockDim.y and z are 1.
+DEVICE float block_sum(float value, float* scratch) {
+    const uint32_t warps = blockDim.x / 32;
+    value = warp_sum(value);
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+    block_sync();
+    float sum = 0.0f;
+    for (uint32_t warp = 0; warp < warps; warp++) sum += scratch[warp];
+    return sum;
+}

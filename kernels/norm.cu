@@ -1,0 +1,111 @@
+// targets: sm_80 compute_80 sm_90
+// Residual addition and normalisation of rows, LayerNorm or RMSNorm, in one pass over memory.
+#include "common/reduce.cuh"
+#include "common/vector.cuh"
+#include "ptx/ptx.cuh"
+
+static constexpr uint32_t kMostThreads = 512;
+static constexpr uint32_t kVectors = 4;  // of a thread: width <= 512 x 4 x 8 = 16384
+
+// y = (x - mean(x)) / sqrt(var(x) + epsilon) weight + bias, var the biased variance, as torch.nn.LayerNorm.
+struct LayerNorm {
+    static constexpr bool kCentered = true;
+};
+// y = x / sqrt(mean(x^2) + epsilon) weight, as LlamaRMSNorm.
+struct RmsNorm {
+    static constexpr bool kCentered = false;
+};
+
+// x[r, :] = hidden[r, :] + delta[r, :], rounded to T, and written to `sum`; then out[r, :] = normalise(x[r, :]).
+// Where `delta` is null, x is `hidden` and `sum` is not touched. The statistics are those of the rounded x, so that
+// they do not depend on whether it was added here or read back, and are sums of f32 over registers: mean first, then
+// the squares of the differences from it.
+//
+//   hidden, delta  T [rows, width]   written by earlier work on the stream
+//   weight, bias   T [width]         written before this stream's work began; null bias: none
+//   sum, out       T [rows, width]   `sum` may be `hidden`
+//
+// Grid (rows); block: width / 8 / 4 threads, rounded up to whole warps; thread t has vectors t, t + block, ...
+// Shared memory: 2 x 16 floats.
+// Bytes: with delta 2 rows width T read and written, else 1; and weight, bias once. FLOPs: about 8 an element.
+// Alignment: width a multiple of 8; all buffers 16 bytes.
+// Registers: at most 88 (norm_*)
+template <class Norm, class T>
+DEVICE void norm(const T* hidden, const T* delta, const T* weight, const T* bias, T* sum, T* out, uint32_t width,
+                 float epsilon) {
+    SHARED_MEMORY(shared);
+    float* const scratch = reinterpret_cast<float*>(shared);
+    const size_t row = static_cast<size_t>(blockIdx.x) * width;
+    const float count = static_cast<float>(width);
+
+    grid_dependency_launch();
+    uint4 scale[kVectors], shift[kVectors];
+#pragma unroll
+    for (uint32_t v = 0; v < kVectors; v++) {
+        const uint32_t column = (v * blockDim.x + threadIdx.x) * kVector;
+        scale[v] = column < width ? load_readonly_16(weight + column) : zero_vector();
+        shift[v] = column < width && bias != nullptr ? load_readonly_16(bias + column) : zero_vector();
+    }
+    grid_dependency_wait();
+
+    float x[kVectors][kVector];
+    float total = 0.0f;
+#pragma unroll
+    for (uint32_t v = 0; v < kVectors; v++) {
+        const uint32_t column = (v * blockDim.x + threadIdx.x) * kVector;
+        uint4 packed = column < width ? load_global_16(hidden + row + column) : zero_vector();
+        unpack<T>(packed, x[v]);
+        if (column < width && delta != nullptr) {
+            float added[kVector];
+            unpack<T>(load_global_16(delta + row + column), added);
+#pragma unroll
+            for (uint32_t i = 0; i < kVector; i++) added[i] += x[v][i];
+            packed = pack<T>(added);
+            store_global_16(sum + row + column, packed);
+            unpack<T>(packed, x[v]);
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < kVector; i++) total += x[v][i];
+    }
+    const float mean = Norm::kCentered ? block_sum(total, scratch) / count : 0.0f;
+
+    float squares = 0.0f;
+#pragma unroll
+    for (uint32_t v = 0; v < kVectors; v++) {
+        const uint32_t column = (v * blockDim.x + threadIdx.x) * kVector;
+        if (column < width) {
+#pragma unroll
+            for (uint32_t i = 0; i < kVector; i++) {
+                const float difference = x[v][i] - mean;
+                squares += difference * difference;
+            }
+        }
+    }
+    // Scratch of its own: no barrier between the two sums.
+    const float inverse = rsqrt_approx(block_sum(squares, scratch + kMostThreads / 32) / count + epsilon);
+
+#pragma unroll
+    for (uint32_t v = 0; v < kVectors; v++) {
+        const uint32_t column = (v * blockDim.x + threadIdx.x) * kVector;
+        if (column < width) {
+            float scales[kVector], shifts[kVector], y[kVector];
+            unpack<T>(scale[v], scales);
+            unpack<T>(shift[v], shifts);
+#pragma unroll
+            for (uint32_t i = 0; i < kVector; i++) y[i] = (x[v][i] - mean) * inverse * scales[i] + shifts[i];
+            store_global_16(out + row + column, pack<T>(y));
+        }
+    }
+}
+
+#define NORM_KERNEL(name, Norm, T)                                                                                 \
+    KERNEL(name, kMostThreads)                                                                                     \
+    (const T* hidden, const T* delta, const T* weight, const T* bias, T* sum, T* out, uint32_t width, float epsilon) { \
+        norm<Norm, T>(hidden, delta, weight, bias, sum, out, width, epsilon);                                      \
+    }                                                                                                              \
+    REGISTER_KERNEL(name)
+
+NORM_KERNEL(norm_layer_bf16, LayerNorm, bf16)
+NORM_KERNEL(norm_layer_f16, LayerNorm, f16)
+NORM_KERNEL(norm_rms_bf16, RmsNorm, bf16)
+NORM_KERNEL(norm_rms_f16, RmsNorm, f16)

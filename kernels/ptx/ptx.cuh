@@ -1,0 +1,38 @@
+// Everything a kernel may use beyond plain C++: one inline function for each PTX instruction.
+//
+// A kernel file includes this header and files of kernels/common/, nothing else. Each function has two bodies: under
+// nvcc one inline-assembly statement, under the host compiler one call into the interpreter (kernels/interpreter/),
+// whose twin of the instruction works on the CPU. kernels/conformance/ has a tiny kernel for every function.
+//
+//   file                 instructions                                                      needs
+//   language.cuh         KERNEL, REGISTER_KERNEL, SHARED_MEMORY, DEVICE                    -
+//   address.cuh          cvta.to.shared                                                    -
+//   warp.cuh             shfl.sync, vote.sync, redux.sync, bar.warp.sync                   sm_80
+//   barrier.cuh          barrier.sync, barrier.arrive                                      -
+//   memory.cuh           ld/st.global with cache hints, prefetch, createpolicy             sm_80
+//   order.cuh            ld.acquire, st.release, ld/st.relaxed, fence                      sm_70
+//   atomic.cuh           atom, red                                                         sm_70
+//   async_copy.cuh       cp.async, commit_group, wait_group                                sm_80
+//   matrix.cuh           ldmatrix, mma.sync                                                sm_80
+//   convert.cuh          cvt.rn.bf16x2.f32, cvt.rn.f16x2.f32 and back                      sm_80
+//   math.cuh             ex2, lg2, rcp, rsqrt, tanh (approximate)                          sm_75
+//   grid_dependency.cuh  griddepcontrol                                                    sm_90, nothing below
+//   time.cuh             globaltimer                                                       -
+//
+// Hopper's files take their places here with the kernels that need them: mbarrier.cuh, bulk_copy.cuh (TMA),
+// warpgroup.cuh (wgmma, setmaxnreg), cluster.cuh.
+#pragma once
+#include "language.cuh"
+
+#include "address.cuh"
+#include "async_copy.cuh"
+#include "atomic.cuh"
+#include "barrier.cuh"
+#include "convert.cuh"
+#include "grid_dependency.cuh"
+#include "math.cuh"
+#include "matrix.cuh"
+#include "memory.cuh"
+#include "order.cuh"
+#include "time.cuh"
+#include "warp.cuh"

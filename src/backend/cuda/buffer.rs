@@ -1,0 +1,161 @@
+//! Typed device memory that knows its length, and borrowed parts of it.
+
+use std::marker::PhantomData;
+use std::ops::{Bound, RangeBounds};
+
+use bytemuck::Pod;
+use cudarc::driver::CudaSlice;
+use cudarc::driver::sys::CUdeviceptr;
+
+/// `len` elements of `T` in device memory, freed in the order of the stream that allocated them: before a buffer is
+/// dropped, work on other streams that uses it must be ordered before that stream by an [`Event`](super::Event).
+#[derive(Debug)]
+pub struct Buffer<T> {
+    /// Keeps the allocation.
+    _memory: CudaSlice<u8>,
+    pointer: CUdeviceptr,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Pod> Buffer<T> {
+    /// `memory` holds at least `len` elements.
+    pub(super) fn new(memory: CudaSlice<u8>, pointer: CUdeviceptr, len: usize) -> Buffer<T> {
+        debug_assert!(memory.len() >= len * size_of::<T>());
+        Buffer { _memory: memory, pointer, len, element: PhantomData }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no element.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// All of it, to be read.
+    pub fn view(&self) -> Slice<'_, T> {
+        Slice { pointer: self.pointer, len: self.len, borrow: PhantomData }
+    }
+
+    /// All of it, to be written.
+    pub fn view_mut(&mut self) -> SliceMut<'_, T> {
+        SliceMut { pointer: self.pointer, len: self.len, borrow: PhantomData }
+    }
+
+    /// Elements `range`, to be read; `None` where there are not as many.
+    pub fn slice(&self, range: impl RangeBounds<usize>) -> Option<Slice<'_, T>> {
+        let (pointer, len) = part::<T>(self.pointer, self.len, range)?;
+        Some(Slice { pointer, len, borrow: PhantomData })
+    }
+
+    /// Elements `range`, to be written; `None` where there are not as many.
+    pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> Option<SliceMut<'_, T>> {
+        let (pointer, len) = part::<T>(self.pointer, self.len, range)?;
+        Some(SliceMut { pointer, len, borrow: PhantomData })
+    }
+}
+
+/// Elements of a [`Buffer`] that a kernel or a copy reads.
+#[derive(Debug)]
+pub struct Slice<'a, T> {
+    pointer: CUdeviceptr,
+    len: usize,
+    borrow: PhantomData<&'a T>,
+}
+
+impl<T> Clone for Slice<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Slice<'_, T> {}
+
+/// Elements of a [`Buffer`] that a kernel or a copy writes, and may read.
+#[derive(Debug)]
+pub struct SliceMut<'a, T> {
+    pointer: CUdeviceptr,
+    len: usize,
+    borrow: PhantomData<&'a mut T>,
+}
+
+macro_rules! slice_common {
+    ($slice:ident) => {
+        impl<T: Pod> $slice<'_, T> {
+            /// Number of elements.
+            pub fn len(&self) -> usize {
+                self.len
+            }
+
+            /// Whether it has no element.
+            pub fn is_empty(&self) -> bool {
+                self.len == 0
+            }
+
+            /// The largest power of two, 256 at the most, that its address is a multiple of.
+            pub fn alignment(&self) -> u64 {
+                1 << self.pointer.trailing_zeros().min(8)
+            }
+
+            pub(super) fn pointer(&self) -> CUdeviceptr {
+                self.pointer
+            }
+        }
+    };
+}
+
+slice_common!(Slice);
+slice_common!(SliceMut);
+
+impl<T: Pod> SliceMut<'_, T> {
+    /// The same elements, borrowed for a shorter time.
+    pub fn reborrow(&mut self) -> SliceMut<'_, T> {
+        SliceMut { pointer: self.pointer, len: self.len, borrow: PhantomData }
+    }
+
+    /// The same elements, to be read.
+    pub fn as_slice(&self) -> Slice<'_, T> {
+        Slice { pointer: self.pointer, len: self.len, borrow: PhantomData }
+    }
+}
+
+fn part<T>(pointer: CUdeviceptr, len: usize, range: impl RangeBounds<usize>) -> Option<(CUdeviceptr, usize)> {
+    let start = match range.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(before) => before.checked_add(1)?,
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(last) => last.checked_add(1)?,
+        Bound::Excluded(end) => *end,
+        Bound::Unbounded => len,
+    };
+    (start <= end && end <= len).then(|| (pointer + (start * size_of::<T>()) as u64, end - start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_lies_inside_or_is_none() {
+        assert_eq!(part::<u32>(1000, 10, 2..5), Some((1008, 3)));
+        assert_eq!(part::<u32>(1000, 10, ..), Some((1000, 10)));
+        assert_eq!(part::<u32>(1000, 10, 10..), Some((1040, 0)));
+        assert_eq!(part::<u32>(1000, 10, 0..=9), Some((1000, 10)));
+        assert_eq!(part::<u32>(1000, 10, 0..=10), None);
+        assert_eq!(part::<u32>(1000, 10, (Bound::Included(5), Bound::Excluded(4))), None);
+        assert_eq!(part::<u32>(1000, 10, 0..=usize::MAX), None);
+    }
+
+    #[test]
+    fn alignment_is_that_of_the_address() {
+        let slice = |pointer| Slice::<u16> { pointer, len: 1, borrow: PhantomData };
+        assert_eq!(slice(0x7f00).alignment(), 256);
+        assert_eq!(slice(0x7f10).alignment(), 16);
+        assert_eq!(slice(0x7f02).alignment(), 2);
+    }
+}

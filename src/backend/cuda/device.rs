@@ -1,0 +1,206 @@
+//! One GPU: what it is, its memory, its loaded kernels.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
+use cudarc::driver::{CudaContext, result};
+
+use super::driver;
+use super::error::{CudaError, Naming};
+use super::image::{Image, images};
+use super::module::Module;
+use super::stream::Stream;
+
+/// The kernels use Ampere's asynchronous copies and bf16 matrix instructions.
+const OLDEST: ComputeCapability = ComputeCapability { major: 8, minor: 0 };
+
+/// What a GPU can do, by generation: 8.0 is A100, 9.0 is H100 and H200.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ComputeCapability {
+    /// 8 of 8.6.
+    pub major: u32,
+    /// 6 of 8.6.
+    pub minor: u32,
+}
+
+impl ComputeCapability {
+    /// 86 for 8.6, as in `sm_86`.
+    pub fn number(self) -> u32 {
+        self.major * 10 + self.minor
+    }
+}
+
+impl fmt::Display for ComputeCapability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// What the driver says about a GPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Properties {
+    /// Such as `NVIDIA H200`.
+    pub name: String,
+    /// Its generation.
+    pub compute_capability: ComputeCapability,
+    /// How many multiprocessors it has.
+    pub multiprocessors: u32,
+    /// Bytes of shared memory that one block may have at the most, with the opt-in that [`Stream`] makes.
+    pub shared_bytes: u32,
+    /// Bytes of second-level cache.
+    pub l2_bytes: u64,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+}
+
+impl Properties {
+    /// Whether the kernels run on it, or why not.
+    ///
+    /// # Errors
+    /// [`CudaError::OldDevice`].
+    pub fn check(&self) -> Result<(), CudaError> {
+        if self.compute_capability < OLDEST {
+            return Err(CudaError::OldDevice { name: self.name.clone(), found: self.compute_capability });
+        }
+        Ok(())
+    }
+}
+
+/// Reads the properties of one GPU without taking any of its memory, also of one that is too old.
+///
+/// # Errors
+/// Those of [`driver::device_count`], and [`CudaError::NoSuchDevice`].
+pub fn properties(ordinal: usize) -> Result<Properties, CudaError> {
+    let count = driver::device_count()?;
+    let handle = i32::try_from(ordinal).ok().filter(|_| ordinal < count);
+    let handle = handle.ok_or(CudaError::NoSuchDevice { ordinal, count })?;
+    let device = result::device::get(handle).named("cuDeviceGet")?;
+    let number = |attribute: Attribute| -> Result<u32, CudaError> {
+        // SAFETY: `device` came from cuDeviceGet above.
+        let value = unsafe { result::device::get_attribute(device, attribute) }.named("cuDeviceGetAttribute")?;
+        Ok(u32::try_from(value).unwrap_or(0))
+    };
+    // SAFETY: as above.
+    let memory = unsafe { result::device::total_mem(device) }.named("cuDeviceTotalMem")?;
+    Ok(Properties {
+        name: result::device::get_name(device).named("cuDeviceGetName")?,
+        compute_capability: ComputeCapability {
+            major: number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            minor: number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        },
+        multiprocessors: number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_bytes: number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        l2_bytes: number(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.into(),
+        memory_bytes: memory as u64,
+    })
+}
+
+/// One GPU, opened. Clones share it; it is closed with the last of its streams, buffers and kernels.
+#[derive(Clone)]
+pub struct Device(Arc<Inner>);
+
+struct Inner {
+    context: Arc<CudaContext>,
+    properties: Properties,
+    modules: Mutex<HashMap<&'static str, Arc<Module>>>,
+}
+
+impl Device {
+    /// Opens GPU number `ordinal`, counted from 0.
+    ///
+    /// # Errors
+    /// One each for: no driver, a driver too old, no GPU, no such GPU, a GPU too old.
+    pub fn open(ordinal: usize) -> Result<Device, CudaError> {
+        let properties = properties(ordinal)?;
+        properties.check()?;
+        let context = CudaContext::new(ordinal).named("cuDevicePrimaryCtxRetain")?;
+        // SAFETY: the events would order uses of one buffer on several streams; `Stream` asks its caller to do that
+        // with `Event`s, and recorded graphs cannot hold cudarc's.
+        unsafe { context.disable_event_tracking() };
+        if context.has_async_alloc() {
+            keep_freed_memory(&context)?;
+        }
+        Ok(Device(Arc::new(Inner { context, properties, modules: Mutex::default() })))
+    }
+
+    /// What the GPU is.
+    pub fn properties(&self) -> &Properties {
+        &self.0.properties
+    }
+
+    /// Bytes free now, and in all.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn memory(&self) -> Result<(u64, u64), CudaError> {
+        let (free, total) = self.0.context.mem_get_info().named("cuMemGetInfo")?;
+        Ok((free as u64, total as u64))
+    }
+
+    /// A new stream: work on it runs in order, and beside that of other streams.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn stream(&self) -> Result<Stream, CudaError> {
+        Ok(Stream::new(self.clone(), self.0.context.new_stream().named("cuStreamCreate")?))
+    }
+
+    /// The kernels of `kernels/<name>.cu`, loaded at the first call.
+    ///
+    /// # Errors
+    /// [`CudaError::BuiltWithoutKernels`], [`CudaError::UnknownImage`], and those of [`Module::load`].
+    pub fn module(&self, name: &str) -> Result<Arc<Module>, CudaError> {
+        // A panic elsewhere cannot leave the map half-changed.
+        let mut modules = self.0.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(module) = modules.get(name) {
+            return Ok(module.clone());
+        }
+        let image = *find_image(name)?;
+        let module = Arc::new(Module::load(&self.0.context, &self.0.properties, image)?);
+        modules.insert(image.name, module.clone());
+        Ok(module)
+    }
+
+    /// Loads an image that is not part of this binary, such as a test's.
+    ///
+    /// # Errors
+    /// Those of [`Module::load`].
+    pub fn load(&self, image: Image) -> Result<Module, CudaError> {
+        Module::load(&self.0.context, &self.0.properties, image)
+    }
+
+    pub(super) fn context(&self) -> &Arc<CudaContext> {
+        &self.0.context
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Device").field(&self.0.properties).finish()
+    }
+}
+
+fn find_image(name: &str) -> Result<&'static Image, CudaError> {
+    let all = images();
+    if all.is_empty() {
+        return Err(CudaError::BuiltWithoutKernels);
+    }
+    all.iter().find(|image| image.name == name).ok_or_else(|| {
+        let known: Vec<&str> = all.iter().map(|image| image.name).collect();
+        CudaError::UnknownImage { image: name.to_owned(), known: known.join(", ") }
+    })
+}
+
+/// The driver's pool gives freed memory back at every synchronisation unless it is told to keep it.
+fn keep_freed_memory(context: &CudaContext) -> Result<(), CudaError> {
+    let mut threshold = u64::MAX;
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the device is that of an open context.
+    let pool =
+        unsafe { result::device::get_default_mem_pool(context.cu_device()) }.named("cuDeviceGetDefaultMemPool")?;
+    // SAFETY: the pool is the device's own; this attribute is read from a u64, which outlives the call.
+    unsafe { result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast()) }
+        .named("cuMemPoolSetAttribute")
+}

@@ -1,0 +1,181 @@
+//! Why the GPU could not be used, and what to do about it: one line each.
+
+use cudarc::driver::DriverError;
+use cudarc::driver::sys::CUresult;
+
+use super::device::ComputeCapability;
+use super::driver::CudaVersion;
+
+/// What can go wrong between here and the GPU.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CudaError {
+    /// No library of the driver was found.
+    #[error("no CUDA driver: libcuda.so was not found; install NVIDIA's driver 580 or newer, or use --device cpu")]
+    NoDriver,
+    /// The driver is older than the compiler that made the kernels.
+    #[error(
+        "the CUDA driver is too old: it supports CUDA {found}, the kernels need CUDA {needed}; install NVIDIA's driver \
+         580 or newer"
+    )]
+    OldDriver {
+        /// The CUDA version that the driver supports.
+        found: CudaVersion,
+        /// The one that the kernels were compiled with.
+        needed: CudaVersion,
+    },
+    /// The driver sees no GPU.
+    #[error("the CUDA driver sees no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu")]
+    NoDevice,
+    /// There are fewer GPUs than asked for.
+    #[error("there is no GPU {ordinal}: the driver sees {count}, counted from 0")]
+    NoSuchDevice {
+        /// The GPU that was asked for.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// The GPU is older than any that the kernels are written for.
+    #[error("{name} has compute capability {found}; the kernels need 8.0 (Ampere) or newer; use --device cpu")]
+    OldDevice {
+        /// The GPU's name.
+        name: String,
+        /// Its compute capability.
+        found: ComputeCapability,
+    },
+    /// The crate was built on a machine without nvcc.
+    #[error("this binary was built without GPU kernels: build it again with nvcc (tools/install-nvcc fetches it)")]
+    BuiltWithoutKernels,
+    /// No such file among the kernels.
+    #[error("no kernels/{image}.cu was compiled into this binary; there are: {known}")]
+    UnknownImage {
+        /// The image that was asked for.
+        image: String,
+        /// Those that there are.
+        known: String,
+    },
+    /// The fatbin holds no code that the GPU can run.
+    #[error(
+        "kernels/{image}.cu was compiled for {targets}, and none of these runs on compute capability {device}; build \
+         again with RIGEL_CUDA_ARCHS unset"
+    )]
+    NoCode {
+        /// The image.
+        image: String,
+        /// What it was compiled for.
+        targets: String,
+        /// What the GPU is.
+        device: ComputeCapability,
+    },
+    /// The fatbin is not what nvcc writes.
+    #[error("kernels/{image}.cu: the compiled image is damaged: {reason}; build it again")]
+    BadImage {
+        /// The image.
+        image: String,
+        /// What was wrong, where.
+        reason: String,
+    },
+    /// The image has no kernel of that name.
+    #[error("kernels/{image}.cu has no kernel '{kernel}'; it has: {known}")]
+    UnknownKernel {
+        /// The image.
+        image: String,
+        /// The kernel that was asked for.
+        kernel: String,
+        /// Those that it has.
+        known: String,
+    },
+    /// The arguments of a launch are not the compiled kernel's parameters. A bug in the launcher.
+    #[error("{kernel}: launched with arguments of {found:?} bytes, compiled with parameters of {expected:?}")]
+    Arguments {
+        /// The kernel.
+        kernel: String,
+        /// Sizes of the arguments given.
+        found: Vec<usize>,
+        /// Sizes of the compiled parameters.
+        expected: Vec<usize>,
+    },
+    /// The grid, block, cluster or shared memory of a launch is not possible on this GPU.
+    #[error("{kernel}: {what} is {found}; this GPU allows {allowed}")]
+    LaunchLimit {
+        /// The kernel.
+        kernel: String,
+        /// Which number.
+        what: &'static str,
+        /// What it was.
+        found: u64,
+        /// What it may be.
+        allowed: String,
+    },
+    /// A launcher was given buffers or sizes that its kernel cannot take.
+    #[error("{kernel}: {what} is {found}, expected {expected}")]
+    Operand {
+        /// The kernel.
+        kernel: &'static str,
+        /// Which buffer or size.
+        what: &'static str,
+        /// What it was.
+        found: String,
+        /// What the kernel takes.
+        expected: String,
+    },
+    /// A copy between buffers of different lengths.
+    #[error("a copy of {from} elements into {into}")]
+    CopyLength {
+        /// Elements of the source.
+        from: usize,
+        /// Elements of the destination.
+        into: usize,
+    },
+    /// Something that a recording cannot hold was asked of a stream that records.
+    #[error("{what} cannot be recorded into a graph; do it before or after")]
+    WhileCapturing {
+        /// What was asked.
+        what: &'static str,
+    },
+    /// The GPU has not enough free memory.
+    #[error("out of GPU memory: {needed} bytes were needed, {free} of {total} are free")]
+    OutOfMemory {
+        /// Bytes that were asked for.
+        needed: u64,
+        /// Bytes that were free just after.
+        free: u64,
+        /// Bytes that the GPU has.
+        total: u64,
+    },
+    /// Any other answer of the driver.
+    #[error("{call} failed: {answer}")]
+    Driver {
+        /// What was asked of the driver.
+        call: &'static str,
+        /// Its answer, by name and in words.
+        answer: String,
+    },
+}
+
+/// Puts the name of a driver call on its failure.
+pub(super) trait Naming<T> {
+    fn named(self, call: &'static str) -> Result<T, CudaError>;
+}
+
+impl<T> Naming<T> for Result<T, DriverError> {
+    fn named(self, call: &'static str) -> Result<T, CudaError> {
+        self.map_err(|error| CudaError::Driver { call, answer: describe(error) })
+    }
+}
+
+/// `CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure`, and advice where there is some.
+fn describe(error: DriverError) -> String {
+    let name = error.error_name().map_or_else(|_| format!("{:?}", error.0), |name| name.to_string_lossy().into_owned());
+    let words = error.error_string().map_or(String::new(), |words| format!(": {}", words.to_string_lossy()));
+    let advice = match error.0 {
+        CUresult::CUDA_ERROR_LAUNCH_FAILED
+        | CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+        | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+        | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION => " (a kernel failed; this process cannot use the GPU any more)",
+        CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => " (the driver was updated: restart the machine)",
+        CUresult::CUDA_ERROR_SYSTEM_NOT_READY => " (is the fabric manager running?)",
+        _ => "",
+    };
+    format!("{name}{words}{advice}")
+}

@@ -1,0 +1,38 @@
+//! The compiled kernels that are part of this binary: a table that build.rs writes.
+
+/// One `kernels/<name>.cu`, compiled.
+#[derive(Debug, Clone, Copy)]
+pub struct Image {
+    /// File name without `.cu`.
+    pub name: &'static str,
+    /// What it was compiled for: `sm_80`, `compute_80`, …
+    pub targets: &'static [&'static str],
+    /// The fatbin, aligned as the driver reads it.
+    pub fatbin: &'static [u8],
+}
+
+/// The driver reads headers of 8-byte words; a cubin's own sections are aligned to 128 bytes at most.
+#[repr(C, align(128))]
+#[allow(dead_code)]
+struct Aligned<const N: usize>([u8; N]);
+
+// Unused where the table is empty.
+#[allow(unused_macros)]
+macro_rules! image {
+    ($name:literal, $targets:expr, $path:literal) => {{
+        static FATBIN: Aligned<{ include_bytes!($path).len() }> = Aligned(*include_bytes!($path));
+        Image { name: $name, targets: $targets, fatbin: &FATBIN.0 }
+    }};
+}
+
+include!(concat!(env!("OUT_DIR"), "/images.rs"));
+
+/// Every kernel file in this binary, by name. Empty where it was built without nvcc.
+pub fn images() -> &'static [Image] {
+    IMAGES
+}
+
+/// The version of the nvcc that compiled them, such as `13.0.88`.
+pub fn nvcc_version() -> Option<&'static str> {
+    NVCC
+}

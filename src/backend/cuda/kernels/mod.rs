@@ -1,0 +1,114 @@
+//! One launcher for each `kernels/*.cu`: it checks shapes and alignment, picks the kernel and the grid, and declares
+//! what the launch must move and compute.
+//!
+//! A launcher is a value that holds the loaded kernels of one element type; each call gives one launch to a stream and
+//! returns before it has run. Buffers must live until then ([`Buffer`](super::Buffer)).
+
+pub mod embed;
+pub mod gemv;
+pub mod norm;
+
+use std::fmt::Display;
+
+use bytemuck::Pod;
+
+use super::buffer::{Slice, SliceMut};
+use super::error::CudaError;
+
+/// Elements of a 16-byte access.
+const VECTOR: usize = 8;
+
+/// A 16-bit element type of weights and activations.
+pub trait Element: Pod + sealed::Sealed {
+    /// Its name in the names of kernels.
+    const NAME: &'static str;
+}
+
+impl Element for half::bf16 {
+    const NAME: &'static str = "bf16";
+}
+
+impl Element for half::f16 {
+    const NAME: &'static str = "f16";
+}
+
+/// Whether a launch has a bias, for what it must move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BiasTerm {
+    /// None.
+    Absent,
+    /// One element a column.
+    Present,
+}
+
+impl<T> From<Option<Slice<'_, T>>> for BiasTerm {
+    fn from(bias: Option<Slice<'_, T>>) -> BiasTerm {
+        if bias.is_some() { BiasTerm::Present } else { BiasTerm::Absent }
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for half::bf16 {}
+    impl Sealed for half::f16 {}
+}
+
+/// Checks the operands of one kernel.
+#[derive(Clone, Copy)]
+struct Check {
+    kernel: &'static str,
+}
+
+impl Check {
+    fn fail<T>(self, what: &'static str, found: impl Display, expected: impl Display) -> Result<T, CudaError> {
+        let (found, expected) = (found.to_string(), expected.to_string());
+        Err(CudaError::Operand { kernel: self.kernel, what, found, expected })
+    }
+
+    /// `rows` × `columns` elements, where the two multiply without overflow, from an address of 16 bytes.
+    fn matrix(self, what: &'static str, operand: Operand, rows: usize, columns: usize) -> Result<(), CudaError> {
+        match rows.checked_mul(columns) {
+            Some(len) if len == operand.len => {}
+            _ => return self.fail(what, operand.len, format_args!("{rows} x {columns} elements")),
+        }
+        if operand.alignment < 16 {
+            return self.fail(what, format_args!("aligned to {} bytes", operand.alignment), "aligned to 16");
+        }
+        Ok(())
+    }
+
+    /// A size from 1 to `most`, as the kernel takes it.
+    fn size(self, what: &'static str, size: usize, most: usize) -> Result<u32, CudaError> {
+        match u32::try_from(size) {
+            Ok(number) if (1..=most).contains(&size) => Ok(number),
+            _ => self.fail(what, size, format_args!("1 to {most}")),
+        }
+    }
+
+    /// A row length from 8 to `most` whose rows all start at 16 bytes.
+    fn width(self, what: &'static str, width: usize, most: usize) -> Result<u32, CudaError> {
+        if !width.is_multiple_of(VECTOR) {
+            return self.fail(what, width, format_args!("a multiple of {VECTOR}"));
+        }
+        self.size(what, width, most)
+    }
+}
+
+/// What is checked of a buffer.
+#[derive(Clone, Copy)]
+struct Operand {
+    len: usize,
+    alignment: u64,
+}
+
+impl<T: Pod> From<Slice<'_, T>> for Operand {
+    fn from(slice: Slice<'_, T>) -> Operand {
+        Operand { len: slice.len(), alignment: slice.alignment() }
+    }
+}
+
+impl<T: Pod> From<&SliceMut<'_, T>> for Operand {
+    fn from(slice: &SliceMut<'_, T>) -> Operand {
+        Operand { len: slice.len(), alignment: slice.alignment() }
+    }
+}

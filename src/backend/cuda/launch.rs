@@ -1,0 +1,181 @@
+//! A launch: how many threads, with what, and whether it may start early.
+
+use std::ffi::c_void;
+
+use bytemuck::Pod;
+use cudarc::driver::sys;
+
+use super::buffer::{Slice, SliceMut};
+use super::error::{CudaError, Naming};
+use super::module::Kernel;
+use super::stream::Stream;
+
+/// Threads, shared memory and start of a launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks in x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block in x, y and z.
+    pub block: [u32; 3],
+    /// Blocks of a cluster in x, y and z; more than one needs compute capability 9.0.
+    pub cluster: [u32; 3],
+    /// Bytes of dynamic shared memory of a block.
+    pub shared_bytes: u32,
+    /// Whether it may start before the kernel before it ends.
+    pub overlap: Overlap,
+}
+
+/// When a kernel starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Overlap {
+    /// Once the work before it is done.
+    None,
+    /// Once every block of the kernel before it has called `griddepcontrol.launch_dependents` or ended: programmatic
+    /// dependent launch. The kernel must call `griddepcontrol.wait` before it touches what that one, or any before
+    /// it, reads or writes. Without machine code for compute capability 9.0, as [`Overlap::None`].
+    Programmatic,
+}
+
+impl Launch {
+    /// `grid` blocks of `block` threads in one dimension, no shared memory, no cluster, programmatic overlap.
+    pub fn linear(grid: u32, block: u32) -> Launch {
+        Launch {
+            grid: [grid, 1, 1],
+            block: [block, 1, 1],
+            cluster: [1, 1, 1],
+            shared_bytes: 0,
+            overlap: Overlap::Programmatic,
+        }
+    }
+}
+
+/// As many parameters as any kernel here has, with room.
+const MOST: usize = 16;
+
+/// The arguments of one launch, in the order of the kernel's parameters.
+#[derive(Debug, Clone, Default)]
+pub struct Arguments {
+    values: [u64; MOST],
+    sizes: [usize; MOST],
+    len: usize,
+}
+
+impl Arguments {
+    /// None yet.
+    pub fn new() -> Arguments {
+        Arguments::default()
+    }
+
+    /// A buffer that the kernel reads.
+    pub fn input<T: Pod>(self, buffer: Slice<'_, T>) -> Arguments {
+        self.scalar(buffer.pointer())
+    }
+
+    /// A buffer that the kernel reads, or a null pointer.
+    pub fn optional_input<T: Pod>(self, buffer: Option<Slice<'_, T>>) -> Arguments {
+        self.scalar(buffer.map_or(0, |buffer| buffer.pointer()))
+    }
+
+    /// A buffer that the kernel writes.
+    pub fn output<T: Pod>(self, buffer: &SliceMut<'_, T>) -> Arguments {
+        self.scalar(buffer.pointer())
+    }
+
+    /// A number of 1 to 8 bytes.
+    ///
+    /// # Panics
+    /// For a type of more than 8 bytes or more than 16 arguments: both are fixed when a launcher is written.
+    pub fn scalar<T: Pod>(mut self, value: T) -> Arguments {
+        let bytes = bytemuck::bytes_of(&value);
+        bytemuck::bytes_of_mut(&mut self.values[self.len])[..bytes.len()].copy_from_slice(bytes);
+        self.sizes[self.len] = bytes.len();
+        self.len += 1;
+        self
+    }
+}
+
+impl Stream {
+    /// Gives a launch to the stream.
+    ///
+    /// # Errors
+    /// [`CudaError::Arguments`] where number or sizes of the arguments are not those of the compiled kernel;
+    /// [`CudaError::LaunchLimit`]; [`CudaError::Driver`].
+    ///
+    /// # Safety
+    /// `arguments` mean what the kernel takes them for, and the buffers among them are as long as the kernel, so
+    /// launched, reads and writes them; they live until it has run.
+    pub unsafe fn launch(&self, kernel: &Kernel, launch: &Launch, arguments: &Arguments) -> Result<(), CudaError> {
+        let sizes = &arguments.sizes[..arguments.len];
+        if sizes != kernel.parameters() {
+            return Err(CudaError::Arguments {
+                kernel: kernel.name().to_owned(),
+                found: sizes.to_vec(),
+                expected: kernel.parameters().to_vec(),
+            });
+        }
+        self.check_limits(kernel, launch)?;
+        self.bind()?;
+        kernel.allow_shared_bytes(launch.shared_bytes)?;
+
+        let mut attributes = Vec::with_capacity(2);
+        if launch.cluster != [1, 1, 1] {
+            let [x, y, z] = launch.cluster;
+            let mut attribute = empty_attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION);
+            attribute.value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z };
+            attributes.push(attribute);
+        }
+        if launch.overlap == Overlap::Programmatic && kernel.target().number >= 90 {
+            let mut attribute =
+                empty_attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION);
+            attribute.value.programmaticStreamSerializationAllowed = 1;
+            attributes.push(attribute);
+        }
+        let config = sys::CUlaunchConfig {
+            gridDimX: launch.grid[0],
+            gridDimY: launch.grid[1],
+            gridDimZ: launch.grid[2],
+            blockDimX: launch.block[0],
+            blockDimY: launch.block[1],
+            blockDimZ: launch.block[2],
+            sharedMemBytes: launch.shared_bytes,
+            hStream: self.handle(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        };
+        // The driver copies the values before it returns; it takes them by mutable pointer all the same.
+        let mut values = arguments.values;
+        let mut pointers: [*mut c_void; MOST] = std::array::from_fn(|index| (&raw mut values[index]).cast());
+        // SAFETY: configuration, attributes, values and pointers outlive the call; number and sizes of the arguments
+        // were compared with the kernel's; what they mean is the caller's promise.
+        unsafe { sys::cuLaunchKernelEx(&config, kernel.handle(), pointers.as_mut_ptr(), std::ptr::null_mut()).result() }
+            .named("cuLaunchKernelEx")
+    }
+
+    fn check_limits(&self, kernel: &Kernel, launch: &Launch) -> Result<(), CudaError> {
+        let device = self.device().properties();
+        let product = |sizes: [u32; 3]| sizes.iter().map(|size| u64::from(*size)).product::<u64>();
+        let most_clustered = if device.compute_capability.major >= 9 { 16 } else { 1 };
+        let limits = [
+            ("the number of threads of a block", product(launch.block), 1, 1024),
+            ("the number of blocks of a cluster", product(launch.cluster), 1, most_clustered),
+            ("the number of blocks in x", launch.grid[0].into(), 1, (1 << 31) - 1),
+            ("the number of blocks in y", launch.grid[1].into(), 1, 65_535),
+            ("the number of blocks in z", launch.grid[2].into(), 1, 65_535),
+            ("dynamic shared memory in bytes", launch.shared_bytes.into(), 0, device.shared_bytes.into()),
+        ];
+        for (what, found, least, most) in limits {
+            if !(least..=most).contains(&found) {
+                let allowed = format!("{least} to {most}");
+                return Err(CudaError::LaunchLimit { kernel: kernel.name().to_owned(), what, found, allowed });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn empty_attribute(id: sys::CUlaunchAttributeID) -> sys::CUlaunchAttribute {
+    // SAFETY: a C structure of a number, padding and a union of numbers and pointers: all zeros are valid.
+    let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+    attribute.id = id;
+    attribute
+}

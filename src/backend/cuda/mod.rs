@@ -1,0 +1,45 @@
+//! The device layer: one GPU behind safe types, and the launchers of the kernels in `kernels/`.
+//!
+//! Everything unsafe about CUDA stays in this room: device pointers never leave it, buffers know their length, and a
+//! launch is checked against the compiled kernel's own parameters. It speaks the driver API through cudarc, which
+//! opens the driver's library at run time, so that one binary starts on machines with and without a GPU. The tests'
+//! interpreter (`kernels/interpreter/`) is such a library too: nothing here knows of it.
+//!
+//! | module | noun |
+//! |---|---|
+//! | [`driver`] | the driver's library: is there one, which CUDA does it support |
+//! | [`Device`] | one GPU: properties, memory, loaded kernels |
+//! | [`Stream`], [`Event`], [`Graph`] | work in order, a point in it, a recording of it |
+//! | [`Buffer`], [`Slice`], [`SliceMut`], [`Pinned`] | typed memory with a length, on the device and pinned on the host |
+//! | [`Image`], [`Module`], [`Kernel`] | a fatbin, the fatbin loaded, one function of it |
+//! | [`Launch`], [`Arguments`], [`Work`] | a launch, what it is given, what it must move and compute |
+//! | [`kernels`] | one launcher for each `kernels/*.cu` |
+
+mod buffer;
+mod cubin;
+mod device;
+pub mod driver;
+mod error;
+mod event;
+mod fatbin;
+mod graph;
+mod image;
+pub mod kernels;
+mod launch;
+mod module;
+mod pinned;
+mod stream;
+mod work;
+
+pub use buffer::{Buffer, Slice, SliceMut};
+pub use device::{ComputeCapability, Device, Properties, properties};
+pub use error::CudaError;
+pub use event::Event;
+pub use fatbin::Target;
+pub use graph::Graph;
+pub use image::{Image, images, nvcc_version};
+pub use launch::{Arguments, Launch, Overlap};
+pub use module::{Kernel, Module};
+pub use pinned::Pinned;
+pub use stream::Stream;
+pub use work::Work;

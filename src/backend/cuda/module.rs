@@ -1,0 +1,166 @@
+//! A fatbin loaded into a device, and the kernels in it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use cudarc::driver::sys::{self, CUresult};
+use cudarc::driver::{CudaContext, result};
+
+use super::cubin::{self, Kernels};
+use super::device::Properties;
+use super::error::{CudaError, Naming};
+use super::fatbin::{self, Form, Target};
+use super::image::Image;
+
+/// A block's shared memory may grow to this without asking.
+const SHARED_BYTES_WITHOUT_ASKING: u32 = 48 << 10;
+
+/// One fatbin on one device.
+pub struct Module {
+    image: Image,
+    target: Target,
+    kernels: Kernels,
+    loaded: Arc<Loaded>,
+}
+
+/// The driver's handle, unloaded with its last kernel.
+struct Loaded {
+    handle: sys::CUmodule,
+    context: Arc<CudaContext>,
+}
+
+// SAFETY: a module's handle may be used from any thread that has its context current.
+unsafe impl Send for Loaded {}
+// SAFETY: the driver's calls on modules lock for themselves.
+unsafe impl Sync for Loaded {}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        // An error here comes from earlier work and has been reported there.
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: the handle came from cuModuleLoadData, and every kernel of the module is gone.
+            let _ = unsafe { result::module::unload(self.handle) };
+        }
+    }
+}
+
+impl Module {
+    /// Reads the fatbin, then loads it: the code that this device runs, or PTX for the driver to compile.
+    ///
+    /// # Errors
+    /// [`CudaError::NoCode`], [`CudaError::BadImage`], [`CudaError::Driver`].
+    pub(super) fn load(context: &Arc<CudaContext>, device: &Properties, image: Image) -> Result<Module, CudaError> {
+        let damaged = |reason| CudaError::BadImage { image: image.name.to_owned(), reason };
+        let no_code = || CudaError::NoCode {
+            image: image.name.to_owned(),
+            targets: image.targets.join(", "),
+            device: device.compute_capability,
+        };
+        let entries = fatbin::entries(image.fatbin).map_err(damaged)?;
+        let chosen = fatbin::choose(&entries, device.compute_capability).ok_or_else(no_code)?;
+        // PTX is of the same source as the machine code beside it, and so are its parameters.
+        let machine = entries.iter().find(|entry| entry.target.form == Form::Machine);
+        let cubin = if chosen.target.form == Form::Machine { Some(&chosen) } else { machine };
+        let cubin =
+            cubin.ok_or_else(|| damaged("it holds PTX alone; compile it for a machine target too".to_owned()))?;
+        let kernels = cubin::kernels(cubin.code).map_err(damaged)?;
+
+        context.bind_to_thread().named("cuCtxSetCurrent")?;
+        // SAFETY: the image is a whole fatbin, as parsed above, and outlives the module.
+        match unsafe { result::module::load_data(image.fatbin.as_ptr().cast()) } {
+            Ok(handle) => {
+                let loaded = Arc::new(Loaded { handle, context: context.clone() });
+                Ok(Module { image, target: chosen.target, kernels, loaded })
+            }
+            Err(error) if error.0 == CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => Err(no_code()),
+            Err(error) => Err(error).named("cuModuleLoadData"),
+        }
+    }
+
+    /// What of the fatbin runs on this device.
+    pub fn target(&self) -> Target {
+        self.target
+    }
+
+    /// Names of its kernels.
+    pub fn kernel_names(&self) -> impl Iterator<Item = &str> {
+        self.kernels.keys().map(String::as_str)
+    }
+
+    /// One of its kernels.
+    ///
+    /// # Errors
+    /// [`CudaError::UnknownKernel`] where the compiled image has none of that name.
+    pub fn kernel(&self, name: &str) -> Result<Kernel, CudaError> {
+        let unknown = || CudaError::UnknownKernel {
+            image: self.image.name.to_owned(),
+            kernel: name.to_owned(),
+            known: self.kernel_names().collect::<Vec<_>>().join(", "),
+        };
+        let parameters = self.kernels.get(name).ok_or_else(unknown)?.clone();
+        let symbol = std::ffi::CString::new(name).map_err(|_| unknown())?;
+        self.loaded.context.bind_to_thread().named("cuCtxSetCurrent")?;
+        // SAFETY: the handle is that of a loaded module.
+        let handle =
+            unsafe { result::module::get_function(self.loaded.handle, symbol) }.named("cuModuleGetFunction")?;
+        Ok(Kernel {
+            name: name.to_owned(),
+            handle,
+            parameters,
+            target: self.target,
+            shared_bytes: AtomicU32::new(SHARED_BYTES_WITHOUT_ASKING),
+            _module: self.loaded.clone(),
+        })
+    }
+}
+
+/// One function of a [`Module`], with the sizes of its compiled parameters.
+pub struct Kernel {
+    name: String,
+    handle: sys::CUfunction,
+    parameters: Vec<usize>,
+    target: Target,
+    /// What its blocks may have, as the driver was last told.
+    shared_bytes: AtomicU32,
+    _module: Arc<Loaded>,
+}
+
+// SAFETY: as for `Loaded`: the handle belongs to the module, which it keeps.
+unsafe impl Send for Kernel {}
+// SAFETY: the driver's calls on functions lock for themselves.
+unsafe impl Sync for Kernel {}
+
+impl Kernel {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bytes of each of its parameters, in order.
+    pub fn parameters(&self) -> &[usize] {
+        &self.parameters
+    }
+
+    /// What of the fatbin it runs as.
+    pub fn target(&self) -> Target {
+        self.target
+    }
+
+    pub(super) fn handle(&self) -> sys::CUfunction {
+        self.handle
+    }
+
+    /// Lets its blocks have `bytes` of dynamic shared memory. The context is current on this thread.
+    pub(super) fn allow_shared_bytes(&self, bytes: u32) -> Result<(), CudaError> {
+        if bytes <= self.shared_bytes.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let value = i32::try_from(bytes).unwrap_or(i32::MAX);
+        // SAFETY: the handle is that of a function of a loaded module.
+        unsafe { result::function::set_function_attribute(self.handle, attribute, value) }
+            .named("cuFuncSetAttribute")?;
+        self.shared_bytes.fetch_max(bytes, Ordering::AcqRel);
+        Ok(())
+    }
+}

@@ -1,0 +1,245 @@
+//! Work in order: memory, copies, launches, recordings.
+
+use std::sync::Arc;
+
+use bytemuck::Pod;
+use cudarc::driver::sys::{self, CUresult};
+use cudarc::driver::{CudaEvent, CudaStream, DevicePtr, HostSlice, result};
+
+use super::buffer::{Buffer, Slice, SliceMut};
+use super::device::Device;
+use super::error::{CudaError, Naming};
+use super::event::Event;
+use super::graph::Graph;
+use super::pinned::Pinned;
+
+/// A queue of work on one [`Device`]. Calls return before their work is done, except where said; a failure of the
+/// work comes out of a later call, [`Stream::synchronize`] at the latest.
+#[derive(Clone)]
+pub struct Stream {
+    device: Device,
+    inner: Arc<CudaStream>,
+}
+
+impl Stream {
+    pub(super) fn new(device: Device, inner: Arc<CudaStream>) -> Stream {
+        Stream { device, inner }
+    }
+
+    /// The device that it works on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Waits on the host until all its work is done.
+    ///
+    /// # Errors
+    /// That of the work, where it failed.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        self.inner.synchronize().named("cuStreamSynchronize")
+    }
+
+    /// A buffer of `len` elements whose values are whatever lay there.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`].
+    pub fn alloc<T: Pod>(&self, len: usize) -> Result<Buffer<T>, CudaError> {
+        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| self.out_of_memory(u64::MAX))?;
+        // A driver allocates no zero bytes.
+        // SAFETY: the bytes are unset, and every bit pattern is a `T`.
+        let memory = unsafe { self.inner.alloc::<u8>(bytes.max(1)) };
+        let memory = match memory {
+            Err(error) if error.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY => return Err(self.out_of_memory(bytes as u64)),
+            other => other.named("cuMemAllocAsync")?,
+        };
+        // The guard would record cudarc's events, which are switched off.
+        let pointer = memory.device_ptr(&self.inner).0;
+        Ok(Buffer::new(memory, pointer, len))
+    }
+
+    /// A buffer of `len` elements, all bytes zero.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`].
+    pub fn zeroed<T: Pod>(&self, len: usize) -> Result<Buffer<T>, CudaError> {
+        let mut buffer = self.alloc(len)?;
+        self.fill_bytes(buffer.view_mut(), 0)?;
+        Ok(buffer)
+    }
+
+    /// A buffer with the elements of `source`.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfMemory`].
+    pub fn upload<T: Pod>(&self, source: &[T]) -> Result<Buffer<T>, CudaError> {
+        let mut buffer = self.alloc(source.len())?;
+        self.copy_from_host(source, buffer.view_mut())?;
+        Ok(buffer)
+    }
+
+    /// The elements of `source`, on the host. Waits for all work before.
+    ///
+    /// # Errors
+    /// That of the work, where it failed.
+    pub fn download<T: Pod>(&self, source: Slice<'_, T>) -> Result<Vec<T>, CudaError> {
+        self.not_while_capturing("a copy to host memory")?;
+        let mut elements = vec![T::zeroed(); source.len()];
+        if !source.is_empty() {
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut elements);
+            self.bind()?;
+            // SAFETY: the source is as long, by its type; the bytes live until after the synchronisation below.
+            unsafe { result::memcpy_dtoh_async(bytes, source.pointer(), self.inner.cu_stream()) }
+                .named("cuMemcpyDtoHAsync")?;
+        }
+        self.synchronize()?;
+        Ok(elements)
+    }
+
+    /// Sets every byte of `destination`.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn fill_bytes<T: Pod>(&self, destination: SliceMut<'_, T>, byte: u8) -> Result<(), CudaError> {
+        if destination.is_empty() {
+            return Ok(());
+        }
+        let bytes = destination.len() * size_of::<T>();
+        self.bind()?;
+        // SAFETY: the destination has that many bytes and nothing else borrows it.
+        unsafe { result::memset_d8_async(destination.pointer(), byte, bytes, self.inner.cu_stream()) }
+            .named("cuMemsetD8Async")
+    }
+
+    /// Copies from host memory, which may be changed as soon as the call returns.
+    ///
+    /// # Errors
+    /// [`CudaError::CopyLength`]; [`CudaError::WhileCapturing`], since a recording would read it at each replay.
+    pub fn copy_from_host<T: Pod>(&self, source: &[T], destination: SliceMut<'_, T>) -> Result<(), CudaError> {
+        same_length(source.len(), destination.len())?;
+        self.not_while_capturing("a copy from host memory")?;
+        if source.is_empty() {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: both have the same length; the driver reads pageable memory before it returns.
+        unsafe {
+            result::memcpy_htod_async(
+                destination.pointer(),
+                bytemuck::cast_slice::<T, u8>(source),
+                self.inner.cu_stream(),
+            )
+        }
+        .named("cuMemcpyHtoDAsync")
+    }
+
+    /// Copies between buffers of the device.
+    ///
+    /// # Errors
+    /// [`CudaError::CopyLength`].
+    pub fn copy<T: Pod>(&self, source: Slice<'_, T>, destination: SliceMut<'_, T>) -> Result<(), CudaError> {
+        same_length(source.len(), destination.len())?;
+        if source.is_empty() {
+            return Ok(());
+        }
+        let bytes = source.len() * size_of::<T>();
+        self.bind()?;
+        // SAFETY: both have that many bytes; the borrows say that they do not overlap.
+        unsafe { result::memcpy_dtod_async(destination.pointer(), source.pointer(), bytes, self.inner.cu_stream()) }
+            .named("cuMemcpyDtoDAsync")
+    }
+
+    /// Copies from pinned memory while the host goes on.
+    ///
+    /// # Errors
+    /// [`CudaError::CopyLength`]; [`CudaError::WhileCapturing`].
+    pub fn copy_from_pinned<T: Pod>(&self, source: &Pinned<T>, destination: SliceMut<'_, T>) -> Result<(), CudaError> {
+        same_length(source.len(), destination.len())?;
+        self.not_while_capturing("a copy from pinned memory")?;
+        if source.is_empty() {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: the guard records an event after the copy, which every access to the memory and its release wait for.
+        let (bytes, _recorded) = unsafe { source.memory.stream_synced_slice(&self.inner) };
+        // SAFETY: both have the same length.
+        unsafe { result::memcpy_htod_async(destination.pointer(), bytes, self.inner.cu_stream()) }
+            .named("cuMemcpyHtoDAsync")
+    }
+
+    /// Copies to pinned memory while the host goes on.
+    ///
+    /// # Errors
+    /// [`CudaError::CopyLength`]; [`CudaError::WhileCapturing`].
+    pub fn copy_to_pinned<T: Pod>(&self, source: Slice<'_, T>, destination: &mut Pinned<T>) -> Result<(), CudaError> {
+        same_length(source.len(), destination.len())?;
+        self.not_while_capturing("a copy to pinned memory")?;
+        if source.is_empty() {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: as in `copy_from_pinned`.
+        let (bytes, _recorded) = unsafe { destination.memory.stream_synced_mut_slice(&self.inner) };
+        // SAFETY: both have the same length.
+        unsafe { result::memcpy_dtoh_async(bytes, source.pointer(), self.inner.cu_stream()) }.named("cuMemcpyDtoHAsync")
+    }
+
+    /// Marks this point of its work. The event keeps time.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn record(&self) -> Result<Event, CudaError> {
+        let flags = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        self.inner.record_event(flags).map(Event).named("cuEventRecord")
+    }
+
+    /// Has the work that is given to it from now on wait for `event`, of whichever stream.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn wait(&self, event: &Event) -> Result<(), CudaError> {
+        let event: &CudaEvent = &event.0;
+        self.inner.wait(event).named("cuStreamWaitEvent")
+    }
+
+    /// Records what `work` gives to this stream instead of running it. Kernels must have run once before, so that
+    /// they are loaded; buffers must outlive the recording.
+    ///
+    /// # Errors
+    /// That of `work`; [`CudaError::Driver`], such as for something that cannot be recorded.
+    pub fn capture(&self, work: impl FnOnce() -> Result<(), CudaError>) -> Result<Graph, CudaError> {
+        // Thread-local: other threads of the program may go on using the device meanwhile.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.inner.begin_capture(mode).named("cuStreamBeginCapture")?;
+        let worked = work();
+        // Ended in either case: a stream left recording is of no use any more.
+        let graph = self.inner.end_capture(sys::CUgraphInstantiate_flags(0)).named("cuStreamEndCapture");
+        worked?;
+        graph?.map(Graph).ok_or(CudaError::Driver { call: "cuStreamEndCapture", answer: "no graph".to_owned() })
+    }
+
+    pub(super) fn handle(&self) -> sys::CUstream {
+        self.inner.cu_stream()
+    }
+
+    /// Makes the device's context current on this thread, which the driver's calls below cudarc's safe layer need.
+    pub(super) fn bind(&self) -> Result<(), CudaError> {
+        self.device.context().bind_to_thread().named("cuCtxSetCurrent")
+    }
+
+    fn not_while_capturing(&self, what: &'static str) -> Result<(), CudaError> {
+        match self.inner.capture_status().named("cuStreamIsCapturing")? {
+            sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => Ok(()),
+            _ => Err(CudaError::WhileCapturing { what }),
+        }
+    }
+
+    fn out_of_memory(&self, needed: u64) -> CudaError {
+        // Where even that fails, the numbers say 0 and the error is still the right one.
+        let (free, total) = self.device.memory().unwrap_or_default();
+        CudaError::OutOfMemory { needed, free, total }
+    }
+}
+
+fn same_length(from: usize, into: usize) -> Result<(), CudaError> {
+    if from == into { Ok(()) } else { Err(CudaError::CopyLength { from, into }) }
+}

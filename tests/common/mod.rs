@@ -1,0 +1,196 @@
+//! What the kernel tests share: a device (the interpreter, or with `RIGEL_TEST_DEVICE=cuda` a real GPU), a process for
+//! each test, schedules, counted bytes, random numbers and bounds.
+
+// Each test binary uses its part.
+#![allow(dead_code)]
+
+use std::env;
+use std::process::Command;
+
+use rigel::backend::cuda::kernels::Element;
+use rigel::backend::cuda::{Buffer, CudaError, Device, Slice, Stream, Work, images};
+use rigel_interpreter::{AsyncPolicy, DeviceProfile, Interpreter};
+
+/// Set in the process that runs one test's body.
+const CHILD: &str = "RIGEL_TEST_CHILD";
+
+/// Runs `body` in a process of its own: a kernel's fault poisons a GPU's context for its whole process. `test` is the
+/// name of the test function that calls this.
+pub fn in_own_process(test: &str, body: impl FnOnce()) {
+    if images().is_empty() {
+        eprintln!("{test}: skipped, this build has no kernels; run tools/install-nvcc and build again");
+        return;
+    }
+    if env::var(CHILD).is_ok_and(|child| child == test) {
+        return body();
+    }
+    let program = env::current_exe().expect("the test binary's own path");
+    let output = Command::new(program).args(["--exact", test, "--nocapture"]).env(CHILD, test).output();
+    let output = output.expect("the test binary starts again");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{test} in a process of its own: {}\n{out}\n{err}", output.status);
+    assert!(out.contains("1 passed"), "{test}: no such test in its own process\n{out}");
+}
+
+/// A test that runs in a process of its own.
+#[macro_export]
+macro_rules! device_test {
+    ($(#[$attribute:meta])* fn $name:ident() $body:block) => {
+        #[test]
+        $(#[$attribute])*
+        fn $name() {
+            common::in_own_process(stringify!($name), || $body);
+        }
+    };
+}
+
+/// A stream to test on, and what watches it.
+pub struct Bench {
+    pub stream: Stream,
+    interpreter: Option<&'static Interpreter>,
+}
+
+/// One way to run a kernel on the interpreter.
+#[derive(Debug, Clone, Copy)]
+pub struct Schedule {
+    pub profile: DeviceProfile,
+    pub seed: u64,
+    pub policy: AsyncPolicy,
+}
+
+/// Both generations, three orders of blocks and threads, three habits of asynchronous copies; no more of the
+/// combinations than meet each pair once.
+const SCHEDULES: [Schedule; 6] = [
+    Schedule { profile: DeviceProfile::Sm80, seed: 1, policy: AsyncPolicy::Late },
+    Schedule { profile: DeviceProfile::Sm90, seed: 2, policy: AsyncPolicy::Late },
+    Schedule { profile: DeviceProfile::Sm86, seed: 3, policy: AsyncPolicy::Eager },
+    Schedule { profile: DeviceProfile::Sm90, seed: 1, policy: AsyncPolicy::Eager },
+    Schedule { profile: DeviceProfile::Sm80, seed: 2, policy: AsyncPolicy::Random },
+    Schedule { profile: DeviceProfile::Sm90, seed: 3, policy: AsyncPolicy::Random },
+];
+
+/// Calls `body` with a fresh device under every schedule; on a real GPU once.
+pub fn on_every_schedule(body: impl Fn(&Bench)) {
+    if env::var("RIGEL_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
+        return body(&Bench::open(None));
+    }
+    let interpreter = Interpreter::load();
+    for schedule in SCHEDULES {
+        eprintln!("{schedule:?}");
+        interpreter.set_device(schedule.profile);
+        interpreter.set_seed(schedule.seed);
+        interpreter.set_async(schedule.policy);
+        body(&Bench::open(Some(interpreter)));
+        assert_eq!(interpreter.reports(), Vec::<String>::new(), "the interpreter's reports under {schedule:?}");
+    }
+}
+
+impl Bench {
+    fn open(interpreter: Option<&'static Interpreter>) -> Bench {
+        let device = Device::open(0).expect("a device");
+        Bench { stream: device.stream().expect("a stream"), interpreter }
+    }
+
+    pub fn device(&self) -> &Device {
+        self.stream.device()
+    }
+
+    pub fn upload<T: Element>(&self, values: &[T]) -> Buffer<T> {
+        self.stream.upload(values).expect("an upload")
+    }
+
+    /// A buffer whose every element is NaN.
+    pub fn poisoned<T: Element>(&self, len: usize) -> Buffer<T> {
+        let mut buffer = self.stream.alloc(len).expect("memory");
+        self.stream.fill_bytes(buffer.view_mut(), 0xff).expect("a fill");
+        buffer
+    }
+
+    pub fn download<T: Element>(&self, values: Slice<'_, T>) -> Vec<T> {
+        self.stream.download(values).expect("the work so far")
+    }
+
+    /// Runs one launch and, on the interpreter, holds the bytes that it moved against `declared`, within 2 %.
+    pub fn run(&self, declared: Work, launch: impl FnOnce() -> Result<(), CudaError>) {
+        self.stream.synchronize().expect("the work before");
+        if let Some(interpreter) = self.interpreter {
+            interpreter.clear_counters();
+        }
+        launch().expect("a launch");
+        self.stream.synchronize().expect("the launch to run");
+        let Some(interpreter) = self.interpreter else { return };
+        let counters = interpreter.counters();
+        assert_eq!(counters.len(), 1, "launches counted");
+        let counted = &counters[0];
+        for (what, counted, declared) in [
+            ("read", counted.bytes_read, declared.bytes_read),
+            ("written", counted.bytes_written, declared.bytes_written),
+        ] {
+            let off = counted.abs_diff(declared) as f64;
+            assert!(off <= 0.02 * declared as f64, "bytes {what}: {counted} counted, {declared} declared");
+        }
+    }
+}
+
+/// Numbers that look random and are the same in every run (SplitMix64, Steele et al. 2014).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// From -1 to 1.
+    pub fn uniform(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    }
+
+    /// `len` elements, uniform in `middle ± spread`.
+    pub fn elements<T: Half>(&mut self, len: usize, middle: f64, spread: f64) -> Vec<T> {
+        (0..len).map(|_| T::from_f64(middle + spread * self.uniform())).collect()
+    }
+}
+
+/// What the references need of an element type.
+pub trait Half: Element + std::fmt::Debug + PartialEq {
+    /// The largest relative error of one rounding: half a unit in the last place of 1.
+    const ROUNDING: f64;
+    fn from_f64(value: f64) -> Self;
+    fn f64(self) -> f64;
+}
+
+impl Half for half::bf16 {
+    const ROUNDING: f64 = 1.0 / 256.0;
+    fn from_f64(value: f64) -> Self {
+        half::bf16::from_f64(value)
+    }
+    fn f64(self) -> f64 {
+        self.to_f64()
+    }
+}
+
+impl Half for half::f16 {
+    const ROUNDING: f64 = 1.0 / 2048.0;
+    fn from_f64(value: f64) -> Self {
+        half::f16::from_f64(value)
+    }
+    fn f64(self) -> f64 {
+        self.to_f64()
+    }
+}
+
+/// Every element within one rounding of its expected value, plus `slack` for the f32 arithmetic before it. NaN, such
+/// as an element that was never written, is not.
+pub fn assert_close<T: Half>(found: &[T], expected: &[f64], slack: impl Fn(usize) -> f64, place: &str) {
+    assert_eq!(found.len(), expected.len(), "{place}");
+    for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+        // f16 loses relative precision below 2^-14: half its smallest step is 2^-25.
+        let bound = expected.abs() * T::ROUNDING * 1.001 + 2f64.powi(-25) + slack(index);
+        let error = (found.f64() - expected).abs();
+        assert!(error <= bound, "{place}, element {index}: {found:?}, expected {expected} ± {bound:e}");
+    }
+}

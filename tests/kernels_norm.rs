@@ -1,0 +1,139 @@
+//! `norm` against float64 loops.
+
+#![cfg(feature = "cuda")]
+
+mod common;
+
+use common::{Bench, Half, Random, assert_close};
+use half::{bf16, f16};
+use rigel::backend::cuda::CudaError;
+use rigel::backend::cuda::kernels::BiasTerm;
+use rigel::backend::cuda::kernels::norm::{Addition, MOST_WIDTH, Norm, NormForm, NormShape, NormWeights};
+
+/// One vector; a warp's worth of four each less one, exactly, and one more; odd; the models'; the widest.
+const WIDTHS: [usize; 9] = [8, 1016, 1024, 1032, 2056, 3072, 4608, 6144, MOST_WIDTH];
+
+const EPSILON: f32 = 1e-5;
+
+/// The definition, on the values that the kernel was given.
+fn reference<T: Half>(form: NormForm, x: &[T], weight: &[T], bias: Option<&[T]>) -> Vec<f64> {
+    let width = weight.len();
+    let row = |x: &[T]| -> Vec<f64> {
+        let x: Vec<f64> = x.iter().map(|value| value.f64()).collect();
+        let mean = if form == NormForm::Layer { x.iter().sum::<f64>() / width as f64 } else { 0.0 };
+        let variance = x.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / width as f64;
+        let inverse = 1.0 / (variance + f64::from(EPSILON)).sqrt();
+        let shift = |column: usize| bias.map_or(0.0, |bias| bias[column].f64());
+        x.iter().enumerate().map(|(i, value)| (value - mean) * inverse * weight[i].f64() + shift(i)).collect()
+    };
+    x.chunks_exact(width).flat_map(row).collect()
+}
+
+fn normalises<T: Half>(bench: &Bench, form: NormForm) {
+    let norm = Norm::<T>::load(bench.device(), form).unwrap();
+    let mut random = Random(11);
+    for (case, width) in WIDTHS.into_iter().enumerate() {
+        let rows = [1, 2, 3][case % 3];
+        let shape = NormShape { rows, width, epsilon: EPSILON };
+        // A mean far from zero: one pass over squares would lose the variance in it.
+        let hidden: Vec<T> = random.elements(rows * width, 8.0, 1.0);
+        let delta: Vec<T> = random.elements(rows * width, 0.0, 1.0);
+        let weight: Vec<T> = random.elements(width, 1.0, 0.5);
+        let bias: Option<Vec<T>> = (form == NormForm::Layer).then(|| random.elements(width, 0.0, 1.0));
+        let place = format!("{form:?} {} {rows} x {width}", T::NAME);
+
+        let device_weight = bench.upload(&weight);
+        let device_bias = bias.as_ref().map(|bias| bench.upload(bias));
+        let device_bias = device_bias.as_ref().map(|bias| bias.view());
+        let weights = NormWeights { weight: device_weight.view(), bias: device_bias };
+        let bias_term = if bias.is_some() { BiasTerm::Present } else { BiasTerm::Absent };
+        let slack = |expected: &[f64]| expected.iter().map(|value| 2e-5 * (1.0 + value.abs())).collect::<Vec<_>>();
+
+        let mut residual = bench.upload(&hidden);
+        let mut out = bench.poisoned::<T>(rows * width);
+        bench.run(shape.work(form, Addition::None, bias_term), || {
+            norm.normalise(&bench.stream, shape, residual.view(), weights, out.view_mut())
+        });
+        let expected = reference(form, &hidden, &weight, bias.as_deref());
+        let slacks = slack(&expected);
+        assert_close(&bench.download(out.view()), &expected, |i| slacks[i], &place);
+        assert!(bench.download(residual.view()) == hidden, "{place}: the input was changed");
+
+        let device_delta = bench.upload(&delta);
+        bench.stream.fill_bytes(out.view_mut(), 0xff).unwrap();
+        bench.run(shape.work(form, Addition::Delta, bias_term), || {
+            let residual = residual.view_mut();
+            norm.add_and_normalise(&bench.stream, shape, residual, device_delta.view(), weights, out.view_mut())
+        });
+        let sums: Vec<f64> = hidden.iter().zip(&delta).map(|(a, b)| a.f64() + b.f64()).collect();
+        let residual = bench.download(residual.view());
+        assert_close(&residual, &sums, |i| sums[i].abs() * 1e-7, &format!("{place}: sum"));
+        let expected = reference(form, &residual, &weight, bias.as_deref());
+        let slacks = slack(&expected);
+        assert_close(&bench.download(out.view()), &expected, |i| slacks[i], &format!("{place}, added"));
+    }
+}
+
+device_test! {
+    fn layer_norm_agrees_with_its_definition() {
+        common::on_every_schedule(|bench| {
+            normalises::<bf16>(bench, NormForm::Layer);
+            normalises::<f16>(bench, NormForm::Layer);
+        });
+    }
+}
+
+device_test! {
+    fn rms_norm_agrees_with_its_definition() {
+        common::on_every_schedule(|bench| {
+            normalises::<bf16>(bench, NormForm::Rms);
+            normalises::<f16>(bench, NormForm::Rms);
+        });
+    }
+}
+
+device_test! {
+    fn layer_norm_works_without_a_bias() {
+        common::on_every_schedule(|bench| {
+            let norm = Norm::<bf16>::load(bench.device(), NormForm::Layer).unwrap();
+            let shape = NormShape { rows: 2, width: 264, epsilon: EPSILON };
+            let mut random = Random(5);
+            let (x, weight) = (random.elements::<bf16>(2 * 264, 0.0, 1.0), random.elements::<bf16>(264, 1.0, 0.5));
+            let (hidden, device_weight) = (bench.upload(&x), bench.upload(&weight));
+            let weights = NormWeights { weight: device_weight.view(), bias: None };
+            let mut out = bench.poisoned(2 * 264);
+            bench.run(shape.work(NormForm::Layer, Addition::None, BiasTerm::Absent), || {
+                norm.normalise(&bench.stream, shape, hidden.view(), weights, out.view_mut())
+            });
+            let expected = reference(NormForm::Layer, &x, &weight, None);
+            assert_close(&bench.download(out.view()), &expected, |_| 1e-4, "no bias");
+        });
+    }
+}
+
+device_test! {
+    fn wrong_operands_are_refused_by_name() {
+        common::on_every_schedule(|bench| {
+            let norm = Norm::<bf16>::load(bench.device(), NormForm::Rms).unwrap();
+            let shape = NormShape { rows: 2, width: 16, epsilon: EPSILON };
+            let hidden = bench.stream.zeroed::<bf16>(2 * 16).unwrap();
+            let weight = bench.stream.zeroed::<bf16>(17).unwrap();
+            let mut out = bench.stream.zeroed::<bf16>(2 * 16).unwrap();
+            let mut refused = |shape, weights| {
+                let result = norm.normalise(&bench.stream, shape, hidden.view(), weights, out.view_mut());
+                let error = result.unwrap_err();
+                assert!(matches!(error, CudaError::Operand { .. }));
+                error.to_string()
+            };
+            let weights = NormWeights { weight: weight.slice(..16).unwrap(), bias: None };
+            let biased = NormWeights { bias: Some(weights.weight), ..weights };
+            assert_eq!(refused(shape, biased), "norm: bias is given, expected none for RMSNorm");
+            let shifted = NormWeights { weight: weight.slice(1..).unwrap(), bias: None };
+            assert_eq!(refused(shape, shifted), "norm: weight is aligned to 2 bytes, expected aligned to 16");
+            let wide = NormShape { width: MOST_WIDTH + 8, ..shape };
+            assert_eq!(refused(wide, weights), "norm: width is 16392, expected 1 to 16384");
+            let tall = NormShape { rows: 3, ..shape };
+            assert_eq!(refused(tall, weights), "norm: hidden is 32, expected 3 x 16 elements");
+        });
+    }
+}

@@ -1,0 +1,235 @@
+//! What the compiler made of the kernels: ptxas's report (registers, spills, warnings) and the machine code itself
+//! (which matrix instructions and how many in the main loop, how wide the loads are, no local memory). Needs no GPU,
+//! but nvcc and cuobjdump: tools/install-nvcc fetches both.
+
+#![cfg(feature = "cuda")]
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rigel::backend::cuda::{Image, images};
+
+/// The images of this build, or a line that says which test is skipped.
+fn compiled(test: &str) -> &'static [Image] {
+    if images().is_empty() {
+        eprintln!("{test}: skipped, this build has no kernels; run tools/install-nvcc and build again");
+    }
+    images()
+}
+
+/// cuobjdump of the wheels in .cuda, or of a toolkit.
+fn cuobjdump() -> Option<PathBuf> {
+    let wheels = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cuda/lib");
+    let pythons = fs::read_dir(wheels).into_iter().flatten().flatten();
+    let wheels = pythons.map(|python| python.path().join("site-packages/nvidia/cu13/bin"));
+    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os).map(|home| Path::new(&home).join("bin"));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = wheels.chain(homes).chain(env::split_paths(&path)).chain(["/usr/local/cuda/bin".into()]);
+    folders.map(|folder| folder.join("cuobjdump")).find(|tool| tool.is_file())
+}
+
+fn built(image: &Image, extension: &str) -> PathBuf {
+    Path::new(env!("OUT_DIR")).join(image.name).with_extension(extension)
+}
+
+#[derive(Debug)]
+struct Instruction {
+    address: u64,
+    /// Operation with its suffixes, such as `LDG.E.128.CONSTANT`.
+    operation: String,
+    /// Where it jumps to, for a branch.
+    target: Option<u64>,
+}
+
+/// Machine code of each kernel, by (architecture, kernel).
+type Listing = BTreeMap<(String, String), Vec<Instruction>>;
+
+fn disassemble(tool: &Path, image: &Image) -> Listing {
+    let output = Command::new(tool).arg("-sass").arg(built(image, "fatbin")).output().unwrap();
+    assert!(output.status.success(), "cuobjdump: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut listing = Listing::new();
+    let (mut architecture, mut kernel) = (String::new(), String::new());
+    for line in text.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("arch = ") {
+            architecture = name.to_owned();
+        } else if let Some(name) = line.strip_prefix("Function : ") {
+            kernel = name.to_owned();
+        } else if let Some(instruction) = instruction(line) {
+            listing.entry((architecture.clone(), kernel.clone())).or_default().push(instruction);
+        }
+    }
+    listing
+}
+
+/// `/*0370*/  @!P0 LDG.E.128 R44, desc[UR6][R6.64] ;  /* 0x… */`
+fn instruction(line: &str) -> Option<Instruction> {
+    let (address, rest) = line.strip_prefix("/*")?.split_once("*/")?;
+    let address = u64::from_str_radix(address, 16).ok()?;
+    let text = rest.split(';').next()?.trim();
+    let mut words = text.split_whitespace().skip_while(|word| word.starts_with('@'));
+    let operation = words.next()?.to_owned();
+    let target = words.last().filter(|_| operation == "BRA").and_then(|word| word.strip_prefix("0x"));
+    Some(Instruction { address, operation, target: target.and_then(|hex| u64::from_str_radix(hex, 16).ok()) })
+}
+
+fn count(code: &[Instruction], prefix: &str) -> usize {
+    code.iter().filter(|instruction| instruction.operation.starts_with(prefix)).count()
+}
+
+/// Every listing of every image of this build; none where that cannot be had.
+fn listings(test: &str) -> Listing {
+    let images = compiled(test);
+    let Some(tool) = cuobjdump() else {
+        eprintln!("{test}: skipped, there is no cuobjdump; run tools/install-nvcc");
+        return Listing::new();
+    };
+    images.iter().flat_map(|image| disassemble(&tool, image)).collect()
+}
+
+#[test]
+fn no_kernel_touches_local_memory() {
+    for ((architecture, kernel), code) in listings("no_kernel_touches_local_memory") {
+        assert!(code.len() > 10, "{kernel} for {architecture}: {} instructions were read", code.len());
+        for operation in ["LDL", "STL"] {
+            assert_eq!(count(&code, operation), 0, "{kernel} for {architecture} uses {operation}");
+        }
+    }
+}
+
+/// Of (prefix of the kernel's name, its tile): matrix instructions in the main loop and loads of weights in all, those
+/// ahead of the loop and those in it. 2 instructions for each 32 k, 16 columns and 8 rows; 8 loads a turn.
+const GEMV_LOOPS: [(&str, usize, usize); 3] = [("_8x16", 8, 16), ("_8x32", 8, 16), ("_16x32", 16, 16)];
+
+#[test]
+fn gemv_multiplies_on_tensor_cores_and_asks_for_weights_16_bytes_at_a_time() {
+    for ((architecture, kernel), code) in listings("gemv_multiplies_on_tensor_cores…") {
+        if !kernel.starts_with("gemv_") {
+            continue;
+        }
+        let place = format!("{kernel} for {architecture}");
+        let (_, multiplications, loads) = GEMV_LOOPS.iter().find(|(tile, ..)| kernel.ends_with(tile)).unwrap();
+        let exact = if kernel.contains("_bf16_") { "HMMA.16816.F32.BF16" } else { "HMMA.16816.F32" };
+        // The innermost backward branch around matrix instructions is the main loop.
+        let back = code.iter().filter_map(|branch| Some((branch.target?, branch.address)));
+        let main_loop = back
+            .filter(|(start, end)| start < end)
+            .map(|(start, end)| code.iter().filter(|i| (start..=end).contains(&i.address)).collect::<Vec<_>>())
+            .filter(|body| body.iter().any(|i| i.operation.starts_with("HMMA")))
+            .min_by_key(Vec::len)
+            .unwrap_or_else(|| panic!("{place} has no main loop"));
+        let in_loop = main_loop.iter().filter(|i| i.operation == exact).count();
+        assert_eq!(in_loop, *multiplications, "{place}: {exact} in the main loop");
+        assert_eq!(count(&code, "HMMA"), *multiplications, "{place}: matrix instructions in all");
+        assert_eq!(count(&code, "LDG.E.NA.128.CONSTANT"), *loads, "{place}: loads of weights");
+        // The rest are activations, 16 bytes too, and the 2-byte terms of the epilogue.
+        let wide = code.iter().filter(|i| i.operation.starts_with("LDG") && i.operation.contains(".128")).count();
+        let terms = count(&code, "LDG.E.U16");
+        assert_eq!(count(&code, "LDG"), wide + terms, "{place}: loads that are neither 16 bytes nor an epilogue's");
+        if architecture == "sm_90" {
+            let wait = code.iter().position(|i| i.operation == "ACQBULK").expect("griddepcontrol.wait");
+            let ahead = count(&code[..wait], "LDG.E.NA.128.CONSTANT");
+            assert_eq!(ahead, 8, "{place}: loads of weights before griddepcontrol.wait");
+            assert_eq!(count(&code[..wait], "LDG"), 8, "{place}: only weights are read before griddepcontrol.wait");
+        }
+    }
+}
+
+#[test]
+fn norm_and_embed_move_16_bytes_at_a_time() {
+    for ((architecture, kernel), code) in listings("norm_and_embed_move_16_bytes_at_a_time") {
+        let place = format!("{kernel} for {architecture}");
+        let ids = match kernel.as_str() {
+            "embed_gather" => 1,
+            name if name.starts_with("norm_") => 0,
+            _ => continue,
+        };
+        for operation in ["LDG", "STG"] {
+            let wide =
+                code.iter().filter(|i| i.operation.starts_with(operation) && i.operation.contains(".128")).count();
+            let narrow = if operation == "LDG" { ids } else { 0 };
+            assert!(wide > 0, "{place}: no {operation} of 16 bytes");
+            assert_eq!(count(&code, operation) - wide, narrow, "{place}: {operation} of less than 16 bytes");
+        }
+        if architecture == "sm_90" {
+            assert_eq!(count(&code, "ACQBULK"), 1, "{place}: griddepcontrol.wait");
+            assert_eq!(count(&code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
+        }
+    }
+}
+
+/// `// Registers: at most 80 (gemv_*_8x16 gemv_*_8x32), 104 (gemv_*_16x32)` of a `.cu`: limit and names.
+fn promised_registers(source: &str) -> Vec<(u32, Vec<String>)> {
+    let lines = source.lines().filter_map(|line| line.strip_prefix("// Registers: at most "));
+    let promises = lines.flat_map(|line| line.split("), "));
+    promises
+        .map(|promise| {
+            let (limit, names) = promise.split_once(" (").expect("a limit and names in brackets");
+            let names = names.trim_end_matches(')').split_whitespace().map(str::to_owned).collect();
+            (limit.parse().expect("a number of registers"), names)
+        })
+        .collect()
+}
+
+/// Whether `name` is `pattern`, where one `*` stands for anything.
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        Some((start, end)) => name.len() >= start.len() + end.len() && name.starts_with(start) && name.ends_with(end),
+        None => name == pattern,
+    }
+}
+
+/// One entry of ptxas's report.
+struct Compiled<'a> {
+    kernel: &'a str,
+    architecture: &'a str,
+    /// Stack frame, spill stores and spill loads in bytes.
+    memory: &'a str,
+    registers: u32,
+}
+
+/// `ptxas info    : Compiling entry function 'norm_layer_bf16' for 'sm_80'`, three lines further
+/// `ptxas info    : Used 81 registers, …`.
+fn parse_report(report: &str) -> Vec<Compiled<'_>> {
+    let lines: Vec<&str> = report.lines().collect();
+    let mut compiled = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let Some((_, names)) = line.split_once("Compiling entry function '") else { continue };
+        let (kernel, architecture) = names.trim_end_matches('\'').split_once("' for '").expect("two names");
+        let rest = &lines[at + 1..];
+        let memory = rest.iter().find(|line| line.contains("bytes stack frame")).expect("a line on the stack").trim();
+        let used = rest.iter().find_map(|line| line.split("Used ").nth(1)).expect("a line on registers");
+        let registers = used.split(' ').next().unwrap_or_default().parse().expect("a number of registers");
+        compiled.push(Compiled { kernel, architecture, memory, registers });
+    }
+    compiled
+}
+
+#[test]
+fn ptxas_reports_no_spills_no_stack_and_the_registers_that_each_header_promises() {
+    for image in compiled("ptxas_reports…") {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(image.name).with_extension("cu");
+        let promises = promised_registers(&fs::read_to_string(source).unwrap());
+        let report = fs::read_to_string(built(image, "ptxas")).unwrap();
+        for line in report.lines() {
+            // C7508, C7510 and their like: setmaxnreg ignored, wgmma serialised.
+            assert!(!line.contains("C75"), "{}: {line}", image.name);
+            assert!(!line.contains("warning"), "{}: {line}", image.name);
+        }
+        let compiled = parse_report(&report);
+        let machine_targets = image.targets.iter().filter(|target| target.starts_with("sm_")).count();
+        assert!(compiled.len() >= machine_targets, "{}: nothing was reported", image.name);
+        for Compiled { kernel, architecture, memory, registers } in compiled {
+            let place = format!("{kernel} for {architecture}");
+            assert_eq!(memory, "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads", "{place}");
+            let own = promises.iter().filter(|(_, names)| names.iter().any(|pattern| matches(pattern, kernel)));
+            let limits: Vec<u32> = own.map(|(limit, _)| *limit).collect();
+            assert_eq!(limits.len(), 1, "{place}: its .cu must promise its registers once");
+            assert!(registers <= limits[0], "{place}: {registers} registers, {} promised", limits[0]);
+            assert!(limits[0] - registers <= 16, "{place}: {registers} registers; promise fewer than {}", limits[0]);
+        }
+    }
+}
