@@ -1,0 +1,83 @@
+// Barriers of a block: barrier.sync and barrier.arrive.
+#include "report.h"
+#include "scheduler.h"
+#include "thread_order.h"
+#include "twin_parts.h"
+
+namespace interpreter {
+
+namespace {
+
+void open_barrier(Block& block, Barrier& barrier) {
+    order_among(barrier.participants.data(), barrier.participants.size());
+    block.grid->counters.barriers++;
+    const size_t id = static_cast<size_t>(&barrier - block.barriers);
+    for (Thread* thread : barrier.participants) thread->warp->barrier_site[id] = 0;
+    for (Thread* thread : barrier.waiting)
+        if (thread != current) scheduler.wake(*thread);
+    barrier.arrived = 0;
+    barrier.participants.clear();
+    barrier.waiting.clear();
+}
+
+bool same_line(Site a, Site b) { return a == b || source_line(a) == source_line(b); }
+
+void arrive_at(uint32_t id, uint32_t expected, BarrierUse use, const char* what, Site site) {
+    Thread& thread = *current;
+    Warp& warp = *thread.warp;
+    Block& block = *warp.block;
+    if (id > 15) fail(site, text("barrier %u does not exist: a block has 16", id));
+    Barrier& barrier = block.barriers[id];
+    Site& warp_site = warp.barrier_site[id];
+    if (warp.exited)
+        fail(site, text("divergent barrier: some lanes of the warp wait at %s, lanes %08x have returned", what, warp.exited));
+    if (warp_site && !same_line(warp_site, site))
+        fail(site, text("divergent barrier: lanes of one warp wait for barrier %u at different places", id),
+             {"other lanes: at " + source_line(warp_site)});
+    if (barrier.arrived) {
+        if (barrier.expected != expected)
+            fail(site, text("barrier %u: this thread expects %u threads, others expect %u", id, expected, barrier.expected),
+                 {"the others: at " + source_line(barrier.site)});
+        if (expected == 0 && !same_line(barrier.site, site))
+            fail(site, "divergent barrier: threads of the block wait at different block_sync calls",
+                 {"other threads: at " + source_line(barrier.site)});
+    } else {
+        barrier.expected = expected;
+        barrier.site = site;
+    }
+    warp_site = site;
+    barrier.arrived++;
+    barrier.participants.push_back(&thread);
+    if (expected && barrier.arrived > expected) fail(site, text("barrier %u: more threads arrive than the %u expected", id, expected));
+    if (use == BarrierUse::Wait) barrier.waiting.push_back(&thread);
+    if (barrier.arrived == (expected ? expected : block.live_threads))
+        open_barrier(block, barrier);
+    else if (use == BarrierUse::Wait)
+        scheduler.block(what, site);
+}
+
+}  // namespace
+
+void block_sync() { arrive_at(0, 0, BarrierUse::Wait, "block_sync", RIGEL_CALLER); }
+
+void barrier(uint32_t id, uint32_t threads, BarrierUse use) {
+    const Site site = RIGEL_CALLER;
+    if (threads == 0 || threads % 32) fail(site, text("barrier %u: %u threads is not a multiple of the warp size", id, threads));
+    if (id == 0) fail(site, "barrier 0 belongs to block_sync; name one of 1 to 15");
+    arrive_at(id, threads, use, use == BarrierUse::Wait ? "barrier.sync" : "barrier.arrive", site);
+}
+
+void leave_barriers(Thread& thread) {
+    Block& block = *thread.warp->block;
+    for (uint32_t id = 0; id < 16; id++)
+        if (thread.warp->barrier_site[id] && !block.barriers[id].waiting.empty()) {
+            for (const Thread* waiting : block.barriers[id].waiting)
+                if (waiting->warp == thread.warp)
+                    fail(thread.warp->barrier_site[id],
+                         text("divergent barrier: lane %u returns while other lanes of its warp wait here", thread.lane));
+        }
+    Barrier& all = block.barriers[0];
+    if (all.arrived && all.arrived == block.live_threads) open_barrier(block, all);
+}
+
+}  // namespace interpreter

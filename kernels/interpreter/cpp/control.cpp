@@ -1,0 +1,94 @@
+// The control functions that tests call (src/lib.rs wraps them). They are no part of the driver API.
+#include <cstring>
+
+#include "driver/api.h"
+#include "report.h"
+#include "settings.h"
+
+using namespace interpreter;
+
+#define CONTROL extern "C" __attribute__((visibility("default")))
+
+namespace {
+// Compute capability, multiprocessors and shared memory as in CUDA's table of technical specifications.
+const PlayedDevice kSm75 = {"interpreter sm_75", 7, 5, 40, 64 << 10, 64 << 10, 1024, 4 << 20};
+const PlayedDevice kSm80 = {"interpreter sm_80", 8, 0, 108, 163 << 10, 164 << 10, 2048, 40 << 20};
+const PlayedDevice kSm86 = {"interpreter sm_86", 8, 6, 84, 99 << 10, 100 << 10, 1536, 6 << 20};
+const PlayedDevice kSm90 = {"interpreter sm_90", 9, 0, 132, 227 << 10, 228 << 10, 2048, 50 << 20};
+
+[[maybe_unused]] const bool default_profile = (played.device = &kSm90, true);
+}  // namespace
+
+CONTROL int rigel_interpreter_play_device(uint32_t compute_capability) {
+    std::lock_guard<std::recursive_mutex> guard(driver_lock);
+    switch (compute_capability) {
+        case 0: played.device = nullptr; return 0;
+        case 75: played.device = &kSm75; return 0;
+        case 80: played.device = &kSm80; return 0;
+        case 86: played.device = &kSm86; return 0;
+        case 90: played.device = &kSm90; return 0;
+        default: return -1;
+    }
+}
+CONTROL void rigel_interpreter_play_driver(int version, int init_result) {
+    std::lock_guard<std::recursive_mutex> guard(driver_lock);
+    played.version = version;
+    played.init_result = static_cast<CUresult>(init_result);
+}
+CONTROL void rigel_interpreter_set_memory(uint64_t bytes) {
+    std::lock_guard<std::recursive_mutex> guard(driver_lock);
+    played.memory_bytes = bytes;
+}
+CONTROL void rigel_interpreter_set_seed_raw(uint64_t seed) {
+    std::lock_guard<std::recursive_mutex> guard(driver_lock);
+    settings.seed = seed;
+}
+CONTROL void rigel_interpreter_set_async_raw(uint32_t policy) {
+    std::lock_guard<std::recursive_mutex> guard(driver_lock);
+    settings.async = static_cast<AsyncPolicy>(policy);
+}
+
+struct CountersOut {
+    uint64_t bytes_read, bytes_written, requested_read, requested_written;
+    uint64_t matrix_instructions, barriers, matrix_load_rows, matrix_load_conflicts;
+    char kernel[128];
+};
+CONTROL uint64_t rigel_interpreter_launches() {
+    std::lock_guard<std::recursive_mutex> guard(driver_lock);
+    return finished_launches.size();
+}
+CONTROL int rigel_interpreter_counters_of(uint64_t launch, CountersOut* out) {
+    std::lock_guard<std::recursive_mutex> guard(driver_lock);
+    if (launch >= finished_launches.size()) return -1;
+    const auto& [kernel, of] = finished_launches[launch];
+    *out = {of.read.count(), of.written.count(), of.requested_read, of.requested_written,
+            of.matrix_instructions, of.barriers, of.matrix_load_rows, of.matrix_load_conflicts, {}};
+    std::strncpy(out->kernel, kernel.c_str(), sizeof out->kernel - 1);
+    return 0;
+}
+CONTROL void rigel_interpreter_clear_counters_raw() {
+    std::lock_guard<std::recursive_mutex> guard(driver_lock);
+    finished_launches.clear();
+}
+
+CONTROL uint64_t rigel_interpreter_report_count() {
+    std::lock_guard<std::recursive_mutex> guard(driver_lock);
+    return reports.size();
+}
+CONTROL uint64_t rigel_interpreter_report_text(uint64_t index, char* text, uint64_t capacity) {
+    std::lock_guard<std::recursive_mutex> guard(driver_lock);
+    if (index >= reports.size()) return 0;
+    const std::string& report = reports[index];
+    if (report.size() <= capacity) std::memcpy(text, report.data(), report.size());
+    return report.size();
+}
+// Takes back the sticky error and what is still queued, so that the process can go on after a planted bug.
+CONTROL void rigel_interpreter_forget_errors_raw() {
+    std::lock_guard<std::recursive_mutex> guard(driver_lock);
+    reports.clear();
+    sticky_error = CUDA_SUCCESS;
+    for (Stream* stream : all_streams()) {
+        stream->queue.clear();
+        stream->run = stream->submitted;
+    }
+}

@@ -1,0 +1,22 @@
+// What a module's image says: nvcc's fatbin with machine code (cubins) and PTX.
+#pragma once
+#include <map>
+#include <string>
+#include <vector>
+
+#include "api.h"
+
+namespace interpreter {
+
+struct Image {
+    // Kernels of the machine code that the played device would run, each with its arguments' sizes. Empty where the image
+    // holds none that can be read: no nvcc built it, or it is compressed.
+    std::map<std::string, std::vector<uint32_t>> kernels;
+};
+
+// Reads the image; an error where the played device could not run it.
+CUresult read_image(const void* data, Image* image);
+// What is different between the kernel that was linked in and the image's; "" when nothing is, or nothing is known.
+std::string compare_with_image(const Image& image, const Kernel& kernel);
+
+}  // namespace interpreter

@@ -1,0 +1,121 @@
+// Launches.
+#include <algorithm>
+#include <cstring>
+
+#include "function.h"
+#include "report.h"
+
+using namespace interpreter;
+
+struct LaunchAttribute {
+    uint32_t id;
+    uint32_t padding;
+    union {
+        uint32_t words[16];
+        int32_t flag;
+    } value;
+};
+struct LaunchConfig {
+    unsigned grid[3], block[3], shared_bytes;
+    void* stream;
+    const LaunchAttribute* attributes;
+    unsigned attribute_count;
+};
+constexpr uint32_t kAttributeCooperative = 2, kAttributeClusterDimension = 4, kAttributeStreamSerialization = 6;
+
+namespace interpreter {
+size_t argument_offset(const Kernel& kernel, unsigned index) {
+    size_t offset = 0;
+    for (unsigned i = 0;; i++) {
+        const size_t alignment = kernel.argument_alignments[i];
+        offset = (offset + alignment - 1) / alignment * alignment;
+        if (i == index) return offset;
+        offset += kernel.argument_bytes[i];
+    }
+}
+
+int resident_blocks(const Function&, unsigned threads, size_t shared_bytes) {
+    const PlayedDevice& device = *played.device;
+    const size_t by_shared = static_cast<size_t>(device.shared_per_multiprocessor) / (shared_bytes + 1024);
+    const unsigned warps = (threads + 31) / 32;
+    const unsigned by_threads = static_cast<unsigned>(device.threads_per_multiprocessor) / 32 / warps;
+    return static_cast<int>(std::min<size_t>({by_shared, by_threads, 32}));
+}
+}  // namespace interpreter
+
+namespace {
+CUresult check_shape(const Function& function, dim3 size, dim3 block_size, unsigned shared_bytes, bool cooperative) {
+    const char* name = function.kernel->name;
+    const uint64_t threads = static_cast<uint64_t>(block_size.x) * block_size.y * block_size.z;
+    const uint64_t blocks = static_cast<uint64_t>(size.x) * size.y * size.z;
+    if (threads == 0 || threads > 1024 || block_size.z > 64)
+        return refuse(CUDA_ERROR_INVALID_VALUE, text("%s: a block of (%u,%u,%u) threads", name, block_size.x, block_size.y, block_size.z));
+    if (threads > function.kernel->most_threads)
+        return refuse(CUDA_ERROR_INVALID_VALUE, text("%s: %lu threads in a block, its launch bounds allow %u", name,
+                                                     static_cast<unsigned long>(threads), function.kernel->most_threads));
+    if (blocks == 0 || size.x > 2147483647u || size.y > 65535 || size.z > 65535)
+        return refuse(CUDA_ERROR_INVALID_VALUE, text("%s: a grid of (%u,%u,%u) blocks", name, size.x, size.y, size.z));
+    if (static_cast<int>(shared_bytes) > function.most_shared_bytes)
+        return refuse(CUDA_ERROR_INVALID_VALUE,
+                      text("%s: %u bytes of shared memory, the function's limit is %d (raise it with MAX_DYNAMIC_SHARED_SIZE_BYTES)",
+                           name, shared_bytes, function.most_shared_bytes));
+    const uint64_t fit = static_cast<uint64_t>(resident_blocks(function, static_cast<unsigned>(threads), shared_bytes)) *
+                         static_cast<uint64_t>(played.device->multiprocessors);
+    if (cooperative && blocks > fit)
+        return refuse(CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE, text("%s: %lu blocks in a cooperative launch, %lu fit on the device", name,
+                                                                    static_cast<unsigned long>(blocks), static_cast<unsigned long>(fit)));
+    return CUDA_SUCCESS;
+}
+
+CUresult launch(Function* function, const unsigned* grid, const unsigned* block, unsigned shared_bytes, void* stream,
+                void** arguments, bool cooperative, bool starts_early) {
+    BEGIN_DRIVER_CALL;
+    if (!function) return CUDA_ERROR_INVALID_HANDLE;
+    auto request = std::make_shared<LaunchRequest>();
+    request->kernel = function->kernel;
+    request->size = {grid[0], grid[1], grid[2]};
+    request->block_size = {block[0], block[1], block[2]};
+    request->shared_bytes = shared_bytes;
+    request->cooperative = cooperative;
+    // Older devices have no programmatic dependent launch: there the grid simply follows.
+    request->starts_early = starts_early && played.device->major >= 9;
+    if (const CUresult error = check_shape(*function, request->size, request->block_size, shared_bytes, cooperative)) return error;
+    const Kernel& kernel = *function->kernel;
+    if (kernel.arguments) {
+        const unsigned last = kernel.arguments - 1;
+        request->argument_bytes.resize(argument_offset(kernel, last) + kernel.argument_bytes[last]);
+    }
+    for (unsigned i = 0; i < kernel.arguments; i++) {
+        const size_t offset = argument_offset(kernel, i);
+        request->argument_offsets.push_back(offset);
+        std::memcpy(request->argument_bytes.data() + offset, arguments[i], kernel.argument_bytes[i]);
+    }
+    Operation operation;
+    operation.launch = std::move(request);
+    submit(stream_of(stream), std::move(operation));
+    return CUDA_SUCCESS;
+}
+}  // namespace
+
+DRIVER_API cuLaunchKernel(Function* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                          unsigned shared_bytes, void* stream, void** arguments, void**) {
+    const unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
+    return launch(function, grid, block, shared_bytes, stream, arguments, false, false);
+}
+DRIVER_API cuLaunchCooperativeKernel(Function* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                                     unsigned bz, unsigned shared_bytes, void* stream, void** arguments) {
+    const unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
+    return launch(function, grid, block, shared_bytes, stream, arguments, true, false);
+}
+DRIVER_API cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** arguments, void**) {
+    bool cooperative = false, starts_early = false;
+    for (unsigned i = 0; i < config->attribute_count; i++) {
+        const LaunchAttribute& attribute = config->attributes[i];
+        if (attribute.id == kAttributeCooperative) cooperative = attribute.value.flag != 0;
+        if (attribute.id == kAttributeStreamSerialization) starts_early = attribute.value.flag != 0;
+        if (attribute.id == kAttributeClusterDimension &&
+            attribute.value.words[0] * attribute.value.words[1] * attribute.value.words[2] != 1)
+            return refuse(CUDA_ERROR_NOT_SUPPORTED, "the interpreter has no clusters yet");
+    }
+    return launch(function, config->grid, config->block, config->shared_bytes, config->stream, arguments, cooperative, starts_early);
+}

@@ -1,0 +1,119 @@
+#include "races.h"
+
+#include <algorithm>
+
+#include "report.h"
+#include "settings.h"
+#include "work.h"
+
+namespace interpreter {
+
+namespace {
+
+// Is the agent's access of another block, or of other work, known to this thread to have happened?
+__attribute__((noinline)) bool known_from_elsewhere(Stamp old, const Thread& thread) {
+    const BlockOfWork& block = history.block_of(serial_of(old));
+    const auto& others = thread.view->other_blocks;
+    auto at = std::lower_bound(others.begin(), others.end(), block.first,
+                               [](const OtherBlock& other, Serial first) { return other.first < first; });
+    if (at != others.end() && at->first == block.first && clock_of(old) <= at->clocks->of[serial_of(old) - block.first])
+        return true;
+    const Work& work = history.work(block.work);
+    return thread.view->finished->knows(work.stream, work.sequence, work.identity);
+}
+
+inline bool happened_before(Stamp old, const Thread& thread, Serial floor) {
+    const Serial serial = serial_of(old);
+    if (serial < floor) return true;
+    const auto& clocks = thread.view->own_block->of;
+    const uint64_t agent = serial - thread.warp->block->first;
+    if (agent >= clocks.size()) return known_from_elsewhere(old, thread);
+    if (agent == 2 * thread.index) return true;
+    if (agent == 2 * thread.index + 1) return clock_of(old) <= thread.copies_seen;
+    return clock_of(old) <= clocks[agent];
+}
+
+const char* verb(Stamp how, const char* atomic, const char* write, const char* read) {
+    return how & kStampAtomic ? atomic : how & kStampWrite ? write : read;
+}
+
+[[noreturn]] void report_race(Stamp old, Site old_site, Stamp mine, const Access& access, const char* memory,
+                              size_t offset) {
+    const BlockOfWork& other = history.block_of(serial_of(old));
+    const BlockOfWork& own = history.block_of(serial_of(mine));
+    std::string why;
+    if (other.first == own.first)
+        why = "no barrier orders the two";
+    else if (other.work == own.work)
+        why = "no barrier reaches across blocks, and no fence and flag (or release and acquire) order the two";
+    else if (history.work(other.work).stream == history.work(own.work).stream)
+        why = "the earlier grid has not been waited for: griddepcontrol.wait must come first (in every grid between, too)";
+    else
+        why = "the two are in different streams, and no event or synchronisation orders them";
+    if (serial_of(old) - other.first == serial_of(mine) - own.first + 1 && other.first == own.first)
+        why = "the thread has not waited for its own asynchronous copy";
+    fail(access.site,
+         text("race in %s memory: an access at byte %zu %s what is not ordered after %s", memory, offset,
+              verb(mine, "updates", "writes", "reads"), verb(old, "an atomic update", "a write", "a read")),
+         {"the other: " + history.describe_agent(serial_of(old)) + " " +
+              verb(old, "updated it", "wrote it", "read it") + ", at " + source_line(old_site),
+          (access.agent == Agent::AsyncCopy ? "the access is an asynchronous copy's; " : "") + why});
+}
+
+inline bool same_agent(Stamp a, Stamp b) { return (a ^ b) >> kSerialShift == 0; }
+
+// One cell, one access. `mine` carries the mask of the bytes touched.
+inline void visit(Cell& cell, Stamp mine, const Access& access, Serial floor, const char* memory, size_t offset) {
+    const bool writes = mine & kStampWrite;
+    int place = -1;
+    for (int slot = 0; slot < kSlots; slot++) {
+        const Stamp old = cell.stamp[slot];
+        if (old == 0) {
+            place = slot;
+            continue;
+        }
+        const Stamp common = old & mine & kStampBytes;
+        const bool covered = common == (old & kStampBytes);
+        const bool conflict = common && ((old | mine) & kStampWrite) && !(old & mine & kStampAtomic);
+        bool ordered = access.agent == Agent::Thread && same_agent(old, mine);
+        if (!ordered && (conflict || covered)) ordered = happened_before(old, *access.thread, floor);
+        if (conflict && !ordered) report_race(old, cell.site[slot], mine, access, memory, offset);
+        if (access.does == Does::ReadOnlyLoad && (old & kStampWrite) && common && serial_of(old) >= access.thread->warp->block->first &&
+            history.block_of(serial_of(old)).work == history.block_of(serial_of(mine)).work)
+            fail(access.site, "a read-only load (ld.global.nc) of bytes that this grid has written",
+                 {"the write: " + history.describe_agent(serial_of(old)) + ", at " + source_line(cell.site[slot])});
+        // Whoever conflicts with an access that this one covers and follows conflicts with this one too.
+        if (ordered && covered && (writes || !(old & kStampWrite))) {
+            cell.stamp[slot] = 0;
+            place = slot;
+        }
+    }
+    if (place < 0) {
+        place = static_cast<int>(shuffle_source.below(kSlots));
+        if (!writes)
+            for (int tries = 0; tries < kSlots && (cell.stamp[place] & kStampWrite); tries++) place = (place + 1) % kSlots;
+    }
+    cell.stamp[place] = mine;
+    cell.site[place] = access.site;
+}
+
+}  // namespace
+
+void check_races(Cell* cells, size_t offset, size_t bytes, const Access& access, Serial floor, const char* memory,
+                 size_t reported_offset) {
+    const Thread& thread = *access.thread;
+    const bool copies = access.agent == Agent::AsyncCopy;
+    const Stamp mine = make_stamp(thread.warp->block->first + 2 * thread.index + copies,
+                                  copies ? thread.copies_issued : thread.clock,
+                                  (access.writes() ? kStampWrite : 0) | (access.atomic() ? kStampAtomic : 0));
+    const size_t end = offset + bytes;
+    while (offset < end) {
+        const size_t in_cell = offset % kCellBytes, here = std::min(kCellBytes - in_cell, end - offset);
+        const Stamp mask = ((1u << here) - 1) << in_cell;
+        visit(cells[offset / kCellBytes], mine | mask, access, floor, memory, reported_offset);
+        offset += here;
+        reported_offset += here;
+    }
+}
+
+}  // namespace interpreter

@@ -1,0 +1,45 @@
+// The race checker: every 4 bytes of device and shared memory remember their last accesses, and a new access that
+// conflicts with one that it is not ordered after is a race.
+#pragma once
+#include <cstddef>
+
+#include "order.h"
+#include "site.h"
+
+namespace interpreter {
+
+struct Thread;
+
+constexpr size_t kCellBytes = 4;
+constexpr int kSlots = 3;
+
+// The newest accesses to 4 bytes, in no order; a stamp of 0 is an empty slot. When more than three unordered accesses
+// would have to be kept, one that is only a read is dropped at random: a race may then go unseen at this place, but
+// never is one reported that is none.
+struct Cell {
+    Stamp stamp[kSlots];
+    Site site[kSlots];
+    uint32_t unused;
+};
+
+enum class Agent { Thread, AsyncCopy };
+
+enum class Does { Read, ReadOnlyLoad /* ld.global.nc */, Write, AtomicRead, AtomicWrite, AtomicUpdate };
+
+struct Access {
+    Thread* thread;
+    Agent agent;
+    Does does;
+    Site site;
+
+    bool reads() const { return does != Does::Write && does != Does::AtomicWrite; }
+    bool writes() const { return does == Does::Write || does == Does::AtomicWrite || does == Does::AtomicUpdate; }
+    bool atomic() const { return does >= Does::AtomicRead; }
+};
+
+// Checks and remembers an access to bytes [offset, offset + bytes) of a region whose cells these are. Agents with serials
+// below `floor` are ordered before it. Ends the launch with a report when it races.
+void check_races(Cell* cells, size_t offset, size_t bytes, const Access& access, Serial floor, const char* memory,
+                 size_t reported_offset);
+
+}  // namespace interpreter
