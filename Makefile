@@ -9,7 +9,7 @@ run:
 # Every test: the whole crate, then the bare library that an embedder gets.
 test:
 	cargo test
-	cargo test --no-default-features --lib --tests --target-dir target/bare
+	cargo test --no-default-features --lib --tests
 
 lint:
 	cargo fmt --check

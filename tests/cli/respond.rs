@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::common::{Copy, ids, nano, rigel, rigel_stdin};
+use crate::common::{Copy, ids, rigel, rigel_stdin};
 
 const INSTRUCTION: &str = "Write a function that adds two numbers.";
 

@@ -23,7 +23,7 @@ pub(crate) unsafe fn exp<L: Lanes>(x: L) -> L {
         let magic = L::splat(12_582_912.0);
         let shifted = clamped.mul_add(L::splat(std::f32::consts::LOG2_E), magic);
         let n = shifted.sub(magic);
-        let r = n.mul_add(L::splat(-0.693_359_375), clamped);
+        let r = n.mul_add(L::splat(-0.693_359_4), clamped);
         let r = n.mul_add(L::splat(2.121_944_4e-4), r);
         let mut p = L::splat(1.987_569_1e-4);
         for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {

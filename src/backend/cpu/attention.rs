@@ -9,11 +9,13 @@
 //! What a query does not see never enters its arithmetic: not its value, and of its score only a comparison's worth
 //! that is overwritten before use. A slot that holds NaN harms only those who see it.
 
+use std::num::NonZeroU32;
+use std::ops::Range;
+
 use super::activation::exp;
-use super::matmul::dot_tile;
+use super::matmul::Accumulators;
 use super::simd::{F32, LANES, Lanes};
 use crate::kv::{PageId, first_visible};
-use std::num::NonZeroU32;
 
 /// Positions that one step of the online softmax takes.
 pub(crate) const BLOCK: usize = 64;
@@ -98,15 +100,17 @@ pub(crate) unsafe fn attend<L: Lanes>(tile: &Tile<'_>, scratch: Scratch) {
         while block < end {
             // Positions of this block that some row of the tile sees.
             let seen = first.max(block)..end.min(block + BLOCK);
+            // Positions that no row sees stand at one that some row sees.
             let mut keys = [std::ptr::null::<f32>(); BLOCK];
             let mut values = [std::ptr::null::<f32>(); BLOCK];
-            for position in seen.clone() {
+            for (slot, (key, value)) in keys.iter_mut().zip(&mut values).enumerate() {
+                let position = (block + slot).clamp(seen.start, seen.end - 1);
                 let page = tile.pages[position / tile.page_size as usize - tile.first_block as usize];
                 let at = page.0 as usize * tile.page_stride + position % tile.page_size as usize * head_dim;
-                keys[position - block] = tile.keys.add(at);
-                values[position - block] = tile.values.add(at);
+                *key = tile.keys.add(at);
+                *value = tile.values.add(at);
             }
-            scores::<L>(tile, &keys, seen.start - block, seen.end - block, scratch.weights);
+            scores::<L>(tile, &keys, seen.start - block..seen.end - block, scratch.weights);
             for m in 0..queries {
                 let (low, high) = visible(tile, m / tile.heads, block);
                 if low < high {
@@ -137,27 +141,22 @@ fn visible(tile: &Tile<'_>, row: usize, block: usize) -> (usize, usize) {
     (first.max(block) - block, (position as usize + 1).min(block + BLOCK).saturating_sub(block))
 }
 
-/// Scores of every query against the keys `low..high` of a block, unscaled.
+/// Unscaled scores of every query against the keys of a block that some row sees, and against neighbours up to a
+/// multiple of four slots, whose scores mean nothing.
 #[inline(always)]
-unsafe fn scores<L: Lanes>(tile: &Tile<'_>, keys: &[*const f32; BLOCK], low: usize, high: usize, to: *mut f32) {
+unsafe fn scores<L: Lanes>(tile: &Tile<'_>, keys: &[*const f32; BLOCK], seen: Range<usize>, to: *mut f32) {
     let queries = tile.rows * tile.heads;
-    let most = if L::WIDE { 6 } else { 3 };
     let mut m = 0;
     while m < queries {
-        let rows = most.min(queries - m);
-        // SAFETY: the caller's promise; queries `m..m + rows` exist.
+        // SAFETY: the caller's promise; the queries taken exist.
         unsafe {
-            match (L::WIDE, rows) {
-                (true, 6) => score_rows::<L, 6, 4>(tile, m, keys, low, high, to),
-                (true, 5) => score_rows::<L, 5, 4>(tile, m, keys, low, high, to),
-                (true, 4) => score_rows::<L, 4, 4>(tile, m, keys, low, high, to),
-                (false, 3) => score_rows::<L, 3, 2>(tile, m, keys, low, high, to),
-                (_, 3) => score_rows::<L, 3, 4>(tile, m, keys, low, high, to),
-                (_, 2) => score_rows::<L, 2, 2>(tile, m, keys, low, high, to),
-                (_, _) => score_rows::<L, 1, 4>(tile, m, keys, low, high, to),
-            }
+            m += match (L::WIDE, queries - m) {
+                (true, 6..) => score_rows::<L, 6, 4>(tile, m, keys, seen.clone(), to),
+                (true, 3..) => score_rows::<L, 3, 4>(tile, m, keys, seen.clone(), to),
+                (false, 3..) => score_rows::<L, 3, 2>(tile, m, keys, seen.clone(), to),
+                (_, _) => score_rows::<L, 1, 4>(tile, m, keys, seen.clone(), to),
+            };
         }
-        m += rows;
     }
 }
 
@@ -166,32 +165,29 @@ unsafe fn score_rows<L: Lanes, const M: usize, const N: usize>(
     tile: &Tile<'_>,
     first: usize,
     keys: &[*const f32; BLOCK],
-    low: usize,
-    high: usize,
+    seen: Range<usize>,
     to: *mut f32,
-) {
-    // SAFETY: the caller's promise.
+) -> usize {
+    // SAFETY: the caller's promise; every pointer in `keys` is to a key.
     unsafe {
         let mut x = [tile.queries; M];
         for (i, x) in x.iter_mut().enumerate() {
             let m = first + i;
             *x = tile.queries.add(m / tile.heads * tile.query_stride + m % tile.heads * tile.head_dim);
         }
-        let to = to.add(first * BLOCK);
-        let mut n = low;
-        while n + N <= high {
+        let mut n = seen.start / N * N;
+        while n < seen.end {
             let mut w = [std::ptr::null::<u8>(); N];
             for (i, w) in w.iter_mut().enumerate() {
                 *w = keys[n + i].cast();
             }
-            dot_tile::<L, F32, M, N>(x, w, tile.head_dim, to.add(n), BLOCK);
+            let mut acc = Accumulators::<L, M, N>::zero();
+            acc.add::<F32>(x, w, 0, tile.head_dim);
+            acc.sum(to.add(first * BLOCK + n), BLOCK);
             n += N;
         }
-        while n < high {
-            dot_tile::<L, F32, M, 1>(x, [keys[n].cast()], tile.head_dim, to.add(n), BLOCK);
-            n += 1;
-        }
     }
+    M
 }
 
 /// One step of query `m`'s online softmax: scores at `low..high` of the block become weights (0 elsewhere), the
@@ -235,86 +231,77 @@ unsafe fn soften<L: Lanes>(scratch: Scratch, m: usize, low: usize, high: usize, 
     }
 }
 
-/// Adds every query's weights times the values that it sees.
+/// Adds every query's weights times the values that it sees, several queries at a time: first the positions that some
+/// of them see before the others, then those that all see, then those that some see after the others; so each query's
+/// own positions come in ascending order.
 #[inline(always)]
 unsafe fn accumulate<L: Lanes>(tile: &Tile<'_>, values: &[*const f32; BLOCK], block: usize, scratch: Scratch) {
     let queries = tile.rows * tile.heads;
-    let most = if L::WIDE { 6 } else { 3 };
-    let mut m = 0;
-    while m < queries {
-        let rows = most.min(queries - m);
-        // SAFETY: the caller's promise; queries `m..m + rows` exist.
-        unsafe {
-            match (L::WIDE, rows) {
-                (true, 6) => accumulate_rows::<L, 6, 4>(tile, m, values, block, scratch),
-                (true, 5) => accumulate_rows::<L, 5, 4>(tile, m, values, block, scratch),
-                (true, 4) => accumulate_rows::<L, 4, 4>(tile, m, values, block, scratch),
-                (false, 3) => accumulate_rows::<L, 3, 2>(tile, m, values, block, scratch),
-                (_, 3) => accumulate_rows::<L, 3, 4>(tile, m, values, block, scratch),
-                (_, 2) => accumulate_rows::<L, 2, 2>(tile, m, values, block, scratch),
-                (_, _) => accumulate_rows::<L, 1, 4>(tile, m, values, block, scratch),
-            }
+    let mut first = 0;
+    while first < queries {
+        let together = match (L::WIDE, queries - first) {
+            (true, 6..) => 6,
+            (_, 3..) => 3,
+            (_, _) => 1,
+        };
+        let ranges = |m: usize| visible(tile, (first + m) / tile.heads, block);
+        let (mut low, mut high) = (0, BLOCK);
+        for m in 0..together {
+            low = low.max(ranges(m).0);
+            high = high.min(ranges(m).1);
         }
-        m += rows;
-    }
-}
-
-/// `M` queries: first the positions that some of them see before the others, then those that all see, then those
-/// that some see after the others; so each query's own positions come in ascending order.
-#[inline(always)]
-unsafe fn accumulate_rows<L: Lanes, const M: usize, const D: usize>(
-    tile: &Tile<'_>,
-    first: usize,
-    values: &[*const f32; BLOCK],
-    block: usize,
-    scratch: Scratch,
-) {
-    let mut ranges = [(0, 0); M];
-    let (mut low, mut high) = (0, BLOCK);
-    for (i, range) in ranges.iter_mut().enumerate() {
-        *range = visible(tile, (first + i) / tile.heads, block);
-        low = low.max(range.0);
-        high = high.min(range.1);
-    }
-    // SAFETY: the caller's promise; every slot used is in its query's visible range.
-    unsafe {
-        let weights = scratch.weights.add(first * BLOCK);
-        let acc = scratch.acc.add(first * tile.head_dim);
         if low >= high {
-            for (i, &(from, to)) in ranges.iter().enumerate() {
-                weighted::<L, 1, D>(
-                    weights.add(i * BLOCK),
-                    values,
-                    from,
-                    to,
-                    acc.add(i * tile.head_dim),
-                    tile.head_dim,
-                );
+            // Nothing in common: each on its own.
+            (low, high) = (BLOCK, BLOCK);
+        }
+        // SAFETY: the caller's promise; every slot used is in its query's visible range.
+        unsafe {
+            let weights = scratch.weights.add(first * BLOCK);
+            let acc = scratch.acc.add(first * tile.head_dim);
+            for common in [Common::Before, Common::In, Common::After] {
+                if common == Common::In && together > 1 {
+                    match (L::WIDE, together) {
+                        (true, 6) => weighted::<L, 6, 4>(weights, values, low..high, acc, tile.head_dim),
+                        (true, _) => weighted::<L, 3, 8>(weights, values, low..high, acc, tile.head_dim),
+                        (false, _) => weighted::<L, 3, 2>(weights, values, low..high, acc, tile.head_dim),
+                    }
+                    continue;
+                }
+                for m in 0..together {
+                    let (from, to) = ranges(m);
+                    let slots = match common {
+                        Common::Before => from..low.min(to),
+                        Common::In => low..high,
+                        Common::After => high.max(from)..to,
+                    };
+                    let (weights, acc) = (weights.add(m * BLOCK), acc.add(m * tile.head_dim));
+                    weighted::<L, 1, 4>(weights, values, slots, acc, tile.head_dim);
+                }
             }
-            return;
         }
-        for (i, &(from, _)) in ranges.iter().enumerate() {
-            weighted::<L, 1, D>(weights.add(i * BLOCK), values, from, low, acc.add(i * tile.head_dim), tile.head_dim);
-        }
-        weighted::<L, M, D>(weights, values, low, high, acc, tile.head_dim);
-        for (i, &(_, to)) in ranges.iter().enumerate() {
-            weighted::<L, 1, D>(weights.add(i * BLOCK), values, high, to, acc.add(i * tile.head_dim), tile.head_dim);
-        }
+        first += together;
     }
 }
 
-/// `acc[m] += Σ weights[m][slot] values[slot]` over `low..high` in ascending order, `M` queries and `D` lane vectors
+/// A part of the positions that neighbouring queries see, as they stand to those that all of them see.
+#[derive(Clone, Copy, PartialEq)]
+enum Common {
+    Before,
+    In,
+    After,
+}
+
+/// `acc[m] += Σ weights[m][slot] values[slot]` over `slots` in ascending order, `M` queries and `D` lane vectors
 /// of a value at a time.
 #[inline(always)]
 unsafe fn weighted<L: Lanes, const M: usize, const D: usize>(
     weights: *const f32,
     values: &[*const f32; BLOCK],
-    low: usize,
-    high: usize,
+    slots: Range<usize>,
     acc: *mut f32,
     head_dim: usize,
 ) {
-    if low >= high {
+    if slots.is_empty() {
         return;
     }
     let mut d = 0;
@@ -327,7 +314,7 @@ unsafe fn weighted<L: Lanes, const M: usize, const D: usize>(
                     sums[m][i] = L::load(acc.add(m * head_dim + d + i * LANES));
                 }
             }
-            for slot in low..high {
+            for slot in slots.clone() {
                 let value = values[slot].add(d);
                 let mut v = [L::splat(0.0); D];
                 for i in 0..D {
@@ -351,7 +338,7 @@ unsafe fn weighted<L: Lanes, const M: usize, const D: usize>(
             let n = LANES.min(head_dim - d);
             for m in 0..M {
                 let mut sum = L::load_first(acc.add(m * head_dim + d), n);
-                for slot in low..high {
+                for slot in slots.clone() {
                     let weight = L::splat(*weights.add(m * BLOCK + slot));
                     sum = weight.mul_add(L::load_first(values[slot].add(d), n), sum);
                 }

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use super::memory::Memory;
+use super::memory::{Memory, Portions};
 use crate::backend::BackendError;
 use crate::kv::CacheGeometry;
 use crate::model::ModelSpec;
@@ -20,7 +20,7 @@ impl Cache {
     /// Room for `pages` pages. Address space alone: the system hands out memory as positions are first written.
     pub(crate) fn new(spec: &ModelSpec, page_size: NonZeroU32, pages: u32) -> Result<Cache, BackendError> {
         let shape = [spec.layers, pages as usize, spec.kv_heads, page_size.get() as usize, spec.head_dim];
-        let zeroed = |what| Memory::zeroed(&shape, what, "allow fewer positions or sequences");
+        let zeroed = |what| Memory::zeroed(&shape, Portions::Small, what, "allow fewer positions or sequences");
         Ok(Cache {
             keys: zeroed("the cache of keys")?,
             values: zeroed("the cache of values")?,
@@ -60,8 +60,10 @@ impl Cache {
         let layers = self.keys.len() / stride / self.geometry.pages as usize;
         for layer in 0..layers {
             let start = (layer * self.geometry.pages as usize + page.0 as usize) * stride;
-            self.keys.as_mut_slice()[start..start + stride].fill(f32::NAN);
-            self.values.as_mut_slice()[start..start + stride].fill(f32::NAN);
+            for memory in [&self.keys, &self.values] {
+                // SAFETY: the page lies in the cache, which is borrowed exclusively.
+                unsafe { std::slice::from_raw_parts_mut(memory.as_ptr().add(start), stride) }.fill(f32::NAN);
+            }
         }
     }
 }

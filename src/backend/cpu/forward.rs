@@ -1,69 +1,19 @@
 //! The forward pass, readable from top to bottom: every thread of the team runs [`Pass::run`], phase by phase.
 
-use super::attention::{MAX_QUERIES, Scratch, Tile};
+use super::attention::{self, MAX_QUERIES, Tile};
 use super::cache::Cache;
 use super::kernels::Kernels;
-use super::matmul::{MAX_BLOCK, MAX_PANEL, Product, Then};
-use super::memory::Memory;
+use super::matmul::{self, Product, Then};
 use super::plan::Plan;
 use super::rope;
 use super::team::Member;
 use super::weights::{Layer, Linear, Norm, Weights};
-use crate::backend::{BackendError, Batch};
+use super::workspace::{Rows, Workspace};
+use crate::backend::Batch;
 use crate::model::ModelSpec;
 
-/// Bytes of weights that a thread takes at once: they stay in its second-level cache while all rows pass over them.
-const BLOCK_BYTES: usize = 256 << 10;
 /// Rows of an elementwise phase that a thread takes at once.
 const ROWS_AT_ONCE: usize = 4;
-
-/// Activations of a batch, all f32, allocated once for the most rows there can be.
-pub(crate) struct Workspace {
-    /// The residual stream, `[rows][hidden_size]`.
-    hidden: Memory,
-    /// `[rows][hidden_size]`
-    normed: Memory,
-    /// Query heads, then key heads, then value heads: `[rows][(heads + 2 kv_heads) head_dim]`.
-    qkv: Memory,
-    /// `[rows][heads * head_dim]`
-    attended: Memory,
-    /// `[rows][intermediate_size]`
-    inner: Memory,
-    /// `[rows][head_dim / 2]` each.
-    cos: Memory,
-    sin: Memory,
-    /// `[logits rows][vocab_size]`
-    pub(crate) logits: Memory,
-    /// What each thread needs for itself.
-    scratch: Memory,
-    scratch_stride: usize,
-}
-
-impl Workspace {
-    pub(crate) fn new(
-        spec: &ModelSpec,
-        max_rows: usize,
-        max_logits_rows: usize,
-        threads: usize,
-    ) -> Result<Workspace, BackendError> {
-        let zeroed = |rows, columns| {
-            Memory::zeroed(&[rows, columns], "activations", "compute fewer rows at once (a smaller prefill chunk)")
-        };
-        let scratch_stride = (MAX_PANEL * MAX_BLOCK + Scratch::floats(spec.head_dim)).next_multiple_of(64);
-        Ok(Workspace {
-            hidden: zeroed(max_rows, spec.hidden_size)?,
-            normed: zeroed(max_rows, spec.hidden_size)?,
-            qkv: zeroed(max_rows, (spec.heads + 2 * spec.kv_heads) * spec.head_dim)?,
-            attended: zeroed(max_rows, spec.heads * spec.head_dim)?,
-            inner: zeroed(max_rows, spec.intermediate_size)?,
-            cos: zeroed(max_rows, spec.head_dim / 2)?,
-            sin: zeroed(max_rows, spec.head_dim / 2)?,
-            logits: zeroed(max_logits_rows, spec.vocab_size)?,
-            scratch: zeroed(threads, scratch_stride)?,
-            scratch_stride,
-        })
-    }
-}
 
 /// One forward pass over one batch.
 ///
@@ -84,7 +34,7 @@ pub(crate) struct Pass<'a> {
 impl Pass<'_> {
     /// What each thread of the team does.
     pub(crate) fn run(&self, member: &mut Member<'_>) {
-        let Workspace { hidden, normed, attended, inner, .. } = self.workspace;
+        let &Workspace { hidden, normed, attended, inner, .. } = self.workspace;
         self.embed(member);
         for (index, layer) in self.weights.layers.iter().enumerate() {
             self.norm_all(member, &layer.attention_norm);
@@ -114,10 +64,10 @@ impl Pass<'_> {
                 let position = self.plan.rows[row].position;
                 // SAFETY: see `Pass`.
                 unsafe {
-                    let to = self.workspace.hidden.as_ptr().add(row * self.spec.hidden_size);
-                    (self.kernels.widen)(embedding.dtype, stored.as_ptr(), self.spec.hidden_size, to);
-                    let cos = std::slice::from_raw_parts_mut(self.workspace.cos.as_ptr().add(row * half), half);
-                    let sin = std::slice::from_raw_parts_mut(self.workspace.sin.as_ptr().add(row * half), half);
+                    let to = self.workspace.hidden.row(row);
+                    self.kernels.widen(embedding.dtype, stored.as_ptr(), self.spec.hidden_size, to);
+                    let cos = std::slice::from_raw_parts_mut(self.workspace.cos.row(row), half);
+                    let sin = std::slice::from_raw_parts_mut(self.workspace.sin.row(row), half);
                     rope::angles(position, self.inv_freq, cos, sin);
                 }
             }
@@ -134,35 +84,36 @@ impl Pass<'_> {
         let n = self.spec.hidden_size;
         // SAFETY: see `Pass`; gain and shift have the length of a row.
         unsafe {
-            let x = self.workspace.hidden.as_ptr().add(row * n);
-            let out = self.workspace.normed.as_ptr().add(to * n);
+            let x = self.workspace.hidden.row(row);
+            let out = self.workspace.normed.row(to);
             (self.kernels.layer_norm)(x, norm.gain.as_ptr(), norm.shift.as_ptr(), self.spec.norm.eps, n, out);
         }
     }
 
     /// `out = then(x · linearᵀ)` over all rows.
-    fn product<'b>(&self, x: &Memory, linear: &'b Linear, out: &Memory, then: Then) -> Product<'b> {
-        let weight = linear.weight();
+    fn product<'b>(&self, x: Rows, linear: &'b Linear, out: Rows, then: Then) -> Product<'b> {
+        // SAFETY: no pointer is followed here, and the buffers have a first row whenever the product has rows.
+        let (x_start, out_start) = unsafe { (x.row(0), out.row(0)) };
         Product {
-            x: x.as_ptr(),
-            x_stride: weight.columns,
+            x: x_start,
+            x_stride: x.stride,
             rows: self.rows(),
-            weight,
+            weight: linear.weight(),
             bias: linear.bias(),
-            out: out.as_ptr(),
-            out_stride: weight.rows(),
+            out: out_start,
+            out_stride: out.stride,
             then,
         }
     }
 
     fn project_qkv(&self, member: &mut Member<'_>, layer: &Layer) {
-        let Workspace { normed, qkv, .. } = self.workspace;
+        let &Workspace { normed, qkv, .. } = self.workspace;
         let head_dim = self.spec.head_dim;
         let part = |linear, first_head: usize| {
             let product = self.product(normed, linear, qkv, Then::Store);
             // SAFETY: the heads of a row lie one after the other in `qkv`.
             let out = unsafe { product.out.add(first_head * head_dim) };
-            Product { out, out_stride: (self.spec.heads + 2 * self.spec.kv_heads) * head_dim, ..product }
+            Product { out, ..product }
         };
         let (keys, values) = (self.spec.heads, self.spec.heads + self.spec.kv_heads);
         self.multiply(member, &[part(&layer.query, 0), part(&layer.key, keys), part(&layer.value, values)]);
@@ -170,20 +121,23 @@ impl Pass<'_> {
 
     /// Matrix products in one phase: blocks of weight rows go to whoever is free.
     fn multiply<const N: usize>(&self, member: &mut Member<'_>, products: &[Product<'_>; N]) {
-        let blocks = products.each_ref().map(|product| block_rows(product, self.threads));
+        let blocks = products.each_ref().map(|product| product.block_rows(self.threads));
         let mut pieces = 0;
         for (product, block) in products.iter().zip(blocks) {
             pieces += product.weight.rows().div_ceil(block);
         }
-        let dots = self.scratch(member);
+        // SAFETY: each thread's stretch begins with room for this.
+        let scratch = unsafe { matmul::Scratch::new(self.scratch(member)) };
         member.share(pieces, |mut piece| {
             for (product, block) in products.iter().zip(blocks) {
                 let rows = product.weight.rows();
                 let here = rows.div_ceil(block);
                 if piece < here {
                     let range = piece * block..rows.min((piece + 1) * block);
-                    // SAFETY: see `Pass`; the block lies inside the weight, and `dots` is this thread's.
-                    return unsafe { (self.kernels.product_block)(product, range, dots) };
+                    // The blocks in between go to the others.
+                    let next = range.start + self.threads * block;
+                    // SAFETY: see `Pass`; the block lies inside the weight, and `scratch` is this thread's.
+                    return unsafe { self.kernels.product_block(product, range, next, scratch) };
                 }
                 piece -= here;
             }
@@ -200,9 +154,8 @@ impl Pass<'_> {
                 let place = self.plan.rows[row];
                 // SAFETY: see `Pass`; no two rows of a batch share a slot.
                 unsafe {
-                    let (cos, sin) = (self.workspace.cos.as_ptr(), self.workspace.sin.as_ptr());
-                    let (cos, sin) = (cos.add(row * half), sin.add(row * half));
-                    let qkv = self.workspace.qkv.as_ptr().add(row * (heads + 2 * kv_heads) * head_dim);
+                    let (cos, sin) = (self.workspace.cos.row(row), self.workspace.sin.row(row));
+                    let qkv = self.workspace.qkv.row(row);
                     for head in 0..heads {
                         let query = qkv.add(head * head_dim);
                         (self.kernels.rotate)(query, cos, sin, half, query);
@@ -228,10 +181,9 @@ impl Pass<'_> {
         let splits = self.threads.div_ceil((tiles.len() * spec.kv_heads).max(1));
         let heads = group.div_ceil(splits).clamp(1, MAX_QUERIES);
         let splits = group.div_ceil(heads);
-        let query_stride = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
-        let out_stride = spec.heads * spec.head_dim;
-        // SAFETY: behind the dots of the matrix products lies room for attention.
-        let scratch = unsafe { Scratch::new(self.scratch(member).add(MAX_PANEL * MAX_BLOCK)) };
+        let &Workspace { qkv, attended, .. } = self.workspace;
+        // SAFETY: behind the room for matrix products lies that for attention.
+        let scratch = unsafe { attention::Scratch::new(self.scratch(member).add(matmul::Scratch::FLOATS)) };
         member.share(tiles.len() * spec.kv_heads * splits, |piece| {
             // The last rows see the most keys: the long pieces first.
             let rows = tiles[tiles.len() - 1 - piece / (spec.kv_heads * splits)];
@@ -243,10 +195,10 @@ impl Pass<'_> {
             // SAFETY: see `Pass`; the cache was written in the phase before, `scratch` is this thread's.
             unsafe {
                 let tile = Tile {
-                    queries: self.workspace.qkv.as_ptr().add(rows.row * query_stride + first_head * spec.head_dim),
-                    query_stride,
-                    out: self.workspace.attended.as_ptr().add(rows.row * out_stride + first_head * spec.head_dim),
-                    out_stride,
+                    queries: qkv.row(rows.row).add(first_head * spec.head_dim),
+                    query_stride: qkv.stride,
+                    out: attended.row(rows.row).add(first_head * spec.head_dim),
+                    out_stride: attended.stride,
                     rows: rows.rows,
                     heads: heads.min(group - split * heads),
                     head_dim: spec.head_dim,
@@ -270,22 +222,14 @@ impl Pass<'_> {
         member.share_rows(wanted.len(), ROWS_AT_ONCE, |range| {
             range.for_each(|i| self.norm_row(&self.weights.norm, wanted[i], i));
         });
-        let Workspace { normed, logits, .. } = self.workspace;
+        let &Workspace { normed, logits, .. } = self.workspace;
         let product = self.product(normed, &self.weights.head, logits, Then::Store);
         self.multiply(member, &[Product { rows: wanted.len(), ..product }]);
     }
 
     /// This thread's working memory.
     fn scratch(&self, member: &Member<'_>) -> *mut f32 {
-        let Workspace { scratch, scratch_stride, .. } = self.workspace;
-        // SAFETY: there is a stretch for each member of the team.
-        unsafe { scratch.as_ptr().add(member.index() * scratch_stride) }
+        // SAFETY: there is a row for each member of the team.
+        unsafe { self.workspace.scratch.row(member.index()) }
     }
-}
-
-/// Weight rows in a block: as many as the cache keeps, but at least two blocks a thread, and whole tiles.
-fn block_rows(product: &Product<'_>, threads: usize) -> usize {
-    let fit = BLOCK_BYTES / product.weight.row_bytes();
-    let fair = product.weight.rows().div_ceil(2 * threads);
-    (fit.min(fair) / 8 * 8).clamp(8, MAX_BLOCK)
 }

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::attention::{Scratch, Tile};
-use super::matmul::Product;
-use super::simd::Portable;
+use super::attention::{self, Tile};
+use super::matmul::{self, Product};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
+use super::simd::{Bf16, F16, F32, Portable};
 use crate::backend::BackendError;
 use crate::checkpoint::Dtype;
 
@@ -56,38 +56,50 @@ impl Isa {
     }
 }
 
+/// [`product_block`](super::matmul::product_block) for one dtype of weights.
+type ProductBlock = unsafe fn(&Product<'_>, Range<usize>, usize, matmul::Scratch);
+
 /// Entry points of one instruction set. Each is as unsafe as the kernel that it is named after.
 pub(crate) struct Kernels {
-    /// [`product_block`](super::matmul::product_block)
-    pub(crate) product_block: unsafe fn(&Product<'_>, Range<usize>, *mut f32),
+    products: [ProductBlock; 3],
+    widens: [unsafe fn(*const u8, usize, *mut f32); 3],
     /// [`attend`](super::attention::attend)
-    pub(crate) attend: unsafe fn(&Tile<'_>, Scratch),
+    pub(crate) attend: unsafe fn(&Tile<'_>, attention::Scratch),
     /// [`layer_norm`](super::norm::layer_norm)
     pub(crate) layer_norm: unsafe fn(*const f32, *const f32, *const f32, f32, usize, *mut f32),
     /// [`rotate`](super::rope::rotate)
     pub(crate) rotate: unsafe fn(*const f32, *const f32, *const f32, usize, *mut f32),
-    /// [`widen`](super::matmul::widen)
-    pub(crate) widen: unsafe fn(Dtype, *const u8, usize, *mut f32),
     /// `exp` and GELU of 16 elements, for tests.
     #[cfg(test)]
     pub(crate) elementwise: unsafe fn(*const f32, *mut f32, *mut f32),
 }
 
 macro_rules! compile {
+    (@dtype $product:ident, $widen:ident, $element:ty, $lanes:ty $(, $features:literal)?) => {
+        $(#[target_feature(enable = $features)])?
+        unsafe fn $product(product: &Product<'_>, block: Range<usize>, next: usize, scratch: matmul::Scratch) {
+            // SAFETY: the caller's promise.
+            unsafe { matmul::product_block::<$lanes, $element>(product, block, next, scratch) }
+        }
+
+        $(#[target_feature(enable = $features)])?
+        unsafe fn $widen(from: *const u8, n: usize, to: *mut f32) {
+            // SAFETY: the caller's promise.
+            unsafe { matmul::widen::<$lanes, $element>(from, n, to) }
+        }
+    };
     ($module:ident, $lanes:ty $(, $features:literal)?) => {
         mod $module {
             use super::*;
 
-            $(#[target_feature(enable = $features)])?
-            unsafe fn product_block(product: &Product<'_>, block: Range<usize>, dots: *mut f32) {
-                // SAFETY: the caller's promise, as for all below.
-                unsafe { super::super::matmul::product_block::<$lanes>(product, block, dots) }
-            }
+            compile!(@dtype f32_product, f32_widen, F32, $lanes $(, $features)?);
+            compile!(@dtype f16_product, f16_widen, F16, $lanes $(, $features)?);
+            compile!(@dtype bf16_product, bf16_widen, Bf16, $lanes $(, $features)?);
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn attend(tile: &Tile<'_>, scratch: Scratch) {
-                // SAFETY: as above.
-                unsafe { super::super::attention::attend::<$lanes>(tile, scratch) }
+            unsafe fn attend(tile: &Tile<'_>, scratch: attention::Scratch) {
+                // SAFETY: the caller's promise, as for all below.
+                unsafe { attention::attend::<$lanes>(tile, scratch) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -104,12 +116,6 @@ macro_rules! compile {
                 unsafe { super::super::rope::rotate::<$lanes>(x, cos, sin, half, to) }
             }
 
-            $(#[target_feature(enable = $features)])?
-            unsafe fn widen(dtype: Dtype, from: *const u8, n: usize, to: *mut f32) {
-                // SAFETY: as above.
-                unsafe { super::super::matmul::widen::<$lanes>(dtype, from, n, to) }
-            }
-
             #[cfg(test)]
             $(#[target_feature(enable = $features)])?
             unsafe fn elementwise(x: *const f32, exp: *mut f32, gelu: *mut f32) {
@@ -123,11 +129,11 @@ macro_rules! compile {
             }
 
             pub(super) static KERNELS: Kernels = Kernels {
-                product_block,
+                products: [f32_product, f16_product, bf16_product],
+                widens: [f32_widen, f16_widen, bf16_widen],
                 attend,
                 layer_norm,
                 rotate,
-                widen,
                 #[cfg(test)]
                 elementwise,
             };
@@ -141,7 +147,40 @@ compile!(avx2, Avx2, "avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
 compile!(avx512, Avx512, "avx512f,avx512bw,avx512vl,avx2,fma,f16c");
 
+/// Where `products` and `widens` keep a dtype.
+fn index(dtype: Dtype) -> usize {
+    match dtype {
+        Dtype::F32 => 0,
+        Dtype::F16 => 1,
+        Dtype::Bf16 => 2,
+    }
+}
+
 impl Kernels {
+    /// Computes outputs `block` (weight rows) of every activation row.
+    ///
+    /// # Safety
+    /// That of [`product_block`](super::matmul::product_block).
+    pub(crate) unsafe fn product_block(
+        &self,
+        product: &Product<'_>,
+        block: Range<usize>,
+        next: usize,
+        scratch: matmul::Scratch,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe { self.products[index(product.weight.dtype)](product, block, next, scratch) }
+    }
+
+    /// Widens `n` elements of `dtype` to f32.
+    ///
+    /// # Safety
+    /// That of [`widen`](super::matmul::widen).
+    pub(crate) unsafe fn widen(&self, dtype: Dtype, from: *const u8, n: usize, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { self.widens[index(dtype)](from, n, to) }
+    }
+
     /// The kernels for `isa`, unless this machine cannot run them.
     pub(crate) fn new(isa: Isa) -> Option<&'static Kernels> {
         match isa {

@@ -7,13 +7,51 @@
 use std::ops::Range;
 
 use super::activation::gelu_tanh;
-use super::simd::{Bf16, Element, F16, F32, LANES, Lanes};
+use super::simd::{Element, LANES, Lanes};
 use crate::checkpoint::Dtype;
 
 /// The most weight rows in a block.
-pub(crate) const MAX_BLOCK: usize = 256;
-/// The most activation rows that share one pass over a block.
-pub(crate) const MAX_PANEL: usize = 6;
+const MAX_BLOCK: usize = 256;
+/// The most activation rows that share a load of weights.
+const MAX_PANEL: usize = 6;
+
+// More rows than a panel's: the same weights are used again and again, arithmetic is the limit, and what is used again
+// should be near. For each group of rows in turn, for each stretch of K in turn, every panel of the group passes over
+// that stretch of the block. Near are then a panel's activations (24 KB of first-level cache), the block's stretch
+// and the group's unfinished sums (128 + 192 KB of second-level cache).
+
+/// Weight rows in a block.
+const GROUP_BLOCK: usize = 64;
+/// Activation rows in a group.
+const GROUP: usize = 48;
+/// Elements of K in a stretch.
+const STRETCH: usize = 1024;
+
+// Up to a panel of rows: memory is the limit, and a block is read in the order in which it lies there.
+
+/// Bytes of a block: enough to be one long read, and the second of two panels finds them in second-level cache.
+const STREAM_BYTES: usize = 256 << 10;
+
+/// One thread's working memory for products.
+#[derive(Clone, Copy)]
+pub(crate) struct Scratch {
+    /// Finished dot products, `[MAX_PANEL][MAX_BLOCK]`.
+    dots: *mut f32,
+    /// Sums that wait for the next stretch of K, `[GROUP][GROUP_BLOCK][LANES]`.
+    partial: *mut f32,
+}
+
+impl Scratch {
+    /// Elements that a thread needs.
+    pub(crate) const FLOATS: usize = MAX_PANEL * MAX_BLOCK + GROUP * GROUP_BLOCK * LANES;
+
+    /// # Safety
+    /// `at` holds [`Scratch::FLOATS`] elements.
+    pub(crate) unsafe fn new(at: *mut f32) -> Scratch {
+        // SAFETY: the two parts are those that `FLOATS` adds up.
+        Scratch { dots: at, partial: unsafe { at.add(MAX_PANEL * MAX_BLOCK) } }
+    }
+}
 
 /// What becomes of `x · weightᵀ + bias`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,59 +101,102 @@ pub(crate) struct Product<'a> {
     pub then: Then,
 }
 
-/// Computes outputs `block` (weight rows) of every activation row.
+impl Product<'_> {
+    /// Weight rows to a block: as above, but at least two blocks to a thread, and whole tiles.
+    pub(crate) fn block_rows(&self, threads: usize) -> usize {
+        let (fit, most) = if self.grouped() {
+            (GROUP_BLOCK, GROUP_BLOCK)
+        } else {
+            (STREAM_BYTES / self.weight.row_bytes(), MAX_BLOCK)
+        };
+        let fair = self.weight.rows().div_ceil(2 * threads);
+        (fit.min(fair) / 8 * 8).clamp(8, most)
+    }
+
+    fn grouped(&self) -> bool {
+        self.rows > MAX_PANEL
+    }
+}
+
+/// Computes outputs `block` (weight rows) of every activation row. `next` is the weight row where the thread will
+/// probably go on; nothing but time depends on it.
 ///
 /// # Safety
-/// As [`Lanes`]; `product.x` and `product.out` are as documented and disjoint, nobody else touches
-/// `out[.., block]` meanwhile; `block` lies inside the weight's rows and is no longer than [`MAX_BLOCK`]; `dots`
-/// holds `MAX_PANEL * MAX_BLOCK`.
+/// As [`Lanes`]; `W` is the weight's dtype; `product.x` and `product.out` are as documented and disjoint, nobody else
+/// touches `out[.., block]` meanwhile; `block` lies inside the weight's rows, is not empty and no longer than
+/// [`Product::block_rows`] said; `scratch` is this thread's own.
 #[inline(always)]
-pub(crate) unsafe fn product_block<L: Lanes>(product: &Product<'_>, block: Range<usize>, dots: *mut f32) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match product.weight.dtype {
-            Dtype::F32 => panels::<L, F32>(product, block, dots),
-            Dtype::F16 => panels::<L, F16>(product, block, dots),
-            Dtype::Bf16 => panels::<L, Bf16>(product, block, dots),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn panels<L: Lanes, W: Element>(product: &Product<'_>, block: Range<usize>, dots: *mut f32) {
-    let most = if L::WIDE { 6 } else { 3 };
-    let mut row = 0;
-    while row < product.rows {
-        let m = most.min(product.rows - row);
-        // SAFETY: the caller's promise; rows `row..row + m` exist.
-        unsafe {
-            match (L::WIDE, m) {
-                (true, 1) => panel::<L, W, 1, 8>(product, row, block.clone(), dots),
-                (true, 2) => panel::<L, W, 2, 8>(product, row, block.clone(), dots),
-                (true, 3) => panel::<L, W, 3, 4>(product, row, block.clone(), dots),
-                (true, 4) => panel::<L, W, 4, 4>(product, row, block.clone(), dots),
-                (true, 5) => panel::<L, W, 5, 4>(product, row, block.clone(), dots),
-                (true, _) => panel::<L, W, 6, 4>(product, row, block.clone(), dots),
-                (false, 1) => panel::<L, W, 1, 4>(product, row, block.clone(), dots),
-                (false, 2) => panel::<L, W, 2, 2>(product, row, block.clone(), dots),
-                (false, _) => panel::<L, W, 3, 2>(product, row, block.clone(), dots),
+pub(crate) unsafe fn product_block<L: Lanes, W: Element>(
+    product: &Product<'_>,
+    block: Range<usize>,
+    next: usize,
+    scratch: Scratch,
+) {
+    let k = product.weight.columns;
+    let (group, stretch) = if product.grouped() { (GROUP, STRETCH) } else { (MAX_PANEL, k) };
+    let mut first = 0;
+    while first < product.rows {
+        let last = product.rows.min(first + group);
+        let mut start = 0;
+        while start < k {
+            let end = k.min(start + stretch);
+            // What comes after this stretch: the next one, or the first one for the next group or of the next block.
+            let ahead = match (end < k, last < product.rows) {
+                (true, _) => (block.start, end),
+                (false, true) => (block.start, 0),
+                (false, false) => (next, 0),
+            };
+            let pass = Pass { block: block.clone(), start, end, ahead, group: first..last };
+            let mut row = first;
+            while row < last {
+                // SAFETY: the caller's promise; the rows taken exist.
+                unsafe {
+                    row += match (L::WIDE, last - row) {
+                        (true, 6..) => panel::<L, W, 6, 4>(product, row, &pass, scratch),
+                        (true, 4..) => panel::<L, W, 4, 4>(product, row, &pass, scratch),
+                        (true, 2..) => panel::<L, W, 2, 4>(product, row, &pass, scratch),
+                        (true, _) => panel::<L, W, 1, 4>(product, row, &pass, scratch),
+                        (false, 3..) => panel::<L, W, 3, 2>(product, row, &pass, scratch),
+                        (false, _) => panel::<L, W, 1, 4>(product, row, &pass, scratch),
+                    };
+                }
             }
+            start = end;
         }
-        row += m;
+        first = last;
     }
 }
 
-/// `M` activation rows against a block of weights, `N` weight rows at a time.
+/// A group of rows over a stretch of a block.
+struct Pass {
+    block: Range<usize>,
+    start: usize,
+    end: usize,
+    /// Weight row and element where the pass after this one begins.
+    ahead: (usize, usize),
+    /// Activation rows.
+    group: Range<usize>,
+}
+
+/// `M` activation rows against a stretch of a block of weights, `N` weight rows at a time. Returns `M`.
 #[inline(always)]
 unsafe fn panel<L: Lanes, W: Element, const M: usize, const N: usize>(
     product: &Product<'_>,
     row: usize,
-    block: Range<usize>,
-    dots: *mut f32,
-) {
+    pass: &Pass,
+    scratch: Scratch,
+) -> usize {
     let k = product.weight.columns;
     let stride = k * W::SIZE;
-    // SAFETY: the caller's promise; weight rows stay inside `block`, activation rows inside `row..row + M`.
+    let Pass { start, end, ref block, .. } = *pass;
+    let grouped = product.grouped();
+    // The share of the next pass's weights that this panel asks for: bytes `from..to` of each row's stretch.
+    let ahead = (pass.ahead.0 * k + pass.ahead.1) * W::SIZE;
+    let bytes = (end - start) * W::SIZE;
+    let from = bytes * (row - pass.group.start) / pass.group.len();
+    let to = bytes * (row + M - pass.group.start) / pass.group.len();
+    // SAFETY: the caller's promise; weight rows stay inside `block`, activation rows inside `row..row + M`. A prefetch
+    // may point anywhere.
     unsafe {
         let weights = product.weight.bytes.as_ptr();
         let mut x = [product.x; M];
@@ -123,71 +204,169 @@ unsafe fn panel<L: Lanes, W: Element, const M: usize, const N: usize>(
             *x = product.x.add((row + m) * product.x_stride);
         }
         let mut n = block.start;
-        while n + N <= block.end {
+        while n < block.end {
+            // Beyond the block the last row again, for results that nobody reads.
             let mut w = [weights; N];
             for (i, w) in w.iter_mut().enumerate() {
-                *w = weights.add((n + i) * stride);
+                *w = weights.add((n + i).min(block.end - 1) * stride);
             }
-            dot_tile::<L, W, M, N>(x, w, k, dots.add(n - block.start), MAX_BLOCK);
+            let at = n - block.start;
+            let partial = scratch.partial.add(((row - pass.group.start) * GROUP_BLOCK + at * M) * LANES);
+            let mut acc = Accumulators::<L, M, N>::zero();
+            if start > 0 {
+                acc.load(partial);
+            }
+            // The weights of the next tile. Ungrouped, they are the next in memory, whose rows are as one.
+            let (next, next_stride) = match (n + N < block.end, grouped) {
+                (true, true) => ((n + N) * stride + start * W::SIZE, stride),
+                (true, false) => ((n + N) * stride, STRETCH * W::SIZE),
+                (false, true) => (block.start * stride + start * W::SIZE, stride),
+                (false, false) => (ahead, STRETCH * W::SIZE),
+            };
+            if grouped {
+                for i in 0..N {
+                    let mut line = from;
+                    while line < to {
+                        L::prefetch_second(weights.wrapping_add(ahead + (at + i) * stride + line));
+                        line += 64;
+                    }
+                }
+            }
+            acc.add_ahead::<W>(x, w, start, end, weights.wrapping_add(next), next_stride);
+            if end < k {
+                acc.store(partial);
+            } else {
+                acc.sum(scratch.dots.add(at), MAX_BLOCK);
+            }
             n += N;
         }
-        while n < block.end {
-            dot_tile::<L, W, M, 1>(x, [weights.add(n * stride)], k, dots.add(n - block.start), MAX_BLOCK);
-            n += 1;
-        }
-        for m in 0..M {
-            finish::<L>(product, row + m, block.clone(), dots.add(m * MAX_BLOCK));
+        if end == k {
+            for m in 0..M {
+                finish::<L>(product, row + m, block.clone(), scratch.dots.add(m * MAX_BLOCK));
+            }
         }
     }
+    M
 }
 
-/// `dots[m * stride + n] = Σ_k x[m][k] w[n][k]` for `m < M`, `n < N`.
+/// `M × N` dot products under way, sixteen lanes each.
 ///
 /// # Safety
-/// As [`Lanes`]; every `x` holds `k` elements, every `w` `k` elements of `W`, and `dots` has room.
-#[inline(always)]
-pub(crate) unsafe fn dot_tile<L: Lanes, W: Element, const M: usize, const N: usize>(
-    x: [*const f32; M],
-    w: [*const u8; N],
-    k: usize,
-    dots: *mut f32,
-    stride: usize,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut acc = [[L::splat(0.0); N]; M];
-        let whole = k - k % LANES;
-        let mut i = 0;
-        while i < whole {
+/// As [`Lanes`], for every function.
+pub(crate) struct Accumulators<L, const M: usize, const N: usize>([[L; N]; M]);
+
+impl<L: Lanes, const M: usize, const N: usize> Accumulators<L, M, N> {
+    #[inline(always)]
+    pub(crate) unsafe fn zero() -> Self {
+        // SAFETY: the caller's promise.
+        Accumulators([[unsafe { L::splat(0.0) }; N]; M])
+    }
+
+    /// Takes up what [`Accumulators::store`] put down.
+    #[inline(always)]
+    unsafe fn load(&mut self, from: *const f32) {
+        for m in 0..M {
+            for n in 0..N {
+                // SAFETY: the caller's promise: `from` holds `M * N * LANES`.
+                self.0[m][n] = unsafe { L::load(from.add((m * N + n) * LANES)) };
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(&self, to: *mut f32) {
+        for m in 0..M {
+            for n in 0..N {
+                // SAFETY: the caller's promise: `to` has room for `M * N * LANES`.
+                unsafe { self.0[m][n].store(to.add((m * N + n) * LANES)) }
+            }
+        }
+    }
+
+    /// Adds `x[m][k] w[n][k]` for `k` in `start..end`. `start` is a multiple of 16, and so is `end` unless it is the
+    /// last; `x` and `w` hold `end` elements.
+    #[inline(always)]
+    pub(crate) unsafe fn add<W: Element>(&mut self, x: [*const f32; M], w: [*const u8; N], start: usize, end: usize) {
+        let whole = end - end % LANES;
+        let mut k = start;
+        // SAFETY: the caller's promise.
+        unsafe {
+            while k < whole {
+                self.add_lanes::<W>(x, w, k, LANES);
+                k += LANES;
+            }
+            if whole < end {
+                self.add_lanes::<W>(x, w, whole, end - whole);
+            }
+        }
+    }
+
+    /// [`Accumulators::add`], asking for as many weights from `ahead` on, a stretch of each of `N` rows that are
+    /// `ahead_stride` bytes apart.
+    #[inline(always)]
+    unsafe fn add_ahead<W: Element>(
+        &mut self,
+        x: [*const f32; M],
+        w: [*const u8; N],
+        start: usize,
+        end: usize,
+        ahead: *const u8,
+        ahead_stride: usize,
+    ) {
+        let lines_in_row = STRETCH * W::SIZE / 64;
+        let whole = end - end % LANES;
+        let mut k = start;
+        let mut line = 0;
+        // SAFETY: the caller's promise; a prefetch may point anywhere.
+        unsafe {
+            while k < whole {
+                for _ in 0..(N * LANES * W::SIZE).div_ceil(64) {
+                    L::prefetch(ahead.wrapping_add(line / lines_in_row * ahead_stride + line % lines_in_row * 64));
+                    line += 1;
+                }
+                self.add_lanes::<W>(x, w, k, LANES);
+                k += LANES;
+            }
+            if whole < end {
+                self.add_lanes::<W>(x, w, whole, end - whole);
+            }
+        }
+    }
+
+    /// `lanes` of them, from `k` on.
+    #[inline(always)]
+    unsafe fn add_lanes<W: Element>(&mut self, x: [*const f32; M], w: [*const u8; N], k: usize, lanes: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
             let mut b = [L::splat(0.0); N];
             for n in 0..N {
-                b[n] = W::load::<L>(w[n].add(i * W::SIZE));
+                let w = w[n].add(k * W::SIZE);
+                b[n] = if lanes == LANES { W::load(w) } else { W::load_first(w, lanes) };
             }
             for m in 0..M {
-                let a = L::load(x[m].add(i));
+                let x = x[m].add(k);
+                let a = if lanes == LANES { L::load(x) } else { L::load_first(x, lanes) };
                 for n in 0..N {
-                    acc[m][n] = a.mul_add(b[n], acc[m][n]);
-                }
-            }
-            i += LANES;
-        }
-        if whole < k {
-            for m in 0..M {
-                let a = L::load_first(x[m].add(whole), k - whole);
-                for n in 0..N {
-                    let b = W::load_first::<L>(w[n].add(whole * W::SIZE), k - whole);
-                    acc[m][n] = a.mul_add(b, acc[m][n]);
+                    self.0[m][n] = a.mul_add(b[n], self.0[m][n]);
                 }
             }
         }
+    }
+
+    /// The dot products: `to[m * stride + n]`. `N` is a multiple of 4, or 2.
+    #[inline(always)]
+    pub(crate) unsafe fn sum(self, to: *mut f32, stride: usize) {
         for m in 0..M {
-            let dots = dots.add(m * stride);
             let fours = N - N % 4;
-            for n in (0..fours).step_by(4) {
-                L::sum4([acc[m][n], acc[m][n + 1], acc[m][n + 2], acc[m][n + 3]], dots.add(n));
-            }
-            for n in fours..N {
-                *dots.add(n) = acc[m][n].sum();
+            // SAFETY: the caller's promise: `to` has room.
+            unsafe {
+                let (acc, to) = (&self.0[m], to.add(m * stride));
+                for n in (0..fours).step_by(4) {
+                    L::sum4([acc[n], acc[n + 1], acc[n + 2], acc[n + 3]], to.add(n));
+                }
+                for n in fours..N {
+                    *to.add(n) = acc[n].sum();
+                }
             }
         }
     }
@@ -221,21 +400,9 @@ unsafe fn finish<L: Lanes>(product: &Product<'_>, row: usize, block: Range<usize
 /// Widens `n` stored elements to f32.
 ///
 /// # Safety
-/// As [`Lanes`]; `from` holds `n` elements of `dtype`, `to` has room for them.
+/// As [`Lanes`]; `from` holds `n` elements, `to` has room for them.
 #[inline(always)]
-pub(crate) unsafe fn widen<L: Lanes>(dtype: Dtype, from: *const u8, n: usize, to: *mut f32) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match dtype {
-            Dtype::F32 => widen_as::<L, F32>(from, n, to),
-            Dtype::F16 => widen_as::<L, F16>(from, n, to),
-            Dtype::Bf16 => widen_as::<L, Bf16>(from, n, to),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn widen_as<L: Lanes, W: Element>(from: *const u8, n: usize, to: *mut f32) {
+pub(crate) unsafe fn widen<L: Lanes, W: Element>(from: *const u8, n: usize, to: *mut f32) {
     let mut i = 0;
     while i < n {
         let lanes = LANES.min(n - i);
@@ -288,9 +455,12 @@ mod tests {
                 out_stride: self.n,
                 then,
             };
-            let mut dots = vec![f32::NAN; MAX_PANEL * MAX_BLOCK];
+            let mut scratch = vec![f32::NAN; Scratch::FLOATS];
             // SAFETY: buffers are as long as said; `isa` is available.
-            unsafe { (Kernels::new(isa).unwrap().product_block)(&product, block, dots.as_mut_ptr()) };
+            unsafe {
+                let scratch = Scratch::new(scratch.as_mut_ptr());
+                Kernels::new(isa).unwrap().product_block(&product, block, self.n, scratch);
+            }
             out
         }
 
@@ -347,7 +517,8 @@ mod tests {
         let mut random = Random(2);
         for isa in Isa::available() {
             for dtype in DTYPES {
-                for (rows, n, k) in [(13, 21, 100), (7, 8, 16), (9, 5, 37)] {
+                for (rows, n, k) in [(13, 21, 100), (7, 8, 16), (9, 5, 37), (50, 6, STRETCH + 17), (4, 9, 2 * STRETCH)]
+                {
                     let case = Case::new(&mut random, dtype, rows, n, k);
                     for then in [Then::Store, Then::Gelu, Then::Add] {
                         let whole = case.run(isa, 0..rows, 0..n, then);
@@ -386,12 +557,12 @@ mod tests {
     #[test]
     fn widening_is_exact_for_every_stored_value() {
         for isa in Isa::available() {
-            let widen = Kernels::new(isa).unwrap().widen;
+            let kernels = Kernels::new(isa).unwrap();
             let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
             for dtype in [Dtype::F16, Dtype::Bf16] {
                 let mut wide = vec![0.0f32; 1 << 16];
                 // SAFETY: 65536 elements each.
-                unsafe { widen(dtype, all.as_ptr(), 1 << 16, wide.as_mut_ptr()) };
+                unsafe { kernels.widen(dtype, all.as_ptr(), 1 << 16, wide.as_mut_ptr()) };
                 for (bits, wide) in (0..=u16::MAX).zip(wide) {
                     let expected = match dtype {
                         Dtype::F16 => half::f16::from_bits(bits).to_f32(),

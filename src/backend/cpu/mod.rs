@@ -2,16 +2,16 @@
 //!
 //! Weights are used in their stored dtype straight from the checkpoint's mapping; activations, cache and sums are
 //! f32. A row's results have the same bits in whatever batch, chunk or page layout it is computed, and on however
-//! many threads: every sum has one order, see [`matmul`] and [`attention`].
+//! many threads: every sum has one order, see `matmul` and `attention`.
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | [`forward`] | the pass from token ids to logits |
-//! | [`plan`] | a batch, checked and cut into pieces |
-//! | [`team`] | the threads, and how they share a phase |
-//! | [`weights`], [`cache`], [`memory`] | what lives longer than a batch |
-//! | [`matmul`], [`attention`], [`norm`], [`rope`], [`activation`] | the arithmetic, over any instruction set |
-//! | [`simd`], [`kernels`] | sixteen lanes, and the choice of an instruction set |
+//! | `forward` | the pass from token ids to logits |
+//! | `plan` | a batch, checked and cut into pieces |
+//! | `team` | the threads, and how they share a phase |
+//! | `weights`, `cache`, `workspace`, `memory` | what lives longer than a batch |
+//! | `matmul`, `attention`, `norm`, `rope`, `activation` | the arithmetic, over any instruction set |
+//! | `simd`, `kernels` | sixteen lanes, and the choice of an instruction set |
 //!
 //! `RIGEL_CPU_ISA` (`portable`, `avx2`, `avx512`) overrides that choice.
 
@@ -28,6 +28,7 @@ mod rope;
 mod simd;
 mod team;
 mod weights;
+mod workspace;
 
 #[cfg(test)]
 mod testing;
@@ -43,11 +44,12 @@ use crate::checkpoint::Checkpoint;
 use crate::kv::CacheGeometry;
 use crate::model::ModelSpec;
 use cache::Cache;
-use forward::{Pass, Workspace};
+use forward::Pass;
 use kernels::{ISA_VARIABLE, Kernels};
 use plan::Plan;
 use team::Team;
 use weights::Weights;
+use workspace::Workspace;
 
 /// How a [`CpuBackend`] is set up.
 #[derive(Debug, Clone)]
@@ -167,7 +169,7 @@ impl Backend for CpuBackend {
         if row >= self.logits_rows {
             return Err(BackendError::InvalidBatch(format!("logits row {row} of {}", self.logits_rows)));
         }
-        let vocab = self.spec.vocab_size;
-        Ok(&self.workspace.logits.as_slice()[row * vocab..(row + 1) * vocab])
+        // SAFETY: the row was written by the last forward pass, and nobody writes while the backend is borrowed.
+        Ok(unsafe { std::slice::from_raw_parts(self.workspace.logits.row(row), self.spec.vocab_size) })
     }
 }

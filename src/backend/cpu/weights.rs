@@ -108,7 +108,7 @@ impl Reader<'_> {
         let n = tensor.bytes().len() / tensor.dtype().size();
         let mut wide = vec![0.0; n];
         // SAFETY: the tensor holds `n` elements of its dtype, `wide` as many; the kernels are this machine's.
-        unsafe { (self.kernels.widen)(tensor.dtype(), tensor.bytes().as_ptr(), n, wide.as_mut_ptr()) };
+        unsafe { self.kernels.widen(tensor.dtype(), tensor.bytes().as_ptr(), n, wide.as_mut_ptr()) };
         Ok(wide)
     }
 

@@ -31,6 +31,30 @@ pub(crate) trait Lanes: Copy {
     /// Whether 24 accumulators stay in registers beside their operands (else 6).
     const WIDE: bool;
 
+    /// Asks for the cache line at `at`, which need not exist, in the first-level cache.
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: SSE is part of x86-64; a prefetch never faults.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast())
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = at;
+    }
+
+    /// [`Lanes::prefetch`], in the second-level cache.
+    #[inline(always)]
+    unsafe fn prefetch_second(at: *const u8) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as `prefetch`.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast())
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = at;
+    }
+
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     /// Lanes from `n` on are 0.

@@ -36,9 +36,15 @@ fn from_bf16(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
+/// Without branches, so that sixteen of them vectorise: the exponent is moved over by a multiplication, which is exact
+/// and normalises subnormals; all ones are set again for infinity and NaN.
 #[inline(always)]
 fn from_f16(bits: u16) -> f32 {
-    half::f16::from_bits(bits).to_f32()
+    let magnitude = u32::from(bits & 0x7fff);
+    let scaled = (f32::from_bits(magnitude << 13) * f32::from_bits((127 + 112) << 23)).to_bits();
+    let special = (magnitude << 13) | 0x7f80_0000;
+    let magnitude = if magnitude >= 0x7c00 { special } else { scaled };
+    f32::from_bits(magnitude | u32::from(bits & 0x8000) << 16)
 }
 
 // SAFETY of every block below: the caller promises that the elements named in `Lanes` may be read or written; no

@@ -1,0 +1,354 @@
+//! The CPU backend against the machine: decode in shares of the memory bandwidth, prefill in shares of the arithmetic
+//! peak, both measured here and now, turn by turn with the work itself.
+//!
+//! The checkpoint is made up, bf16, with StarCoder2-3B's shapes and six of its layers: 1.45 GB, larger than any cache.
+//! It is written once, under cargo's target directory.
+//!
+//!     cargo bench --bench cpu_decode              # all
+//!     cargo bench --bench cpu_decode -- decode    # criterion's filter
+
+use std::fs::{self, File};
+use std::hint::black_box;
+use std::io::{self, BufWriter, Write};
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, Throughput};
+use rigel::backend::cpu::{CpuBackend, CpuOptions};
+use rigel::backend::{Backend, Batch, SequenceRows};
+use rigel::checkpoint::{Checkpoint, ModelSource};
+use rigel::kv::PageId;
+use rigel::model::ModelSpec;
+use rigel::text::TokenId;
+
+const CONFIG: &str = r#"{"architectures": ["Starcoder2ForCausalLM"], "model_type": "starcoder2", "hidden_size": 3072,
+"num_hidden_layers": 6, "num_attention_heads": 24, "num_key_value_heads": 2, "intermediate_size": 12288,
+"vocab_size": 49152, "hidden_act": "gelu_pytorch_tanh", "rope_theta": 999999.4420358813,
+"max_position_embeddings": 16384, "sliding_window": 4096, "norm_epsilon": 1e-05, "use_bias": true,
+"tie_word_embeddings": true, "bos_token_id": 0, "eos_token_id": 0, "torch_dtype": "bfloat16"}"#;
+
+const PAGE_SIZE: u32 = 64;
+const PREFILL_ROWS: usize = 256;
+/// Turns of the comparison; each measures everything once.
+const TURNS: usize = 15;
+
+fn main() {
+    let directory = checkpoint_directory().expect("the synthetic checkpoint can be written under target/");
+    let checkpoint = Checkpoint::open(&ModelSource::directory(directory).expect("just written")).expect("well formed");
+    let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let mut model = Model::new(&checkpoint, threads);
+    let stretches = stretches(&checkpoint);
+
+    compare(&mut model, &stretches, threads.get());
+
+    let mut criterion = Criterion::default().configure_from_args().sample_size(10);
+    let mut group = criterion.benchmark_group("cpu");
+    group.throughput(Throughput::Bytes(stretches.iter().map(|s| s.len() as u64).sum()));
+    group.bench_function("read", |b| b.iter(|| read(&stretches, threads.get(), READERS[0].1)));
+    group.throughput(Throughput::Bytes(model.decode_bytes()));
+    group.bench_function("decode", |b| b.iter(|| model.decode()));
+    group.throughput(Throughput::Elements(PREFILL_ROWS as u64));
+    group.bench_function("prefill", |b| b.iter(|| model.prefill()));
+    group.finish();
+    criterion.final_summary();
+}
+
+/// Measures reading, decoding, arithmetic and prefill in turns, so that what else the machine does falls on all alike,
+/// and prints medians.
+fn compare(model: &mut Model, stretches: &[&[u8]], threads: usize) {
+    let bytes: usize = stretches.iter().map(|s| s.len()).sum();
+    let [mut bandwidth, mut decode, mut share, mut peak, mut prefill, mut prefill_share] = [const { Vec::new() }; 6];
+    let mut forms = vec![Vec::new(); READERS.len()];
+    model.prefill();
+    for _ in 0..TURNS {
+        for (reader, times) in READERS.iter().zip(&mut forms) {
+            times.push(bytes as f64 / seconds(|| read(stretches, threads, reader.1)));
+        }
+        let best = forms.iter().map(|times| *times.last().expect("just pushed")).fold(0.0, f64::max);
+        bandwidth.push(best);
+        let rate = model.decode_bytes() as f64 / seconds(|| model.decode());
+        decode.push(rate);
+        share.push(rate / best);
+        let flops = multiply_add_peak(threads);
+        peak.push(flops);
+        let rate = model.prefill_flops() / seconds(|| model.prefill());
+        prefill.push(rate);
+        prefill_share.push(rate / flops);
+    }
+    let steps = median(&decode) / model.decode_bytes() as f64;
+    println!(
+        "decode: {steps:.2} tok/s, {:.1} GB/s = {:.0} % of the read bandwidth ({:.1} GB/s)",
+        median(&decode) / 1e9,
+        100.0 * median(&share),
+        median(&bandwidth) / 1e9,
+    );
+    for (reader, times) in READERS.iter().zip(&forms) {
+        println!("  read, {}: {:.1} GB/s", reader.0, median(times) / 1e9);
+    }
+    println!(
+        "prefill of {PREFILL_ROWS} rows: {:.1} tok/s, {:.1} GFLOP/s = {:.0} % of the multiply-add peak ({:.1} GFLOP/s)",
+        median(&prefill) / model.prefill_flops() * PREFILL_ROWS as f64,
+        median(&prefill) / 1e9,
+        100.0 * median(&prefill_share),
+        median(&peak) / 1e9,
+    );
+}
+
+fn seconds(work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    start.elapsed().max(Duration::from_nanos(1)).as_secs_f64()
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// The backend and one sequence in it.
+struct Model {
+    backend: CpuBackend,
+    pages: Vec<PageId>,
+    ids: Vec<TokenId>,
+}
+
+impl Model {
+    fn new(checkpoint: &Checkpoint, threads: NonZeroUsize) -> Model {
+        let spec = ModelSpec::from_checkpoint(checkpoint).expect("a supported model");
+        let pages = 1 + (PREFILL_ROWS as u32).div_ceil(PAGE_SIZE);
+        let ids = (0..=PREFILL_ROWS as u32).map(|i| TokenId(i * 7919 % spec.vocab_size as u32)).collect();
+        let options = CpuOptions {
+            threads: Some(threads),
+            page_size: NonZeroU32::new(PAGE_SIZE).expect("not zero"),
+            pages,
+            max_rows: PREFILL_ROWS,
+        };
+        let backend = CpuBackend::new(checkpoint, spec, options).expect("the checkpoint fits the spec");
+        Model { backend, pages: (0..pages).map(PageId).collect(), ids }
+    }
+
+    fn forward(&mut self, start: usize, rows: usize) {
+        let sequences = [SequenceRows { rows: 0..rows, start: start as u32, first_block: 0, pages: &self.pages }];
+        let batch =
+            Batch { token_ids: &self.ids[start..start + rows], sequences: &sequences, logits_rows: &[rows - 1] };
+        self.backend.forward(&batch).expect("a valid batch");
+        black_box(self.backend.logits(0).expect("asked for"));
+    }
+
+    /// One step after the prompt of [`Model::prefill`].
+    fn decode(&mut self) {
+        self.forward(PREFILL_ROWS, 1);
+    }
+
+    fn prefill(&mut self) {
+        self.forward(0, PREFILL_ROWS);
+    }
+
+    /// Bytes that [`Model::decode`] must read: weights in bf16, keys and values in f32.
+    fn decode_bytes(&self) -> u64 {
+        let counts = self.backend.spec().counts();
+        counts.weight_bytes_per_token(2) + counts.kv_bytes_per_token(4) * PREFILL_ROWS as u64
+    }
+
+    /// What [`Model::prefill`] must compute: the head for the last row alone.
+    fn prefill_flops(&self) -> f64 {
+        let counts = self.backend.spec().counts();
+        let all: u64 = (0..PREFILL_ROWS as u64).map(|position| counts.flops_per_token(position)).sum();
+        (all - 2 * counts.embedding * (PREFILL_ROWS as u64 - 1)) as f64
+    }
+}
+
+/// The weights, in pieces of at most a megabyte.
+fn stretches(checkpoint: &Checkpoint) -> Vec<&[u8]> {
+    checkpoint.tensors().flat_map(|tensor| tensor.bytes().chunks(1 << 20)).collect()
+}
+
+type Reader = (&'static str, fn(&[u8]) -> u64);
+
+/// Ways to read memory; the fastest one is the yardstick.
+const READERS: [Reader; 3] = [
+    ("eight streams of 512 bits", read_vectors::<8>),
+    ("one stream of 512 bits, prefetched", read_vectors::<1>),
+    ("a sum of integers, as the compiler has it", read_integers),
+];
+
+/// Sums all bytes up on all threads; pieces go to whoever is free.
+fn read(stretches: &[&[u8]], threads: usize, reader: fn(&[u8]) -> u64) {
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut sum = 0u64;
+                while let Some(stretch) = stretches.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    sum = sum.wrapping_add(reader(stretch));
+                }
+                black_box(sum);
+            });
+        }
+    });
+}
+
+fn read_integers(bytes: &[u8]) -> u64 {
+    bytes.chunks_exact(8).fold(0u64, |sum, x| sum.wrapping_add(u64::from_le_bytes(x.try_into().expect("eight bytes"))))
+}
+
+fn read_vectors<const STREAMS: usize>(bytes: &[u8]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        // SAFETY: the machine has AVX-512.
+        return unsafe { read_avx512::<STREAMS>(bytes) };
+    }
+    read_integers(bytes)
+}
+
+/// `STREAMS` neighbouring parts of `bytes` at once.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn read_avx512<const STREAMS: usize>(bytes: &[u8]) -> u64 {
+    use std::arch::x86_64::*;
+    let part = bytes.len() / STREAMS / 256 * 256;
+    let mut sums = [_mm512_setzero_si512(); 8];
+    for at in (0..part).step_by(256) {
+        for stream in 0..STREAMS {
+            for line in 0..4 {
+                // SAFETY: `at + 255` lies in the part, the part in `bytes`; a prefetch may lie beyond.
+                let x = unsafe {
+                    let from = bytes.as_ptr().add(stream * part + at + line * 64);
+                    if STREAMS == 1 {
+                        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(4096).cast());
+                    }
+                    _mm512_loadu_si512(from.cast())
+                };
+                let sum = &mut sums[(stream * 4 + line) % 8];
+                *sum = _mm512_add_epi64(*sum, x);
+            }
+        }
+    }
+    sums.into_iter().fold(0u64, |sum, x| sum.wrapping_add(_mm512_reduce_add_epi64(x) as u64))
+}
+
+/// f32 operations a second of multiply-adds in registers, on all threads.
+fn multiply_add_peak(threads: usize) -> f64 {
+    const ROUNDS: usize = 2_000_000;
+    let start = Instant::now();
+    let per_round = thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| multiply_add(ROUNDS))).collect();
+        workers.into_iter().map(|worker| worker.join().expect("does not panic")).sum::<usize>()
+    });
+    (per_round * ROUNDS) as f64 / start.elapsed().as_secs_f64()
+}
+
+/// Returns the operations of a round.
+fn multiply_add(rounds: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the machine has AVX-512.
+            return unsafe { multiply_add_avx512(rounds) };
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: the machine has AVX2 and FMA.
+            return unsafe { multiply_add_avx2(rounds) };
+        }
+    }
+    let mut sums = [1.0f32; 64];
+    for _ in 0..rounds {
+        sums.iter_mut().for_each(|sum| *sum = *sum * black_box(0.5) + 0.25);
+    }
+    black_box(sums);
+    2 * 64
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn multiply_add_avx512(rounds: usize) -> usize {
+    use std::arch::x86_64::*;
+    let (a, b) = (_mm512_set1_ps(black_box(0.5)), _mm512_set1_ps(black_box(0.25)));
+    let mut sums = [a; 16];
+    for _ in 0..rounds {
+        sums.iter_mut().for_each(|sum| *sum = _mm512_fmadd_ps(*sum, a, b));
+    }
+    black_box(sums);
+    2 * 16 * 16
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn multiply_add_avx2(rounds: usize) -> usize {
+    use std::arch::x86_64::*;
+    let (a, b) = (_mm256_set1_ps(black_box(0.5)), _mm256_set1_ps(black_box(0.25)));
+    let mut sums = [a; 12];
+    for _ in 0..rounds {
+        sums.iter_mut().for_each(|sum| *sum = _mm256_fmadd_ps(*sum, a, b));
+    }
+    black_box(sums);
+    2 * 12 * 8
+}
+
+/// The directory of the synthetic checkpoint, written if it is not there.
+fn checkpoint_directory() -> io::Result<PathBuf> {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cpu-decode-3b-6-layers");
+    let weights = directory.join("model.safetensors");
+    if !weights.exists() {
+        fs::create_dir_all(&directory)?;
+        fs::write(directory.join("config.json"), CONFIG)?;
+        // Renamed when whole: an interrupted run leaves no half of it behind.
+        let unfinished = directory.join("unfinished");
+        write_weights(&unfinished)?;
+        fs::rename(unfinished, weights)?;
+    }
+    Ok(directory)
+}
+
+/// Names and shapes of the checkpoint's tensors.
+fn tensors() -> Vec<(String, Vec<usize>)> {
+    let (hidden, kv, inner, vocab) = (3072, 256, 12288, 49152);
+    let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![vocab, hidden])];
+    let mut pair = |name: String, weight: Vec<usize>| {
+        tensors.push((format!("{name}.bias"), vec![weight[0]]));
+        tensors.push((format!("{name}.weight"), weight));
+    };
+    for layer in 0..6 {
+        let name = |part| format!("model.layers.{layer}.{part}");
+        pair(name("input_layernorm"), vec![hidden]);
+        pair(name("self_attn.q_proj"), vec![hidden, hidden]);
+        pair(name("self_attn.k_proj"), vec![kv, hidden]);
+        pair(name("self_attn.v_proj"), vec![kv, hidden]);
+        pair(name("self_attn.o_proj"), vec![hidden, hidden]);
+        pair(name("post_attention_layernorm"), vec![hidden]);
+        pair(name("mlp.c_fc"), vec![inner, hidden]);
+        pair(name("mlp.c_proj"), vec![hidden, inner]);
+    }
+    pair("model.norm".to_owned(), vec![hidden]);
+    tensors
+}
+
+/// Random bf16 numbers, normal in size: no zeros, NaNs or subnormals that would be faster or slower than real ones.
+fn write_weights(path: &Path) -> io::Result<()> {
+    let mut header = serde_json::Map::new();
+    let mut bytes = 0;
+    for (name, shape) in tensors() {
+        let end = bytes + 2 * shape.iter().product::<usize>();
+        header.insert(name, serde_json::json!({"dtype": "BF16", "shape": shape, "data_offsets": [bytes, end]}));
+        bytes = end;
+    }
+    let mut header = serde_json::Value::Object(header).to_string();
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(header.as_bytes())?;
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    for _ in 0..bytes.div_ceil(8) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        // Four bf16 of random sign and fraction with an exponent that makes them 1/128 to 1/32.
+        let word = state & 0x807f_807f_807f_807f | 0x3c00_3c00_3c00_3c00 | (state >> 1) & 0x0080_0080_0080_0080;
+        file.write_all(&word.to_le_bytes())?;
+    }
+    file.into_inner()?.set_len((8 + header.len() + bytes) as u64)
+}

@@ -1,0 +1,110 @@
+//! Activations of a batch, allocated once for the most rows there can be.
+
+use super::memory::{Memory, Portions};
+use super::{attention, matmul};
+use crate::backend::BackendError;
+use crate::model::ModelSpec;
+
+/// A matrix of f32, row after row, in the workspace.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    start: *mut f32,
+    /// Elements from one row to the next.
+    pub(crate) stride: usize,
+}
+
+impl Rows {
+    /// The first element of a row.
+    ///
+    /// # Safety
+    /// The row exists. What is read and written through the pointer is the caller's to order.
+    pub(crate) unsafe fn row(self, row: usize) -> *mut f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.start.add(row * self.stride) }
+    }
+}
+
+/// All of them, and what each thread needs for itself, in one stretch of memory.
+pub(crate) struct Workspace {
+    /// The residual stream, `[rows][hidden_size]`.
+    pub(crate) hidden: Rows,
+    /// `[rows][hidden_size]`
+    pub(crate) normed: Rows,
+    /// Query heads, then key heads, then value heads: `[rows][(heads + 2 kv_heads) head_dim]`.
+    pub(crate) qkv: Rows,
+    /// `[rows][heads * head_dim]`
+    pub(crate) attended: Rows,
+    /// `[rows][intermediate_size]`
+    pub(crate) inner: Rows,
+    /// `[rows][head_dim / 2]`
+    pub(crate) cos: Rows,
+    /// `[rows][head_dim / 2]`
+    pub(crate) sin: Rows,
+    /// `[logits rows][vocab_size]`
+    pub(crate) logits: Rows,
+    /// `[threads][..]`: a [`matmul::Scratch`], then an [`attention::Scratch`].
+    pub(crate) scratch: Rows,
+    _memory: Memory,
+}
+
+// SAFETY: the pointers go into `_memory`, which the workspace owns.
+unsafe impl Send for Workspace {}
+// SAFETY: through `&Workspace` one gets raw pointers; whoever uses them promises that accesses do not race.
+unsafe impl Sync for Workspace {}
+
+impl Workspace {
+    pub(crate) fn new(
+        spec: &ModelSpec,
+        max_rows: usize,
+        max_logits_rows: usize,
+        threads: usize,
+    ) -> Result<Workspace, BackendError> {
+        let scratch = matmul::Scratch::FLOATS + attention::Scratch::floats(spec.head_dim);
+        let shapes = [
+            (max_rows, spec.hidden_size),
+            (max_rows, spec.hidden_size),
+            (max_rows, (spec.heads + 2 * spec.kv_heads) * spec.head_dim),
+            (max_rows, spec.heads * spec.head_dim),
+            (max_rows, spec.intermediate_size),
+            (max_rows, spec.head_dim / 2),
+            (max_rows, spec.head_dim / 2),
+            (max_logits_rows, spec.vocab_size),
+            (threads, scratch),
+        ];
+        let floats = shapes.iter().fold(0usize, |sum, &(rows, n)| sum.saturating_add(rows.saturating_mul(stride(n))));
+        let advice = "compute fewer rows at once (a smaller prefill chunk)";
+        let memory = Memory::zeroed(&[floats], Portions::Large, "activations", advice)?;
+        let mut start = 0;
+        let [hidden, normed, qkv, attended, inner, cos, sin, logits, scratch] = shapes.map(|(rows, n)| {
+            // `wrapping_add`: stays inside the memory, as `floats` counted.
+            let part = Rows { start: memory.as_ptr().wrapping_add(start), stride: stride(n) };
+            start += rows * stride(n);
+            part
+        });
+        Ok(Workspace { hidden, normed, qkv, attended, inner, cos, sin, logits, scratch, _memory: memory })
+    }
+}
+
+/// Elements from one row of `n` to the next: whole cache lines, and for long rows an odd number of 4 KB, so that the
+/// same columns of neighbouring rows do not all fall into the same sets of a cache.
+fn stride(n: usize) -> usize {
+    const LINE: usize = 16;
+    const PAGE: usize = 1024;
+    match n {
+        0..PAGE => n.next_multiple_of(LINE),
+        _ => n.div_ceil(PAGE) / 2 * 2 * PAGE + PAGE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::stride;
+
+    #[test]
+    fn rows_are_far_enough_apart_and_spread_over_the_sets() {
+        for n in [1, 2, 16, 17, 1023, 1024, 1025, 2048, 2049, 3072, 4096, 12288, 49152] {
+            assert!(stride(n) >= n && stride(n).is_multiple_of(16), "{n}: {}", stride(n));
+            assert!(n < 1024 || stride(n) % 2048 == 1024, "{n}: {}", stride(n));
+        }
+    }
+}
