@@ -27,7 +27,7 @@ fn run() -> Result<(), String> {
     let folder =
         |variable: &str| env::var_os(variable).map(PathBuf::from).ok_or(format!("cargo did not set {variable}"));
     let (root, out) = (folder("CARGO_MANIFEST_DIR")?, folder("OUT_DIR")?);
-    for watched in ["build.rs", "build", "src/backend/cuda/kernels"] {
+    for watched in ["build.rs", "build", "src/backend/cuda/kernels", "kernels/conformance"] {
         // A new kernel comes with a new launcher: watching the launchers finds it.
         println!("cargo::rerun-if-changed={watched}");
     }
@@ -41,6 +41,9 @@ fn run() -> Result<(), String> {
         Some(nvcc) => {
             let sources = Source::narrow(Source::all(&kernels, &kernels)?)?;
             nvcc.compile(&sources, &kernels, &out)?;
+            // Tests read these from where they lie (tests/kernels_conformance.rs); the binary has none of them.
+            let conformance = Source::narrow(Source::all(&kernels.join("conformance"), &kernels)?)?;
+            nvcc.compile(&conformance, &kernels, &out.join("conformance"))?;
             table(Some(&nvcc.version), &sources, &out)
         }
         None if required => return Err(format!("RIGEL_REQUIRE_NVCC is set, but there is no nvcc; {HOW_TO_GET}")),

@@ -13,6 +13,7 @@ const KERNEL_FLAGS: &[&str] = &[
     "--param=tsan-instrument-func-entry-exit=0",
     "-fno-optimize-sibling-calls",
     "-fno-strict-aliasing",
+    "-fno-ipa-icf",
     "-fno-tree-vectorize",
     "-fno-tree-slp-vectorize",
     "-fno-exceptions",
@@ -23,7 +24,8 @@ fn main() {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     let kernels = here.parent().expect("the crate lies in kernels/").to_path_buf();
-    for watched in ["", "ptx", "common", "conformance", "interpreter/cpp", "interpreter/include", "interpreter/planted"] {
+    for watched in ["", "ptx", "common", "conformance", "interpreter/cpp", "interpreter/include", "interpreter/planted"]
+    {
         println!("cargo::rerun-if-changed={}", kernels.join(watched).display());
     }
 

@@ -12,7 +12,7 @@ void open_barrier(Block& block, Barrier& barrier) {
     order_among(barrier.participants.data(), barrier.participants.size());
     block.grid->counters.barriers++;
     const size_t id = static_cast<size_t>(&barrier - block.barriers);
-    for (Thread* thread : barrier.participants) thread->warp->barrier_site[id] = 0;
+    for (Thread* thread : barrier.participants) thread->warp->barrier_lanes[id] = 0;
     for (Thread* thread : barrier.waiting)
         if (thread != current) scheduler.wake(*thread);
     barrier.arrived = 0;
@@ -29,9 +29,11 @@ void arrive_at(uint32_t id, uint32_t expected, BarrierUse use, const char* what,
     if (id > 15) fail(site, text("barrier %u does not exist: a block has 16", id));
     Barrier& barrier = block.barriers[id];
     Site& warp_site = warp.barrier_site[id];
-    if (warp.exited)
-        fail(site, text("divergent barrier: some lanes of the warp wait at %s, lanes %08x have returned", what, warp.exited));
-    if (warp_site && !same_line(warp_site, site))
+    uint32_t& warp_lanes = warp.barrier_lanes[id];
+    if (warp.exited & ~warp_lanes)
+        fail(site, text("divergent barrier: lane %u is at %s, lanes %08x of its warp have returned", thread.lane, what,
+                        warp.exited & ~warp_lanes));
+    if (warp_lanes && !same_line(warp_site, site))
         fail(site, text("divergent barrier: lanes of one warp wait for barrier %u at different places", id),
              {"other lanes: at " + source_line(warp_site)});
     if (barrier.arrived) {
@@ -46,6 +48,7 @@ void arrive_at(uint32_t id, uint32_t expected, BarrierUse use, const char* what,
         barrier.site = site;
     }
     warp_site = site;
+    warp_lanes |= 1u << thread.lane;
     barrier.arrived++;
     barrier.participants.push_back(&thread);
     if (expected && barrier.arrived > expected) fail(site, text("barrier %u: more threads arrive than the %u expected", id, expected));
@@ -69,13 +72,12 @@ void barrier(uint32_t id, uint32_t threads, BarrierUse use) {
 
 void leave_barriers(Thread& thread) {
     Block& block = *thread.warp->block;
-    for (uint32_t id = 0; id < 16; id++)
-        if (thread.warp->barrier_site[id] && !block.barriers[id].waiting.empty()) {
-            for (const Thread* waiting : block.barriers[id].waiting)
-                if (waiting->warp == thread.warp)
-                    fail(thread.warp->barrier_site[id],
-                         text("divergent barrier: lane %u returns while other lanes of its warp wait here", thread.lane));
-        }
+    for (uint32_t id = 0; id < 16; id++) {
+        const uint32_t lanes = thread.warp->barrier_lanes[id];
+        if (lanes && !(lanes >> thread.lane & 1))
+            fail(thread.warp->barrier_site[id],
+                 text("divergent barrier: lane %u returns, while lanes %08x of its warp are at the barrier", thread.lane, lanes));
+    }
     Barrier& all = block.barriers[0];
     if (all.arrived && all.arrived == block.live_threads) open_barrier(block, all);
 }

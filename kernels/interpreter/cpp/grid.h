@@ -58,7 +58,9 @@ struct Warp {
     uint32_t last_lane = 0;                        // that ran
     int ready_index = -1;                          // in the scheduler's list; -1: no lane is ready
     std::vector<std::unique_ptr<Collective>> collectives;
-    Site barrier_site[16] = {};  // where lanes of this warp arrived at each unfinished barrier
+    // Which lanes have arrived at each unfinished barrier, and where.
+    uint32_t barrier_lanes[16] = {};
+    Site barrier_site[16] = {};
 };
 
 struct Barrier {

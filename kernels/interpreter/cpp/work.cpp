@@ -39,7 +39,7 @@ std::string History::describe_agent(Serial serial) const {
     const Work& of = work(block.work);
     if (block.agents == 1) return of.name + " (work " + std::to_string(of.identity) + ")";
     const uint64_t agent = serial - block.first;
-    return std::string(agent % 2 ? "cp.async of " : "") + "thread " + coordinates(agent / 2, of.block_size) + " of block " +
+    return std::string(agent % 2 ? "the asynchronous copy of " : "") + "thread " + coordinates(agent / 2, of.block_size) + " of block " +
            coordinates(block.index, of.grid_size) + " of " + of.name + " (work " + std::to_string(of.identity) + ")";
 }
 

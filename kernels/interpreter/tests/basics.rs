@@ -16,7 +16,7 @@ fn a_kernel_runs_through_cudarc() {
         let x = bench.upload(&values);
         let y = bench.uninitialised::<f32>(n);
         let (x_at, y_at, count) = (address(&x, &bench.stream), address(&y, &bench.stream), n as i32);
-        bench.launch("planted_square", shape(4, 256, 1024), Start::AfterAll, arguments![x_at, y_at, count]);
+        bench.launch("correct_exchange", shape(4, 256, 1024), Start::AfterAll, arguments![x_at, y_at, count]);
         let result = bench.download(&y).expect("a correct kernel");
         let expected: Vec<f32> = (0..n).map(|i| 2.0 * (i ^ 1) as f32).collect();
         assert_eq!(result, expected);

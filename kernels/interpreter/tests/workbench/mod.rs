@@ -3,6 +3,8 @@
 
 #![allow(dead_code)] // each test binary uses its own part
 
+pub mod planted;
+
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -119,8 +121,7 @@ impl Bench {
             match start {
                 Start::AfterAll => {}
                 Start::Early => {
-                    attribute.id =
-                        sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+                    attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
                     attribute.value.programmaticStreamSerializationAllowed = 1;
                 }
                 Start::Cooperative => {

@@ -1,0 +1,34 @@
+// targets: sm_80 compute_80 sm_90
+// One tiny kernel for each function of kernels/ptx/math.cuh: tests/kernels_conformance.rs says what it must
+// give, on the interpreter and on a GPU.
+#include "ptx/ptx.cuh"
+
+KERNEL(conform_exp2_approx, 32)(const uint32_t* in, uint32_t* out) {
+    const uint32_t lane = threadIdx.x;
+    out[lane] = __float_as_uint(exp2_approx(__uint_as_float(in[lane])));
+}
+REGISTER_KERNEL(conform_exp2_approx)
+
+KERNEL(conform_log2_approx, 32)(const uint32_t* in, uint32_t* out) {
+    const uint32_t lane = threadIdx.x;
+    out[lane] = __float_as_uint(log2_approx(__uint_as_float(in[lane])));
+}
+REGISTER_KERNEL(conform_log2_approx)
+
+KERNEL(conform_reciprocal_approx, 32)(const uint32_t* in, uint32_t* out) {
+    const uint32_t lane = threadIdx.x;
+    out[lane] = __float_as_uint(reciprocal_approx(__uint_as_float(in[lane])));
+}
+REGISTER_KERNEL(conform_reciprocal_approx)
+
+KERNEL(conform_rsqrt_approx, 32)(const uint32_t* in, uint32_t* out) {
+    const uint32_t lane = threadIdx.x;
+    out[lane] = __float_as_uint(rsqrt_approx(__uint_as_float(in[lane])));
+}
+REGISTER_KERNEL(conform_rsqrt_approx)
+
+KERNEL(conform_tanh_approx, 32)(const uint32_t* in, uint32_t* out) {
+    const uint32_t lane = threadIdx.x;
+    out[lane] = __float_as_uint(tanh_approx(__uint_as_float(in[lane])));
+}
+REGISTER_KERNEL(conform_tanh_approx)

@@ -1,0 +1,70 @@
+// targets: sm_80
+// Kernels with one bug each: memory that is not there, not aligned, or not written. The lines marked BUG and PARTNER are
+// those that a report must name.
+#include "common/dtypes.cuh"
+
+KERNEL(planted_global_overrun, 64)(uint32_t* y, int n) {
+    y[threadIdx.x + (static_cast<int>(threadIdx.x) == n - 1 ? 1 : 0)] = 1;  // BUG global overrun
+}
+REGISTER_KERNEL(planted_global_overrun)
+
+KERNEL(planted_global_underrun_read, 64)(const uint32_t* x, uint32_t* y) {
+    y[threadIdx.x] = x[static_cast<int>(threadIdx.x) - 1];  // BUG global underrun
+}
+REGISTER_KERNEL(planted_global_underrun_read)
+
+KERNEL(planted_use_after_free, 64)(uint32_t* y) {
+    y[threadIdx.x] = 1;  // BUG use after free
+}
+REGISTER_KERNEL(planted_use_after_free)
+
+KERNEL(planted_host_pointer, 64)(const uint32_t* host, uint32_t* y) {
+    y[threadIdx.x] = host[threadIdx.x];  // BUG host pointer
+}
+REGISTER_KERNEL(planted_host_pointer)
+
+KERNEL(planted_misaligned_vector, 32)(const float* x, float* y) {
+    const float4 v = *reinterpret_cast<const float4*>(x + threadIdx.x + 1);  // BUG misaligned vector
+    y[threadIdx.x] = v.x + v.w;
+}
+REGISTER_KERNEL(planted_misaligned_vector)
+
+KERNEL(planted_misaligned_wrapper, 32)(const float* x, uint32_t* y) {
+    y[threadIdx.x] = load_global_16(x + 2).x;  // BUG misaligned wrapper
+}
+REGISTER_KERNEL(planted_misaligned_wrapper)
+
+KERNEL(planted_uninitialised_global, 32)(const uint32_t* x, uint32_t* y) {
+    y[threadIdx.x] = x[threadIdx.x];  // BUG uninitialised global
+}
+REGISTER_KERNEL(planted_uninitialised_global)
+
+KERNEL(planted_uninitialised_shared, 64)(uint32_t* y) {
+    SHARED_MEMORY(shared);
+    uint32_t* tile = reinterpret_cast<uint32_t*>(shared);
+    if (threadIdx.x < 63) tile[threadIdx.x] = threadIdx.x;
+    block_sync();
+    y[threadIdx.x] = tile[threadIdx.x];  // BUG uninitialised shared
+}
+REGISTER_KERNEL(planted_uninitialised_shared)
+
+KERNEL(planted_shared_overrun, 64)(uint32_t* y) {
+    SHARED_MEMORY(shared);
+    uint32_t* tile = reinterpret_cast<uint32_t*>(shared);
+    tile[threadIdx.x + 1] = threadIdx.x;  // BUG shared overrun
+    y[threadIdx.x] = 0;
+}
+REGISTER_KERNEL(planted_shared_overrun)
+
+KERNEL(planted_copy_misaligned, 32)(const float* x) {
+    SHARED_MEMORY(shared);
+    copy_async_16(shared_address(shared) + threadIdx.x * 8, x + threadIdx.x * 4);  // BUG misaligned copy
+    copy_async_wait_all();
+}
+REGISTER_KERNEL(planted_copy_misaligned)
+
+KERNEL(planted_read_only_written, 32)(uint32_t* x, uint32_t* y) {
+    x[threadIdx.x] = 1;                           // PARTNER read-only load
+    y[threadIdx.x] = load_readonly_4(x + threadIdx.x);  // BUG read-only load
+}
+REGISTER_KERNEL(planted_read_only_written)
