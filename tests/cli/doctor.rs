@@ -46,10 +46,7 @@ fn without_a_driver_it_says_so_and_what_to_do() {
     let report = report(rigel(&["doctor"]));
     assert_eq!(
         under(&report, "driver"),
-        [
-            "no CUDA driver: libcuda.so was not found",
-            "install NVIDIA's driver 580 or newer, or use --device cpu"
-        ]
+        ["no CUDA driver: libcuda.so was not found", "install NVIDIA's driver 580 or newer, or use --device cpu"]
     );
     assert!(!report.iter().any(|line| line.starts_with("gpu")), "{report:?}");
     assert!(under(&report, "cpu")[0].contains("threads"));
