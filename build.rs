@@ -39,10 +39,11 @@ fn run() -> Result<(), String> {
     let kernels = root.join("kernels");
     let table = match Nvcc::find(&root)? {
         Some(nvcc) => {
-            let sources = Source::narrow(Source::all(&kernels, &kernels)?)?;
+            let conformance = kernels.join("conformance");
+            let all = [Source::all(&kernels, &kernels)?, Source::all(&conformance, &kernels)?];
+            let [sources, conformance] = Source::narrow(all)?;
             nvcc.compile(&sources, &kernels, &out)?;
             // Tests read these from where they lie (tests/kernels_conformance.rs); the binary has none of them.
-            let conformance = Source::narrow(Source::all(&kernels.join("conformance"), &kernels)?)?;
             nvcc.compile(&conformance, &kernels, &out.join("conformance"))?;
             table(Some(&nvcc.version), &sources, &out)
         }

@@ -192,25 +192,25 @@ impl Source {
         Ok(Source { name, path, targets, files })
     }
 
-    /// Keeps the targets that `RIGEL_CUDA_ARCHS` names (`sm_90,sm_90a`), all where it is not set, and drops sources
-    /// that are left with none. A name that no source has is an error.
-    pub fn narrow(sources: Vec<Source>) -> Result<Vec<Source>, String> {
+    /// Of every group keeps the targets that `RIGEL_CUDA_ARCHS` names (`sm_90,sm_90a`), all where it is not set, and
+    /// drops sources that are left with none. A name that no source of any group has is an error.
+    pub fn narrow<const N: usize>(groups: [Vec<Source>; N]) -> Result<[Vec<Source>; N], String> {
         println!("cargo::rerun-if-env-changed=RIGEL_CUDA_ARCHS");
-        let Ok(wanted) = env::var("RIGEL_CUDA_ARCHS") else { return Ok(sources) };
+        let Ok(wanted) = env::var("RIGEL_CUDA_ARCHS") else { return Ok(groups) };
         let wanted: BTreeSet<&str> = wanted.split([',', ' ']).filter(|target| !target.is_empty()).collect();
-        let named: BTreeSet<String> = sources.iter().flat_map(|source| source.targets.clone()).collect();
-        if let Some(unknown) = wanted.iter().find(|target| !named.contains(**target)) {
-            let named: Vec<String> = named.into_iter().collect();
+        let named: BTreeSet<&String> = groups.iter().flatten().flat_map(|source| &source.targets).collect();
+        if let Some(unknown) = wanted.iter().find(|target| !named.iter().any(|name| name == *target)) {
+            let named: Vec<&str> = named.into_iter().map(String::as_str).collect();
             return Err(format!(
                 "RIGEL_CUDA_ARCHS: no kernel is written for {unknown}; there are: {}",
                 named.join(" ")
             ));
         }
-        let narrowed = sources.into_iter().map(|mut source| {
-            source.targets.retain(|target| wanted.contains(target.as_str()));
-            source
-        });
-        Ok(narrowed.filter(|source| !source.targets.is_empty()).collect())
+        Ok(groups.map(|mut sources| {
+            sources.iter_mut().for_each(|source| source.targets.retain(|target| wanted.contains(target.as_str())));
+            sources.retain(|source| !source.targets.is_empty());
+            sources
+        }))
     }
 
     /// Changes when anything does that the fatbin depends on.

@@ -1,8 +1,6 @@
 //! Every function of `kernels/ptx/` does what it says: a tiny kernel for each, on the interpreter and, unchanged, on a
 //! GPU. The first run on a new device tells by name which twin, or which instruction's text, is wrong.
 
-#![cfg(feature = "cuda")]
-
 mod common;
 
 use common::Bench;
@@ -68,13 +66,7 @@ fn close(found: &[u32], expected: &[f64], tolerance: f64) -> Result<(), String> 
 
 /// Runs the cases on the kernels of one conformance file, under every schedule, and names those that fail.
 fn conform(file: &'static str, cases: &[Case]) {
-    let path = format!("{}/conformance/{file}.fatbin", env!("OUT_DIR"));
-    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-    // Copied to where the driver's 8-byte words are aligned; it lives as long as the process.
-    let mut aligned = vec![0u64; bytes.len().div_ceil(8)];
-    bytemuck::cast_slice_mut::<u64, u8>(&mut aligned)[..bytes.len()].copy_from_slice(&bytes);
-    let fatbin: &'static [u8] = bytemuck::cast_slice(Vec::leak(aligned));
-    let image = Image { name: file, targets: &["sm_80", "compute_80", "sm_90"], fatbin };
+    let image = common::conformance_image(file);
     common::on_every_schedule(|bench| {
         let failures: Vec<String> = cases.iter().filter_map(|case| run(bench, image, case).err()).collect();
         assert!(failures.is_empty(), "kernels/conformance/{file}.cu:\n{}", failures.join("\n"));

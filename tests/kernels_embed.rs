@@ -1,7 +1,5 @@
 //! `embed` against plain copies.
 
-#![cfg(feature = "cuda")]
-
 mod common;
 
 use common::{Bench, Half, Random};

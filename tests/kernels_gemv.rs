@@ -1,7 +1,5 @@
 //! `gemv` against float64 loops, and against itself with other rows beside a row.
 
-#![cfg(feature = "cuda")]
-
 mod common;
 
 use common::{Bench, Half, Random, assert_close};

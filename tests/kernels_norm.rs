@@ -1,7 +1,5 @@
 //! `norm` against float64 loops.
 
-#![cfg(feature = "cuda")]
-
 mod common;
 
 use common::{Bench, Half, Random, assert_close};

@@ -2,8 +2,6 @@
 //! (which matrix instructions and how many in the main loop, how wide the loads are, no local memory). Needs no GPU,
 //! but nvcc and cuobjdump: tools/install-nvcc fetches both.
 
-#![cfg(feature = "cuda")]
-
 use std::collections::BTreeMap;
 use std::env;
 use std::fs;

@@ -18,31 +18,44 @@ pub struct Doctor {}
 
 impl Doctor {
     pub fn run(self, out: &mut Output) -> Result<(), CliError> {
-        let findings = [vec![cpu()], gpu::findings()].concat();
-        findings.iter().try_for_each(|finding| out.line(&finding.to_line()))
+        let findings = [vec![cpu()], gpu::findings(), vec![models()]].concat();
+        findings.iter().flat_map(Finding::to_lines).try_for_each(|line| out.line(&line))
     }
 }
 
-/// One line of the report.
+/// One thing that was looked at: what it is, then what to do about it where it is amiss.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Finding {
     subject: String,
-    text: String,
+    lines: Vec<String>,
 }
 
 impl Finding {
-    fn new(subject: impl Into<String>, text: impl Into<String>) -> Finding {
-        Finding { subject: subject.into(), text: text.into() }
+    fn new(subject: impl Into<String>, lines: Vec<String>) -> Finding {
+        Finding { subject: subject.into(), lines }
     }
 
-    fn to_line(&self) -> String {
-        format!("{:<8}  {}", self.subject, self.text)
+    /// Errors say what is wrong, a semicolon, what to do.
+    #[cfg(feature = "cuda")]
+    fn amiss(subject: impl Into<String>, error: &impl ToString) -> Finding {
+        Finding::new(subject, error.to_string().split("; ").map(str::to_owned).collect())
+    }
+
+    /// The subject stands before the first line alone.
+    fn to_lines(&self) -> Vec<String> {
+        let subjects = std::iter::once(self.subject.as_str()).chain(std::iter::repeat(""));
+        subjects.zip(&self.lines).map(|(subject, line)| format!("{subject:<8}  {line}")).collect()
     }
 }
 
 fn cpu() -> Finding {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    Finding::new("cpu", format!("{}, {threads} threads; always there, --device cpu", std::env::consts::ARCH))
+    Finding::new("cpu", vec![format!("{}, {threads} threads", std::env::consts::ARCH)])
+}
+
+/// What all that amounts to.
+fn models() -> Finding {
+    Finding::new("models", vec!["run on the CPU; this version runs none on a GPU yet".to_owned()])
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -50,12 +63,14 @@ mod gpu {
     use super::Finding;
 
     pub fn findings() -> Vec<Finding> {
-        vec![Finding::new("kernels", "none: built without the feature cuda; build again with default features")]
+        let lines = ["none: built without the feature cuda", "build it again with default features"];
+        vec![Finding::new("kernels", lines.map(str::to_owned).to_vec())]
     }
 }
 
 #[cfg(feature = "cuda")]
 mod gpu {
+    use std::collections::BTreeMap;
     use std::fs;
 
     use rigel::backend::cuda::{CudaError, Device, Image, Properties, driver, images, nvcc_version, properties};
@@ -74,23 +89,29 @@ mod gpu {
     /// What was compiled in.
     fn kernels(nvcc: Option<&str>, images: &[Image]) -> Finding {
         let Some(nvcc) = nvcc else {
-            return Finding::new("kernels", format!("none: {}", CudaError::BuiltWithoutKernels));
+            return Finding::amiss("kernels", &CudaError::BuiltWithoutKernels);
         };
-        let files: Vec<String> = images.iter().map(|i| format!("{} ({})", i.name, i.targets.join(" "))).collect();
-        Finding::new("kernels", format!("nvcc {nvcc}: {}", files.join(", ")))
+        let compiled = together(images.iter().map(|image| (image.targets.join(" "), image.name)));
+        let mut lines = vec![format!("compiled by nvcc {nvcc}")];
+        lines.extend(compiled.iter().map(|(targets, names)| format!("{names} for {targets}")));
+        Finding::new("kernels", lines)
+    }
+
+    /// The names that share a key, in one text each.
+    fn together<'a>(pairs: impl Iterator<Item = (String, &'a str)>) -> BTreeMap<String, String> {
+        let mut groups = BTreeMap::<String, Vec<&str>>::new();
+        pairs.for_each(|(key, name)| groups.entry(key).or_default().push(name));
+        groups.into_iter().map(|(key, names)| (key, names.join(", "))).collect()
     }
 
     fn driver_found() -> Finding {
         // The driver API names the CUDA that it supports, the kernel module its own release.
         let release = fs::read_to_string("/proc/driver/nvidia/version").ok();
         let release = release.as_deref().and_then(release_number).map_or(String::new(), |number| format!("{number}, "));
-        Finding::new(
-            "driver",
-            match (driver::version(), driver::check()) {
-                (Ok(version), Ok(_)) => format!("{release}supports CUDA {version}"),
-                (Ok(_), Err(error)) | (Err(error), _) => format!("{release}{error}"),
-            },
-        )
+        match driver::check() {
+            Ok(version) => Finding::new("driver", vec![format!("{release}supports CUDA {version}")]),
+            Err(error) => Finding::amiss("driver", &format!("{release}{error}")),
+        }
     }
 
     /// 580.95.05 of `NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build …`.
@@ -101,46 +122,46 @@ mod gpu {
 
     fn gpus() -> Vec<Finding> {
         match driver::device_count() {
-            Ok(count) => (0..count).map(|ordinal| Finding::new(format!("gpu {ordinal}"), gpu(ordinal))).collect(),
-            Err(error) => vec![Finding::new("gpu", error.to_string())],
+            Ok(count) => (0..count).map(|ordinal| gpu(format!("gpu {ordinal}"), ordinal)).collect(),
+            Err(error) => vec![Finding::amiss("gpu", &error)],
         }
     }
 
-    fn gpu(ordinal: usize) -> String {
-        match properties(ordinal) {
-            Ok(properties) => {
-                let use_of_it = usable(ordinal).unwrap_or_else(|error| error.to_string());
-                format!("{}; {use_of_it}", describe(&properties))
-            }
-            Err(error) => error.to_string(),
-        }
+    fn gpu(subject: String, ordinal: usize) -> Finding {
+        let properties = match properties(ordinal) {
+            Ok(properties) => properties,
+            Err(error) => return Finding::amiss(subject, &error),
+        };
+        let use_of_it = usable(ordinal).unwrap_or_else(|error| Finding::amiss("", &error).lines);
+        Finding::new(subject, [describe(&properties), use_of_it].concat())
     }
 
-    fn describe(properties: &Properties) -> String {
+    fn describe(properties: &Properties) -> Vec<String> {
         let Properties { name, compute_capability, multiprocessors, shared_bytes, l2_bytes, memory_bytes } = properties;
-        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
-        format!(
-            "{name}, compute capability {compute_capability}, {:.1} GiB, {multiprocessors} multiprocessors with {} KiB \
-             of shared memory for a block, {} MiB of L2",
-            gib(*memory_bytes),
-            shared_bytes >> 10,
-            l2_bytes >> 20
-        )
+        vec![
+            format!("{name}, compute capability {compute_capability}, {} of memory", gib(*memory_bytes)),
+            format!(
+                "{multiprocessors} multiprocessors with {} KiB of shared memory for a block, {} MiB of L2 cache",
+                shared_bytes >> 10,
+                l2_bytes >> 20
+            ),
+        ]
+    }
+
+    fn gib(bytes: u64) -> String {
+        format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
     }
 
     /// Opens the GPU and loads every kernel onto it.
-    fn usable(ordinal: usize) -> Result<String, CudaError> {
+    fn usable(ordinal: usize) -> Result<Vec<String>, CudaError> {
         let device = Device::open(ordinal)?;
         let (free, _) = device.memory()?;
-        let free = free as f64 / (1u64 << 30) as f64;
-        let mut targets = Vec::new();
-        for image in images() {
-            targets.push(format!("{} as {}", image.name, device.module(image.name)?.target()));
-        }
-        if targets.is_empty() {
-            return Err(CudaError::BuiltWithoutKernels);
-        }
-        Ok(format!("{free:.1} GiB free; runs {}", targets.join(", ")))
+        let loaded: Result<Vec<_>, CudaError> =
+            images().iter().map(|image| Ok((device.module(image.name)?.target().to_string(), image.name))).collect();
+        let loaded = together(loaded?.into_iter());
+        let mut lines = vec![format!("{} free", gib(free))];
+        lines.extend(loaded.iter().map(|(target, names)| format!("loads {names} as {target}")));
+        Ok(lines)
     }
 
     #[cfg(test)]
@@ -159,8 +180,14 @@ mod gpu {
         #[test]
         fn what_was_compiled_in_is_listed_or_its_absence_explained() {
             let image = Image { name: "norm", targets: &["sm_80", "compute_80"], fatbin: &[] };
-            assert_eq!(kernels(Some("13.0.88"), &[image]).to_line(), "kernels   nvcc 13.0.88: norm (sm_80 compute_80)");
-            assert!(kernels(None, &[]).text.contains("tools/install-nvcc"));
+            let other = Image { name: "gemv", ..image };
+            assert_eq!(
+                kernels(Some("13.0.88"), &[image, other]).to_lines(),
+                ["kernels   compiled by nvcc 13.0.88", "          norm, gemv for sm_80 compute_80"]
+            );
+            let missing = kernels(None, &[]).to_lines();
+            assert_eq!(missing.len(), 2, "what is wrong, what to do");
+            assert!(missing[1].contains("tools/install-nvcc"), "{missing:?}");
         }
 
         #[test]
@@ -175,8 +202,10 @@ mod gpu {
             };
             assert_eq!(
                 describe(&properties),
-                "NVIDIA H200, compute capability 9.0, 140.0 GiB, 132 multiprocessors with 227 KiB of shared memory for \
-                 a block, 50 MiB of L2"
+                [
+                    "NVIDIA H200, compute capability 9.0, 140.0 GiB of memory",
+                    "132 multiprocessors with 227 KiB of shared memory for a block, 50 MiB of L2 cache"
+                ]
             );
         }
     }

@@ -45,7 +45,7 @@ fn no_tokenizer(source: &ModelSource) -> CliError {
 pub struct ModelArgs {
     #[command(flatten)]
     pub model: ModelArg,
-    /// Where the model runs; auto takes a GPU where there is one
+    /// Where the model runs; auto takes a GPU where this version has a backend for it, else the CPU
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     device: DeviceArg,
     /// Threads of the CPU backend [default: all cores]

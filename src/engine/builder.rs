@@ -3,6 +3,8 @@
 use std::num::{NonZeroU32, NonZeroUsize};
 
 use crate::backend::cpu::{CpuBackend, CpuOptions};
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::{self, CudaError};
 use crate::backend::{Backend, BackendError};
 use crate::checkpoint::{Checkpoint, CheckpointError, ModelSource};
 use crate::kv::CacheGeometry;
@@ -36,9 +38,16 @@ pub enum EngineError {
     /// The backend could not load the model.
     #[error(transparent)]
     Backend(#[from] BackendError),
-    /// The device asked for is not to be had.
-    #[error("device cuda: this build of rigel has no CUDA backend; use the device cpu or auto")]
-    NoCuda,
+    /// The device asked for is not to be had: no driver, no GPU, no kernels, or one too old.
+    #[cfg(feature = "cuda")]
+    #[error("device cuda: {0}")]
+    Cuda(#[from] CudaError),
+    /// The device asked for is there, and this version of Rigel cannot run a model on it.
+    #[error("device cuda: this version of rigel runs models on the CPU only; use the device cpu or auto")]
+    NoCudaBackend,
+    /// The crate was built without its feature `cuda`.
+    #[error("device cuda: rigel was built without the feature cuda; build it with default features, or use cpu")]
+    NoCudaFeature,
     /// Text was asked of a model without a tokenizer.
     #[error("{file} does not exist: text needs the tokenizer; copy it from the model's hub page, or give token ids")]
     NoTokenizer {
@@ -116,7 +125,7 @@ impl EngineBuilder {
     /// Opens the checkpoint, checks it, brings the device up and starts the engine's thread.
     pub fn build(self) -> Result<Engine, EngineError> {
         if self.device == Device::Cuda {
-            return Err(EngineError::NoCuda);
+            return Err(why_not_cuda());
         }
         let source = match self.source {
             None => ModelSource::nano(),
@@ -136,6 +145,23 @@ impl EngineBuilder {
         let backend = CpuBackend::new(&checkpoint, spec, options)?;
         Engine::with_backend(Box::new(backend), tokenizer, source.describe("tokenizer.json"))
     }
+}
+
+/// What stands between here and a model on the GPU, the nearest obstacle first.
+#[cfg(feature = "cuda")]
+fn why_not_cuda() -> EngineError {
+    if cuda::images().is_empty() {
+        return CudaError::BuiltWithoutKernels.into();
+    }
+    match cuda::Device::open(0) {
+        Ok(_) => EngineError::NoCudaBackend,
+        Err(error) => error.into(),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn why_not_cuda() -> EngineError {
+    EngineError::NoCudaFeature
 }
 
 impl Engine {

@@ -32,7 +32,7 @@ fn parameters_out_of_range() {
         ("--stop-token-ids", "99999999", "99999999"),
         ("--threads", "0", "--threads"),
         ("--device", "tpu", "--device"),
-        ("--device", "cuda", "CUDA"),
+        ("--device", "cuda", "device cuda: "),
     ] {
         refused(&["generate", option, value, "x"], needle);
     }

@@ -3,6 +3,8 @@
 
 mod bad_input;
 mod common;
+#[cfg(feature = "cuda")]
+mod doctor;
 mod generate;
 mod help;
 mod infill;

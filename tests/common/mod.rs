@@ -8,7 +8,7 @@ use std::env;
 use std::process::Command;
 
 use rigel::backend::cuda::kernels::Element;
-use rigel::backend::cuda::{Buffer, CudaError, Device, Slice, Stream, Work, images};
+use rigel::backend::cuda::{Buffer, CudaError, Device, Image, Slice, Stream, Work};
 use rigel_interpreter::{AsyncPolicy, DeviceProfile, Interpreter};
 
 /// Set in the process that runs one test's body.
@@ -17,10 +17,6 @@ const CHILD: &str = "RIGEL_TEST_CHILD";
 /// Runs `body` in a process of its own: a kernel's fault poisons a GPU's context for its whole process. `test` is the
 /// name of the test function that calls this.
 pub fn in_own_process(test: &str, body: impl FnOnce()) {
-    if images().is_empty() {
-        eprintln!("{test}: skipped, this build has no kernels; run tools/install-nvcc and build again");
-        return;
-    }
     if env::var(CHILD).is_ok_and(|child| child == test) {
         return body();
     }
@@ -32,16 +28,34 @@ pub fn in_own_process(test: &str, body: impl FnOnce()) {
     assert!(out.contains("1 passed"), "{test}: no such test in its own process\n{out}");
 }
 
-/// A test that runs in a process of its own.
+/// A test of kernels, in a process of its own; skipped by name where there are none.
 #[macro_export]
 macro_rules! device_test {
     ($(#[$attribute:meta])* fn $name:ident() $body:block) => {
         #[test]
         $(#[$attribute])*
         fn $name() {
+            if rigel::backend::cuda::images().is_empty() {
+                eprintln!("{}: skipped, this build has no kernels; run tools/install-nvcc", stringify!($name));
+                return;
+            }
             common::in_own_process(stringify!($name), || $body);
         }
     };
+}
+
+/// `kernels/conformance/<file>.cu`, compiled: no part of the binary, read from where build.rs left it.
+pub fn conformance_image(file: &'static str) -> Image {
+    let path = format!("{}/conformance/{file}.fatbin", env!("OUT_DIR"));
+    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    Image { name: file, targets: &["sm_80", "compute_80", "sm_90"], fatbin: for_ever(&bytes) }
+}
+
+/// A copy aligned for the driver's 8-byte words, which lives as long as the process.
+pub fn for_ever(bytes: &[u8]) -> &'static [u8] {
+    let mut aligned = vec![0u64; bytes.len().div_ceil(8)];
+    bytemuck::cast_slice_mut::<u64, u8>(&mut aligned)[..bytes.len()].copy_from_slice(bytes);
+    &bytemuck::cast_slice(Vec::leak(aligned))[..bytes.len()]
 }
 
 /// A stream to test on, and what watches it.

@@ -1,4 +1,6 @@
 // The control functions that tests call (src/lib.rs wraps them). They are no part of the driver API.
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "driver/api.h"
@@ -16,11 +18,7 @@ const PlayedDevice kSm80 = {"interpreter sm_80", 8, 0, 108, 163 << 10, 164 << 10
 const PlayedDevice kSm86 = {"interpreter sm_86", 8, 6, 84, 99 << 10, 100 << 10, 1536, 6 << 20};
 const PlayedDevice kSm90 = {"interpreter sm_90", 9, 0, 132, 227 << 10, 228 << 10, 2048, 50 << 20};
 
-[[maybe_unused]] const bool default_profile = (played.device = &kSm90, true);
-}  // namespace
-
-CONTROL int rigel_interpreter_play_device(uint32_t compute_capability) {
-    std::lock_guard<std::recursive_mutex> guard(driver_lock);
+int play_device(uint32_t compute_capability) {
     switch (compute_capability) {
         case 0: played.device = nullptr; return 0;
         case 75: played.device = &kSm75; return 0;
@@ -29,6 +27,25 @@ CONTROL int rigel_interpreter_play_device(uint32_t compute_capability) {
         case 90: played.device = &kSm90; return 0;
         default: return -1;
     }
+}
+
+// A program that knows nothing of these functions finds the stand-in by LD_LIBRARY_PATH and is told what to meet by
+// RIGEL_INTERPRETER_DEVICE (75, 80, 86, 90; 0 for none) and RIGEL_INTERPRETER_DRIVER (12040 for CUDA 12.4).
+bool play_environment() {
+    played.device = &kSm90;
+    if (const char* device = std::getenv("RIGEL_INTERPRETER_DEVICE")) {
+        if (play_device(static_cast<uint32_t>(std::atoi(device))) != 0)
+            std::fprintf(stderr, "rigel interpreter: RIGEL_INTERPRETER_DEVICE=%s is not one of 0, 75, 80, 86, 90\n", device);
+    }
+    if (const char* version = std::getenv("RIGEL_INTERPRETER_DRIVER")) played.version = std::atoi(version);
+    return true;
+}
+[[maybe_unused]] const bool environment_played = play_environment();
+}  // namespace
+
+CONTROL int rigel_interpreter_play_device(uint32_t compute_capability) {
+    std::lock_guard<std::recursive_mutex> guard(driver_lock);
+    return play_device(compute_capability);
 }
 CONTROL void rigel_interpreter_play_driver(int version, int init_result) {
     std::lock_guard<std::recursive_mutex> guard(driver_lock);

@@ -44,7 +44,7 @@ pub enum CudaError {
         found: ComputeCapability,
     },
     /// The crate was built on a machine without nvcc.
-    #[error("this binary was built without GPU kernels: build it again with nvcc (tools/install-nvcc fetches it)")]
+    #[error("this binary was built without GPU kernels; build it again with nvcc (tools/install-nvcc fetches it)")]
     BuiltWithoutKernels,
     /// No such file among the kernels.
     #[error("no kernels/{image}.cu was compiled into this binary; there are: {known}")]

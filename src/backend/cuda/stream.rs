@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 use cudarc::driver::sys::{self, CUresult};
-use cudarc::driver::{CudaEvent, CudaStream, DevicePtr, HostSlice, result};
+use cudarc::driver::{CudaEvent, CudaStream, DevicePtr, result};
 
 use super::buffer::{Buffer, Slice, SliceMut};
 use super::device::Device;
@@ -42,8 +42,9 @@ impl Stream {
     /// A buffer of `len` elements whose values are whatever lay there.
     ///
     /// # Errors
-    /// [`CudaError::OutOfMemory`].
+    /// [`CudaError::OutOfMemory`]; [`CudaError::WhileCapturing`], since the memory would be the recording's.
     pub fn alloc<T: Pod>(&self, len: usize) -> Result<Buffer<T>, CudaError> {
+        self.not_while_capturing("an allocation")?;
         let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| self.out_of_memory(u64::MAX))?;
         // A driver allocates no zero bytes.
         // SAFETY: the bytes are unset, and every bit pattern is a `T`.
@@ -60,7 +61,7 @@ impl Stream {
     /// A buffer of `len` elements, all bytes zero.
     ///
     /// # Errors
-    /// [`CudaError::OutOfMemory`].
+    /// Those of [`Stream::alloc`].
     pub fn zeroed<T: Pod>(&self, len: usize) -> Result<Buffer<T>, CudaError> {
         let mut buffer = self.alloc(len)?;
         self.fill_bytes(buffer.view_mut(), 0)?;
@@ -70,7 +71,7 @@ impl Stream {
     /// A buffer with the elements of `source`.
     ///
     /// # Errors
-    /// [`CudaError::OutOfMemory`].
+    /// Those of [`Stream::alloc`].
     pub fn upload<T: Pod>(&self, source: &[T]) -> Result<Buffer<T>, CudaError> {
         let mut buffer = self.alloc(source.len())?;
         self.copy_from_host(source, buffer.view_mut())?;
@@ -159,11 +160,15 @@ impl Stream {
             return Ok(());
         }
         self.bind()?;
-        // SAFETY: the guard records an event after the copy, which every access to the memory and its release wait for.
-        let (bytes, _recorded) = unsafe { source.memory.stream_synced_slice(&self.inner) };
-        // SAFETY: both have the same length.
-        unsafe { result::memcpy_htod_async(destination.pointer(), bytes, self.inner.cu_stream()) }
-            .named("cuMemcpyHtoDAsync")
+        source.before_copy(&self.inner)?;
+        let bytes = source.len() * size_of::<T>();
+        // SAFETY: both have the same length; accesses to the source and its release wait for the event after the copy.
+        let copied = unsafe {
+            let source = std::slice::from_raw_parts(source.pointer(), bytes);
+            result::memcpy_htod_async(destination.pointer(), source, self.inner.cu_stream())
+        };
+        source.after_copy(&self.inner)?;
+        copied.named("cuMemcpyHtoDAsync")
     }
 
     /// Copies to pinned memory while the host goes on.
@@ -177,10 +182,15 @@ impl Stream {
             return Ok(());
         }
         self.bind()?;
+        destination.before_copy(&self.inner)?;
+        let bytes = destination.len() * size_of::<T>();
         // SAFETY: as in `copy_from_pinned`.
-        let (bytes, _recorded) = unsafe { destination.memory.stream_synced_mut_slice(&self.inner) };
-        // SAFETY: both have the same length.
-        unsafe { result::memcpy_dtoh_async(bytes, source.pointer(), self.inner.cu_stream()) }.named("cuMemcpyDtoHAsync")
+        let copied = unsafe {
+            let destination = std::slice::from_raw_parts_mut(destination.pointer(), bytes);
+            result::memcpy_dtoh_async(destination, source.pointer(), self.inner.cu_stream())
+        };
+        destination.after_copy(&self.inner)?;
+        copied.named("cuMemcpyDtoHAsync")
     }
 
     /// Marks this point of its work. The event keeps time.

@@ -52,7 +52,7 @@ struct PlayedDevice {
     int l2_bytes;
 };
 struct PlayedDriver {
-    const PlayedDevice* device;  // nullptr: no device
+    const PlayedDevice* device = nullptr;  // no device
     int version = 13000;
     CUresult init_result = CUDA_SUCCESS;
     size_t memory_bytes = size_t{4} << 30;

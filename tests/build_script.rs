@@ -1,0 +1,233 @@
+//! `build.rs` from outside: compiled by itself, run on a folder of its own with a compiler that only notes how it was
+//! called.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Answers as nvcc does, notes the arguments of every compilation, and fails on a source that says so.
+const COMPILER: &str = r#"#!/bin/sh
+here=$(dirname "$0")
+if [ "$1" = --version ]; then echo "Cuda compilation tools, release 13.0, V13.0.88"; exit; fi
+echo "$@" >> "$here/calls"
+for source; do :; done
+if grep -q BROKEN "$source"; then
+    echo "ptxas info    : 0 bytes gmem" >&2
+    echo "$source(3): error: identifier \"x\" is undefined" >&2
+    exit 2
+fi
+while [ "$1" != -o ]; do shift; done
+echo fatbin > "$2"
+"#;
+
+/// The build script, compiled once for all tests.
+fn script() -> &'static Path {
+    static SCRIPT: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = SCRIPT.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("build-script");
+        let rustc = Path::new(env!("CARGO")).with_file_name("rustc");
+        let source = Path::new(ROOT).join("build.rs");
+        let status = Command::new(rustc).args(["--edition", "2024", "-o"]).arg(&path).arg(source).status().unwrap();
+        assert!(status.success(), "build.rs does not compile by itself");
+        (folder, path)
+    });
+    path
+}
+
+/// A project of two kernels that share a header.
+struct Project(TempDir);
+
+impl Project {
+    fn new() -> Project {
+        let project = Project(tempfile::tempdir().unwrap());
+        project.write("kernels/common/shared.cuh", "#pragma once\n");
+        project.write("kernels/one.cu", "// targets: sm_80 compute_80\n#include \"common/shared.cuh\"\n");
+        project.write("kernels/two.cu", "// What it is for.\n// targets: sm_90a\n");
+        project.write("kernels/conformance/three.cu", "// targets: sm_80\n");
+        project.write("out/.keep", "");
+        project
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    /// Puts the compiler where tools/install-nvcc does.
+    fn with_compiler(self) -> Project {
+        use std::os::unix::fs::PermissionsExt;
+        self.write(COMPILER_AT, COMPILER);
+        fs::set_permissions(self.path(COMPILER_AT), fs::Permissions::from_mode(0o755)).unwrap();
+        self
+    }
+
+    /// Runs the script as cargo does, in an environment with these variables besides.
+    fn build(&self, variables: &[(&str, &str)]) -> Build {
+        let mut command = Command::new(script());
+        command.env_clear().env("PATH", "/usr/bin:/bin").env("NUM_JOBS", "2").env("CARGO_FEATURE_CUDA", "1");
+        command.env("CARGO_MANIFEST_DIR", self.0.path()).env("OUT_DIR", self.path("out"));
+        command.envs(variables.iter().copied());
+        Build(command.output().unwrap())
+    }
+
+    /// The arguments of every compilation since the last call, one line each, in the order of their sources.
+    fn calls(&self) -> Vec<String> {
+        let noted = self.path(COMPILER_AT).with_file_name("calls");
+        let mut calls: Vec<String> =
+            fs::read_to_string(&noted).unwrap_or_default().lines().map(str::to_owned).collect();
+        let _ = fs::remove_file(noted);
+        calls.sort_by_key(|call| call.rsplit('/').next().map(str::to_owned));
+        calls
+    }
+
+    fn table(&self) -> String {
+        fs::read_to_string(self.path("out/images.rs")).unwrap()
+    }
+}
+
+const COMPILER_AT: &str = ".cuda/lib/python3.11/site-packages/nvidia/cu13/bin/nvcc";
+
+struct Build(Output);
+
+impl Build {
+    fn lines(&self, prefix: &str) -> Vec<String> {
+        let text = String::from_utf8_lossy(&self.0.stdout).into_owned();
+        text.lines().filter_map(|line| line.strip_prefix(prefix)).map(str::to_owned).collect()
+    }
+
+    #[track_caller]
+    fn ok(self) -> Build {
+        assert!(self.0.status.success(), "{:?}", self.0);
+        assert_eq!(self.lines("cargo::error="), Vec::<String>::new());
+        self
+    }
+
+    /// The lines of the error that cargo shows.
+    #[track_caller]
+    fn failed(self) -> String {
+        assert!(!self.0.status.success(), "{:?}", self.0);
+        self.lines("cargo::error=").join("\n")
+    }
+}
+
+/// Whether this machine has a toolkit where the script looks for one without being told.
+fn toolkit_installed() -> bool {
+    ["/usr/local/cuda/bin/nvcc", "/usr/bin/nvcc", "/bin/nvcc"].iter().any(|nvcc| Path::new(nvcc).exists())
+}
+
+#[test]
+fn without_a_compiler_there_is_one_warning_and_an_empty_table() {
+    if toolkit_installed() {
+        return eprintln!("without_a_compiler…: skipped, this machine has a toolkit");
+    }
+    let project = Project::new();
+    let warnings = project.build(&[]).ok().lines("cargo::warning=");
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].contains("for the CPU only; run tools/install-nvcc"), "{warnings:?}");
+    assert!(project.table().contains("NVCC: Option<&str> = None") && !project.table().contains("image!"));
+
+    let error = project.build(&[("RIGEL_REQUIRE_NVCC", "1")]).failed();
+    assert!(error.starts_with("RIGEL_REQUIRE_NVCC is set, but there is no nvcc; run tools/install-nvcc"), "{error}");
+    project.build(&[("RIGEL_REQUIRE_NVCC", "0")]).ok();
+}
+
+#[test]
+fn without_the_feature_nothing_is_looked_for() {
+    let project = Project::new().with_compiler();
+    let mut command = Command::new(script());
+    command.env_clear().env("CARGO_MANIFEST_DIR", project.0.path()).env("OUT_DIR", project.path("out"));
+    let build = Build(command.env("RIGEL_REQUIRE_NVCC", "1").output().unwrap()).ok();
+    assert!(build.lines("cargo::warning=").is_empty());
+    assert!(project.calls().is_empty() && !project.path("out/images.rs").exists());
+}
+
+#[test]
+fn each_file_is_compiled_for_the_targets_that_it_names() {
+    let project = Project::new().with_compiler();
+    assert!(project.build(&[]).ok().lines("cargo::warning=").is_empty());
+    let calls = project.calls();
+    assert_eq!(calls.len(), 3, "{calls:?}");
+    let (one, three, two) = (&calls[0], &calls[1], &calls[2]);
+    assert!(one.contains("-gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_80,code=compute_80 -I"), "{one}");
+    assert!(two.contains("-gencode=arch=compute_90a,code=sm_90a -I"), "{two}");
+    assert!(three.ends_with("kernels/conformance/three.cu"), "{three}");
+    let table = project.table();
+    assert!(table.contains("Some(\"13.0.88\")"), "{table}");
+    assert!(table.contains("image!(\"one\", &[\"sm_80\", \"compute_80\"]"), "{table}");
+    assert!(table.contains("image!(\"two\", &[\"sm_90a\"]") && !table.contains("three"), "{table}");
+}
+
+#[test]
+fn only_what_changed_is_compiled_again() {
+    let project = Project::new().with_compiler();
+    project.build(&[]).ok();
+    assert_eq!(project.calls().len(), 3);
+    project.build(&[]).ok();
+    assert_eq!(project.calls(), Vec::<String>::new(), "nothing has changed");
+    project.write("kernels/common/shared.cuh", "#pragma once\n// changed\n");
+    project.build(&[]).ok();
+    let calls = project.calls();
+    assert!(calls.len() == 1 && calls[0].ends_with("kernels/one.cu"), "who includes the header: {calls:?}");
+    fs::remove_file(project.path("out/two.fatbin")).unwrap();
+    project.build(&[]).ok();
+    let calls = project.calls();
+    assert!(calls.len() == 1 && calls[0].ends_with("kernels/two.cu"), "{calls:?}");
+}
+
+#[test]
+fn every_file_that_matters_is_watched() {
+    let project = Project::new().with_compiler();
+    let watched = project.build(&[]).ok().lines("cargo::rerun-if-changed=");
+    for file in ["kernels/one.cu", "kernels/common/shared.cuh", "kernels/conformance/three.cu", COMPILER_AT] {
+        assert!(watched.iter().any(|path| Path::new(path) == project.path(file)), "{file} in {watched:?}");
+    }
+}
+
+#[test]
+fn rigel_cuda_archs_narrows_the_targets() {
+    let project = Project::new().with_compiler();
+    project.build(&[("RIGEL_CUDA_ARCHS", "sm_80")]).ok();
+    let table = project.table();
+    assert!(table.contains("image!(\"one\", &[\"sm_80\"]") && !table.contains("two"), "{table}");
+    project.calls();
+    project.build(&[("RIGEL_CUDA_ARCHS", "sm_90a, compute_80")]).ok();
+    let calls = project.calls();
+    assert!(calls[0].contains("code=compute_80 -I") && !calls[0].contains("code=sm_80"), "{calls:?}");
+    assert!(project.table().contains("image!(\"two\", &[\"sm_90a\"]"));
+    let error = project.build(&[("RIGEL_CUDA_ARCHS", "sm_80,sm_70")]).failed();
+    assert_eq!(error, "RIGEL_CUDA_ARCHS: no kernel is written for sm_70; there are: compute_80 sm_80 sm_90a");
+}
+
+#[test]
+fn what_the_compiler_says_is_shown() {
+    let project = Project::new().with_compiler();
+    project.write("kernels/two.cu", "// targets: sm_90a\nBROKEN\n");
+    let error = project.build(&[]).failed();
+    assert!(error.contains("two.cu: nvcc failed"), "{error}");
+    assert!(error.contains("two.cu(3): error: identifier \"x\" is undefined"), "{error}");
+    assert!(!error.contains("ptxas info"), "{error}");
+    project.write("kernels/two.cu", "// targets: sm_90a\n");
+    project.build(&[]).ok();
+}
+
+#[test]
+fn a_wrong_compiler_and_a_file_without_targets_are_named() {
+    let project = Project::new().with_compiler();
+    let error = project.build(&[("NVCC", "/nonexistent/nvcc")]).failed();
+    assert_eq!(error, "NVCC=/nonexistent/nvcc is no file; unset it to search the usual places");
+    let error = project.build(&[("NVCC", "/bin/true")]).failed();
+    assert!(error.starts_with("/bin/true --version answered:"), "{error}");
+    project.write("kernels/four.cu", "// No line on targets.\n");
+    let error = project.build(&[]).failed();
+    assert!(error.contains("four.cu: its first lines must name targets, as in: // targets: sm_80"), "{error}");
+}

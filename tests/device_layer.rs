@@ -1,0 +1,300 @@
+//! The device layer: copies, pinned memory, events, streams that wait for each other, shared memory, recordings, and
+//! what it refuses before the driver sees it.
+
+mod common;
+
+use common::{Bench, conformance_image};
+use rigel::backend::cuda::{Arguments, Buffer, CudaError, Kernel, Launch, Overlap, Pinned, SliceMut, Stream, images};
+
+const WORDS: usize = 4096;
+
+fn kernel(bench: &Bench, name: &str) -> Kernel {
+    bench.device().load(conformance_image("device")).unwrap().kernel(name).unwrap()
+}
+
+/// `data[i] += 1`.
+fn add_one(stream: &Stream, kernel: &Kernel, data: SliceMut<'_, u32>) -> Result<(), CudaError> {
+    let launch = Launch::linear((data.len() / 32) as u32, 32);
+    let arguments = Arguments::new().input(data.as_slice()).output(&data);
+    // SAFETY: each thread of device_add_one reads and writes one word, and there are as many.
+    unsafe { stream.launch(kernel, &launch, &arguments) }
+}
+
+fn count_from(first: u32) -> Vec<u32> {
+    (first..).take(WORDS).collect()
+}
+
+device_test! {
+    fn pinned_memory_goes_to_the_device_and_back() {
+        common::on_every_schedule(|bench| {
+            let (stream, add) = (&bench.stream, kernel(bench, "device_add_one"));
+            let mut there = Pinned::<u32>::zeroed(bench.device(), WORDS).unwrap();
+            let mut back = Pinned::<u32>::zeroed(bench.device(), WORDS).unwrap();
+            assert!(there.as_slice().unwrap().iter().all(|word| *word == 0));
+            let mut data = stream.alloc::<u32>(WORDS).unwrap();
+            for round in [1, 1000] {
+                // Waits for the last round's copy out of it: else that one would carry these words.
+                there.as_mut_slice().unwrap().copy_from_slice(&count_from(round));
+                stream.copy_from_pinned(&there, data.view_mut()).unwrap();
+                there.as_mut_slice().unwrap().fill(7);
+                add_one(stream, &add, data.view_mut()).unwrap();
+                stream.copy_to_pinned(data.view(), &mut back).unwrap();
+                assert!(back.as_slice().unwrap() == count_from(round + 1), "round {round}");
+            }
+        });
+    }
+}
+
+device_test! {
+    fn copies_know_their_lengths_and_may_be_empty() {
+        common::on_every_schedule(|bench| {
+            let stream = &bench.stream;
+            let mut data = stream.zeroed::<u32>(8).unwrap();
+            let mut pinned = Pinned::<u32>::zeroed(bench.device(), 7).unwrap();
+            let wrong = |result: Result<(), CudaError>| result.unwrap_err().to_string();
+            assert_eq!(wrong(stream.copy_from_host(&[1, 2, 3], data.view_mut())), "a copy of 3 elements into 8");
+            assert_eq!(wrong(stream.copy_from_pinned(&pinned, data.view_mut())), "a copy of 7 elements into 8");
+            assert_eq!(wrong(stream.copy_to_pinned(data.view(), &mut pinned)), "a copy of 8 elements into 7");
+
+            let mut empty = stream.upload::<u32>(&[]).unwrap();
+            let mut no_words = Pinned::<u32>::zeroed(bench.device(), 0).unwrap();
+            assert!(empty.is_empty() && no_words.is_empty() && no_words.as_mut_slice().unwrap().is_empty());
+            stream.copy_from_pinned(&no_words, empty.view_mut()).unwrap();
+            stream.copy_to_pinned(empty.view(), &mut no_words).unwrap();
+            assert!(stream.download(empty.view()).unwrap().is_empty());
+
+            stream.copy_from_host(&[1, 2, 3], data.slice_mut(2..5).unwrap()).unwrap();
+            let mut copied = stream.zeroed::<u32>(3).unwrap();
+            stream.copy(data.slice(1..4).unwrap(), copied.view_mut()).unwrap();
+            assert_eq!(stream.download(data.view()).unwrap(), [0, 0, 1, 2, 3, 0, 0, 0]);
+            assert_eq!(stream.download(copied.view()).unwrap(), [0, 1, 2]);
+        });
+    }
+}
+
+device_test! {
+    fn events_say_when_work_is_done_and_how_long_it_took() {
+        common::on_every_schedule(|bench| {
+            let (stream, add) = (&bench.stream, kernel(bench, "device_add_one"));
+            let mut data = stream.upload(&count_from(0)).unwrap();
+            let before = stream.record().unwrap();
+            for _ in 0..10 {
+                add_one(stream, &add, data.view_mut()).unwrap();
+            }
+            let after = stream.record().unwrap();
+            after.synchronize().unwrap();
+            assert!(before.is_complete().unwrap() && after.is_complete().unwrap());
+            let milliseconds = before.milliseconds_until(&after).unwrap();
+            assert!((0.0..60_000.0).contains(&milliseconds), "{milliseconds} ms");
+            assert_eq!(stream.download(data.view()).unwrap(), count_from(10));
+        });
+    }
+}
+
+device_test! {
+    fn a_stream_waits_for_an_event_of_another() {
+        common::on_every_schedule(|bench| {
+            let (one, other) = (&bench.stream, bench.device().stream().unwrap());
+            let add = kernel(bench, "device_add_one");
+            let mut data = one.upload(&count_from(0)).unwrap();
+            for _ in 0..8 {
+                add_one(one, &add, data.view_mut()).unwrap();
+                other.wait(&one.record().unwrap()).unwrap();
+                add_one(&other, &add, data.view_mut()).unwrap();
+                one.wait(&other.record().unwrap()).unwrap();
+            }
+            assert_eq!(one.download(data.view()).unwrap(), count_from(16));
+        });
+    }
+}
+
+device_test! {
+    fn a_block_may_have_all_the_shared_memory_of_the_device_and_no_more() {
+        common::on_every_schedule(|bench| {
+            let (stream, turn) = (&bench.stream, kernel(bench, "device_last_shared_words"));
+            let from = stream.upload(&count_from(5)[..32]).unwrap();
+            let mut to = stream.zeroed::<u32>(32).unwrap();
+            let most = bench.device().properties().shared_bytes;
+            assert!(most > 48 << 10, "{most} bytes");
+            let mut launch = |shared_bytes: u32| {
+                let launch = Launch { shared_bytes, ..Launch::linear(1, 32) };
+                let arguments = Arguments::new().input(from.view()).output(&to.view_mut()).scalar(shared_bytes / 4);
+                // SAFETY: both buffers have the kernel's 32 words, and it has as much shared memory as it is told.
+                unsafe { stream.launch(&turn, &launch, &arguments) }
+            };
+            for shared_bytes in [128, 48 << 10, (48 << 10) + 4, most] {
+                launch(shared_bytes).unwrap();
+            }
+            let refused = launch(most + 4).unwrap_err();
+            assert!(matches!(refused, CudaError::LaunchLimit { .. }), "{refused}");
+            assert_eq!(
+                refused.to_string(),
+                format!(
+                    "device_last_shared_words: dynamic shared memory in bytes is {}; this GPU allows 0 to {most}",
+                    most + 4
+                )
+            );
+            let turned: Vec<u32> = count_from(5)[..32].iter().rev().copied().collect();
+            assert_eq!(stream.download(to.view()).unwrap(), turned);
+        });
+    }
+}
+
+device_test! {
+    fn a_recording_holds_launches_copies_and_fills_and_runs_at_each_replay() {
+        common::on_every_schedule(|bench| {
+            let (stream, add) = (&bench.stream, kernel(bench, "device_add_one"));
+            let mut data = stream.upload(&count_from(0)).unwrap();
+            let mut copied = stream.zeroed::<u32>(WORDS).unwrap();
+            let mut filled = stream.upload(&count_from(9)).unwrap();
+            // Loads the kernel, which a recording cannot.
+            add_one(stream, &add, data.view_mut()).unwrap();
+            stream.synchronize().unwrap();
+            let graph = stream
+                .capture(|| {
+                    add_one(stream, &add, data.view_mut())?;
+                    stream.copy(data.view(), copied.view_mut())?;
+                    add_one(stream, &add, copied.view_mut())?;
+                    stream.fill_bytes(filled.view_mut(), 1)
+                })
+                .unwrap();
+            assert_eq!(stream.download(data.view()).unwrap(), count_from(1), "nothing has run yet");
+            assert_eq!(stream.download(filled.view()).unwrap(), count_from(9));
+            graph.upload().unwrap();
+            for _ in 0..5 {
+                graph.launch().unwrap();
+            }
+            assert_eq!(stream.download(data.view()).unwrap(), count_from(6));
+            assert_eq!(stream.download(copied.view()).unwrap(), count_from(7));
+            assert_eq!(stream.download(filled.view()).unwrap(), vec![0x0101_0101; WORDS]);
+        });
+    }
+}
+
+device_test! {
+    fn what_cannot_be_recorded_is_refused_and_the_stream_goes_on() {
+        common::on_every_schedule(|bench| {
+            let stream = &bench.stream;
+            let mut data = stream.upload(&[1u32, 2]).unwrap();
+            let mut pinned = Pinned::<u32>::zeroed(bench.device(), 2).unwrap();
+            stream.synchronize().unwrap();
+            let mut refused = |work: &mut dyn FnMut(&mut Buffer<u32>, &mut Pinned<u32>) -> Result<(), CudaError>| {
+                let Err(error) = stream.capture(|| work(&mut data, &mut pinned)) else { panic!("it was recorded") };
+                error.to_string()
+            };
+            let expected = |what: &str| format!("{what} cannot be recorded into a graph; do it before or after");
+            assert_eq!(refused(&mut |_, _| stream.alloc::<u32>(1).map(drop)), expected("an allocation"));
+            assert_eq!(
+                refused(&mut |data, _| stream.copy_from_host(&[3, 4], data.view_mut())),
+                expected("a copy from host memory")
+            );
+            assert_eq!(
+                refused(&mut |data, _| stream.download(data.view()).map(drop)),
+                expected("a copy to host memory")
+            );
+            assert_eq!(
+                refused(&mut |data, pinned| stream.copy_from_pinned(pinned, data.view_mut())),
+                expected("a copy from pinned memory")
+            );
+            assert_eq!(
+                refused(&mut |data, pinned| stream.copy_to_pinned(data.view(), pinned)),
+                expected("a copy to pinned memory")
+            );
+            assert_eq!(stream.download(data.view()).unwrap(), [1, 2]);
+        });
+    }
+}
+
+device_test! {
+    fn a_launch_that_does_not_fit_the_compiled_kernel_is_refused() {
+        common::on_every_schedule(|bench| {
+            let (stream, add) = (&bench.stream, kernel(bench, "device_add_one"));
+            let mut data = stream.upload(&count_from(0)[..32]).unwrap();
+            let one = Launch::linear(1, 32);
+            let mut refused = |launch: Launch, arguments: fn(&mut Buffer<u32>) -> Arguments| {
+                // SAFETY: refused before it runs.
+                unsafe { stream.launch(&add, &launch, &arguments(&mut data)) }.unwrap_err().to_string()
+            };
+            assert_eq!(
+                refused(one, |data| Arguments::new().input(data.view())),
+                "device_add_one: launched with arguments of [8] bytes, compiled with parameters of [8, 8]"
+            );
+            assert_eq!(
+                refused(one, |data| Arguments::new().input(data.view()).scalar(1u32)),
+                "device_add_one: launched with arguments of [8, 4] bytes, compiled with parameters of [8, 8]"
+            );
+            let both = |data: &mut Buffer<u32>| Arguments::new().input(data.view()).output(&data.view_mut());
+            assert_eq!(
+                refused(Launch::linear(1, 1025), both),
+                "device_add_one: the number of threads of a block is 1025; this GPU allows 1 to 1024"
+            );
+            assert_eq!(
+                refused(Launch::linear(0, 32), both),
+                "device_add_one: the number of blocks in x is 0; this GPU allows 1 to 2147483647"
+            );
+            assert_eq!(
+                refused(Launch { grid: [1, 65_536, 1], ..one }, both),
+                "device_add_one: the number of blocks in y is 65536; this GPU allows 1 to 65535"
+            );
+            let clustered = refused(Launch { cluster: [32, 1, 1], overlap: Overlap::None, ..one }, both);
+            assert!(clustered.starts_with("device_add_one: the number of blocks of a cluster is 32;"), "{clustered}");
+            assert_eq!(stream.download(data.view()).unwrap(), &count_from(0)[..32], "nothing has run");
+        });
+    }
+}
+
+device_test! {
+    fn unknown_kernels_and_files_are_named_with_those_that_there_are() {
+        common::on_every_schedule(|bench| {
+            let module = bench.device().module("embed").unwrap();
+            let error = module.kernel("embed_scatter").err().expect("no such kernel");
+            assert_eq!(error.to_string(), "kernels/embed.cu has no kernel 'embed_scatter'; it has: embed_gather");
+            let error = bench.device().module("attention_of_the_future").err().expect("no such file");
+            assert!(error.to_string().starts_with("no kernels/attention_of_the_future.cu was compiled"), "{error}");
+            assert!(error.to_string().ends_with("there are: embed, gemv, norm"), "{error}");
+        });
+    }
+}
+
+/// Bytes of the parameters of every kernel of a file, as its launcher gives them.
+const PARAMETERS: [(&str, &str, &[usize]); 3] = [
+    ("embed", "embed_gather", &[8, 8, 8, 4, 4]),
+    ("gemv", "gemv_", &[8, 8, 8, 8, 4, 4, 4]),
+    ("norm", "norm_", &[8, 8, 8, 8, 8, 8, 4, 4]),
+];
+
+device_test! {
+    fn every_compiled_kernel_has_the_parameters_that_its_launcher_gives() {
+        common::on_every_schedule(|bench| {
+            for image in images() {
+                let expected = PARAMETERS.iter().find(|(file, ..)| *file == image.name);
+                let (_, prefix, sizes) = expected.unwrap_or_else(|| panic!("add {} to PARAMETERS", image.name));
+                let module = bench.device().module(image.name).unwrap();
+                let names: Vec<&str> = module.kernel_names().collect();
+                assert!(!names.is_empty(), "{}", image.name);
+                for name in names {
+                    assert!(name.starts_with(prefix), "{name} in {}", image.name);
+                    // On the interpreter this also compares with the C++ that the host compiler saw.
+                    assert_eq!(module.kernel(name).unwrap().parameters(), *sizes, "{name}");
+                }
+            }
+        });
+    }
+}
+
+device_test! {
+    fn more_memory_than_the_device_has_is_an_error_with_the_numbers() {
+        common::on_every_schedule(|bench| {
+            let total = bench.device().memory().unwrap().1;
+            let needed = total + (1 << 30);
+            let Err(error) = bench.stream.alloc::<u8>(needed as usize) else { panic!("{needed} bytes were given") };
+            let CudaError::OutOfMemory { needed: said, free, total: of } = error else { panic!("{error}") };
+            assert_eq!((said, of), (needed, total));
+            assert!(free <= total);
+            // The device is not lost by it.
+            let data = bench.stream.upload(&[1u32, 2, 3]).unwrap();
+            assert_eq!(bench.stream.download(data.view()).unwrap(), [1, 2, 3]);
+            assert!(bench.stream.alloc::<u64>(usize::MAX / 4).is_err(), "a length that overflows");
+        });
+    }
+}

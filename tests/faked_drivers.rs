@@ -1,0 +1,203 @@
+//! What goes wrong between here and a GPU, one clear error each. The driver is always the interpreter's, which plays
+//! the parts; each test has a process of its own.
+
+mod common;
+
+use common::{conformance_image, for_ever};
+use rigel::backend::cuda::{
+    Arguments, ComputeCapability, CudaError, Device, Image, Launch, driver, images, properties,
+};
+use rigel_interpreter::{DeviceProfile, Interpreter};
+
+/// A test that needs no kernels, in a process of its own.
+macro_rules! driver_test {
+    (fn $name:ident() $body:block) => {
+        #[test]
+        fn $name() {
+            common::in_own_process(stringify!($name), || $body);
+        }
+    };
+}
+
+fn play(profile: DeviceProfile) -> &'static Interpreter {
+    let interpreter = Interpreter::load();
+    interpreter.set_device(profile);
+    interpreter
+}
+
+#[track_caller]
+fn refusal<T>(result: Result<T, CudaError>) -> String {
+    let error = result.err().expect("an error").to_string();
+    assert_eq!(error.lines().count(), 1, "{error}");
+    error
+}
+
+driver_test! {
+    fn no_driver() {
+        // Nothing is loaded here: on a machine with a driver there is nothing to see.
+        if driver::version().is_ok() {
+            return eprintln!("no_driver: skipped, this machine has a driver");
+        }
+        let expected = "no CUDA driver: libcuda.so was not found; install NVIDIA's driver 580 or newer, or use --device cpu";
+        assert_eq!(refusal(Device::open(0)), expected);
+        assert_eq!(refusal(driver::check()), expected);
+        assert_eq!(refusal(driver::device_count()), expected);
+        assert_eq!(refusal(properties(0)), expected);
+    }
+}
+
+driver_test! {
+    fn the_library_of_a_toolkit_is_no_driver() {
+        play(DeviceProfile::StubLibrary);
+        assert!(matches!(Device::open(0), Err(CudaError::NoDriver)));
+    }
+}
+
+driver_test! {
+    fn drivers_before_580_are_too_old() {
+        // 12.9 came with driver 575, 13.0 with 580.
+        for (version, name) in [(12_090, "12.9"), (12_000, "12.0"), (11_080, "11.8")] {
+            play(DeviceProfile::OldDriver { version });
+            let expected = format!(
+                "the CUDA driver is too old: it supports CUDA {name}, the kernels need CUDA 13.0; install NVIDIA's \
+                 driver 580 or newer"
+            );
+            assert_eq!(refusal(Device::open(0)), expected);
+            assert_eq!(driver::version().unwrap().to_string(), name);
+        }
+        play(DeviceProfile::OldDriver { version: 13_020 });
+        assert!(Device::open(0).is_ok(), "newer than needed");
+    }
+}
+
+driver_test! {
+    fn no_gpu() {
+        play(DeviceProfile::NoDevice);
+        let expected = "the CUDA driver sees no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu";
+        assert_eq!(refusal(Device::open(0)), expected);
+        assert_eq!(refusal(driver::device_count()), expected);
+    }
+}
+
+driver_test! {
+    fn no_such_gpu() {
+        play(DeviceProfile::Sm80);
+        assert_eq!(refusal(Device::open(1)), "there is no GPU 1: the driver sees 1, counted from 0");
+        assert_eq!(refusal(Device::open(usize::MAX)), format!("there is no GPU {}: the driver sees 1, counted from 0", usize::MAX));
+    }
+}
+
+driver_test! {
+    fn a_gpu_before_ampere_is_too_old() {
+        play(DeviceProfile::Sm75);
+        assert_eq!(
+            refusal(Device::open(0)),
+            "interpreter sm_75 has compute capability 7.5; the kernels need 8.0 (Ampere) or newer; use --device cpu"
+        );
+        // Its properties can be read all the same.
+        assert_eq!(properties(0).unwrap().compute_capability, ComputeCapability { major: 7, minor: 5 });
+    }
+}
+
+driver_test! {
+    fn out_of_memory_says_how_much_was_needed_and_free() {
+        const MIB: usize = 1 << 20;
+        play(DeviceProfile::Memory { bytes: 64 << 20 });
+        let stream = Device::open(0).unwrap().stream().unwrap();
+        let kept = stream.alloc::<u32>(4 * MIB).unwrap();
+        let error = refusal(stream.alloc::<u16>(32 * MIB));
+        assert_eq!(error, "out of GPU memory: 67108864 bytes were needed, 50331648 of 67108864 are free");
+        assert_eq!(refusal(stream.upload(&vec![0u64; 8 * MIB])), error);
+        assert_eq!(
+            refusal(stream.zeroed::<u64>(usize::MAX / 2)),
+            format!("out of GPU memory: {} bytes were needed, 50331648 of 67108864 are free", u64::MAX)
+        );
+        drop(kept);
+        stream.synchronize().unwrap();
+        assert!(stream.alloc::<u8>(64 * MIB).is_ok(), "freed memory can be had again");
+    }
+}
+
+/// A copy of a fatbin whose entries are all for architecture `number`.
+fn for_architecture(fatbin: &[u8], number: u32) -> Vec<u8> {
+    let mut copy = fatbin.to_vec();
+    let mut at = 16;
+    while at < copy.len() {
+        let header = u32::from_le_bytes(copy[at + 4..at + 8].try_into().unwrap()) as usize;
+        let size = u64::from_le_bytes(copy[at + 8..at + 16].try_into().unwrap()) as usize;
+        copy[at + 28..at + 32].copy_from_slice(&number.to_le_bytes());
+        at += header + size;
+    }
+    copy
+}
+
+device_test! {
+    fn an_image_without_code_for_the_gpu() {
+        play(DeviceProfile::Sm86);
+        let device = Device::open(0).unwrap();
+        let fatbin = for_ever(&for_architecture(images()[0].fatbin, 90));
+        let image = Image { name: "later", targets: &["sm_90", "compute_90"], fatbin };
+        assert_eq!(
+            refusal(device.load(image)),
+            "kernels/later.cu was compiled for sm_90, compute_90, and none of these runs on compute capability 8.6; \
+             build again with RIGEL_CUDA_ARCHS unset"
+        );
+    }
+}
+
+device_test! {
+    fn a_damaged_image() {
+        play(DeviceProfile::Sm80);
+        let device = Device::open(0).unwrap();
+        let whole = images()[0].fatbin;
+        for length in [0, 3, 15, 16, 40, 1000, whole.len() - 1] {
+            let image = Image { name: "cut", targets: &["sm_80"], fatbin: for_ever(&whole[..length]) };
+            let error = refusal(device.load(image));
+            assert!(error.starts_with("kernels/cut.cu: the compiled image is damaged: "), "{length} bytes: {error}");
+        }
+        let mut other = whole.to_vec();
+        other[..4].copy_from_slice(b"\x7fELF");
+        let image = Image { name: "other", targets: &["sm_80"], fatbin: for_ever(&other) };
+        assert!(refusal(device.load(image)).contains("it starts with 0x464c457f, not with a fatbin's 0xba55ed50"));
+    }
+}
+
+device_test! {
+    fn a_kernel_that_fails_is_reported_by_the_next_call_that_waits() {
+        let interpreter = play(DeviceProfile::Sm90);
+        let device = Device::open(0).unwrap();
+        let stream = device.stream().unwrap();
+        let add = device.load(conformance_image("device")).unwrap().kernel("device_add_one").unwrap();
+        let from = stream.upload(&[1u32; 64]).unwrap();
+        let mut short = stream.zeroed::<u32>(63).unwrap();
+        let arguments = Arguments::new().input(from.view()).output(&short.view_mut());
+        // SAFETY: none: the output is short, and the interpreter is to notice.
+        unsafe { stream.launch(&add, &Launch::linear(2, 32), &arguments) }.unwrap();
+        let error = refusal(stream.synchronize());
+        assert!(error.starts_with("cuStreamSynchronize failed: CUDA_ERROR_LAUNCH_FAILED: "), "{error}");
+        assert!(error.ends_with("(a kernel failed; this process cannot use the GPU any more)"), "{error}");
+        let reports = interpreter.reports();
+        assert_eq!(reports.len(), 1, "{reports:?}");
+        assert!(reports[0].contains("device_add_one"), "{reports:?}");
+        assert!(stream.download(from.view()).is_err(), "the error stays");
+    }
+}
+
+device_test! {
+    fn streams_that_do_not_wait_for_each_other_are_reported() {
+        let interpreter = play(DeviceProfile::Sm80);
+        let device = Device::open(0).unwrap();
+        let (one, other) = (device.stream().unwrap(), device.stream().unwrap());
+        let add = device.load(conformance_image("device")).unwrap().kernel("device_add_one").unwrap();
+        let mut data = one.upload(&[1u32; 32]).unwrap();
+        one.synchronize().unwrap();
+        for stream in [&one, &other] {
+            let arguments = Arguments::new().input(data.view()).output(&data.view_mut());
+            // SAFETY: as long as the kernel's one block reads and writes.
+            unsafe { stream.launch(&add, &Launch::linear(1, 32), &arguments) }.unwrap();
+        }
+        let failed = [one.synchronize(), other.synchronize()].into_iter().filter(Result::is_err).count();
+        assert!(failed > 0, "two launches on the same data, in no order");
+        assert!(interpreter.reports()[0].contains("race"), "{:?}", interpreter.reports());
+    }
+}
