@@ -196,7 +196,9 @@ impl Source {
     /// drops sources that are left with none. A name that no source of any group has is an error.
     pub fn narrow<const N: usize>(groups: [Vec<Source>; N]) -> Result<[Vec<Source>; N], String> {
         println!("cargo::rerun-if-env-changed=RIGEL_CUDA_ARCHS");
-        let Ok(wanted) = env::var("RIGEL_CUDA_ARCHS") else { return Ok(groups) };
+        let Some(wanted) = env::var("RIGEL_CUDA_ARCHS").ok().filter(|wanted| !wanted.is_empty()) else {
+            return Ok(groups);
+        };
         let wanted: BTreeSet<&str> = wanted.split([',', ' ']).filter(|target| !target.is_empty()).collect();
         let named: BTreeSet<&String> = groups.iter().flatten().flat_map(|source| &source.targets).collect();
         if let Some(unknown) = wanted.iter().find(|target| !named.iter().any(|name| name == *target)) {

@@ -171,6 +171,9 @@ device_test! {
     }
 }
 
+/// Work that a recording refuses.
+type Recorded<'a> = dyn FnMut(&mut Buffer<u32>, &mut Pinned<u32>) -> Result<(), CudaError> + 'a;
+
 device_test! {
     fn what_cannot_be_recorded_is_refused_and_the_stream_goes_on() {
         common::on_every_schedule(|bench| {
@@ -178,7 +181,7 @@ device_test! {
             let mut data = stream.upload(&[1u32, 2]).unwrap();
             let mut pinned = Pinned::<u32>::zeroed(bench.device(), 2).unwrap();
             stream.synchronize().unwrap();
-            let mut refused = |work: &mut dyn FnMut(&mut Buffer<u32>, &mut Pinned<u32>) -> Result<(), CudaError>| {
+            let mut refused = |work: &mut Recorded| {
                 let Err(error) = stream.capture(|| work(&mut data, &mut pinned)) else { panic!("it was recorded") };
                 error.to_string()
             };

@@ -15,8 +15,13 @@ struct Case {
     /// What every word of the output holds before.
     initial: u32,
     outputs: usize,
-    check: Box<dyn Fn(&[u32], &[u32]) -> Result<(), String>>,
+    check: Box<Check>,
 }
+
+/// Input and output, and what is wrong with the output.
+type Check = dyn Fn(&[u32], &[u32]) -> Result<(), String>;
+/// To 16 bits and from them.
+type Conversions = (fn(f64) -> u16, fn(u16) -> f64);
 
 impl Case {
     /// One warp on words that look random, output zeroed, as long as `expected` makes it.
@@ -57,7 +62,9 @@ fn close(found: &[u32], expected: &[f64], tolerance: f64) -> Result<(), String> 
     for (at, (found, expected)) in found.iter().map(|bits| f32::from_bits(*bits)).zip(expected).enumerate() {
         let error = (f64::from(found) - expected).abs();
         let equal = f64::from(found) == *expected || (found.is_nan() && expected.is_nan());
-        if !equal && !(error <= tolerance * expected.abs().max(1.0)) {
+        // False where either is NaN.
+        let near = error <= tolerance * expected.abs().max(1.0);
+        if !equal && !near {
             return Err(format!("element {at} is {found}, expected {expected} within {tolerance:e}"));
         }
     }
@@ -254,7 +261,7 @@ device_test! {
         // Words per lane; every third lane gets this many of them.
         let copied = |function, width: usize, partial: usize| {
             Case::exact(function, move |x| {
-                let kept = |at: usize| at / width % 3 != 0 || at % width < partial;
+                let kept = |at: usize| !(at / width).is_multiple_of(3) || at % width < partial;
                 (0..32 * width).map(|at| if kept(at) { x[at] } else { 0 }).collect()
             })
         };
@@ -327,9 +334,9 @@ fn product(function: &'static str, k: usize, from_f64: fn(f64) -> u16, to_f64: f
 
 device_test! {
     fn matrix_products() {
-        let bf16: (fn(f64) -> u16, fn(u16) -> f64) =
+        let bf16: Conversions =
             (|x| half::bf16::from_f64(x).to_bits(), |bits| half::bf16::from_bits(bits).to_f64());
-        let f16: (fn(f64) -> u16, fn(u16) -> f64) =
+        let f16: Conversions =
             (|x| half::f16::from_f64(x).to_bits(), |bits| half::f16::from_bits(bits).to_f64());
         conform("matrix", &[
             product("multiply_m16n8k16_bf16", 16, bf16.0, bf16.1),
@@ -383,7 +390,7 @@ device_test! {
         let f16 = |bits: u32| u32::from(half::f16::from_f32(f32::from_bits(bits)).to_bits());
         // All numbers of 16 bits would be 65,536 lanes; these are zeros, subnormals, ones, the largest, infinities.
         let halves: Vec<u32> = (0..32).map(|lane| [0x0000, 0x0001, 0x03ff, 0x0400, 0x3c00, 0x7bff, 0x7c00, 0x3f80][lane % 8]
-            | (lane as u32 / 8 % 2) << 15 | lane as u32 / 16 * 0x55).collect();
+            | ((lane as u32 / 8 % 2) << 15) | (lane as u32 / 16 * 0x55)).collect();
         let halves: Vec<u32> = halves.into_iter().map(|bits| if bits & 0x7c00 == 0x7c00 { bits & 0xfc00 } else { bits }).collect();
         conform("convert", &[
             Case::exact("pack_bf16x2", move |x| by_lane(|lane| bf16(x[lane]) | bf16(x[32 + lane]) << 16)).input(floats.clone()),

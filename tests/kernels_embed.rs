@@ -47,7 +47,7 @@ device_test! {
         common::on_every_schedule(|bench| {
             let embed = Embed::<bf16>::load(bench.device()).unwrap();
             let shape = EmbedShape { rows: 3, vocabulary: 4, width: 16 };
-            let table = bench.upload(&vec![bf16::ONE; 4 * 16]);
+            let table = bench.upload(&[bf16::ONE; 4 * 16]);
             let ids = bench.stream.upload(&[3u32, 4, 0]).unwrap();
             let mut out = bench.stream.zeroed::<bf16>(3 * 16).unwrap();
             embed.gather(&bench.stream, shape, ids.view(), table.view(), out.view_mut()).unwrap();
