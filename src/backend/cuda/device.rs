@@ -150,7 +150,7 @@ impl Device {
     /// The kernels of `kernels/<name>.cu`, loaded at the first call.
     ///
     /// # Errors
-    /// [`CudaError::BuiltWithoutKernels`], [`CudaError::UnknownImage`], and those of [`Module::load`].
+    /// [`CudaError::BuiltWithoutKernels`], [`CudaError::UnknownImage`], and those of `Module::load`.
     pub fn module(&self, name: &str) -> Result<Arc<Module>, CudaError> {
         // A panic elsewhere cannot leave the map half-changed.
         let mut modules = self.0.modules.lock().unwrap_or_else(PoisonError::into_inner);
@@ -166,7 +166,7 @@ impl Device {
     /// Loads an image that is not part of this binary, such as a test's.
     ///
     /// # Errors
-    /// Those of [`Module::load`].
+    /// Those of `Module::load`.
     pub fn load(&self, image: Image) -> Result<Module, CudaError> {
         Module::load(&self.0.context, &self.0.properties, image)
     }
