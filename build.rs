@@ -4,6 +4,8 @@
 
 #[path = "build/nvcc.rs"]
 mod nvcc;
+#[path = "build/sources.rs"]
+mod sources;
 
 use std::env;
 use std::fmt::Write;

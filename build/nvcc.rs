@@ -7,11 +7,10 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::fs;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+
+use super::sources::{for_each, key, make_once, reach};
 
 /// Flags of every kernel. The image stays uncompressed so that the program can read its own cubins; local memory
 /// is an error; ptxas's report is kept for the tests.
@@ -88,41 +87,26 @@ impl Nvcc {
     /// last time is left as it is. The error holds what nvcc said.
     pub fn compile(&self, sources: &[Source], include: &Path, out: &Path) -> Result<(), String> {
         fs::create_dir_all(out).map_err(|error| format!("{}: {error}", out.display()))?;
-        let next = AtomicUsize::new(0);
-        let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1).min(sources.len());
-        let work = || -> Vec<String> {
-            let mine = std::iter::from_fn(|| sources.get(next.fetch_add(1, Ordering::Relaxed)));
-            mine.filter_map(|source| self.compile_one(source, include, out).err()).collect()
-        };
-        let errors: Vec<String> = thread::scope(|scope| {
-            let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
-            workers
-                .into_iter()
-                .flat_map(|worker| worker.join().unwrap_or_else(|_| vec!["a worker panicked".into()]))
-                .collect()
-        });
-        if errors.is_empty() { Ok(()) } else { Err(errors.join("\n")) }
+        for_each(sources, |source| self.compile_one(source, include, out))
     }
 
     fn compile_one(&self, source: &Source, include: &Path, out: &Path) -> Result<(), String> {
         let file = |extension: &str| out.join(&source.name).with_extension(extension);
-        let (fatbin, stamp) = (file("fatbin"), file("key"));
-        let key = source.key(&self.version)?;
-        if fatbin.is_file() && fs::read_to_string(&stamp).is_ok_and(|last| last == key) {
-            return Ok(());
-        }
-        let mut command = Command::new(&self.path);
-        command.args(FLAGS).args(source.targets.iter().map(|target| generate_code(target)));
-        command.arg("-I").arg(include).arg("-o").arg(&fatbin).arg(&source.path);
-        let output = command.output().map_err(|error| format!("{} does not run: {error}", self.path.display()))?;
-        let report = [output.stdout, output.stderr].concat();
-        let report = String::from_utf8_lossy(&report);
-        if !output.status.success() {
-            return Err(format!("{}: nvcc failed\n{}", source.path.display(), without_notes(&report)));
-        }
-        let write = |path: PathBuf, text: &str| fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()));
-        write(file("ptxas"), &report)?;
-        write(stamp, &key)
+        let fatbin = file("fatbin");
+        let key = key(&source.files, &(FLAGS, &source.targets, &self.version))?;
+        make_once(&fatbin, &key, || {
+            let mut command = Command::new(&self.path);
+            command.args(FLAGS).args(source.targets.iter().map(|target| generate_code(target)));
+            command.arg("-I").arg(include).arg("-o").arg(&fatbin).arg(&source.path);
+            let output = command.output().map_err(|error| format!("{} does not run: {error}", self.path.display()))?;
+            let report = [output.stdout, output.stderr].concat();
+            let report = String::from_utf8_lossy(&report);
+            if !output.status.success() {
+                return Err(format!("{}: nvcc failed\n{}", source.path.display(), without_notes(&report)));
+            }
+            let path = file("ptxas");
+            fs::write(&path, &*report).map_err(|error| format!("{}: {error}", path.display()))
+        })
     }
 }
 
@@ -186,8 +170,7 @@ impl Source {
                 "{path}: its first lines must name targets, as in: // targets: sm_80 compute_80 sm_90"
             ));
         }
-        let mut files = BTreeSet::new();
-        reach(&path, include, &mut files)?;
+        let files = reach(&path, &[include])?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Source { name, path, targets, files })
     }
@@ -214,34 +197,4 @@ impl Source {
             sources
         }))
     }
-
-    /// Changes when anything does that the fatbin depends on.
-    fn key(&self, version: &str) -> Result<String, String> {
-        let mut hasher = DefaultHasher::new();
-        (FLAGS, &self.targets, version).hash(&mut hasher);
-        for file in &self.files {
-            let text = fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
-            (file, text).hash(&mut hasher);
-        }
-        Ok(format!("{:016x}", hasher.finish()))
-    }
-}
-
-/// Adds `file` and every header behind its `#include "…"` lines: beside it or in `include`. A header that is in
-/// neither is the compiler's own, or the compiler's to complain about.
-fn reach(file: &Path, include: &Path, files: &mut BTreeSet<PathBuf>) -> Result<(), String> {
-    if !files.insert(file.to_owned()) {
-        return Ok(());
-    }
-    let text = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
-    let beside = file.parent().unwrap_or(include);
-    for line in text.lines() {
-        let Some(rest) = line.trim_start().strip_prefix("#include \"") else { continue };
-        let Some(header) = rest.split('"').next() else { continue };
-        let found = [beside, include].map(|folder| folder.join(header)).into_iter().find(|path| path.is_file());
-        if let Some(found) = found {
-            reach(&found, include, files)?;
-        }
-    }
-    Ok(())
 }

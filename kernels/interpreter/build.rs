@@ -1,9 +1,15 @@
 //! Compiles the interpreter, and with the host compiler every kernel file, into one library that stands in for the
-//! driver's: `$OUT_DIR/libcuda.so`.
+//! driver's: `$OUT_DIR/libcuda.so`. A file is compiled again when it or a header that it reaches has changed.
+
+#[path = "../../build/sources.rs"]
+mod sources;
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use sources::{for_each, key, make_once, reach};
 
 /// Flags of the kernel files. The sanitizers put calls before every load and store, which the interpreter answers
 /// itself (cpp/hooks.cpp); no sanitizer library is linked. A call in tail position would hide the line it is on.
@@ -29,15 +35,12 @@ fn main() {
         println!("cargo::rerun-if-changed={}", kernels.join(watched).display());
     }
 
-    let runtime = sources(&[here.join("cpp"), here.join("cpp/driver")], "cpp");
-    let mut objects = compiler(&here).opt_level(3).files(runtime).compile_intermediates();
+    let runtime = files_of(&[here.join("cpp"), here.join("cpp/driver")], "cpp");
+    let mut objects = compile(compiler(&here).opt_level(3), &[], &runtime, &kernels, &out);
     let mut kernel_compiler = compiler(&here);
     kernel_compiler.opt_level(2).include(&kernels);
-    for flag in KERNEL_FLAGS {
-        kernel_compiler.flag(flag);
-    }
-    let kernel_files = sources(&[kernels.clone(), kernels.join("conformance"), here.join("planted")], "cu");
-    objects.extend(kernel_compiler.files(kernel_files).compile_intermediates());
+    let kernel_files = files_of(&[kernels.clone(), kernels.join("conformance"), here.join("planted")], "cu");
+    objects.extend(compile(&kernel_compiler, KERNEL_FLAGS, &kernel_files, &kernels, &out));
 
     // The name inside the library is the one that a program asks the loader for: who has loaded this library gets it in
     // place of the driver's, wherever it lies.
@@ -50,6 +53,42 @@ fn main() {
     println!("cargo::rustc-env=RIGEL_INTERPRETER_LIBRARY={}", library.display());
 }
 
+/// One object for each file, in `out`. Ends the build with what the compiler said where it fails.
+fn compile(compiler: &cc::Build, flags: &[&str], files: &[PathBuf], kernels: &Path, out: &Path) -> Vec<PathBuf> {
+    let tool = compiler.get_compiler();
+    let include = [kernels.join("interpreter/include"), kernels.join("interpreter/cpp"), kernels.to_owned()];
+    let object = |file: &Path| {
+        let name = file.strip_prefix(kernels).unwrap_or(file).to_string_lossy().replace(['/', '\\'], "-");
+        out.join(name).with_extension("o")
+    };
+    let how = (tool.path(), version(tool.path()), tool.args(), flags);
+    let compile_one = |file: &PathBuf| {
+        let object = object(file);
+        let key = key(&reach(file, &include.each_ref().map(|folder| folder.as_path()))?, &how)?;
+        make_once(&object, &key, || {
+            let mut command = tool.to_command();
+            let output = command.args(flags).arg("-c").arg(file).arg("-o").arg(&object).output();
+            let output = output.map_err(|error| format!("{}: {error}", tool.path().display()))?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            if !output.status.success() {
+                return Err(format!("{}: the host compiler failed\n{said}", file.display()));
+            }
+            said.lines().for_each(|line| println!("cargo::warning={line}"));
+            Ok(())
+        })
+    };
+    if let Err(message) = for_each(files, compile_one) {
+        message.lines().for_each(|line| println!("cargo::error={line}"));
+        std::process::exit(1);
+    }
+    files.iter().map(|file| object(file)).collect()
+}
+
+/// What the compiler says that it is; nothing where it does not say.
+fn version(compiler: &Path) -> Vec<u8> {
+    Command::new(compiler).arg("--version").output().map(|output| output.stdout).unwrap_or_default()
+}
+
 fn compiler(here: &Path) -> cc::Build {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").include(here.join("include")).include(here.join("cpp"));
@@ -60,7 +99,7 @@ fn compiler(here: &Path) -> cc::Build {
 }
 
 /// The files of these folders with this extension, sorted; a folder that is not there holds none.
-fn sources(folders: &[PathBuf], extension: &str) -> Vec<PathBuf> {
+fn files_of(folders: &[PathBuf], extension: &str) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = folders
         .iter()
         .filter_map(|folder| fs::read_dir(folder).ok())
