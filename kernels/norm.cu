@@ -17,26 +17,31 @@ struct RmsNorm {
 };
 
 // x[r, :] = hidden[r, :] + delta[r, :], rounded to T, and written to `sum`; then out[r, :] = normalise(x[r, :]).
-// Where `delta` is null, x is `hidden` and `sum` is not touched. The statistics are those of the rounded x, so that
-// they do not depend on whether it was added here or read back, and are sums of f32 over registers: mean first, then
-// the squares of the differences from it.
+// Where `delta` is null, x is `hidden` and `sum` is not touched. Where `gather` is given, out[r, :] is made of row
+// gather[r] of the others. The statistics are those of the rounded x, so that they do not depend on whether it was
+// added here or read back, and are sums of f32 over registers: mean first, then the squares of the differences from it.
 //
-//   hidden, delta  T [rows, width]   written by earlier work on the stream
+// A row has `width` elements, the first `count` of which are the model's; the rest are padding: zero in `hidden`,
+// `delta`, `weight` and `bias`, and so in `out`.
+//
+//   hidden, delta  T [., width]      written by earlier work on the stream
+//   gather         u32 [rows]        written by earlier work on the stream, each a row of `hidden`; or null
 //   weight, bias   T [width]         written before this stream's work began; null bias: none
-//   sum, out       T [rows, width]   `sum` may be `hidden`
+//   sum            T [., width]      may be `hidden`
+//   out            T [rows, width]
 //
 // Grid (rows); block: width / 8 / 4 threads, rounded up to whole warps; thread t has vectors t, t + block, ...
 // Shared memory: 2 x 16 floats.
-// Bytes: with delta 2 rows width T read and written, else 1; and weight, bias once. FLOPs: about 8 an element.
+// Bytes: with delta 2 rows width T read and written, else 1; with gather 4 rows; and weight, bias once. FLOPs: about 8 an element.
 // Alignment: width a multiple of 8; all buffers 16 bytes.
-// Registers: at most 88 (norm_*)
+// Registers: at most 96 (norm_*)
 template <class Norm, class T>
-DEVICE void norm(const T* hidden, const T* delta, const T* weight, const T* bias, T* sum, T* out, uint32_t width,
-                 float epsilon) {
+DEVICE void norm(const T* hidden, const T* delta, const uint32_t* gather, const T* weight, const T* bias, T* sum, T* out,
+                 uint32_t width, uint32_t count, float epsilon) {
     SHARED_MEMORY(shared);
     float* const scratch = reinterpret_cast<float*>(shared);
-    const size_t row = static_cast<size_t>(blockIdx.x) * width;
-    const float count = static_cast<float>(width);
+    const size_t out_row = static_cast<size_t>(blockIdx.x) * width;
+    const float elements = static_cast<float>(count);
 
     grid_dependency_launch();
     uint4 scale[kVectors], shift[kVectors];
@@ -47,6 +52,7 @@ DEVICE void norm(const T* hidden, const T* delta, const T* weight, const T* bias
         shift[v] = column < width && bias != nullptr ? load_readonly_16(bias + column) : zero_vector();
     }
     grid_dependency_wait();
+    const size_t row = gather == nullptr ? out_row : static_cast<size_t>(load_global_4(gather + blockIdx.x)) * width;
 
     float x[kVectors][kVector];
     float total = 0.0f;
@@ -67,22 +73,20 @@ DEVICE void norm(const T* hidden, const T* delta, const T* weight, const T* bias
 #pragma unroll
         for (uint32_t i = 0; i < kVector; i++) total += x[v][i];
     }
-    const float mean = Norm::kCentered ? block_sum(total, scratch) / count : 0.0f;
+    const float mean = Norm::kCentered ? block_sum(total, scratch) / elements : 0.0f;
 
     float squares = 0.0f;
 #pragma unroll
     for (uint32_t v = 0; v < kVectors; v++) {
         const uint32_t column = (v * blockDim.x + threadIdx.x) * kVector;
-        if (column < width) {
 #pragma unroll
-            for (uint32_t i = 0; i < kVector; i++) {
-                const float difference = x[v][i] - mean;
-                squares += difference * difference;
-            }
+        for (uint32_t i = 0; i < kVector; i++) {
+            const float difference = column + i < count ? x[v][i] - mean : 0.0f;
+            squares += difference * difference;
         }
     }
     // Scratch of its own: no barrier between the two sums.
-    const float inverse = rsqrt_approx(block_sum(squares, scratch + kMostThreads / 32) / count + epsilon);
+    const float inverse = rsqrt_approx(block_sum(squares, scratch + kMostThreads / 32) / elements + epsilon);
 
 #pragma unroll
     for (uint32_t v = 0; v < kVectors; v++) {
@@ -93,15 +97,16 @@ DEVICE void norm(const T* hidden, const T* delta, const T* weight, const T* bias
             unpack<T>(shift[v], shifts);
 #pragma unroll
             for (uint32_t i = 0; i < kVector; i++) y[i] = (x[v][i] - mean) * inverse * scales[i] + shifts[i];
-            store_global_16(out + row + column, pack<T>(y));
+            store_global_16(out + out_row + column, pack<T>(y));
         }
     }
 }
 
 #define NORM_KERNEL(name, Norm, T)                                                                                 \
     KERNEL(name, kMostThreads)                                                                                     \
-    (const T* hidden, const T* delta, const T* weight, const T* bias, T* sum, T* out, uint32_t width, float epsilon) { \
-        norm<Norm, T>(hidden, delta, weight, bias, sum, out, width, epsilon);                                      \
+    (const T* hidden, const T* delta, const uint32_t* gather, const T* weight, const T* bias, T* sum, T* out,      \
+     uint32_t width, uint32_t count, float epsilon) {                                                              \
+        norm<Norm, T>(hidden, delta, gather, weight, bias, sum, out, width, count, epsilon);                       \
     }                                                                                                              \
     REGISTER_KERNEL(name)
 

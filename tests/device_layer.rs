@@ -261,9 +261,9 @@ device_test! {
 
 /// Bytes of the parameters of every kernel of a file, as its launcher gives them.
 const PARAMETERS: [(&str, &str, &[usize]); 3] = [
-    ("embed", "embed_gather", &[8, 8, 8, 4, 4]),
+    ("embed", "embed_gather", &[8, 8, 8, 8, 4, 4, 4]),
     ("gemv", "gemv_", &[8, 8, 8, 8, 4, 4, 4]),
-    ("norm", "norm_", &[8, 8, 8, 8, 8, 8, 4, 4]),
+    ("norm", "norm_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4]),
 ];
 
 device_test! {

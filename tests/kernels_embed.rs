@@ -5,7 +5,7 @@ mod common;
 use common::{Bench, Half, Random};
 use half::{bf16, f16};
 use rigel::backend::cuda::CudaError;
-use rigel::backend::cuda::kernels::embed::{Embed, EmbedShape};
+use rigel::backend::cuda::kernels::embed::{DRAWN, Embed, EmbedShape};
 
 /// Of a block of 128 threads, each with 8 elements: one thread, all but one, all, one more; and the model's.
 const WIDTHS: [usize; 6] = [8, 1016, 1024, 1032, 2056, 4608];
@@ -22,7 +22,7 @@ fn gathers<T: Half>(bench: &Bench) {
             let (device_table, device_ids) = (bench.upload(&table), bench.stream.upload(&ids).unwrap());
             let mut out = bench.poisoned::<T>(rows * width);
             bench.run(shape.work(), || {
-                embed.gather(&bench.stream, shape, device_ids.view(), device_table.view(), out.view_mut())
+                embed.gather(&bench.stream, shape, device_ids.view(), None, device_table.view(), out.view_mut())
             });
             let expected: Vec<T> = ids.iter().flat_map(|id| &table[*id as usize * width..][..width]).copied().collect();
             assert!(
@@ -50,10 +50,30 @@ device_test! {
             let table = bench.upload(&[bf16::ONE; 4 * 16]);
             let ids = bench.stream.upload(&[3u32, 4, 0]).unwrap();
             let mut out = bench.stream.zeroed::<bf16>(3 * 16).unwrap();
-            embed.gather(&bench.stream, shape, ids.view(), table.view(), out.view_mut()).unwrap();
+            embed.gather(&bench.stream, shape, ids.view(), None, table.view(), out.view_mut()).unwrap();
             let out = bench.download(out.view());
             assert!(out[..16].iter().chain(&out[32..]).all(|value| *value == bf16::ONE));
             assert!(out[16..32].iter().all(|value| value.is_nan()));
+        });
+    }
+}
+
+device_test! {
+    fn an_id_may_stand_for_a_drawn_token() {
+        common::on_every_schedule(|bench| {
+            let embed = Embed::<f16>::load(bench.device()).unwrap();
+            let shape = EmbedShape { rows: 5, vocabulary: 4, width: 8 };
+            let table: Vec<f16> = (0..4 * 8).map(|i| f16::from_f32((i / 8) as f32)).collect();
+            let table = bench.upload(&table);
+            // The last draw was none: its row had no finite logits.
+            let draws = bench.stream.upload(&[2u32, 1, u32::MAX]).unwrap();
+            let ids = bench.stream.upload(&[DRAWN | 1, 3, DRAWN, DRAWN | 2, DRAWN | 3]).unwrap();
+            let mut out = bench.poisoned::<f16>(5 * 8);
+            let (ids, draws) = (ids.view(), Some(draws.view()));
+            embed.gather(&bench.stream, shape, ids, draws, table.view(), out.view_mut()).unwrap();
+            let out: Vec<f32> = bench.download(out.view()).chunks(8).map(|row| row[7].to_f32()).collect();
+            assert_eq!(out[..3], [1.0, 3.0, 2.0]);
+            assert!(out[3].is_nan() && out[4].is_nan(), "no token was drawn there: {out:?}");
         });
     }
 }
@@ -69,7 +89,7 @@ device_test! {
             let mut refused = |shape, table_start: usize, out_range: std::ops::Range<usize>| {
                 let table = table.slice(table_start..table_start + 4 * 16).unwrap();
                 let out = out.slice_mut(out_range).unwrap();
-                let error = embed.gather(&bench.stream, shape, ids.view(), table, out).unwrap_err();
+                let error = embed.gather(&bench.stream, shape, ids.view(), None, table, out).unwrap_err();
                 assert!(matches!(error, CudaError::Operand { .. }));
                 error.to_string()
             };

@@ -110,6 +110,75 @@ device_test! {
 }
 
 device_test! {
+    fn padding_of_a_row_stays_zero_and_out_of_the_statistics() {
+        common::on_every_schedule(|bench| {
+            for form in [NormForm::Layer, NormForm::Rms] {
+                let norm = Norm::<f16>::load(bench.device(), form).unwrap();
+                for width in [1, 7, 9, 100, 1023, 1025] {
+                    let shape = NormShape { rows: 2, width, epsilon: EPSILON };
+                    let pitch = shape.pitch();
+                    assert!(pitch.is_multiple_of(8) && (width..width + 8).contains(&pitch));
+                    let mut random = Random(3);
+                    // Far from zero: padding that counted as elements would move the variance.
+                    let x: Vec<f16> = random.elements(2 * width, 8.0, 1.0);
+                    let weight: Vec<f16> = random.elements(width, 1.0, 0.5);
+                    let padded = |rows: &[f16]| -> Vec<f16> {
+                        let row = |row: &[f16]| {
+                            let mut row = row.to_vec();
+                            row.resize(pitch, f16::ZERO);
+                            row
+                        };
+                        rows.chunks(width).flat_map(row).collect()
+                    };
+                    let (hidden, device_weight) = (bench.upload(&padded(&x)), bench.upload(&padded(&weight)));
+                    let weights = NormWeights { weight: device_weight.view(), bias: None };
+                    let mut out = bench.poisoned(2 * pitch);
+                    bench.run(shape.work(form, Addition::None, BiasTerm::Absent), || {
+                        norm.normalise(&bench.stream, shape, hidden.view(), weights, out.view_mut())
+                    });
+                    let found = bench.download(out.view());
+                    let place = format!("{form:?}, {width}");
+                    for (found, expected) in found.chunks(pitch).zip(reference(form, &x, &weight, None).chunks(width)) {
+                        assert_close(&found[..width], expected, |i| 2e-5 * (1.0 + expected[i].abs()), &place);
+                        assert!(found[width..].iter().all(|padding| *padding == f16::ZERO), "{place}");
+                    }
+                }
+            }
+        });
+    }
+}
+
+device_test! {
+    fn rows_are_gathered_before_they_are_normalised() {
+        common::on_every_schedule(|bench| {
+            let norm = Norm::<bf16>::load(bench.device(), NormForm::Layer).unwrap();
+            let (shape, rows) = (NormShape { rows: 3, width: 72, epsilon: EPSILON }, [4usize, 0, 4]);
+            let mut random = Random(9);
+            let x: Vec<bf16> = random.elements(5 * 72, 0.0, 1.0);
+            let (weight, bias) = (random.elements::<bf16>(72, 1.0, 0.5), random.elements::<bf16>(72, 0.0, 1.0));
+            let (hidden, device_weight, device_bias) = (bench.upload(&x), bench.upload(&weight), bench.upload(&bias));
+            let weights = NormWeights { weight: device_weight.view(), bias: Some(device_bias.view()) };
+            let gather = bench.stream.upload(&rows.map(|row| row as u32)).unwrap();
+            let mut out = bench.poisoned(3 * 72);
+            let (hidden, out_view) = (hidden.view(), out.view_mut());
+            // SAFETY: `hidden` has five rows.
+            unsafe { norm.gather_and_normalise(&bench.stream, shape, hidden, gather.view(), weights, out_view) }
+                .unwrap();
+            let gathered: Vec<bf16> = rows.iter().flat_map(|row| &x[row * 72..][..72]).copied().collect();
+            let expected = reference(NormForm::Layer, &gathered, &weight, Some(&bias));
+            assert_close(&bench.download(out.view()), &expected, |i| 2e-5 * (1.0 + expected[i].abs()), "gathered");
+
+            let short = gather.slice(..2).unwrap();
+            // SAFETY: refused before it is launched.
+            let refused = unsafe {
+                norm.gather_and_normalise(&bench.stream, shape, hidden, short, weights, out.view_mut())
+            };
+            assert_eq!(refused.unwrap_err().to_string(), "norm: gather is 2, expected 3 elements");
+        });
+    }
+}
+
+device_test! {
     fn wrong_operands_are_refused_by_name() {
         common::on_every_schedule(|bench| {
             let norm = Norm::<bf16>::load(bench.device(), NormForm::Rms).unwrap();
@@ -130,8 +199,10 @@ device_test! {
             assert_eq!(refused(shape, shifted), "norm: weight is aligned to 2 bytes, expected aligned to 16");
             let wide = NormShape { width: MOST_WIDTH + 8, ..shape };
             assert_eq!(refused(wide, weights), "norm: width is 16392, expected 1 to 16384");
+            let empty = NormShape { width: 0, ..shape };
+            assert_eq!(refused(empty, weights), "norm: width is 0, expected 1 to 16384");
             let tall = NormShape { rows: 3, ..shape };
-            assert_eq!(refused(tall, weights), "norm: hidden is 32, expected 3 x 16 elements");
+            assert_eq!(refused(tall, weights), "norm: out is 32, expected 3 x 16 elements");
         });
     }
 }

@@ -14,6 +14,10 @@ use super::{Check, Element, VECTOR};
 const CHECK: Check = Check { kernel: "embed_gather" };
 const THREADS: u32 = 128;
 
+/// An id with this bit stands for the token that was drawn in the place that its other bits name (kDrawn of the
+/// kernel).
+pub const DRAWN: u32 = 1 << 31;
+
 /// Embedding lookup in tables of `T`.
 pub struct Embed<T> {
     gather: Kernel,
@@ -25,14 +29,15 @@ pub struct Embed<T> {
 pub struct EmbedShape {
     /// Rows of the output.
     pub rows: usize,
-    /// Rows of the table.
+    /// Rows of the table, below 2³¹.
     pub vocabulary: usize,
     /// Elements of a row.
     pub width: usize,
 }
 
 impl EmbedShape {
-    /// Each output row is read and written once, 16-bit elements; equal ids read the same bytes.
+    /// Each output row is read and written once, 16-bit elements; equal ids read the same bytes. Ids that stand for
+    /// drawn tokens read 4 bytes more each, which is not counted.
     pub fn work(&self) -> Work {
         let copied = (self.rows * self.width * 2) as u64;
         Work { bytes_read: (self.rows * 4) as u64 + copied, bytes_written: copied, flops: 0 }
@@ -50,7 +55,7 @@ impl<T: Element> Embed<T> {
     }
 
     /// `out[r, :] = table[ids[r], :]`, with `ids` `[rows]`, `table` `[vocabulary, width]` and `out` `[rows, width]`.
-    /// A row whose id is not below `vocabulary` becomes NaN.
+    /// An id of [`DRAWN`]` | i` stands for `draws[i]`. A row whose id is not below `vocabulary` becomes NaN.
     ///
     /// # Errors
     /// [`CudaError::Operand`] for a length that is not that of `shape`, no rows, a width that is no multiple of 8, or
@@ -60,12 +65,13 @@ impl<T: Element> Embed<T> {
         stream: &Stream,
         shape: EmbedShape,
         ids: Slice<'_, u32>,
+        draws: Option<Slice<'_, u32>>,
         table: Slice<'_, T>,
         out: SliceMut<'_, T>,
     ) -> Result<(), CudaError> {
         let EmbedShape { rows, vocabulary, width } = shape;
         let row_count = CHECK.size("rows", rows, i32::MAX as usize)?;
-        let vocabulary_size = CHECK.size("vocabulary", vocabulary, u32::MAX as usize)?;
+        let vocabulary_size = CHECK.size("vocabulary", vocabulary, DRAWN as usize)?;
         let row_width = CHECK.width("width", width, 65_535 * VECTOR * THREADS as usize)?;
         if ids.len() != rows {
             return CHECK.fail("ids", ids.len(), format_args!("{rows} elements"));
@@ -74,9 +80,17 @@ impl<T: Element> Embed<T> {
         CHECK.matrix("out", (&out).into(), rows, width)?;
         let mut launch = Launch::linear(row_count, THREADS);
         launch.grid[1] = row_width.div_ceil(VECTOR as u32 * THREADS);
-        let arguments = Arguments::new().input(ids).input(table).output(&out).scalar(vocabulary_size).scalar(row_width);
+        let drawn = draws.map_or(0, |draws| u32::try_from(draws.len()).unwrap_or(u32::MAX));
+        let arguments = Arguments::new()
+            .input(ids)
+            .optional_input(draws)
+            .input(table)
+            .output(&out)
+            .scalar(drawn)
+            .scalar(vocabulary_size)
+            .scalar(row_width);
         // SAFETY: the arguments are those of embed_gather, checked above to have the lengths that it indexes; ids
-        // that are no row of the table are not looked up.
+        // that are no row of the table, and places where nothing is drawn, are not looked up.
         unsafe { stream.launch(&self.gather, &launch, &arguments) }
     }
 }

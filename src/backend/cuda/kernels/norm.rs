@@ -9,7 +9,7 @@ use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::work::Work;
-use super::{BiasTerm, Check, Element, Operand, VECTOR};
+use super::{BiasTerm, Check, Element, VECTOR};
 
 const CHECK: Check = Check { kernel: "norm" };
 /// kMostThreads and kVectors of the kernel.
@@ -18,7 +18,7 @@ const VECTORS: usize = 4;
 /// Two sums, one float for each warp.
 const SHARED_BYTES: u32 = 2 * (MOST_THREADS as u32 / 32) * 4;
 
-/// The longest row that a block holds in its registers.
+/// The longest row, padding included, that a block holds in its registers.
 pub const MOST_WIDTH: usize = MOST_THREADS * VECTORS * VECTOR;
 
 /// How a row is normalised.
@@ -40,21 +40,28 @@ pub struct Norm<T> {
 /// Sizes of one launch.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NormShape {
-    /// Rows.
+    /// Rows of the output.
     pub rows: usize,
-    /// Elements of a row.
+    /// Elements of a row that are normalised. Rows lie [`NormShape::pitch`] elements apart; what is between is padding,
+    /// zero in every input.
     pub width: usize,
     /// Added to the variance.
     pub epsilon: f32,
 }
 
 impl NormShape {
-    /// With an addition two rows are read and two written for each, otherwise one and one; weight and bias once.
+    /// Elements from one row to the next: the width, up to a whole number of 16-byte vectors.
+    pub fn pitch(&self) -> usize {
+        self.width.next_multiple_of(VECTOR)
+    }
+
+    /// With an addition two rows are read and two written for each, otherwise one and one; weight and bias once. Rows
+    /// that are gathered have their number read too, 4 bytes each, which is not counted.
     /// FLOPs per element: 1 to add, 1 for the mean and 1 to centre (LayerNorm), 2 for the squares, 2 to scale, 1 for
     /// the bias.
     pub fn work(&self, form: NormForm, addition: Addition, bias: BiasTerm) -> Work {
-        let matrix = (self.rows * self.width) as u64;
-        let vector = (self.width * 2) as u64;
+        let matrix = (self.rows * self.pitch()) as u64;
+        let vector = (self.pitch() * 2) as u64;
         let matrices = if addition == Addition::Delta { 2 } else { 1 };
         let vectors = if bias == BiasTerm::Present { 2 } else { 1 };
         let centring = if form == NormForm::Layer { 2 } else { 0 };
@@ -75,7 +82,7 @@ pub enum Addition {
     Delta,
 }
 
-/// Weights of a norm, each `[width]`.
+/// Weights of a norm, each `[pitch]`.
 #[derive(Clone, Copy)]
 pub struct NormWeights<'a, T> {
     /// Factors.
@@ -98,11 +105,11 @@ impl<T: Element> Norm<T> {
         Ok(Norm { kernel, form, element: PhantomData })
     }
 
-    /// `out[r, :] = norm(hidden[r, :])`, both `[rows, width]`.
+    /// `out[r, :] = norm(hidden[r, :])`, both `[rows, pitch]`.
     ///
     /// # Errors
-    /// [`CudaError::Operand`] for a length that is not that of `shape`, no rows, a width that is no multiple of 8 or
-    /// above [`MOST_WIDTH`], a bias for RMSNorm, or a buffer that is not aligned to 16 bytes.
+    /// [`CudaError::Operand`] for a length that is not that of `shape`, no rows, a width of 0 or a pitch above
+    /// [`MOST_WIDTH`], a bias for RMSNorm, or a buffer that is not aligned to 16 bytes.
     pub fn normalise(
         &self,
         stream: &Stream,
@@ -111,15 +118,40 @@ impl<T: Element> Norm<T> {
         weights: NormWeights<'_, T>,
         out: SliceMut<'_, T>,
     ) -> Result<(), CudaError> {
-        let launch = self.check(shape, weights, hidden.into(), &out)?;
-        let sum = Arguments::new().input(hidden).optional_input(None::<Slice<'_, T>>);
-        let arguments = self.finish(sum, shape, weights, hidden, &out)?;
-        // SAFETY: the arguments are those of the norm kernels, checked to have the lengths that they index; without a
-        // delta, `sum` is not touched.
-        unsafe { stream.launch(&self.kernel, &launch, &arguments) }
+        let checked = self.check(shape, weights, &out)?;
+        CHECK.matrix("hidden", hidden.into(), shape.rows, shape.pitch())?;
+        let rows = Rows { hidden, delta: None, gather: None };
+        // SAFETY: `check` and the line above compared the lengths.
+        unsafe { self.launch(stream, checked, rows, weights, out) }
     }
 
-    /// `residual[r, :] += delta[r, :]`, rounded to `T`, then `out[r, :] = norm(residual[r, :])`, all `[rows, width]`.
+    /// `out[r, :] = norm(hidden[gather[r], :])`, with `out` `[rows, pitch]` and `hidden` of any number of rows.
+    ///
+    /// # Errors
+    /// As for [`Norm::normalise`].
+    ///
+    /// # Safety
+    /// Each of the `rows` numbers in `gather` is that of a row of `hidden` when the launch runs.
+    pub unsafe fn gather_and_normalise(
+        &self,
+        stream: &Stream,
+        shape: NormShape,
+        hidden: Slice<'_, T>,
+        gather: Slice<'_, u32>,
+        weights: NormWeights<'_, T>,
+        out: SliceMut<'_, T>,
+    ) -> Result<(), CudaError> {
+        let checked = self.check(shape, weights, &out)?;
+        CHECK.matrix("hidden", hidden.into(), hidden.len() / shape.pitch(), shape.pitch())?;
+        if gather.len() != shape.rows {
+            return CHECK.fail("gather", gather.len(), format_args!("{} elements", shape.rows));
+        }
+        let rows = Rows { hidden, delta: None, gather: Some(gather) };
+        // SAFETY: as above; the numbers in `gather` are the caller's promise.
+        unsafe { self.launch(stream, checked, rows, weights, out) }
+    }
+
+    /// `residual[r, :] += delta[r, :]`, rounded to `T`, then `out[r, :] = norm(residual[r, :])`, all `[rows, pitch]`.
     ///
     /// # Errors
     /// As for [`Norm::normalise`].
@@ -132,51 +164,80 @@ impl<T: Element> Norm<T> {
         weights: NormWeights<'_, T>,
         out: SliceMut<'_, T>,
     ) -> Result<(), CudaError> {
-        let launch = self.check(shape, weights, (&residual).into(), &out)?;
-        CHECK.matrix("delta", delta.into(), shape.rows, shape.width)?;
-        let sum = Arguments::new().input(residual.as_slice()).input(delta);
-        let arguments = self.finish(sum, shape, weights, residual.as_slice(), &out)?;
-        // SAFETY: as above; `sum` is `residual` itself, borrowed to be written, and each thread writes the elements
-        // that it alone has read.
-        unsafe { stream.launch(&self.kernel, &launch, &arguments) }
+        let checked = self.check(shape, weights, &out)?;
+        CHECK.matrix("hidden", (&residual).into(), shape.rows, shape.pitch())?;
+        CHECK.matrix("delta", delta.into(), shape.rows, shape.pitch())?;
+        let rows = Rows { hidden: residual.as_slice(), delta: Some(delta), gather: None };
+        // SAFETY: as above; the sum goes to `residual`, borrowed to be written, each element of which is read and
+        // written by one thread.
+        unsafe { self.launch(stream, checked, rows, weights, out) }
     }
 
     fn check(
         &self,
         shape: NormShape,
         weights: NormWeights<'_, T>,
-        hidden: Operand,
         out: &SliceMut<'_, T>,
-    ) -> Result<Launch, CudaError> {
-        let NormShape { rows, width, .. } = shape;
-        let row_count = CHECK.size("rows", rows, i32::MAX as usize)?;
-        CHECK.width("width", width, MOST_WIDTH)?;
-        CHECK.matrix("hidden", hidden, rows, width)?;
-        CHECK.matrix("out", out.into(), rows, width)?;
-        CHECK.matrix("weight", weights.weight.into(), 1, width)?;
+    ) -> Result<Checked, CudaError> {
+        let pitch = shape.pitch();
+        let rows = CHECK.size("rows", shape.rows, i32::MAX as usize)?;
+        let width = CHECK.size("width", shape.width, MOST_WIDTH)?;
+        CHECK.matrix("out", out.into(), shape.rows, pitch)?;
+        CHECK.matrix("weight", weights.weight.into(), 1, pitch)?;
         if let Some(bias) = weights.bias {
             if self.form == NormForm::Rms {
                 return CHECK.fail("bias", "given", "none for RMSNorm");
             }
-            CHECK.matrix("bias", bias.into(), 1, width)?;
+            CHECK.matrix("bias", bias.into(), 1, pitch)?;
         }
-        // At most MOST_THREADS, as the width is at most MOST_WIDTH.
-        let threads = width.div_ceil(VECTOR * VECTORS).next_multiple_of(32) as u32;
-        let mut launch = Launch::linear(row_count, threads);
+        // At most MOST_THREADS, as the pitch is at most MOST_WIDTH.
+        let threads = pitch.div_ceil(VECTOR * VECTORS).next_multiple_of(32) as u32;
+        let mut launch = Launch::linear(rows, threads);
         launch.shared_bytes = SHARED_BYTES;
-        Ok(launch)
+        // The pitch is below `width` + VECTOR.
+        Ok(Checked { launch, pitch: pitch as u32, width, epsilon: shape.epsilon })
     }
 
-    fn finish(
+    /// The sum, where there is a delta, goes to `rows.hidden`.
+    ///
+    /// # Safety
+    /// The buffers have the lengths of the shape that was checked, and `rows.gather` names rows of `rows.hidden`; with
+    /// a delta, `rows.hidden` is borrowed to be written.
+    unsafe fn launch(
         &self,
-        sum: Arguments,
-        shape: NormShape,
+        stream: &Stream,
+        checked: Checked,
+        rows: Rows<'_, T>,
         weights: NormWeights<'_, T>,
-        written: Slice<'_, T>,
-        out: &SliceMut<'_, T>,
-    ) -> Result<Arguments, CudaError> {
-        let width = CHECK.width("width", shape.width, MOST_WIDTH)?;
-        let arguments = sum.input(weights.weight).optional_input(weights.bias).input(written);
-        Ok(arguments.output(out).scalar(width).scalar(shape.epsilon))
+        out: SliceMut<'_, T>,
+    ) -> Result<(), CudaError> {
+        let arguments = Arguments::new()
+            .input(rows.hidden)
+            .optional_input(rows.delta)
+            .optional_input(rows.gather)
+            .input(weights.weight)
+            .optional_input(weights.bias)
+            .input(rows.hidden)
+            .output(&out)
+            .scalar(checked.pitch)
+            .scalar(checked.width)
+            .scalar(checked.epsilon);
+        // SAFETY: the arguments are those of the norm kernels; their lengths are the caller's promise.
+        unsafe { stream.launch(&self.kernel, &checked.launch, &arguments) }
     }
+}
+
+/// A shape as the kernel takes it.
+struct Checked {
+    launch: Launch,
+    pitch: u32,
+    width: u32,
+    epsilon: f32,
+}
+
+/// What is normalised.
+struct Rows<'a, T> {
+    hidden: Slice<'a, T>,
+    delta: Option<Slice<'a, T>>,
+    gather: Option<Slice<'a, u32>>,
 }
