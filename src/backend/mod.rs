@@ -9,6 +9,7 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod places;
 
 use std::ops::Range;
 
@@ -71,6 +72,9 @@ pub enum BackendError {
     /// The device or the thread pool could not be brought up.
     #[error("{0}")]
     Unavailable(String),
+    /// The device failed in the middle of the work.
+    #[error(transparent)]
+    Device(Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// One model on one device.
@@ -102,14 +106,15 @@ pub trait Backend: Send {
         rows.iter().map(|row| Ok(sampling::sample(self.logits(row.logits_row)?, row))).collect()
     }
 
-    /// Log-probability of `target` (where given) and of the `top` best tokens, from an f32 log-softmax of one
-    /// logits row, before any sampling processor.
+    /// For logits row `i`: the log-probability of `targets[i]` (where given) and of the `top` best tokens, from an f32
+    /// log-softmax of the logits, before any sampling processor. A row whose logits are not finite fails alone. The
+    /// default computes them on the host.
     fn logprobs(
         &mut self,
-        row: usize,
-        target: Option<TokenId>,
+        targets: &[Option<TokenId>],
         top: usize,
-    ) -> Result<Result<TokenLogprobs, NotFinite>, BackendError> {
-        Ok(TokenLogprobs::from_logits(self.logits(row)?, target, top))
+    ) -> Result<Vec<Result<TokenLogprobs, NotFinite>>, BackendError> {
+        let one = |(row, &target)| Ok(TokenLogprobs::from_logits(self.logits(row)?, target, top));
+        targets.iter().enumerate().map(one).collect()
     }
 }

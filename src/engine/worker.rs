@@ -80,12 +80,10 @@ impl Worker {
             })
             .map_err(backend_failure)?;
         if let Some((top, targets)) = sequence.prompt_targets(&rows) {
-            let mut logprobs = Vec::with_capacity(targets.len());
-            for (row, target) in targets.into_iter().enumerate() {
-                let row_logprobs = backend.logprobs(row, target, top).map_err(backend_failure)?;
-                let position = start + row as u32 + 1;
-                logprobs.push(row_logprobs.map_err(|source| Failure::NotFinite { position, source })?);
-            }
+            let found = backend.logprobs(&targets, top).map_err(backend_failure)?;
+            let at =
+                |(position, row): (u32, Result<_, _>)| row.map_err(|source| Failure::NotFinite { position, source });
+            let logprobs = (start + 1..).zip(found).map(at).collect::<Result<Vec<_>, _>>()?;
             sequence.report_prompt(&rows, logprobs);
         }
         match sequence.sample_row(&rows, logits_rows.len().saturating_sub(1)) {

@@ -50,7 +50,7 @@ impl Pass<'_> {
     }
 
     fn rows(&self) -> usize {
-        self.plan.rows.len()
+        self.plan.rows().len()
     }
 
     /// Token embeddings, and each row's rotation.
@@ -61,7 +61,7 @@ impl Pass<'_> {
             for row in rows {
                 let id = self.batch.token_ids[row].0 as usize;
                 let stored = &embedding.bytes[id * embedding.row_bytes()..][..embedding.row_bytes()];
-                let position = self.plan.rows[row].position;
+                let position = self.plan.rows()[row].position;
                 // SAFETY: see `Pass`.
                 unsafe {
                     let to = self.workspace.hidden.row(row);
@@ -151,7 +151,7 @@ impl Pass<'_> {
         let (heads, kv_heads) = (self.spec.heads, self.spec.kv_heads);
         member.share_rows(self.rows(), ROWS_AT_ONCE, |rows| {
             for row in rows {
-                let place = self.plan.rows[row];
+                let place = self.plan.rows()[row];
                 // SAFETY: see `Pass`; no two rows of a batch share a slot.
                 unsafe {
                     let (cos, sin) = (self.workspace.cos.row(row), self.workspace.sin.row(row));
