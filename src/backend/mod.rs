@@ -65,7 +65,7 @@ pub enum BackendError {
         /// Bytes that were asked for.
         needed: u64,
         /// What they were for.
-        what: &'static str,
+        what: String,
         /// What makes it smaller.
         advice: String,
     },

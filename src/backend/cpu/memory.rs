@@ -33,7 +33,7 @@ impl Memory {
         advice: &str,
     ) -> Result<Memory, BackendError> {
         let needed = shape.iter().fold(4u64, |bytes, &n| bytes.saturating_mul(n as u64));
-        let out_of_memory = || BackendError::OutOfMemory { needed, what, advice: advice.to_owned() };
+        let out_of_memory = || BackendError::OutOfMemory { needed, what: what.to_owned(), advice: advice.to_owned() };
         // Rust's allocations end at `isize::MAX`, and a mapping is not empty.
         let bytes = isize::try_from(needed).map_err(|_| out_of_memory())?.max(4) as usize;
         let mut map = MmapMut::map_anon(bytes).map_err(|_| out_of_memory())?;

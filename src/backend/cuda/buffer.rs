@@ -84,7 +84,7 @@ pub struct SliceMut<'a, T> {
 
 macro_rules! slice_common {
     ($slice:ident) => {
-        impl<T: Pod> $slice<'_, T> {
+        impl<'a, T: Pod> $slice<'a, T> {
             /// Number of elements.
             pub fn len(&self) -> usize {
                 self.len
@@ -98,6 +98,16 @@ macro_rules! slice_common {
             /// The largest power of two, 256 at the most, that its address is a multiple of.
             pub fn alignment(&self) -> u64 {
                 1 << self.pointer.trailing_zeros().min(8)
+            }
+
+            /// The same bytes as elements of another type; `None` where they are no whole number of these or not
+            /// aligned for them.
+            pub fn cast<U: Pod>(self) -> Option<$slice<'a, U>> {
+                let bytes = self.len * size_of::<T>();
+                let fits = size_of::<U>() != 0
+                    && bytes.is_multiple_of(size_of::<U>())
+                    && self.pointer.is_multiple_of(align_of::<U>() as u64);
+                fits.then(|| $slice { pointer: self.pointer, len: bytes / size_of::<U>(), borrow: PhantomData })
             }
 
             pub(super) fn pointer(&self) -> CUdeviceptr {
@@ -149,6 +159,17 @@ mod tests {
         assert_eq!(part::<u32>(1000, 10, 0..=10), None);
         assert_eq!(part::<u32>(1000, 10, (Bound::Included(5), Bound::Excluded(4))), None);
         assert_eq!(part::<u32>(1000, 10, 0..=usize::MAX), None);
+    }
+
+    #[test]
+    fn bytes_may_be_seen_as_another_type_that_fits() {
+        let slice = |pointer, len| Slice::<u32> { pointer, len, borrow: PhantomData };
+        assert_eq!(slice(0x100, 6).cast::<[u32; 2]>().map(|pairs| pairs.len()), Some(3));
+        assert_eq!(slice(0x100, 6).cast::<u16>().map(|halves| halves.len()), Some(12));
+        assert_eq!(slice(0x100, 6).cast::<u64>().map(|words| words.len()), Some(3));
+        assert!(slice(0x104, 6).cast::<u64>().is_none(), "misaligned");
+        assert!(slice(0x100, 5).cast::<u64>().is_none(), "half a word left");
+        assert!(slice(0x100, 5).cast::<()>().is_none());
     }
 
     #[test]

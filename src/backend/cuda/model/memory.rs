@@ -1,0 +1,211 @@
+//! What a model takes of the GPU's memory: planned line by line before anything is allocated, and allocated as planned.
+
+use std::fmt;
+
+use crate::backend::BackendError;
+use crate::kv::CacheGeometry;
+use crate::model::ModelSpec;
+
+use super::super::layout::{ELEMENT_BYTES, Layout, padded};
+use super::super::weights::RopeTable;
+use super::step::{StepLayout, StepShape};
+use super::CudaOptions;
+
+/// What the driver takes for itself while a model runs, such as recorded steps: kept free, not allocated.
+const DRIVER_BYTES: u64 = 256 << 20;
+/// The most rows of logits of a step: f32 `[.., vocab]`, 50 MB for the published vocabulary.
+const MOST_LOGITS_ROWS: usize = 256;
+
+/// Lengths of the buffers that live as long as the model, in elements. Widths are the padded ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Sizes {
+    /// Rows of a step.
+    pub rows: usize,
+    /// Sequences of a step.
+    pub sequences: usize,
+    /// Logits rows of a step.
+    pub logits_rows: usize,
+    /// Elements of a row of the residual stream.
+    pub hidden: usize,
+    /// Elements of a row of queries, and of what attention returns.
+    pub attended: usize,
+    /// Elements of a row inside the MLP.
+    pub inner: usize,
+    /// Elements of a row of logits.
+    pub vocab: usize,
+    /// Elements of one layer's keys, and of its values.
+    pub layer_cache: usize,
+    /// Layers.
+    pub layers: usize,
+    /// 32-bit words of the largest step's inputs.
+    pub step_words: usize,
+    /// Elements of attention's workspace, f32.
+    pub partials: usize,
+    /// Bytes of the sampler's buffers.
+    pub sampler_bytes: u64,
+}
+
+/// The largest step: what the inputs of any step fit into.
+fn largest_step(spec: &ModelSpec, options: &CudaOptions, logits_rows: usize) -> StepShape {
+    let positions = u32::try_from(spec.max_positions).unwrap_or(u32::MAX);
+    let rows = u32::try_from(options.max_rows).unwrap_or(u32::MAX);
+    let blocks = CacheGeometry::pages_for_sequence(options.page_size.get(), positions, spec.window, rows);
+    StepShape {
+        rows: options.max_rows,
+        sequences: options.max_sequences,
+        // Each sequence has at most one tile that is not full.
+        tiles: options.max_rows + options.max_sequences,
+        blocks: options.max_sequences * blocks as usize,
+        logits_rows,
+    }
+}
+
+impl Sizes {
+    pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, partials: usize, sampler_bytes: u64) -> Sizes {
+        let logits_rows = Sizes::logits_rows(options);
+        let step = largest_step(spec, options, logits_rows);
+        let page = options.page_size.get() as usize * spec.kv_heads * spec.head_dim;
+        Sizes {
+            rows: options.max_rows,
+            sequences: options.max_sequences,
+            logits_rows,
+            hidden: padded(spec.hidden_size),
+            attended: spec.heads * spec.head_dim,
+            inner: padded(spec.intermediate_size),
+            vocab: padded(spec.vocab_size),
+            layer_cache: options.pages as usize * page,
+            layers: spec.layers,
+            step_words: StepLayout::new(step).words(),
+            partials,
+            sampler_bytes,
+        }
+    }
+
+    /// The most rows of logits of a step.
+    pub(super) fn logits_rows(options: &CudaOptions) -> usize {
+        options.max_rows.min(MOST_LOGITS_ROWS)
+    }
+
+    fn activations(&self) -> usize {
+        self.rows * (2 * self.hidden + 2 * self.attended + self.inner)
+    }
+}
+
+/// One line of a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryLine {
+    /// What it is for.
+    pub what: &'static str,
+    /// Bytes of device memory.
+    pub bytes: u64,
+}
+
+/// What a model takes of the GPU's memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Allocated once, as long as the model lives.
+    pub lines: Vec<MemoryLine>,
+}
+
+impl MemoryPlan {
+    pub(super) fn new(spec: &ModelSpec, layout: &Layout, sizes: &Sizes) -> MemoryPlan {
+        let elements = |count: usize| (count * ELEMENT_BYTES) as u64;
+        let line = |what, bytes| MemoryLine { what, bytes };
+        MemoryPlan {
+            lines: vec![
+                line("weights", layout.bytes()),
+                line("rope table", RopeTable::bytes(spec, spec.max_positions)),
+                line("key/value cache", elements(2 * sizes.layers * sizes.layer_cache)),
+                line("activations", elements(sizes.activations())),
+                line("logits", (sizes.logits_rows * sizes.vocab * 4) as u64),
+                line("attention workspace", (sizes.partials * 4) as u64),
+                line("step inputs", (sizes.step_words * 4) as u64),
+                line("sampler", sizes.sampler_bytes),
+            ],
+        }
+    }
+
+    /// All lines together.
+    pub fn bytes(&self) -> u64 {
+        self.lines.iter().map(|line| line.bytes).sum()
+    }
+
+    /// Whether `free` bytes are enough, with some left for the driver.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`], which says what is needed, what is free and what makes it smaller.
+    pub fn check(&self, free: u64) -> Result<(), BackendError> {
+        let needed = self.bytes() + DRIVER_BYTES;
+        if needed <= free {
+            return Ok(());
+        }
+        let advice = format!(
+            "{} are free on the GPU; a lower --context makes the cache smaller, a lower --prefill-chunk the activations, \
+             and --device cpu needs none of it",
+            Bytes(free)
+        );
+        Err(BackendError::OutOfMemory { needed, what: format!("{self}, driver {}", Bytes(DRIVER_BYTES)), advice })
+    }
+}
+
+/// `weights 6.06 GB, key/value cache 126 MB, …`
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, MemoryLine { what, bytes }) in self.lines.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(f, "{comma}{what} {}", Bytes(*bytes))?;
+        }
+        Ok(())
+    }
+}
+
+/// Three digits and a decimal unit.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (mut value, mut units) = (self.0 as f64, ["B", "kB", "MB", "GB"].iter());
+        let mut unit = units.next().unwrap_or(&"");
+        while value >= 999.5 {
+            let Some(next) = units.next() else { break };
+            (value, unit) = (value / 1e3, next);
+        }
+        let decimals = if *unit == "B" || value >= 99.95 { 0 } else if value >= 9.995 { 1 } else { 2 };
+        write!(f, "{value:.decimals$} {unit}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_three_digits() {
+        let text = |bytes| Bytes(bytes).to_string();
+        assert_eq!(text(0), "0 B");
+        assert_eq!(text(999), "999 B");
+        assert_eq!(text(1_000), "1.00 kB");
+        assert_eq!(text(12_340_000), "12.3 MB");
+        assert_eq!(text(999_600), "1.00 MB");
+        assert_eq!(text(31_915_778_048), "31.9 GB");
+        assert_eq!(text(6_060_742_656), "6.06 GB");
+        assert_eq!(text(5_000_000_000_000), "5000 GB");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_said_with_every_line() {
+        let lines = vec![
+            MemoryLine { what: "weights", bytes: 31_915_778_048 },
+            MemoryLine { what: "key/value cache", bytes: 335_544_320 },
+        ];
+        let plan = MemoryPlan { lines };
+        assert!(plan.check(plan.bytes() + DRIVER_BYTES).is_ok());
+        let error = plan.check(24_000_000_000).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "out of memory: 32519757824 bytes for weights 31.9 GB, key/value cache 336 MB, driver 268 MB; 24.0 GB are \
+             free on the GPU; a lower --context makes the cache smaller, a lower --prefill-chunk the activations, and \
+             --device cpu needs none of it"
+        );
+    }
+}

@@ -1,0 +1,103 @@
+//! The buffers that live as long as the model: activations, logits, and the cache of keys and values.
+
+use super::super::buffer::{Buffer, Slice, SliceMut};
+use super::super::error::CudaError;
+use super::super::kernels::Element;
+use super::super::kernels::paged::CacheView;
+use super::super::stream::Stream;
+use super::memory::Sizes;
+use crate::kv::CacheGeometry;
+use crate::model::ModelSpec;
+
+/// What a step computes on its way. Every row is as wide as [`Sizes`] says, padding included.
+pub(super) struct Workspace<T> {
+    /// The residual stream, `[rows, hidden]`.
+    pub hidden: Buffer<T>,
+    /// The residual stream normalised, `[rows, hidden]`.
+    pub normed: Buffer<T>,
+    /// Rotated queries, `[rows, heads * head_dim]`.
+    pub queries: Buffer<T>,
+    /// What attention returns, `[rows, heads * head_dim]`.
+    pub attended: Buffer<T>,
+    /// Activations inside the MLP, `[rows, intermediate]`.
+    pub inner: Buffer<T>,
+    /// f32 `[logits_rows, vocab]`.
+    pub logits: Buffer<f32>,
+    /// Attention's partial results, f32.
+    pub partials: Buffer<f32>,
+    sizes: Sizes,
+}
+
+impl<T: Element> Workspace<T> {
+    pub(super) fn new(stream: &Stream, sizes: &Sizes) -> Result<Workspace<T>, CudaError> {
+        let rows = sizes.rows;
+        Ok(Workspace {
+            // What no kernel writes is padding, and padding is zero.
+            hidden: stream.zeroed(rows * sizes.hidden)?,
+            normed: stream.zeroed(rows * sizes.hidden)?,
+            queries: stream.zeroed(rows * sizes.attended)?,
+            attended: stream.zeroed(rows * sizes.attended)?,
+            inner: stream.zeroed(rows * sizes.inner)?,
+            logits: stream.zeroed(sizes.logits_rows * sizes.vocab)?,
+            partials: stream.zeroed(sizes.partials)?,
+            sizes: sizes.clone(),
+        })
+    }
+
+    pub(super) fn sizes(&self) -> &Sizes {
+        &self.sizes
+    }
+}
+
+/// The first `rows` rows of `width` elements, to be read.
+pub(super) fn rows<T: bytemuck::Pod>(buffer: &Buffer<T>, rows: usize, width: usize) -> Result<Slice<'_, T>, CudaError> {
+    buffer.slice(..rows * width).ok_or_else(|| too_short(buffer, rows * width))
+}
+
+/// The first `rows` rows of `width` elements, to be written.
+pub(super) fn rows_mut<T: bytemuck::Pod>(
+    buffer: &mut Buffer<T>,
+    rows: usize,
+    width: usize,
+) -> Result<SliceMut<'_, T>, CudaError> {
+    let error = too_short(buffer, rows * width);
+    buffer.slice_mut(..rows * width).ok_or(error)
+}
+
+/// A step that is larger than the buffers were planned for: a bug, since steps are checked first.
+fn too_short<T: bytemuck::Pod>(buffer: &Buffer<T>, needed: usize) -> CudaError {
+    CudaError::CopyLength { from: needed, into: buffer.len() }
+}
+
+/// Keys and values of every layer, each `[pages, kv_heads, page_size, head_dim]`, layer after layer.
+pub(super) struct Cache<T> {
+    keys: Buffer<T>,
+    values: Buffer<T>,
+    layer: usize,
+    geometry: CacheGeometry,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl<T: Element> Cache<T> {
+    pub(super) fn new(
+        stream: &Stream,
+        sizes: &Sizes,
+        spec: &ModelSpec,
+        geometry: CacheGeometry,
+    ) -> Result<Cache<T>, CudaError> {
+        let elements = sizes.layers * sizes.layer_cache;
+        Ok(Cache {
+            keys: stream.alloc(elements)?,
+            values: stream.alloc(elements)?,
+            layer: sizes.layer_cache,
+            geometry,
+            kv_heads: spec.kv_heads,
+            head_dim: spec.head_dim,
+        })
+    }
+
+    pub(super) fn geometry(&self) -> CacheGeometry {
+        self.geometry
+    }
+}
