@@ -9,10 +9,16 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod dtype;
 mod places;
+mod progress;
+
+pub use dtype::WeightDtype;
+pub use progress::LoadProgress;
 
 use std::ops::Range;
 
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
 use crate::sampling::{self, NotFinite, SampleRow, Sampled, TokenLogprobs};
@@ -49,7 +55,7 @@ pub struct Batch<'a> {
 pub enum BackendError {
     /// The checkpoint does not hold what this backend needs.
     #[error(transparent)]
-    Checkpoint(#[from] crate::checkpoint::CheckpointError),
+    Checkpoint(#[from] CheckpointError),
     /// The batch asked for something that the backend cannot do; a bug in the caller.
     #[error("invalid batch: {0}")]
     InvalidBatch(String),
@@ -117,4 +123,17 @@ pub trait Backend: Send {
         let one = |(row, &target)| Ok(TokenLogprobs::from_logits(self.logits(row)?, target, top));
         targets.iter().enumerate().map(one).collect()
     }
+}
+
+/// Checks that the checkpoint has every tensor of `spec` in a dtype that backends take; warns of those that it has
+/// besides.
+///
+/// # Errors
+/// The first tensor that is missing, misshapen, or of another dtype.
+pub(crate) fn check_tensors(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<(), CheckpointError> {
+    let unused = checkpoint.check(&spec.tensors())?;
+    if !unused.is_empty() {
+        tracing::warn!("{} tensors of the checkpoint are not used: {}", unused.len(), unused.join(", "));
+    }
+    Ok(())
 }

@@ -22,6 +22,15 @@ impl Rope {
             })
             .collect()
     }
+
+    /// Cosine and sine of the angle by which `position` turns a pair of the frequency `inv_freq`.
+    ///
+    /// The angle is `position as f32 * inv_freq` rounded to f32, as Hugging Face computes it; its cosine and sine are
+    /// taken in f64 and rounded once.
+    pub fn rotation(position: u32, inv_freq: f32) -> (f32, f32) {
+        let (sin, cos) = f64::from(position as f32 * inv_freq).sin_cos();
+        (cos as f32, sin as f32)
+    }
 }
 
 #[cfg(test)]

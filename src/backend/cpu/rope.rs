@@ -1,16 +1,12 @@
 //! Rotary position embedding, half-rotation form: dimension `p` turns with dimension `p + head_dim / 2`.
 
 use super::simd::{LANES, Lanes};
+use crate::model::Rope;
 
-/// Cosines and sines of one position, f32 `[head_dim / 2]` each.
-///
-/// The angle is `position as f32 * inv_freq` rounded to f32, as Hugging Face computes it; its cosine and sine are
-/// taken in f64 and rounded once.
+/// Cosines and sines of one position, f32 `[head_dim / 2]` each: [`Rope::rotation`] of every pair.
 pub(crate) fn angles(position: u32, inv_freq: &[f32], cos: &mut [f32], sin: &mut [f32]) {
     for ((inv_freq, cos), sin) in inv_freq.iter().zip(cos).zip(sin) {
-        let (s, c) = f64::from(position as f32 * inv_freq).sin_cos();
-        *cos = c as f32;
-        *sin = s as f32;
+        (*cos, *sin) = Rope::rotation(position, *inv_freq);
     }
 }
 

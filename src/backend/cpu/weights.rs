@@ -3,7 +3,7 @@
 
 use super::kernels::Kernels;
 use super::matmul::Matrix;
-use crate::backend::BackendError;
+use crate::backend::{BackendError, check_tensors};
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::model::{ModelSpec, names};
 
@@ -57,10 +57,7 @@ impl Weights {
     /// Views of the checkpoint's tensors, whose names, shapes and dtypes are checked first. Reads the small vectors
     /// alone.
     pub(crate) fn new(checkpoint: &Checkpoint, spec: &ModelSpec, kernels: &Kernels) -> Result<Weights, BackendError> {
-        let unused = checkpoint.check(&spec.tensors())?;
-        if !unused.is_empty() {
-            tracing::warn!("{} tensors of the checkpoint are not used: {}", unused.len(), unused.join(", "));
-        }
+        check_tensors(checkpoint, spec)?;
         let reader = Reader { checkpoint, kernels, bias: spec.bias };
         let hidden = spec.hidden_size;
         let layer = |i| {
@@ -97,7 +94,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn tensor(&self, name: &str) -> Result<&Tensor, BackendError> {
-        // `check` found every tensor that the spec names; this is a spec that does not name all it needs.
+        // `check_tensors` found every tensor that the spec names; this is a spec that does not name all it needs.
         self.checkpoint
             .tensor(name)
             .ok_or_else(|| BackendError::Unavailable(format!("{}: tensor {name} is missing", self.checkpoint.source())))

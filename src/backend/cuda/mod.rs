@@ -14,8 +14,11 @@
 //! | [`Image`], [`Module`], [`Kernel`] | a fatbin, the fatbin loaded, one function of it |
 //! | [`Launch`], [`Arguments`], [`Work`] | a launch, what it is given, what it must move and compute |
 //! | [`kernels`] | one launcher for each `kernels/*.cu` |
+//! | [`layout`], [`upload`] | where each weight lies in device memory, and its way there |
+//! | [`Weights`], [`RopeTable`] | the weights of a model, and its rotations |
 
 mod buffer;
+mod convert;
 mod cubin;
 mod device;
 pub mod driver;
@@ -26,9 +29,12 @@ mod graph;
 mod image;
 pub mod kernels;
 mod launch;
+pub mod layout;
 mod module;
 mod pinned;
 mod stream;
+pub mod upload;
+mod weights;
 mod work;
 
 pub use buffer::{Buffer, Slice, SliceMut};
@@ -42,4 +48,6 @@ pub use launch::{Arguments, Launch, Overlap};
 pub use module::{Kernel, Module};
 pub use pinned::Pinned;
 pub use stream::Stream;
+pub use upload::UploadError;
+pub use weights::{LayerWeights, LinearWeights, RopeTable, Weights};
 pub use work::Work;

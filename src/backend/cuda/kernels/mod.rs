@@ -14,22 +14,27 @@ use bytemuck::Pod;
 
 use super::buffer::{Slice, SliceMut};
 use super::error::CudaError;
+use crate::checkpoint::Dtype;
 
 /// Elements of a 16-byte access.
 const VECTOR: usize = 8;
 
 /// A 16-bit element type of weights and activations.
-pub trait Element: Pod + sealed::Sealed {
+pub trait Element: Pod + Send + Sync + sealed::Sealed {
     /// Its name in the names of kernels.
     const NAME: &'static str;
+    /// Its dtype in checkpoints.
+    const DTYPE: Dtype;
 }
 
 impl Element for half::bf16 {
     const NAME: &'static str = "bf16";
+    const DTYPE: Dtype = Dtype::Bf16;
 }
 
 impl Element for half::f16 {
     const NAME: &'static str = "f16";
+    const DTYPE: Dtype = Dtype::F16;
 }
 
 /// Whether a launch has a bias, for what it must move.

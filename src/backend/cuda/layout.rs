@@ -1,0 +1,488 @@
+//! Where each weight lies in device memory: pure arithmetic on a [`ModelSpec`], no device.
+//!
+//! All weights share one allocation, the arena, of 16-bit elements. [`Layout`] says where in it each matrix and vector
+//! starts, how it is padded, and which rows of which checkpoint tensors it is made of; the memory plan prints
+//! [`Layout::bytes`], and as much is allocated.
+//!
+//! * Rows and columns are padded with zeros to a multiple of [`PADDING`], so that every row starts at 16 bytes and every
+//!   product has a depth and a width that the kernels take. Padding of one layer meets padding of the next: a padded row
+//!   of a matrix makes an activation of 0, which a padded column of zeros then reads.
+//! * Each tensor starts at a multiple of [`ALIGNMENT_BYTES`].
+//! * Queries, keys and values are one matrix, and the rows of a query or key head are interleaved ([`RowOrder`]).
+//! * A tied head is the embedding matrix, once.
+
+use std::ops::Range;
+
+use crate::model::{ModelSpec, NormKind, names};
+
+/// Rows and columns are multiples of this: elements of a 16-byte access.
+pub const PADDING: usize = 8;
+/// Bytes of an element of either dtype that the kernels take.
+pub const ELEMENT_BYTES: usize = 2;
+/// Tensors start at multiples of this, in bytes from the start of the arena.
+pub const ALIGNMENT_BYTES: usize = 256;
+
+const ALIGNMENT: usize = ALIGNMENT_BYTES / ELEMENT_BYTES;
+
+/// `size` with its padding.
+pub fn padded(size: usize) -> usize {
+    size.next_multiple_of(PADDING)
+}
+
+/// A matrix `[rows, columns]` of the arena, row-major, padding included; a vector is one row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Region {
+    /// The arena's element that it starts at.
+    pub offset: usize,
+    /// Rows, padded; 1 for a vector.
+    pub rows: usize,
+    /// Elements of a row, padded.
+    pub columns: usize,
+}
+
+impl Region {
+    /// Elements, padding included.
+    pub fn elements(self) -> usize {
+        self.rows * self.columns
+    }
+
+    /// The arena's elements that it is.
+    pub fn range(self) -> Range<usize> {
+        self.offset..self.offset + self.elements()
+    }
+}
+
+/// A matrix and its bias `[rows]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinearLayout {
+    /// `[rows, columns]`
+    pub weight: Region,
+    /// `[rows]`
+    pub bias: Option<Region>,
+}
+
+/// A norm's gain and shift, each `[hidden]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NormLayout {
+    /// Factors.
+    pub weight: Region,
+    /// Terms; LayerNorm alone has them.
+    pub bias: Option<Region>,
+}
+
+/// One transformer block. Sizes are the padded ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerLayout {
+    /// `[hidden]`
+    pub attention_norm: NormLayout,
+    /// `[(heads + 2 * kv_heads) * head_dim, hidden]`: all query heads, all key heads, all value heads.
+    pub qkv: LinearLayout,
+    /// `[hidden, heads * head_dim]`
+    pub attention_out: LinearLayout,
+    /// `[hidden]`
+    pub mlp_norm: NormLayout,
+    /// `[intermediate, hidden]`
+    pub mlp_in: LinearLayout,
+    /// `[hidden, intermediate]`
+    pub mlp_out: LinearLayout,
+}
+
+/// In which order the rows of a checkpoint tensor lie in the arena.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowOrder {
+    /// As in the checkpoint.
+    Natural,
+    /// Inside each head, the two rows that RoPE turns together are neighbours: rows `p` and `p + head_dim / 2` of the
+    /// checkpoint's head become rows `2p` and `2p + 1`, so that a pair meets in one thread whatever the tile.
+    Interleaved {
+        /// Rows of a head; even.
+        head_dim: usize,
+    },
+}
+
+impl RowOrder {
+    /// The checkpoint's row that becomes row `row`.
+    pub fn source(self, row: usize) -> usize {
+        match self {
+            RowOrder::Natural => row,
+            RowOrder::Interleaved { head_dim } => {
+                let (head, within) = (row / head_dim, row % head_dim);
+                head * head_dim + within / 2 + within % 2 * (head_dim / 2)
+            }
+        }
+    }
+}
+
+/// A checkpoint tensor and the rows of the arena that it fills. A vector is a matrix of one column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// The checkpoint's name for it.
+    pub tensor: String,
+    /// Rows that it has.
+    pub rows: usize,
+    /// Elements of its rows.
+    pub columns: usize,
+    /// The arena's element that its first row goes to.
+    pub offset: usize,
+    /// Elements from a row to the next in the arena.
+    pub stride: usize,
+    /// How its rows are permuted.
+    pub order: RowOrder,
+}
+
+/// Elements that follow each other both in a checkpoint tensor and in the arena.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// The tensor's element that it starts at.
+    pub source: usize,
+    /// The arena's element that it starts at.
+    pub destination: usize,
+    /// How many.
+    pub elements: usize,
+}
+
+impl Part {
+    /// The arena's elements from its first to its last, the padding between its rows included.
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.offset + (self.rows - 1) * self.stride + self.columns
+    }
+
+    /// What of it lies in `range` of the arena, in the arena's order, in runs as long as can be.
+    pub fn runs(&self, range: Range<usize>) -> impl Iterator<Item = Run> {
+        // Rows without padding in their natural order are one long row.
+        let whole = self.order == RowOrder::Natural && self.columns == self.stride;
+        let elements = self.rows * self.columns;
+        let (rows, columns, stride) =
+            if whole { (1, elements, elements) } else { (self.rows, self.columns, self.stride) };
+        let (order, offset) = (self.order, self.offset);
+        let first = (range.start.saturating_sub(offset) / stride).min(rows);
+        let end = range.end.saturating_sub(offset).div_ceil(stride).min(rows);
+        (first..end).filter_map(move |row| {
+            let start = offset + row * stride;
+            let (from, to) = (start.max(range.start), (start + columns).min(range.end));
+            // A range may begin or end in the padding behind a row.
+            (from < to).then(|| Run {
+                source: order.source(row) * columns + (from - start),
+                destination: from,
+                elements: to - from,
+            })
+        })
+    }
+}
+
+/// The arena of one network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// `[vocab, hidden]`
+    pub embedding: Region,
+    /// The transformer blocks, first to last.
+    pub layers: Vec<LayerLayout>,
+    /// `[hidden]`
+    pub final_norm: NormLayout,
+    /// `[vocab, hidden]`; the embedding where the two are tied.
+    pub head: Region,
+    parts: Vec<Part>,
+    elements: usize,
+}
+
+impl Layout {
+    /// Lays out the weights of `spec`. The numbers of a checked configuration cannot overflow: it allows 2^56
+    /// parameters, which padding makes at most 64 times as many, and 128 elements more for each of few tensors.
+    pub fn new(spec: &ModelSpec) -> Layout {
+        let mut arena = Arena { parts: Vec::new(), end: 0, spec };
+        let (vocab, hidden) = (spec.vocab_size, spec.hidden_size);
+        let embedding = arena.matrix(names::EMBED_TOKENS, vocab, hidden);
+        let layers = (0..spec.layers).map(|layer| arena.layer(layer)).collect();
+        let final_norm = arena.norm(names::FINAL_NORM_WEIGHT, names::FINAL_NORM_BIAS);
+        let head = if spec.tied_head { embedding } else { arena.matrix(names::LM_HEAD, vocab, hidden) };
+        Layout { embedding, layers, final_norm, head, elements: arena.end, parts: arena.parts }
+    }
+
+    /// Elements of the arena, a multiple of 128.
+    pub fn elements(&self) -> usize {
+        self.elements
+    }
+
+    /// Bytes of the arena.
+    pub fn bytes(&self) -> u64 {
+        self.elements as u64 * ELEMENT_BYTES as u64
+    }
+
+    /// Every checkpoint tensor that is used, once, in the order of the arena; no two overlap. What lies between and
+    /// behind them is zero.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+}
+
+/// An arena that grows.
+struct Arena<'a> {
+    spec: &'a ModelSpec,
+    parts: Vec<Part>,
+    end: usize,
+}
+
+impl Arena<'_> {
+    fn layer(&mut self, layer: usize) -> LayerLayout {
+        let (hidden, inner) = (self.spec.hidden_size, self.spec.intermediate_size);
+        let q = self.spec.heads * self.spec.head_dim;
+        LayerLayout {
+            attention_norm: self.norm(&names::input_norm_weight(layer), &names::input_norm_bias(layer)),
+            qkv: self.qkv(layer),
+            attention_out: self.linear(&names::o_proj_weight(layer), &names::o_proj_bias(layer), hidden, q),
+            mlp_norm: self.norm(&names::post_attention_norm_weight(layer), &names::post_attention_norm_bias(layer)),
+            mlp_in: self.linear(&names::c_fc_weight(layer), &names::c_fc_bias(layer), inner, hidden),
+            mlp_out: self.linear(&names::c_proj_weight(layer), &names::c_proj_bias(layer), hidden, inner),
+        }
+    }
+
+    fn qkv(&mut self, layer: usize) -> LinearLayout {
+        let ModelSpec { heads, kv_heads, head_dim, hidden_size: hidden, bias, .. } = *self.spec;
+        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+        let pairs = RowOrder::Interleaved { head_dim };
+        let weights = [
+            (names::q_proj_weight(layer), q, pairs),
+            (names::k_proj_weight(layer), kv, pairs),
+            (names::v_proj_weight(layer), kv, RowOrder::Natural),
+        ];
+        let biases = [
+            (names::q_proj_bias(layer), q, pairs),
+            (names::k_proj_bias(layer), kv, pairs),
+            (names::v_proj_bias(layer), kv, RowOrder::Natural),
+        ];
+        let rows = padded(q + 2 * kv);
+        let weight = self.region(rows, padded(hidden));
+        self.stack(weight.offset, weight.columns, hidden, weights);
+        let bias = bias.then(|| {
+            let bias = self.region(1, rows);
+            self.stack(bias.offset, 1, 1, biases);
+            bias
+        });
+        LinearLayout { weight, bias }
+    }
+
+    /// Tensors of `columns` whose rows follow each other from `offset`.
+    fn stack(&mut self, offset: usize, stride: usize, columns: usize, tensors: [(String, usize, RowOrder); 3]) {
+        let mut offset = offset;
+        for (tensor, rows, order) in tensors {
+            self.parts.push(Part { tensor, rows, columns, offset, stride, order });
+            offset += rows * stride;
+        }
+    }
+
+    fn linear(&mut self, weight: &str, bias: &str, rows: usize, columns: usize) -> LinearLayout {
+        let weight = self.matrix(weight, rows, columns);
+        LinearLayout { weight, bias: self.spec.bias.then(|| self.vector(bias, rows)) }
+    }
+
+    fn norm(&mut self, weight: &str, bias: &str) -> NormLayout {
+        let hidden = self.spec.hidden_size;
+        let NormKind::LayerNorm = self.spec.norm.kind;
+        NormLayout { weight: self.vector(weight, hidden), bias: Some(self.vector(bias, hidden)) }
+    }
+
+    fn matrix(&mut self, tensor: &str, rows: usize, columns: usize) -> Region {
+        let region = self.region(padded(rows), padded(columns));
+        let (tensor, stride) = (tensor.to_owned(), region.columns);
+        self.parts.push(Part { tensor, rows, columns, offset: region.offset, stride, order: RowOrder::Natural });
+        region
+    }
+
+    fn vector(&mut self, tensor: &str, len: usize) -> Region {
+        let region = self.region(1, padded(len));
+        let tensor = tensor.to_owned();
+        let offset = region.offset;
+        self.parts.push(Part { tensor, rows: len, columns: 1, offset, stride: 1, order: RowOrder::Natural });
+        region
+    }
+
+    /// The next free place. What it leaves behind it up to the next is zero.
+    fn region(&mut self, rows: usize, columns: usize) -> Region {
+        let region = Region { offset: self.end, rows, columns };
+        self.end += region.elements().next_multiple_of(ALIGNMENT);
+        region
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::checkpoint::Config;
+
+    fn spec(json: &str) -> ModelSpec {
+        ModelSpec::from_config(&Config::parse(json.as_bytes(), "config.json").unwrap()).unwrap()
+    }
+
+    fn published() -> [ModelSpec; 3] {
+        [
+            include_str!("../../../models/configs/starcoder2-3b.json"),
+            include_str!("../../../models/configs/starcoder2-7b.json"),
+            include_str!("../../../models/configs/starcoder2-15b.json"),
+        ]
+        .map(spec)
+    }
+
+    /// Networks of every shape, small and odd.
+    fn odd_specs() -> impl Strategy<Value = ModelSpec> {
+        let sizes = (1usize..40, 1usize..40, 1usize..40, 0usize..3, (1usize..4, 1usize..4), 1usize..10);
+        (sizes, any::<bool>(), any::<bool>()).prop_map(|((vocab, hidden, inner, layers, heads, half), bias, tied)| {
+            let mut spec = published()[0].clone();
+            (spec.vocab_size, spec.hidden_size, spec.intermediate_size, spec.layers) = (vocab, hidden, inner, layers);
+            (spec.kv_heads, spec.heads, spec.head_dim) = (heads.0, heads.0 * heads.1, 2 * half);
+            (spec.bias, spec.tied_head) = (bias, tied);
+            spec
+        })
+    }
+
+    fn regions(layout: &Layout) -> Vec<Region> {
+        let mut all = vec![layout.embedding];
+        let norm = |norm: NormLayout| [Some(norm.weight), norm.bias].into_iter().flatten();
+        let linear = |linear: LinearLayout| [Some(linear.weight), linear.bias].into_iter().flatten();
+        for layer in &layout.layers {
+            all.extend(norm(layer.attention_norm).chain(linear(layer.qkv)).chain(linear(layer.attention_out)));
+            all.extend(norm(layer.mlp_norm).chain(linear(layer.mlp_in)).chain(linear(layer.mlp_out)));
+        }
+        all.extend(norm(layout.final_norm));
+        if layout.head != layout.embedding {
+            all.push(layout.head);
+        }
+        all
+    }
+
+    proptest! {
+        #[test]
+        fn interleaving_is_a_permutation_inside_each_head_with_partners_adjacent(half in 1usize..80, heads in 1usize..5) {
+            let head_dim = 2 * half;
+            let order = RowOrder::Interleaved { head_dim };
+            let mut seen = HashSet::new();
+            for row in 0..heads * head_dim {
+                let source = order.source(row);
+                prop_assert_eq!(source / head_dim, row / head_dim, "the head stays");
+                prop_assert!(seen.insert(source));
+            }
+            for head in 0..heads {
+                for p in 0..half {
+                    let row = head * head_dim + 2 * p;
+                    prop_assert_eq!(order.source(row), head * head_dim + p);
+                    prop_assert_eq!(order.source(row + 1), order.source(row) + half);
+                }
+            }
+        }
+
+        #[test]
+        fn regions_are_aligned_padded_and_apart(spec in odd_specs()) {
+            let layout = Layout::new(&spec);
+            let mut end = 0;
+            for region in regions(&layout) {
+                prop_assert!(region.offset >= end, "{:?} overlaps what ends at {}", region, end);
+                prop_assert!(region.offset - end < ALIGNMENT);
+                prop_assert!((region.offset * ELEMENT_BYTES).is_multiple_of(ALIGNMENT_BYTES));
+                prop_assert!(region.columns.is_multiple_of(PADDING));
+                prop_assert!(region.rows == 1 || region.rows.is_multiple_of(PADDING));
+                end = region.range().end;
+            }
+            prop_assert_eq!(layout.elements(), end.next_multiple_of(ALIGNMENT));
+            prop_assert_eq!(layout.bytes(), 2 * layout.elements() as u64);
+        }
+
+        #[test]
+        fn parts_are_the_tensors_that_the_network_needs_each_inside_one_region(spec in odd_specs()) {
+            let layout = Layout::new(&spec);
+            let regions = regions(&layout);
+            let mut end = 0;
+            for part in layout.parts() {
+                prop_assert!(part.offset >= end);
+                end = part.range().end;
+                prop_assert!(regions.iter().any(|region| {
+                    region.range().start <= part.range().start && part.range().end <= region.range().end
+                }));
+            }
+            let size = |shape: &[usize]| (shape[0], shape.get(1).copied().unwrap_or(1));
+            let needed: HashSet<_> = spec.tensors().into_iter().map(|t| (t.name, size(&t.shape))).collect();
+            let laid: HashSet<_> = layout.parts().iter().map(|p| (p.tensor.clone(), (p.rows, p.columns))).collect();
+            prop_assert_eq!(laid.len(), layout.parts().len());
+            prop_assert_eq!(laid, needed);
+        }
+
+        /// However the arena is cut, the runs of its pieces are each element of a part once, and the right one.
+        #[test]
+        fn runs_are_every_element_once(
+            (rows, half, columns, gap, offset) in (1usize..5, 1usize..5, 1usize..9, 0usize..4, 0usize..20),
+            interleaved in any::<bool>(),
+            piece in 1usize..60,
+        ) {
+            let head_dim = 2 * half;
+            let rows = rows * head_dim;
+            let order = if interleaved { RowOrder::Interleaved { head_dim } } else { RowOrder::Natural };
+            let part = Part { tensor: String::new(), rows, columns, offset, stride: columns + gap, order };
+            let mut filled = vec![None; offset + rows * (columns + gap) + 10];
+            for start in (0..filled.len()).step_by(piece) {
+                for run in part.runs(start..start + piece) {
+                    prop_assert!(start <= run.destination && run.destination + run.elements <= start + piece);
+                    for i in 0..run.elements {
+                        prop_assert_eq!(filled[run.destination + i].replace(run.source + i), None);
+                    }
+                }
+            }
+            for row in 0..rows {
+                for column in 0..columns {
+                    let at = offset + row * (columns + gap) + column;
+                    prop_assert_eq!(filled[at].take(), Some(order.source(row) * columns + column));
+                }
+            }
+            prop_assert!(filled.iter().all(Option::is_none));
+        }
+    }
+
+    #[test]
+    fn the_published_models_need_no_padding_but_between_tensors() {
+        for spec in published() {
+            let layout = Layout::new(&spec);
+            // Every size is a multiple of 128, so that every tensor ends where the next may start.
+            assert_eq!(layout.bytes(), 2 * spec.counts().parameters);
+        }
+    }
+
+    #[test]
+    fn a_tied_head_is_the_embedding_once() {
+        let [mut tied, ..] = published();
+        assert!(tied.tied_head);
+        let once = Layout::new(&tied);
+        assert_eq!(once.head, once.embedding);
+        tied.tied_head = false;
+        let twice = Layout::new(&tied);
+        assert_eq!(twice.elements() - once.elements(), tied.vocab_size * tied.hidden_size);
+        assert_ne!(twice.head, twice.embedding);
+    }
+
+    #[test]
+    fn one_small_network_by_hand() {
+        let spec = spec(
+            r#"{"model_type":"starcoder2","vocab_size":9,"hidden_size":12,"intermediate_size":5,"num_hidden_layers":1,
+                "num_attention_heads":2,"num_key_value_heads":1,"head_dim":4,"use_bias":true,
+                "tie_word_embeddings":false}"#,
+        );
+        let layout = Layout::new(&spec);
+        let region = |offset, rows, columns| Region { offset, rows, columns };
+        // Tensors of 256, 16, 16, … elements in places of 256, 128, 128, …
+        assert_eq!(layout.embedding, region(0, 16, 16));
+        let layer = layout.layers[0];
+        assert_eq!(layer.attention_norm.weight, region(256, 1, 16));
+        assert_eq!(layer.attention_norm.bias, Some(region(384, 1, 16)));
+        assert_eq!(layer.qkv, LinearLayout { weight: region(512, 16, 16), bias: Some(region(768, 1, 16)) });
+        assert_eq!(layer.attention_out, LinearLayout { weight: region(896, 16, 8), bias: Some(region(1024, 1, 16)) });
+        assert_eq!(layer.mlp_in.weight, region(1408, 8, 16));
+        assert_eq!(layer.mlp_out.weight, region(1664, 16, 8));
+        assert_eq!(layout.head, region(2176, 16, 16));
+        assert_eq!(layout.elements(), 2432);
+        let k = layout.parts().iter().find(|part| part.tensor.ends_with("k_proj.weight")).unwrap();
+        // Behind 8 rows of queries.
+        assert_eq!((k.offset, k.rows, k.columns, k.stride), (512 + 8 * 16, 4, 12, 16));
+        let rows: Vec<usize> = (0..4).map(|row| k.order.source(row)).collect();
+        assert_eq!(rows, [0, 2, 1, 3]);
+    }
+}
