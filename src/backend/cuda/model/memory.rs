@@ -8,7 +8,8 @@ use crate::model::ModelSpec;
 
 use super::super::layout::{ELEMENT_BYTES, Layout, padded};
 use super::super::weights::RopeTable;
-use super::step::{StepLayout, StepShape};
+use super::super::kernels::attention_prefill::most_tiles;
+use super::step::{StepLayout, StepShape, heads};
 use super::CudaOptions;
 
 /// What the driver takes for itself while a model runs, such as recorded steps: kept free, not allocated.
@@ -53,10 +54,10 @@ fn largest_step(spec: &ModelSpec, options: &CudaOptions, logits_rows: usize) -> 
     StepShape {
         rows: options.max_rows,
         sequences: options.max_sequences,
-        // Each sequence has at most one tile that is not full.
-        tiles: options.max_rows + options.max_sequences,
+        tiles: most_tiles(options.max_rows, options.max_sequences, &heads(spec)),
         blocks: options.max_sequences * blocks as usize,
         logits_rows,
+        decodes: true,
     }
 }
 
