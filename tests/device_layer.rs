@@ -4,7 +4,9 @@
 mod common;
 
 use common::{Bench, conformance_image};
-use rigel::backend::cuda::{Arguments, Buffer, CudaError, Kernel, Launch, Overlap, Pinned, SliceMut, Stream, images};
+use rigel::backend::cuda::{
+    Arguments, Buffer, CudaError, Graph, Kernel, Launch, Overlap, Pinned, SliceMut, Stream, images,
+};
 
 const WORDS: usize = 4096;
 
@@ -46,6 +48,22 @@ device_test! {
 }
 
 device_test! {
+    fn parts_of_pinned_memory_go_to_parts_of_a_buffer_and_back() {
+        common::on_every_schedule(|bench| {
+            let stream = &bench.stream;
+            let mut pinned = Pinned::<u32>::zeroed(bench.device(), 8).unwrap();
+            pinned.as_mut_slice().unwrap().copy_from_slice(&count_from(10)[..8]);
+            let mut data = stream.zeroed::<u32>(6).unwrap();
+            stream.copy_from_pinned(pinned.slice(5..).unwrap(), data.slice_mut(1..4).unwrap()).unwrap();
+            stream.copy_from_pinned(pinned.slice(..1).unwrap(), data.slice_mut(5..).unwrap()).unwrap();
+            assert_eq!(stream.download(data.view()).unwrap(), [0, 15, 16, 17, 0, 10]);
+            stream.copy_to_pinned(data.slice(3..).unwrap(), pinned.slice_mut(2..=4).unwrap()).unwrap();
+            assert_eq!(pinned.as_slice().unwrap(), [10, 11, 17, 0, 10, 15, 16, 17]);
+        });
+    }
+}
+
+device_test! {
     fn copies_know_their_lengths_and_may_be_empty() {
         common::on_every_schedule(|bench| {
             let stream = &bench.stream;
@@ -62,6 +80,12 @@ device_test! {
             stream.copy_from_pinned(&no_words, empty.view_mut()).unwrap();
             stream.copy_to_pinned(empty.view(), &mut no_words).unwrap();
             assert!(stream.download(empty.view()).unwrap().is_empty());
+            assert!(pinned.slice(3..8).is_none() && pinned.slice_mut(..=7).is_none() && pinned.slice(7..).is_some());
+            let three = pinned.slice(4..).unwrap();
+            assert_eq!(wrong(stream.copy_from_pinned(three, data.view_mut())), "a copy of 3 elements into 8");
+            let two = pinned.slice_mut(..2).unwrap();
+            assert_eq!(wrong(stream.copy_to_pinned(data.view(), two)), "a copy of 8 elements into 2");
+            stream.copy_from_pinned(pinned.slice(2..2).unwrap(), empty.view_mut()).unwrap();
 
             stream.copy_from_host(&[1, 2, 3], data.slice_mut(2..5).unwrap()).unwrap();
             let mut copied = stream.zeroed::<u32>(3).unwrap();
@@ -171,37 +195,141 @@ device_test! {
     }
 }
 
+device_test! {
+    fn a_recording_copies_what_pinned_memory_holds_at_each_replay() {
+        common::on_every_schedule(|bench| {
+            let (stream, add) = (&bench.stream, kernel(bench, "device_add_one"));
+            let mut there = Pinned::<u32>::zeroed(bench.device(), WORDS + 3).unwrap();
+            let mut back = Pinned::<u32>::zeroed(bench.device(), WORDS).unwrap();
+            let mut data = stream.zeroed::<u32>(WORDS).unwrap();
+            add_one(stream, &add, data.view_mut()).unwrap();
+            stream.synchronize().unwrap();
+            there.as_mut_slice().unwrap()[3..].copy_from_slice(&count_from(70));
+            let graph = stream
+                .capture(|| {
+                    stream.copy_from_pinned(there.slice(3..).unwrap(), data.view_mut())?;
+                    add_one(stream, &add, data.view_mut())?;
+                    stream.copy_to_pinned(data.view(), &mut back)
+                })
+                .unwrap();
+            assert!(back.as_slice().unwrap().iter().all(|word| *word == 0), "nothing has run yet");
+            for round in [1, 1000, 7] {
+                there.as_mut_slice().unwrap()[3..].copy_from_slice(&count_from(round));
+                graph.launch().unwrap();
+                assert!(back.as_slice().unwrap() == count_from(round + 1), "round {round}");
+            }
+            // Two in a row, the second with other words: touching them waits for the first.
+            graph.launch().unwrap();
+            there.as_mut_slice().unwrap()[3..].copy_from_slice(&count_from(20));
+            assert!(back.as_slice().unwrap() == count_from(8));
+            graph.launch().unwrap();
+            assert!(back.as_slice().unwrap() == count_from(21));
+            // The recording keeps the memory that it copies from.
+            drop(there);
+            stream.fill_bytes(data.view_mut(), 0).unwrap();
+            graph.launch().unwrap();
+            assert_eq!(stream.download(data.view()).unwrap(), count_from(21));
+        });
+    }
+}
+
+device_test! {
+    fn a_recording_forks_to_another_stream_and_joins_it() {
+        common::on_every_schedule(|bench| {
+            let (stream, other) = (&bench.stream, bench.device().stream().unwrap());
+            let add = kernel(bench, "device_add_one");
+            let mut first = stream.upload(&count_from(0)).unwrap();
+            let mut second = stream.zeroed::<u32>(WORDS).unwrap();
+            let mut third = stream.zeroed::<u32>(WORDS).unwrap();
+            add_one(stream, &add, first.view_mut()).unwrap();
+            stream.synchronize().unwrap();
+            let graph = stream
+                .capture(|| {
+                    add_one(stream, &add, first.view_mut())?;
+                    other.wait(&stream.record()?)?;
+                    // Beside each other: both read `first`, each writes its own.
+                    stream.copy(first.view(), second.view_mut())?;
+                    add_one(stream, &add, second.view_mut())?;
+                    other.copy(first.view(), third.view_mut())?;
+                    add_one(&other, &add, third.view_mut())?;
+                    add_one(&other, &add, third.view_mut())?;
+                    stream.wait(&other.record()?)?;
+                    stream.copy(third.view(), first.view_mut())
+                })
+                .unwrap();
+            for replay in 1..=4 {
+                graph.launch().unwrap();
+                if replay == 2 {
+                    stream.synchronize().unwrap();
+                }
+            }
+            // Each replay adds 1, then 2 in the third, which becomes the first.
+            assert_eq!(stream.download(first.view()).unwrap(), count_from(13));
+            assert_eq!(stream.download(second.view()).unwrap(), count_from(12));
+            // The other stream is out of the recording and goes on by itself.
+            add_one(&other, &add, third.view_mut()).unwrap();
+            assert_eq!(other.download(third.view()).unwrap(), count_from(14));
+        });
+    }
+}
+
+device_test! {
+    fn events_do_not_cross_the_edge_of_a_recording() {
+        common::on_every_schedule(|bench| {
+            let (stream, other) = (&bench.stream, bench.device().stream().unwrap());
+            let mut data = stream.upload(&[1u32, 2]).unwrap();
+            let mut besides = stream.upload(&[3u32, 4]).unwrap();
+            let outside = stream.record().unwrap();
+            stream.synchronize().unwrap();
+            let refused = |result: Result<Graph, CudaError>| result.err().expect("it was recorded").to_string();
+
+            let unjoined = refused(stream.capture(|| {
+                other.wait(&stream.record()?)?;
+                other.fill_bytes(besides.view_mut(), 0)?;
+                stream.fill_bytes(data.view_mut(), 0)
+            }));
+            assert!(unjoined.starts_with("cuStreamEndCapture failed: CUDA_ERROR_STREAM_CAPTURE_UNJOINED"), "{unjoined}");
+            let isolated = refused(stream.capture(|| stream.wait(&outside)));
+            assert!(isolated.starts_with("cuStreamWaitEvent failed: CUDA_ERROR_STREAM_CAPTURE_ISOLATION"), "{isolated}");
+            let asked = refused(stream.capture(|| stream.record()?.synchronize()));
+            assert!(asked.starts_with("cuEventSynchronize failed: CUDA_ERROR_CAPTURED_EVENT"), "{asked}");
+            let waited = refused(stream.capture(|| stream.synchronize()));
+            assert!(waited.starts_with("cuStreamSynchronize failed: CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"), "{waited}");
+            // One mistake loses the recording, even where the work goes on.
+            let lost = refused(stream.capture(|| {
+                let _ = stream.wait(&outside);
+                stream.fill_bytes(data.view_mut(), 0)
+            }));
+            assert!(lost.ends_with("operation failed due to a previous error during capture"), "{lost}");
+
+            assert_eq!(stream.download(data.view()).unwrap(), [1, 2], "nothing has run");
+            assert_eq!(other.download(besides.view()).unwrap(), [3, 4]);
+        });
+    }
+}
+
 /// Work that a recording refuses.
-type Recorded<'a> = dyn FnMut(&mut Buffer<u32>, &mut Pinned<u32>) -> Result<(), CudaError> + 'a;
+type Recorded<'a> = dyn FnMut(&mut Buffer<u32>) -> Result<(), CudaError> + 'a;
 
 device_test! {
     fn what_cannot_be_recorded_is_refused_and_the_stream_goes_on() {
         common::on_every_schedule(|bench| {
             let stream = &bench.stream;
             let mut data = stream.upload(&[1u32, 2]).unwrap();
-            let mut pinned = Pinned::<u32>::zeroed(bench.device(), 2).unwrap();
             stream.synchronize().unwrap();
             let mut refused = |work: &mut Recorded| {
-                let Err(error) = stream.capture(|| work(&mut data, &mut pinned)) else { panic!("it was recorded") };
+                let Err(error) = stream.capture(|| work(&mut data)) else { panic!("it was recorded") };
                 error.to_string()
             };
             let expected = |what: &str| format!("{what} cannot be recorded into a graph; do it before or after");
-            assert_eq!(refused(&mut |_, _| stream.alloc::<u32>(1).map(drop)), expected("an allocation"));
+            assert_eq!(refused(&mut |_| stream.alloc::<u32>(1).map(drop)), expected("an allocation"));
             assert_eq!(
-                refused(&mut |data, _| stream.copy_from_host(&[3, 4], data.view_mut())),
+                refused(&mut |data| stream.copy_from_host(&[3, 4], data.view_mut())),
                 expected("a copy from host memory")
             );
             assert_eq!(
-                refused(&mut |data, _| stream.download(data.view()).map(drop)),
+                refused(&mut |data| stream.download(data.view()).map(drop)),
                 expected("a copy to host memory")
-            );
-            assert_eq!(
-                refused(&mut |data, pinned| stream.copy_from_pinned(pinned, data.view_mut())),
-                expected("a copy from pinned memory")
-            );
-            assert_eq!(
-                refused(&mut |data, pinned| stream.copy_to_pinned(data.view(), pinned)),
-                expected("a copy to pinned memory")
             );
             assert_eq!(stream.download(data.view()).unwrap(), [1, 2]);
         });

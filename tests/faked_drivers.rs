@@ -5,7 +5,7 @@ mod common;
 
 use common::{conformance_image, for_ever};
 use rigel::backend::cuda::{
-    Arguments, ComputeCapability, CudaError, Device, Image, Launch, driver, images, properties,
+    Arguments, Buffer, ComputeCapability, CudaError, Device, Image, Kernel, Launch, Stream, driver, images, properties,
 };
 use rigel_interpreter::{DeviceProfile, Interpreter};
 
@@ -162,24 +162,102 @@ device_test! {
     }
 }
 
+/// `to[i] = from[i] + 1`, two blocks of 32, where `to` is a word short: the interpreter is to notice.
+fn overrun(stream: &Stream, add: &Kernel, from: &Buffer<u32>, short: &mut Buffer<u32>) -> Result<(), CudaError> {
+    let arguments = Arguments::new().input(from.view()).output(&short.view_mut());
+    // SAFETY: none.
+    unsafe { stream.launch(add, &Launch::linear(2, 32), &arguments) }
+}
+
+fn add_one(device: &Device) -> Kernel {
+    device.load(conformance_image("device")).unwrap().kernel("device_add_one").unwrap()
+}
+
 device_test! {
     fn a_kernel_that_fails_is_reported_by_the_next_call_that_waits() {
         let interpreter = play(DeviceProfile::Sm90);
         let device = Device::open(0).unwrap();
-        let stream = device.stream().unwrap();
-        let add = device.load(conformance_image("device")).unwrap().kernel("device_add_one").unwrap();
+        let (stream, add) = (device.stream().unwrap(), add_one(&device));
+        assert!(!device.is_synchronous());
         let from = stream.upload(&[1u32; 64]).unwrap();
         let mut short = stream.zeroed::<u32>(63).unwrap();
-        let arguments = Arguments::new().input(from.view()).output(&short.view_mut());
-        // SAFETY: none: the output is short, and the interpreter is to notice.
-        unsafe { stream.launch(&add, &Launch::linear(2, 32), &arguments) }.unwrap();
+        overrun(&stream, &add, &from, &mut short).unwrap();
         let error = refusal(stream.synchronize());
-        assert!(error.starts_with("cuStreamSynchronize failed: CUDA_ERROR_LAUNCH_FAILED: "), "{error}");
-        assert!(error.ends_with("(a kernel failed; this process cannot use the GPU any more)"), "{error}");
+        assert_eq!(
+            error,
+            "a kernel of the work before failed (cuStreamSynchronize: CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure \
+             (the interpreter's report says why)); this process cannot use the GPU any more; run again with \
+             RIGEL_CUDA_SYNC=1 to learn which kernel"
+        );
         let reports = interpreter.reports();
         assert_eq!(reports.len(), 1, "{reports:?}");
         assert!(reports[0].contains("device_add_one"), "{reports:?}");
-        assert!(stream.download(from.view()).is_err(), "the error stays");
+        assert!(matches!(stream.download(from.view()), Err(CudaError::WorkFailed { .. })), "the error stays");
+    }
+}
+
+/// A test of kernels in a process where every launch is waited for.
+macro_rules! synchronous_test {
+    (fn $name:ident() $body:block) => {
+        #[test]
+        fn $name() {
+            if images().is_empty() {
+                return eprintln!("{}: skipped, this build has no kernels; run tools/install-nvcc", stringify!($name));
+            }
+            common::in_own_process_with(stringify!($name), &[("RIGEL_CUDA_SYNC", "1")], || $body);
+        }
+    };
+}
+
+synchronous_test! {
+    fn where_launches_are_waited_for_the_one_that_fails_says_so() {
+        play(DeviceProfile::Sm90);
+        let device = Device::open(0).unwrap();
+        assert!(device.is_synchronous());
+        let (stream, add) = (device.stream().unwrap(), add_one(&device));
+        let from = stream.upload(&[1u32; 64]).unwrap();
+        let (mut whole, mut short) = (stream.zeroed::<u32>(64).unwrap(), stream.zeroed::<u32>(63).unwrap());
+        overrun(&stream, &add, &from, &mut whole).unwrap();
+        assert_eq!(
+            refusal(overrun(&stream, &add, &from, &mut short)),
+            "device_add_one failed: CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure (the interpreter's report says \
+             why); this process cannot use the GPU any more"
+        );
+    }
+}
+
+synchronous_test! {
+    fn where_launches_are_waited_for_so_are_replays() {
+        play(DeviceProfile::Sm80);
+        let device = Device::open(0).unwrap();
+        let (stream, add) = (device.stream().unwrap(), add_one(&device));
+        let from = stream.upload(&[1u32; 64]).unwrap();
+        let mut short = stream.zeroed::<u32>(63).unwrap();
+        stream.synchronize().unwrap();
+        // What is only recorded cannot be waited for, and does not fail.
+        let graph = stream.capture(|| overrun(&stream, &add, &from, &mut short)).unwrap();
+        let error = refusal(graph.launch());
+        assert!(error.starts_with("a kernel of a recording failed: CUDA_ERROR_LAUNCH_FAILED"), "{error}");
+    }
+}
+
+driver_test! {
+    fn allocated_bytes_are_those_asked_for() {
+        let interpreter = play(DeviceProfile::Sm90);
+        let device = Device::open(0).unwrap();
+        let stream = device.stream().unwrap();
+        assert_eq!(interpreter.allocated_bytes(), 0);
+        let first = stream.zeroed::<u16>(1001).unwrap();
+        let second = stream.alloc::<u64>(3).unwrap();
+        assert_eq!(interpreter.allocated_bytes(), 2002 + 24);
+        let (free, total) = device.memory().unwrap();
+        assert_eq!(total - free, 2002 + 24);
+        drop(first);
+        stream.synchronize().unwrap();
+        assert_eq!(interpreter.allocated_bytes(), 24);
+        drop(second);
+        stream.synchronize().unwrap();
+        assert_eq!(interpreter.allocated_bytes(), 0);
     }
 }
 
@@ -188,7 +266,7 @@ device_test! {
         let interpreter = play(DeviceProfile::Sm80);
         let device = Device::open(0).unwrap();
         let (one, other) = (device.stream().unwrap(), device.stream().unwrap());
-        let add = device.load(conformance_image("device")).unwrap().kernel("device_add_one").unwrap();
+        let add = add_one(&device);
         let mut data = one.upload(&[1u32; 32]).unwrap();
         one.synchronize().unwrap();
         for stream in [&one, &other] {

@@ -17,12 +17,18 @@ const CHILD: &str = "RIGEL_TEST_CHILD";
 /// Runs `body` in a process of its own: a kernel's fault poisons a GPU's context for its whole process. `test` is the
 /// name of the test function that calls this.
 pub fn in_own_process(test: &str, body: impl FnOnce()) {
+    in_own_process_with(test, &[], body);
+}
+
+/// The same, where the process has these environment variables.
+pub fn in_own_process_with(test: &str, variables: &[(&str, &str)], body: impl FnOnce()) {
     if env::var(CHILD).is_ok_and(|child| child == test) {
         return body();
     }
     let program = env::current_exe().expect("the test binary's own path");
-    let output = Command::new(program).args(["--exact", test, "--nocapture"]).env(CHILD, test).output();
-    let output = output.expect("the test binary starts again");
+    let mut command = Command::new(program);
+    command.args(["--exact", test, "--nocapture"]).env(CHILD, test).envs(variables.iter().copied());
+    let output = command.output().expect("the test binary starts again");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{test} in a process of its own: {}\n{out}\n{err}", output.status);
     assert!(out.contains("1 passed"), "{test}: no such test in its own process\n{out}");

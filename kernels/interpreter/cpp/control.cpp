@@ -29,7 +29,7 @@ int play_device(uint32_t compute_capability) {
     }
 }
 
-// A program that knows nothing of these functions finds the stand-in by LD_LIBRARY_PATH and is told what to meet by
+// A program that knows nothing of these functions is started with the stand-in in LD_PRELOAD and told what to meet by
 // RIGEL_INTERPRETER_DEVICE (75, 80, 86, 90; 0 for none) and RIGEL_INTERPRETER_DRIVER (12040 for CUDA 12.4).
 bool play_environment() {
     played.device = &kSm90;
@@ -88,6 +88,11 @@ CONTROL void rigel_interpreter_clear_counters_raw() {
     finished_launches.clear();
 }
 
+CONTROL uint64_t rigel_interpreter_allocated_bytes_raw() {
+    std::lock_guard<std::recursive_mutex> guard(driver_lock);
+    return allocated_bytes;
+}
+
 CONTROL uint64_t rigel_interpreter_report_count() {
     std::lock_guard<std::recursive_mutex> guard(driver_lock);
     return reports.size();
@@ -105,6 +110,7 @@ CONTROL void rigel_interpreter_forget_errors_raw() {
     reports.clear();
     sticky_error = CUDA_SUCCESS;
     for (Stream* stream : all_streams()) {
+        stream->recording.reset();
         stream->queue.clear();
         stream->run = stream->submitted;
     }

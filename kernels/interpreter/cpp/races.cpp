@@ -56,7 +56,7 @@ const char* verb(Stamp how, const char* atomic, const char* write, const char* r
          text("race in %s memory: an access at byte %zu %s what is not ordered after %s", memory, offset,
               verb(mine, "updates", "writes", "reads"), verb(old, "an atomic update", "a write", "a read")),
          {"the other: " + history.describe_agent(serial_of(old)) + " " +
-              verb(old, "updated it", "wrote it", "read it") + ", at " + source_line(old_site),
+              verb(old, "updated it", "wrote it", "read it") + at_line(old_site),
           (access.agent == Agent::AsyncCopy ? "the access is an asynchronous copy's; " : "") + why});
 }
 
@@ -81,7 +81,7 @@ inline void visit(Cell& cell, Stamp mine, const Access& access, Serial floor, co
         if (access.does == Does::ReadOnlyLoad && (old & kStampWrite) && common && serial_of(old) >= access.thread->warp->block->first &&
             history.block_of(serial_of(old)).work == history.block_of(serial_of(mine)).work)
             fail(access.site, "a read-only load (ld.global.nc) of bytes that this grid has written",
-                 {"the write: " + history.describe_agent(serial_of(old)) + ", at " + source_line(cell.site[slot])});
+                 {"the write: " + history.describe_agent(serial_of(old)) + at_line(cell.site[slot])});
         // Whoever conflicts with an access that this one covers and follows conflicts with this one too.
         if (ordered && covered && (writes || !(old & kStampWrite))) {
             cell.stamp[slot] = 0;

@@ -29,7 +29,7 @@ void report(const std::string& message) {
 }
 
 void fail(Site site, const std::string& problem, const std::vector<std::string>& notes) {
-    std::string message = problem + "\n  " + describe(*current) + ", at " + source_line(site);
+    std::string message = problem + "\n  " + describe(*current) + at_line(site);
     for (const std::string& note : notes) message += "\n  " + note;
     report(message);
     scheduler.abandon();

@@ -62,4 +62,6 @@ const std::string& source_line(Site site) {
     return at->second;
 }
 
+std::string at_line(Site site) { return site == 0 ? "" : ", at " + source_line(site); }
+
 }  // namespace interpreter

@@ -109,10 +109,6 @@ void destroy_stream(Stream* stream) {
 std::vector<Stream*> all_streams() { return streams; }
 
 void submit(Stream& stream, Operation operation) {
-    if (stream.capture) {
-        stream.capture->push_back(std::move(operation));
-        return;
-    }
     if (!known_by_host) known_by_host = nothing_finished();
     if (!stream.finished) stream.finished = nothing_finished();
     // The default stream waits for the streams that wait for it, and they for it.
@@ -143,7 +139,7 @@ std::shared_ptr<Mark> mark(Stream& stream) {
 
 Outcome reach(Mark& mark) {
     while (!mark.reached) {
-        if (mark.stream->queue.empty()) break;  // the mark was captured, or lost with an error
+        if (mark.stream->queue.empty()) break;  // the mark was lost with an error
         if (run_next(*mark.stream) != Outcome::Fine) return Outcome::CheckFailed;
     }
     return Outcome::Fine;

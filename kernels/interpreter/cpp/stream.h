@@ -25,6 +25,7 @@ struct LaunchRequest {
 };
 
 struct Stream;
+struct Recording;  // driver/recording.h
 // A point in a stream: reached when everything submitted before it has run.
 struct Mark {
     Stream* stream;
@@ -49,7 +50,8 @@ struct Stream {
     uint64_t sequence = 0;                  // of the last work begun
     std::deque<Operation> queue;
     Ref<const FinishedWork> finished;  // known before the next operation
-    std::unique_ptr<std::vector<Operation>> capture;
+    std::shared_ptr<Recording> recording;  // what it is given goes there instead,
+    size_t branch = 0;                     //   to this branch
 };
 
 extern Stream default_stream;
@@ -57,7 +59,7 @@ Stream* create_stream(bool waits_for_default_stream);
 void destroy_stream(Stream* stream);
 std::vector<Stream*> all_streams();
 
-// Appends to the stream, or to its capture.
+// Appends to the stream, which does not record.
 void submit(Stream& stream, Operation operation);
 // Runs what is needed, in order. The host then knows that it has finished.
 Outcome run_all(Stream& stream);

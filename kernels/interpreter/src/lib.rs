@@ -109,6 +109,7 @@ impl Interpreter {
         launches() -> u64;
         counters_of(launch: u64, out: *mut RawCounters) -> i32;
         clear_counters_raw() -> ();
+        allocated_bytes_raw() -> u64;
         report_count() -> u64;
         report_text(index: u64, text: *mut u8, capacity: u64) -> u64;
         forget_errors_raw() -> ();
@@ -185,6 +186,12 @@ impl Interpreter {
     /// Forgets all counters.
     pub fn clear_counters(&self) {
         self.clear_counters_raw();
+    }
+
+    /// Bytes of device memory that are allocated now, as asked for: nothing is rounded up, and what is kept for later by a
+    /// real driver's pool is not counted. Memory that a stream frees counts until the stream has come there.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.allocated_bytes_raw()
     }
 
     /// The texts of all failed checks, oldest first.

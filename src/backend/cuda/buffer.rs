@@ -133,6 +133,12 @@ impl<T: Pod> SliceMut<'_, T> {
 }
 
 fn part<T>(pointer: CUdeviceptr, len: usize, range: impl RangeBounds<usize>) -> Option<(CUdeviceptr, usize)> {
+    let (start, len) = bounds(len, range)?;
+    Some((pointer + (start * size_of::<T>()) as u64, len))
+}
+
+/// Start and length of `range` among `len` elements; `None` where there are not as many.
+pub(super) fn bounds(len: usize, range: impl RangeBounds<usize>) -> Option<(usize, usize)> {
     let start = match range.start_bound() {
         Bound::Included(start) => *start,
         Bound::Excluded(before) => before.checked_add(1)?,
@@ -143,7 +149,7 @@ fn part<T>(pointer: CUdeviceptr, len: usize, range: impl RangeBounds<usize>) -> 
         Bound::Excluded(end) => *end,
         Bound::Unbounded => len,
     };
-    (start <= end && end <= len).then(|| (pointer + (start * size_of::<T>()) as u64, end - start))
+    (start <= end && end <= len).then(|| (start, end - start))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! One GPU: what it is, its memory, its loaded kernels.
 
 use std::collections::HashMap;
+use std::env;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,10 +12,14 @@ use super::driver;
 use super::error::{CudaError, Naming};
 use super::image::{Image, images};
 use super::module::Module;
+use super::pinned::PinnedMemory;
 use super::stream::Stream;
 
 /// The kernels use Ampere's asynchronous copies and bf16 matrix instructions.
 const OLDEST: ComputeCapability = ComputeCapability { major: 8, minor: 0 };
+
+/// The variable that has every launch waited for.
+const SYNCHRONOUS: &str = "RIGEL_CUDA_SYNC";
 
 /// What a GPU can do, by generation: 8.0 is A100, 9.0 is H100 and H200.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -105,6 +110,10 @@ struct Inner {
     context: Arc<CudaContext>,
     properties: Properties,
     modules: Mutex<HashMap<&'static str, Arc<Module>>>,
+    /// Whether every launch is waited for.
+    synchronous: bool,
+    /// By recording under way, what its graph must keep.
+    recorded: Mutex<HashMap<u64, Vec<Arc<PinnedMemory>>>>,
 }
 
 impl Device {
@@ -122,7 +131,16 @@ impl Device {
         if context.has_async_alloc() {
             keep_freed_memory(&context)?;
         }
-        Ok(Device(Arc::new(Inner { context, properties, modules: Mutex::default() })))
+        let synchronous = env::var_os(SYNCHRONOUS).is_some_and(|value| !value.is_empty() && value != "0");
+        let (modules, recorded) = (Mutex::default(), Mutex::default());
+        Ok(Device(Arc::new(Inner { context, properties, modules, synchronous, recorded })))
+    }
+
+    /// Whether `RIGEL_CUDA_SYNC` was set, to anything but 0, when it was opened: then every launch and replay is waited
+    /// for, so that [`CudaError::KernelFailed`] comes from the launch that failed and names its kernel. Slow, for finding
+    /// faults. A failed replay does not say which of its kernels it was: do not record while this is set.
+    pub fn is_synchronous(&self) -> bool {
+        self.0.synchronous
     }
 
     /// What the GPU is.
@@ -169,6 +187,19 @@ impl Device {
     /// Those of `Module::load`.
     pub fn load(&self, image: Image) -> Result<Module, CudaError> {
         Module::load(&self.0.context, &self.0.properties, image)
+    }
+
+    /// The graph of this recording will copy to or from `memory`.
+    pub(super) fn keep_for_graph(&self, capture: u64, memory: Arc<PinnedMemory>) {
+        // As above for a panic elsewhere.
+        let mut recorded = self.0.recorded.lock().unwrap_or_else(PoisonError::into_inner);
+        recorded.entry(capture).or_default().push(memory);
+    }
+
+    /// What the graph of this recording must keep, once the recording has ended.
+    pub(super) fn kept_for_graph(&self, capture: u64) -> Vec<Arc<PinnedMemory>> {
+        let mut recorded = self.0.recorded.lock().unwrap_or_else(PoisonError::into_inner);
+        recorded.remove(&capture).unwrap_or_default()
     }
 
     pub(super) fn context(&self) -> &Arc<CudaContext> {

@@ -143,6 +143,25 @@ pub enum CudaError {
         /// Bytes that the GPU has.
         total: u64,
     },
+    /// A kernel failed while it ran, and the launch that started it was waited for. Comes with `RIGEL_CUDA_SYNC=1` alone.
+    #[error("{kernel} failed: {answer}; this process cannot use the GPU any more")]
+    KernelFailed {
+        /// The kernel's name, or `a kernel of a recording`.
+        kernel: String,
+        /// The driver's answer, by name and in words.
+        answer: String,
+    },
+    /// A kernel failed while it ran: one of those launched before `call`, which only brought the news.
+    #[error(
+        "a kernel of the work before failed ({call}: {answer}); this process cannot use the GPU any more; run again with \
+         RIGEL_CUDA_SYNC=1 to learn which kernel"
+    )]
+    WorkFailed {
+        /// What was asked of the driver.
+        call: &'static str,
+        /// Its answer, by name and in words.
+        answer: String,
+    },
     /// Any other answer of the driver.
     #[error("{call} failed: {answer}")]
     Driver {
@@ -160,19 +179,50 @@ pub(super) trait Naming<T> {
 
 impl<T> Naming<T> for Result<T, DriverError> {
     fn named(self, call: &'static str) -> Result<T, CudaError> {
-        self.map_err(|error| CudaError::Driver { call, answer: describe(error) })
+        self.map_err(|error| {
+            let answer = describe(error);
+            if is_of_a_kernel(error) {
+                CudaError::WorkFailed { call, answer }
+            } else {
+                CudaError::Driver { call, answer }
+            }
+        })
     }
 }
 
-/// `CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure`, and advice where there is some.
+impl CudaError {
+    /// What synchronising right after `kernel` brought to light.
+    pub(super) fn failed(kernel: String, error: DriverError) -> CudaError {
+        let answer = describe(error);
+        if is_of_a_kernel(error) {
+            CudaError::KernelFailed { kernel, answer }
+        } else {
+            CudaError::Driver { call: "cuStreamSynchronize", answer }
+        }
+    }
+}
+
+/// Whether it is a fault of a running kernel. The driver returns it from whatever call comes next, and from all after.
+fn is_of_a_kernel(error: DriverError) -> bool {
+    matches!(
+        error.0,
+        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUresult::CUDA_ERROR_ASSERT
+            | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUresult::CUDA_ERROR_INVALID_PC
+            | CUresult::CUDA_ERROR_LAUNCH_FAILED
+    )
+}
+
+/// `CUDA_ERROR_INVALID_VALUE: invalid argument`, and advice where there is some.
 fn describe(error: DriverError) -> String {
     let name = error.error_name().map_or_else(|_| format!("{:?}", error.0), |name| name.to_string_lossy().into_owned());
     let words = error.error_string().map_or(String::new(), |words| format!(": {}", words.to_string_lossy()));
     let advice = match error.0 {
-        CUresult::CUDA_ERROR_LAUNCH_FAILED
-        | CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
-        | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
-        | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION => " (a kernel failed; this process cannot use the GPU any more)",
         CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => " (the driver was updated: restart the machine)",
         CUresult::CUDA_ERROR_SYSTEM_NOT_READY => " (is the fabric manager running?)",
         _ => "",

@@ -1,27 +1,61 @@
 //! A recording of a stream's work, replayed with one call.
 
+use std::sync::Arc;
+
 use cudarc::driver::CudaGraph;
 
 use super::error::{CudaError, Naming};
+use super::pinned::PinnedMemory;
+use super::stream::Stream;
 
-/// A recording made by [`Stream::capture`](super::Stream::capture). It holds the addresses of the buffers that it
-/// uses, not the buffers: they must live, and stay where they are, as long as it is replayed.
-pub struct Graph(pub(super) CudaGraph);
+/// A recording made by [`Stream::capture`](super::Stream::capture).
+///
+/// It holds the addresses of the device buffers that it uses, not the buffers: nothing keeps them alive, and they must
+/// live, and stay where they are, as long as it is replayed. Their values are those of the time of the replay. Page-locked
+/// host memory ([`Pinned`](super::Pinned)) that it copies to or from it does keep.
+///
+/// One thread at a time may use it: the driver does not lock graphs.
+pub struct Graph {
+    recording: CudaGraph,
+    stream: Stream,
+    /// What its copies read or write on the host, each once. Dropped after the recording.
+    pinned: Vec<Arc<PinnedMemory>>,
+}
+
+// SAFETY: the driver's graphs belong to no thread; that one thread at a time uses it follows from its not being `Sync`.
+unsafe impl Send for Graph {}
 
 impl Graph {
+    pub(super) fn new(recording: CudaGraph, stream: Stream, mut pinned: Vec<Arc<PinnedMemory>>) -> Graph {
+        pinned.sort_by_key(Arc::as_ptr);
+        pinned.dedup_by_key(|memory| Arc::as_ptr(memory));
+        Graph { recording, stream, pinned }
+    }
+
     /// Brings the recording to the device ahead of its first replay.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
     pub fn upload(&self) -> Result<(), CudaError> {
-        self.0.upload().named("cuGraphUpload")
+        self.recording.upload().named("cuGraphUpload")
     }
 
-    /// Replays it on the stream that it was recorded on.
+    /// Replays it on the stream that it was recorded on. Whoever then touches [`Pinned`](super::Pinned) memory that it
+    /// copies to or from waits for this replay to end; a slice of it that is held now would meet the copy half-way.
     ///
     /// # Errors
-    /// [`CudaError::Driver`].
+    /// [`CudaError::Driver`], [`CudaError::WorkFailed`]; [`CudaError::KernelFailed`] where launches are waited for
+    /// ([`Device::is_synchronous`](super::Device::is_synchronous)).
     pub fn launch(&self) -> Result<(), CudaError> {
-        self.0.launch().named("cuGraphLaunch")
+        let stream = self.stream.inner();
+        for memory in &self.pinned {
+            memory.before_copy(stream)?;
+        }
+        let launched = self.recording.launch().named("cuGraphLaunch");
+        for memory in &self.pinned {
+            memory.after_copy(stream)?;
+        }
+        launched?;
+        self.stream.wait_where_synchronous(|| "a kernel of a recording".to_owned())
     }
 }

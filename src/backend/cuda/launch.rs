@@ -99,7 +99,9 @@ impl Stream {
     ///
     /// # Errors
     /// [`CudaError::Arguments`] where number or sizes of the arguments are not those of the compiled kernel;
-    /// [`CudaError::LaunchLimit`]; [`CudaError::Driver`].
+    /// [`CudaError::LaunchLimit`]; [`CudaError::Driver`]; [`CudaError::WorkFailed`] where an earlier kernel has failed;
+    /// [`CudaError::KernelFailed`] where launches are waited for
+    /// ([`Device::is_synchronous`](super::Device::is_synchronous)).
     ///
     /// # Safety
     /// `arguments` mean what the kernel takes them for, and the buffers among them are as long as the kernel, so
@@ -147,8 +149,11 @@ impl Stream {
         let mut pointers: [*mut c_void; MOST] = std::array::from_fn(|index| (&raw mut values[index]).cast());
         // SAFETY: configuration, attributes, values and pointers outlive the call; number and sizes of the arguments
         // were compared with the kernel's; what they mean is the caller's promise.
-        unsafe { sys::cuLaunchKernelEx(&config, kernel.handle(), pointers.as_mut_ptr(), std::ptr::null_mut()).result() }
-            .named("cuLaunchKernelEx")
+        unsafe {
+            sys::cuLaunchKernelEx(&config, kernel.handle(), pointers.as_mut_ptr(), std::ptr::null_mut()).result()
+        }
+        .named("cuLaunchKernelEx")?;
+        self.wait_where_synchronous(|| kernel.name().to_owned())
     }
 
     fn check_limits(&self, kernel: &Kernel, launch: &Launch) -> Result<(), CudaError> {

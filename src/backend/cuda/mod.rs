@@ -46,7 +46,7 @@ pub use graph::Graph;
 pub use image::{Image, images, nvcc_version};
 pub use launch::{Arguments, Launch, Overlap};
 pub use module::{Kernel, Module};
-pub use pinned::Pinned;
+pub use pinned::{Pinned, PinnedSlice, PinnedSliceMut};
 pub use stream::Stream;
 pub use upload::UploadError;
 pub use weights::{LayerWeights, LinearWeights, RopeTable, Weights};

@@ -11,7 +11,7 @@ use super::device::Device;
 use super::error::{CudaError, Naming};
 use super::event::Event;
 use super::graph::Graph;
-use super::pinned::Pinned;
+use super::pinned::{PinnedMemory, PinnedSlice, PinnedSliceMut};
 
 /// A queue of work on one [`Device`]. Calls return before their work is done, except where said; a failure of the
 /// work comes out of a later call, [`Stream::synchronize`] at the latest.
@@ -149,48 +149,77 @@ impl Stream {
             .named("cuMemcpyDtoDAsync")
     }
 
-    /// Copies from pinned memory while the host goes on.
+    /// Copies from pinned memory while the host goes on: from a whole [`Pinned`](super::Pinned) or a
+    /// [`Pinned::slice`](super::Pinned::slice) of it. Where the stream records, each replay copies the elements as they
+    /// are then.
     ///
     /// # Errors
-    /// [`CudaError::CopyLength`]; [`CudaError::WhileCapturing`].
-    pub fn copy_from_pinned<T: Pod>(&self, source: &Pinned<T>, destination: SliceMut<'_, T>) -> Result<(), CudaError> {
+    /// [`CudaError::CopyLength`]; [`CudaError::Driver`].
+    pub fn copy_from_pinned<'a, T: Pod>(
+        &self,
+        source: impl Into<PinnedSlice<'a, T>>,
+        destination: SliceMut<'_, T>,
+    ) -> Result<(), CudaError> {
+        let source = source.into();
         same_length(source.len(), destination.len())?;
-        self.not_while_capturing("a copy from pinned memory")?;
         if source.is_empty() {
             return Ok(());
         }
-        self.bind()?;
-        source.before_copy(&self.inner)?;
         let bytes = source.len() * size_of::<T>();
-        // SAFETY: both have the same length; accesses to the source and its release wait for the event after the copy.
-        let copied = unsafe {
-            let source = std::slice::from_raw_parts(source.pointer(), bytes);
-            result::memcpy_htod_async(destination.pointer(), source, self.inner.cu_stream())
-        };
-        source.after_copy(&self.inner)?;
-        copied.named("cuMemcpyHtoDAsync")
+        self.around_pinned(source.memory(), || {
+            // SAFETY: both have the same length; accesses to the source and its release wait for the event after the
+            // copy, or after each replay of the recording, which keeps the source.
+            unsafe {
+                let source = std::slice::from_raw_parts(source.pointer(), bytes);
+                result::memcpy_htod_async(destination.pointer(), source, self.inner.cu_stream())
+            }
+            .named("cuMemcpyHtoDAsync")
+        })
     }
 
-    /// Copies to pinned memory while the host goes on.
+    /// Copies to pinned memory while the host goes on: to a whole [`Pinned`](super::Pinned) or a
+    /// [`Pinned::slice_mut`](super::Pinned::slice_mut) of it. Where the stream records, each replay writes the elements.
     ///
     /// # Errors
-    /// [`CudaError::CopyLength`]; [`CudaError::WhileCapturing`].
-    pub fn copy_to_pinned<T: Pod>(&self, source: Slice<'_, T>, destination: &mut Pinned<T>) -> Result<(), CudaError> {
+    /// [`CudaError::CopyLength`]; [`CudaError::Driver`].
+    pub fn copy_to_pinned<'a, T: Pod>(
+        &self,
+        source: Slice<'_, T>,
+        destination: impl Into<PinnedSliceMut<'a, T>>,
+    ) -> Result<(), CudaError> {
+        let destination = destination.into();
         same_length(source.len(), destination.len())?;
-        self.not_while_capturing("a copy to pinned memory")?;
         if source.is_empty() {
             return Ok(());
         }
-        self.bind()?;
-        destination.before_copy(&self.inner)?;
         let bytes = destination.len() * size_of::<T>();
-        // SAFETY: as in `copy_from_pinned`.
-        let copied = unsafe {
-            let destination = std::slice::from_raw_parts_mut(destination.pointer(), bytes);
-            result::memcpy_dtoh_async(destination, source.pointer(), self.inner.cu_stream())
-        };
-        destination.after_copy(&self.inner)?;
-        copied.named("cuMemcpyDtoHAsync")
+        self.around_pinned(destination.memory(), || {
+            // SAFETY: as in `copy_from_pinned`.
+            unsafe {
+                let destination = std::slice::from_raw_parts_mut(destination.pointer(), bytes);
+                result::memcpy_dtoh_async(destination, source.pointer(), self.inner.cu_stream())
+            }
+            .named("cuMemcpyDtoHAsync")
+        })
+    }
+
+    /// Gives a copy to or from `memory` to the stream, in order with the other copies of it.
+    fn around_pinned(
+        &self,
+        memory: &Arc<PinnedMemory>,
+        copy: impl FnOnce() -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        if let Some(capture) = self.capture_id()? {
+            // The order with other copies is that of the replays: `Graph::launch` sees to it.
+            copy()?;
+            self.device.keep_for_graph(capture, memory.clone());
+            return Ok(());
+        }
+        self.bind()?;
+        memory.before_copy(&self.inner)?;
+        let copied = copy();
+        memory.after_copy(&self.inner)?;
+        copied
     }
 
     /// Marks this point of its work. The event keeps time.
@@ -211,20 +240,43 @@ impl Stream {
         self.inner.wait(event).named("cuStreamWaitEvent")
     }
 
-    /// Records what `work` gives to this stream instead of running it. Kernels must have run once before, so that
-    /// they are loaded; buffers must outlive the recording.
+    /// Records what `work` gives to this stream instead of running it: launches, fills, copies on the device and from
+    /// and to pinned memory. Kernels must have run once before, so that they are loaded; buffers must outlive the
+    /// recording.
+    ///
+    /// Another stream takes part once it has waited for an [`Event`] of this one that `work` recorded, and until this one
+    /// waits for an event of its own: what it is given between runs beside this stream's work at each replay. It must
+    /// have come back before `work` ends. Events from outside the recording cannot be waited for in it, nor its own
+    /// outside.
     ///
     /// # Errors
-    /// That of `work`; [`CudaError::Driver`], such as for something that cannot be recorded.
+    /// That of `work`; [`CudaError::Driver`], such as for something that cannot be recorded, or a stream that has not
+    /// come back.
     pub fn capture(&self, work: impl FnOnce() -> Result<(), CudaError>) -> Result<Graph, CudaError> {
         // Thread-local: other threads of the program may go on using the device meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.inner.begin_capture(mode).named("cuStreamBeginCapture")?;
+        let capture = self.capture_id();
         let worked = work();
         // Ended in either case: a stream left recording is of no use any more.
         let graph = self.inner.end_capture(sys::CUgraphInstantiate_flags(0)).named("cuStreamEndCapture");
+        let pinned = capture.map(|id| id.map(|id| self.device.kept_for_graph(id)).unwrap_or_default());
         worked?;
-        graph?.map(Graph).ok_or(CudaError::Driver { call: "cuStreamEndCapture", answer: "no graph".to_owned() })
+        let no_graph = || CudaError::Driver { call: "cuStreamEndCapture", answer: "no graph".to_owned() };
+        Ok(Graph::new(graph?.ok_or_else(no_graph)?, self.clone(), pinned?))
+    }
+
+    pub(super) fn inner(&self) -> &CudaStream {
+        &self.inner
+    }
+
+    /// Where launches are waited for ([`Device::is_synchronous`]), waits until `work` has run, and names it where it
+    /// failed. A recording cannot wait: there it does nothing.
+    pub(super) fn wait_where_synchronous(&self, work: impl FnOnce() -> String) -> Result<(), CudaError> {
+        if !self.device.is_synchronous() || self.capture_id()?.is_some() {
+            return Ok(());
+        }
+        self.inner.synchronize().map_err(|error| CudaError::failed(work(), error))
     }
 
     pub(super) fn handle(&self) -> sys::CUstream {
@@ -241,6 +293,30 @@ impl Stream {
             sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => Ok(()),
             _ => Err(CudaError::WhileCapturing { what }),
         }
+    }
+
+    /// The recording that the stream takes part in, by a number that no other has.
+    fn capture_id(&self) -> Result<Option<u64>, CudaError> {
+        self.bind()?;
+        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        let (mut id, mut count) = (0, 0);
+        let (mut graph, mut nodes, mut edges) = (std::ptr::null_mut(), std::ptr::null(), std::ptr::null());
+        // SAFETY: every place is live; the graph and the nodes are the driver's and not touched. All are asked for because
+        // the driver may refuse to leave out the edges where launches may start early.
+        unsafe {
+            sys::cuStreamGetCaptureInfo_v3(
+                self.inner.cu_stream(),
+                &mut status,
+                &mut id,
+                &mut graph,
+                &mut nodes,
+                &mut edges,
+                &mut count,
+            )
+        }
+        .result()
+        .named("cuStreamGetCaptureInfo")?;
+        Ok((status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE).then_some(id))
     }
 
     fn out_of_memory(&self, needed: u64) -> CudaError {

@@ -31,6 +31,14 @@ enum CUresult : int {
     CUDA_ERROR_NOT_SUPPORTED = 801,
     CUDA_ERROR_SYSTEM_DRIVER_MISMATCH = 803,
     CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900,
+    CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901,
+    CUDA_ERROR_STREAM_CAPTURE_MERGE = 902,
+    CUDA_ERROR_STREAM_CAPTURE_UNMATCHED = 903,
+    CUDA_ERROR_STREAM_CAPTURE_UNJOINED = 904,
+    CUDA_ERROR_STREAM_CAPTURE_ISOLATION = 905,
+    CUDA_ERROR_STREAM_CAPTURE_IMPLICIT = 906,
+    CUDA_ERROR_CAPTURED_EVENT = 907,
+    CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD = 908,
 };
 using CUdevice = int;
 using CUdeviceptr = uint64_t;
@@ -64,6 +72,10 @@ extern std::recursive_mutex driver_lock;
 extern CUresult sticky_error;
 CUresult result_of(Outcome outcome);
 CUresult refuse(CUresult error, const std::string& why);  // says why on stderr
+extern size_t allocated_bytes;  // of device memory, now
+
+// Appends to the stream, or to the recording that it takes part in.
+CUresult give(Stream& stream, Operation operation);
 
 inline Stream& stream_of(void* handle) {
     return reinterpret_cast<uintptr_t>(handle) <= 2 ? default_stream : *static_cast<Stream*>(handle);

@@ -92,8 +92,7 @@ CUresult launch(Function* function, const unsigned* grid, const unsigned* block,
     }
     Operation operation;
     operation.launch = std::move(request);
-    submit(stream_of(stream), std::move(operation));
-    return CUDA_SUCCESS;
+    return give(stream_of(stream), std::move(operation));
 }
 }  // namespace
 

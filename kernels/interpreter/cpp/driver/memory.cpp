@@ -5,6 +5,7 @@
 
 #include "api.h"
 #include "memory.h"
+#include "recording.h"
 #include "report.h"
 #include "twin_parts.h"
 
@@ -14,8 +15,11 @@ struct Pool {
     uint64_t release_threshold;
 };
 
+namespace interpreter {
+size_t allocated_bytes = 0;
+}
+
 namespace {
-size_t bytes_in_use = 0;
 Pool default_pool;
 std::map<uintptr_t, size_t> pinned;  // start → bytes
 
@@ -40,7 +44,7 @@ CUresult free_now(CUdeviceptr address) {
     if (!allocations.free(pointer(address)))
         return refuse(CUDA_ERROR_INVALID_VALUE, text("free of %p, which is not the start of an allocation", pointer(address)));
     forget_messages(pointer(address), bytes);
-    bytes_in_use -= bytes;
+    allocated_bytes -= bytes;
     return CUDA_SUCCESS;
 }
 
@@ -48,8 +52,19 @@ CUresult submit_host_work(void* stream, const char* name, std::function<void(Hos
     Operation operation;
     operation.name = name;
     operation.host_action = std::move(action);
-    submit(stream_of(stream), std::move(operation));
-    return CUDA_SUCCESS;
+    return give(stream_of(stream), std::move(operation));
+}
+
+// A graph's copy touches host memory at every replay; how pageable memory is then staged is not played.
+CUresult refuse_recording(void* stream, const char* call) {
+    const auto& recording = stream_of(stream).recording;
+    if (!recording) return CUDA_SUCCESS;
+    return invalidate(*recording, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, text("%s cannot be recorded", call));
+}
+
+// Pinned memory of a recording may be gone when the copy runs.
+void check_still_pinned(const void* host, size_t bytes) {
+    if (!is_pinned(host, bytes)) fail(0, text("a copy of %zu bytes from or to pinned host memory that has been freed", bytes));
 }
 
 void fetch(HostWork& work, void* host, const void* device, size_t bytes) {
@@ -64,16 +79,16 @@ void fetch(HostWork& work, void* host, const void* device, size_t bytes) {
 DRIVER_API cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
     BEGIN_DRIVER_CALL;
     *total = played.memory_bytes;
-    *free_bytes = played.memory_bytes - bytes_in_use;
+    *free_bytes = played.memory_bytes - allocated_bytes;
     return CUDA_SUCCESS;
 }
 DRIVER_API cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
     BEGIN_DRIVER_CALL;
     if (bytes == 0) return CUDA_ERROR_INVALID_VALUE;
-    if (bytes > played.memory_bytes - bytes_in_use) return CUDA_ERROR_OUT_OF_MEMORY;
+    if (bytes > played.memory_bytes - allocated_bytes) return CUDA_ERROR_OUT_OF_MEMORY;
     void* made = allocations.allocate(bytes);
     if (!made) return CUDA_ERROR_OUT_OF_MEMORY;
-    bytes_in_use += bytes;
+    allocated_bytes += bytes;
     *address = reinterpret_cast<CUdeviceptr>(made);
     return CUDA_SUCCESS;
 }
@@ -82,10 +97,17 @@ DRIVER_API cuMemFree_v2(CUdeviceptr address) {
     if (const CUresult error = result_of(run_everything())) return error;
     return address ? free_now(address) : CUDA_SUCCESS;
 }
-DRIVER_API cuMemAllocAsync(CUdeviceptr* address, size_t bytes, void*) { return cuMemAlloc_v2(address, bytes); }
-DRIVER_API cuMemAllocFromPoolAsync(CUdeviceptr* address, size_t bytes, Pool*, void*) { return cuMemAlloc_v2(address, bytes); }
+DRIVER_API cuMemAllocAsync(CUdeviceptr* address, size_t bytes, void* stream) {
+    BEGIN_DRIVER_CALL;
+    if (const CUresult error = refuse_recording(stream, "an allocation")) return error;
+    return cuMemAlloc_v2(address, bytes);
+}
+DRIVER_API cuMemAllocFromPoolAsync(CUdeviceptr* address, size_t bytes, Pool*, void* stream) {
+    return cuMemAllocAsync(address, bytes, stream);
+}
 DRIVER_API cuMemFreeAsync(CUdeviceptr address, void* stream) {
     BEGIN_DRIVER_CALL;
+    if (const CUresult error = refuse_recording(stream, "the release of memory that was allocated outside of the recording")) return error;
     if (allocations.size_of(pointer(address)) == 0)
         return refuse(CUDA_ERROR_INVALID_VALUE, text("free of %p, which is not the start of an allocation", pointer(address)));
     // Whoever uses the memory after this point of the stream, or beside it, meets unowned bytes or a race.
@@ -102,19 +124,31 @@ DRIVER_API cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t bytes, 
     BEGIN_DRIVER_CALL;
     if (bytes == 0) return CUDA_SUCCESS;
     if (const CUresult error = check_range(to, bytes, "cuMemcpyHtoDAsync")) return error;
-    auto staged = std::make_shared<std::vector<uint8_t>>();
-    if (!is_pinned(from, bytes)) staged->assign(static_cast<const uint8_t*>(from), static_cast<const uint8_t*>(from) + bytes);
+    if (is_pinned(from, bytes))
+        return submit_host_work(stream, "cuMemcpyHtoD", [=](HostWork& work) {
+            check_still_pinned(from, bytes);
+            work.write(pointer(to), bytes);
+            std::memcpy(pointer(to), from, bytes);
+        });
+    if (const CUresult error = refuse_recording(stream, "a copy from pageable memory")) return error;
+    const auto* source = static_cast<const uint8_t*>(from);
+    const auto staged = std::make_shared<std::vector<uint8_t>>(source, source + bytes);
     return submit_host_work(stream, "cuMemcpyHtoD", [=](HostWork& work) {
         work.write(pointer(to), bytes);
-        std::memcpy(pointer(to), staged->empty() ? from : staged->data(), bytes);
+        std::memcpy(pointer(to), staged->data(), bytes);
     });
 }
 DRIVER_API cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, size_t bytes, void* stream) {
     BEGIN_DRIVER_CALL;
     if (bytes == 0) return CUDA_SUCCESS;
     if (const CUresult error = check_range(from, bytes, "cuMemcpyDtoHAsync")) return error;
+    if (is_pinned(to, bytes))
+        return submit_host_work(stream, "cuMemcpyDtoH", [=](HostWork& work) {
+            check_still_pinned(to, bytes);
+            fetch(work, to, pointer(from), bytes);
+        });
+    if (const CUresult error = refuse_recording(stream, "a copy to pageable memory")) return error;
     submit_host_work(stream, "cuMemcpyDtoH", [=](HostWork& work) { fetch(work, to, pointer(from), bytes); });
-    if (is_pinned(to, bytes) || stream_of(stream).capture) return CUDA_SUCCESS;
     return result_of(run_all(stream_of(stream)));
 }
 DRIVER_API cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, void* stream) {
@@ -202,7 +236,7 @@ DRIVER_API cuMemPoolSetAttribute(Pool* pool, int attribute, void* value) {
     return CUDA_SUCCESS;
 }
 DRIVER_API cuMemPoolGetAttribute(Pool* pool, int attribute, void* value) {
-    const uint64_t stored = attribute == 4 ? pool->release_threshold : bytes_in_use;
+    const uint64_t stored = attribute == 4 ? pool->release_threshold : allocated_bytes;
     std::memcpy(value, &stored, 8);
     return CUDA_SUCCESS;
 }
