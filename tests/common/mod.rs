@@ -94,8 +94,20 @@ pub fn on_every_schedule(body: impl Fn(&Bench)) {
     if env::var("RIGEL_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
         return body(&Bench::open(None));
     }
+    on_schedules(&SCHEDULES, body);
+}
+
+/// Calls `body` with a fresh device under one schedule, for whole models; on a real GPU once.
+pub fn on_one_schedule(body: impl Fn(&Bench)) {
+    if env::var("RIGEL_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
+        return body(&Bench::open(None));
+    }
+    on_schedules(&SCHEDULES[1..2], body);
+}
+
+fn on_schedules(schedules: &[Schedule], body: impl Fn(&Bench)) {
     let interpreter = Interpreter::load();
-    for schedule in SCHEDULES {
+    for schedule in schedules {
         eprintln!("{schedule:?}");
         interpreter.set_device(schedule.profile);
         interpreter.set_seed(schedule.seed);
@@ -109,6 +121,11 @@ impl Bench {
     fn open(interpreter: Option<&'static Interpreter>) -> Bench {
         let device = Device::open(0).expect("a device");
         Bench { stream: device.stream().expect("a stream"), interpreter }
+    }
+
+    /// The interpreter, where it is what runs the kernels.
+    pub fn interpreter(&self) -> Option<&'static Interpreter> {
+        self.interpreter
     }
 
     pub fn device(&self) -> &Device {

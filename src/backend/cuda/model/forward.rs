@@ -1,17 +1,23 @@
 //! The forward pass, readable from top to bottom: one launch after the other, in stream order.
 
+use std::ops::Range;
+
+use bytemuck::Pod;
+
 use super::super::error::CudaError;
 use super::super::kernels::Element;
 use super::super::kernels::attention_decode::{AttentionDecode, DecodeShape};
 use super::super::kernels::attention_prefill::{AttentionPrefill, PrefillShape};
 use super::super::kernels::embed::{Embed, EmbedShape};
 use super::super::kernels::norm::{Norm, NormForm, NormShape, NormWeights};
-use super::super::kernels::paged::{AttentionInputs, Heads};
-use super::super::kernels::product::{Epilogue, Head, ProductInputs, ProductShape, Projection, QkvOutputs, QkvProjection};
-use super::super::weights::{LayerWeights, LinearWeights, RopeTable, Weights};
-use super::super::{Buffer, Device, Slice, SliceMut, Stream};
+use super::super::kernels::paged::AttentionInputs;
+use super::super::kernels::product::{
+    Epilogue, Head, ProductInputs, ProductShape, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
+};
+use super::super::weights::{LinearWeights, RopeTable, Weights};
+use super::super::{Buffer, Device, Slice, Stream};
 use super::step::{StepLayout, StepShape, heads};
-use super::workspace::{Cache, Workspace};
+use super::workspace::{Cache, Workspace, rows, rows_mut};
 use crate::model::{ModelSpec, NormKind};
 
 /// The loaded kernels of a forward pass.
@@ -45,7 +51,7 @@ impl<T: Element> Kernels<T> {
     }
 }
 
-/// One forward pass over one step.
+/// One forward pass over one step, whose inputs are on the device when its first kernel runs.
 pub(super) struct Pass<'a, T> {
     pub(super) spec: &'a ModelSpec,
     pub(super) kernels: &'a Kernels<T>,
@@ -53,9 +59,9 @@ pub(super) struct Pass<'a, T> {
     pub(super) rope: &'a RopeTable,
     pub(super) cache: &'a mut Cache<T>,
     pub(super) workspace: &'a mut Workspace<T>,
-    /// The step's inputs on the device, laid out as `layout` says.
+    /// The step's inputs, laid out as `layout` says.
     pub(super) inputs: &'a Buffer<u32>,
-    /// Tokens drawn in the steps before.
+    /// The tokens that were drawn last.
     pub(super) draws: Slice<'a, u32>,
     pub(super) shape: StepShape,
     pub(super) layout: &'a StepLayout,
@@ -63,29 +69,161 @@ pub(super) struct Pass<'a, T> {
     pub(super) split_len: usize,
 }
 
-impl<T: Element> Pass<'_, T> {
+impl<'a, T: Element> Pass<'a, T> {
     /// Gives the step to the stream.
     pub(super) fn run(&mut self, stream: &Stream) -> Result<(), CudaError> {
-        self.embed(stream)?;
-        // The layers borrow the weights, not the pass.
         let weights = self.weights;
+        self.embed(stream)?;
         for (index, layer) in weights.layers().enumerate() {
             self.norm(stream, layer.attention_norm)?;
             self.project_qkv(stream, index, layer.qkv)?;
             self.attend(stream, index)?;
-            self.attention_out(stream, &layer)?;
+            self.project_attended(stream, layer.attention_out)?;
             self.norm(stream, layer.mlp_norm)?;
-            self.mlp(stream, &layer)?;
+            self.mlp(stream, layer.mlp_in, layer.mlp_out)?;
         }
         self.head(stream)
     }
 
     /// `hidden[r] = embedding[token_ids[r]]`
     fn embed(&mut self, stream: &Stream) -> Result<(), CudaError> {
-        let head = self.weights.head();
-        let width = self.workspace.sizes.hidden;
-        let shape = EmbedShape { rows: self.shape.rows, vocabulary: self.spec.vocab_size, width };
+        let table = self.weights.embedding();
+        let (rows, width) = (self.shape.rows, self.workspace.sizes.hidden);
+        let shape = EmbedShape { rows, vocabulary: table.len() / width, width };
         let ids = self.words(&self.layout.token_ids)?;
-        todo!()
+        let hidden = rows_mut(&mut self.workspace.hidden, rows, width)?;
+        self.kernels.embed.gather(stream, shape, ids, Some(self.draws), table, hidden)
     }
+
+    /// `normed[r] = norm(hidden[r])`
+    fn norm(&mut self, stream: &Stream, weights: NormWeights<'_, T>) -> Result<(), CudaError> {
+        let (shape, width) = (self.norm_shape(self.shape.rows), self.workspace.sizes.hidden);
+        let hidden = rows(&self.workspace.hidden, shape.rows, width)?;
+        let normed = rows_mut(&mut self.workspace.normed, shape.rows, width)?;
+        self.kernels.norm.normalise(stream, shape, hidden, weights, normed)
+    }
+
+    /// Queries, and keys and values into the cache, rotated.
+    fn project_qkv(&mut self, stream: &Stream, layer: usize, weights: LinearWeights<'_, T>) -> Result<(), CudaError> {
+        let count = self.shape.rows;
+        let inputs = product_inputs(rows(&self.workspace.normed, count, weights.columns)?, weights);
+        let places = QkvRows {
+            positions: self.words(&self.layout.positions)?,
+            row_pages: self.words(&self.layout.row_pages)?,
+            rotations: self.rope.view(),
+        };
+        let shape = QkvShape {
+            rows: count,
+            depth: weights.columns,
+            heads: self.spec.heads,
+            kv_heads: self.spec.kv_heads,
+            head_dim: self.spec.head_dim,
+            page_size: self.cache.geometry().page_size as usize,
+        };
+        let (keys, values) = self.cache.layer_mut(layer)?;
+        let queries = rows_mut(&mut self.workspace.queries, count, self.workspace.sizes.attended)?;
+        self.kernels.qkv.launch(stream, shape, inputs, places, QkvOutputs { queries, keys, values })
+    }
+
+    /// `attended[r] = softmax(q[r] · keys / √head_dim) · values` over the positions that row `r` sees.
+    fn attend(&mut self, stream: &Stream, layer: usize) -> Result<(), CudaError> {
+        let StepShape { rows: count, sequences, tiles, decodes, .. } = self.shape;
+        let (heads, width) = (heads(self.spec), self.workspace.sizes.attended);
+        let window = self.spec.window.map(|window| window.get() as usize);
+        let inputs = AttentionInputs {
+            queries: rows(&self.workspace.queries, count, width)?,
+            cache: self.cache.layer(layer)?,
+            sequences: self.words(&self.layout.sequences)?,
+            block_tables: self.words(&self.layout.block_tables)?,
+        };
+        if decodes {
+            let shape = decode_shape(count, sequences, self.spec, self.split_len);
+            let partials = rows_mut(&mut self.workspace.partials, shape.workspace_len(), 1)?;
+            let out = rows_mut(&mut self.workspace.attended, count, width)?;
+            self.kernels.attention_decode.launch(stream, shape, inputs, partials, out)?;
+        }
+        if tiles > 0 {
+            let shape = PrefillShape { rows: count, tiles, heads, window };
+            let tiles = self.words(&self.layout.tiles)?;
+            let out = rows_mut(&mut self.workspace.attended, count, width)?;
+            self.kernels.attention_prefill.launch(stream, shape, inputs, tiles, out)?;
+        }
+        Ok(())
+    }
+
+    /// `hidden[r] += attended[r] · Wᵀ + b`
+    fn project_attended(&mut self, stream: &Stream, weights: LinearWeights<'_, T>) -> Result<(), CudaError> {
+        let shape = self.product_shape(weights);
+        let inputs = product_inputs(rows(&self.workspace.attended, shape.rows, shape.depth)?, weights);
+        let hidden = rows_mut(&mut self.workspace.hidden, shape.rows, shape.columns)?;
+        self.kernels.out.launch(stream, shape, inputs, hidden)
+    }
+
+    /// `inner[r] = gelu(normed[r] · Winᵀ + bin)`, then `hidden[r] += inner[r] · Woutᵀ + bout`
+    fn mlp(
+        &mut self,
+        stream: &Stream,
+        way_in: LinearWeights<'_, T>,
+        way_out: LinearWeights<'_, T>,
+    ) -> Result<(), CudaError> {
+        let shape = self.product_shape(way_in);
+        let inputs = product_inputs(rows(&self.workspace.normed, shape.rows, shape.depth)?, way_in);
+        let inner = rows_mut(&mut self.workspace.inner, shape.rows, shape.columns)?;
+        self.kernels.mlp_in.launch(stream, shape, inputs, inner)?;
+        let shape = self.product_shape(way_out);
+        let inputs = product_inputs(rows(&self.workspace.inner, shape.rows, shape.depth)?, way_out);
+        let hidden = rows_mut(&mut self.workspace.hidden, shape.rows, shape.columns)?;
+        self.kernels.out.launch(stream, shape, inputs, hidden)
+    }
+
+    /// Logits row `i` is that of row `logits_rows[i]`.
+    fn head(&mut self, stream: &Stream) -> Result<(), CudaError> {
+        let count = self.shape.logits_rows;
+        if count == 0 {
+            return Ok(());
+        }
+        let (final_norm, weights) = (self.weights.final_norm(), self.weights.head());
+        let (shape, width) = (self.norm_shape(count), self.workspace.sizes.hidden);
+        let hidden = rows(&self.workspace.hidden, self.shape.rows, width)?;
+        let gather = self.words(&self.layout.logits_rows)?;
+        let normed = rows_mut(&mut self.workspace.normed, count, width)?;
+        // SAFETY: the step's logits rows are rows of the step, checked as the batch was placed, or padding, which is 0.
+        unsafe { self.kernels.norm.gather_and_normalise(stream, shape, hidden, gather, final_norm, normed)? };
+        let shape = ProductShape { rows: count, ..self.product_shape(weights) };
+        let x = rows(&self.workspace.normed, count, shape.depth)?;
+        let logits = rows_mut(&mut self.workspace.logits, count, shape.columns)?;
+        self.kernels.head.launch(stream, shape, x, weights.weight, logits)
+    }
+
+    fn norm_shape(&self, rows: usize) -> NormShape {
+        NormShape { rows, width: self.spec.hidden_size, epsilon: self.spec.norm.eps }
+    }
+
+    fn product_shape(&self, weights: LinearWeights<'_, T>) -> ProductShape {
+        ProductShape { rows: self.shape.rows, columns: weights.rows, depth: weights.columns }
+    }
+
+    /// One array of the step's inputs.
+    fn words<U: Pod>(&self, range: &Range<usize>) -> Result<Slice<'a, U>, CudaError> {
+        let inputs: &'a Buffer<u32> = self.inputs;
+        let words = inputs.slice(range.clone()).and_then(Slice::cast);
+        // Each array begins at 256 bytes, and a step that is larger than planned is refused before it is laid out.
+        words.ok_or(CudaError::CopyLength { from: range.end, into: inputs.len() })
+    }
+}
+
+/// Decode attention of a step of `rows` rows in `sequences` sequences.
+pub(super) fn decode_shape(rows: usize, sequences: usize, spec: &ModelSpec, split_len: usize) -> DecodeShape {
+    DecodeShape {
+        rows,
+        sequences,
+        heads: heads(spec),
+        window: spec.window.map(|window| window.get() as usize),
+        positions: spec.max_positions,
+        split_len,
+    }
+}
+
+fn product_inputs<'a, T>(x: Slice<'a, T>, weights: LinearWeights<'a, T>) -> ProductInputs<'a, T> {
+    ProductInputs { x, weights: weights.weight, bias: weights.bias }
 }

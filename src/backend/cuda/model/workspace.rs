@@ -7,7 +7,6 @@ use super::super::kernels::paged::CacheView;
 use super::super::stream::Stream;
 use super::memory::Sizes;
 use crate::kv::CacheGeometry;
-use crate::model::ModelSpec;
 
 /// What a step computes on its way. Every row is as wide as [`Sizes`] says, padding included.
 pub(super) struct Workspace<T> {
@@ -25,7 +24,7 @@ pub(super) struct Workspace<T> {
     pub logits: Buffer<f32>,
     /// Attention's partial results, f32.
     pub partials: Buffer<f32>,
-    sizes: Sizes,
+    pub sizes: Sizes,
 }
 
 impl<T: Element> Workspace<T> {
@@ -42,10 +41,6 @@ impl<T: Element> Workspace<T> {
             partials: stream.zeroed(sizes.partials)?,
             sizes: sizes.clone(),
         })
-    }
-
-    pub(super) fn sizes(&self) -> &Sizes {
-        &self.sizes
     }
 }
 
@@ -73,31 +68,48 @@ fn too_short<T: bytemuck::Pod>(buffer: &Buffer<T>, needed: usize) -> CudaError {
 pub(super) struct Cache<T> {
     keys: Buffer<T>,
     values: Buffer<T>,
+    /// Elements of one layer's keys, and of its values.
     layer: usize,
     geometry: CacheGeometry,
-    kv_heads: usize,
-    head_dim: usize,
 }
 
 impl<T: Element> Cache<T> {
-    pub(super) fn new(
-        stream: &Stream,
-        sizes: &Sizes,
-        spec: &ModelSpec,
-        geometry: CacheGeometry,
-    ) -> Result<Cache<T>, CudaError> {
+    pub(super) fn new(stream: &Stream, sizes: &Sizes, geometry: CacheGeometry) -> Result<Cache<T>, CudaError> {
         let elements = sizes.layers * sizes.layer_cache;
         Ok(Cache {
             keys: stream.alloc(elements)?,
             values: stream.alloc(elements)?,
             layer: sizes.layer_cache,
             geometry,
-            kv_heads: spec.kv_heads,
-            head_dim: spec.head_dim,
         })
     }
 
     pub(super) fn geometry(&self) -> CacheGeometry {
         self.geometry
+    }
+
+    /// One layer, to be read.
+    pub(super) fn layer(&self, layer: usize) -> Result<CacheView<'_, T>, CudaError> {
+        let range = self.range(layer);
+        let part = |buffer: &'_ Buffer<T>| too_short(buffer, range.end);
+        Ok(CacheView {
+            keys: self.keys.slice(range.clone()).ok_or_else(|| part(&self.keys))?,
+            values: self.values.slice(range.clone()).ok_or_else(|| part(&self.values))?,
+            pages: self.geometry.pages as usize,
+            page_size: self.geometry.page_size as usize,
+        })
+    }
+
+    /// Keys and values of one layer, to be written.
+    pub(super) fn layer_mut(&mut self, layer: usize) -> Result<(SliceMut<'_, T>, SliceMut<'_, T>), CudaError> {
+        let range = self.range(layer);
+        let errors = [&self.keys, &self.values].map(|buffer| too_short(buffer, range.end));
+        let [no_keys, no_values] = errors;
+        let keys = self.keys.slice_mut(range.clone()).ok_or(no_keys)?;
+        Ok((keys, self.values.slice_mut(range).ok_or(no_values)?))
+    }
+
+    fn range(&self, layer: usize) -> std::ops::Range<usize> {
+        layer * self.layer..(layer + 1) * self.layer
     }
 }

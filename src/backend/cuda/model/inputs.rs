@@ -1,0 +1,47 @@
+//! The way of a step's inputs to the device.
+
+use super::super::error::CudaError;
+use super::super::{Buffer, Device, Pinned, Stream};
+
+/// Words on the device that each step's inputs are copied to, through two pinned buffers in turn: while one travels, the
+/// next step's are written into the other.
+pub(super) struct Inputs {
+    pinned: [Pinned<u32>; 2],
+    next: usize,
+    device: Buffer<u32>,
+}
+
+impl Inputs {
+    /// Room for `words` words.
+    pub(super) fn new(device: &Device, stream: &Stream, words: usize) -> Result<Inputs, CudaError> {
+        Ok(Inputs {
+            pinned: [Pinned::zeroed(device, words)?, Pinned::zeroed(device, words)?],
+            next: 0,
+            device: stream.zeroed(words)?,
+        })
+    }
+
+    /// Has `write` write the first `words` words, and gives their copy to the stream.
+    pub(super) fn send(
+        &mut self,
+        stream: &Stream,
+        words: usize,
+        write: impl FnOnce(&mut [u32]),
+    ) -> Result<(), CudaError> {
+        let pinned = &mut self.pinned[self.next];
+        self.next = (self.next + 1) % 2;
+        let too_short = CudaError::CopyLength { from: words, into: pinned.len() };
+        let Some(destination) = self.device.slice_mut(..words) else { return Err(too_short) };
+        // As long as the buffer on the device.
+        write(&mut pinned.as_mut_slice()?[..words]);
+        match pinned.slice(..words) {
+            Some(source) => stream.copy_from_pinned(source, destination),
+            None => Err(too_short),
+        }
+    }
+
+    /// The words on the device.
+    pub(super) fn words(&self) -> &Buffer<u32> {
+        &self.device
+    }
+}

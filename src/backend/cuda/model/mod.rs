@@ -1,0 +1,313 @@
+//! A whole model on one GPU: [`CudaBackend`].
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `mod` | the backend: loading, and what a batch goes through |
+//! | `memory` | what it takes of the GPU's memory, planned line by line |
+//! | `step`, `inputs` | a batch as the kernels are told of it, and its way to the device |
+//! | `forward` | the pass from token ids to logits, launch by launch |
+//! | `workspace` | activations, logits and the cache |
+//! | `recordings` | decode steps recorded as graphs, one for each bucket of rows |
+//! | `sampler` | draws and log-probabilities on the device |
+//!
+//! A decode step, in which every sequence has one row, is padded to the next bucket, recorded the second time its bucket
+//! comes, and replayed from then on. Within it nothing is allocated, copied from the host or waited for; ahead of it
+//! goes one copy of the step's inputs from pinned memory. Its token ids may be those that the last sampling left on the
+//! device ([`CudaBackend::forward_drawn`]), so that a step can be given to the GPU before the ids of the step before have
+//! reached the host.
+
+mod forward;
+mod inputs;
+mod memory;
+mod recordings;
+mod sampler;
+mod step;
+mod workspace;
+
+use std::num::NonZeroU32;
+
+pub use memory::{MemoryLine, MemoryPlan};
+
+use super::error::CudaError;
+use super::kernels::Element;
+use super::kernels::attention_decode::split_len;
+use super::kernels::norm::MOST_WIDTH;
+use super::kernels::paged::{LEAST_PAGE, MOST_GROUP};
+use super::layout::{Layout, padded};
+use super::weights::{RopeTable, Weights};
+use super::{Device, Slice, Stream};
+use crate::backend::places::Places;
+use crate::backend::{Backend, BackendError, Batch, LoadProgress};
+use crate::checkpoint::{Checkpoint, Dtype};
+use crate::kv::CacheGeometry;
+use crate::model::ModelSpec;
+use crate::sampling::{NotFinite, SampleRow, Sampled, TokenLogprobs};
+use crate::text::TokenId;
+use forward::{Kernels, Pass, decode_shape};
+use inputs::Inputs;
+use memory::Sizes;
+use recordings::{Bucket, Recordings};
+use sampler::Sampler;
+use step::{Step, StepLayout, StepShape, heads};
+use workspace::{Cache, Workspace};
+
+/// How a [`CudaBackend`] is set up.
+#[derive(Debug, Clone)]
+pub struct CudaOptions {
+    /// Positions that a page of the cache holds: a power of two, 16 at least.
+    pub page_size: NonZeroU32,
+    /// Pages of the cache.
+    pub pages: u32,
+    /// The most rows in a batch.
+    pub max_rows: usize,
+    /// The most sequences in a batch.
+    pub max_sequences: usize,
+}
+
+/// Loads the weights of `checkpoint` in `dtype`, F16 or BF16, onto `device`. `progress` is called while they travel.
+///
+/// # Errors
+/// A network or options that the kernels are not written for; a tensor that is missing or misshapen; too little free
+/// memory, found before anything is loaded; a failure of the device.
+pub fn load(
+    device: &Device,
+    checkpoint: &Checkpoint,
+    spec: ModelSpec,
+    dtype: Dtype,
+    options: &CudaOptions,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Box<dyn Backend>, BackendError> {
+    Ok(match dtype {
+        Dtype::F16 => Box::new(CudaBackend::<half::f16>::new(device, checkpoint, spec, options, progress)?),
+        Dtype::Bf16 | Dtype::F32 => {
+            Box::new(CudaBackend::<half::bf16>::new(device, checkpoint, spec, options, progress)?)
+        }
+    })
+}
+
+/// One model on one GPU, with weights, activations and cache of `T`; sums, softmax, norm statistics and logits f32.
+pub struct CudaBackend<T> {
+    stream: Stream,
+    resident: Resident<T>,
+    recordings: Recordings,
+    sampler: Sampler,
+    places: Places,
+    max_sequences: usize,
+    plan: MemoryPlan,
+    /// Logits rows of the last forward pass.
+    logits_rows: usize,
+    /// The row of logits that was asked for last.
+    host_logits: Vec<f32>,
+}
+
+/// What a forward pass uses.
+struct Resident<T> {
+    spec: ModelSpec,
+    kernels: Kernels<T>,
+    weights: Weights<T>,
+    rope: RopeTable,
+    cache: Cache<T>,
+    workspace: Workspace<T>,
+    inputs: Inputs,
+}
+
+impl<T: Element> Resident<T> {
+    fn pass<'a>(
+        &'a mut self,
+        draws: Slice<'a, u32>,
+        shape: StepShape,
+        layout: &'a StepLayout,
+        split_len: usize,
+    ) -> Pass<'a, T> {
+        let Resident { spec, kernels, weights, rope, cache, workspace, inputs } = self;
+        Pass { spec, kernels, weights, rope, cache, workspace, inputs: inputs.words(), draws, shape, layout, split_len }
+    }
+}
+
+impl<T: Element> CudaBackend<T> {
+    /// See [`load`].
+    ///
+    /// # Errors
+    /// Those of [`load`].
+    pub fn new(
+        device: &Device,
+        checkpoint: &Checkpoint,
+        spec: ModelSpec,
+        options: &CudaOptions,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<CudaBackend<T>, BackendError> {
+        check_supported(&spec, options)?;
+        let sizes = sizes(&spec, options, device);
+        let plan = MemoryPlan::new(&spec, &Layout::new(&spec), &sizes);
+        let (free, _) = device.memory()?;
+        plan.check(free)?;
+        tracing::debug!("{}: {plan}", device.properties().name);
+
+        let stream = device.stream()?;
+        let geometry = CacheGeometry { page_size: options.page_size.get(), pages: options.pages };
+        Ok(CudaBackend {
+            // What is wrong with the kernels is found before the weights travel.
+            resident: Resident {
+                kernels: Kernels::load(device, &spec)?,
+                cache: Cache::new(&stream, &sizes, geometry)?,
+                inputs: Inputs::new(device, &stream, sizes.step_words)?,
+                rope: RopeTable::load(&stream, &spec, spec.max_positions)?,
+                weights: Weights::load(&stream, checkpoint, &spec, progress)?,
+                workspace: Workspace::new(&stream, &sizes)?,
+                spec: spec.clone(),
+            },
+            recordings: Recordings::new(&spec, options, device),
+            sampler: Sampler::new(device, &stream, &spec, sizes.logits_rows)?,
+            places: Places::new(options.max_rows, options.pages),
+            max_sequences: options.max_sequences,
+            plan,
+            logits_rows: 0,
+            host_logits: Vec::new(),
+            stream,
+        })
+    }
+
+    /// What it has taken of the GPU's memory.
+    pub fn memory_plan(&self) -> &MemoryPlan {
+        &self.plan
+    }
+
+    /// [`Backend::forward`], but the token of row `r` is the one that the last [`Backend::sample`] drew for its row
+    /// `drawn[r]`, where there is such an entry; it need not have been waited for. A row for which none could be drawn
+    /// gets logits that are not finite.
+    ///
+    /// # Errors
+    /// [`BackendError::InvalidBatch`]; what the device says of this or earlier work.
+    pub fn forward_drawn(&mut self, batch: &Batch<'_>, drawn: &[Option<u32>]) -> Result<(), BackendError> {
+        self.logits_rows = 0;
+        self.places.make(batch, &self.resident.spec, self.resident.cache.geometry())?;
+        if batch.sequences.len() > self.max_sequences {
+            let found = batch.sequences.len();
+            let what = format!("{found} sequences, at most {} are allowed", self.max_sequences);
+            return Err(BackendError::InvalidBatch(what));
+        }
+        let most_logits = self.resident.workspace.sizes.logits_rows;
+        if batch.logits_rows.len() > most_logits {
+            let what = format!("logits of {} rows, at most {most_logits} are allowed", batch.logits_rows.len());
+            return Err(BackendError::InvalidBatch(what));
+        }
+        if let Some(place) = drawn.iter().flatten().find(|place| **place as usize >= most_logits) {
+            return Err(BackendError::InvalidBatch(format!("the token drawn for row {place} of {most_logits}")));
+        }
+        if batch.token_ids.is_empty() {
+            return Ok(());
+        }
+        let CudaBackend { stream, resident, recordings, sampler, places, .. } = self;
+        let step = Step::new(batch, &resident.spec, resident.cache.geometry());
+        let exact = step.shape(batch);
+        let mut send = |inputs: &mut Inputs, layout: &StepLayout| {
+            inputs.send(stream, layout.words(), |words| step.write(words, layout, batch, drawn, places))
+        };
+        match recordings.bucket_for(exact) {
+            Some(Bucket { shape, layout, split_len, recording }) => {
+                send(&mut resident.inputs, layout)?;
+                let mut pass = resident.pass(sampler.draws(), *shape, layout, *split_len);
+                recording.run(stream, || pass.run(stream))?;
+            }
+            None => {
+                let layout = StepLayout::new(exact);
+                send(&mut resident.inputs, &layout)?;
+                let split_len = split_len_for(exact.sequences, &resident.spec, stream.device());
+                resident.pass(sampler.draws(), exact, &layout, split_len).run(stream)?;
+            }
+        }
+        self.logits_rows = batch.logits_rows.len();
+        Ok(())
+    }
+}
+
+impl<T: Element> Backend for CudaBackend<T> {
+    fn spec(&self) -> &ModelSpec {
+        &self.resident.spec
+    }
+
+    fn cache(&self) -> CacheGeometry {
+        self.resident.cache.geometry()
+    }
+
+    fn max_rows(&self) -> usize {
+        self.resident.workspace.sizes.rows
+    }
+
+    fn max_logits_rows(&self) -> usize {
+        self.resident.workspace.sizes.logits_rows
+    }
+
+    fn forward(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
+        self.forward_drawn(batch, &[])
+    }
+
+    fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
+        if row >= self.logits_rows {
+            return Err(BackendError::InvalidBatch(format!("logits row {row} of {}", self.logits_rows)));
+        }
+        let start = row * self.resident.workspace.sizes.vocab;
+        let logits = self.resident.workspace.logits.slice(start..start + self.resident.spec.vocab_size);
+        // Inside the buffer, as there are that many logits rows.
+        let logits = logits.ok_or_else(|| BackendError::InvalidBatch(format!("logits row {row}")))?;
+        self.host_logits = self.stream.download(logits)?;
+        Ok(&self.host_logits)
+    }
+}
+
+/// The kernels are written for these networks and pages; the error says which number is another.
+fn check_supported(spec: &ModelSpec, options: &CudaOptions) -> Result<(), BackendError> {
+    let page_size = options.page_size.get() as usize;
+    let hidden = padded(spec.hidden_size);
+    let numbers = [
+        ("head_dim", spec.head_dim, matches!(spec.head_dim, 64 | 128), "64 or 128".to_owned()),
+        (
+            "the number of query heads of a key/value head",
+            spec.group_size(),
+            spec.group_size() <= MOST_GROUP,
+            format!("at most {MOST_GROUP}"),
+        ),
+        ("hidden_size", spec.hidden_size, hidden <= MOST_WIDTH, format!("at most {MOST_WIDTH}")),
+        (
+            "the page size",
+            page_size,
+            page_size >= LEAST_PAGE && page_size.is_power_of_two(),
+            format!("a power of two of at least {LEAST_PAGE}"),
+        ),
+        ("the number of sequences of a step", options.max_sequences, options.max_sequences > 0, "at least 1".to_owned()),
+        ("the number of rows of a step", options.max_rows, options.max_rows > 0, "at least 1".to_owned()),
+    ];
+    match numbers.into_iter().find(|(_, _, supported, _)| !supported) {
+        None => Ok(()),
+        Some((what, found, _, expected)) => Err(BackendError::Unavailable(format!(
+            "device cuda: {what} is {found}; the kernels take {expected}; use the device cpu"
+        ))),
+    }
+}
+
+fn split_len_for(sequences: usize, spec: &ModelSpec, device: &Device) -> usize {
+    let window = spec.window.map(|window| window.get() as usize);
+    let multiprocessors = device.properties().multiprocessors as usize;
+    split_len(sequences, &heads(spec), window, spec.max_positions, multiprocessors)
+}
+
+fn sizes(spec: &ModelSpec, options: &CudaOptions, device: &Device) -> Sizes {
+    // Fewer sequences have more splits each: the largest workspace may be that of any number of them.
+    let partials = |n| decode_shape(n, n, spec, split_len_for(n, spec, device)).workspace_len();
+    let partials = (1..=options.max_sequences).map(partials).max();
+    let sampler = Sampler::bytes(spec, Sizes::logits_rows(options));
+    Sizes::new(spec, options, partials.unwrap_or(0), sampler)
+}
+
+impl From<CudaError> for BackendError {
+    fn from(error: CudaError) -> BackendError {
+        match error {
+            CudaError::OutOfMemory { needed, free, total } => BackendError::OutOfMemory {
+                needed,
+                what: "a buffer on the GPU".to_owned(),
+                advice: format!("{free} of its {total} bytes are free: is another program using it?"),
+            },
+            other => BackendError::Device(Box::new(other)),
+        }
+    }
+}

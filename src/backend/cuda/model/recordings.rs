@@ -1,0 +1,92 @@
+//! Decode steps recorded as graphs, one for each bucket of rows.
+
+use super::super::error::CudaError;
+use super::super::{Device, Graph, Stream};
+use super::memory::Sizes;
+use super::step::{StepLayout, StepShape};
+use super::{CudaOptions, split_len_for};
+use crate::kv::CacheGeometry;
+use crate::model::ModelSpec;
+
+/// Rows of a bucket. Up to 16 rows share one kind of product, whose cost is that of the weights; beyond, the distance
+/// bounds what is computed for padding.
+const BUCKETS: [usize; 17] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256];
+
+/// A decode step of a fixed number of rows, one for each sequence, all with logits.
+pub(super) struct Bucket {
+    pub(super) shape: StepShape,
+    pub(super) layout: StepLayout,
+    /// Positions of a split of decode attention.
+    pub(super) split_len: usize,
+    pub(super) recording: Recording,
+}
+
+/// How far a bucket's step is known.
+pub(super) enum Recording {
+    /// Recordings are of no use: launches are waited for one by one, to find the one that fails.
+    Never,
+    /// It has not run yet. Kernels are loaded when they first run, which cannot be recorded.
+    New,
+    /// It has run.
+    Known,
+    /// It is recorded.
+    Recorded(Graph),
+}
+
+impl Recording {
+    /// Runs `step`, which gives the same launches to the stream each time.
+    pub(super) fn run(
+        &mut self,
+        stream: &Stream,
+        mut step: impl FnMut() -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        match self {
+            Recording::Never => step(),
+            Recording::New => {
+                step()?;
+                *self = Recording::Known;
+                Ok(())
+            }
+            Recording::Known => {
+                let graph = stream.capture(step)?;
+                graph.launch()?;
+                *self = Recording::Recorded(graph);
+                Ok(())
+            }
+            Recording::Recorded(graph) => graph.launch(),
+        }
+    }
+}
+
+/// The buckets, in ascending order of rows.
+pub(super) struct Recordings {
+    buckets: Vec<Bucket>,
+}
+
+impl Recordings {
+    pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, device: &Device) -> Recordings {
+        let most = options.max_sequences.min(options.max_rows).min(Sizes::logits_rows(options));
+        let bucket = |rows| {
+            let shape = shape(rows, spec, options);
+            let recording = if device.is_synchronous() { Recording::Never } else { Recording::New };
+            let split_len = split_len_for(rows, spec, device);
+            Bucket { shape, layout: StepLayout::new(shape), split_len, recording }
+        };
+        Recordings { buckets: BUCKETS.into_iter().filter(|rows| *rows <= most).map(bucket).collect() }
+    }
+
+    /// The smallest bucket that a step of this shape fits into, where each of its sequences has one row.
+    pub(super) fn bucket_for(&mut self, exact: StepShape) -> Option<&mut Bucket> {
+        if exact.tiles > 0 || exact.rows != exact.sequences {
+            return None;
+        }
+        self.buckets.iter_mut().find(|bucket| exact.rows <= bucket.shape.rows && exact.blocks <= bucket.shape.blocks)
+    }
+}
+
+/// A bucket's step: `rows` sequences of one row, each with as many blocks as it may see.
+fn shape(rows: usize, spec: &ModelSpec, options: &CudaOptions) -> StepShape {
+    let positions = u32::try_from(spec.max_positions).unwrap_or(u32::MAX);
+    let blocks = CacheGeometry::pages_for_sequence(options.page_size.get(), positions, spec.window, 1);
+    StepShape { rows, sequences: rows, tiles: 0, blocks: rows * blocks as usize, logits_rows: rows, decodes: true }
+}

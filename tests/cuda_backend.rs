@@ -1,0 +1,391 @@
+//! The CUDA backend, a whole model at a time: against the CPU backend on ragged batches, and against itself where two
+//! ways must give the same bits. How close it is to transformers is `cuda_parity`'s business.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::path::Path;
+
+use half::{bf16, f16};
+use rigel::backend::cpu::{CpuBackend, CpuOptions};
+use rigel::backend::cuda::kernels::Element;
+use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
+use rigel::backend::cuda::{Arguments, Device, Launch};
+use rigel::backend::{Backend, BackendError, Batch, SequenceRows};
+use rigel::checkpoint::{Checkpoint, ModelSource};
+use rigel::kv::{BlockTable, CacheGeometry, PagePool};
+use rigel::model::ModelSpec;
+use rigel::sampling::{SampleRow, SamplingParams, SeenTokens};
+use rigel::text::TokenId;
+use rigel_interpreter::{DeviceProfile, Interpreter};
+
+const PAGE_SIZE: NonZeroU32 = NonZeroU32::new(16).unwrap();
+const PAGES: u32 = 40;
+const MAX_ROWS: usize = 48;
+const MAX_SEQUENCES: usize = 5;
+
+fn golden(name: &str) -> (Checkpoint, ModelSpec) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name);
+    let checkpoint = Checkpoint::open(&ModelSource::directory(directory).unwrap()).unwrap();
+    let mut spec = ModelSpec::from_checkpoint(&checkpoint).unwrap();
+    spec.untie_stored_head(&checkpoint);
+    (checkpoint, spec)
+}
+
+fn options() -> CudaOptions {
+    CudaOptions { page_size: PAGE_SIZE, pages: PAGES, max_rows: MAX_ROWS, max_sequences: MAX_SEQUENCES }
+}
+
+fn cuda<T: Element>(device: &Device, name: &str) -> CudaBackend<T> {
+    let (checkpoint, spec) = golden(name);
+    CudaBackend::new(device, &checkpoint, spec, &options(), &mut |_| {}).unwrap()
+}
+
+fn cpu(name: &str) -> CpuBackend {
+    let (checkpoint, spec) = golden(name);
+    let options = CpuOptions { threads: None, page_size: PAGE_SIZE, pages: PAGES, max_rows: MAX_ROWS };
+    CpuBackend::new(&checkpoint, spec, options).unwrap()
+}
+
+/// Sequences of a test, with the pages that they hold.
+struct Sequences {
+    tokens: Vec<Vec<TokenId>>,
+    computed: Vec<usize>,
+    tables: Vec<BlockTable>,
+    pool: PagePool,
+}
+
+/// How many rows of which sequence a step computes.
+type StepRows<'a> = &'a [(usize, usize)];
+
+impl Sequences {
+    fn new(spec: &ModelSpec, lengths: &[usize]) -> Sequences {
+        let token = |sequence: usize, i: usize| TokenId(((sequence * 131 + i * i * 7 + i) % spec.vocab_size) as u32);
+        Sequences {
+            tokens: lengths.iter().enumerate().map(|(s, len)| (0..*len).map(|i| token(s, i)).collect()).collect(),
+            computed: vec![0; lengths.len()],
+            tables: lengths.iter().map(|_| BlockTable::new(PAGE_SIZE, spec.window)).collect(),
+            pool: PagePool::new(PAGES),
+        }
+    }
+
+    /// Computes the next rows of some sequences; logits of every row, by (sequence, position).
+    fn step(&mut self, backend: &mut dyn Backend, rows: StepRows<'_>) -> BTreeMap<(usize, usize), Vec<f32>> {
+        let (mut ids, mut places) = (Vec::new(), Vec::new());
+        for &(sequence, count) in rows {
+            let start = self.computed[sequence];
+            self.tables[sequence].evict(start as u32, &mut self.pool);
+            self.tables[sequence].reserve((start + count) as u32, &mut self.pool).unwrap();
+            places.push((sequence, start, ids.len()..ids.len() + count));
+            ids.extend_from_slice(&self.tokens[sequence][start..start + count]);
+            self.computed[sequence] += count;
+        }
+        let rows = |(sequence, start, rows): &(usize, usize, std::ops::Range<usize>)| SequenceRows {
+            rows: rows.clone(),
+            start: *start as u32,
+            first_block: self.tables[*sequence].first_block(),
+            pages: self.tables[*sequence].pages(),
+        };
+        let sequences: Vec<SequenceRows<'_>> = places.iter().map(rows).collect();
+        let logits_rows: Vec<usize> = (0..ids.len()).collect();
+        backend.forward(&Batch { token_ids: &ids, sequences: &sequences, logits_rows: &logits_rows }).unwrap();
+        let mut found = BTreeMap::new();
+        for (sequence, start, rows) in places {
+            for (row, position) in rows.zip(start..) {
+                found.insert((sequence, position), backend.logits(row).unwrap().to_vec());
+            }
+        }
+        found
+    }
+}
+
+fn play(backend: &mut dyn Backend, lengths: &[usize], steps: &[StepRows<'_>]) -> BTreeMap<(usize, usize), Vec<f32>> {
+    let mut sequences = Sequences::new(&backend.spec().clone(), lengths);
+    steps.iter().flat_map(|step| sequences.step(backend, step)).collect()
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|x| f64::from(x - max).exp()).sum();
+    logits.iter().map(|x| f64::from(x - max) - sum.ln()).collect()
+}
+
+/// Prompts in chunks that begin anywhere, an empty sequence's rows, single rows beside chunks, and decode alone, past
+/// the window.
+const LENGTHS: [usize; 4] = [61, 3, 40, 20];
+const STEPS: [StepRows<'static>; 9] = [
+    &[(0, 17), (1, 1), (2, 5)],
+    &[(1, 1), (0, 1), (3, 0), (2, 30)],
+    &[(0, 23), (2, 1)],
+    &[(2, 1), (0, 1), (1, 1)],
+    &[(0, 1), (3, 19), (2, 1)],
+    &[(3, 1), (0, 1), (2, 1)],
+    &[(0, 1)],
+    &[(0, 16)],
+    &[(0, 1), (2, 1)],
+];
+
+fn agrees_with_the_cpu<T: Element>(device: &Device, name: &str) {
+    let expected = play(&mut cpu(name), &LENGTHS, &STEPS);
+    let found = play(&mut cuda::<T>(device, name), &LENGTHS, &STEPS);
+    assert_eq!(found.len(), STEPS.iter().flat_map(|step| step.iter()).map(|(_, rows)| rows).sum::<usize>());
+    let (mut total, mut count) = (0.0, 0);
+    for (place, expected) in &expected {
+        let (expected, found) = (log_softmax(expected), log_softmax(&found[place]));
+        let differences = expected.iter().zip(&found).map(|(a, b)| (a - b).abs());
+        let mean = differences.sum::<f64>() / expected.len() as f64;
+        // transformers' own half-precision forward is off by 0.03 on average; a wrong row by whole numbers.
+        assert!(mean < 0.2, "{name}, sequence and position {place:?}: log-probabilities off by {mean} on average");
+        (total, count) = (total + mean, count + 1);
+    }
+    let mean = total / f64::from(count);
+    println!("{name} {}: log-probabilities off by {mean:.4} on average", T::NAME);
+    assert!(mean < 0.06, "{name}: log-probabilities off by {mean} on average");
+}
+
+device_test! {
+    fn ragged_batches_agree_with_the_cpu() {
+        common::on_one_schedule(|bench| {
+            // Windows of 24 and 33, groups of 9 and 12, heads of 64 and 128; f32 rounded; f16, without a window.
+            agrees_with_the_cpu::<bf16>(bench.device(), "gqa9");
+            agrees_with_the_cpu::<bf16>(bench.device(), "gqa12");
+            agrees_with_the_cpu::<bf16>(bench.device(), "mha");
+            agrees_with_the_cpu::<f16>(bench.device(), "gqa2-d128");
+        });
+    }
+}
+
+device_test! {
+    fn a_recorded_step_gives_the_bits_of_one_that_is_not() {
+        common::on_one_schedule(|bench| {
+            // Buckets of 1, 2 and 4 rows, each often enough to be recorded and replayed for other rows.
+            let prompts: StepRows<'_> = &[(0, 6), (1, 7), (2, 8)];
+            let three: StepRows<'_> = &[(0, 1), (1, 1), (2, 1)];
+            let (one, two): (StepRows<'_>, StepRows<'_>) = (&[(2, 1)], &[(1, 1), (0, 1)]);
+            let steps = [prompts, three, one, two, three, two, one, three, three, one, two];
+            let lengths = [20; 3];
+            let recorded = play(&mut cuda::<bf16>(bench.device(), "gqa9"), &lengths, &steps);
+            // SAFETY: this process has no other thread that reads the environment.
+            unsafe { std::env::set_var("RIGEL_CUDA_SYNC", "1") };
+            let device = Device::open(0).unwrap();
+            assert!(device.is_synchronous() && !bench.device().is_synchronous());
+            let one_by_one = play(&mut cuda::<bf16>(&device, "gqa9"), &lengths, &steps);
+            assert!(recorded == one_by_one);
+        });
+    }
+}
+
+/// One row of one sequence in page 0.
+fn one_row<'a>(token: &'a [TokenId], start: u32, rows: &'a [SequenceRows<'a>; 1]) -> Batch<'a> {
+    assert_eq!(rows[0].start, start);
+    Batch { token_ids: token, sequences: rows, logits_rows: &[0] }
+}
+
+device_test! {
+    fn a_step_may_take_its_token_from_the_draw_before_it() {
+        common::on_one_schedule(|bench| {
+            let mut backend = cuda::<bf16>(bench.device(), "gqa9");
+            let pages = [rigel::kv::PageId(3)];
+            let row = |start| [SequenceRows { rows: 0..1, start, first_block: 0, pages: &pages }];
+            let params = SamplingParams::default();
+            let draw = |position| SampleRow {
+                logits_row: 0, params: &params, position, seen: None, banned: &[], logprobs: None,
+            };
+            let mut token = TokenId(5);
+            // Twice with ids from the host, then the same with ids that stay on the device; the last are replays.
+            let mut expected = Vec::new();
+            for start in 0..6 {
+                backend.forward(&one_row(&[token], start, &row(start))).unwrap();
+                token = backend.sample(&[draw(start + 1)]).unwrap().remove(0).unwrap().token;
+                expected.push((token, backend.logits(0).unwrap().to_vec()));
+            }
+            for start in 0..6 {
+                // An id that would give other logits, where it were taken.
+                let (ids, drawn) = if start == 0 { ([TokenId(5)], None) } else { ([TokenId(0)], Some(0)) };
+                backend.forward_drawn(&one_row(&ids, start, &row(start)), &[drawn]).unwrap();
+                let drawn = backend.sample(&[draw(start + 1)]).unwrap().remove(0).unwrap().token;
+                assert_eq!((drawn, backend.logits(0).unwrap().to_vec()), expected[start as usize], "position {start}");
+            }
+            let error = backend.forward_drawn(&one_row(&[TokenId(0)], 6, &row(6)), &[Some(1000)]).unwrap_err();
+            assert_eq!(error.to_string(), "invalid batch: the token drawn for row 1000 of 48");
+        });
+    }
+}
+
+device_test! {
+    fn tokens_and_log_probabilities_are_those_of_the_reference_sampler() {
+        common::on_one_schedule(|bench| {
+            let mut backend = cuda::<f16>(bench.device(), "gqa9-d128");
+            let spec = backend.spec().clone();
+            let mut sequences = Sequences::new(&spec, &[30, 4]);
+            let logits = sequences.step(&mut backend, &[(0, 20), (1, 4)]);
+            let logits: Vec<&Vec<f32>> = logits.values().collect();
+            let mut seen = SeenTokens::new(spec.vocab_size);
+            (0..200).for_each(|id| seen.insert(TokenId(id)));
+            let params = [
+                SamplingParams::default(),
+                SamplingParams { temperature: 0.7, seed: 3, ..SamplingParams::default() },
+                SamplingParams { temperature: 1.3, top_k: 5, top_p: 0.9, min_p: 0.01, seed: 9, ..Default::default() },
+                SamplingParams { repetition_penalty: 1.5, ..SamplingParams::default() },
+            ];
+            let banned = [TokenId(7), TokenId(500)];
+            let rows: Vec<SampleRow<'_>> = (0..24)
+                .map(|logits_row| SampleRow {
+                    logits_row,
+                    params: &params[logits_row % 4],
+                    position: 10 + logits_row as u32,
+                    seen: (logits_row % 4 == 3).then_some(&seen),
+                    banned: if logits_row % 5 == 0 { &banned } else { &[] },
+                    logprobs: (logits_row % 3 == 0).then_some(logits_row),
+                })
+                .collect();
+            let drawn = backend.sample(&rows).unwrap();
+            for (row, drawn) in rows.iter().zip(drawn) {
+                let (drawn, expected) = (drawn.unwrap(), rigel::sampling::sample(logits[row.logits_row], row).unwrap());
+                assert_eq!(drawn.token, expected.token, "{row:?}");
+                let (drawn, expected) = (drawn.logprobs, expected.logprobs);
+                assert_eq!(drawn.is_some(), expected.is_some());
+                let (Some(drawn), Some(expected)) = (drawn, expected) else { continue };
+                assert!((drawn.target.unwrap() - expected.target.unwrap()).abs() < 1e-4);
+                assert_eq!(drawn.top.len(), expected.top.len());
+                for (drawn, expected) in drawn.top.iter().zip(&expected.top) {
+                    assert!(drawn.0 == expected.0 && (drawn.1 - expected.1).abs() < 1e-4, "{drawn:?} {expected:?}");
+                }
+            }
+            // More than the kernel's table of best tokens holds, and none.
+            for top in [0, 5, 200] {
+                let targets: Vec<Option<TokenId>> = (0..24).map(|row| (row % 7 != 0).then_some(TokenId(row))).collect();
+                let found = backend.logprobs(&targets, top).unwrap();
+                for ((found, target), logits) in found.into_iter().zip(targets).zip(&logits) {
+                    let found = found.unwrap();
+                    let expected = rigel::sampling::TokenLogprobs::from_logits(logits, target, top).unwrap();
+                    assert_eq!(found.target.is_some(), target.is_some());
+                    let close = |a: f32, b: f32| (a - b).abs() < 1e-4;
+                    assert!(close(found.target.unwrap_or(0.0), expected.target.unwrap_or(0.0)));
+                    assert_eq!(found.top.len(), top);
+                    assert!(found.top.iter().zip(&expected.top).all(|(a, b)| a.0 == b.0 && close(a.1, b.1)));
+                }
+            }
+        });
+    }
+}
+
+device_test! {
+    fn what_is_planned_is_what_is_allocated() {
+        common::on_one_schedule(|bench| {
+            let Some(interpreter) = bench.interpreter() else { return };
+            for name in ["gqa9", "nobias-theta", "gqa2-d128"] {
+                let before = interpreter.allocated_bytes();
+                let mut backend = cuda::<bf16>(bench.device(), name);
+                let planned = backend.memory_plan().bytes();
+                assert_eq!(interpreter.allocated_bytes() - before, planned, "{name}: {}", backend.memory_plan());
+                // Nothing more is allocated by steps.
+                play(&mut backend, &LENGTHS, &STEPS);
+                assert_eq!(interpreter.allocated_bytes() - before, planned, "{name}, after steps");
+                drop(backend);
+                assert_eq!(interpreter.allocated_bytes(), before, "{name}, dropped");
+            }
+        });
+    }
+}
+
+device_test! {
+    fn what_does_not_fit_or_is_not_supported_is_said_before_anything_is_loaded() {
+        common::on_one_schedule(|bench| {
+            let refused = |device: &Device, change: &dyn Fn(&mut ModelSpec, &mut CudaOptions)| {
+                let (checkpoint, mut spec) = golden("gqa9");
+                let mut options = options();
+                change(&mut spec, &mut options);
+                let mut travelled = false;
+                let result = CudaBackend::<bf16>::new(device, &checkpoint, spec, &options, &mut |_| travelled = true);
+                assert!(!travelled);
+                result.err().expect("refused").to_string()
+            };
+            let device = bench.device();
+            let page_size = |size| NonZeroU32::new(size).unwrap();
+            assert_eq!(
+                refused(device, &|spec, _| spec.head_dim = 80),
+                "device cuda: head_dim is 80; the kernels take 64 or 128; use the device cpu"
+            );
+            assert_eq!(
+                refused(device, &|_, options| options.page_size = page_size(48)),
+                "device cuda: the page size is 48; the kernels take a power of two of at least 16; use the device cpu"
+            );
+            assert_eq!(
+                refused(device, &|spec, _| spec.hidden_size = 20_000),
+                "device cuda: hidden_size is 20000; the kernels take at most 16384; use the device cpu"
+            );
+            let large = refused(device, &|_, options| options.pages = 1 << 26);
+            assert!(large.starts_with("out of memory: ") && large.contains("key/value cache 550 GB"), "{large}");
+            if bench.interpreter().is_some() {
+                let interpreter = Interpreter::load();
+                interpreter.set_device(DeviceProfile::Memory { bytes: 100 << 20 });
+                let small = refused(&Device::open(0).unwrap(), &|_, _| {});
+                assert!(small.contains("are free on the GPU; a lower --context"), "{small}");
+            }
+        });
+    }
+}
+
+device_test! {
+    fn a_batch_that_cannot_be_is_refused_and_harms_nothing() {
+        common::on_one_schedule(|bench| {
+            let mut backend = cuda::<bf16>(bench.device(), "gqa9");
+            let pages = [rigel::kv::PageId(3)];
+            let row = |start, rows| SequenceRows { rows, start, first_block: 0, pages: &pages };
+            let ids = vec![TokenId(1); 60];
+            let mut refused = |ids: &[TokenId], sequences: &[SequenceRows<'_>], logits_rows: &[usize]| {
+                let error = backend.forward(&Batch { token_ids: ids, sequences, logits_rows }).unwrap_err();
+                assert!(matches!(error, BackendError::InvalidBatch(_)));
+                assert!(backend.logits(0).is_err(), "there are no logits");
+                error.to_string()
+            };
+            assert_eq!(refused(&ids, &[row(0, 0..60)], &[]), "invalid batch: 60 rows, at most 48 are allowed");
+            assert!(refused(&[TokenId(99_999)], &[row(0, 0..1)], &[]).contains("token id 99999"));
+            assert!(refused(&ids[..1], &[row(16, 0..1)], &[]).contains("1 pages for 2 blocks"));
+            assert!(refused(&ids[..1], &[row(0, 0..1)], &[1]).contains("logits of row 1 of 1"));
+            let six: Vec<_> = (0..6).map(|_| row(0, 0..0)).collect();
+            assert_eq!(refused(&[], &six, &[]), "invalid batch: 6 sequences, at most 5 are allowed");
+            let good = Batch { token_ids: &ids[..1], sequences: &[row(0, 0..1)], logits_rows: &[0] };
+            backend.forward(&good).unwrap();
+            assert!(backend.logits(0).unwrap().iter().all(|logit| logit.is_finite()));
+        });
+    }
+}
+
+/// Has a kernel write a word past the end of its buffer.
+fn fault(bench: &common::Bench) {
+    let add = bench.device().load(common::conformance_image("device")).unwrap().kernel("device_add_one").unwrap();
+    let (from, mut short) = (bench.stream.upload(&[1u32; 64]).unwrap(), bench.stream.zeroed::<u32>(63).unwrap());
+    let arguments = Arguments::new().input(from.view()).output(&short.view_mut());
+    // SAFETY: none: the interpreter is to notice.
+    unsafe { bench.stream.launch(&add, &Launch::linear(2, 32), &arguments) }.unwrap();
+    bench.stream.synchronize().unwrap_err();
+}
+
+device_test! {
+    fn after_a_kernel_has_failed_every_call_says_so_and_nothing_panics() {
+        common::on_one_schedule(|bench| {
+            if bench.interpreter().is_none() {
+                // On a GPU the fault is real, and the process would not be able to end the test cleanly.
+                eprintln!("skipped on a GPU: the fault is planted by the interpreter");
+                return;
+            }
+            let mut backend = cuda::<bf16>(bench.device(), "gqa9");
+            let pages = [rigel::kv::PageId(3)];
+            let rows = [SequenceRows { rows: 0..1, start: 0, first_block: 0, pages: &pages }];
+            let batch = Batch { token_ids: &[TokenId(1)], sequences: &rows, logits_rows: &[0] };
+            backend.forward(&batch).unwrap();
+            fault(bench);
+            for _ in 0..2 {
+                let failed = backend.forward(&batch).and_then(|()| backend.logits(0).map(|_| ()));
+                let error = failed.unwrap_err();
+                assert!(matches!(error, BackendError::Device(_)), "{error}");
+                assert!(error.to_string().contains("RIGEL_CUDA_SYNC=1"), "{error}");
+            }
+            drop(backend);
+            Interpreter::load().take_reports();
+        });
+    }
+}
