@@ -22,7 +22,7 @@ pub struct FormatArgs {
     /// Report log-probabilities of new tokens and of the N best; a table on stderr without --json
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub logprobs: Option<usize>,
-    /// Do not print the closing line with tokens and times on stderr
+    /// No bar while the model loads and no closing line with tokens and times on stderr
     #[arg(long, short)]
     pub quiet: bool,
 }

@@ -7,6 +7,7 @@ use rigel::text::{ContextFile, Infill as InfillFormat, RepoContext};
 use super::completion::{self, FormatArgs, JSON_HELP};
 use super::error::CliError;
 use super::input::{STDIN, read_text};
+use super::load_bar::LoadBar;
 use super::model_args::ModelArgs;
 use super::output::Output;
 use super::sampling_args::GenerationArgs;
@@ -83,7 +84,7 @@ impl Infill {
         let options = self.generation.options(&source)?;
         let context = self.context.read(self.gap.file.as_deref())?;
         let (prefix, suffix) = self.gap.read()?;
-        let engine = self.model.engine(source)?;
+        let engine = self.model.engine(source, LoadBar::unless(self.format.quiet))?;
         let tokenizer = engine.tokenizer()?;
         let format = InfillFormat::from_tokenizer(tokenizer)?;
         let prompt = format.prompt(tokenizer, &prefix, &suffix, &context)?;

@@ -1,8 +1,11 @@
 //! `rigel inspect`: what a checkpoint is.
 
+use std::fmt;
+
 use clap::Args;
 use rigel::checkpoint::Checkpoint;
-use rigel::model::Description;
+use rigel::model::{Description, grouped};
+use serde::Serialize;
 
 use super::error::CliError;
 use super::model_args::ModelArg;
@@ -16,7 +19,8 @@ Examples:
 
 /// What a checkpoint is, from its headers alone
 ///
-/// Shapes, exact number of parameters, bytes that a decoded token reads and adds to the cache, window, dtypes, files.
+/// Shapes, exact number of parameters, bytes that a decoded token reads and adds to the cache, bytes of the weights on
+/// a GPU, window, dtypes, files.
 /// Every tensor's name, shape and dtype is checked; no weight is read.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -30,7 +34,64 @@ pub struct Inspect {
 
 impl Inspect {
     pub fn run(self, out: &mut Output) -> Result<(), CliError> {
-        let description = Description::of(&Checkpoint::open(&self.model.source()?)?)?;
-        if self.json { out.json(&description) } else { out.line(description.to_string().trim_end()) }
+        let checkpoint = Checkpoint::open(&self.model.source()?)?;
+        let description = Description::of(&checkpoint)?;
+        let gpu_weights = gpu::weights(&checkpoint, &description.spec);
+        if self.json {
+            return out.json(&Record { description: &description, gpu_weights });
+        }
+        out.line(description.to_string().trim_end())?;
+        gpu_weights.iter().try_for_each(|weights| out.line(&weights.to_string()))
+    }
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Record<'a> {
+    #[serde(flatten)]
+    description: &'a Description,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu_weights: Option<GpuWeights>,
+}
+
+/// The weights as a GPU holds them.
+#[derive(Debug, Serialize)]
+struct GpuWeights {
+    /// Their dtype there, where none is asked for.
+    dtype: String,
+    /// Bytes they take, padding included.
+    bytes: u64,
+}
+
+impl fmt::Display for GpuWeights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<18} {} bytes of {}", "weights on a GPU", grouped(self.bytes), self.dtype)
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod gpu {
+    use rigel::backend::WeightDtype;
+    use rigel::backend::cuda::layout::Layout;
+    use rigel::checkpoint::Checkpoint;
+    use rigel::model::ModelSpec;
+
+    use super::GpuWeights;
+
+    pub fn weights(checkpoint: &Checkpoint, spec: &ModelSpec) -> Option<GpuWeights> {
+        let dtype = WeightDtype::Auto.resolve(checkpoint, spec).to_string();
+        Some(GpuWeights { dtype, bytes: Layout::new(spec).bytes() })
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+mod gpu {
+    use rigel::checkpoint::Checkpoint;
+    use rigel::model::ModelSpec;
+
+    use super::GpuWeights;
+
+    pub fn weights(_: &Checkpoint, _: &ModelSpec) -> Option<GpuWeights> {
+        None
     }
 }

@@ -9,7 +9,7 @@
 //! | `input` | stdin, files, JSON lines |
 //! | `completion` | one request to text or to a JSON object |
 //! | `output` | stdout |
-//! | `error`, `log` | stderr |
+//! | `error`, `log`, `load_bar` | stderr |
 //!
 //! Nothing here knows how a token is computed or chosen, and nothing here loops over steps: that is the engine's.
 
@@ -21,6 +21,7 @@ mod generate;
 mod infill;
 mod input;
 mod inspect;
+mod load_bar;
 mod log;
 mod model_args;
 mod output;

@@ -3,11 +3,13 @@
 use std::num::NonZeroUsize;
 
 use clap::{Args, ValueEnum};
+use rigel::backend::WeightDtype;
 use rigel::checkpoint::ModelSource;
 use rigel::engine::{Device, Engine};
 use rigel::text::Tokenizer;
 
 use super::error::CliError;
+use super::load_bar::LoadBar;
 
 /// `--model`, for commands that read files only.
 #[derive(Debug, Args)]
@@ -48,6 +50,9 @@ pub struct ModelArgs {
     /// Where the model runs; auto takes a GPU where this version has a backend for it, else the CPU
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     device: DeviceArg,
+    /// Dtype of the weights on a GPU; auto keeps f16 and makes bf16 of all else. The CPU uses them as stored
+    #[arg(long, value_enum, default_value_t, help_heading = "Model")]
+    dtype: DtypeArg,
     /// Threads of the CPU backend [default: all cores]
     #[arg(long, value_name = "N", help_heading = "Model", allow_negative_numbers = true)]
     threads: Option<NonZeroUsize>,
@@ -61,15 +66,28 @@ enum DeviceArg {
     Cuda,
 }
 
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum DtypeArg {
+    #[default]
+    Auto,
+    Bf16,
+    F16,
+}
+
 impl ModelArgs {
     /// Loads the model and starts the engine.
-    pub fn engine(&self, source: ModelSource) -> Result<Engine, CliError> {
+    pub fn engine(&self, source: ModelSource, bar: LoadBar) -> Result<Engine, CliError> {
         let device = match self.device {
             DeviceArg::Auto => Device::Auto,
             DeviceArg::Cpu => Device::Cpu,
             DeviceArg::Cuda => Device::Cuda,
         };
-        let mut builder = Engine::builder().source(source).device(device);
+        let dtype = match self.dtype {
+            DtypeArg::Auto => WeightDtype::Auto,
+            DtypeArg::Bf16 => WeightDtype::Bf16,
+            DtypeArg::F16 => WeightDtype::F16,
+        };
+        let mut builder = Engine::builder().source(source).device(device).dtype(dtype).on_load(bar.drawer());
         if let Some(threads) = self.threads {
             builder = builder.threads(threads);
         }

@@ -10,6 +10,7 @@ use rigel::text::{
 use super::completion::{self, Record};
 use super::error::CliError;
 use super::input;
+use super::load_bar::LoadBar;
 use super::model_args::ModelArgs;
 use super::output::Output;
 use super::sampling_args::max_tokens;
@@ -55,7 +56,7 @@ pub struct Respond {
     /// Print a JSON object
     #[arg(long, help_heading = "Output")]
     json: bool,
-    /// Do not print the closing line with tokens and times on stderr
+    /// No bar while the model loads and no closing line with tokens and times on stderr
     #[arg(long, short, help_heading = "Output")]
     quiet: bool,
 }
@@ -65,7 +66,7 @@ impl Respond {
         let source = self.model.model.source()?;
         let instruction = input::text_or_stdin(self.instruction)?;
         let prompt_text = prompt_text(&source, instruction)? + &self.response_prefix;
-        let engine = self.model.engine(source)?;
+        let engine = self.model.engine(source, LoadBar::unless(self.quiet))?;
         let tokenizer = engine.tokenizer()?;
         let prompt = tokenizer.encode(&prompt_text, SpecialTokens::Parse)?;
         let limit = match self.max_new_tokens {

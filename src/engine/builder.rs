@@ -1,12 +1,13 @@
 //! From a model's name to a running engine.
 
+use std::fmt;
 use std::num::{NonZeroU32, NonZeroUsize};
 
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::{self, CudaError};
-use crate::backend::{Backend, BackendError};
-use crate::checkpoint::{Checkpoint, CheckpointError, ModelSource};
+use crate::backend::{Backend, BackendError, LoadProgress, WeightDtype};
+use crate::checkpoint::{Checkpoint, CheckpointError, Dtype, ModelSource};
 use crate::kv::CacheGeometry;
 use crate::model::ModelSpec;
 use crate::text::{TextError, TokenId, Tokenizer};
@@ -48,6 +49,12 @@ pub enum EngineError {
     /// The crate was built without its feature `cuda`.
     #[error("device cuda: rigel was built without the feature cuda; build it with default features, or use cpu")]
     NoCudaFeature,
+    /// A dtype was asked for, and the model runs on the CPU.
+    #[error("dtype {dtype}: the CPU uses weights as they are stored; leave the dtype at auto, or use the device cuda")]
+    DtypeOnCpu {
+        /// What was asked for.
+        dtype: Dtype,
+    },
     /// Text was asked of a model without a tokenizer.
     #[error("{file} does not exist: text needs the tokenizer; copy it from the model's hub page, or give token ids")]
     NoTokenizer {
@@ -67,9 +74,31 @@ pub enum EngineError {
 pub struct EngineBuilder {
     source: Option<Source>,
     device: Device,
+    dtype: WeightDtype,
     threads: Option<NonZeroUsize>,
     page_size: Option<NonZeroU32>,
     prefill_chunk: Option<NonZeroU32>,
+    on_load: OnLoad,
+}
+
+/// Whom to tell how far the weights have come.
+#[derive(Default)]
+struct OnLoad(Option<Box<dyn FnMut(LoadProgress) + Send>>);
+
+impl OnLoad {
+    /// Tells them, if there is anybody.
+    #[expect(dead_code, reason = "nothing is loaded before there is a backend on a GPU")]
+    fn report(&mut self, progress: LoadProgress) {
+        if let Some(report) = &mut self.0 {
+            report(progress);
+        }
+    }
+}
+
+impl fmt::Debug for OnLoad {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "OnLoad(a function)" } else { "OnLoad(nobody)" })
+    }
 }
 
 #[derive(Debug)]
@@ -101,6 +130,21 @@ impl EngineBuilder {
     /// Where the model runs.
     pub fn device(mut self, device: Device) -> Self {
         self.device = device;
+        self
+    }
+
+    /// The dtype of the weights on a GPU. On the CPU, which uses them as they are stored, anything but
+    /// [`WeightDtype::Auto`] is an error.
+    pub fn dtype(mut self, dtype: WeightDtype) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Calls `report` a few times a second while weights are loaded into the memory of a GPU, and once when all are
+    /// there, on the thread that calls [`EngineBuilder::build`]. Never on the CPU: nothing is loaded there, pages come
+    /// as they are used.
+    pub fn on_load(mut self, report: impl FnMut(LoadProgress) + Send + 'static) -> Self {
+        self.on_load = OnLoad(Some(Box::new(report)));
         self
     }
 
@@ -136,6 +180,7 @@ impl EngineBuilder {
         let mut spec = ModelSpec::from_checkpoint(&checkpoint)?;
         spec.untie_stored_head(&checkpoint);
         let tokenizer = Tokenizer::from_source(&source)?;
+        no_dtype_on_cpu(self.dtype)?;
         let page_size = self.page_size.unwrap_or(CPU_PAGE_SIZE);
         // More rows than positions can never come together.
         let max_positions = spec.max_positions.try_into().unwrap_or(u32::MAX);
@@ -144,6 +189,15 @@ impl EngineBuilder {
         let options = CpuOptions { threads: self.threads, page_size, pages, max_rows: max_rows as usize };
         let backend = CpuBackend::new(&checkpoint, spec, options)?;
         Engine::with_backend(Box::new(backend), tokenizer, source.describe("tokenizer.json"))
+    }
+}
+
+/// That no dtype is asked of the CPU.
+fn no_dtype_on_cpu(dtype: WeightDtype) -> Result<(), EngineError> {
+    match dtype {
+        WeightDtype::Auto => Ok(()),
+        WeightDtype::Bf16 => Err(EngineError::DtypeOnCpu { dtype: Dtype::Bf16 }),
+        WeightDtype::F16 => Err(EngineError::DtypeOnCpu { dtype: Dtype::F16 }),
     }
 }
 

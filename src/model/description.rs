@@ -103,7 +103,7 @@ fn stored_bytes_per_token(checkpoint: &Checkpoint, spec: &ModelSpec, unused: &[S
 }
 
 /// `1234567` as `1,234,567`.
-fn grouped(n: u64) -> String {
+pub fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (i, digit) in digits.chars().enumerate() {

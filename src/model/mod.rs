@@ -12,7 +12,7 @@ mod spec;
 mod tensors;
 
 pub use counts::Counts;
-pub use description::{Description, StoredDtype};
+pub use description::{Description, StoredDtype, grouped};
 pub use rope::Rope;
 pub use spec::{Activation, ModelSpec, Norm, NormKind};
 

@@ -32,6 +32,8 @@ fn parameters_out_of_range() {
         ("--stop-token-ids", "99999999", "99999999"),
         ("--threads", "0", "--threads"),
         ("--device", "tpu", "--device"),
+        ("--dtype", "f32", "--dtype"),
+        ("--dtype", "bf16", "dtype BF16: the CPU uses weights as they are stored; leave"),
         ("--device", "cuda", "device cuda: "),
     ] {
         refused(&["generate", option, value, "x"], needle);

@@ -57,7 +57,28 @@ fn weights_are_not_read() {
 #[test]
 fn the_table_names_what_it_shows() {
     let run = rigel(&["inspect"]).ok();
-    for row in ["family", "parameters", "window", "layers", "stored", "file", "KV cache a token"] {
+    for row in ["family", "parameters", "window", "layers", "stored", "file", "KV cache a token", "weights on a GPU"] {
         assert!(run.text().lines().any(|line| line.starts_with(row)), "{row}: {}", run.text());
     }
+}
+
+#[test]
+fn weights_on_a_gpu_are_padded_and_in_two_bytes() {
+    let golden = |name: &str| {
+        let directory = nano().join("../../tests/goldens").join(name);
+        rigel(&["inspect", "--json", "--model", directory.to_str().unwrap()]).ok().json()["gpu_weights"].clone()
+    };
+    // nano's sizes are multiples of 128: no padding. It is stored in BF16.
+    let record = rigel(&["inspect", "--json"]).ok().json();
+    let parameters = record["parameters"].as_u64().unwrap();
+    assert_eq!(record["gpu_weights"], serde_json::json!({"dtype": "BF16", "bytes": 2 * parameters}));
+    // F16 stays, F32 becomes BF16.
+    assert_eq!(golden("gqa2-d128")["dtype"], "F16");
+    assert_eq!(golden("mha")["dtype"], "BF16");
+    // By hand: vocabulary 131 as 136, MLP 61 as 64, hidden 40, 2 heads and 1 of 64 wide, 2 layers, no biases, an untied
+    // head; vectors of 40 elements in places of 128.
+    let layer = (4 * 64 * 40 + 40 * 128 + 2 * 64 * 40) + 4 * 128;
+    let place = |elements: u64| elements.next_multiple_of(128);
+    let bytes = 2 * (2 * place(136 * 40) + 2 * layer + 2 * 128);
+    assert_eq!(golden("nobias-theta"), serde_json::json!({"dtype": "BF16", "bytes": bytes}));
 }

@@ -1,0 +1,83 @@
+//! The progress bar of weights on their way to a GPU.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressState, ProgressStyle};
+use rigel::backend::LoadProgress;
+
+const BAR: &str = "loading weights {bar:32} {bytes}/{total_bytes} at {rate}";
+/// What is loaded sooner gets no bar.
+const AT_ONCE: Duration = Duration::from_millis(300);
+
+/// Whether the bar may be shown; it is only where stderr is a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadBar {
+    /// Where loading takes a while.
+    Shown,
+    /// Never: `--quiet`.
+    Hidden,
+}
+
+impl LoadBar {
+    /// [`LoadBar::Hidden`] for `--quiet`.
+    pub fn unless(quiet: bool) -> LoadBar {
+        if quiet { LoadBar::Hidden } else { LoadBar::Shown }
+    }
+
+    /// What draws it: a function for every piece of news, the bar gone with the last one or with the function.
+    pub fn drawer(self) -> impl FnMut(LoadProgress) + Send + 'static {
+        let mut bar = None;
+        move |progress| {
+            let LoadProgress { done_bytes, total_bytes, elapsed } = progress;
+            let done = done_bytes >= total_bytes;
+            if self == LoadBar::Shown && bar.is_none() && elapsed >= AT_ONCE && !done {
+                bar = Some(new_bar(total_bytes, elapsed));
+            }
+            let Some(bar) = &bar else { return };
+            bar.set_position(done_bytes);
+            if done {
+                bar.finish_and_clear();
+            }
+        }
+    }
+}
+
+fn new_bar(total_bytes: u64, elapsed: Duration) -> ProgressBar {
+    // Hidden by itself where stderr is no terminal.
+    let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr())
+        .with_elapsed(elapsed)
+        // Where loading fails, the error alone stays.
+        .with_finish(ProgressFinish::AndClear);
+    // The template is a constant that a test runs through; without it the bar looks plainer.
+    match ProgressStyle::with_template(BAR) {
+        Ok(style) => bar.with_style(style.with_key("rate", write_rate)),
+        Err(_) => bar,
+    }
+}
+
+/// Over all of the time so far, in the units that links are sold by.
+fn write_rate(state: &ProgressState, out: &mut dyn std::fmt::Write) {
+    let progress = LoadProgress { done_bytes: state.pos(), total_bytes: 0, elapsed: state.elapsed() };
+    // Nowhere to report a failure to, and the bar is drawn again.
+    let _ = write!(out, "{}", rate(progress));
+}
+
+fn rate(progress: LoadProgress) -> String {
+    format!("{:.1} GB/s", progress.bytes_per_second() / 1e9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_s_template_is_one() {
+        assert!(ProgressStyle::with_template(BAR).is_ok());
+    }
+
+    #[test]
+    fn a_rate_is_in_gigabytes() {
+        let elapsed = Duration::from_secs(2);
+        assert_eq!(rate(LoadProgress { done_bytes: 64_300_000_000, total_bytes: 0, elapsed }), "32.1 GB/s");
+    }
+}
