@@ -1,7 +1,5 @@
 //! `rigel doctor`, and `--device cuda`, on every kind of machine. The machines with a driver are played by the tests'
-//! interpreter, which the binary finds where LD_LIBRARY_PATH says.
-
-use std::path::Path;
+//! interpreter, which LD_PRELOAD puts in a driver's place (docs/kernels.md).
 
 use rigel::backend::cuda::{driver, images};
 use rigel_interpreter::LIBRARY;
@@ -11,7 +9,7 @@ use crate::common::{Run, command, finish, rigel};
 /// `rigel` where the driver is the stand-in, told what to play by these variables.
 fn rigel_on(played: &[(&str, &str)], args: &[&str]) -> Run {
     let mut command = command(args);
-    command.env("LD_LIBRARY_PATH", Path::new(LIBRARY).parent().unwrap()).envs(played.iter().copied());
+    command.env("LD_PRELOAD", LIBRARY).envs(played.iter().copied());
     finish(command, None)
 }
 

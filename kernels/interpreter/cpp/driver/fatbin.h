@@ -9,8 +9,7 @@
 namespace interpreter {
 
 struct Image {
-    // Kernels of the machine code that the played device would run, each with its arguments' sizes. Empty where the image
-    // holds none that can be read: no nvcc built it, or it is compressed.
+    // Kernels of the machine code, each with its arguments' sizes. Empty for a placeholder (a word of 0).
     std::map<std::string, std::vector<uint32_t>> kernels;
 };
 
