@@ -12,7 +12,7 @@ use std::time::Duration;
 use common::{Bench, Half};
 use half::{bf16, f16};
 use rigel::backend::cuda::layout::Layout;
-use rigel::backend::cuda::upload::{Ring, fill};
+use rigel::backend::cuda::upload::{Ring, Write, fill};
 use rigel::backend::cuda::{CudaError, Device, LinearWeights, RopeTable, Slice, UploadError, Weights};
 use rigel::backend::{BackendError, LoadProgress};
 use rigel::checkpoint::{Checkpoint, CheckpointError, Dtype, ModelSource};
@@ -383,7 +383,7 @@ device_test! {
 fn fill_words(
     bench: &Bench,
     readers: usize,
-    write: &(dyn Fn(Range<usize>, &mut [u32]) -> Result<(), UploadError> + Sync),
+    write: &Write<'_, u32>,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Vec<u32>, UploadError> {
     let mut words = bench.stream.alloc::<u32>(10_000)?;

@@ -198,6 +198,9 @@ impl Pieces {
     }
 }
 
+/// Sets the elements of a range of the destination; called from several threads at once.
+pub type Write<'a, T> = dyn Fn(Range<usize>, &mut [T]) -> Result<(), UploadError> + Sync + 'a;
+
 /// Fills `destination` with what `write` makes of each range of its elements, on several threads and through pinned
 /// memory; see the [module](self). `write` is given every element at least once, and whatever was in the slice before:
 /// it must set all of it, the same values every time. Returns when all of it is there; `progress` is called a few times
@@ -211,7 +214,7 @@ pub fn fill<T: Pod + Send>(
     stream: &Stream,
     destination: &mut Buffer<T>,
     ring: Ring,
-    write: &(dyn Fn(Range<usize>, &mut [T]) -> Result<(), UploadError> + Sync),
+    write: &Write<'_, T>,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<(), UploadError> {
     let began = Instant::now();
@@ -308,7 +311,7 @@ struct Reader<'a, T> {
     pieces: Pieces,
     /// The next piece that nobody has taken.
     next: &'a AtomicUsize,
-    write: &'a (dyn Fn(Range<usize>, &mut [T]) -> Result<(), UploadError> + Sync),
+    write: &'a Write<'a, T>,
     /// Its buffers, on their way back.
     spare: Receiver<Pinned<T>>,
     filled: Sender<Filled<T>>,
