@@ -12,12 +12,14 @@ use std::process::Command;
 use sources::{for_each, key, make_once, reach};
 
 /// Flags of the kernel files. The sanitizers put calls before every load and store, which the interpreter answers
-/// itself (cpp/hooks.cpp); no sanitizer library is linked. A call in tail position would hide the line it is on.
+/// itself (cpp/hooks.cpp); no sanitizer library is linked. A call in tail position would hide the line it is on. Large
+/// frames touch each of their pages, so that none steps over a stack's guard page.
 const KERNEL_FLAGS: &[&str] = &[
     "-xc++",
     "-fsanitize=thread,alignment",
     "--param=tsan-instrument-func-entry-exit=0",
     "-fno-optimize-sibling-calls",
+    "-fstack-clash-protection",
     "-fno-strict-aliasing",
     "-fno-ipa-icf",
     "-fno-tree-vectorize",

@@ -9,6 +9,7 @@
 #include "memory.h"
 #include "report.h"
 #include "settings.h"
+#include "stack_overflow.h"
 #include "stacks.h"
 #include "thread_order.h"
 #include "twin_parts.h"
@@ -57,6 +58,7 @@ void prepare(Grid& grid) {
 bool Scheduler::run(const std::vector<Grid*>& chain) {
     if (free_arenas_.empty())
         for (uint32_t arena = 0; arena < kArenas; arena++) free_arenas_.push_back(static_cast<uint32_t>(kArenas) - 1 - arena);
+    watch_for_stack_overflow();
     chain_ = chain;
     failed_ = false;
     idle_yields_ = 0;

@@ -27,7 +27,7 @@ void make_stacks() {
     const uintptr_t first = (reinterpret_cast<uintptr_t>(at) + kStackBytes - 1) & ~(kStackBytes - 1);
     for (size_t i = 0; i < kStacksAtOnce; i++) {
         auto* stack = reinterpret_cast<uint8_t*>(first + (kStacksAtOnce - 1 - i) * kStackBytes);
-        if (made++ < kGuardedStacks) mprotect(stack, 4096, PROT_NONE);
+        if (made++ < kGuardedStacks) mprotect(stack, kGuardBytes, PROT_NONE);
         free_stacks.push_back(stack);
     }
 }

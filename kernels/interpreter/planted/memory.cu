@@ -68,3 +68,17 @@ KERNEL(planted_read_only_written, 32)(uint32_t* x, uint32_t* y) {
     y[threadIdx.x] = load_readonly_4(x + threadIdx.x);  // BUG read-only load
 }
 REGISTER_KERNEL(planted_read_only_written)
+
+static __attribute__((noinline)) uint32_t without_end(uint32_t n) { volatile uint32_t own[64] = {n}; return own[n % 64] + without_end(n + 1); }  // BUG endless calls
+
+KERNEL(planted_endless_calls, 64)(uint32_t* y) {
+    y[threadIdx.x] = without_end(threadIdx.x);
+}
+REGISTER_KERNEL(planted_endless_calls)
+
+KERNEL(planted_large_array, 64)(uint32_t* y) {  // BUG large array
+    volatile uint32_t own[32 << 10];  // 128 KiB, taken where the kernel begins
+    own[threadIdx.x] = 1;
+    y[threadIdx.x] = own[threadIdx.x];
+}
+REGISTER_KERNEL(planted_large_array)

@@ -131,3 +131,16 @@ fn a_read_only_load_of_what_the_grid_wrote() {
     let bug = Bug { file: FILE, marker: "read-only load", says: &["a read-only load (ld.global.nc)"] };
     expect_found(&bug, with_x_and_y("planted_read_only_written", 32, 0));
 }
+
+#[test]
+fn calls_without_end() {
+    let says = &["stack overflow: a thread here has 59 KiB", "of planted_endless_calls"];
+    let bug = Bug { file: FILE, marker: "endless calls", says };
+    expect_found(&bug, with_y("planted_endless_calls", 64, 0));
+}
+
+#[test]
+fn an_array_larger_than_the_stack() {
+    let bug = Bug { file: FILE, marker: "large array", says: &["stack overflow", "of planted_large_array"] };
+    expect_found(&bug, with_y("planted_large_array", 64, 0));
+}
