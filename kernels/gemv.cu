@@ -22,7 +22,7 @@ DEVICE void multiply_add(f16, float (&d)[4], const uint32_t (&a)[4], const uint3
 //
 //   x        T [rows, depth]      written by earlier work on the stream
 //   weights  T [columns, depth]   written before this stream's work began
-//   out      T [rows, columns]
+//   output   what the epilogue takes: see common/epilogue.cuh
 //
 // A block computes 16 kColumnTiles columns for up to 8 kRowTiles rows with the tensor cores, the weights as their A
 // operand and the activations as B (m16n8k16). Lane 4 g + t loads 8 consecutive k of weight rows g and g + 8 and of
@@ -39,24 +39,28 @@ DEVICE void multiply_add(f16, float (&d)[4], const uint32_t (&a)[4], const uint3
 // 16 rows): 32 KiB for a grid of one block each, 64 to 96 KiB for the model's. The first 32 KiB are asked for before
 // the work ahead in the stream is done. (H200: 4.8 TB/s x 0.7 us / 132 multiprocessors = 25 KiB keep memory busy.)
 //
+// The partial sums meet in shared memory; a thread then finishes one pair of columns of one row. What the epilogue adds
+// is read ahead: what belongs to columns before the wait, the rest before the main loop. A row's position, behind which
+// its rotation lies, is asked for ahead of the activations, so that it is there when they are.
+//
 // Grid (ceil(columns / (16 kColumnTiles))), 256 threads. Shared memory: 8 x 8 kRowTiles x (16 kColumnTiles + 4) floats.
 // Bytes: (columns depth + rows depth + rows columns + the epilogue's) x sizeof(T), activations counted once.
 // FLOPs: 2 rows columns depth.
-// Alignment: depth a multiple of 8; x and weights 16 bytes.
+// Alignment: columns and depth multiples of 8; all buffers 16 bytes.
 // Registers: at most 80 (gemv_*_8x16 gemv_*_8x32), 104 (gemv_*_16x32)
 template <class Epilogue, uint32_t kRowTiles, uint32_t kColumnTiles, class T>
-DEVICE void gemv(const T* x, const T* weights, const T* bias, T* out, uint32_t rows, uint32_t columns,
-                 uint32_t depth) {
+DEVICE void gemv(const T* x, const T* weights, const typename Epilogue::template Output<T>& output, uint32_t rows,
+                 uint32_t columns, uint32_t depth) {
     constexpr uint32_t kSlots = kLoads / (2 * kColumnTiles);  // steps in flight
     constexpr uint32_t kRows = 8 * kRowTiles, kColumns = 16 * kColumnTiles;
     constexpr uint32_t kPitch = kColumns + 4;  // floats; the 4 spread a fragment's rows over the banks
-    constexpr uint32_t kOutputs = (kRows * kColumns + kThreads - 1) / kThreads;  // of a thread
+    constexpr uint32_t kPairs = kRows * kColumns / 2;
+    static_assert(kPairs <= kThreads, "a thread finishes at most one pair");
     SHARED_MEMORY(shared);
     float* const partial = reinterpret_cast<float*>(shared);
 
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const uint32_t first_column = blockIdx.x * kColumns;
-    const Output<T> output{bias, out, columns};
     const uint64_t evict_first = l2_evict_first();
 
     // Rows past the end read the last one instead; what comes of them is not stored.
@@ -100,17 +104,16 @@ DEVICE void gemv(const T* x, const T* weights, const T* bias, T* out, uint32_t r
 #pragma unroll
     for (uint32_t slot = 0; slot < kSlots; slot++) load_weights(slot, lane_k(slot));
     grid_dependency_launch();
+
+    // This thread's pair of the block's output; without one, it has the last row and columns as far as reading goes.
+    const uint32_t own_row = threadIdx.x / (kColumns / 2), own_pair = 2 * (threadIdx.x % (kColumns / 2));
+    const uint32_t row = min(own_row, rows - 1), column = min(first_column + own_pair, columns - 2);
+    const auto column_terms = Epilogue::column_terms(output, column);
     grid_dependency_wait();
+    const auto row_terms = Epilogue::row_terms(output, row);
 #pragma unroll
     for (uint32_t slot = 0; slot < kSlots; slot++) load_activations(slot, lane_k(slot));
-
-    typename Epilogue::Terms terms[kOutputs];
-#pragma unroll
-    for (uint32_t i = 0; i < kOutputs; i++) {
-        const uint32_t own = i * kThreads + threadIdx.x;
-        const uint32_t row = own / kColumns, column = first_column + own % kColumns;
-        if (row < rows && column < columns) terms[i] = Epilogue::read(output, row, column);
-    }
+    const auto pair_terms = Epilogue::pair_terms(output, row_terms, column);
 
     float sums[kRowTiles][kColumnTiles][4] = {};
     // The same number of turns for the whole warp: all lanes stay together.
@@ -148,36 +151,35 @@ DEVICE void gemv(const T* x, const T* weights, const T* bias, T* out, uint32_t r
         }
     }
     block_sync();
+    if (own_row >= rows || first_column + own_pair >= columns) return;
+    float sum[2] = {};
 #pragma unroll
-    for (uint32_t i = 0; i < kOutputs; i++) {
-        const uint32_t own = i * kThreads + threadIdx.x;
-        const uint32_t row = own / kColumns, column = first_column + own % kColumns;
-        if (row < rows && column < columns) {
-            float sum = 0.0f;
-#pragma unroll
-            for (uint32_t w = 0; w < kWarps; w++) sum += partial[(w * kRows + row) * kPitch + own % kColumns];
-            *element_at(output, row, column) = from_f32<T>(Epilogue::apply(sum, terms[i]));
-        }
+    for (uint32_t w = 0; w < kWarps; w++) {
+        const float* const of_warp = partial + (w * kRows + own_row) * kPitch + own_pair;
+        const float2 pair = *reinterpret_cast<const float2*>(of_warp);
+        sum[0] += pair.x;
+        sum[1] += pair.y;
     }
+    Epilogue::template apply<T>(sum, column_terms, pair_terms);
+    store_pair<T>(Epilogue::place(output, row_terms, column), sum);
 }
 
 // One kernel for each epilogue, type and tile shape; the launcher picks the shape by the number of rows.
-#define GEMV_KERNEL(name, Epilogue, T, kRowTiles, kColumnTiles)                                               \
-    KERNEL(name, kThreads, 2)                                                                                 \
-    (const T* x, const T* weights, const T* bias, T* out, uint32_t rows, uint32_t columns, uint32_t depth) {  \
-        gemv<Epilogue, kRowTiles, kColumnTiles>(x, weights, bias, out, rows, columns, depth);                 \
-    }                                                                                                         \
+#define GEMV_KERNEL(name, Epilogue, FORM, T, kRowTiles, kColumnTiles)                                     \
+    KERNEL(name, kThreads, 2)(const T* x, const T* weights, FORM##_PARAMETERS(T)) {                       \
+        gemv<Epilogue, kRowTiles, kColumnTiles>(x, weights, FORM##_OUTPUT(T), rows, columns, depth);      \
+    }                                                                                                     \
     REGISTER_KERNEL(name)
-#define GEMV_KERNELS(T)                                                  \
-    GEMV_KERNEL(gemv_bias_##T##_8x16, Bias, T, 1, 1)                     \
-    GEMV_KERNEL(gemv_bias_##T##_8x32, Bias, T, 1, 2)                     \
-    GEMV_KERNEL(gemv_bias_##T##_16x32, Bias, T, 2, 2)                    \
-    GEMV_KERNEL(gemv_bias_gelu_##T##_8x16, BiasGelu, T, 1, 1)            \
-    GEMV_KERNEL(gemv_bias_gelu_##T##_8x32, BiasGelu, T, 1, 2)            \
-    GEMV_KERNEL(gemv_bias_gelu_##T##_16x32, BiasGelu, T, 2, 2)           \
-    GEMV_KERNEL(gemv_bias_residual_##T##_8x16, BiasResidual, T, 1, 1)    \
-    GEMV_KERNEL(gemv_bias_residual_##T##_8x32, BiasResidual, T, 1, 2)    \
-    GEMV_KERNEL(gemv_bias_residual_##T##_16x32, BiasResidual, T, 2, 2)
+#define GEMV_SHAPES(name, Epilogue, FORM, T)                   \
+    GEMV_KERNEL(name##_##T##_8x16, Epilogue, FORM, T, 1, 1)    \
+    GEMV_KERNEL(name##_##T##_8x32, Epilogue, FORM, T, 1, 2)    \
+    GEMV_KERNEL(name##_##T##_16x32, Epilogue, FORM, T, 2, 2)
+#define GEMV_KERNELS(T)                                                     \
+    GEMV_SHAPES(gemv_bias, Bias, MATRIX, T)                                 \
+    GEMV_SHAPES(gemv_bias_gelu, BiasGelu, MATRIX, T)                        \
+    GEMV_SHAPES(gemv_bias_residual, BiasResidual, MATRIX, T)                \
+    GEMV_SHAPES(gemv_bias_rope_kv, BiasRopeKv, QUERY_KEY_VALUE, T)          \
+    GEMV_SHAPES(gemv_logits, Logits, LOGITS, T)
 
 GEMV_KERNELS(bf16)
 GEMV_KERNELS(f16)

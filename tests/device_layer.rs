@@ -382,15 +382,21 @@ device_test! {
             assert_eq!(error.to_string(), "kernels/embed.cu has no kernel 'embed_scatter'; it has: embed_gather");
             let error = bench.device().module("attention_of_the_future").err().expect("no such file");
             assert!(error.to_string().starts_with("no kernels/attention_of_the_future.cu was compiled"), "{error}");
-            assert!(error.to_string().ends_with("there are: embed, gemv, norm"), "{error}");
+            assert!(error.to_string().ends_with("there are: embed, gemm_sm80, gemv, norm"), "{error}");
         });
     }
 }
 
 /// Bytes of the parameters of every kernel of a file, as its launcher gives them.
-const PARAMETERS: [(&str, &str, &[usize]); 3] = [
+/// An entry is for those names of its file that begin with its prefix and with that of no entry before it.
+const PARAMETERS: [(&str, &str, &[usize]); 8] = [
     ("embed", "embed_gather", &[8, 8, 8, 8, 4, 4, 4]),
-    ("gemv", "gemv_", &[8, 8, 8, 8, 4, 4, 4]),
+    ("gemm_sm80", "gemm_bias_rope_kv_", &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4]),
+    ("gemm_sm80", "gemm_logits_", &[8, 8, 8, 4, 4, 4, 4, 4]),
+    ("gemm_sm80", "gemm_bias_", &[8, 8, 8, 8, 4, 4, 4, 4, 4]),
+    ("gemv", "gemv_bias_rope_kv_", &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4]),
+    ("gemv", "gemv_logits_", &[8, 8, 8, 4, 4, 4]),
+    ("gemv", "gemv_bias_", &[8, 8, 8, 8, 4, 4, 4]),
     ("norm", "norm_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4]),
 ];
 
@@ -398,13 +404,13 @@ device_test! {
     fn every_compiled_kernel_has_the_parameters_that_its_launcher_gives() {
         common::on_every_schedule(|bench| {
             for image in images() {
-                let expected = PARAMETERS.iter().find(|(file, ..)| *file == image.name);
-                let (_, prefix, sizes) = expected.unwrap_or_else(|| panic!("add {} to PARAMETERS", image.name));
+                let of_file = PARAMETERS.iter().filter(|(file, ..)| *file == image.name);
                 let module = bench.device().module(image.name).unwrap();
                 let names: Vec<&str> = module.kernel_names().collect();
                 assert!(!names.is_empty(), "{}", image.name);
                 for name in names {
-                    assert!(name.starts_with(prefix), "{name} in {}", image.name);
+                    let expected = of_file.clone().find(|(_, prefix, _)| name.starts_with(prefix));
+                    let (.., sizes) = expected.unwrap_or_else(|| panic!("add {name} to PARAMETERS"));
                     // On the interpreter this also compares with the C++ that the host compiler saw.
                     assert_eq!(module.kernel(name).unwrap().parameters(), *sizes, "{name}");
                 }

@@ -1,145 +1,127 @@
 //! `gemv` against float64 loops, and against itself with other rows beside a row.
 
 mod common;
+#[path = "common/product.rs"]
+mod product;
 
-use common::{Bench, Half, Random, assert_close};
+use common::{Bench, Half};
 use half::{bf16, f16};
+use product::{Case, EPILOGUES, Padding, QkvCase, refusal};
 use rigel::backend::cuda::kernels::BiasTerm;
-use rigel::backend::cuda::kernels::gemv::{Epilogue, Gemv, GemvInputs, GemvShape, MOST_ROWS};
+use rigel::backend::cuda::kernels::gemv::MOST_ROWS;
+use rigel::backend::cuda::kernels::product::{
+    Epilogue, Head, Path, ProductInputs, ProductShape, Projection, QkvProjection, QkvShape,
+};
 use rigel::backend::cuda::{Buffer, CudaError};
 
 /// Rows 1 to 16 with the edges of the tiles (2|3, 8|9); columns around tiles of 16 and 32; depths around a step of 32,
 /// a slab of 128 and the 1024 of all warps, and the deepest that is quick enough here.
-const SHAPES: [(usize, usize, usize); 16] = [
-    (1, 1, 8),
-    (1, 15, 24),
+const SHAPES: [(usize, usize, usize); 15] = [
+    (1, 8, 8),
     (1, 16, 32),
-    (2, 17, 40),
-    (2, 33, 120),
-    (3, 31, 128),
+    (1, 24, 24),
+    (2, 24, 40),
+    (2, 40, 120),
+    (3, 24, 128),
     (3, 32, 136),
-    (4, 33, 1016),
-    (7, 65, 1024),
+    (4, 40, 1016),
+    (7, 72, 1024),
     (8, 48, 1032),
-    (9, 31, 264),
-    (9, 1, 2056),
+    (9, 24, 264),
+    (9, 8, 2056),
     (15, 32, 1024),
-    (16, 33, 1160),
     (16, 96, 3072),
     (1, 40, 6144),
 ];
 
-const EPILOGUES: [Epilogue; 3] = [Epilogue::Bias, Epilogue::BiasGelu, Epilogue::BiasResidual];
-
-/// The operands of one product, on the host and on the device.
-struct Case<T> {
-    shape: GemvShape,
-    x: Vec<T>,
-    weights: Vec<T>,
-    bias: Option<Vec<T>>,
-    residual: Vec<T>,
-    device: [Buffer<T>; 2],
-    device_bias: Option<Buffer<T>>,
+fn cases<T: Half>() -> Vec<Case<T>> {
+    let shapes = SHAPES.into_iter().enumerate();
+    shapes
+        .map(|(index, (rows, columns, depth))| {
+            let bias = if index % 4 == 3 { BiasTerm::Absent } else { BiasTerm::Present };
+            Case::new(ProductShape { rows, columns, depth }, bias, index as u64)
+        })
+        .collect()
 }
 
-impl<T: Half> Case<T> {
-    fn new(bench: &Bench, shape: GemvShape, bias: BiasTerm, seed: u64) -> Case<T> {
-        let mut random = Random(seed);
-        let GemvShape { rows, columns, depth } = shape;
-        let x: Vec<T> = random.elements(rows * depth, 0.0, 1.0);
-        // Sums of about 1, where GELU bends.
-        let weights: Vec<T> = random.elements(columns * depth, 0.0, 3.0 / (depth as f64).sqrt());
-        let bias = (bias == BiasTerm::Present).then(|| random.elements(columns, 0.0, 1.0));
-        let residual = random.elements(rows * columns, 0.0, 4.0);
-        let device = [bench.upload(&x), bench.upload(&weights)];
-        let device_bias = bias.as_ref().map(|bias| bench.upload(bias));
-        Case { shape, x, weights, bias, residual, device, device_bias }
+fn multiplies<T: Half>(bench: &Bench, cases: &[Case<T>]) {
+    for epilogue in EPILOGUES {
+        let projection = Projection::<T>::load(bench.device(), epilogue).unwrap();
+        cases.iter().for_each(|case| case.check(bench, &projection, epilogue, Path::Gemv));
     }
-
-    fn inputs(&self) -> GemvInputs<'_, T> {
-        let [x, weights] = &self.device;
-        GemvInputs { x: x.view(), weights: weights.view(), bias: self.device_bias.as_ref().map(|bias| bias.view()) }
-    }
-
-    /// Where the product goes: what a residual is added to, else poison.
-    fn output(&self, bench: &Bench, epilogue: Epilogue) -> Buffer<T> {
-        match epilogue {
-            Epilogue::BiasResidual => bench.upload(&self.residual),
-            Epilogue::Bias | Epilogue::BiasGelu => bench.poisoned(self.residual.len()),
-        }
-    }
-
-    /// Expected values, and how far f32 sums may be from them: each of `depth` additions rounds the sum so far, which
-    /// is no larger than the sum of the magnitudes; tensor cores cut off where they could round.
-    fn reference(&self, epilogue: Epilogue) -> (Vec<f64>, Vec<f64>) {
-        let GemvShape { rows, columns, depth } = self.shape;
-        let mut expected = Vec::with_capacity(rows * columns);
-        let mut slack = Vec::with_capacity(rows * columns);
-        for row in 0..rows {
-            for column in 0..columns {
-                let products =
-                    (0..depth).map(|k| self.x[row * depth + k].f64() * self.weights[column * depth + k].f64());
-                let (sum, magnitude) = products.fold((0.0, 0.0), |(sum, of), p: f64| (sum + p, of + p.abs()));
-                let x = sum + self.bias.as_ref().map_or(0.0, |bias| bias[column].f64());
-                let gelu = || {
-                    let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
-                    0.5 * x * (1.0 + inner.tanh())
-                };
-                expected.push(match epilogue {
-                    Epilogue::Bias => x,
-                    Epilogue::BiasGelu => gelu(),
-                    Epilogue::BiasResidual => x + self.residual[row * columns + column].f64(),
-                });
-                slack.push(2f64.powi(-20) * (magnitude + 4.0));
-            }
-        }
-        (expected, slack)
-    }
-}
-
-fn multiplies<T: Half>(bench: &Bench, epilogue: Epilogue) {
-    let gemv = Gemv::<T>::load(bench.device(), epilogue).unwrap();
-    for (index, (rows, columns, depth)) in SHAPES.into_iter().enumerate() {
-        let shape = GemvShape { rows, columns, depth };
-        let bias = if index % 4 == 3 { BiasTerm::Absent } else { BiasTerm::Present };
-        let case = Case::<T>::new(bench, shape, bias, index as u64);
-        let mut out = case.output(bench, epilogue);
-        bench.run(shape.work(epilogue, bias), || gemv.launch(&bench.stream, shape, case.inputs(), out.view_mut()));
-        let (expected, slack) = case.reference(epilogue);
-        let place = format!("{epilogue:?} {} {shape:?}", T::NAME);
-        assert_close(&bench.download(out.view()), &expected, |i| slack[i], &place);
-    }
+    let head = Head::<T>::load(bench.device()).unwrap();
+    cases.iter().for_each(|case| case.check_logits(bench, &head, Path::Gemv));
 }
 
 device_test! {
     fn products_in_bf16_agree_with_float64() {
-        common::on_every_schedule(|bench| EPILOGUES.into_iter().for_each(|e| multiplies::<bf16>(bench, e)));
+        let cases = cases::<bf16>();
+        common::on_every_schedule(|bench| multiplies(bench, &cases));
     }
 }
 
 device_test! {
     fn products_in_f16_agree_with_float64() {
-        common::on_every_schedule(|bench| EPILOGUES.into_iter().for_each(|e| multiplies::<f16>(bench, e)));
+        let cases = cases::<f16>();
+        common::on_every_schedule(|bench| multiplies(bench, &cases));
+    }
+}
+
+/// Rows, depth, heads, key heads, elements of a head, slots of a page: groups of 1, 2, 9 and 12 query heads, both head
+/// sizes, pages of 16 to 128 slots, rows of every tile.
+const QKV: [(usize, usize, usize, usize, usize, usize); 7] = [
+    (1, 256, 2, 2, 64, 16),
+    (2, 136, 4, 2, 128, 64),
+    (3, 64, 9, 1, 64, 16),
+    (8, 40, 24, 2, 64, 128),
+    (9, 24, 12, 1, 128, 32),
+    (15, 8, 2, 1, 64, 64),
+    (16, 1032, 1, 1, 128, 64),
+];
+
+fn qkv_cases<T: Half>() -> Vec<QkvCase<T>> {
+    let cases = QKV.into_iter().enumerate();
+    cases
+        .flat_map(|(index, (rows, depth, heads, kv_heads, head_dim, page_size))| {
+            let shape = QkvShape { rows, depth, heads, kv_heads, head_dim, page_size };
+            let bias = if index == 2 { BiasTerm::Absent } else { BiasTerm::Present };
+            [Padding::None, Padding::LastRows].map(|padding| QkvCase::new(shape, bias, padding, index as u64))
+        })
+        .collect()
+}
+
+fn rotates_and_caches<T: Half>(bench: &Bench, cases: &[QkvCase<T>]) {
+    let projection = QkvProjection::<T>::load(bench.device()).unwrap();
+    cases.iter().for_each(|case| case.check(bench, &projection, Path::Gemv));
+}
+
+device_test! {
+    fn queries_are_rotated_and_keys_and_values_cached() {
+        let (first, second) = (qkv_cases::<bf16>(), qkv_cases::<f16>());
+        common::on_every_schedule(|bench| {
+            rotates_and_caches(bench, &first);
+            rotates_and_caches(bench, &second);
+        });
     }
 }
 
 /// The first `rows` rows of a case, computed with no other row beside them, have the bits that they have in the whole.
-fn invariant<T: Half>(bench: &Bench, epilogue: Epilogue) {
-    let gemv = Gemv::<T>::load(bench.device(), epilogue).unwrap();
-    let whole = GemvShape { rows: MOST_ROWS, columns: 40, depth: 1416 };
-    let case = Case::<T>::new(bench, whole, BiasTerm::Present, 99);
+fn invariant<T: Half>(bench: &Bench, case: &Case<T>, epilogue: Epilogue) {
+    let projection = Projection::<T>::load(bench.device(), epilogue).unwrap();
+    let ProductShape { columns, depth, .. } = case.shape;
+    let operands = case.upload(bench);
     let compute = |first: usize, rows: usize| -> Vec<u16> {
-        let shape = GemvShape { rows, ..whole };
-        let x = case.device[0].slice(first * whole.depth..(first + rows) * whole.depth).unwrap();
-        let range = first * whole.columns..(first + rows) * whole.columns;
-        let mut out = bench.upload(&case.residual[range]);
-        gemv.launch(&bench.stream, shape, GemvInputs { x, ..case.inputs() }, out.view_mut()).unwrap();
+        let shape = ProductShape { rows, ..case.shape };
+        let x = bench.upload(&case.x[first * depth..(first + rows) * depth]);
+        let mut out = bench.upload(&case.residual[first * columns..(first + rows) * columns]);
+        let inputs = ProductInputs { x: x.view(), ..operands.inputs() };
+        projection.launch(&bench.stream, shape, inputs, out.view_mut()).unwrap();
         bench.download(out.view()).into_iter().map(|value| bytemuck::cast(value)).collect()
     };
     let all = compute(0, MOST_ROWS);
     for rows in [1, 2, 3, 8, 9, 15] {
         for first in [0, 1, MOST_ROWS - rows] {
-            let range = first * whole.columns..(first + rows) * whole.columns;
+            let range = first * columns..(first + rows) * columns;
             assert!(compute(first, rows) == all[range], "{epilogue:?} {}: rows {first}, {rows} of them", T::NAME);
         }
     }
@@ -147,10 +129,12 @@ fn invariant<T: Half>(bench: &Bench, epilogue: Epilogue) {
 
 device_test! {
     fn a_row_has_the_same_bits_with_any_rows_beside_it() {
+        let shape = ProductShape { rows: MOST_ROWS, columns: 40, depth: 1416 };
+        let (first, second) = (Case::<bf16>::new(shape, BiasTerm::Present, 99), Case::<f16>::new(shape, BiasTerm::Present, 99));
         common::on_every_schedule(|bench| {
             for epilogue in EPILOGUES {
-                invariant::<bf16>(bench, epilogue);
-                invariant::<f16>(bench, epilogue);
+                invariant(bench, &first, epilogue);
+                invariant(bench, &second, epilogue);
             }
         });
     }
@@ -158,17 +142,19 @@ device_test! {
 
 device_test! {
     fn products_follow_each_other_without_waiting_and_replay_as_a_graph() {
+        // x -> hidden (GELU) -> added to x: an MLP, three times over, with nothing between the launches.
+        let up = ProductShape { rows: 3, columns: 256, depth: 64 };
+        let down = ProductShape { rows: 3, columns: 64, depth: 256 };
+        let (up_case, down_case) = (Case::<bf16>::new(up, BiasTerm::Present, 1), Case::<bf16>::new(down, BiasTerm::Present, 2));
         common::on_every_schedule(|bench| {
-            // x -> hidden (GELU) -> added to x: an MLP, three times over, with nothing between the launches.
-            let up = GemvShape { rows: 3, columns: 256, depth: 64 };
-            let down = GemvShape { rows: 3, columns: 64, depth: 256 };
-            let (gelu, add) = (Gemv::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap(), Gemv::load(bench.device(), Epilogue::BiasResidual).unwrap());
-            let (up_case, down_case) = (Case::new(bench, up, BiasTerm::Present, 1), Case::new(bench, down, BiasTerm::Present, 2));
+            let gelu = Projection::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
+            let add = Projection::<bf16>::load(bench.device(), Epilogue::BiasResidual).unwrap();
+            let (up_operands, down_operands) = (up_case.upload(bench), down_case.upload(bench));
             let stream = &bench.stream;
             let mut hidden = bench.poisoned::<bf16>(3 * 256);
             let mut step = |x: &mut Buffer<bf16>| -> Result<(), CudaError> {
-                gelu.launch(stream, up, GemvInputs { x: x.view(), ..up_case.inputs() }, hidden.view_mut())?;
-                add.launch(stream, down, GemvInputs { x: hidden.view(), ..down_case.inputs() }, x.view_mut())
+                gelu.launch(stream, up, ProductInputs { x: x.view(), ..up_operands.inputs() }, hidden.view_mut())?;
+                add.launch(stream, down, ProductInputs { x: hidden.view(), ..down_operands.inputs() }, x.view_mut())
             };
             let mut x = bench.upload(&up_case.x);
             for _ in 0..3 {
@@ -197,25 +183,29 @@ device_test! {
 
 device_test! {
     fn wrong_operands_are_refused_by_name() {
+        let shape = ProductShape { rows: 2, columns: 24, depth: 40 };
+        let case = Case::<bf16>::new(shape, BiasTerm::Present, 3);
         common::on_every_schedule(|bench| {
-            let gemv = Gemv::<bf16>::load(bench.device(), Epilogue::Bias).unwrap();
-            let shape = GemvShape { rows: 2, columns: 24, depth: 40 };
-            let case = Case::<bf16>::new(bench, shape, BiasTerm::Present, 3);
+            let projection = Projection::<bf16>::load(bench.device(), Epilogue::Bias).unwrap();
+            let operands = case.upload(bench);
             let mut out = case.output(bench, Epilogue::Bias);
             let mut refused = |shape, inputs| {
-                let error = gemv.launch(&bench.stream, shape, inputs, out.view_mut()).unwrap_err();
-                assert!(matches!(error, CudaError::Operand { .. }));
-                error.to_string()
+                refusal(projection.launch_by(Path::Gemv, &bench.stream, shape, inputs, out.view_mut()))
             };
-            let rows = GemvShape { rows: MOST_ROWS + 1, ..shape };
-            assert_eq!(refused(rows, case.inputs()), "gemv: rows is 17, expected 1 to 16");
-            let depth = GemvShape { depth: 44, ..shape };
-            assert_eq!(refused(depth, case.inputs()), "gemv: depth is 44, expected a multiple of 8");
-            let columns = GemvShape { columns: 25, ..shape };
-            assert_eq!(refused(columns, case.inputs()), "gemv: weights is 960, expected 25 x 40 elements");
+            let rows = ProductShape { rows: MOST_ROWS + 1, ..shape };
+            assert_eq!(refused(rows, operands.inputs()), "gemv: rows is 17, expected 1 to 16");
+            let depth = ProductShape { depth: 44, ..shape };
+            assert_eq!(refused(depth, operands.inputs()), "gemv: depth is 44, expected a multiple of 8");
+            let columns = ProductShape { columns: 25, ..shape };
+            assert_eq!(refused(columns, operands.inputs()), "gemv: columns is 25, expected a multiple of 8");
+            let columns = ProductShape { columns: 32, ..shape };
+            assert_eq!(refused(columns, operands.inputs()), "gemv: weights is 960, expected 32 x 40 elements");
             let long = bench.stream.zeroed::<bf16>(2 * 40 + 4).unwrap();
-            let shifted = GemvInputs { x: long.slice(4..).unwrap(), ..case.inputs() };
+            let shifted = ProductInputs { x: long.slice(4..).unwrap(), ..operands.inputs() };
             assert_eq!(refused(shape, shifted), "gemv: x is aligned to 8 bytes, expected aligned to 16");
+            let short = bench.stream.zeroed::<bf16>(16).unwrap();
+            let bias = ProductInputs { bias: Some(short.view()), ..operands.inputs() };
+            assert_eq!(refused(shape, bias), "gemv: bias is 16, expected 1 x 24 elements");
         });
     }
 }

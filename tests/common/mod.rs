@@ -9,7 +9,7 @@ use std::process::Command;
 
 use rigel::backend::cuda::kernels::Element;
 use rigel::backend::cuda::{Buffer, CudaError, Device, Image, Slice, Stream, Work};
-use rigel_interpreter::{AsyncPolicy, DeviceProfile, Interpreter};
+use rigel_interpreter::{AsyncPolicy, DeviceProfile, Interpreter, LaunchCounters};
 
 /// Set in the process that runs one test's body.
 const CHILD: &str = "RIGEL_TEST_CHILD";
@@ -145,6 +145,11 @@ impl Bench {
 
     pub fn download<T: Element>(&self, values: Slice<'_, T>) -> Vec<T> {
         self.stream.download(values).expect("the work so far")
+    }
+
+    /// What the interpreter counted of the last launch; nothing on a real GPU.
+    pub fn last_launch(&self) -> Option<LaunchCounters> {
+        self.interpreter.and_then(|interpreter| interpreter.counters().pop())
     }
 
     /// Runs one launch and, on the interpreter, holds the bytes that it moved against `declared`, within 2 %.

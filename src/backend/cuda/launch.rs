@@ -50,7 +50,7 @@ impl Launch {
 }
 
 /// As many parameters as any kernel here has, with room.
-const MOST: usize = 16;
+const MOST: usize = 24;
 
 /// The arguments of one launch, in the order of the kernel's parameters.
 #[derive(Debug, Clone, Default)]
@@ -84,7 +84,7 @@ impl Arguments {
     /// A number of 1 to 8 bytes.
     ///
     /// # Panics
-    /// For a type of more than 8 bytes or more than 16 arguments: both are fixed when a launcher is written.
+    /// For a type of more than 8 bytes or more than 24 arguments: both are fixed when a launcher is written.
     pub fn scalar<T: Pod>(mut self, value: T) -> Arguments {
         let bytes = bytemuck::bytes_of(&value);
         bytemuck::bytes_of_mut(&mut self.values[self.len])[..bytes.len()].copy_from_slice(bytes);

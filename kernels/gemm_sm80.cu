@@ -1,0 +1,300 @@
+// targets: sm_80 compute_80 sm_90
+// Many rows of activations times a weight matrix: prefill and large batches, on the tensor cores by mma.sync.
+#include "common/epilogue.cuh"
+#include "common/vector.cuh"
+#include "ptx/ptx.cuh"
+
+// What a block computes: kRows x kColumns of the output, kDepth of k a turn, by warps of kWarpRows x kWarpColumns.
+template <uint32_t kRows_, uint32_t kColumns_, uint32_t kDepth_, uint32_t kWarpRows_, uint32_t kWarpColumns_>
+struct Tile {
+    static constexpr uint32_t kRows = kRows_, kColumns = kColumns_, kDepth = kDepth_;
+    static constexpr uint32_t kWarpRows = kWarpRows_, kWarpColumns = kWarpColumns_;
+    static constexpr uint32_t kWarpsAcross = kColumns / kWarpColumns;
+    static constexpr uint32_t kThreads = kRows / kWarpRows * kWarpsAcross * 32;
+    static constexpr uint32_t kRowBytes = kDepth * 2;  // of a row of either operand in a stage
+    static constexpr uint32_t kActivationBytes = kRows * kRowBytes;
+    static constexpr uint32_t kStageBytes = kActivationBytes + kColumns * kRowBytes;
+    static constexpr uint32_t kChunks = kDepth / kVector;        // 16-byte chunks of a row
+    static constexpr uint32_t kRowsAtOnce = kThreads / kChunks;  // that all threads together copy, a chunk each
+    static_assert(kDepth == 32 || kDepth == 64, "the swizzles below are for rows of 64 and 128 bytes");
+    static_assert(kRows % kRowsAtOnce == 0 && kColumns % kRowsAtOnce == 0 && kRowsAtOnce % 8 == 0, "whole turns of copies");
+    static_assert(kWarpRows % 16 == 0 && kWarpColumns % 32 == 0, "16 x 32 of the output is what a quad's stores need");
+
+    // What the number of a row's chunk is xored with: the 8 rows of a matrix that ldmatrix reads, at one chunk, then lie
+    // in 8 different groups of 4 banks, and so do the chunks that 8 neighbouring threads of a copy write. Period 8 rows.
+    DEVICE uint32_t swizzle(uint32_t row) { return kChunks == 8 ? row % 8 : row / 2 % 4; }
+};
+
+// d += a b for bf16 and f16.
+DEVICE void multiply_add(bf16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    multiply_m16n8k16_bf16(d, a, b, d);
+}
+DEVICE void multiply_add(f16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    multiply_m16n8k16_f16(d, a, b, d);
+}
+
+// Waits until at most `stages` - 2 of this thread's groups of copies are unfinished, for 3 to
+// 8 stages: the instruction takes a constant.
+DEVICE void wait_for_next_stage(uint32_t stages) {
+    switch (stages) {
+        case 3: copy_async_wait<1>(); break;
+        case 4: copy_async_wait<2>(); break;
+        case 5: copy_async_wait<3>(); break;
+        case 6: copy_async_wait<4>(); break;
+        case 7: copy_async_wait<5>(); break;
+        default: copy_async_wait<6>(); break;
+    }
+}
+
+// Lane t of a quad has word t of four vectors; afterwards it has the four words of vector t. Its own inverse.
+DEVICE void transpose_quad(uint32_t (&words)[4], uint32_t t) {
+    // Swaps the off-diagonal halves of 2 x 2 squares of words, then of 2 x 2 squares of those.
+#pragma unroll
+    for (uint32_t distance = 1; distance <= 2; distance *= 2) {
+        const bool high = (t & distance) != 0;
+#pragma unroll
+        for (uint32_t i = 0; i < 2; i++) {
+            const uint32_t low_word = distance == 1 ? 2 * i : i, high_word = low_word + distance;
+            const uint32_t received = shuffle_xor(high ? words[low_word] : words[high_word], distance);
+            if (high) {
+                words[low_word] = received;
+            } else {
+                words[high_word] = received;
+            }
+        }
+    }
+}
+
+// out[m, n] = epilogue(sum over k of x[m, k] weights[n, k])
+//
+//   x        T [rows, depth]      written by earlier work on the stream
+//   weights  T [columns, depth]   written before this stream's work began
+//   output   what the epilogue takes: see common/epilogue.cuh
+//   stages   3 to 8, of the ring in shared memory
+//   group    rows of tiles that are computed together, at least 1
+//
+// The way of the operands: a ring of `stages` stages in shared memory, each kDepth of k for all rows and columns of the
+// tile, filled by cp.async of 16 bytes while earlier stages are multiplied; ldmatrix, two sets of fragments deep, so that
+// the loads of one k = 16 run beside the multiplications of the last; m16n8k16. One barrier a stage: behind it, the next
+// stage is complete for all threads and the one before the last is free.
+//
+// Tiles. Each value that ldmatrix brings from shared memory is used 64 times in a warp tile of 64 x 64: (64 + 64) x 16 x 2
+// bytes for 64 x 64 x 16 multiply-adds, 32 cycles of shared memory for 64 of an Ampere tensor core quarter: half of the
+// bandwidth that four warps share. 128 sums and 64 registers of fragments fit the 255 of a thread.
+//   128x256  8 warps, k 64, 48 KiB a stage: 768 bytes of operands from L2 for 32768 multiply-adds, the least; one
+//            block a multiprocessor, so the longer stage halves its barriers. 3 stages on sm_80, 4 on sm_90.
+//   128x128  4 warps, k 32, 16 KiB a stage: two blocks a multiprocessor, one's ends and barriers behind the other's
+//            products; fits twice in every shared memory: 3 stages on sm_86, 5 on sm_80, 7 on sm_90.
+//   64x64    4 warps of 32x32, k 64, 16 KiB a stage: up to 64 rows, and where larger tiles leave multiprocessors idle.
+//   32x64    4 warps of 16x32, k 64, 12 KiB a stage, 8 of them weights: up to 32 rows, bound by the bytes of the weights;
+//            at 8 stages 56 KiB of them are under way. (H200: 4.8 TB/s x 0.7 us / 132 multiprocessors = 25 KiB.)
+// A stage's row is 64 or 128 bytes, whole sectors of L2 and whole lines at k 64.
+//
+// Order of the sum: k ascending, 16 at a time, in one accumulator, whatever the tile: a row has the same bits with any
+// rows beside it and in every tile shape.
+//
+// Order of the tiles: blocks go down `group` rows of tiles, then to the next column of tiles, so that those that run
+// together share rows and columns in L2; the launcher picks `group` by how many run together.
+//
+// End: a quad of lanes holds 8 columns of a row, 4 bytes each lane; four such meet by shuffles, and each lane stores (and
+// reads the residual) 16 bytes, 64 consecutive ones a quad. f32 is stored 8 bytes a lane, 32 a quad. Terms of columns are
+// read ahead of the main loop; those of rows and pairs behind it, where the fragments' registers are free.
+//
+// Grid (ceil(rows / kRows) ceil(columns / kColumns)), Tile::kThreads threads. Shared memory: stages x kStageBytes.
+// Bytes: (columns depth + rows depth + rows columns + the epilogue's) x sizeof(T), each operand counted once.
+// FLOPs: 2 rows columns depth.
+// Alignment: columns and depth multiples of 8; all buffers 16 bytes. kRows depth and kColumns depth below 2^32.
+// Registers: at most 255 (gemm_*_128x256 gemm_*_128x128), 128 (gemm_*_64x64), 96 (gemm_*_32x64)
+template <class Epilogue, class Tile, class T>
+DEVICE void gemm(const T* x, const T* weights, const typename Epilogue::template Output<T>& output, uint32_t rows,
+                 uint32_t columns, uint32_t depth, uint32_t stages, uint32_t group) {
+    constexpr uint32_t kRowTiles = Tile::kWarpRows / 16, kColumnTiles = Tile::kWarpColumns / 8;  // of a warp
+    constexpr uint32_t kSteps = Tile::kDepth / 16;                                               // of a stage
+    SHARED_MEMORY(shared);
+    const uint32_t ring = shared_address(shared);
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    const uint32_t warp_row = warp / Tile::kWarpsAcross * Tile::kWarpRows;
+    const uint32_t warp_column = warp % Tile::kWarpsAcross * Tile::kWarpColumns;
+
+    const uint32_t down = (rows + Tile::kRows - 1) / Tile::kRows;
+    const uint32_t across = (columns + Tile::kColumns - 1) / Tile::kColumns;
+    const uint32_t first_down = blockIdx.x / (group * across) * group, in_group = blockIdx.x % (group * across);
+    const uint32_t group_rows = min(group, down - first_down);
+    const uint32_t first_row = (first_down + in_group % group_rows) * Tile::kRows;
+    const uint32_t first_column = in_group / group_rows * Tile::kColumns;
+
+    // Copies. A thread has one chunk of every kRowsAtOnce-th row; rows past the end read the last one instead, and what
+    // comes of them is not stored. k past the end is filled with zeros.
+    const uint32_t chunk = threadIdx.x % Tile::kChunks, copied_row = threadIdx.x / Tile::kChunks;
+    const uint32_t destination = ring + copied_row * Tile::kRowBytes + (chunk ^ Tile::swizzle(copied_row)) * 16;
+    const T* const own_x = x + static_cast<size_t>(first_row) * depth + chunk * kVector;
+    const T* const own_weights = weights + static_cast<size_t>(first_column) * depth + chunk * kVector;
+    const auto copy = [&](const T* source, uint32_t target, uint32_t row, uint32_t end, uint32_t k) {
+        const uint32_t offset = min(row, end - 1) * depth + k;
+        copy_async_16(target, source + offset, k + chunk * kVector < depth ? 16 : 0);
+    };
+    const auto copy_weights = [&](uint32_t stage, uint32_t turn) {
+#pragma unroll
+        for (uint32_t row = 0; row < Tile::kColumns; row += Tile::kRowsAtOnce) {
+            const uint32_t target = destination + stage * Tile::kStageBytes + Tile::kActivationBytes + row * Tile::kRowBytes;
+            copy(own_weights, target, copied_row + row, columns - first_column, turn * Tile::kDepth);
+        }
+    };
+    const auto copy_activations = [&](uint32_t stage, uint32_t turn) {
+#pragma unroll
+        for (uint32_t row = 0; row < Tile::kRows; row += Tile::kRowsAtOnce) {
+            const uint32_t target = destination + stage * Tile::kStageBytes + row * Tile::kRowBytes;
+            copy(own_x, target, copied_row + row, rows - first_row, turn * Tile::kDepth);
+        }
+    };
+
+    // Fragments. Of the activations a lane addresses row lane % 16, chunk lane / 16 of 16 rows x 16 k; of the weights row
+    // lane % 8 + lane / 16 * 8, chunk lane / 8 % 2, which makes the two halves of b for 8 columns, then for 8 more. A
+    // step further along k is two chunks: an xor of the swizzled address with 32 bytes.
+    const uint32_t a_row = lane % 16, b_row = lane % 8 + lane / 16 * 8;
+    const uint32_t a_lane = (warp_row + a_row) * Tile::kRowBytes + (lane / 16 ^ Tile::swizzle(a_row)) * 16;
+    const uint32_t b_lane =
+        Tile::kActivationBytes + (warp_column + b_row) * Tile::kRowBytes + (lane / 8 % 2 ^ Tile::swizzle(b_row)) * 16;
+    uint32_t a[2][kRowTiles][4], b[2][kColumnTiles / 2][4];
+    const auto load_fragments = [&](uint32_t set, uint32_t stage_start, uint32_t step) {
+#pragma unroll
+        for (uint32_t i = 0; i < kRowTiles; i++) {
+            load_matrix_x4(a[set][i], stage_start + (a_lane ^ step * 32) + i * 16 * Tile::kRowBytes);
+        }
+#pragma unroll
+        for (uint32_t j = 0; j < kColumnTiles / 2; j++) {
+            load_matrix_x4(b[set][j], stage_start + (b_lane ^ step * 32) + j * 16 * Tile::kRowBytes);
+        }
+    };
+
+    // All stages but one are under way before the first is needed, stages past the end as zeros.
+    for (uint32_t stage = 0; stage < stages - 1; stage++) copy_weights(stage, stage);
+    grid_dependency_launch();
+    grid_dependency_wait();
+    for (uint32_t stage = 0; stage < stages - 1; stage++) {
+        copy_activations(stage, stage);
+        copy_async_commit();
+    }
+
+    float sums[kRowTiles][kColumnTiles][4] = {};
+    const uint32_t turns = (depth + Tile::kDepth - 1) / Tile::kDepth;
+    uint32_t read_stage = 0, write_stage = stages - 1;
+    wait_for_next_stage(stages);
+    block_sync();
+    load_fragments(0, ring, 0);
+    for (uint32_t turn = 0; turn < turns; turn++) {
+#pragma unroll
+        for (uint32_t step = 0; step < kSteps; step++) {
+            if (step == kSteps - 1) {
+                wait_for_next_stage(stages);
+                block_sync();
+                read_stage = read_stage + 1 == stages ? 0 : read_stage + 1;
+            }
+            load_fragments((step + 1) % 2, ring + read_stage * Tile::kStageBytes, (step + 1) % kSteps);
+            if (step == 0) {
+                // Up to one turn past the end, of zeros: the last turn loads fragments ahead of it.
+                const uint32_t ahead = turn + stages - 1;
+                if (ahead <= turns) {
+                    copy_weights(write_stage, ahead);
+                    copy_activations(write_stage, ahead);
+                }
+                copy_async_commit();
+                write_stage = write_stage + 1 == stages ? 0 : write_stage + 1;
+            }
+#pragma unroll
+            for (uint32_t i = 0; i < kRowTiles; i++) {
+#pragma unroll
+                for (uint32_t j = 0; j < kColumnTiles; j++) {
+                    const uint32_t(&pair)[4] = b[step % 2][j / 2];
+                    const uint32_t columns_of_b[2] = {pair[j % 2 * 2], pair[j % 2 * 2 + 1]};
+                    multiply_add(T{}, sums[i][j], a[step % 2][i], columns_of_b);
+                }
+            }
+        }
+    }
+
+    // Sums 0 and 1 of a lane are columns 2 t and 2 t + 1 of row g, sums 2 and 3 those of row g + 8.
+    using Stored = typename Epilogue::template Stored<T>;
+    const uint32_t lane_column = first_column + warp_column + 2 * t;
+    const auto pair_column = [&](uint32_t j) { return min(lane_column + j * 8, columns - kVector + 2 * t); };
+    decltype(Epilogue::column_terms(output, 0u)) column_terms[kColumnTiles];
+#pragma unroll
+    for (uint32_t j = 0; j < kColumnTiles; j++) column_terms[j] = Epilogue::column_terms(output, pair_column(j));
+#pragma unroll
+    for (uint32_t i = 0; i < kRowTiles; i++) {
+#pragma unroll
+        for (uint32_t half = 0; half < 2; half++) {
+            const uint32_t row = first_row + warp_row + i * 16 + half * 8 + g;
+            const auto row_terms = Epilogue::row_terms(output, min(row, rows - 1));
+            if constexpr (sizeof(Stored) == 4) {
+                if (row >= rows) continue;
+            }
+#pragma unroll
+            for (uint32_t first = 0; first < kColumnTiles; first += 4) {
+                // The 8 columns that this lane reads and stores of the quad's 32.
+                const uint32_t own_column = first_column + warp_column + first * 8 + t * kVector;
+                const bool stored = row < rows && own_column < columns;
+                uint32_t words[4] = {};
+                if constexpr (Epilogue::kAddsToOutput) {
+                    if (stored) {
+                        const uint4 before = load_global_16(Epilogue::place(output, row_terms, own_column));
+                        words[0] = before.x, words[1] = before.y, words[2] = before.z, words[3] = before.w;
+                    }
+                    transpose_quad(words, t);
+                }
+#pragma unroll
+                for (uint32_t j = 0; j < 4; j++) {
+                    float(&of_tile)[4] = sums[i][first + j];
+                    float pair[2] = {of_tile[2 * half], of_tile[2 * half + 1]};
+                    if constexpr (Epilogue::kAddsToOutput) {
+                        Epilogue::template apply<T>(pair, column_terms[first + j], words[j]);
+                    } else {
+                        const auto pair_terms = Epilogue::pair_terms(output, row_terms, pair_column(first + j));
+                        Epilogue::template apply<T>(pair, column_terms[first + j], pair_terms);
+                    }
+                    if constexpr (sizeof(Stored) == 4) {
+                        const uint32_t column = lane_column + (first + j) * 8;
+                        if (row < rows && column < columns) store_pair<T>(Epilogue::place(output, row_terms, column), pair);
+                    } else {
+                        words[j] = pack<T>(pair[0], pair[1]);
+                    }
+                }
+                if constexpr (sizeof(Stored) == 2) {
+                    transpose_quad(words, t);
+                    if (stored) {
+                        Stored* const place = Epilogue::place(output, row_terms, own_column);
+                        if (place != nullptr) store_global_16(place, uint4{words[0], words[1], words[2], words[3]});
+                    }
+                }
+            }
+        }
+    }
+}
+
+using Tile128x256 = Tile<128, 256, 64, 64, 64>;
+using Tile128x128 = Tile<128, 128, 32, 64, 64>;
+using Tile64x64 = Tile<64, 64, 64, 32, 32>;
+using Tile32x64 = Tile<32, 64, 64, 16, 32>;
+
+// One kernel for each epilogue, type and tile; the launcher picks tile, stages and group. The second bound of a tile is
+// how many blocks of it share a multiprocessor's registers.
+#define GEMM_KERNEL(name, Epilogue, FORM, T, Tile, kBlocks)                                                       \
+    KERNEL(name, Tile::kThreads, kBlocks)                                                                         \
+    (const T* x, const T* weights, FORM##_PARAMETERS(T), uint32_t stages, uint32_t group) {                       \
+        gemm<Epilogue, Tile>(x, weights, FORM##_OUTPUT(T), rows, columns, depth, stages, group);                  \
+    }                                                                                                             \
+    REGISTER_KERNEL(name)
+#define GEMM_TILES(name, Epilogue, FORM, T)                                   \
+    GEMM_KERNEL(name##_##T##_128x256, Epilogue, FORM, T, Tile128x256, 1)      \
+    GEMM_KERNEL(name##_##T##_128x128, Epilogue, FORM, T, Tile128x128, 2)      \
+    GEMM_KERNEL(name##_##T##_64x64, Epilogue, FORM, T, Tile64x64, 4)          \
+    GEMM_KERNEL(name##_##T##_32x64, Epilogue, FORM, T, Tile32x64, 4)
+#define GEMM_KERNELS(T)                                                   \
+    GEMM_TILES(gemm_bias, Bias, MATRIX, T)                                \
+    GEMM_TILES(gemm_bias_gelu, BiasGelu, MATRIX, T)                       \
+    GEMM_TILES(gemm_bias_residual, BiasResidual, MATRIX, T)               \
+    GEMM_TILES(gemm_bias_rope_kv, BiasRopeKv, QUERY_KEY_VALUE, T)         \
+    GEMM_TILES(gemm_logits, Logits, LOGITS, T)
+
+GEMM_KERNELS(bf16)
+GEMM_KERNELS(f16)

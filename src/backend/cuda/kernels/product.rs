@@ -1,0 +1,448 @@
+//! Products of activations with weight matrices, the one front door to `gemv` and `gemm`: [`Projection`] for a matrix
+//! with a bias and what follows it, [`QkvProjection`] for the fused query, key and value weights with rotation and the
+//! write into the cache, [`Head`] for logits. Up to [`gemv::MOST_ROWS`] rows go to `gemv`, more to `gemm`; nothing of a
+//! launch depends on values in device memory, so that it can be recorded once for its number of rows.
+//!
+//! Every epilogue has one definition for both, in `kernels/common/epilogue.cuh`.
+
+use std::marker::PhantomData;
+
+use super::super::buffer::{Slice, SliceMut};
+use super::super::device::{Device, Properties};
+use super::super::error::CudaError;
+use super::super::launch::Arguments;
+use super::super::stream::Stream;
+use super::super::work::Work;
+use super::gemm::{Gemm, Plan};
+use super::gemv::{self, Gemv};
+use super::{BiasTerm, Check, Element, VECTOR, gemm};
+
+/// The longest sum: the kernels count the elements of 256 rows in 32 bits, some stages beyond the end.
+pub const MOST_DEPTH: usize = (1 << 24) - VECTOR;
+
+/// What happens to a sum of a [`Projection`] before it is rounded and stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Epilogue {
+    /// `sum + bias`
+    Bias,
+    /// `gelu(sum + bias)`, the tanh form.
+    BiasGelu,
+    /// `out + sum + bias`: the residual stream, updated in place.
+    BiasResidual,
+}
+
+impl Epilogue {
+    /// Its name in the names of kernels.
+    pub fn name(self) -> &'static str {
+        match self {
+            Epilogue::Bias => "bias",
+            Epilogue::BiasGelu => "bias_gelu",
+            Epilogue::BiasResidual => "bias_residual",
+        }
+    }
+}
+
+/// Sizes of one product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProductShape {
+    /// Rows of activations and of the output.
+    pub rows: usize,
+    /// Columns of the output: rows of the weights. A multiple of 8.
+    pub columns: usize,
+    /// Elements of a row of activations and of weights. A multiple of 8, [`MOST_DEPTH`] at the most.
+    pub depth: usize,
+}
+
+impl ProductShape {
+    /// Work of a [`Projection`]: weights, activations, bias and residual read once, the output written once, all of 16
+    /// bits.
+    pub fn work(&self, epilogue: Epilogue, bias: BiasTerm) -> Work {
+        let output = self.rows * self.columns;
+        let residual = if epilogue == Epilogue::BiasResidual { output } else { 0 };
+        self.of(2 * (self.bias(bias) + residual), 2 * output)
+    }
+
+    /// Work of a [`Head`]: weights and activations of 16 bits read once, logits of 32 bits written once.
+    pub fn logits_work(&self) -> Work {
+        self.of(0, 4 * self.rows * self.columns)
+    }
+
+    fn bias(&self, bias: BiasTerm) -> usize {
+        if bias == BiasTerm::Present { self.columns } else { 0 }
+    }
+
+    fn of(&self, bytes_read_besides: usize, bytes_written: usize) -> Work {
+        let ProductShape { rows, columns, depth } = *self;
+        Work {
+            bytes_read: (2 * (columns * depth + rows * depth) + bytes_read_besides) as u64,
+            bytes_written: bytes_written as u64,
+            flops: 2 * (rows * columns * depth) as u64,
+        }
+    }
+}
+
+/// Which kernels compute a product, and how they cut it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// `gemv`, for up to [`gemv::MOST_ROWS`] rows.
+    Gemv,
+    /// `gemm`, for any number.
+    Gemm(Plan),
+}
+
+impl Path {
+    /// The path of a product on a device; depends on nothing else.
+    pub fn choose(device: &Properties, shape: ProductShape) -> Path {
+        if shape.rows <= gemv::MOST_ROWS { Path::Gemv } else { Path::Gemm(Plan::choose(device.into(), shape)) }
+    }
+
+    fn check(self) -> Check {
+        match self {
+            Path::Gemv => gemv::CHECK,
+            Path::Gemm(_) => gemm::CHECK,
+        }
+    }
+}
+
+/// What a product reads.
+#[derive(Clone, Copy)]
+pub struct ProductInputs<'a, T> {
+    /// Activations, `[rows, depth]`.
+    pub x: Slice<'a, T>,
+    /// Weights, `[columns, depth]`; no kernel writes them.
+    pub weights: Slice<'a, T>,
+    /// `[columns]`, or none; no kernel writes it.
+    pub bias: Option<Slice<'a, T>>,
+}
+
+/// The kernels of one epilogue and element type.
+struct Product<T> {
+    gemv: Gemv,
+    gemm: Gemm,
+    element: PhantomData<T>,
+}
+
+/// A launch's sizes, checked, as the kernels take them.
+struct Sizes {
+    rows: u32,
+    columns: u32,
+    depth: u32,
+}
+
+impl Sizes {
+    fn of(check: Check, path: Path, shape: ProductShape) -> Result<Sizes, CudaError> {
+        let most_rows = if path == Path::Gemv { gemv::MOST_ROWS } else { i32::MAX as usize };
+        Ok(Sizes {
+            rows: check.size("rows", shape.rows, most_rows)?,
+            columns: check.width("columns", shape.columns, i32::MAX as usize & !(VECTOR - 1))?,
+            depth: check.width("depth", shape.depth, MOST_DEPTH)?,
+        })
+    }
+
+    fn append(&self, arguments: Arguments) -> Arguments {
+        arguments.scalar(self.rows).scalar(self.columns).scalar(self.depth)
+    }
+}
+
+impl<T: Element> Product<T> {
+    fn load(device: &Device, epilogue: &str) -> Result<Product<T>, CudaError> {
+        let gemv = Gemv::load(device, epilogue, T::NAME)?;
+        Ok(Product { gemv, gemm: Gemm::load(device, epilogue, T::NAME)?, element: PhantomData })
+    }
+
+    /// # Safety
+    /// `arguments` are those that both paths' kernels begin with, of the lengths of `shape`; its rows suit `path`.
+    unsafe fn launch(
+        &self,
+        stream: &Stream,
+        path: Path,
+        shape: ProductShape,
+        arguments: Arguments,
+    ) -> Result<(), CudaError> {
+        match path {
+            // SAFETY: the caller's promise.
+            Path::Gemv => unsafe { self.gemv.launch(stream, shape, &arguments) },
+            // SAFETY: the caller's promise.
+            Path::Gemm(plan) => unsafe { self.gemm.launch(stream, plan, shape, arguments) },
+        }
+    }
+}
+
+/// Checks what every product reads, and begins the kernels' arguments with `x` and `weights`.
+fn check_operands<T: Element>(
+    check: Check,
+    shape: ProductShape,
+    inputs: ProductInputs<'_, T>,
+) -> Result<Arguments, CudaError> {
+    let ProductShape { rows, columns, depth } = shape;
+    check.matrix("x", inputs.x.into(), rows, depth)?;
+    check.matrix("weights", inputs.weights.into(), columns, depth)?;
+    if let Some(bias) = inputs.bias {
+        check.matrix("bias", bias.into(), 1, columns)?;
+    }
+    Ok(Arguments::new().input(inputs.x).input(inputs.weights))
+}
+
+/// Products with matrices of `T` that end in one [`Epilogue`].
+pub struct Projection<T>(Product<T>);
+
+impl<T: Element> Projection<T> {
+    /// Loads the kernels.
+    ///
+    /// # Errors
+    /// Those of [`Device::module`].
+    pub fn load(device: &Device, epilogue: Epilogue) -> Result<Projection<T>, CudaError> {
+        Product::load(device, epilogue.name()).map(Projection)
+    }
+
+    /// `out[m, n] = epilogue(Σ x[m, k] weights[n, k])`, with `out` `[rows, columns]`, by the path that
+    /// [`Path::choose`] gives.
+    ///
+    /// # Errors
+    /// [`CudaError::Operand`] for a length that is not that of `shape`, no rows, columns or depth that are no multiples
+    /// of 8, a depth above [`MOST_DEPTH`], or a buffer that is not aligned to 16 bytes.
+    pub fn launch(
+        &self,
+        stream: &Stream,
+        shape: ProductShape,
+        inputs: ProductInputs<'_, T>,
+        out: SliceMut<'_, T>,
+    ) -> Result<(), CudaError> {
+        self.launch_by(Path::choose(stream.device().properties(), shape), stream, shape, inputs, out)
+    }
+
+    /// The same by a given path.
+    ///
+    /// # Errors
+    /// As for [`Projection::launch`], and for more than [`gemv::MOST_ROWS`] rows by [`Path::Gemv`], stages that are not
+    /// 3 to 8, or a group of no row of tiles or more than there are; [`CudaError::LaunchLimit`] for stages that do not
+    /// fit into shared memory.
+    pub fn launch_by(
+        &self,
+        path: Path,
+        stream: &Stream,
+        shape: ProductShape,
+        inputs: ProductInputs<'_, T>,
+        out: SliceMut<'_, T>,
+    ) -> Result<(), CudaError> {
+        let check = path.check();
+        let sizes = Sizes::of(check, path, shape)?;
+        let arguments = check_operands(check, shape, inputs)?;
+        check.matrix("out", (&out).into(), shape.rows, shape.columns)?;
+        let arguments = sizes.append(arguments.optional_input(inputs.bias).output(&out));
+        // SAFETY: the arguments are those of the kernels with this epilogue, checked above to have the lengths that
+        // they index.
+        unsafe { self.0.launch(stream, path, shape, arguments) }
+    }
+}
+
+/// Products with the output embedding: logits in f32.
+pub struct Head<T>(Product<T>);
+
+impl<T: Element> Head<T> {
+    /// Loads the kernels.
+    ///
+    /// # Errors
+    /// Those of [`Device::module`].
+    pub fn load(device: &Device) -> Result<Head<T>, CudaError> {
+        Product::load(device, "logits").map(Head)
+    }
+
+    /// `out[m, n] = Σ x[m, k] weights[n, k]`, with `x` `[rows, depth]`, `weights` `[columns, depth]` and `out`
+    /// `[rows, columns]` in f32.
+    ///
+    /// # Errors
+    /// As for [`Projection::launch`].
+    pub fn launch(
+        &self,
+        stream: &Stream,
+        shape: ProductShape,
+        x: Slice<'_, T>,
+        weights: Slice<'_, T>,
+        out: SliceMut<'_, f32>,
+    ) -> Result<(), CudaError> {
+        self.launch_by(Path::choose(stream.device().properties(), shape), stream, shape, x, weights, out)
+    }
+
+    /// The same by a given path.
+    ///
+    /// # Errors
+    /// As for [`Projection::launch_by`].
+    pub fn launch_by(
+        &self,
+        path: Path,
+        stream: &Stream,
+        shape: ProductShape,
+        x: Slice<'_, T>,
+        weights: Slice<'_, T>,
+        out: SliceMut<'_, f32>,
+    ) -> Result<(), CudaError> {
+        let check = path.check();
+        let sizes = Sizes::of(check, path, shape)?;
+        let arguments = check_operands(check, shape, ProductInputs { x, weights, bias: None })?;
+        check.matrix("out", (&out).into(), shape.rows, shape.columns)?;
+        let arguments = sizes.append(arguments.output(&out));
+        // SAFETY: the arguments are those of the kernels for logits, checked above to have the lengths that they index.
+        unsafe { self.0.launch(stream, path, shape, arguments) }
+    }
+}
+
+/// Sizes of a product with the fused query, key and value weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QkvShape {
+    /// Rows of activations.
+    pub rows: usize,
+    /// Elements of a row of activations and of weights.
+    pub depth: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key heads, and as many value heads.
+    pub kv_heads: usize,
+    /// Elements of a head: 64 or 128.
+    pub head_dim: usize,
+    /// Slots of a page of the cache: a power of two.
+    pub page_size: usize,
+}
+
+impl QkvShape {
+    /// The product that it is: a column for each element of each query, key and value head.
+    ///
+    /// # Errors
+    /// [`CudaError::Operand`] for sizes that overflow.
+    fn product(&self, check: Check) -> Result<ProductShape, CudaError> {
+        let all = self.kv_heads.checked_mul(2).and_then(|kv| kv.checked_add(self.heads));
+        match all.and_then(|all| all.checked_mul(self.head_dim)) {
+            Some(columns) => Ok(ProductShape { rows: self.rows, columns, depth: self.depth }),
+            None => check.fail("heads", self.heads, "heads whose elements can be counted"),
+        }
+    }
+
+    /// Work where no row is padding and all positions differ: besides the operands, each row reads its position, page
+    /// and rotations, and writes its queries, keys and values of 16 bits.
+    pub fn work(&self, bias: BiasTerm) -> Work {
+        let columns = (self.heads + 2 * self.kv_heads) * self.head_dim;
+        let shape = ProductShape { rows: self.rows, columns, depth: self.depth };
+        let rotations = self.rows * self.head_dim * 4;
+        shape.of(2 * shape.bias(bias) + self.rows * 8 + rotations, 2 * self.rows * columns)
+    }
+}
+
+/// What [`QkvProjection`] reads of each row, and the table of rotations.
+#[derive(Clone, Copy)]
+pub struct QkvRows<'a> {
+    /// Position of each row in its sequence, `[rows]`. One past the end of the table is rotated as the last.
+    pub positions: Slice<'a, u32>,
+    /// The page of each row's key and value, `[rows]`; they go to slot `position % page_size`. Where it is no page of
+    /// the cache, as `u32::MAX` for padding, they are not written.
+    pub row_pages: Slice<'a, u32>,
+    /// `[positions of the table, head_dim / 2, 2]`: cosine and sine of each position and pair; no kernel writes it.
+    pub rotations: Slice<'a, f32>,
+}
+
+/// Where queries, keys and values go.
+pub struct QkvOutputs<'a, T> {
+    /// `[rows, heads, head_dim]`.
+    pub queries: SliceMut<'a, T>,
+    /// The layer's cache of keys, `[pages, kv_heads, page_size, head_dim]`.
+    pub keys: SliceMut<'a, T>,
+    /// The layer's cache of values, of the same shape.
+    pub values: SliceMut<'a, T>,
+}
+
+/// Products with fused query, key and value weights `[(heads + 2 kv_heads) head_dim, depth]`, first the rows of all query
+/// heads, then of all key heads, then of all value heads. Rows of each query and key head, and elements of the bias, are
+/// interleaved: those that rotate together are 2p and 2p + 1.
+pub struct QkvProjection<T>(Product<T>);
+
+impl<T: Element> QkvProjection<T> {
+    /// Loads the kernels.
+    ///
+    /// # Errors
+    /// Those of [`Device::module`].
+    pub fn load(device: &Device) -> Result<QkvProjection<T>, CudaError> {
+        Product::load(device, "bias_rope_kv").map(QkvProjection)
+    }
+
+    /// Sums and biases become queries, keys and values; queries and keys are rotated by their row's position,
+    /// `(x, y) → (x cos − y sin, y cos + x sin)`; then all are rounded, queries written to `out.queries`, keys and values
+    /// into their row's page.
+    ///
+    /// # Errors
+    /// As for [`Projection::launch`]; and for a `head_dim` that is not 64 or 128, a page size that is no power of two,
+    /// no heads, and a table or cache whose length is no whole number of positions or pages.
+    pub fn launch(
+        &self,
+        stream: &Stream,
+        shape: QkvShape,
+        inputs: ProductInputs<'_, T>,
+        rows: QkvRows<'_>,
+        out: QkvOutputs<'_, T>,
+    ) -> Result<(), CudaError> {
+        // What does not fit a product fails below, whatever the path.
+        let product = shape.product(gemv::CHECK)?;
+        self.launch_by(Path::choose(stream.device().properties(), product), stream, shape, inputs, rows, out)
+    }
+
+    /// The same by a given path.
+    ///
+    /// # Errors
+    /// As for [`QkvProjection::launch`] and [`Projection::launch_by`].
+    pub fn launch_by(
+        &self,
+        path: Path,
+        stream: &Stream,
+        shape: QkvShape,
+        inputs: ProductInputs<'_, T>,
+        rows: QkvRows<'_>,
+        out: QkvOutputs<'_, T>,
+    ) -> Result<(), CudaError> {
+        let check = path.check();
+        let QkvShape { heads, kv_heads, head_dim, page_size, .. } = shape;
+        if head_dim != 64 && head_dim != 128 {
+            return check.fail("head_dim", head_dim, "64 or 128");
+        }
+        let head_count = check.size("heads", heads, i32::MAX as usize)?;
+        let kv_head_count = check.size("kv_heads", kv_heads, i32::MAX as usize)?;
+        let page_slots = check.size("page_size", page_size, 1 << 30)?;
+        if !page_slots.is_power_of_two() {
+            return check.fail("page_size", page_size, "a power of two");
+        }
+        let product = shape.product(check)?;
+        let sizes = Sizes::of(check, path, product)?;
+        let arguments = check_operands(check, product, inputs)?;
+        check.matrix("queries", (&out.queries).into(), shape.rows, heads * head_dim)?;
+        for (what, found) in [("positions", rows.positions.len()), ("row_pages", rows.row_pages.len())] {
+            if found != shape.rows {
+                return check.fail(what, found, format_args!("{} elements", shape.rows));
+            }
+        }
+        let table_rows = rows.rotations.len() / head_dim;
+        check.matrix("rotations", rows.rotations.into(), table_rows, head_dim)?;
+        let table_rows = check.size("positions of the table", table_rows, i32::MAX as usize)?;
+        // Columns that fit into 32 bits times a page of 30.
+        let page_elements = kv_heads * page_size * head_dim;
+        let pages = out.keys.len() / page_elements;
+        check.matrix("keys", (&out.keys).into(), pages, page_elements)?;
+        check.matrix("values", (&out.values).into(), pages, page_elements)?;
+        let pages = check.size("pages", pages, i32::MAX as usize)?;
+
+        let arguments = arguments
+            .optional_input(inputs.bias)
+            .output(&out.queries)
+            .output(&out.keys)
+            .output(&out.values)
+            .input(rows.positions)
+            .input(rows.row_pages)
+            .input(rows.rotations)
+            .scalar(table_rows)
+            .scalar(pages)
+            .scalar(head_count)
+            .scalar(kv_head_count)
+            .scalar(head_dim.trailing_zeros())
+            .scalar(page_slots.trailing_zeros());
+        let arguments = sizes.append(arguments);
+        // SAFETY: the arguments are those of the kernels for queries, keys and values, checked above to have the lengths
+        // that they index; positions and pages that lie outside of the table or the cache are not followed.
+        unsafe { self.0.launch(stream, path, product, arguments) }
+    }
+}
