@@ -254,13 +254,17 @@ device_test! {
             assert_eq!(error.to_string(), "kernels/embed.cu has no kernel 'embed_scatter'; it has: embed_gather");
             let error = bench.device().module("attention_of_the_future").err().expect("no such file");
             assert!(error.to_string().starts_with("no kernels/attention_of_the_future.cu was compiled"), "{error}");
-            assert!(error.to_string().ends_with("there are: embed, gemv, norm"), "{error}");
+            let names: Vec<&str> = images().iter().map(|image| image.name).collect();
+            assert!(error.to_string().ends_with(&format!("there are: {}", names.join(", "))), "{error}");
         });
     }
 }
 
 /// Bytes of the parameters of every kernel of a file, as its launcher gives them.
-const PARAMETERS: [(&str, &str, &[usize]); 3] = [
+const PARAMETERS: [(&str, &str, &[usize]); 6] = [
+    ("attention_decode", "attention_decode_merge_", &[8, 8, 8, 4, 4, 4]),
+    ("attention_decode", "attention_decode_split_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4]),
+    ("attention_prefill", "attention_prefill_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4]),
     ("embed", "embed_gather", &[8, 8, 8, 4, 4]),
     ("gemv", "gemv_", &[8, 8, 8, 8, 4, 4, 4]),
     ("norm", "norm_", &[8, 8, 8, 8, 8, 8, 4, 4]),
@@ -270,13 +274,13 @@ device_test! {
     fn every_compiled_kernel_has_the_parameters_that_its_launcher_gives() {
         common::on_every_schedule(|bench| {
             for image in images() {
-                let expected = PARAMETERS.iter().find(|(file, ..)| *file == image.name);
-                let (_, prefix, sizes) = expected.unwrap_or_else(|| panic!("add {} to PARAMETERS", image.name));
                 let module = bench.device().module(image.name).unwrap();
                 let names: Vec<&str> = module.kernel_names().collect();
                 assert!(!names.is_empty(), "{}", image.name);
                 for name in names {
-                    assert!(name.starts_with(prefix), "{name} in {}", image.name);
+                    let of = |(file, prefix, _): &&(&str, &str, _)| *file == image.name && name.starts_with(prefix);
+                    let expected = PARAMETERS.iter().find(of);
+                    let (.., sizes) = expected.unwrap_or_else(|| panic!("add {name} of {} to PARAMETERS", image.name));
                     // On the interpreter this also compares with the C++ that the host compiler saw.
                     assert_eq!(module.kernel(name).unwrap().parameters(), *sizes, "{name}");
                 }
