@@ -111,8 +111,8 @@ struct WarpResults {
 // Bytes: keys and values that rows see, queries, the blocks of tables that hold them, and for each head and split
 // (kHeadDim + 2) x 4 written, or the outputs. FLOPs: 4 kHeadDim for each head and key that it sees.
 // Alignment: 16 bytes; split_len a multiple of 64.
-// Registers: at most 112 (attention_decode_split_*_64x16), 176 (attention_decode_split_*_64x32)
-// Registers: at most 160 (attention_decode_split_*_128x16), 255 (attention_decode_split_*_128x32)
+// Registers: at most 112 (attention_decode_split_*_64x16), 168 (attention_decode_split_*_64x32)
+// Registers: at most 168 (attention_decode_split_*_128x16), 255 (attention_decode_split_*_128x32)
 template <class T, uint32_t kHeadDim, uint32_t kRowTiles, uint32_t kStages>
 DEVICE void attention_decode_split(const T* queries, const Cache<T>& cache, T* out, float* workspace,
                                    const Sequence* sequences, uint32_t group, uint32_t window, uint32_t split_len) {

@@ -112,6 +112,8 @@ DEVICE void multiply_keys(float (&scores)[kRowTiles][kKeys / 8][4], const Querie
 template <uint32_t kHeadDim, uint32_t kRowTiles, uint32_t kKeys>
 DEVICE void soften(float (&scores)[kRowTiles][kKeys / 8][4], SoftmaxState (&states)[kRowTiles][2],
                    float (&sums)[kRowTiles][kHeadDim / 8][4], float scale) {
+    float factors[kRowTiles][2];
+    bool rescaled = false;
 #pragma unroll
     for (uint32_t m = 0; m < kRowTiles; m++) {
 #pragma unroll
@@ -124,7 +126,8 @@ DEVICE void soften(float (&scores)[kRowTiles][kKeys / 8][4], SoftmaxState (&stat
             most = fmaxf(most, shuffle_xor(most, 1));
             most = fmaxf(most, shuffle_xor(most, 2));
             SoftmaxState& state = states[m][half];
-            const float factor = raise(state, most * scale);
+            factors[m][half] = raise(state, most * scale);
+            rescaled = rescaled || factors[m][half] != 1.0f;
             const float subtracted = reference(state.max);
 #pragma unroll
             for (uint32_t n = 0; n < kKeys / 8; n++) {
@@ -134,11 +137,17 @@ DEVICE void soften(float (&scores)[kRowTiles][kKeys / 8][4], SoftmaxState (&stat
                     state.sum += scores[m][n][i];
                 }
             }
+        }
+    }
+    // Most often no max rises, and the largest part of the softmax's arithmetic is saved; a product with 1 changes no
+    // bit.
+    if (!warp_any(rescaled)) return;
 #pragma unroll
-            for (uint32_t n = 0; n < kHeadDim / 8; n++) {
-                sums[m][n][2 * half] *= factor;
-                sums[m][n][2 * half + 1] *= factor;
-            }
+    for (uint32_t m = 0; m < kRowTiles; m++) {
+#pragma unroll
+        for (uint32_t n = 0; n < kHeadDim / 8; n++) {
+#pragma unroll
+            for (uint32_t i = 0; i < 4; i++) sums[m][n][i] *= factors[m][i / 2];
         }
     }
 }

@@ -230,8 +230,9 @@ impl Reference {
         for index in row * self.width..(row + 1) * self.width {
             let (found, expected) = (found[index].f64(), self.expected[index]);
             let bound = expected.abs() * T::ROUNDING * 1.001 + 2f64.powi(-25) + self.slack[index];
-            // False for NaN too.
-            if !((found - expected).abs() <= bound) {
+            // Not so for NaN either.
+            let is_close = (found - expected).abs() <= bound;
+            if !is_close {
                 let element = index % self.width;
                 return Err(format!("row {row}, element {element}: {found}, expected {expected} ± {bound:e}"));
             }
