@@ -382,14 +382,18 @@ device_test! {
             assert_eq!(error.to_string(), "kernels/embed.cu has no kernel 'embed_scatter'; it has: embed_gather");
             let error = bench.device().module("attention_of_the_future").err().expect("no such file");
             assert!(error.to_string().starts_with("no kernels/attention_of_the_future.cu was compiled"), "{error}");
-            assert!(error.to_string().ends_with("there are: embed, gemm_sm80, gemv, norm"), "{error}");
+            let names: Vec<&str> = images().iter().map(|image| image.name).collect();
+            assert!(error.to_string().ends_with(&format!("there are: {}", names.join(", "))), "{error}");
         });
     }
 }
 
 /// Bytes of the parameters of every kernel of a file, as its launcher gives them.
 /// An entry is for those names of its file that begin with its prefix and with that of no entry before it.
-const PARAMETERS: [(&str, &str, &[usize]); 8] = [
+const PARAMETERS: [(&str, &str, &[usize]); 11] = [
+    ("attention_decode", "attention_decode_merge_", &[8, 8, 8, 4, 4, 4]),
+    ("attention_decode", "attention_decode_split_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4]),
+    ("attention_prefill", "attention_prefill_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4]),
     ("embed", "embed_gather", &[8, 8, 8, 8, 4, 4, 4]),
     ("gemm_sm80", "gemm_bias_rope_kv_", &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4]),
     ("gemm_sm80", "gemm_logits_", &[8, 8, 8, 4, 4, 4, 4, 4]),
@@ -404,13 +408,13 @@ device_test! {
     fn every_compiled_kernel_has_the_parameters_that_its_launcher_gives() {
         common::on_every_schedule(|bench| {
             for image in images() {
-                let of_file = PARAMETERS.iter().filter(|(file, ..)| *file == image.name);
                 let module = bench.device().module(image.name).unwrap();
                 let names: Vec<&str> = module.kernel_names().collect();
                 assert!(!names.is_empty(), "{}", image.name);
                 for name in names {
-                    let expected = of_file.clone().find(|(_, prefix, _)| name.starts_with(prefix));
-                    let (.., sizes) = expected.unwrap_or_else(|| panic!("add {name} to PARAMETERS"));
+                    let of = |(file, prefix, _): &&(&str, &str, _)| *file == image.name && name.starts_with(prefix);
+                    let expected = PARAMETERS.iter().find(of);
+                    let (.., sizes) = expected.unwrap_or_else(|| panic!("add {name} of {} to PARAMETERS", image.name));
                     // On the interpreter this also compares with the C++ that the host compiler saw.
                     assert_eq!(module.kernel(name).unwrap().parameters(), *sizes, "{name}");
                 }

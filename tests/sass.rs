@@ -78,6 +78,17 @@ fn count(code: &[Instruction], prefix: &str) -> usize {
     code.iter().filter(|instruction| instruction.operation.starts_with(prefix)).count()
 }
 
+/// The innermost backward branch around matrix instructions, and all that it repeats.
+fn main_loop<'a>(code: &'a [Instruction], place: &str) -> &'a [Instruction] {
+    let at = |address| code.partition_point(|instruction| instruction.address < address);
+    let back = code.iter().filter_map(|branch| Some((branch.target?, branch.address)));
+    back.filter(|(start, end)| start < end)
+        .map(|(start, end)| &code[at(start)..=at(end)])
+        .filter(|body| count(body, "HMMA") > 0)
+        .min_by_key(|body| body.len())
+        .unwrap_or_else(|| panic!("{place} has no main loop"))
+}
+
 /// Every listing of every image of this build; none where that cannot be had.
 fn listings(test: &str) -> Listing {
     let images = compiled(test);
@@ -111,16 +122,8 @@ fn gemv_multiplies_on_tensor_cores_and_asks_for_weights_16_bytes_at_a_time() {
         let place = format!("{kernel} for {architecture}");
         let (_, multiplications, loads) = GEMV_LOOPS.iter().find(|(tile, ..)| kernel.ends_with(tile)).unwrap();
         let exact = if kernel.contains("_bf16_") { "HMMA.16816.F32.BF16" } else { "HMMA.16816.F32" };
-        // The innermost backward branch around matrix instructions is the main loop.
-        let back = code.iter().filter_map(|branch| Some((branch.target?, branch.address)));
-        let main_loop = back
-            .filter(|(start, end)| start < end)
-            .map(|(start, end)| code.iter().filter(|i| (start..=end).contains(&i.address)).collect::<Vec<_>>())
-            .filter(|body| body.iter().any(|i| i.operation.starts_with("HMMA")))
-            .min_by_key(Vec::len)
-            .unwrap_or_else(|| panic!("{place} has no main loop"));
-        let in_loop = main_loop.iter().filter(|i| i.operation == exact).count();
-        assert_eq!(in_loop, *multiplications, "{place}: {exact} in the main loop");
+        let main_loop = main_loop(&code, &place);
+        assert_eq!(count(main_loop, exact), *multiplications, "{place}: {exact} in the main loop");
         assert_eq!(count(&code, "HMMA"), *multiplications, "{place}: matrix instructions in all");
         assert_eq!(count(&code, "LDG.E.NA.128.CONSTANT"), *loads, "{place}: loads of weights");
         // The rest are activations, 16 bytes too, and the 2-byte terms of the epilogue.
@@ -155,6 +158,55 @@ fn norm_and_embed_move_16_bytes_at_a_time() {
         if architecture == "sm_90" {
             assert_eq!(count(&code, "ACQBULK"), 1, "{place}: griddepcontrol.wait");
             assert_eq!(count(&code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
+        }
+    }
+}
+
+/// Of (kernel, its sizes): in the main loop the matrix instructions, the loads of fragments, the asynchronous copies of a
+/// thread and the barriers of a block. A turn of prefill is 64 keys for 32 queries of a warp: 64 x 32 x head_dim
+/// multiply-adds twice, 2,048 an instruction; fragments of 16 x 16 keys and values, and for head_dim 128 of queries; the
+/// copies of a block of 128 threads, 16 bytes each. A turn of decode is 16 keys for 16 or 32 heads, all by one warp.
+const ATTENTION_LOOPS: [(&str, &str, [usize; 4]); 6] = [
+    ("attention_prefill_", "_64", [128, 32, 8, 2]),
+    ("attention_prefill_", "_128", [256, 32 + 32 + 16, 16, 2]),
+    ("attention_decode_split_", "_64x16", [16, 8, 8, 0]),
+    ("attention_decode_split_", "_64x32", [32, 8, 8, 0]),
+    ("attention_decode_split_", "_128x16", [32, 16, 16, 0]),
+    ("attention_decode_split_", "_128x32", [64, 16, 16, 0]),
+];
+
+#[test]
+fn attention_multiplies_on_tensor_cores_and_copies_past_the_registers() {
+    for ((architecture, kernel), code) in listings("attention_multiplies_on_tensor_cores…") {
+        let place = format!("{kernel} for {architecture}");
+        if kernel.starts_with("attention_") && architecture == "sm_90" {
+            assert_eq!(count(&code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
+            let wait = code.iter().position(|i| i.operation == "ACQBULK").expect("griddepcontrol.wait");
+            assert_eq!(
+                count(&code[..wait], "LDG") + count(&code[..wait], "LDGSTS"),
+                0,
+                "{place}: read before the wait"
+            );
+        }
+        let expected =
+            ATTENTION_LOOPS.iter().find(|(start, end, _)| kernel.starts_with(start) && kernel.ends_with(end));
+        let Some((.., counts)) = expected else { continue };
+        let exact = if kernel.contains("_bf16_") { "HMMA.16816.F32.BF16" } else { "HMMA.16816.F32" };
+        let body = main_loop(&code, &place);
+        let found = [exact, "LDSM.16.M", "LDGSTS.E.BYPASS.128", "BAR.SYNC"].map(|operation| count(body, operation));
+        assert_eq!(found, *counts, "{place}: matrix instructions, fragments, copies and barriers of the main loop");
+        // Outside of the loop fragments of queries alone, and nothing is multiplied.
+        assert_eq!(count(&code, "HMMA"), counts[0], "{place}: matrix instructions in all");
+        assert_eq!(
+            count(&code, "LDGSTS"),
+            count(&code, "LDGSTS.E.BYPASS.128"),
+            "{place}: copies of less than 16 bytes"
+        );
+        assert_eq!(count(&code, "LDSM"), count(&code, "LDSM.16.M88.4") + count(&code, "LDSM.16.MT88.4"), "{place}");
+        // One load of a page in the loop.
+        assert!(count(body, "LDG.") <= 1, "{place}: loads in the main loop");
+        if kernel.starts_with("attention_prefill_") {
+            assert_eq!(count(&code, "STG"), count(&code, "STG.E.128"), "{place}: outputs of less than 16 bytes");
         }
     }
 }

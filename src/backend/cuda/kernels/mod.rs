@@ -4,10 +4,13 @@
 //! A launcher is a value that holds the loaded kernels of one element type; each call gives one launch to a stream and
 //! returns before it has run. Buffers must live until then ([`Buffer`](super::Buffer)).
 
+pub mod attention_decode;
+pub mod attention_prefill;
 pub mod embed;
 pub mod gemm;
 pub mod gemv;
 pub mod norm;
+pub mod paged;
 pub mod product;
 
 use std::fmt::Display;

@@ -1,0 +1,219 @@
+// targets: sm_80 compute_80 sm_90
+// Attention of many rows of a sequence over its paged cache: prompts, whole or in chunks.
+#include "common/attention.cuh"
+#include "common/pages.cuh"
+
+static constexpr uint32_t kWarps = 4;
+static constexpr uint32_t kThreads = kWarps * 32;
+static constexpr uint32_t kRowTiles = 2;                     // of 16 rows, of a warp
+static constexpr uint32_t kQueries = kWarps * kRowTiles * 16;  // of a tile
+static_assert(kQueries == kThreads, "a thread for each query's position");
+static constexpr uint32_t kKeys = 64;                        // of a tile, at a multiple of 64
+static constexpr uint32_t kBuffers = 3;
+static constexpr uint32_t kPaddingTile = 0xffffffffu;
+
+// Starts to copy rows `tile` kKeys .. of keys or values to shared memory. Rows outside of `visible` become zeros and are
+// not read: their slots may hold anything, and a weight of 0 times NaN is NaN.
+template <class T, uint32_t kHeadDim>
+DEVICE void copy_tile(const T* source, const Cache<T>& cache, uint32_t kv_head, const WarpPages& pages,
+                      const KeyRange& visible, uint32_t tile, uint32_t first_tile, uint32_t destination) {
+    using Layout = TileLayout<kHeadDim>;
+    constexpr uint32_t kStep = kThreads / Layout::kChunks;  // rows between a thread's copies
+    static_assert(kStep % 8 == 0 && kUnit % kStep == 0, "a thread's rows share a swizzle, and a warp's a page");
+    const uint32_t chunk = threadIdx.x % Layout::kChunks, first = threadIdx.x / Layout::kChunks;
+    const uint32_t shared = destination + Layout::offset(first, chunk);
+    const T* const column = source + chunk * kVector;
+#pragma unroll
+    for (uint32_t i = 0; i < kKeys / kStep; i++) {
+        const uint32_t page = page_of(pages, (tile - first_tile) * (kKeys / kUnit) + i * kStep / kUnit);
+        const uint32_t position = tile * kKeys + i * kStep + first;
+        const uint32_t slot = first_slot(cache, page, kv_head) + slot_in_page(cache, position);
+        copy_async_16(shared + i * kStep * Layout::kRowBytes, column + static_cast<size_t>(slot) * kHeadDim,
+                      KeyRange::contains(visible, position) ? 16 : 0);
+    }
+}
+
+// out[r, h, :] = sum over keys k that row r sees of p[k] v[k, h / group, :],
+// p = softmax over k of q[r, h, :] . k[k, h / group, :] / sqrt(kHeadDim)
+//
+//   queries, out    T [rows, kv_heads group, kHeadDim]
+//   keys, values    T [pages, kv_heads, page_size, kHeadDim], page_size = 1 << page_shift >= 16; a row's own key and
+//                   value are there already
+//   sequences       [.]; block_tables u32 [.]; see common/pages.cuh
+//   tiles           [gridDim.x] (sequence, first row within the sequence); sequence 0xffffffff: nothing to do
+//   window          a row at position q sees keys q - window + 1 .. q; 2^31 for all up to q
+// all written by earlier work on the stream.
+//
+// A tile is 128 queries: the heads of one KV head for floor(128 / group) rows from its first row on, query p being row
+// p / group, head p % group. So a group's keys and values are loaded once for all of its heads, its queries are one
+// stretch of memory for each row, and a mask depends on p / group alone. Filled: 128 of 128 queries for group 1 and 2,
+// 126 for 9, 120 for 12 and 24. Queries that are left over are zeros, computed and not stored.
+//
+// A warp has 32 of them, as 2 tiles of 16 rows: each fragment of keys or values that it reads from shared memory is
+// multiplied twice. (With 16 rows a warp would read 2 x 16 KiB of shared memory for 2 x 64 x 16 x 128 multiply-adds:
+// as many cycles for the one as for the other, at 128 bytes and 1024 multiply-adds a cycle.) Weights stay in registers,
+// and with them scores and sums: 64 + 128 of the 255 registers, so for kHeadDim 128 the queries, 64 more, are read
+// again from shared memory for each tile of keys.
+//
+// Tiles of 64 keys start at multiples of 64 positions. Tiles of keys of which no row sees any are not touched; of the
+// others the keys that no row sees are not read. Keys and values take turns in a ring of three buffers: while one is
+// multiplied, the two behind it are under way. One barrier for each. 80 KiB (kHeadDim 64: 40) of shared memory leave room
+// for two blocks on a multiprocessor with 163 KiB, and registers for no more.
+//
+// Order of a row's sums: tiles of keys ascending, 16 keys at a time. A tile of which the row sees nothing changes no bit
+// of it, so its bits depend on its position and window alone: not on the chunk, nor on the rows beside it.
+//
+// Grid (tiles, kv_heads), 128 threads. Longest tiles first, for the grid's end to be even.
+// Shared memory: (128 + 3 x 64) kHeadDim x sizeof(T).
+// Bytes: for each sequence and KV head the keys and values that its rows see, once (each tile reads them again, from L2);
+// queries and outputs. FLOPs: 4 kHeadDim for each head and pair of row and key that it sees.
+// Alignment: 16 bytes.
+// Registers: at most 232 (attention_prefill_*_64), 255 (attention_prefill_*_128)
+template <class T, uint32_t kHeadDim, class Queries>
+DEVICE void attention_prefill(const T* queries, const Cache<T>& cache, T* out, const Sequence* sequences,
+                              const uint2* tiles, uint32_t group, uint32_t window) {
+    using Layout = TileLayout<kHeadDim>;
+    SHARED_MEMORY(shared);
+    const uint32_t query_tile = shared_address(shared), ring = query_tile + kQueries * Layout::kRowBytes;
+    uint32_t* const positions = reinterpret_cast<uint32_t*>(shared + (kQueries + kBuffers * kKeys) * Layout::kRowBytes);
+    const auto buffer_at = [&](uint32_t buffer) { return ring + buffer * kKeys * Layout::kRowBytes; };
+    const auto after = [](uint32_t buffer) { return buffer == kBuffers - 1 ? 0 : buffer + 1; };
+
+    grid_dependency_launch();
+    grid_dependency_wait();
+    const uint2 own = load_global_8(tiles + blockIdx.x);
+    if (own.x == kPaddingTile) return;
+    const Span sequence = load_span(sequences, own.x);
+    if (own.y >= sequence.rows) return;
+
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, kv_head = blockIdx.y;
+    const uint32_t rows = min(kQueries / group, sequence.rows - own.y);
+    const uint32_t first_position = sequence.start + own.y, last_position = first_position + rows - 1;
+    const KeyRange visible{first_visible(first_position, window), last_position + 1};
+    const uint32_t first_tile = visible.first / kKeys, end_tile = (visible.end + kKeys - 1) / kKeys;
+    // Query p of a tile whose first row is `first_row` of the step begins at this element of `queries` and `out`.
+    const auto element = [&](uint32_t first_row, uint32_t p) {
+        const size_t row = first_row + p / group;
+        return ((row * cache.kv_heads + kv_head) * group + p % group) * kHeadDim;
+    };
+
+    constexpr uint32_t kStep = kThreads / Layout::kChunks;
+#pragma unroll 4
+    for (uint32_t p = threadIdx.x / Layout::kChunks; p < kQueries; p += kStep) {
+        const uint32_t chunk = threadIdx.x % Layout::kChunks;
+        const bool is_query = p < rows * group;
+        copy_async_16(query_tile + Layout::offset(p, chunk), queries + element(sequence.first_row + own.y, is_query ? p : 0) + chunk * kVector, is_query ? 16 : 0);
+    }
+    WarpPages pages = look_up(cache, sequence.table, visible, first_tile * (kKeys / kUnit), 1);
+    const auto copy = [&](const T* source, uint32_t tile, uint32_t buffer) {
+        if (tile < end_tile) {
+            copy_tile<T, kHeadDim>(source, cache, kv_head, pages, visible, tile, first_tile, buffer_at(buffer));
+        }
+        copy_async_commit();
+    };
+    copy(cache.keys, first_tile, 0);
+    copy(cache.values, first_tile, 1);
+
+    SoftmaxState states[kRowTiles][2];
+    float sums[kRowTiles][kHeadDim / 8][4] = {};
+#pragma unroll
+    for (uint32_t m = 0; m < kRowTiles; m++) {
+#pragma unroll
+        for (uint32_t half = 0; half < 2; half++) {
+            states[m][half] = no_keys();
+        }
+    }
+
+    // Positions of all queries; those that are left over take the last row's.
+    positions[threadIdx.x] = first_position + min(threadIdx.x / group, rows - 1);
+    copy_async_wait<1>();
+    block_sync();
+    Queries own_queries;
+    Queries::fill(own_queries, query_tile + warp * kRowTiles * 16 * Layout::kRowBytes, lane);
+
+    for (uint32_t tile = first_tile, buffer = 0; tile < end_tile; tile++) {
+        // Both barriers: the oldest copy has come, and no warp reads the buffer behind it any more.
+        copy_async_wait<1>();
+        block_sync();
+        if ((tile + 1 - first_tile) % (32 * kUnit / kKeys) == 0) {
+            pages = look_up(cache, sequence.table, visible, (tile + 1) * (kKeys / kUnit), 1);
+        }
+        copy(cache.keys, tile + 1, after(after(buffer)));
+        float scores[kRowTiles][kKeys / 8][4];
+        multiply_keys<T, kHeadDim, kRowTiles, kKeys>(scores, own_queries, buffer_at(buffer));
+        buffer = after(buffer);
+
+        const uint32_t first_key = tile * kKeys;
+        if (first_key + kKeys - 1 > first_position || last_position - first_key >= window) {
+#pragma unroll
+            for (uint32_t m = 0; m < kRowTiles; m++) {
+#pragma unroll
+                for (uint32_t half = 0; half < 2; half++) {
+                    const uint32_t position = positions[(warp * kRowTiles + m) * 16 + half * 8 + lane / 4];
+#pragma unroll
+                    for (uint32_t n = 0; n < kKeys / 8; n++) {
+#pragma unroll
+                        for (uint32_t i = 2 * half; i < 2 * half + 2; i++) {
+                            const uint32_t key = first_key + n * 8 + lane % 4 * 2 + i % 2;
+                            if (!is_visible(position, key, window)) scores[m][n][i] = kMasked;
+                        }
+                    }
+                }
+            }
+        }
+        soften<kHeadDim, kRowTiles, kKeys>(scores, states, sums, kLog2Scale<kHeadDim>);
+        uint32_t weights[kRowTiles][kKeys / 16][4];
+        pack_weights<T, kRowTiles, kKeys>(weights, scores);
+
+        copy_async_wait<1>();
+        block_sync();
+        copy(cache.values, tile + 1, after(after(buffer)));
+        multiply_values<T, kHeadDim, kRowTiles, kKeys>(sums, weights, buffer_at(buffer));
+        buffer = after(buffer);
+    }
+
+    // Outputs take the place of this warp's queries, which no other warp reads, to be stored 16 bytes at a time.
+    whole_rows(states);
+    warp_sync();
+#pragma unroll
+    for (uint32_t m = 0; m < kRowTiles; m++) {
+#pragma unroll
+        for (uint32_t half = 0; half < 2; half++) {
+            const float factor = normaliser(states[m][half]);
+            const uint32_t p = (warp * kRowTiles + m) * 16 + half * 8 + lane / 4;
+#pragma unroll
+            for (uint32_t n = 0; n < kHeadDim / 8; n++) {
+                const float(&pair)[4] = sums[m][n];
+                *reinterpret_cast<uint32_t*>(shared + Layout::offset(p, n) + lane % 4 * 4) =
+                    pack<T>(pair[2 * half] * factor, pair[2 * half + 1] * factor);
+            }
+        }
+    }
+    warp_sync();
+    // Read again: the main loop had no register for it.
+    const uint32_t first_row = load_global_4(&sequences[load_global_4(&tiles[blockIdx.x].x)].first_row) + load_global_4(&tiles[blockIdx.x].y);
+#pragma unroll 4
+    for (uint32_t i = lane / Layout::kChunks; i < kRowTiles * 16; i += 32 / Layout::kChunks) {
+        const uint32_t p = warp * kRowTiles * 16 + i, chunk = lane % Layout::kChunks;
+        if (p < rows * group) {
+            store_global_16(out + element(first_row, p) + chunk * kVector,
+                            *reinterpret_cast<const uint4*>(shared + Layout::offset(p, chunk)));
+        }
+    }
+}
+
+#define ATTENTION_PREFILL_KERNEL(name, T, kHeadDim, Queries)                                                           \
+    KERNEL(name, kThreads, 2)                                                                                          \
+    (const T* queries, const T* keys, const T* values, T* out, const Sequence* sequences, const uint32_t* block_tables, \
+     const uint2* tiles, uint32_t kv_heads, uint32_t group, uint32_t page_shift, uint32_t window) {                    \
+        const Cache<T> cache{keys, values, block_tables, kv_heads, page_shift};                                        \
+        attention_prefill<T, kHeadDim, Queries>(queries, cache, out, sequences, tiles, group, window);                 \
+    }                                                                                                                  \
+    REGISTER_KERNEL(name)
+#define ATTENTION_PREFILL_KERNELS(T)                                                                      \
+    ATTENTION_PREFILL_KERNEL(attention_prefill_##T##_64, T, 64, HeldQueries<64 COMMA kRowTiles>)          \
+    ATTENTION_PREFILL_KERNEL(attention_prefill_##T##_128, T, 128, SharedQueries<128>)
+#define COMMA ,
+
+ATTENTION_PREFILL_KERNELS(bf16)
+ATTENTION_PREFILL_KERNELS(f16)

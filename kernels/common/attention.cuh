@@ -1,0 +1,207 @@
+// The two products of flash attention on tensor cores, and the softmax between them, for the rows of one warp: shared by
+// prefill and decode.
+//
+// A row here is one query head at one position. A warp holds 16 kRowTiles of them in fragments of m16n8k16: with
+// g = lane / 4 and t = lane % 4, element i of a 16 x 8 fragment is row g + 8 (i / 2), column 2 t + i % 2. Scores become
+// weights in place, and two neighbouring 16 x 8 fragments of weights are, once packed, the 16 x 16 left operand of the
+// product with the values: weights never leave the registers.
+//
+// Tiles in shared memory are rows of kHeadDim 16-bit elements, in chunks of 16 bytes; chunk c of row r lies at chunk
+// c ^ (r % 8). Eight rows of one chunk, which is what ldmatrix reads at a time, so lie in all 32 banks once, and so do
+// eight neighbouring chunks of a row, which is what cp.async writes.
+#pragma once
+#include "common/softmax.cuh"
+#include "common/vector.cuh"
+
+// d += a b for bf16 and f16.
+DEVICE void multiply_add(bf16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    multiply_m16n8k16_bf16(d, a, b, d);
+}
+DEVICE void multiply_add(f16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    multiply_m16n8k16_f16(d, a, b, d);
+}
+
+// log2(e) / sqrt(head_dim): from a product of query and key to a score in the log2 domain.
+template <uint32_t kHeadDim>
+static constexpr float kLog2Scale = 0.0f;
+template <>
+constexpr float kLog2Scale<64> = 0.18033688f;
+template <>
+constexpr float kLog2Scale<128> = 0.12751743f;
+
+template <uint32_t kHeadDim>
+struct TileLayout {
+    static constexpr uint32_t kRowBytes = kHeadDim * 2;
+    static constexpr uint32_t kChunks = kHeadDim / kVector;  // of a row
+    // Bytes from the tile's start, which is aligned to kRowBytes, to a chunk.
+    DEVICE uint32_t offset(uint32_t row, uint32_t chunk) { return row * kRowBytes + (chunk ^ row % 8) * 16; }
+};
+
+// Rows of queries in shared memory, read fragment by fragment. `lane_address` is that of this lane's row in ldmatrix's
+// first step: matrices of rows 0-7 and 8-15 of chunk 0, then of chunk 1.
+template <uint32_t kHeadDim>
+struct SharedQueries {
+    uint32_t lane_address;
+    DEVICE SharedQueries at(uint32_t tile, uint32_t lane) {
+        return SharedQueries{tile + TileLayout<kHeadDim>::offset(lane % 16, lane / 16)};
+    }
+    DEVICE void fill(SharedQueries& queries, uint32_t tile, uint32_t lane) { queries = at(tile, lane); }
+    DEVICE void read(const SharedQueries& queries, uint32_t row_tile, uint32_t step, uint32_t (&fragment)[4]) {
+        load_matrix_x4(fragment, (queries.lane_address ^ step * 32) + row_tile * 16 * TileLayout<kHeadDim>::kRowBytes);
+    }
+};
+
+// Rows of queries in registers.
+template <uint32_t kHeadDim, uint32_t kRowTiles>
+struct HeldQueries {
+    uint32_t fragments[kRowTiles][kHeadDim / 16][4];
+    DEVICE void fill(HeldQueries& queries, uint32_t tile, uint32_t lane) {
+        const auto shared = SharedQueries<kHeadDim>::at(tile, lane);
+#pragma unroll
+        for (uint32_t m = 0; m < kRowTiles; m++) {
+#pragma unroll
+            for (uint32_t step = 0; step < kHeadDim / 16; step++) {
+                SharedQueries<kHeadDim>::read(shared, m, step, queries.fragments[m][step]);
+            }
+        }
+    }
+    DEVICE void read(const HeldQueries& queries, uint32_t row_tile, uint32_t step, uint32_t (&fragment)[4]) {
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) fragment[i] = queries.fragments[row_tile][step][i];
+    }
+};
+
+// scores[m][n][i] = query row . key for kKeys keys, whose tile lies at `keys` in shared memory. Products are added in
+// ascending order of head_dim, 16 at a time.
+template <class T, uint32_t kHeadDim, uint32_t kRowTiles, uint32_t kKeys, class Queries>
+DEVICE void multiply_keys(float (&scores)[kRowTiles][kKeys / 8][4], const Queries& queries, uint32_t keys) {
+    using Layout = TileLayout<kHeadDim>;
+    const uint32_t lane = threadIdx.x % 32;
+    // Matrices: keys 0-7 of chunk 0 and of chunk 1, keys 8-15 of chunk 0 and of chunk 1.
+    const uint32_t lane_address = keys + Layout::offset(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+#pragma unroll
+    for (uint32_t m = 0; m < kRowTiles; m++) {
+#pragma unroll
+        for (uint32_t n = 0; n < kKeys / 8; n++) {
+#pragma unroll
+            for (uint32_t i = 0; i < 4; i++) scores[m][n][i] = 0.0f;
+        }
+    }
+#pragma unroll
+    for (uint32_t step = 0; step < kHeadDim / 16; step++) {
+        uint32_t query[kRowTiles][4];
+#pragma unroll
+        for (uint32_t m = 0; m < kRowTiles; m++) Queries::read(queries, m, step, query[m]);
+#pragma unroll
+        for (uint32_t pair = 0; pair < kKeys / 16; pair++) {
+            uint32_t key[4];
+            load_matrix_x4(key, (lane_address ^ step * 32) + pair * 16 * Layout::kRowBytes);
+            const uint32_t low[2] = {key[0], key[1]}, high[2] = {key[2], key[3]};
+#pragma unroll
+            for (uint32_t m = 0; m < kRowTiles; m++) {
+                multiply_add(T{}, scores[m][2 * pair], query[m], low);
+                multiply_add(T{}, scores[m][2 * pair + 1], query[m], high);
+            }
+        }
+    }
+}
+
+// Turns scores into weights exp2(scale score - max) and adds them to the states of their rows, whose weighted sums are
+// rescaled where a max rises. `scale` is log2(e) / sqrt(head_dim). A state's sum is that of this lane's columns alone
+// (its max is the row's): whole_rows adds up the four lanes of a row at the end.
+template <uint32_t kHeadDim, uint32_t kRowTiles, uint32_t kKeys>
+DEVICE void soften(float (&scores)[kRowTiles][kKeys / 8][4], SoftmaxState (&states)[kRowTiles][2],
+                   float (&sums)[kRowTiles][kHeadDim / 8][4], float scale) {
+    float factors[kRowTiles][2];
+    bool rescaled = false;
+#pragma unroll
+    for (uint32_t m = 0; m < kRowTiles; m++) {
+#pragma unroll
+        for (uint32_t half = 0; half < 2; half++) {
+            float most = kMasked;
+#pragma unroll
+            for (uint32_t n = 0; n < kKeys / 8; n++) {
+                most = fmaxf(most, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
+            }
+            most = fmaxf(most, shuffle_xor(most, 1));
+            most = fmaxf(most, shuffle_xor(most, 2));
+            SoftmaxState& state = states[m][half];
+            factors[m][half] = raise(state, most * scale);
+            rescaled = rescaled || factors[m][half] != 1.0f;
+            const float subtracted = reference(state.max);
+#pragma unroll
+            for (uint32_t n = 0; n < kKeys / 8; n++) {
+#pragma unroll
+                for (uint32_t i = 2 * half; i < 2 * half + 2; i++) {
+                    scores[m][n][i] = exp2_approx(scores[m][n][i] * scale - subtracted);
+                    state.sum += scores[m][n][i];
+                }
+            }
+        }
+    }
+    // Most often no max rises, and the largest part of the softmax's arithmetic is saved; a product with 1 changes no
+    // bit.
+    if (!warp_any(rescaled)) return;
+#pragma unroll
+    for (uint32_t m = 0; m < kRowTiles; m++) {
+#pragma unroll
+        for (uint32_t n = 0; n < kHeadDim / 8; n++) {
+#pragma unroll
+            for (uint32_t i = 0; i < 4; i++) sums[m][n][i] *= factors[m][i / 2];
+        }
+    }
+}
+
+// Weights rounded to T, as the left operands of their product with the values.
+template <class T, uint32_t kRowTiles, uint32_t kKeys>
+DEVICE void pack_weights(uint32_t (&packed)[kRowTiles][kKeys / 16][4], const float (&weights)[kRowTiles][kKeys / 8][4]) {
+#pragma unroll
+    for (uint32_t m = 0; m < kRowTiles; m++) {
+#pragma unroll
+        for (uint32_t step = 0; step < kKeys / 16; step++) {
+            const float(&low)[4] = weights[m][2 * step], (&high)[4] = weights[m][2 * step + 1];
+            packed[m][step][0] = pack<T>(low[0], low[1]);
+            packed[m][step][1] = pack<T>(low[2], low[3]);
+            packed[m][step][2] = pack<T>(high[0], high[1]);
+            packed[m][step][3] = pack<T>(high[2], high[3]);
+        }
+    }
+}
+
+// sums[m][n][i] += weights . values over kKeys keys in ascending order, 16 at a time.
+template <class T, uint32_t kHeadDim, uint32_t kRowTiles, uint32_t kKeys>
+DEVICE void multiply_values(float (&sums)[kRowTiles][kHeadDim / 8][4],
+                            const uint32_t (&weights)[kRowTiles][kKeys / 16][4], uint32_t values) {
+    using Layout = TileLayout<kHeadDim>;
+    const uint32_t lane = threadIdx.x % 32;
+    // Matrices, transposed: keys 0-7 and 8-15 of chunk 0, keys 0-7 and 8-15 of chunk 1.
+    const uint32_t lane_address = values + Layout::offset(lane % 16, lane / 16);
+#pragma unroll
+    for (uint32_t step = 0; step < kKeys / 16; step++) {
+#pragma unroll
+        for (uint32_t pair = 0; pair < kHeadDim / 16; pair++) {
+            uint32_t value[4];
+            load_matrix_x4_transposed(value, (lane_address ^ pair * 32) + step * 16 * Layout::kRowBytes);
+            const uint32_t low[2] = {value[0], value[1]}, high[2] = {value[2], value[3]};
+#pragma unroll
+            for (uint32_t m = 0; m < kRowTiles; m++) {
+                multiply_add(T{}, sums[m][2 * pair], weights[m][step], low);
+                multiply_add(T{}, sums[m][2 * pair + 1], weights[m][step], high);
+            }
+        }
+    }
+}
+
+// Adds up the sums of the four lanes that hold a row.
+template <uint32_t kRowTiles>
+DEVICE void whole_rows(SoftmaxState (&states)[kRowTiles][2]) {
+#pragma unroll
+    for (uint32_t m = 0; m < kRowTiles; m++) {
+#pragma unroll
+        for (uint32_t half = 0; half < 2; half++) {
+            float& sum = states[m][half].sum;
+            sum += shuffle_xor(sum, 1);
+            sum += shuffle_xor(sum, 2);
+        }
+    }
+}

@@ -1,0 +1,92 @@
+// The paged cache of keys and values: where a sequence's positions lie. Mirrored by src/backend/cuda/kernels/paged.rs.
+#pragma once
+#include "common/vector.cuh"
+
+// One sequence of a step: its rows are rows first_row .. first_row + rows of the step and stand at positions
+// start .. start + rows. No rows: padding. Logical block b, positions b page_size .., lies in page
+// block_tables[table + b - first_block]; blocks before first_block are gone.
+struct Sequence {
+    uint32_t first_row;
+    uint32_t rows;
+    uint32_t start;
+    uint32_t first_block;
+    uint32_t table;
+    uint32_t unused[3];
+};
+static_assert(sizeof(Sequence) == 32, "as paged.rs lays it out");
+
+// Which rows a sequence has in the step and where, and its entry of block_tables for logical block 0, were it there.
+struct Span {
+    uint32_t first_row;
+    uint32_t rows;
+    uint32_t start;
+    uint32_t table;
+};
+DEVICE Span load_span(const Sequence* sequences, uint32_t index) {
+    const uint4 head = load_global_16(sequences + index);
+    const uint32_t table = load_global_4(&sequences[index].table);
+    return Span{head.x, head.y, head.z, table - head.w};
+}
+
+// A window that sees everything; also the widest one.
+static constexpr uint32_t kNoWindow = 0x80000000u;
+
+// Whether a query sees a key: not later than itself and less than `window` before it. Positions are below 2^31, so a
+// later key's distance wraps to at least 2^31.
+DEVICE bool is_visible(uint32_t query, uint32_t key, uint32_t window) { return query - key < window; }
+
+// The first key that a query sees.
+DEVICE uint32_t first_visible(uint32_t query, uint32_t window) { return query < window ? 0 : query - window + 1; }
+
+// Positions first .. end.
+struct KeyRange {
+    uint32_t first;
+    uint32_t end;
+    DEVICE bool contains(const KeyRange& range, uint32_t position) {
+        return position - range.first < range.end - range.first;
+    }
+};
+
+// Keys and values of one layer, each T [pages][kv_heads][page_size][head_dim], page_size = 1 << page_shift.
+template <class T>
+struct Cache {
+    const T* keys;
+    const T* values;
+    const uint32_t* block_tables;
+    uint32_t kv_heads;
+    uint32_t page_shift;
+};
+
+// Row of `keys` and of `values` in which a page's first slot of one head lies.
+template <class T>
+DEVICE uint32_t first_slot(const Cache<T>& cache, uint32_t page, uint32_t kv_head) {
+    return (page * cache.kv_heads + kv_head) << cache.page_shift;
+}
+
+// The slot of a position in its page.
+template <class T>
+DEVICE uint32_t slot_in_page(const Cache<T>& cache, uint32_t position) {
+    return position & ((1u << cache.page_shift) - 1);
+}
+
+// Positions of 16 aligned keys are the unit in which pages are looked up: no page is smaller. A warp keeps the pages of
+// 32 such units, one a lane, so that a lookup is a shuffle and memory is waited for once in 32 units. Unit i of the
+// warp holds positions 16 (first + i stride) ...
+static constexpr uint32_t kUnit = 16;
+
+struct WarpPages {
+    uint32_t page;
+};
+
+// Looks up units first, first + stride, ... of a sequence for the lanes of a warp, `table` as in its Span. Positions are clamped to `visible`,
+// so that no block is looked up that may be gone or not there yet.
+template <class T>
+DEVICE WarpPages look_up(const Cache<T>& cache, uint32_t table, const KeyRange& visible, uint32_t first,
+                         uint32_t stride) {
+    const uint32_t position = (first + threadIdx.x % 32 * stride) * kUnit;
+    const uint32_t clamped = min(max(position, visible.first), visible.end - 1);
+    // In 32 bits: `table` may stand for an entry before the first.
+    return WarpPages{load_global_4(cache.block_tables + (table + (clamped >> cache.page_shift)))};
+}
+// The page of the warp's unit `index` modulo 32. All lanes call it with the same index.
+DEVICE uint32_t page_of(const WarpPages& pages, uint32_t index) { return shuffle_from(pages.page, index % 32); }

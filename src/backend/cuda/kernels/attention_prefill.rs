@@ -1,0 +1,200 @@
+//! `kernels/attention_prefill.cu`: attention of many rows of a sequence, a prompt or a chunk of one.
+
+use std::cmp::Reverse;
+use std::marker::PhantomData;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::super::buffer::{Slice, SliceMut};
+use super::super::device::Device;
+use super::super::error::CudaError;
+use super::super::launch::{Arguments, Launch};
+use super::super::module::Kernel;
+use super::super::stream::Stream;
+use super::super::work::Work;
+use super::paged::{AttentionInputs, Heads, Sequence, check_head_dim, first_visible};
+use super::{Check, Element};
+
+const CHECK: Check = Check { kernel: "attention_prefill" };
+const THREADS: u32 = 128;
+/// kQueries, kKeys and kBuffers of the kernel.
+const QUERIES: usize = 128;
+const KEYS: usize = 64;
+const BUFFERS: usize = 3;
+
+/// One block's share of a step for each KV head, as the kernel reads it: up to [`tile_rows`] rows of a sequence.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Tile {
+    /// Index of the sequence.
+    pub sequence: u32,
+    /// The first row, counted from the sequence's first in the step: a multiple of [`tile_rows`].
+    pub first_row: u32,
+}
+
+impl Tile {
+    /// No tile: nothing is read or written for it.
+    pub const PADDING: Tile = Tile { sequence: u32::MAX, first_row: 0 };
+}
+
+/// How many rows a tile has: 128 queries are those of all heads of a KV head for as many whole rows as there is room.
+pub fn tile_rows(heads: &Heads) -> usize {
+    (QUERIES / heads.group().max(1)).max(1)
+}
+
+/// How many tiles a step of `rows` rows in `sequences` sequences has at the most.
+pub fn most_tiles(rows: usize, sequences: usize, heads: &Heads) -> usize {
+    // Each sequence has at most one tile that is not full, and at least one row in it.
+    rows / tile_rows(heads) + sequences.min(rows)
+}
+
+/// The tiles of all sequences that `takes` says yes to, such as those of more than one row where the others are left to
+/// decode; those with the most keys first, so that the last blocks of the grid are short.
+pub fn plan_tiles(
+    sequences: &[Sequence],
+    heads: &Heads,
+    window: Option<usize>,
+    takes: impl Fn(&Sequence) -> bool,
+) -> Vec<Tile> {
+    let step = tile_rows(heads);
+    let mut tiles = Vec::new();
+    for (index, sequence) in (0..).zip(sequences).filter(|(_, sequence)| takes(sequence)) {
+        for first_row in (0..sequence.rows).step_by(step) {
+            let last = u64::from(sequence.start) + (u64::from(first_row) + step as u64).min(sequence.rows.into()) - 1;
+            let keys = last + 1 - first_visible(u64::from(sequence.start) + u64::from(first_row), window);
+            tiles.push((keys, Tile { sequence: index, first_row }));
+        }
+    }
+    tiles.sort_by_key(|(keys, _)| Reverse(*keys));
+    tiles.into_iter().map(|(_, tile)| tile).collect()
+}
+
+/// Sizes of one launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PrefillShape {
+    /// Rows of the step: of `queries` and `out`.
+    pub rows: usize,
+    /// Tiles, padding included.
+    pub tiles: usize,
+    /// Heads of the layer.
+    pub heads: Heads,
+    /// A row sees itself and up to `window - 1` positions before it; `None`: all.
+    pub window: Option<usize>,
+}
+
+impl PrefillShape {
+    /// For each sequence that has tiles its visible keys and values once, its queries, its outputs and its part of the
+    /// tables; 2 products of head_dim multiply-adds for each head and visible pair. `sequences` are those of the step,
+    /// of which `tiles` holds all tiles or none.
+    pub fn work(&self, sequences: &[Sequence], tiles: &[Tile], page_size: usize) -> Work {
+        let Heads { query, kv, dim } = self.heads;
+        let mut work = Work { bytes_read: (self.tiles * size_of::<Tile>()) as u64, ..Work::default() };
+        for (index, sequence) in (0..).zip(sequences) {
+            if !tiles.iter().any(|tile| tile.sequence == index) {
+                continue;
+            }
+            let row_bytes = u64::from(sequence.rows) * (query * dim * 2) as u64;
+            let cached = 2 * sequence.visible_keys(self.window) * (kv * dim * 2) as u64;
+            let tables = 20 + 4 * sequence.visible_blocks(self.window, page_size);
+            work.bytes_read += row_bytes + cached + tables;
+            work.bytes_written += row_bytes;
+            work.flops += 4 * sequence.visible_pairs(self.window) * (query * dim) as u64;
+        }
+        work
+    }
+}
+
+/// Attention of many rows over caches of `T`.
+pub struct AttentionPrefill<T> {
+    kernel: Kernel,
+    head_dim: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> AttentionPrefill<T> {
+    /// Loads the kernel for heads of `head_dim` elements.
+    ///
+    /// # Errors
+    /// [`CudaError::Operand`] for a `head_dim` that is neither 64 nor 128; those of [`Device::module`].
+    pub fn load(device: &Device, head_dim: usize) -> Result<AttentionPrefill<T>, CudaError> {
+        check_head_dim(CHECK, head_dim)?;
+        let name = format!("attention_prefill_{}_{head_dim}", T::NAME);
+        let kernel = device.module("attention_prefill")?.kernel(&name)?;
+        Ok(AttentionPrefill { kernel, head_dim, element: PhantomData })
+    }
+
+    /// `out[r, h, :] = Σ p[k] v[k, :]` over the positions `k` that row `r` sees, with
+    /// `p = softmax(q[r, h, :] · k[k, :] / √head_dim)`, for the rows of all `tiles`; `out` is
+    /// `[rows, query heads, head_dim]`, and rows of no tile are not written.
+    ///
+    /// # Errors
+    /// [`CudaError::Operand`] for a length that is not that of `shape`, heads that are not of the kernel, a page size
+    /// that is no power of two of at least 16, an empty window, or a buffer that is not aligned to 16 bytes.
+    pub fn launch(
+        &self,
+        stream: &Stream,
+        shape: PrefillShape,
+        inputs: AttentionInputs<'_, T>,
+        tiles: Slice<'_, Tile>,
+        out: SliceMut<'_, T>,
+    ) -> Result<(), CudaError> {
+        let PrefillShape { rows, heads, window, .. } = shape;
+        if heads.dim != self.head_dim {
+            return CHECK.fail("head_dim", heads.dim, self.head_dim);
+        }
+        let sizes = inputs.check(CHECK, rows, &heads, window)?;
+        let tile_count = CHECK.size("tiles", shape.tiles, i32::MAX as usize)?;
+        CHECK.matrix("tiles", tiles.into(), shape.tiles, 1)?;
+        CHECK.matrix("out", (&out).into(), rows, heads.width())?;
+        let mut launch = Launch::linear(tile_count, THREADS);
+        launch.grid[1] = sizes.kv_heads;
+        // Queries, the ring of keys and values, and the position of each query.
+        launch.shared_bytes = ((QUERIES + BUFFERS * KEYS) * heads.dim * 2 + QUERIES * 4) as u32;
+        let arguments = Arguments::new()
+            .input(inputs.queries)
+            .input(inputs.cache.keys)
+            .input(inputs.cache.values)
+            .output(&out)
+            .input(inputs.sequences)
+            .input(inputs.block_tables)
+            .input(tiles)
+            .scalar(sizes.kv_heads)
+            .scalar(sizes.group)
+            .scalar(sizes.page_shift)
+            .scalar(sizes.window);
+        // SAFETY: the arguments are those of the attention_prefill kernels, checked above to have the lengths that they
+        // index; what tiles, sequences and block tables hold is the planner's promise.
+        unsafe { stream.launch(&self.kernel, &launch, &arguments) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn heads(group: usize) -> Heads {
+        Heads { query: 2 * group, kv: 2, dim: 128 }
+    }
+
+    #[test]
+    fn a_tile_holds_whole_rows_of_all_heads_of_a_group() {
+        let rows = [1, 2, 9, 12, 24, 43, 64].map(|group| tile_rows(&heads(group)));
+        assert_eq!(rows, [128, 64, 14, 10, 5, 2, 2]);
+    }
+
+    #[test]
+    fn tiles_cover_each_row_once_and_the_longest_come_first() {
+        let sequence = |start, rows| Sequence { start, rows, ..Sequence::PADDING };
+        let sequences = [sequence(0, 21), sequence(7, 1), Sequence::PADDING, sequence(90, 10), sequence(500, 11)];
+        let tiles = plan_tiles(&sequences, &heads(12), None, |sequence| sequence.rows > 1);
+        let expected = [(4, 10), (4, 0), (3, 0), (0, 20), (0, 10), (0, 0)];
+        assert_eq!(tiles, expected.map(|(sequence, first_row)| Tile { sequence, first_row }));
+        // With a window of 8 all but the shortest see 7 keys before their first row.
+        let tiles = plan_tiles(&sequences, &heads(12), Some(8), |sequence| sequence.rows > 1);
+        let expected = [(0, 10), (3, 0), (4, 0), (0, 0), (0, 20), (4, 10)];
+        assert_eq!(tiles, expected.map(|(sequence, first_row)| Tile { sequence, first_row }));
+        assert!(plan_tiles(&sequences, &heads(12), None, |_| true).len() <= most_tiles(43, 5, &heads(12)));
+        assert_eq!(most_tiles(4, 4, &heads(12)), 4);
+        assert_eq!(plan_tiles(&[sequence(3, 1); 4], &heads(12), None, |_| true).len(), 4);
+    }
+}

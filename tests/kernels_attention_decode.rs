@@ -1,0 +1,274 @@
+//! `attention_decode` against float64 loops, and against itself in other company.
+
+#[path = "common/attention.rs"]
+mod attention;
+mod common;
+
+use attention::{OnDevice, Step, World, assert_no_bank_conflicts, bits};
+use common::{Bench, Half};
+use half::{bf16, f16};
+use rigel::backend::cuda::kernels::attention_decode::{AttentionDecode, DecodeShape};
+use rigel::backend::cuda::kernels::paged::{AttentionInputs, Heads, Sequence};
+use rigel::backend::cuda::{Buffer, CudaError};
+
+fn heads(group: usize, kv: usize, dim: usize) -> Heads {
+    Heads { query: group * kv, kv, dim }
+}
+
+/// A step, with the highest position and the length of splits.
+struct Case {
+    step: Step,
+    positions: usize,
+    split_len: usize,
+}
+
+/// Groups from 1 to 64, both head_dims, windows and contexts around units, pages and splits; sequences of no row, one
+/// row, and more, which are not decode's.
+fn cases() -> Vec<Case> {
+    let case = |(group, kv, dim), window, page_size, split_len, positions, spans: &[(u32, u32)]| Case {
+        step: Step { heads: heads(group, kv, dim), window, page_size, spans: spans.to_vec() },
+        positions,
+        split_len,
+    };
+    let edges: Vec<(u32, u32)> =
+        [0, 1, 14, 15, 16, 17, 62, 63, 64, 65, 127, 128, 129, 190, 255, 256].map(|start| (start, 1)).to_vec();
+    let some = [(0, 0), (200, 1), (63, 1), (10, 2), (64, 1), (0, 1), (299, 1)];
+    let mut cases = vec![
+        case((1, 2, 64), None, 64, 64, 257, &edges),
+        case((2, 1, 128), None, 16, 128, 300, &edges),
+        case((12, 1, 128), Some(64), 64, 64, 300, &edges),
+        case((9, 2, 64), Some(65), 64, 128, 1000, &edges),
+        case((12, 2, 128), None, 128, 64, 300, &some),
+        // One split: the outputs at once.
+        case((12, 2, 128), None, 64, 320, 320, &some),
+        case((9, 1, 64), Some(100), 16, 512, 300, &some),
+        case((24, 1, 128), None, 64, 64, 300, &some),
+        case((24, 1, 64), Some(70), 64, 320, 300, &some),
+        case((17, 2, 64), None, 16, 128, 300, &some),
+        case((16, 1, 128), Some(129), 128, 128, 300, &some),
+        case((33, 1, 128), None, 64, 192, 300, &some),
+        case((64, 1, 64), Some(65), 64, 64, 300, &some),
+        case((48, 1, 128), Some(5), 16, 512, 300, &some),
+        // More than 32 units of a warp: the pages are looked up again.
+        case((2, 1, 64), None, 64, 8192, 16_384, &[(5000, 1)]),
+        case((2, 1, 64), None, 64, 512, 16_384, &[(4999, 1), (16_383, 0), (1023, 1)]),
+        case((1, 1, 128), Some(4096), 128, 2560, 16_384, &[(16_383, 1)]),
+        case((3, 1, 128), Some(2), 64, 128, 16_384, &[(16_383, 1), (8191, 1), (8192, 1)]),
+    ];
+    for window in [1, 5, 15, 16, 17] {
+        cases.push(case((4, 1, 64), Some(window), 16, 64, 300, &some));
+    }
+    cases
+}
+
+/// What runs one step.
+struct Run<'a, T> {
+    device: OnDevice<'a, T>,
+    shape: DecodeShape,
+    workspace: Buffer<f32>,
+    out: Buffer<T>,
+}
+
+impl<'a, T: Half> Run<'a, T> {
+    fn new(bench: &Bench, world: &'a World<T>, positions: usize, split_len: usize) -> Run<'a, T> {
+        let Step { heads, window, .. } = world.step;
+        let sequences = world.sequences.len();
+        let shape = DecodeShape { rows: world.rows, sequences, heads, window, positions, split_len };
+        // Longer than needed, as one that serves all buckets is; poisoned with NaN.
+        let mut workspace = bench.stream.alloc(shape.workspace_len() + 3).unwrap();
+        bench.stream.fill_bytes(workspace.view_mut(), 0xff).unwrap();
+        let out = bench.poisoned(world.rows * heads.width());
+        Run { device: world.upload(bench), shape, workspace, out }
+    }
+
+    fn launch(&mut self, bench: &Bench, attention: &AttentionDecode<T>) -> Result<(), CudaError> {
+        let workspace = self.workspace.view_mut();
+        attention.launch(&bench.stream, self.shape, self.device.inputs(), workspace, self.out.view_mut())
+    }
+
+    fn found(&self, bench: &Bench) -> Vec<T> {
+        bench.download(self.out.view())
+    }
+}
+
+fn is_decode(sequence: &Sequence) -> bool {
+    sequence.rows == 1
+}
+
+fn agrees<T: Half>() {
+    let cases: Vec<_> = (0..)
+        .zip(cases())
+        .map(|(seed, Case { step, positions, split_len })| {
+            let world = World::<T>::new(step, seed);
+            let reference = world.reference(world.step.window);
+            (world, reference, positions, split_len)
+        })
+        .collect();
+    common::on_every_schedule(|bench| {
+        let kernels = [64, 128].map(|dim| AttentionDecode::<T>::load(bench.device(), dim).unwrap());
+        for (world, reference, positions, split_len) in &cases {
+            let place = format!("{} splits of {split_len}, {:?}", T::NAME, world.step);
+            let attention = &kernels[world.step.heads.dim / 128];
+            let mut run = Run::new(bench, world, *positions, *split_len);
+            let (shape, stream) = (run.shape, &bench.stream);
+            let work = shape.split_work(&world.sequences, world.step.page_size);
+            let (inputs, workspace, out) = (run.device.inputs(), &mut run.workspace, &mut run.out);
+            bench.run(work, || attention.split(stream, shape, inputs, workspace.view_mut(), out.view_mut()));
+            assert_no_bank_conflicts(&place);
+            if shape.splits() > 1 {
+                let merge = || attention.merge(stream, shape, inputs.sequences, workspace.view(), out.view_mut());
+                bench.run(shape.merge_work(&world.sequences), merge);
+            }
+            reference.check(world, &run.found(bench), is_decode, &place);
+        }
+    });
+}
+
+device_test! {
+    fn decode_in_bf16_agrees_with_float64() {
+        agrees::<bf16>();
+    }
+}
+
+device_test! {
+    fn decode_in_f16_agrees_with_float64() {
+        agrees::<f16>();
+    }
+}
+
+device_test! {
+    /// The comparison has the power to see a window that is off by one, in every row that it makes a difference to.
+    fn a_window_off_by_one_is_seen() {
+        for window in [5usize, 64] {
+            let spans = [64, 90, 127, 128, 200].map(|start| (start, 1)).to_vec();
+            let step = Step { heads: heads(12, 1, 128), window: Some(window), page_size: 64, spans };
+            let world = World::<f16>::new(step, 7);
+            let others = [window - 1, window + 1].map(|window| world.reference(Some(window)));
+            common::on_every_schedule(|bench| {
+                let attention = AttentionDecode::load(bench.device(), 128).unwrap();
+                let mut run = Run::new(bench, &world, 201, 64);
+                run.launch(bench, &attention).unwrap();
+                let found = run.found(bench);
+                world.reference(Some(window)).check(&world, &found, is_decode, "the right window");
+                for (other, reference) in [window - 1, window + 1].into_iter().zip(&others) {
+                    for sequence in &world.sequences {
+                        let checked = reference.check_row(&found, sequence.first_row as usize);
+                        assert!(checked.is_err(), "{sequence:?} passes for a window of {other}");
+                    }
+                }
+            });
+        }
+    }
+}
+
+/// The first sequence's outputs in a step.
+fn outputs(bench: &Bench, step: Step, positions: usize, split_len: usize) -> Vec<u16> {
+    let attention = AttentionDecode::load(bench.device(), step.heads.dim).unwrap();
+    let world = World::<bf16>::new(step, 3);
+    let mut run = Run::new(bench, &world, positions, split_len);
+    run.launch(bench, &attention).unwrap();
+    let width = world.step.heads.width();
+    let first_row = world.sequences[0].first_row as usize;
+    bits(&run.found(bench)[first_row * width..(first_row + 1) * width])
+}
+
+device_test! {
+    /// With one length of splits a row has the same bits alone and in company, with more splits in the grid than it
+    /// needs, in pages of any size; and a row of one split with the merge and without.
+    fn a_row_has_the_same_bits_in_any_company() {
+        common::on_every_schedule(|bench| {
+            for (group, dim, window) in [(12, 128, None), (9, 64, Some(150)), (24, 64, Some(65))] {
+                for start in [0, 63, 64, 200, 299] {
+                    let run = |page_size, others: &[(u32, u32)], positions, split_len| {
+                        let spans = [&[(start, 1)], others].concat();
+                        let step = Step { heads: heads(group, 1, dim), window, page_size, spans };
+                        outputs(bench, step, positions, split_len)
+                    };
+                    let place = format!("group {group}, window {window:?}, position {start}");
+                    let alone = run(64, &[], start as usize + 1, 64);
+                    assert!(alone == run(16, &[(0, 0), (150, 1), (7, 3)], 300, 64), "{place}: in company");
+                    assert!(alone == run(128, &[(5, 1)], 2000, 64), "{place}: with more splits in the grid");
+                    let whole = run(64, &[], 300, 320);
+                    let window_splits = if window.is_none() { 2 } else { 1 };
+                    assert!(whole == run(64, &[], 320 * window_splits, 320), "{place}: with a merge of one split");
+                }
+            }
+        });
+    }
+}
+
+device_test! {
+    /// Each launch reads what the one before wrote and may start before that ends; then the same from a recording.
+    fn attention_in_a_row_and_in_a_graph_gives_the_same_as_one_by_one() {
+        let spans = vec![(20, 1), (0, 0), (150, 1)];
+        let world = World::<bf16>::new(Step { heads: heads(2, 2, 64), window: None, page_size: 16, spans }, 5);
+        common::on_every_schedule(|bench| {
+            let (attention, stream) = (AttentionDecode::load(bench.device(), 64).unwrap(), &bench.stream);
+            for split_len in [64, 192] {
+                let mut run = Run::new(bench, &world, 151, split_len);
+                let first = bench.download(run.device.queries.view());
+                let [mut a, mut b] = [0, 1].map(|_| bench.upload(&first));
+                let (device, shape) = (&run.device, run.shape);
+                // There and back: the outputs are the next queries, and the workspace is the same.
+                let mut step = |a: &mut Buffer<bf16>, b: &mut Buffer<bf16>| -> Result<(), CudaError> {
+                    let inputs = AttentionInputs { queries: a.view(), ..device.inputs() };
+                    attention.launch(stream, shape, inputs, run.workspace.view_mut(), b.view_mut())?;
+                    let inputs = AttentionInputs { queries: b.view(), ..device.inputs() };
+                    attention.launch(stream, shape, inputs, run.workspace.view_mut(), a.view_mut())
+                };
+                for _ in 0..3 {
+                    step(&mut a, &mut b).unwrap();
+                    stream.synchronize().unwrap();
+                }
+                let waited = bits(&bench.download(a.view()));
+                assert!(waited != bits(&first));
+                stream.copy_from_host(&first, a.view_mut()).unwrap();
+                for _ in 0..3 {
+                    step(&mut a, &mut b).unwrap();
+                }
+                assert!(bits(&bench.download(a.view())) == waited, "launched one after the other");
+                stream.copy_from_host(&first, a.view_mut()).unwrap();
+                let graph = stream.capture(|| step(&mut a, &mut b)).unwrap();
+                graph.upload().unwrap();
+                for _ in 0..3 {
+                    graph.launch().unwrap();
+                }
+                assert!(bits(&bench.download(a.view())) == waited, "replayed");
+            }
+        });
+    }
+}
+
+device_test! {
+    fn wrong_operands_are_refused_by_name() {
+        let step = Step { heads: heads(2, 2, 64), window: None, page_size: 16, spans: vec![(99, 1)] };
+        let world = World::<bf16>::new(step, 9);
+        common::on_every_schedule(|bench| {
+            let attention = AttentionDecode::<bf16>::load(bench.device(), 64).unwrap();
+            let mut run = Run::new(bench, &world, 100, 64);
+            let (device, right) = (&run.device, run.shape);
+            let mut refused = |shape: DecodeShape, workspace: usize| {
+                let workspace = run.workspace.slice_mut(..workspace).unwrap();
+                let launched = attention.launch(&bench.stream, shape, device.inputs(), workspace, run.out.view_mut());
+                launched.unwrap_err().to_string()
+            };
+            // 1 sequence x 4 heads x 2 splits x (64 + 2).
+            assert_eq!(right.workspace_len(), 528);
+            assert_eq!(refused(right, 527), "attention_decode: workspace is 527, expected at least 528 elements");
+            let shape = DecodeShape { split_len: 80, ..right };
+            assert_eq!(refused(shape, 528), "attention_decode: split_len is 80, expected a multiple of 64");
+            let shape = DecodeShape { split_len: 0, ..right };
+            assert_eq!(refused(shape, 528), "attention_decode: split_len is 0, expected 1 to 536870912");
+            let shape = DecodeShape { positions: 0, ..right };
+            assert_eq!(refused(shape, 528), "attention_decode: positions is 0, expected 1 to 2147483648");
+            let shape = DecodeShape { sequences: 2, ..right };
+            assert_eq!(refused(shape, 528), "attention_decode: sequences is 1, expected 2 x 1 elements");
+            let shape = DecodeShape { heads: heads(2, 2, 128), ..right };
+            assert_eq!(refused(shape, 528), "attention_decode: head_dim is 128, expected 64");
+            let shape = DecodeShape { rows: 3, ..right };
+            assert_eq!(refused(shape, 528), "attention_decode: queries is 512, expected 3 x 256 elements");
+            let error = AttentionDecode::<bf16>::load(bench.device(), 32).err().expect("no such kernel");
+            assert_eq!(error.to_string(), "attention_decode: head_dim is 32, expected 64 or 128");
+        });
+    }
+}

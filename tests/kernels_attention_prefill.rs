@@ -1,0 +1,270 @@
+//! `attention_prefill` against float64 loops, and against itself in other chunks, pages and company.
+
+#[path = "common/attention.rs"]
+mod attention;
+mod common;
+
+use attention::{OnDevice, Step, World, assert_no_bank_conflicts, bits};
+use common::{Bench, Half};
+use half::{bf16, f16};
+use rigel::backend::cuda::kernels::attention_prefill::{AttentionPrefill, PrefillShape, Tile, plan_tiles, tile_rows};
+use rigel::backend::cuda::kernels::paged::{AttentionInputs, Heads, Sequence};
+use rigel::backend::cuda::{Buffer, CudaError};
+
+fn heads(group: usize, kv: usize, dim: usize) -> Heads {
+    Heads { query: group * kv, kv, dim }
+}
+
+/// Groups from 1 to 64, both head_dims, windows around nothing, a page and a tile of keys, pages of 16, 64 and 128.
+fn steps() -> Vec<Step> {
+    let step = |group, kv, dim, window, page_size, spans: &[(u32, u32)]| Step {
+        heads: heads(group, kv, dim),
+        window,
+        page_size,
+        spans: spans.to_vec(),
+    };
+    vec![
+        // Prompts around a tile of 128 rows; a chunk at an odd start.
+        step(1, 2, 64, None, 64, &[(0, 127), (0, 1), (0, 0), (33, 5)]),
+        step(1, 1, 128, None, 128, &[(0, 128), (0, 129)]),
+        step(1, 1, 64, Some(65), 64, &[(70, 130), (0, 66)]),
+        step(1, 1, 128, Some(63), 16, &[(3, 140)]),
+        // Tiles of 64 rows.
+        step(2, 2, 128, Some(16), 16, &[(0, 0), (61, 7), (0, 64)]),
+        step(2, 1, 64, Some(17), 16, &[(15, 65), (250, 3)]),
+        step(2, 1, 128, None, 16, &[(0, 63), (47, 1), (0, 2)]),
+        step(3, 2, 64, Some(15), 16, &[(0, 43), (400, 2), (17, 42)]),
+        // 14 rows.
+        step(9, 1, 64, None, 64, &[(0, 13), (0, 14), (63, 1), (64, 1), (0, 0), (65, 15)]),
+        step(9, 2, 128, Some(1), 16, &[(0, 1), (100, 29)]),
+        step(9, 1, 128, Some(128), 128, &[(255, 3), (0, 15)]),
+        // 10 rows.
+        step(12, 2, 128, None, 64, &[(0, 1), (0, 9), (37, 11), (0, 0)]),
+        step(12, 1, 64, Some(5), 64, &[(0, 31), (62, 4), (63, 2), (64, 10)]),
+        step(12, 1, 128, Some(64), 64, &[(0, 65), (128, 10)]),
+        step(12, 1, 128, Some(129), 128, &[(301, 7)]),
+        // 5 rows, 2 rows, and one that leaves much of its tile empty.
+        step(24, 1, 128, Some(100), 64, &[(0, 4), (90, 5), (191, 6)]),
+        step(24, 1, 64, None, 16, &[(16, 1), (15, 2), (79, 11)]),
+        step(43, 1, 64, Some(66), 64, &[(64, 5)]),
+        step(64, 1, 128, None, 64, &[(0, 3), (63, 2), (0, 1)]),
+        step(33, 1, 128, Some(5), 16, &[(0, 4)]),
+    ]
+}
+
+/// What runs one step.
+struct Run<'a, T> {
+    device: OnDevice<'a, T>,
+    shape: PrefillShape,
+    tiles: Vec<Tile>,
+    tiles_on_device: Buffer<Tile>,
+    out: Buffer<T>,
+}
+
+impl<'a, T: Half> Run<'a, T> {
+    /// Two tiles of padding go with those that the step needs, one of them in front.
+    fn new(bench: &Bench, world: &'a World<T>) -> Run<'a, T> {
+        let Step { heads, window, .. } = world.step;
+        let planned = plan_tiles(&world.sequences, &heads, window, |_| true);
+        let tiles = [&[Tile::PADDING], planned.as_slice(), &[Tile::PADDING]].concat();
+        let shape = PrefillShape { rows: world.rows, tiles: tiles.len(), heads, window };
+        let tiles_on_device = bench.stream.upload(&tiles).unwrap();
+        let out = bench.poisoned(world.rows * heads.width());
+        Run { device: world.upload(bench), shape, tiles, tiles_on_device, out }
+    }
+
+    fn launch(&mut self, bench: &Bench, attention: &AttentionPrefill<T>) -> Result<(), CudaError> {
+        let (inputs, tiles) = (self.device.inputs(), self.tiles_on_device.view());
+        attention.launch(&bench.stream, self.shape, inputs, tiles, self.out.view_mut())
+    }
+
+    fn found(&self, bench: &Bench) -> Vec<T> {
+        bench.download(self.out.view())
+    }
+}
+
+fn agrees<T: Half>() {
+    let worlds: Vec<_> = (0..)
+        .zip(steps())
+        .map(|(seed, step)| {
+            let world = World::<T>::new(step, seed);
+            let reference = world.reference(world.step.window);
+            (world, reference)
+        })
+        .collect();
+    common::on_every_schedule(|bench| {
+        let kernels = [64, 128].map(|dim| AttentionPrefill::<T>::load(bench.device(), dim).unwrap());
+        for (world, reference) in &worlds {
+            let place = format!("{} {:?}", T::NAME, world.step);
+            let mut run = Run::new(bench, world);
+            let work = run.shape.work(&world.sequences, &run.tiles, world.step.page_size);
+            bench.run(work, || run.launch(bench, &kernels[world.step.heads.dim / 128]));
+            assert_no_bank_conflicts(&place);
+            reference.check(world, &run.found(bench), |_| true, &place);
+        }
+    });
+}
+
+device_test! {
+    fn prefill_in_bf16_agrees_with_float64() {
+        agrees::<bf16>();
+    }
+}
+
+device_test! {
+    fn prefill_in_f16_agrees_with_float64() {
+        agrees::<f16>();
+    }
+}
+
+device_test! {
+    /// The comparison has the power to see a window that is off by one, in every row that it makes a difference to.
+    fn a_window_off_by_one_is_seen() {
+        for window in [5usize, 64] {
+            let step = Step { heads: heads(12, 1, 128), window: Some(window), page_size: 64, spans: vec![(90, 17)] };
+            let world = World::<f16>::new(step, 7);
+            let others = [window - 1, window + 1].map(|window| world.reference(Some(window)));
+            common::on_every_schedule(|bench| {
+                let attention = AttentionPrefill::load(bench.device(), 128).unwrap();
+                let mut run = Run::new(bench, &world);
+                run.launch(bench, &attention).unwrap();
+                let found = run.found(bench);
+                world.reference(Some(window)).check(&world, &found, |_| true, "the right window");
+                for (other, reference) in [window - 1, window + 1].into_iter().zip(&others) {
+                    for row in 1..18 {
+                        assert!(reference.check_row(&found, row).is_err(), "row {row} passes for a window of {other}");
+                    }
+                }
+            });
+        }
+    }
+}
+
+/// Outputs of positions `start ..` of the first sequence, computed as `spans` in `step`'s setting.
+fn outputs<T: Half>(bench: &Bench, step: Step) -> Vec<u16> {
+    let dim = step.heads.dim;
+    let world = World::<T>::new(step, 3);
+    let attention = AttentionPrefill::load(bench.device(), dim).unwrap();
+    let mut run = Run::new(bench, &world);
+    run.launch(bench, &attention).unwrap();
+    let width = world.step.heads.width();
+    let Sequence { first_row, rows, .. } = world.sequences[0];
+    bits(&run.found(bench)[first_row as usize * width..(first_row + rows) as usize * width])
+}
+
+device_test! {
+    /// A row has the same bits in a prompt at once, in chunks of any length, in pages of any size, beside any others.
+    fn chunks_have_the_bits_of_the_whole() {
+        common::on_every_schedule(|bench| {
+            for (group, dim, window) in [(12, 128, None), (9, 64, Some(50)), (1, 64, Some(65))] {
+                let step = |page_size, spans: &[(u32, u32)]| Step {
+                    heads: heads(group, 1, dim),
+                    window,
+                    page_size,
+                    spans: spans.to_vec(),
+                };
+                let width = group * dim;
+                let whole = outputs::<bf16>(bench, step(64, &[(0, 140)]));
+                for (page_size, start, rows) in [(16, 0, 37), (128, 37, 90), (64, 127, 13), (64, 139, 1)] {
+                    let chunk = outputs::<bf16>(bench, step(page_size, &[(start, rows), (3, 7), (0, 0)]));
+                    let range = start as usize * width..(start + rows) as usize * width;
+                    assert!(chunk == whole[range], "group {group}, window {window:?}: {rows} rows from {start} on");
+                }
+            }
+        });
+    }
+}
+
+device_test! {
+    /// Each launch reads what the one before wrote and may start before that ends; then the same from a recording.
+    fn attention_in_a_row_and_in_a_graph_gives_the_same_as_one_by_one() {
+        let spans = vec![(20, 30), (0, 0), (0, 5)];
+        let world = World::<bf16>::new(Step { heads: heads(2, 2, 64), window: Some(33), page_size: 16, spans }, 5);
+        common::on_every_schedule(|bench| {
+            let (attention, stream) = (AttentionPrefill::load(bench.device(), 64).unwrap(), &bench.stream);
+            let run = Run::new(bench, &world);
+            let (tiles, first) = (run.tiles_on_device.view(), bench.download(run.device.queries.view()));
+            let [mut a, mut b] = [0, 1].map(|_| bench.upload(&first));
+            // There and back: the outputs are the next queries.
+            let step = |a: &mut Buffer<bf16>, b: &mut Buffer<bf16>| -> Result<(), CudaError> {
+                let inputs = AttentionInputs { queries: a.view(), ..run.device.inputs() };
+                attention.launch(stream, run.shape, inputs, tiles, b.view_mut())?;
+                let inputs = AttentionInputs { queries: b.view(), ..run.device.inputs() };
+                attention.launch(stream, run.shape, inputs, tiles, a.view_mut())
+            };
+            for _ in 0..3 {
+                step(&mut a, &mut b).unwrap();
+                stream.synchronize().unwrap();
+            }
+            let waited = bits(&bench.download(a.view()));
+            assert!(waited != bits(&first));
+            stream.copy_from_host(&first, a.view_mut()).unwrap();
+            for _ in 0..3 {
+                step(&mut a, &mut b).unwrap();
+            }
+            assert!(bits(&bench.download(a.view())) == waited, "launched one after the other");
+            stream.copy_from_host(&first, a.view_mut()).unwrap();
+            let graph = stream.capture(|| step(&mut a, &mut b)).unwrap();
+            graph.upload().unwrap();
+            for _ in 0..3 {
+                graph.launch().unwrap();
+            }
+            assert!(bits(&bench.download(a.view())) == waited, "replayed");
+        });
+    }
+}
+
+device_test! {
+    fn wrong_operands_are_refused_by_name() {
+        let step = Step { heads: heads(2, 2, 64), window: None, page_size: 16, spans: vec![(0, 5)] };
+        let world = World::<bf16>::new(step, 9);
+        common::on_every_schedule(|bench| {
+            let attention = AttentionPrefill::<bf16>::load(bench.device(), 64).unwrap();
+            let mut run = Run::new(bench, &world);
+            let tiles = bench.stream.upload(&run.tiles).unwrap();
+            let right = run.shape;
+            let device = &run.device;
+            let mut refused = |shape: PrefillShape, change: fn(&mut AttentionInputs<bf16>)| {
+                let mut inputs = device.inputs();
+                change(&mut inputs);
+                let launched = attention.launch(&bench.stream, shape, inputs, tiles.view(), run.out.view_mut());
+                launched.unwrap_err().to_string()
+            };
+            let as_they_are = |_: &mut AttentionInputs<bf16>| ();
+            let shape = PrefillShape { rows: 7, ..right };
+            assert_eq!(refused(shape, as_they_are), "attention_prefill: queries is 1536, expected 7 x 256 elements");
+            let shape = PrefillShape { heads: heads(2, 2, 128), ..right };
+            assert_eq!(refused(shape, as_they_are), "attention_prefill: head_dim is 128, expected 64");
+            let shape = PrefillShape { heads: Heads { query: 5, kv: 2, dim: 64 }, ..right };
+            assert_eq!(
+                refused(shape, as_they_are),
+                "attention_prefill: the number of query heads is 5, expected a multiple of the 2 key/value heads"
+            );
+            let shape = PrefillShape { heads: heads(65, 1, 64), ..right };
+            assert_eq!(
+                refused(shape, as_they_are),
+                "attention_prefill: the number of query heads of a key/value head is 65, expected 1 to 64"
+            );
+            let shape = PrefillShape { heads: Heads { query: 4, kv: 0, dim: 64 }, ..right };
+            assert_eq!(
+                refused(shape, as_they_are),
+                "attention_prefill: the number of key/value heads is 0, expected 1 to 1024"
+            );
+            let shape = PrefillShape { window: Some(0), ..right };
+            assert_eq!(refused(shape, as_they_are), "attention_prefill: window is 0, expected 1 to 2147483648");
+            let shape = PrefillShape { tiles: 1, ..right };
+            assert_eq!(refused(shape, as_they_are), "attention_prefill: tiles is 3, expected 1 x 1 elements");
+            assert_eq!(
+                refused(right, |inputs| inputs.cache.page_size = 24),
+                "attention_prefill: page_size is 24, expected a power of two from 16 to 65536"
+            );
+            assert_eq!(
+                refused(right, |inputs| inputs.cache.pages += 1),
+                "attention_prefill: keys is 8192, expected 5 x 2048 elements"
+            );
+            let error = AttentionPrefill::<bf16>::load(bench.device(), 96).err().expect("no such kernel");
+            assert_eq!(error.to_string(), "attention_prefill: head_dim is 96, expected 64 or 128");
+            assert_eq!(tile_rows(&right.heads), 64);
+        });
+    }
+}
