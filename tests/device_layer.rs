@@ -260,10 +260,12 @@ device_test! {
 }
 
 /// Bytes of the parameters of every kernel of a file, as its launcher gives them.
-const PARAMETERS: [(&str, &str, &[usize]); 3] = [
+const PARAMETERS: [(&str, &str, &[usize]); 5] = [
     ("embed", "embed_gather", &[8, 8, 8, 4, 4]),
     ("gemv", "gemv_", &[8, 8, 8, 8, 4, 4, 4]),
+    ("logprobs", "logprobs_", &[8, 8, 8, 4, 4, 4]),
     ("norm", "norm_", &[8, 8, 8, 8, 8, 8, 4, 4]),
+    ("sample", "sample_", &[8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4]),
 ];
 
 device_test! {

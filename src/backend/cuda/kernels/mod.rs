@@ -7,6 +7,7 @@
 pub mod embed;
 pub mod gemv;
 pub mod norm;
+pub mod sample;
 
 use std::fmt::Display;
 
