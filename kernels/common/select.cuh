@@ -10,7 +10,9 @@
 
 static constexpr uint32_t kBlock = 1024;      // threads of a block
 static constexpr uint32_t kWarpsOfBlock = kBlock / 32;
-static constexpr uint32_t kBins = 2 * kBlock;
+static constexpr uint32_t kBins = 2048;
+static constexpr uint32_t kScanners = 256;    // threads that add up the bins
+static constexpr uint32_t kBinsOfScanner = kBins / kScanners;
 static constexpr uint32_t kListRoom = 2048;
 static constexpr uint32_t kIdBits = 18;       // ids are below 2^18
 static constexpr uint32_t kFirstShift = 18;   // the first histogram has 32 bins an octave, 64 octaves
@@ -18,6 +20,10 @@ static constexpr uint32_t kNoCode = 0xffffffffu;  // of an element that is not i
 static constexpr uint64_t kLastKey = (uint64_t{1} << (32 + kIdBits)) - 1;
 
 DEVICE uint64_t rank_key(uint32_t code, uint32_t id) { return static_cast<uint64_t>(code) << kIdBits | id; }
+
+// Where a bin's count and mass lie: a scanner reads eight bins in a row, and so no two threads of a warp read from one
+// bank at a time.
+DEVICE uint32_t place_of(uint32_t bin) { return bin ^ (bin / 32 % kBinsOfScanner); }
 
 // Where the last element to keep lies, as one thread found it.
 struct Found {
@@ -163,6 +169,7 @@ DEVICE void keep_first(SelectMemory& memory, const Row& row, Kept& kept, uint32_
             } else {
                 bin = static_cast<uint32_t>((key - low) >> shift);
             }
+            bin = place_of(bin);
             atomic_add_shared(&memory.counts[bin], 1);
             if (by_mass) {
                 // 64 bits in two halves; each carry out of the low one is seen by exactly one thread.
@@ -177,51 +184,60 @@ DEVICE void keep_first(SelectMemory& memory, const Row& row, Kept& kept, uint32_
         });
         block_sync();
 
-        // Running sums over the bins: a thread has two neighbouring ones.
-        uint32_t counts[2];
-        uint64_t values[2];
-#pragma unroll
-        for (uint32_t i = 0; i < 2; i++) {
-            const uint32_t bin = 2 * threadIdx.x + i;
-            counts[i] = memory.counts[bin];
-            values[i] = counts[i];
-            if (by_mass) values[i] = static_cast<uint64_t>(memory.masses_high[bin]) << 32 | memory.masses_low[bin];
-        }
-        uint32_t through_count = counts[0] + counts[1];
-        uint64_t through_value = values[0] + values[1];
-#pragma unroll
-        for (uint32_t distance = 1; distance < 32; distance *= 2) {
-            const uint32_t count_below = shuffle_up(through_count, distance);
-            const uint64_t value_below = shuffle_up_64(through_value, distance);
-            if (lane >= distance) {
-                through_count += count_below;
-                through_value += value_below;
+        // Running sums over the bins, by a quarter of the threads: each has eight of them.
+        const bool scans = threadIdx.x < kScanners;
+        const auto value_of = [&](uint32_t bin) -> uint64_t {
+            return by_mass ? static_cast<uint64_t>(memory.masses_high[place_of(bin)]) << 32 | memory.masses_low[place_of(bin)]
+                           : memory.counts[place_of(bin)];
+        };
+        uint32_t own_count = 0, through_count = 0;
+        uint64_t own_value = 0, through_value = 0;
+        if (scans) {
+#pragma unroll 1
+            for (uint32_t bin = threadIdx.x * kBinsOfScanner; bin < (threadIdx.x + 1) * kBinsOfScanner; bin++) {
+                own_count += memory.counts[place_of(bin)];
+                own_value += value_of(bin);
             }
-        }
-        if (lane == 31) {
-            memory.warp_counts[warp] = through_count;
-            memory.warp_masses[warp] = through_value;
+            through_count = own_count, through_value = own_value;
+#pragma unroll
+            for (uint32_t distance = 1; distance < 32; distance *= 2) {
+                const uint32_t count_below = shuffle_up(through_count, distance);
+                const uint64_t value_below = by_mass ? shuffle_up_64(through_value, distance) : count_below;
+                if (lane >= distance) {
+                    through_count += count_below;
+                    through_value += value_below;
+                }
+            }
+            if (lane == 31) {
+                memory.warp_counts[warp] = through_count;
+                memory.warp_masses[warp] = through_value;
+            }
         }
         block_sync();
-        const uint32_t warp_count = memory.warp_counts[lane];
-        const uint64_t warp_value = memory.warp_masses[lane];
-        through_count += elements_before + warp_sum_u32(lane < warp ? warp_count : 0);
-        through_value += before + warp_sum_64(lane < warp ? warp_value : 0);
-        if (first && by_mass) target = share_of(warp_sum_64(warp_value), fraction);
-        through_count -= counts[1];
-        through_value -= values[1];
-#pragma unroll
-        for (uint32_t i = 0; i < 2; i++) {
-            // Now through bin 2 t + i.
-            if (i == 1) {
-                through_count += counts[1];
-                through_value += values[1];
+        if (scans) {
+            uint64_t total = 0;
+            for (uint32_t other = 0; other < kScanners / 32; other++) {
+                if (other == warp) through_value += total;
+                if (other < warp) through_count += memory.warp_counts[other];
+                total += memory.warp_masses[other];
             }
-            if (through_value >= target && through_value - values[i] < target) {
-                found.bin = 2 * threadIdx.x + i;
-                found.elements = counts[i];
-                found.elements_through = through_count;
-                found.before = through_value - values[i];
+            if (first && by_mass) target = share_of(total, fraction);
+            through_count += elements_before;
+            through_value += before;
+            if (through_value >= target && through_value - own_value < target) {
+                // One thread's eight bins hold the last element to keep: which of them?
+                uint32_t count_through = through_count - own_count, bin = threadIdx.x * kBinsOfScanner;
+                uint64_t ahead = through_value - own_value;
+                for (;; bin++) {
+                    count_through += memory.counts[place_of(bin)];
+                    const uint64_t value = value_of(bin);
+                    if (ahead + value >= target) break;
+                    ahead += value;
+                }
+                found.bin = bin;
+                found.elements = memory.counts[place_of(bin)];
+                found.elements_through = count_through;
+                found.before = ahead;
             }
         }
         block_sync();
