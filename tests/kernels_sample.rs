@@ -404,3 +404,535 @@ device_test! {
         });
     }
 }
+
+device_test! {
+    fn rows_over_a_models_vocabulary_are_split_and_listed() {
+        let turn = Cell::new(0);
+        common::on_every_schedule(|bench| {
+            let launcher = Sample::load(bench.device()).unwrap();
+            let vocabulary = 49_152;
+            let mut random = Random(1000 + turn.get() as u64);
+            let logits = vec![logits_like(0, vocabulary, &mut random), logits_like(1, vocabulary, &mut random)];
+            let seed = random.bits();
+            let greedy = SamplingParams::default();
+            // The usual one, and one whose nucleus is far longer than the list.
+            let usual = SamplingParams { temperature: 0.8, top_k: 40, top_p: 0.95, seed, ..Default::default() };
+            let wide = SamplingParams { temperature: 3.0, top_p: 0.9, seed, ..Default::default() };
+            let mut rows = vec![Some(Asked::new(greedy.clone(), 0, 3)), None, Some(Asked::new(greedy, 1, 4))];
+            let mut drawn = Asked::new([usual, wide][turn.get() % 2].clone(), turn.get() / 2 % 2, 5);
+            drawn.top = [None, Some(5)][turn.get() % 2];
+            rows.push(Some(drawn));
+            let close_calls = Case { vocabulary, logits, rows }.check(bench, &launcher, "49152 tokens");
+            assert_eq!(close_calls, 0);
+            turn.set(turn.get() + 1);
+        });
+    }
+}
+
+/// A row that cannot be sampled from fails alone; `change` spoils logits that are fine otherwise.
+fn spoiled(bench: &Bench, launcher: &Sample, vocabulary: usize) {
+    let mut random = Random(5);
+    let fine = logits_like(0, vocabulary, &mut random);
+    let with = |at: usize, value: f32| {
+        let mut logits = fine.clone();
+        logits[at] = value;
+        logits
+    };
+    let last = vocabulary - 1;
+    let negative_nan = f32::from_bits(0xffc0_0001);
+    let huge = with(last / 2, 3e38);
+    let logits = vec![
+        fine.clone(),
+        with(0, f32::NAN),
+        with(last, negative_nan),
+        with(last / 2, f32::INFINITY),
+        vec![f32::NEG_INFINITY; vocabulary],
+        huge,
+        with(1, f32::NEG_INFINITY),
+    ];
+    let drawn = SamplingParams { temperature: 0.9, top_p: 0.8, seed: 3, ..Default::default() };
+    let mut rows = Vec::new();
+    for params in [SamplingParams::default(), drawn] {
+        for logits_row in 0..logits.len() {
+            let mut row = Asked::new(params.clone(), logits_row, 11);
+            row.top = [None, Some(2)][logits_row % 2];
+            rows.push(Some(row));
+        }
+        let all: Vec<u32> = (0..vocabulary as u32).collect();
+        // Everything is banned; everything but one; NaN is banned, which does not make it a number.
+        rows.push(Some(Asked { banned: all.clone(), top: Some(1), ..Asked::new(params.clone(), 0, 11) }));
+        rows.push(Some(Asked { banned: all[1..].to_vec(), ..Asked::new(params.clone(), 0, 11) }));
+        rows.push(Some(Asked { banned: vec![0], ..Asked::new(params.clone(), 1, 11) }));
+        // A penalty that makes the largest logit infinite, and one that makes it zero, with others below -f32::MAX.
+        for penalty in [1e-30, 1e30] {
+            let params = SamplingParams { repetition_penalty: penalty, ..params.clone() };
+            let seen = Some(vec![last as u32 / 2, 0, 2]);
+            rows.push(Some(Asked { seen, insertion: Insertion::DrawnToken, ..Asked::new(params, 5, 11) }));
+        }
+    }
+    let failures = rows.iter().flatten().filter(|row| reference(&logits[row.logits_row], row).is_err()).count();
+    assert_eq!(failures, 14);
+    Case { vocabulary, logits, rows }.check(bench, launcher, &format!("{vocabulary} tokens, spoiled"));
+}
+
+device_test! {
+    fn logits_that_are_not_finite_fail_alone() {
+        common::on_every_schedule(|bench| {
+            let launcher = Sample::load(bench.device()).unwrap();
+            spoiled(bench, &launcher, 70);
+        });
+    }
+}
+
+device_test! {
+    fn greedy_rows_that_are_not_finite_fail_in_whichever_part() {
+        common::on_every_schedule(|bench| {
+            let launcher = Sample::load(bench.device()).unwrap();
+            // Three parts. The value that decides lies in the first, in the last; equals in all, of both signs of zero.
+            let vocabulary = 9000;
+            let mut logits = Vec::new();
+            for (at, value) in [(0, f32::NAN), (vocabulary - 1, f32::NAN), (4096, f32::INFINITY), (5000, 7.0)] {
+                let mut row = vec![-2.0; vocabulary];
+                row[at] = value;
+                logits.push(row);
+            }
+            logits.push((0..vocabulary).map(|i| if i > 4000 { [0.0, -0.0][i / 3 % 2] } else { -1.0 }).collect());
+            logits.push(vec![f32::NEG_INFINITY; vocabulary]);
+            let rows = (0..logits.len()).map(|row| Some(Asked::new(SamplingParams::default(), row, 0))).collect();
+            let case = Case { vocabulary, logits, rows };
+            case.check(bench, &launcher, "9000 tokens, greedy");
+            assert_eq!(case.run(bench, &launcher).tokens, [NO_TOKEN, NO_TOKEN, NO_TOKEN, 5000, 4001, NO_TOKEN]);
+        });
+    }
+}
+
+device_test! {
+    fn a_row_has_the_same_token_in_any_company() {
+        common::on_every_schedule(|bench| {
+            let launcher = Sample::load(bench.device()).unwrap();
+            let alone = |case: &Case, row: usize| {
+                let (vocabulary, logits) = (case.vocabulary, case.logits.clone());
+                Case { vocabulary, logits, rows: vec![case.rows[row].clone()] }.run(bench, &launcher)
+            };
+            let case = mixed(131, &[0, 1], &mut Random(77));
+            let together = case.run(bench, &launcher);
+            for row in (0..case.rows.len()).step_by(5) {
+                let own = alone(&case, row);
+                assert_eq!(own.tokens[0], together.tokens[row], "row {row}");
+                assert!(own.logprobs[0] == together.logprobs[row] || case.rows[row].is_none(), "row {row}");
+            }
+            // Greedy rows are spread over more blocks the fewer rows there are.
+            let mut random = Random(78);
+            let logits = vec![logits_like(1, 9000, &mut random), logits_like(2, 9000, &mut random)];
+            let mut case = Case { vocabulary: 9000, logits, rows: vec![None; 300] };
+            for (at, row) in [(0, 0), (7, 1), (299, 0)] {
+                case.rows[at] = Some(Asked::new(SamplingParams::default(), row, 0));
+            }
+            assert_eq!(launcher.partials(300, 9000), 300, "one part a row");
+            assert_eq!(launcher.partials(1, 9000), 3);
+            let together = case.run(bench, &launcher);
+            for at in [0, 7, 299] {
+                assert_eq!(alone(&case, at).tokens[0], together.tokens[at], "row {at}");
+            }
+        });
+    }
+}
+
+device_test! {
+    fn frequencies_follow_the_probabilities() {
+        // Probabilities of the kept: tokens 1, 3, 4, 6 and 7 make up 0.95 of the whole at temperature 2.
+        const LOGITS: [f32; 9] = [-1.0, 4.0, -3.0, 3.0, 2.5, -8.0, 1.0, 2.0, -2.0];
+        let params = SamplingParams { temperature: 2.0, top_k: 7, top_p: 0.9, seed: 12, ..Default::default() };
+        let counts = Cell::new([0u32; 9]);
+        let position = Cell::new(0);
+        common::on_every_schedule(|bench| {
+            let launcher = Sample::load(bench.device()).unwrap();
+            let rows: Vec<_> =
+                (0..200).map(|i| Some(Asked::new(params.clone(), 0, position.get() + i))).collect();
+            position.set(position.get() + 200);
+            let case = Case { vocabulary: 9, logits: vec![LOGITS.to_vec()], rows };
+            let mut total = counts.get();
+            case.run(bench, &launcher).tokens.iter().for_each(|token| total[*token as usize] += 1);
+            counts.set(total);
+        });
+        let kept = [1, 3, 4, 6, 7];
+        let weight = |token: usize| f64::from(LOGITS[token] / 2.0).exp();
+        let whole: f64 = kept.iter().map(|token| weight(*token)).sum();
+        let draws = f64::from(counts.get().iter().sum::<u32>());
+        let in_kept: u32 = kept.iter().map(|token| counts.get()[*token]).sum();
+        assert_eq!(f64::from(in_kept), draws, "only kept tokens are drawn");
+        let chi_square: f64 = kept
+            .iter()
+            .map(|token| {
+                let expected = draws * weight(*token) / whole;
+                (f64::from(counts.get()[*token]) - expected).powi(2) / expected
+            })
+            .sum();
+        // 4 degrees of freedom: 18.5 is passed once in a thousand.
+        assert!(chi_square < 18.5, "{chi_square}: {:?}", counts.get());
+    }
+}
+
+device_test! {
+    fn steps_replay_as_a_graph_with_other_rows() {
+        common::on_every_schedule(|bench| {
+            let launcher = Sample::load(bench.device()).unwrap();
+            let stream = &bench.stream;
+            let vocabulary = 5000;
+            let shape = SampleShape { rows: 2, logits_rows: 2, vocabulary, pitch: 5000, seen_slots: 1 };
+            let mut random = Random(9);
+            let case_logits = [logits_like(0, vocabulary, &mut random), logits_like(0, vocabulary, &mut random)];
+            let logits = stream.upload(&case_logits.concat()).unwrap();
+            let banned = stream.upload(&[3u32]).unwrap();
+            let mut rows = stream.upload(&[RowParams::SKIP; 2]).unwrap();
+            let mut seen = stream.zeroed::<u32>(seen_words(vocabulary)).unwrap();
+            let mut tokens = stream.upload(&[POISON; 2]).unwrap();
+            let mut logprobs = stream.zeroed::<RowLogprobs>(2).unwrap();
+            // More than needed: a workspace for several buckets.
+            let mut partials = stream.alloc::<u64>(launcher.partials(2, vocabulary) + 5).unwrap();
+            let mut counters = stream.zeroed::<u32>(7).unwrap();
+            let mut step = || {
+                let inputs = SampleInputs { rows: rows.view(), logits: logits.view(), banned: banned.view() };
+                let outputs = SampleOutputs {
+                    tokens: tokens.view_mut(),
+                    logprobs: logprobs.view_mut(),
+                    seen: seen.view_mut(),
+                    partials: partials.view_mut(),
+                    counters: counters.view_mut(),
+                };
+                launcher.launch(stream, shape, inputs, outputs)
+            };
+            step().unwrap();
+            let graph = stream.capture(step).unwrap();
+            assert_eq!(stream.download(tokens.view()).unwrap(), [POISON; 2]);
+            // Greedy with a penalty that brings every token down once it was chosen; a draw beside it, then padding.
+            let greedy = SamplingParams { repetition_penalty: 100.0, ..Default::default() };
+            let drawn = SamplingParams { temperature: 1.0, top_k: 20, seed: 4, ..Default::default() };
+            let mut chosen = Vec::new();
+            for position in 0..3u32 {
+                let first = RowParams::new(&greedy, 1, position).with_seen(0, Insertion::DrawnToken);
+                let second =
+                    if position < 2 { RowParams::new(&drawn, 0, position) } else { RowParams::SKIP };
+                stream.copy_from_host(&[first, second], rows.view_mut()).unwrap();
+                graph.launch().unwrap();
+                let found = stream.download(tokens.view()).unwrap();
+                let mut expected = Asked::new(greedy.clone(), 0, position);
+                expected.seen = Some(chosen.clone());
+                assert_eq!(found[0], reference(&case_logits[1], &expected).unwrap());
+                let drawn = Asked::new(drawn.clone(), 0, position.min(1));
+                assert_eq!(found[1], reference(&case_logits[0], &drawn).unwrap());
+                chosen.push(found[0]);
+            }
+            assert!(chosen[0] != chosen[1] && chosen[1] != chosen[2] && chosen[0] != chosen[2], "{chosen:?}");
+        });
+    }
+}
+
+device_test! {
+    fn prompts_are_scored() {
+        common::on_every_schedule(|bench| {
+            let launcher = Logprobs::load(bench.device()).unwrap();
+            let stream = &bench.stream;
+            let mut random = Random(21);
+            for vocabulary in [1usize, 31, 131, 517, 2500] {
+                let kinds = if vocabulary == 131 { KINDS } else { 3 };
+                let pitch = vocabulary.next_multiple_of(8);
+                let logits: Vec<Vec<f32>> = (0..kinds).map(|kind| logits_like(kind, vocabulary, &mut random)).collect();
+                let mut flat = vec![f32::NAN; (kinds + 2) * pitch];
+                for (row, logits) in flat.chunks_mut(pitch).zip(&logits) {
+                    row[..vocabulary].copy_from_slice(logits);
+                }
+                flat[(kinds + 1) * pitch..].fill(f32::NEG_INFINITY);
+                let target = |random: &mut Random| Some(TokenId((random.bits() % vocabulary as u64) as u32));
+                // (target, top) of each row of logits that are fine; then the two that are not.
+                let asked: Vec<(Option<TokenId>, usize)> = (0..kinds)
+                    .map(|kind| match kind % 3 {
+                        0 => (target(&mut random), 5),
+                        1 => (None, MOST_TOP),
+                        _ => (target(&mut random), 0),
+                    })
+                    .collect();
+                let mut rows: Vec<LogprobsRow> = asked
+                    .iter()
+                    .enumerate()
+                    .map(|(row, (target, top))| LogprobsRow::new(row as u32, *target, *top as u32))
+                    .collect();
+                rows.push(LogprobsRow::SKIP);
+                let shape = LogprobsShape { rows: rows.len(), logits_rows: kinds + 2, vocabulary, pitch };
+                let logits_on_device = stream.upload(&flat).unwrap();
+                let run = |rows: &[LogprobsRow], declared: Option<Work>| -> Vec<RowLogprobs> {
+                    let on_device = stream.upload(rows).unwrap();
+                    let mut out = stream.alloc::<RowLogprobs>(rows.len()).unwrap();
+                    stream.fill_bytes(out.view_mut(), 0xee).unwrap();
+                    let shape = LogprobsShape { rows: rows.len(), ..shape };
+                    let mut launch =
+                        || launcher.launch(stream, shape, on_device.view(), logits_on_device.view(), out.view_mut());
+                    match declared {
+                        Some(declared) => bench.run(declared, launch),
+                        None => launch().unwrap(),
+                    }
+                    stream.download(out.view()).unwrap()
+                };
+                let out = run(&rows, Some(shape.work(&rows)));
+                for (row, (target, top)) in asked.iter().enumerate() {
+                    let expected = TokenLogprobs::from_logits(&logits[row], *target, *top).unwrap();
+                    let place = format!("{vocabulary} tokens, row {row}");
+                    same_logprobs(&out[row].token_logprobs().unwrap(), &expected, &place);
+                }
+                assert!(bytemuck::bytes_of(&out[kinds]).iter().all(|byte| *byte == 0xee), "padding was written");
+
+                // Not finite twice, no such row of logits, no such target.
+                let beyond = Some(TokenId(vocabulary as u32));
+                let bad = [
+                    LogprobsRow::new(kinds as u32, None, 3),
+                    LogprobsRow::new(kinds as u32 + 1, beyond, 0),
+                    LogprobsRow::new(kinds as u32 + 2, None, 3),
+                    LogprobsRow::new(0, beyond, 1),
+                ];
+                let found: Vec<_> = run(&bad, None).iter().map(RowLogprobs::token_logprobs).collect();
+                assert_eq!(found[..3], [Err(NotFinite), Err(NotFinite), Err(NotFinite)]);
+                let expected = TokenLogprobs::from_logits(&logits[0], beyond, 1).unwrap();
+                same_logprobs(found[3].as_ref().unwrap(), &expected, "a target that is no token");
+            }
+        });
+    }
+}
+
+device_test! {
+    fn rows_that_name_what_is_not_there_get_no_token() {
+        common::on_every_schedule(|bench| {
+            let launcher = Sample::load(bench.device()).unwrap();
+            let stream = &bench.stream;
+            let shape = SampleShape { rows: 5, logits_rows: 1, vocabulary: 40, pitch: 40, seen_slots: 1 };
+            let params = SamplingParams::default();
+            let rows = stream.upload(&[
+                RowParams::new(&params, 1, 0),
+                RowParams::new(&params, 0, 0).with_seen(1, Insertion::DrawnToken),
+                RowParams::new(&params, 0, 0).with_banned(3, 0),
+                RowParams::new(&params, 0, 0).with_banned(1, 2).with_logprobs(2),
+                RowParams::new(&params, 0, 0).with_banned(0, 2),
+            ]).unwrap();
+            let logits: Vec<f32> = (0..40).map(|i| i as f32).collect();
+            let (logits, banned) = (stream.upload(&logits).unwrap(), stream.upload(&[39u32, 38]).unwrap());
+            let mut seen = stream.zeroed::<u32>(seen_words(40)).unwrap();
+            let mut tokens = stream.upload(&[POISON; 5]).unwrap();
+            let mut logprobs = stream.zeroed::<RowLogprobs>(5).unwrap();
+            let mut partials = stream.alloc::<u64>(launcher.partials(5, 40)).unwrap();
+            let mut counters = stream.zeroed::<u32>(5).unwrap();
+            let inputs = SampleInputs { rows: rows.view(), logits: logits.view(), banned: banned.view() };
+            let outputs = SampleOutputs {
+                tokens: tokens.view_mut(),
+                logprobs: logprobs.view_mut(),
+                seen: seen.view_mut(),
+                partials: partials.view_mut(),
+                counters: counters.view_mut(),
+            };
+            launcher.launch(stream, shape, inputs, outputs).unwrap();
+            let tokens = stream.download(tokens.view()).unwrap();
+            assert_eq!(tokens, [NO_TOKEN, NO_TOKEN, NO_TOKEN, NO_TOKEN, 37]);
+            assert_eq!(stream.download(logprobs.view()).unwrap()[3].top, NO_TOKEN);
+            assert_eq!(stream.download(seen.view()).unwrap(), [0; 2]);
+        });
+    }
+}
+
+device_test! {
+    fn wrong_operands_are_refused_by_name() {
+        common::on_every_schedule(|bench| {
+            let (launcher, scorer) = (Sample::load(bench.device()).unwrap(), Logprobs::load(bench.device()).unwrap());
+            let stream = &bench.stream;
+            let shape = SampleShape { rows: 2, logits_rows: 3, vocabulary: 30, pitch: 32, seen_slots: 4 };
+            let rows = stream.upload(&[RowParams::SKIP; 3]).unwrap();
+            let logits = stream.zeroed::<f32>(3 * 32 + 8).unwrap();
+            let banned = stream.zeroed::<u32>(0).unwrap();
+            let refused = |shape: SampleShape, shift: usize, lengths: [usize; 5]| -> String {
+                let [tokens, outs, seen, partials, counters] = lengths;
+                let mut tokens = stream.zeroed::<u32>(tokens).unwrap();
+                let mut logprobs = stream.zeroed::<RowLogprobs>(outs).unwrap();
+                let mut seen = stream.zeroed::<u32>(seen).unwrap();
+                let mut partials = stream.zeroed::<u64>(partials).unwrap();
+                let mut counters = stream.zeroed::<u32>(counters).unwrap();
+                let logits = logits.slice(shift..shift + shape.logits_rows.min(3) * 32).unwrap();
+                let rows = rows.slice(..shape.rows.min(3)).unwrap();
+                let inputs = SampleInputs { rows, logits, banned: banned.view() };
+                let outputs = SampleOutputs {
+                    tokens: tokens.view_mut(),
+                    logprobs: logprobs.view_mut(),
+                    seen: seen.view_mut(),
+                    partials: partials.view_mut(),
+                    counters: counters.view_mut(),
+                };
+                let error = launcher.launch(stream, shape, inputs, outputs).unwrap_err();
+                assert!(matches!(error, CudaError::Operand { .. }));
+                error.to_string()
+            };
+            let fine = [2, 2, 8, 2, 2];
+            let with = |change: fn(&mut SampleShape)| {
+                let mut changed = shape;
+                change(&mut changed);
+                refused(changed, 0, fine)
+            };
+            assert_eq!(with(|s| s.rows = 0), "sample: rows is 0, expected 1 to 65535");
+            assert_eq!(with(|s| s.logits_rows = 0), "sample: logits_rows is 0, expected 1 to 2147483647");
+            assert_eq!(with(|s| s.vocabulary = MOST_VOCABULARY + 1), "sample: vocabulary is 262145, expected 1 to 262144");
+            assert_eq!(with(|s| s.vocabulary = 33), "sample: pitch is 32, expected at least the vocabulary of 33");
+            assert_eq!(with(|s| s.pitch = 30), "sample: pitch is 30, expected a multiple of 8");
+            assert_eq!(with(|s| s.pitch = 40), "sample: logits is 96, expected 3 x 40 elements");
+            assert_eq!(with(|s| s.seen_slots = 5), "sample: seen is 8, expected 5 x 2 elements");
+            assert_eq!(refused(shape, 2, fine), "sample: logits is aligned to 8 bytes, expected aligned to 16");
+            assert_eq!(refused(shape, 0, [3, 2, 8, 2, 2]), "sample: tokens is 3, expected 1 x 2 elements");
+            assert_eq!(refused(shape, 0, [2, 1, 8, 2, 2]), "sample: logprobs is 1, expected 1 x 2 elements");
+            assert_eq!(refused(shape, 0, [2, 2, 8, 1, 2]), "sample: partials is 1, expected at least 2 elements");
+            assert_eq!(refused(shape, 0, [2, 2, 8, 2, 1]), "sample: counters is 1, expected at least 2 elements");
+
+            let scored = stream.upload(&[LogprobsRow::SKIP; 2]).unwrap();
+            let mut out = stream.zeroed::<RowLogprobs>(3).unwrap();
+            let mut refused = |shape| {
+                let logits = logits.slice(..3 * 32).unwrap();
+                scorer.launch(stream, shape, scored.view(), logits, out.view_mut()).unwrap_err().to_string()
+            };
+            let shape = LogprobsShape { rows: 3, logits_rows: 3, vocabulary: 30, pitch: 32 };
+            assert_eq!(refused(shape), "logprobs: rows is 2, expected 1 x 3 elements");
+            assert_eq!(refused(LogprobsShape { rows: 2, ..shape }), "logprobs: out is 3, expected 1 x 2 elements");
+            let none = LogprobsShape { vocabulary: 0, ..shape };
+            assert_eq!(refused(none), "logprobs: vocabulary is 0, expected 1 to 262144");
+        });
+    }
+}
+
+/// Runs `conform_<function>` of kernels/conformance/sampling.cu.
+fn conform(bench: &Bench, function: &str, input: &[u32], count: usize, outputs: usize) -> Vec<u32> {
+    let module = bench.device().load(common::conformance_image("sampling")).unwrap();
+    let kernel = module.kernel(&format!("conform_{function}")).unwrap();
+    let input = bench.stream.upload(input).unwrap();
+    let mut output = bench.stream.upload(&vec![POISON; outputs]).unwrap();
+    let threads = if function == "atomic_add_shared" { 1024 } else { 32 };
+    let launch = Launch { shared_bytes: 16, ..Launch::linear((count as u32).div_ceil(threads), threads) };
+    let arguments = Arguments::new().input(input.view()).output(&output.view_mut()).scalar(count as u32);
+    // SAFETY: the kernels take input, output and count; the callers below give them as many words as they index.
+    unsafe { bench.stream.launch(&kernel, &launch, &arguments) }.unwrap();
+    bench.stream.download(output.view()).unwrap()
+}
+
+/// natural_log of kernels/common/elementary.cuh, operation by operation.
+fn natural_log(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let exponent = (bits.wrapping_sub(0x3f35_04f3) as i32) >> 23;
+    let f = f32::from_bits(bits.wrapping_sub((exponent as u32) << 23)) - 1.0;
+    // From the highest power down, in units of 2^-24 of the hexadecimal digits there.
+    const COEFFICIENTS: [(i32, i32); 8] = [
+        (-0x138_b586, -28),
+        (0x105_5b64, -27),
+        (-0x10d_8542, -27),
+        (0x122_da1c, -27),
+        (-0x154_7246, -27),
+        (0x199_a008, -27),
+        (-0x100_0226, -26),
+        (0x155_5554, -26),
+    ];
+    let value = |(digits, power): (i32, i32)| (f64::from(digits) * 2f64.powi(power)) as f32;
+    let p = COEFFICIENTS.map(value).into_iter().reduce(|p, next| p.mul_add(f, next)).unwrap();
+    let p = p.mul_add(f, -0.5).mul_add(f * f, f);
+    let n = exponent as f32;
+    n.mul_add(value((0x162_e430, -25)), n.mul_add(value((-0x105_c610, -53)), p))
+}
+
+fn log_exponential(bits: u32) -> f32 {
+    let uniform = ((bits >> 8) as f32 + 0.5) * (1.0 / (1 << 24) as f32);
+    natural_log(-natural_log(uniform.min(1.0 - f32::EPSILON / 2.0)))
+}
+
+/// All 2^24 variates, by the copy of the kernel's arithmetic above; that the kernel gives the same bits is the next
+/// test's matter.
+#[test]
+fn every_variate_has_a_small_error() {
+    for bits in (0..1u32 << 24).map(|bits| bits << 8) {
+        let uniform = (((bits >> 8) as f32 + 0.5) * (1.0 / (1 << 24) as f32)).min(1.0 - f32::EPSILON / 2.0);
+        let exact = (-f64::from(uniform).ln()).ln();
+        let error = (f64::from(log_exponential(bits)) - exact).abs();
+        assert!(error < 5.5e-7, "{bits:#x}: {error:e}");
+    }
+}
+
+device_test! {
+    fn functions_of_sampling_do_what_they_say() {
+        common::on_every_schedule(|bench| {
+            // The known-answer vectors of Random123 (`kat_vectors`, philox4x32 10).
+            let known = [
+                ([0; 6], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
+                ([u32::MAX; 6], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
+                (
+                    [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344, 0xa409_3822, 0x299f_31d0],
+                    [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1],
+                ),
+            ];
+            let input: Vec<u32> = known.iter().flat_map(|(input, _)| *input).collect();
+            let expected: Vec<u32> = known.iter().flat_map(|(_, output)| *output).collect();
+            assert_eq!(conform(bench, "philox4x32", &input, 3, 12), expected);
+
+            // Numbers of every size, and the neighbours of 1 and of the square roots of 2 and 1/2.
+            let mut random = Random(31);
+            let mut inputs: Vec<u32> = (0..8000).map(|_| 0x0080_0000 + random.bits() as u32 % 0x7f00_0000).collect();
+            for middle in [1f32, std::f32::consts::SQRT_2, std::f32::consts::FRAC_1_SQRT_2] {
+                inputs.extend(middle.to_bits() - 200..middle.to_bits() + 200);
+            }
+            inputs.extend([0x0080_0000, 0x7f7f_ffff]);
+            let found = conform(bench, "natural_log", &inputs, inputs.len(), inputs.len());
+            for (x, found) in inputs.iter().map(|bits| f32::from_bits(*bits)).zip(found) {
+                let (found, exact) = (f32::from_bits(found), f64::from(x).ln());
+                assert!((f64::from(found) - exact).abs() <= 1.4 * 2f64.powi(-24) * exact.abs(), "ln({x:e}) = {found:e}");
+                assert_eq!(found.to_bits(), natural_log(x).to_bits(), "ln({x:e})");
+            }
+
+            let mut inputs: Vec<u32> = (0..4000).map(|_| random.bits() as u32).collect();
+            inputs.extend([0, 0xff, 0x7fff_ffff, 0x8000_0000, 0xffff_feff, 0xffff_ff00, u32::MAX]);
+            let found = conform(bench, "log_exponential", &inputs, inputs.len(), inputs.len());
+            for (bits, found) in inputs.iter().zip(found) {
+                assert_eq!(found, log_exponential(*bits).to_bits(), "variate of {bits:#x}");
+            }
+
+            let inputs: Vec<f32> = (0..6000)
+                .map(|_| (random.uniform() * 17.0 - 17.0) as f32)
+                .chain([0.0, -0.0, -1e-30, -31.2, -31.19, -1e9, f32::MIN, f32::NEG_INFINITY])
+                .collect();
+            let bits: Vec<u32> = inputs.iter().map(|x| x.to_bits()).collect();
+            let found = conform(bench, "mass_of", &bits, bits.len(), 2 * bits.len());
+            for (x, halves) in inputs.iter().zip(found.chunks(2)) {
+                let found = (u64::from(halves[1]) << 32 | u64::from(halves[0])) as f64;
+                let exact = f64::from(*x).exp() * 2f64.powi(44);
+                assert!((found - exact).abs() <= 1.5 * 2f64.powi(-24) * exact + 1.0, "exp({x}): {found}, {exact}");
+            }
+            assert_eq!((found[2 * 6000], found[2 * 6000 + 1]), (0, 1 << 12), "exp(0) is one whole");
+
+            // In order, each other than the one before, and back again.
+            let mut ordered: Vec<f32> = (0..2000).map(|_| f32::from_bits(random.bits() as u32)).collect();
+            ordered.extend([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MIN_POSITIVE, 1e-45, -1e-45]);
+            ordered.retain(|x| !x.is_nan());
+            ordered.sort_by(f32::total_cmp);
+            ordered.dedup_by_key(|x| x.to_bits());
+            let bits: Vec<u32> = ordered.iter().map(|x| x.to_bits()).collect();
+            let found = conform(bench, "ordered_bits", &bits, bits.len(), 2 * bits.len());
+            assert!(found.chunks(2).all(|pair| pair[1] == 1));
+            assert!(found.chunks(2).zip(found.chunks(2).skip(1)).all(|(a, b)| a[0] < b[0]));
+
+            // 2^24 units of (1 + k 2^-23) (1 - k 2^-23), which rounds to 1: fused with the subtraction it would not.
+            let pairs: Vec<u32> =
+                (1..64).flat_map(|k| [1.0 + k as f32 * f32::EPSILON, 1.0 - k as f32 * f32::EPSILON]).map(f32::to_bits).collect();
+            let found = conform(bench, "multiply_rounded", &pairs, 63, 126);
+            for (pair, found) in pairs.chunks(2).zip(found.chunks(2)) {
+                let product = f32::from_bits(pair[0]) * f32::from_bits(pair[1]);
+                assert_eq!(found, [product.to_bits(), (product - 1.0).to_bits()]);
+            }
+
+            let inputs: Vec<u32> = (0..300).map(|_| random.bits() as u32 % 1000).collect();
+            let found = conform(bench, "atomic_add_shared", &inputs, 300, 301);
+            assert_eq!(found[0], inputs.iter().sum::<u32>());
+            let mut after: Vec<u32> = found[1..].iter().zip(&inputs).map(|(old, x)| old + x).collect();
+            let mut before = [&found[1..], &[found[0]]].concat();
+            after.push(0);
+            after.sort_unstable();
+            before.sort_unstable();
+            assert_eq!(before, after, "each old value plus its own input is another's old value");
+        });
+    }
+}
