@@ -390,7 +390,7 @@ device_test! {
 
 /// Bytes of the parameters of every kernel of a file, as its launcher gives them.
 /// An entry is for those names of its file that begin with its prefix and with that of no entry before it.
-const PARAMETERS: [(&str, &str, &[usize]); 11] = [
+const PARAMETERS: [(&str, &str, &[usize]); 13] = [
     ("attention_decode", "attention_decode_merge_", &[8, 8, 8, 4, 4, 4]),
     ("attention_decode", "attention_decode_split_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4]),
     ("attention_prefill", "attention_prefill_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4]),
@@ -401,7 +401,9 @@ const PARAMETERS: [(&str, &str, &[usize]); 11] = [
     ("gemv", "gemv_bias_rope_kv_", &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4]),
     ("gemv", "gemv_logits_", &[8, 8, 8, 4, 4, 4]),
     ("gemv", "gemv_bias_", &[8, 8, 8, 8, 4, 4, 4]),
+    ("logprobs", "logprobs_", &[8, 8, 8, 4, 4, 4]),
     ("norm", "norm_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4]),
+    ("sample", "sample_", &[8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4]),
 ];
 
 device_test! {

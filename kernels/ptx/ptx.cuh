@@ -12,10 +12,12 @@
 //   memory.cuh           ld/st.global with cache hints, prefetch, createpolicy             sm_80
 //   order.cuh            ld.acquire, st.release, ld/st.relaxed, fence                      sm_70
 //   atomic.cuh           atom, red                                                         sm_70
+//   shared_atomic.cuh    atom.shared                                                       sm_70
 //   async_copy.cuh       cp.async, commit_group, wait_group                                sm_80
 //   matrix.cuh           ldmatrix, mma.sync                                                sm_80
 //   convert.cuh          cvt.rn.bf16x2.f32, cvt.rn.f16x2.f32 and back                      sm_80
 //   math.cuh             ex2, lg2, rcp, rsqrt, tanh (approximate)                          sm_75
+//   rounded.cuh          mul.rn                                                            -
 //   grid_dependency.cuh  griddepcontrol                                                    sm_90, nothing below
 //   time.cuh             globaltimer                                                       -
 //
@@ -34,5 +36,7 @@
 #include "matrix.cuh"
 #include "memory.cuh"
 #include "order.cuh"
+#include "rounded.cuh"
+#include "shared_atomic.cuh"
 #include "time.cuh"
 #include "warp.cuh"

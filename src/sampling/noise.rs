@@ -27,11 +27,17 @@ pub fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 /// The logarithm of the exponential variate of `token` at `position` under `seed`.
 ///
 /// `position` is that of the token being drawn, counted from the start of the prompt. Four neighbouring ids share
-/// one Philox block. The uniform lies in (0, 1): `(bits >> 8 + 1/2) / 2^24`, exact in f32.
+/// one Philox block. The uniform lies in (0, 1): `(bits >> 8 + 1/2) / 2^24`, rounded to f32 but not up to 1, where the
+/// variate would be 0 and its token would win whatever its probability.
 pub fn log_exponential(seed: u64, position: u32, token: u32) -> f32 {
     let block = philox4x32([token / 4, position, 0, 0], [seed as u32, (seed >> 32) as u32]);
-    let uniform = ((block[(token % 4) as usize] >> 8) as f32 + 0.5) * (1.0 / (1 << 24) as f32);
-    (-uniform.ln()).ln()
+    log_exponential_of(block[(token % 4) as usize])
+}
+
+fn log_exponential_of(bits: u32) -> f32 {
+    const BELOW_1: f32 = 1.0 - f32::EPSILON / 2.0;
+    let uniform = ((bits >> 8) as f32 + 0.5) * (1.0 / (1 << 24) as f32);
+    (-uniform.min(BELOW_1).ln()).ln()
 }
 
 #[cfg(test)]
@@ -47,6 +53,14 @@ mod tests {
             philox4x32([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]),
             [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
         );
+    }
+
+    #[test]
+    fn every_variate_is_positive_and_finite() {
+        for bits in [0, 0xff, 0x100, 0x7fff_ffff, 0x8000_0000, 0xffff_feff, 0xffff_ff00, 0xffff_ffff] {
+            let log = log_exponential_of(bits);
+            assert!((-16.64..2.86).contains(&log), "{bits:#x}: {log}");
+        }
     }
 
     #[test]

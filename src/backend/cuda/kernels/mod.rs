@@ -12,6 +12,7 @@ pub mod gemv;
 pub mod norm;
 pub mod paged;
 pub mod product;
+pub mod sample;
 
 use std::fmt::Display;
 

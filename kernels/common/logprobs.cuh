@@ -1,0 +1,86 @@
+// Log-probabilities from one row of raw logits.
+#pragma once
+#include "common/logits.cuh"
+
+static constexpr uint32_t kMostTop = 32;
+static_assert(kMostTop <= kWarpsOfBlock, "the best tokens are put in order in memory of a word for each warp");
+static constexpr uint32_t kNoToken = 0xffffffffu;
+
+// RowLogprobs of the launcher.
+struct RowLogprobs {
+    float target;     // of the token asked for; NaN without
+    uint32_t top;     // how many follow; kNoToken where the logits are not finite
+    uint32_t unused[2];
+    uint32_t ids[kMostTop];
+    float logprobs[kMostTop];
+};
+
+// A row of raw logits, its largest first: elements of common/select.cuh.
+struct RawRow {
+    static constexpr uint32_t kFirstCode = 0;
+    const float* logits;
+    uint32_t vocabulary;
+    uint32_t best;  // ordered_bits of the largest
+    DEVICE uint64_t mass(uint32_t) { return 0; }
+};
+template <class F>
+DEVICE void each_element(const RawRow& row, F f) {
+    each_group(row.logits, row.vocabulary, 0, groups_of(row.vocabulary), [&](uint32_t id, const float (&x)[kGroup]) {
+#pragma unroll
+        for (uint32_t i = 0; i < kGroup; i++) f(row.best - ordered_bits(x[i]), id + i);
+    });
+}
+
+// out.target = x[target] - max(x) - ln(sum(exp(x - max(x)))), and the same of the `top` best tokens, best first, the
+// lower id first among equals, out.top = min(top, vocabulary) of them; out.top = kNoToken alone where x holds NaN or
+// +inf or nothing above -inf. For a target that is no token, out.target = NaN. The whole block takes part; 2 visits of the row
+// for the target, 2 more for the best tokens unless thousands are equal.
+DEVICE void write_logprobs(SelectMemory& memory, const float* logits, uint32_t vocabulary, uint32_t target,
+                           uint32_t top, RowLogprobs& out) {
+    const uint32_t groups = groups_of(vocabulary);
+    Best own{0, 0};
+    each_group(logits, vocabulary, 0, groups, [&](uint32_t, const float (&x)[kGroup]) {
+#pragma unroll
+        for (uint32_t i = 0; i < kGroup; i++) own.key = max(own.key, ordered_bits_nan_first(x[i]));
+    });
+    const uint32_t best = block_best(memory, own).key;
+    if (!is_finite_key(best)) {
+        if (threadIdx.x == 0) out.top = kNoToken;
+        return;
+    }
+    const float largest = from_ordered_bits(best);
+    uint64_t sum = 0;
+    each_group(logits, vocabulary, 0, groups, [&](uint32_t, const float (&x)[kGroup]) {
+#pragma unroll
+        for (uint32_t i = 0; i < kGroup; i++) sum += mass_of(x[i] - largest);
+    });
+    sum = block_sum_64(memory, sum);
+    const float normalizer = natural_log(static_cast<float>(sum) * (1.0f / (uint64_t{1} << kMassBits)));
+    const auto logprob = [&](float x) { return (x - largest) - normalizer; };
+    const uint32_t count = min(min(top, kMostTop), vocabulary);
+    if (threadIdx.x == 0) {
+        out.target = __uint_as_float(0x7fc00000u);
+        if (target < vocabulary) out.target = logprob(__uint_as_float(load_global_4(logits + target)));
+        out.top = count;
+    }
+    if (count == 0) return;
+
+    const RawRow row{logits, vocabulary, best};
+    Kept kept{kLastKey, false};
+    keep_first(memory, row, kept, count, 1.0f);
+    // Of the list only the kept, in any order; then each of them counts those ahead of it.
+    uint64_t* const keys = memory.warp_masses;
+    if (threadIdx.x == 0) memory.best_length = 0;
+    block_sync();
+    each_kept(memory, row, kept, [&](uint32_t code, uint32_t id) {
+        keys[atomic_add_shared(&memory.best_length, 1)] = rank_key(code, id);
+    });
+    block_sync();
+    if (threadIdx.x < count) {
+        const uint64_t key = keys[threadIdx.x];
+        uint32_t rank = 0;
+        for (uint32_t other = 0; other < count; other++) rank += keys[other] < key;
+        out.ids[rank] = static_cast<uint32_t>(key) & ((1u << kIdBits) - 1);
+        out.logprobs[rank] = logprob(from_ordered_bits(best - static_cast<uint32_t>(key >> kIdBits)));
+    }
+}

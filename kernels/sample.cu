@@ -1,0 +1,268 @@
+// targets: sm_80 compute_80 sm_90
+// One token for each row of a step: penalties, temperature, min-p, top-k, top-p, draw; or the largest logit. The tokens
+// are those of src/sampling/sampler.rs.
+#include "common/logprobs.cuh"
+#include "common/philox.cuh"
+#include "ptx/ptx.cuh"
+
+static constexpr uint32_t kSkip = 1, kInsert = 2, kLogprobs = 4;  // SampleRow::flags
+static constexpr uint32_t kNone = 0xffffffffu;
+
+// What one row asks for: SampleRow of the launcher, 96 bytes. It is read piece by piece where it is needed, so that it
+// does not stay in registers.
+struct alignas(16) SampleRow {
+    struct alignas(16) Place {
+        uint32_t logits_row, position, seed_low, seed_high;
+    } place;
+    struct alignas(16) Choice {
+        float temperature, floor, top_p;  // floor: ln(min_p), -inf where that is off
+        uint32_t top_k;
+    } choice;
+    struct alignas(16) Changes {
+        float repetition_penalty;
+        uint32_t seen;  // which of the bitsets, kNone without
+        uint32_t banned_first, banned_count;
+    } changes;
+    struct alignas(16) Wants {
+        uint32_t flags, top, unused[2];
+    } wants;
+    uint32_t reserved[8];
+};
+DEVICE SampleRow::Place read(const SampleRow::Place& source) {
+    const uint4 v = load_global_16(&source);
+    return SampleRow::Place{v.x, v.y, v.z, v.w};
+}
+DEVICE SampleRow::Choice read(const SampleRow::Choice& source) {
+    const uint4 v = load_global_16(&source);
+    return SampleRow::Choice{__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), v.w};
+}
+DEVICE SampleRow::Changes read(const SampleRow::Changes& source) {
+    const uint4 v = load_global_16(&source);
+    return SampleRow::Changes{__uint_as_float(v.x), v.y, v.z, v.w};
+}
+
+// The logits of a row, and what changes them.
+struct Processed {
+    const float* logits;
+    const uint32_t* seen;    // a bit for each token, in global memory; null where the penalty is off
+    const uint32_t* banned;  // a bit for each token, in shared memory; null without
+    float penalty;
+    uint32_t vocabulary;
+};
+
+// Calls f(first id, logits) for the groups `first` .. `end` of four, after penalty and bans. NaN and +inf stay, even of
+// banned tokens, so that whoever takes the maximum finds them.
+template <class F>
+DEVICE void each_processed(const Processed& row, uint32_t first, uint32_t end, F f) {
+    each_group(row.logits, row.vocabulary, first, end, [&](uint32_t id, const float (&raw)[kGroup]) {
+        const uint32_t seen = row.seen == nullptr ? 0 : load_global_4(row.seen + id / 32) >> (id % 32);
+        const uint32_t banned = row.banned == nullptr ? 0 : row.banned[id / 32] >> (id % 32);
+        float x[kGroup];
+#pragma unroll
+        for (uint32_t i = 0; i < kGroup; i++) {
+            x[i] = raw[i];
+            if (seen >> i & 1) x[i] = raw[i] > 0.0f ? raw[i] / row.penalty : multiply_rounded(raw[i], row.penalty);
+            if ((banned >> i & 1) && raw[i] < __uint_as_float(0x7f800000u)) x[i] = __uint_as_float(0xff800000u);
+        }
+        f(id, x);
+    });
+}
+
+// The row in a race: elements of common/select.cuh. A token's code is that of its logit over the temperature relative
+// to the best, which is 0 or negative: 0 for +0, otherwise 1 + the bits of the magnitude.
+struct Draws {
+    static constexpr uint32_t kFirstCode = 83u << 23;  // 2^-44
+    Processed row;
+    float best, temperature, floor;
+    DEVICE float scaled(uint32_t code) { return code == 0 ? 0.0f : __uint_as_float(code + 0x7fffffffu); }
+    DEVICE uint64_t mass(uint32_t code) { return mass_of(scaled(code)); }
+};
+DEVICE uint32_t code_of(const Draws& draws, float x) {
+    // Relative to the best before the division: a tiny temperature then gives -inf and not NaN.
+    const float gap = x - draws.best;
+    const float scaled = gap == 0.0f ? 0.0f : gap / draws.temperature;
+    if (!(scaled > __uint_as_float(0xff800000u) && scaled >= draws.floor)) return kNoCode;
+    const uint32_t bits = __float_as_uint(scaled);
+    return bits == 0 ? 0 : bits - 0x7fffffffu;
+}
+template <class F>
+DEVICE void each_element(const Draws& draws, F f) {
+    each_processed(draws.row, 0, groups_of(draws.row.vocabulary), [&](uint32_t id, const float (&x)[kGroup]) {
+#pragma unroll
+        for (uint32_t i = 0; i < kGroup; i++) {
+            const uint32_t code = code_of(draws, x[i]);
+            if (code != kNoCode) f(code, id + i);
+        }
+    });
+}
+
+// The exponential race: of the kept tokens the one with the largest scaled logit minus log-variate, the lower id of
+// equals. `first` is the best token, which is always kept.
+DEVICE uint32_t race(SelectMemory& memory, const Draws& draws, const Kept& kept, const SampleRow::Place& place,
+                     uint32_t first) {
+    const auto noise = [&](uint32_t id) {
+        return noise_of_group(id / kGroup, place.position, place.seed_low, place.seed_high);
+    };
+    const auto word = [](const uint4& block, uint32_t i) {
+        return i == 0 ? block.x : i == 1 ? block.y : i == 2 ? block.z : block.w;
+    };
+    float best = 0.0f - log_exponential(word(noise(first), first % kGroup));
+    uint32_t winner = first;
+    // A token that even the best variate does not bring up to the leader needs none.
+    const auto may_win = [&](uint32_t code) { return Draws::scaled(code) + kMostAdvantage >= best; };
+    const auto enter = [&](uint32_t code, uint32_t id, uint32_t bits) {
+        const float score = Draws::scaled(code) - log_exponential(bits);
+        if (score > best || (score == best && id < winner)) {
+            best = score;
+            winner = id;
+        }
+    };
+    if (kept.listed) {
+        each_kept(memory, draws, kept, [&](uint32_t code, uint32_t id) {
+            if (may_win(code)) enter(code, id, word(noise(id), id % kGroup));
+        });
+    } else {
+        each_processed(draws.row, 0, groups_of(draws.row.vocabulary), [&](uint32_t id, const float (&x)[kGroup]) {
+            uint32_t codes[kGroup];
+            bool any = false;
+#pragma unroll
+            for (uint32_t i = 0; i < kGroup; i++) {
+                codes[i] = code_of(draws, x[i]);
+                if (codes[i] != kNoCode && (rank_key(codes[i], id + i) > kept.last || !may_win(codes[i]))) {
+                    codes[i] = kNoCode;
+                }
+                any = any || codes[i] != kNoCode;
+            }
+            if (!any) return;
+            const uint4 block = noise(id);
+#pragma unroll
+            for (uint32_t i = 0; i < kGroup; i++) {
+                if (codes[i] != kNoCode) enter(codes[i], id + i, word(block, i));
+            }
+        });
+    }
+    return block_best(memory, Best{comparable_bits(best), winner}).id;
+}
+
+// tokens[r] = the token drawn for row r of the step, kNoToken where its logits are not finite (NaN, +inf, or nothing
+// above -inf, before or after penalty and bans) or where the row names a logits row, a bitset or banned ids that are
+// not there. Rows with kSkip do nothing. With kInsert the token joins the row's bitset; then no other row of the launch
+// may name that bitset. With kLogprobs logprobs[r] gets the log-probabilities of the token and of row.top best ones.
+//
+//   rows      SampleRow [gridDim.y]        logits    f32 [logits_rows, pitch]
+//   banned    u32 [banned_length]          seen      u32 [seen_slots, seen_words], a bit for each token
+//   partials  u64 [gridDim.y, gridDim.x]   counters  u32 [gridDim.y], 0 before and after
+//   tokens    u32 [gridDim.y]              logprobs  RowLogprobs [gridDim.y]
+//
+// All are written by earlier work on the stream, the logits up to the next multiple of 4 past the vocabulary.
+//
+// A greedy row without log-probabilities is split over the gridDim.x blocks of its column, the last of which to arrive
+// has the result; every other row is one block's work, and the other blocks end at once. Any number of blocks gives
+// the same bits. Visits of the logits, the first from memory, the rest from L2: greedy 1; else 1 for the maximum, 1 for
+// the race, and for top-k or top-p between them 1 for the first histogram and 1 to copy what may be kept into the list,
+// which then takes the race's place; where the list has no room, 1 for each turn of keep_first.
+//
+// Grid (parts, rows), 1024 threads. Shared memory: SelectMemory, then a bit for each token.
+// Bytes: 64 rows, 4 vocabulary for each row's logits, and its bans and bitset.
+// FLOPs: 1 a token greedy; about 10 for each visit otherwise, 60 for a variate.
+// Alignment: pitch a multiple of 4; logits and rows 16 bytes.
+// Registers: at most 64 (sample_rows)
+KERNEL(sample_rows, kBlock, 1)
+(const SampleRow* rows, const float* logits, const uint32_t* banned, uint32_t* seen, uint64_t* partials,
+ uint32_t* counters, uint32_t* tokens, RowLogprobs* logprobs, uint32_t logits_rows, uint32_t vocabulary,
+ uint32_t pitch, uint32_t banned_length, uint32_t seen_slots, uint32_t seen_words) {
+    SHARED_MEMORY(shared);
+    SelectMemory& memory = *reinterpret_cast<SelectMemory*>(shared);
+    uint32_t* const banned_bits = reinterpret_cast<uint32_t*>(shared + sizeof(SelectMemory));
+    const uint32_t part = blockIdx.x, parts = gridDim.x, index = blockIdx.y;
+
+    grid_dependency_launch();
+    grid_dependency_wait();
+    const SampleRow& row = rows[index];
+    const uint32_t flags = load_global_4(&row.wants.flags), logits_row = load_global_4(&row.place.logits_row);
+    const SampleRow::Changes changes = read(row.changes);
+    const bool greedy = __uint_as_float(load_global_4(&row.choice.temperature)) == 0.0f;
+    const bool with_logprobs = flags & kLogprobs, split = greedy && !with_logprobs;
+    if ((flags & kSkip) || (part > 0 && !split)) return;
+    if (logits_row >= logits_rows || (changes.seen != kNone && changes.seen >= seen_slots) ||
+        changes.banned_first > banned_length || changes.banned_count > banned_length - changes.banned_first) {
+        if (part == 0 && threadIdx.x == 0) {
+            tokens[index] = kNoToken;
+            if (with_logprobs) logprobs[index].top = kNoToken;
+        }
+        return;
+    }
+    const float* const own_logits = logits + static_cast<size_t>(logits_row) * pitch;
+    uint32_t* const own_seen = changes.seen == kNone ? nullptr : seen + static_cast<size_t>(changes.seen) * seen_words;
+    Processed processed{own_logits, changes.repetition_penalty != 1.0f ? own_seen : nullptr, nullptr,
+                        changes.repetition_penalty, vocabulary};
+    if (changes.banned_count > 0) {
+        // Each word has one thread that sets bits in it, whichever tokens are named and how often.
+        for (uint32_t at = threadIdx.x; at < (vocabulary + 31) / 32; at += kBlock) banned_bits[at] = 0;
+        for (uint32_t i = 0; i < changes.banned_count; i++) {
+            const uint32_t id = load_global_4(banned + changes.banned_first + i);
+            if (id < vocabulary && id / 32 % kBlock == threadIdx.x) banned_bits[id / 32] |= 1u << (id % 32);
+        }
+        block_sync();
+        processed.banned = banned_bits;
+    }
+
+    // The largest logit: the token itself where the row is greedy.
+    const uint32_t groups = groups_of(vocabulary);
+    const uint32_t each = split ? (groups + parts - 1) / parts : groups;
+    Best best{0, kNone};
+    each_processed(processed, part * each, min((part + 1) * each, groups), [&](uint32_t id, const float (&x)[kGroup]) {
+#pragma unroll
+        for (uint32_t i = 0; i < kGroup; i++) {
+            const uint32_t key = comparable_bits(x[i]);
+            if (key > best.key) best = Best{key, id + i};
+        }
+    });
+    best = block_best(memory, best);
+    if (split && parts > 1) {
+        if (threadIdx.x >= 32) return;
+        uint32_t arrived = 0;
+        if (threadIdx.x == 0) {
+            partials[index * parts + part] = static_cast<uint64_t>(best.key) << 32 | best.id;
+            arrived = atomic_wrap_acq_rel(counters + index, parts - 1);
+        }
+        if (shuffle_from(arrived, 0) != parts - 1) return;
+        warp_sync();  // the other lanes too come after the other blocks
+        best = Best{0, kNone};
+        for (uint32_t other = threadIdx.x; other < parts; other += 32) {
+            const uint64_t packed = partials[index * parts + other];
+            const Best its{static_cast<uint32_t>(packed >> 32), static_cast<uint32_t>(packed)};
+            if (its.key > best.key) best = its;
+        }
+        best = warp_best(best);
+    }
+    uint32_t token = is_finite_key(best.key) ? best.id : kNoToken;
+
+    if (!greedy && token != kNoToken) {
+        const SampleRow::Choice choice = read(row.choice);
+        const Draws draws{processed, from_ordered_bits(best.key), choice.temperature, choice.floor};
+        Kept kept{kLastKey, false};
+#pragma unroll 1
+        for (uint32_t stage = 0; stage < 2; stage++) {
+            // By number, then by mass.
+            if (stage == 0 ? choice.top_k != 0 : choice.top_p < 1.0f) {
+                keep_first(memory, draws, kept, stage == 0 ? choice.top_k : 0, choice.top_p);
+            }
+        }
+        token = race(memory, draws, kept, read(row.place), token);
+    }
+    if (threadIdx.x == 0) {
+        tokens[index] = token;
+        // Everyone in this row's blocks is done with the bitset: they have met at a barrier or the counter since.
+        if ((flags & kInsert) && own_seen != nullptr && token != kNoToken) own_seen[token / 32] |= 1u << (token % 32);
+    }
+    if (with_logprobs) {
+        RowLogprobs& out = logprobs[index];
+        if (token == kNoToken) {
+            if (threadIdx.x == 0) out.top = kNoToken;
+        } else {
+            write_logprobs(memory, own_logits, vocabulary, token, load_global_4(&row.wants.top), out);
+        }
+    }
+}
+REGISTER_KERNEL(sample_rows)

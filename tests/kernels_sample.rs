@@ -1,0 +1,938 @@
+//! `sample` and `logprobs` against the reference sampler, and the functions they are made of against float64.
+
+mod common;
+
+use std::cell::Cell;
+
+use common::{Bench, Random};
+use rigel::backend::cuda::kernels::sample::{
+    Insertion, Logprobs, LogprobsRow, LogprobsShape, MOST_TOP, MOST_VOCABULARY, NO_TOKEN, RowLogprobs, RowParams,
+    Sample, SampleInputs, SampleOutputs, SampleShape, seen_words,
+};
+use rigel::backend::cuda::{Arguments, CudaError, Launch, Work};
+use rigel::sampling::{NotFinite, SampleRow, SamplingParams, SeenTokens, TokenLogprobs, noise, sample};
+use rigel::text::TokenId;
+
+/// One row asked for.
+#[derive(Clone)]
+struct Asked {
+    params: SamplingParams,
+    logits_row: usize,
+    position: u32,
+    seen: Option<Vec<u32>>,
+    insertion: Insertion,
+    banned: Vec<u32>,
+    top: Option<usize>,
+}
+
+impl Asked {
+    fn new(params: SamplingParams, logits_row: usize, position: u32) -> Asked {
+        Asked { params, logits_row, position, seen: None, insertion: Insertion::None, banned: vec![], top: None }
+    }
+}
+
+/// Rows of logits and what is asked of them; `None` is padding.
+struct Case {
+    vocabulary: usize,
+    logits: Vec<Vec<f32>>,
+    rows: Vec<Option<Asked>>,
+}
+
+/// What the kernel made of a case.
+#[derive(PartialEq)]
+struct Outcome {
+    tokens: Vec<u32>,
+    logprobs: Vec<RowLogprobs>,
+    /// Of each row, in order.
+    seen: Vec<u32>,
+}
+
+/// What an output holds before the launch.
+const POISON: u32 = 0xffff_fffe;
+
+impl Case {
+    fn pitch(&self) -> usize {
+        self.vocabulary.next_multiple_of(8)
+    }
+
+    /// Rows of logits one after the other, the padding NaN.
+    fn flat_logits(&self) -> Vec<f32> {
+        let mut flat = vec![f32::NAN; self.logits.len() * self.pitch()];
+        for (row, logits) in flat.chunks_mut(self.pitch()).zip(&self.logits) {
+            row[..self.vocabulary].copy_from_slice(logits);
+        }
+        flat
+    }
+
+    /// Every row has a bitset of its own, whether it is used or not.
+    fn flat_seen(&self) -> Vec<u32> {
+        let words = seen_words(self.vocabulary);
+        let mut flat = vec![0; self.rows.len() * words];
+        for (bits, row) in flat.chunks_mut(words).zip(&self.rows) {
+            for token in row.iter().flat_map(|row| row.seen.iter().flatten()) {
+                bits[*token as usize / 32] |= 1 << (token % 32);
+            }
+        }
+        flat
+    }
+
+    fn run(&self, bench: &Bench, launcher: &Sample) -> Outcome {
+        let mut banned = vec![7];
+        let mut params = Vec::new();
+        for (slot, row) in self.rows.iter().enumerate() {
+            let Some(row) = row else {
+                params.push(RowParams::SKIP);
+                continue;
+            };
+            let mut own = RowParams::new(&row.params, row.logits_row as u32, row.position);
+            if row.seen.is_some() {
+                own = own.with_seen(slot as u32, row.insertion);
+            }
+            own = own.with_banned(banned.len() as u32, row.banned.len() as u32);
+            banned.extend(&row.banned);
+            if let Some(top) = row.top {
+                own = own.with_logprobs(top as u32);
+            }
+            params.push(own);
+        }
+        let shape = SampleShape {
+            rows: params.len(),
+            logits_rows: self.logits.len(),
+            vocabulary: self.vocabulary,
+            pitch: self.pitch(),
+            seen_slots: self.rows.len(),
+        };
+        let stream = &bench.stream;
+        let (rows, logits) = (stream.upload(&params).unwrap(), stream.upload(&self.flat_logits()).unwrap());
+        let banned = stream.upload(&banned).unwrap();
+        let mut seen = stream.upload(&self.flat_seen()).unwrap();
+        let mut tokens = stream.upload(&vec![POISON; params.len()]).unwrap();
+        let mut logprobs = stream.alloc(params.len()).unwrap();
+        stream.fill_bytes(logprobs.view_mut(), 0xee).unwrap();
+        let mut partials = stream.alloc(launcher.partials(shape.rows, shape.vocabulary)).unwrap();
+        let mut counters = stream.zeroed(shape.rows).unwrap();
+        let mut launch = || {
+            let inputs = SampleInputs { rows: rows.view(), logits: logits.view(), banned: banned.view() };
+            let outputs = SampleOutputs {
+                tokens: tokens.view_mut(),
+                logprobs: logprobs.view_mut(),
+                seen: seen.view_mut(),
+                partials: partials.view_mut(),
+                counters: counters.view_mut(),
+            };
+            launcher.launch(stream, shape, inputs, outputs)
+        };
+        // A row that fails writes less than it declares.
+        if self.rows.iter().flatten().all(|row| reference(&self.logits[row.logits_row], row).is_ok()) {
+            bench.run(launcher.work(shape, &params), launch);
+        } else {
+            launch().unwrap();
+        }
+        assert_eq!(stream.download(counters.view()).unwrap(), vec![0; params.len()]);
+        Outcome {
+            tokens: stream.download(tokens.view()).unwrap(),
+            logprobs: stream.download(logprobs.view()).unwrap(),
+            seen: stream.download(seen.view()).unwrap(),
+        }
+    }
+
+    /// Runs the case and compares each row with the reference sampler; returns how many tokens differed for the
+    /// closeness of the decision.
+    fn check(&self, bench: &Bench, launcher: &Sample, place: &str) -> usize {
+        let outcome = self.run(bench, launcher);
+        let mut close_calls = 0;
+        let mut expected_seen = self.flat_seen();
+        let words = seen_words(self.vocabulary);
+        for (index, row) in self.rows.iter().enumerate() {
+            let (found, logprobs) = (outcome.tokens[index], &outcome.logprobs[index]);
+            let untouched = || bytemuck::bytes_of(logprobs).iter().all(|byte| *byte == 0xee);
+            let Some(row) = row else {
+                assert_eq!(found, POISON, "{place}, row {index}: padding was written");
+                assert!(untouched(), "{place}, row {index}: padding was written");
+                continue;
+            };
+            let place = format!("{place}, row {index}, {:?} at {}", row.params, row.position);
+            let logits = &self.logits[row.logits_row];
+            match reference(logits, row) {
+                Err(NotFinite) => {
+                    assert_eq!(found, NO_TOKEN, "{place}: the logits are not finite");
+                    match row.top {
+                        Some(_) => assert_eq!(logprobs.token_logprobs(), Err(NotFinite), "{place}"),
+                        None => assert!(untouched(), "{place}: log-probabilities without being asked for"),
+                    }
+                }
+                Ok(expected) => {
+                    if found != expected {
+                        if let Err(problem) = admissible(logits, row, found) {
+                            panic!("{place}: token {found}, expected {expected}; {problem}");
+                        }
+                        close_calls += 1;
+                    }
+                    match row.top {
+                        Some(top) => {
+                            let expected = TokenLogprobs::from_logits(logits, Some(TokenId(found)), top).unwrap();
+                            same_logprobs(&logprobs.token_logprobs().unwrap(), &expected, &place);
+                        }
+                        None => assert!(untouched(), "{place}: log-probabilities without being asked for"),
+                    }
+                    if row.seen.is_some() && row.insertion == Insertion::DrawnToken {
+                        expected_seen[index * words + found as usize / 32] |= 1 << (found % 32);
+                    }
+                }
+            }
+        }
+        assert!(outcome.seen == expected_seen, "{place}: bitsets of seen tokens");
+        close_calls
+    }
+}
+
+fn seen_tokens(vocabulary: usize, tokens: &[u32]) -> SeenTokens {
+    let mut seen = SeenTokens::new(vocabulary);
+    tokens.iter().for_each(|token| seen.insert(TokenId(*token)));
+    seen
+}
+
+fn reference(logits: &[f32], row: &Asked) -> Result<u32, NotFinite> {
+    let seen = row.seen.as_ref().map(|tokens| seen_tokens(logits.len(), tokens));
+    let banned: Vec<TokenId> = row.banned.iter().map(|id| TokenId(*id)).collect();
+    let asked = SampleRow {
+        logits_row: 0,
+        params: &row.params,
+        position: row.position,
+        seen: seen.as_ref(),
+        banned: &banned,
+        logprobs: None,
+    };
+    sample(logits, &asked).map(|sampled| sampled.token.0)
+}
+
+/// Scores closer than this, relative to 1 or their size, f32 cannot tell apart: a scaled logit, the logarithm of a
+/// variate and their difference are each rounded, 2^-24 of their size, and the variate's own error is 2^-20.9.
+const SCORE_TOLERANCE: f64 = 1.0 / (1 << 20) as f64;
+/// Masses within this fraction of the whole around top_p are on neither side: the exponentials have 2^-23.4 of their
+/// size, and each is cut at 2^-44 of the largest.
+const MASS_TOLERANCE: f64 = 1.0 / (1 << 22) as f64;
+
+/// Whether `found` is what a sampler without rounding errors might choose: every token that beats it by more than
+/// rounding is one that top-p drops for sure, and it is not dropped for sure itself. Greedy choices, bans, min-p and
+/// top-k leave no room.
+fn admissible(logits: &[f32], row: &Asked, found: u32) -> Result<(), String> {
+    let params = &row.params;
+    if params.is_greedy() {
+        return Err("a greedy choice".to_owned());
+    }
+    let mut x = logits.to_vec();
+    if let Some(seen) = row.seen.as_ref().filter(|_| params.repetition_penalty != 1.0) {
+        for token in seen_tokens(x.len(), seen).iter() {
+            let logit = &mut x[token.0 as usize];
+            *logit = if *logit > 0.0 { *logit / params.repetition_penalty } else { *logit * params.repetition_penalty };
+        }
+    }
+    row.banned.iter().for_each(|id| {
+        if let Some(logit) = x.get_mut(*id as usize) {
+            *logit = f32::NEG_INFINITY
+        }
+    });
+    let best = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let floor = if params.min_p > 0.0 { params.min_p.ln() } else { f32::NEG_INFINITY };
+    let mut kept: Vec<(u32, f32)> = (0..)
+        .zip(&x)
+        .map(|(id, x)| (id, if x - best == 0.0 { 0.0 } else { (x - best) / params.temperature }))
+        .filter(|(_, scaled)| *scaled > f32::NEG_INFINITY && *scaled >= floor)
+        .collect();
+    kept.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    if params.top_k > 0 {
+        kept.truncate(params.top_k as usize);
+    }
+    let total: f64 = kept.iter().map(|(_, scaled)| f64::from(*scaled).exp()).sum();
+    let mut before = 0.0;
+    // (id, score, whether it is in for sure, whether it may be in)
+    let mut candidates = Vec::new();
+    for (id, scaled) in &kept {
+        let share = before / total;
+        let p = f64::from(params.top_p);
+        let block = noise::philox4x32([id / 4, row.position, 0, 0], [params.seed as u32, (params.seed >> 32) as u32]);
+        let uniform = (((block[*id as usize % 4] >> 8) as f32 + 0.5) / (1 << 24) as f32).min(1.0 - f32::EPSILON / 2.0);
+        let score = f64::from(*scaled) - (-f64::from(uniform).ln()).ln();
+        let all = params.top_p >= 1.0;
+        candidates.push((*id, score, all || share < p - MASS_TOLERANCE, all || share < p + MASS_TOLERANCE));
+        before += f64::from(*scaled).exp();
+    }
+    let Some((_, own, _, may)) = candidates.iter().find(|c| c.0 == found) else {
+        return Err("it was dropped before top-p".to_owned());
+    };
+    if !may {
+        return Err("top-p drops it by more than rounding".to_owned());
+    }
+    let slack = SCORE_TOLERANCE * own.abs().max(1.0);
+    match candidates.iter().find(|(_, score, surely, _)| *surely && *score > own + slack) {
+        Some((id, score, ..)) => Err(format!("token {id} scores {score}, above its {own}")),
+        None => Ok(()),
+    }
+}
+
+/// Equal ids; values within the rounding of a difference of logits, of a logarithm and of the sum behind it.
+fn same_logprobs(found: &TokenLogprobs, expected: &TokenLogprobs, place: &str) {
+    let close = |found: f32, expected: f32| {
+        let bound = 2f64.powi(-22) * (1.0 + f64::from(expected).abs());
+        assert!(
+            found == expected || (f64::from(found) - f64::from(expected)).abs() <= bound,
+            "{place}: log-probability {found}, expected {expected}"
+        );
+    };
+    assert_eq!(found.target.is_some(), expected.target.is_some(), "{place}");
+    if let (Some(found), Some(expected)) = (found.target, expected.target) {
+        close(found, expected);
+    }
+    let ids = |logprobs: &TokenLogprobs| logprobs.top.iter().map(|(id, _)| id.0).collect::<Vec<_>>();
+    assert_eq!(ids(found), ids(expected), "{place}: best tokens");
+    found.top.iter().zip(&expected.top).for_each(|(found, expected)| close(found.1, expected.1));
+}
+
+/// Shapes of distributions, by the number of a test's turn.
+fn logits_like(kind: usize, vocabulary: usize, random: &mut Random) -> Vec<f32> {
+    let mut normal = |spread: f64| (0..4).map(|_| random.uniform()).sum::<f64>() * spread;
+    let mut logits: Vec<f32> = match kind {
+        // As of a language model: a bulk and a few far above it.
+        0 => (0..vocabulary).map(|i| (normal(3.0) + if i % 97 == 5 { 9.0 } else { 0.0 }) as f32).collect(),
+        // Many ties at every place.
+        1 => (0..vocabulary).map(|_| (normal(2.0) * 2.0).round() as f32 / 2.0).collect(),
+        // All equal.
+        2 => vec![-3.25; vocabulary],
+        // One far above.
+        3 => (0..vocabulary).map(|i| (normal(1.0) + if i == vocabulary / 2 { 60.0 } else { 0.0 }) as f32).collect(),
+        // Half of them impossible, zeros of both signs.
+        4 => (0..vocabulary)
+            .map(|i| match i % 4 {
+                1 => f32::NEG_INFINITY,
+                2 => [0.0, -0.0][i / 4 % 2],
+                _ => normal(1.0) as f32,
+            })
+            .collect(),
+        // Flat, with differences of the last bits.
+        5 => (0..vocabulary).map(|_| f32::from_bits(8f32.to_bits() + (normal(40.0).abs() as u32))).collect(),
+        // Any size of number.
+        _ => (0..vocabulary).map(|_| (normal(1.0) * 10f64.powf(normal(12.0))) as f32).collect(),
+    };
+    if kind == 4 {
+        logits[0] = 0.5;
+    }
+    logits
+}
+
+const KINDS: usize = 7;
+
+/// All processors alone and together, at usual and at extreme settings.
+fn settings(vocabulary: usize) -> Vec<SamplingParams> {
+    let base = SamplingParams { temperature: 1.0, ..Default::default() };
+    let k = |top_k: usize| SamplingParams { top_k: top_k as u32, ..base.clone() };
+    let p = |top_p: f32| SamplingParams { top_p, ..base.clone() };
+    let t = |temperature: f32| SamplingParams { temperature, ..base.clone() };
+    let m = |min_p: f32| SamplingParams { min_p, ..base.clone() };
+    let mut all = vec![SamplingParams::default(), base.clone()];
+    all.extend([f32::MIN_POSITIVE, 1e-40, 0.01, 0.6, 5.0, 1e30].map(t));
+    all.extend([1, 2, 7, 40, vocabulary.saturating_sub(1).max(1), vocabulary, vocabulary + 9].map(k));
+    all.extend([f32::MIN_POSITIVE, 0.1, 0.5, 0.95, 1.0 - f32::EPSILON / 2.0].map(p));
+    all.extend([1e-30, 0.05, 1.0].map(m));
+    all.push(SamplingParams { top_k: 50, top_p: 0.9, temperature: 0.8, ..base.clone() });
+    all.push(SamplingParams { top_k: 3, top_p: 0.99, min_p: 0.01, ..base.clone() });
+    all.push(SamplingParams { top_p: 0.7, min_p: 0.02, temperature: 1.7, ..base.clone() });
+    all.push(SamplingParams { top_k: vocabulary as u32 / 2 + 1, top_p: 0.6, temperature: 50.0, ..base });
+    all
+}
+
+/// Rows for all settings over some kinds of logits, with seeds, positions, penalties, bans and log-probabilities dealt
+/// out among them.
+fn mixed(vocabulary: usize, kinds: &[usize], random: &mut Random) -> Case {
+    let logits: Vec<Vec<f32>> = kinds.iter().map(|kind| logits_like(*kind, vocabulary, random)).collect();
+    let mut rows = Vec::new();
+    for (turn, mut params) in settings(vocabulary).into_iter().enumerate() {
+        params.seed = random.bits();
+        let mut row = Asked::new(params, turn % kinds.len(), random.bits() as u32 % 10_000);
+        let some = |random: &mut Random, of: usize| -> Vec<u32> {
+            (0..of).map(|_| (random.bits() % vocabulary as u64) as u32).collect()
+        };
+        match random.bits() % 5 {
+            0 => {
+                row.params.repetition_penalty = [1.3, 0.7, 3.0][turn % 3];
+                row.seen = Some(some(random, vocabulary / 3 + 1));
+            }
+            1 => row.banned = [some(random, vocabulary / 7), vec![vocabulary as u32, u32::MAX]].concat(),
+            2 => {
+                row.seen = Some(some(random, 3));
+                row.insertion = Insertion::DrawnToken;
+            }
+            3 => row.top = Some([0, 1, 5, 20, MOST_TOP][turn % 5]),
+            _ => {
+                row.params.repetition_penalty = 1.1;
+                row.seen = Some(some(random, vocabulary / 2));
+                row.insertion = Insertion::DrawnToken;
+                row.banned = some(random, vocabulary / 5);
+                row.top = Some(3);
+            }
+        }
+        rows.push(Some(row));
+        if turn % 9 == 4 {
+            rows.push(None);
+        }
+    }
+    Case { vocabulary, logits, rows }
+}
+
+/// Of this many tokens drawn in one schedule no more than one in a hundred may be a close call.
+fn few(close_calls: usize, rows: usize) {
+    eprintln!("{close_calls} close calls in {rows} rows");
+    assert!(close_calls * 100 <= rows, "{close_calls} close calls in {rows} rows");
+}
+
+device_test! {
+    fn tokens_are_the_reference_samplers() {
+        let turn = Cell::new(0);
+        common::on_every_schedule(|bench| {
+            let launcher = Sample::load(bench.device()).unwrap();
+            let mut random = Random(turn.get() as u64);
+            let (mut close_calls, mut rows) = (0, 0);
+            for (at, vocabulary) in [1, 31, 32, 33, 131, 517, 2500].into_iter().enumerate() {
+                let first = at + turn.get();
+                let kinds: Vec<usize> = (0..4).map(|i| (first + 2 * i) % KINDS).collect();
+                let case = mixed(vocabulary, &kinds, &mut random);
+                close_calls += case.check(bench, &launcher, &format!("{vocabulary} tokens, kinds {kinds:?}"));
+                rows += case.rows.len();
+            }
+            few(close_calls, rows);
+            turn.set(turn.get() + 1);
+        });
+    }
+}
+
+device_test! {
+    fn rows_over_a_models_vocabulary_are_split_and_listed() {
+        let turn = Cell::new(0);
+        common::on_every_schedule(|bench| {
+            let launcher = Sample::load(bench.device()).unwrap();
+            let vocabulary = 49_152;
+            let mut random = Random(1000 + turn.get() as u64);
+            let logits = vec![logits_like(0, vocabulary, &mut random), logits_like(1, vocabulary, &mut random)];
+            let seed = random.bits();
+            let greedy = SamplingParams::default();
+            // The usual one, and one whose nucleus is far longer than the list.
+            let usual = SamplingParams { temperature: 0.8, top_k: 40, top_p: 0.95, seed, ..Default::default() };
+            let wide = SamplingParams { temperature: 3.0, top_p: 0.9, seed, ..Default::default() };
+            let mut rows = vec![Some(Asked::new(greedy.clone(), 0, 3)), None, Some(Asked::new(greedy, 1, 4))];
+            let mut drawn = Asked::new([usual, wide][turn.get() % 2].clone(), turn.get() / 2 % 2, 5);
+            drawn.top = [None, Some(5)][turn.get() % 2];
+            rows.push(Some(drawn));
+            let close_calls = Case { vocabulary, logits, rows }.check(bench, &launcher, "49152 tokens");
+            assert_eq!(close_calls, 0);
+            turn.set(turn.get() + 1);
+        });
+    }
+}
+
+/// A row that cannot be sampled from fails alone; `change` spoils logits that are fine otherwise.
+fn spoiled(bench: &Bench, launcher: &Sample, vocabulary: usize) {
+    let mut random = Random(5);
+    let fine = logits_like(0, vocabulary, &mut random);
+    let with = |at: usize, value: f32| {
+        let mut logits = fine.clone();
+        logits[at] = value;
+        logits
+    };
+    let last = vocabulary - 1;
+    let negative_nan = f32::from_bits(0xffc0_0001);
+    let huge = with(last / 2, 3e38);
+    let logits = vec![
+        fine.clone(),
+        with(0, f32::NAN),
+        with(last, negative_nan),
+        with(last / 2, f32::INFINITY),
+        vec![f32::NEG_INFINITY; vocabulary],
+        huge,
+        with(1, f32::NEG_INFINITY),
+    ];
+    let drawn = SamplingParams { temperature: 0.9, top_p: 0.8, seed: 3, ..Default::default() };
+    let mut rows = Vec::new();
+    for params in [SamplingParams::default(), drawn] {
+        for logits_row in 0..logits.len() {
+            let mut row = Asked::new(params.clone(), logits_row, 11);
+            row.top = [None, Some(2)][logits_row % 2];
+            rows.push(Some(row));
+        }
+        let all: Vec<u32> = (0..vocabulary as u32).collect();
+        // Everything is banned; everything but one; NaN is banned, which does not make it a number.
+        rows.push(Some(Asked { banned: all.clone(), top: Some(1), ..Asked::new(params.clone(), 0, 11) }));
+        rows.push(Some(Asked { banned: all[1..].to_vec(), ..Asked::new(params.clone(), 0, 11) }));
+        rows.push(Some(Asked { banned: vec![0], ..Asked::new(params.clone(), 1, 11) }));
+        // A penalty that makes the largest logit infinite, and one that makes it zero, with others below -f32::MAX.
+        for penalty in [1e-30, 1e30] {
+            let params = SamplingParams { repetition_penalty: penalty, ..params.clone() };
+            let seen = Some(vec![last as u32 / 2, 0, 2]);
+            rows.push(Some(Asked { seen, insertion: Insertion::DrawnToken, ..Asked::new(params, 5, 11) }));
+        }
+    }
+    let failures = rows.iter().flatten().filter(|row| reference(&logits[row.logits_row], row).is_err()).count();
+    assert_eq!(failures, 14);
+    Case { vocabulary, logits, rows }.check(bench, launcher, &format!("{vocabulary} tokens, spoiled"));
+}
+
+device_test! {
+    fn logits_that_are_not_finite_fail_alone() {
+        common::on_every_schedule(|bench| {
+            let launcher = Sample::load(bench.device()).unwrap();
+            spoiled(bench, &launcher, 70);
+        });
+    }
+}
+
+device_test! {
+    fn greedy_rows_that_are_not_finite_fail_in_whichever_part() {
+        common::on_every_schedule(|bench| {
+            let launcher = Sample::load(bench.device()).unwrap();
+            // Three parts. The value that decides lies in the first, in the last; equals in all, of both signs of zero.
+            let vocabulary = 9000;
+            let mut logits = Vec::new();
+            for (at, value) in [(0, f32::NAN), (vocabulary - 1, f32::NAN), (4096, f32::INFINITY), (5000, 7.0)] {
+                let mut row = vec![-2.0; vocabulary];
+                row[at] = value;
+                logits.push(row);
+            }
+            logits.push((0..vocabulary).map(|i| if i > 4000 { [0.0, -0.0][i / 3 % 2] } else { -1.0 }).collect());
+            logits.push(vec![f32::NEG_INFINITY; vocabulary]);
+            let rows = (0..logits.len()).map(|row| Some(Asked::new(SamplingParams::default(), row, 0))).collect();
+            let case = Case { vocabulary, logits, rows };
+            case.check(bench, &launcher, "9000 tokens, greedy");
+            assert_eq!(case.run(bench, &launcher).tokens, [NO_TOKEN, NO_TOKEN, NO_TOKEN, 5000, 4001, NO_TOKEN]);
+        });
+    }
+}
+
+device_test! {
+    fn a_row_has_the_same_token_in_any_company() {
+        common::on_every_schedule(|bench| {
+            let launcher = Sample::load(bench.device()).unwrap();
+            let alone = |case: &Case, row: usize| {
+                let (vocabulary, logits) = (case.vocabulary, case.logits.clone());
+                Case { vocabulary, logits, rows: vec![case.rows[row].clone()] }.run(bench, &launcher)
+            };
+            let case = mixed(131, &[0, 1], &mut Random(77));
+            let together = case.run(bench, &launcher);
+            for row in (0..case.rows.len()).step_by(5) {
+                let own = alone(&case, row);
+                assert_eq!(own.tokens[0], together.tokens[row], "row {row}");
+                assert!(own.logprobs[0] == together.logprobs[row] || case.rows[row].is_none(), "row {row}");
+            }
+            // Greedy rows are spread over more blocks the fewer rows there are.
+            let mut random = Random(78);
+            let logits = vec![logits_like(1, 9000, &mut random), logits_like(2, 9000, &mut random)];
+            let mut case = Case { vocabulary: 9000, logits, rows: vec![None; 300] };
+            for (at, row) in [(0, 0), (7, 1), (299, 0)] {
+                case.rows[at] = Some(Asked::new(SamplingParams::default(), row, 0));
+            }
+            assert_eq!(launcher.partials(300, 9000), 300, "one part a row");
+            assert_eq!(launcher.partials(1, 9000), 3);
+            let together = case.run(bench, &launcher);
+            for at in [0, 7, 299] {
+                assert_eq!(alone(&case, at).tokens[0], together.tokens[at], "row {at}");
+            }
+        });
+    }
+}
+
+device_test! {
+    fn frequencies_follow_the_probabilities() {
+        // Probabilities of the kept: tokens 1, 3, 4, 6 and 7 make up 0.95 of the whole at temperature 2.
+        const LOGITS: [f32; 9] = [-1.0, 4.0, -3.0, 3.0, 2.5, -8.0, 1.0, 2.0, -2.0];
+        let params = SamplingParams { temperature: 2.0, top_k: 7, top_p: 0.9, seed: 12, ..Default::default() };
+        let counts = Cell::new([0u32; 9]);
+        let position = Cell::new(0);
+        common::on_every_schedule(|bench| {
+            let launcher = Sample::load(bench.device()).unwrap();
+            let rows: Vec<_> =
+                (0..200).map(|i| Some(Asked::new(params.clone(), 0, position.get() + i))).collect();
+            position.set(position.get() + 200);
+            let case = Case { vocabulary: 9, logits: vec![LOGITS.to_vec()], rows };
+            let mut total = counts.get();
+            case.run(bench, &launcher).tokens.iter().for_each(|token| total[*token as usize] += 1);
+            counts.set(total);
+        });
+        let kept = [1, 3, 4, 6, 7];
+        let weight = |token: usize| f64::from(LOGITS[token] / 2.0).exp();
+        let whole: f64 = kept.iter().map(|token| weight(*token)).sum();
+        let draws = f64::from(counts.get().iter().sum::<u32>());
+        let in_kept: u32 = kept.iter().map(|token| counts.get()[*token]).sum();
+        assert_eq!(f64::from(in_kept), draws, "only kept tokens are drawn");
+        let chi_square: f64 = kept
+            .iter()
+            .map(|token| {
+                let expected = draws * weight(*token) / whole;
+                (f64::from(counts.get()[*token]) - expected).powi(2) / expected
+            })
+            .sum();
+        // 4 degrees of freedom: 18.5 is passed once in a thousand.
+        assert!(chi_square < 18.5, "{chi_square}: {:?}", counts.get());
+    }
+}
+
+device_test! {
+    fn steps_replay_as_a_graph_with_other_rows() {
+        common::on_every_schedule(|bench| {
+            let launcher = Sample::load(bench.device()).unwrap();
+            let stream = &bench.stream;
+            let vocabulary = 5000;
+            let shape = SampleShape { rows: 2, logits_rows: 2, vocabulary, pitch: 5000, seen_slots: 1 };
+            let mut random = Random(9);
+            let case_logits = [logits_like(0, vocabulary, &mut random), logits_like(0, vocabulary, &mut random)];
+            let logits = stream.upload(&case_logits.concat()).unwrap();
+            let banned = stream.upload(&[3u32]).unwrap();
+            let mut rows = stream.upload(&[RowParams::SKIP; 2]).unwrap();
+            let mut seen = stream.zeroed::<u32>(seen_words(vocabulary)).unwrap();
+            let mut tokens = stream.upload(&[POISON; 2]).unwrap();
+            let mut logprobs = stream.zeroed::<RowLogprobs>(2).unwrap();
+            // More than needed: a workspace for several buckets.
+            let mut partials = stream.alloc::<u64>(launcher.partials(2, vocabulary) + 5).unwrap();
+            let mut counters = stream.zeroed::<u32>(7).unwrap();
+            let mut step = || {
+                let inputs = SampleInputs { rows: rows.view(), logits: logits.view(), banned: banned.view() };
+                let outputs = SampleOutputs {
+                    tokens: tokens.view_mut(),
+                    logprobs: logprobs.view_mut(),
+                    seen: seen.view_mut(),
+                    partials: partials.view_mut(),
+                    counters: counters.view_mut(),
+                };
+                launcher.launch(stream, shape, inputs, outputs)
+            };
+            step().unwrap();
+            let graph = stream.capture(step).unwrap();
+            assert_eq!(stream.download(tokens.view()).unwrap(), [POISON; 2]);
+            // Greedy with a penalty that brings every token down once it was chosen; a draw beside it, then padding.
+            let greedy = SamplingParams { repetition_penalty: 100.0, ..Default::default() };
+            let drawn = SamplingParams { temperature: 1.0, top_k: 20, seed: 4, ..Default::default() };
+            let mut chosen = Vec::new();
+            for position in 0..3u32 {
+                let first = RowParams::new(&greedy, 1, position).with_seen(0, Insertion::DrawnToken);
+                let second =
+                    if position < 2 { RowParams::new(&drawn, 0, position) } else { RowParams::SKIP };
+                stream.copy_from_host(&[first, second], rows.view_mut()).unwrap();
+                graph.launch().unwrap();
+                let found = stream.download(tokens.view()).unwrap();
+                let mut expected = Asked::new(greedy.clone(), 0, position);
+                expected.seen = Some(chosen.clone());
+                assert_eq!(found[0], reference(&case_logits[1], &expected).unwrap());
+                let drawn = Asked::new(drawn.clone(), 0, position.min(1));
+                assert_eq!(found[1], reference(&case_logits[0], &drawn).unwrap());
+                chosen.push(found[0]);
+            }
+            assert!(chosen[0] != chosen[1] && chosen[1] != chosen[2] && chosen[0] != chosen[2], "{chosen:?}");
+        });
+    }
+}
+
+device_test! {
+    fn prompts_are_scored() {
+        common::on_every_schedule(|bench| {
+            let launcher = Logprobs::load(bench.device()).unwrap();
+            let stream = &bench.stream;
+            let mut random = Random(21);
+            for vocabulary in [1usize, 31, 131, 517, 2500] {
+                let kinds = if vocabulary == 131 { KINDS } else { 3 };
+                let pitch = vocabulary.next_multiple_of(8);
+                let logits: Vec<Vec<f32>> = (0..kinds).map(|kind| logits_like(kind, vocabulary, &mut random)).collect();
+                let mut flat = vec![f32::NAN; (kinds + 2) * pitch];
+                for (row, logits) in flat.chunks_mut(pitch).zip(&logits) {
+                    row[..vocabulary].copy_from_slice(logits);
+                }
+                flat[(kinds + 1) * pitch..].fill(f32::NEG_INFINITY);
+                let target = |random: &mut Random| Some(TokenId((random.bits() % vocabulary as u64) as u32));
+                // (target, top) of each row of logits that are fine; then the two that are not.
+                let asked: Vec<(Option<TokenId>, usize)> = (0..kinds)
+                    .map(|kind| match kind % 3 {
+                        0 => (target(&mut random), 5),
+                        1 => (None, MOST_TOP),
+                        _ => (target(&mut random), 0),
+                    })
+                    .collect();
+                let mut rows: Vec<LogprobsRow> = asked
+                    .iter()
+                    .enumerate()
+                    .map(|(row, (target, top))| LogprobsRow::new(row as u32, *target, *top as u32))
+                    .collect();
+                rows.push(LogprobsRow::SKIP);
+                let shape = LogprobsShape { rows: rows.len(), logits_rows: kinds + 2, vocabulary, pitch };
+                let logits_on_device = stream.upload(&flat).unwrap();
+                let run = |rows: &[LogprobsRow], declared: Option<Work>| -> Vec<RowLogprobs> {
+                    let on_device = stream.upload(rows).unwrap();
+                    let mut out = stream.alloc::<RowLogprobs>(rows.len()).unwrap();
+                    stream.fill_bytes(out.view_mut(), 0xee).unwrap();
+                    let shape = LogprobsShape { rows: rows.len(), ..shape };
+                    let mut launch =
+                        || launcher.launch(stream, shape, on_device.view(), logits_on_device.view(), out.view_mut());
+                    match declared {
+                        Some(declared) => bench.run(declared, launch),
+                        None => launch().unwrap(),
+                    }
+                    stream.download(out.view()).unwrap()
+                };
+                let out = run(&rows, Some(shape.work(&rows)));
+                for (row, (target, top)) in asked.iter().enumerate() {
+                    let expected = TokenLogprobs::from_logits(&logits[row], *target, *top).unwrap();
+                    let place = format!("{vocabulary} tokens, row {row}");
+                    same_logprobs(&out[row].token_logprobs().unwrap(), &expected, &place);
+                }
+                assert!(bytemuck::bytes_of(&out[kinds]).iter().all(|byte| *byte == 0xee), "padding was written");
+
+                // Not finite twice, no such row of logits, no such target.
+                let beyond = Some(TokenId(vocabulary as u32));
+                let bad = [
+                    LogprobsRow::new(kinds as u32, None, 3),
+                    LogprobsRow::new(kinds as u32 + 1, beyond, 0),
+                    LogprobsRow::new(kinds as u32 + 2, None, 3),
+                    LogprobsRow::new(0, beyond, 1),
+                ];
+                let found: Vec<_> = run(&bad, None).iter().map(RowLogprobs::token_logprobs).collect();
+                assert_eq!(found[..3], [Err(NotFinite), Err(NotFinite), Err(NotFinite)]);
+                let expected = TokenLogprobs::from_logits(&logits[0], beyond, 1).unwrap();
+                same_logprobs(found[3].as_ref().unwrap(), &expected, "a target that is no token");
+            }
+        });
+    }
+}
+
+device_test! {
+    fn rows_that_name_what_is_not_there_get_no_token() {
+        common::on_every_schedule(|bench| {
+            let launcher = Sample::load(bench.device()).unwrap();
+            let stream = &bench.stream;
+            let shape = SampleShape { rows: 5, logits_rows: 1, vocabulary: 40, pitch: 40, seen_slots: 1 };
+            let params = SamplingParams::default();
+            let rows = stream.upload(&[
+                RowParams::new(&params, 1, 0),
+                RowParams::new(&params, 0, 0).with_seen(1, Insertion::DrawnToken),
+                RowParams::new(&params, 0, 0).with_banned(3, 0),
+                RowParams::new(&params, 0, 0).with_banned(1, 2).with_logprobs(2),
+                RowParams::new(&params, 0, 0).with_banned(0, 2),
+            ]).unwrap();
+            let logits: Vec<f32> = (0..40).map(|i| i as f32).collect();
+            let (logits, banned) = (stream.upload(&logits).unwrap(), stream.upload(&[39u32, 38]).unwrap());
+            let mut seen = stream.zeroed::<u32>(seen_words(40)).unwrap();
+            let mut tokens = stream.upload(&[POISON; 5]).unwrap();
+            let mut logprobs = stream.zeroed::<RowLogprobs>(5).unwrap();
+            let mut partials = stream.alloc::<u64>(launcher.partials(5, 40)).unwrap();
+            let mut counters = stream.zeroed::<u32>(5).unwrap();
+            let inputs = SampleInputs { rows: rows.view(), logits: logits.view(), banned: banned.view() };
+            let outputs = SampleOutputs {
+                tokens: tokens.view_mut(),
+                logprobs: logprobs.view_mut(),
+                seen: seen.view_mut(),
+                partials: partials.view_mut(),
+                counters: counters.view_mut(),
+            };
+            launcher.launch(stream, shape, inputs, outputs).unwrap();
+            let tokens = stream.download(tokens.view()).unwrap();
+            assert_eq!(tokens, [NO_TOKEN, NO_TOKEN, NO_TOKEN, NO_TOKEN, 37]);
+            assert_eq!(stream.download(logprobs.view()).unwrap()[3].top, NO_TOKEN);
+            assert_eq!(stream.download(seen.view()).unwrap(), [0; 2]);
+        });
+    }
+}
+
+device_test! {
+    fn wrong_operands_are_refused_by_name() {
+        common::on_every_schedule(|bench| {
+            let (launcher, scorer) = (Sample::load(bench.device()).unwrap(), Logprobs::load(bench.device()).unwrap());
+            let stream = &bench.stream;
+            let shape = SampleShape { rows: 2, logits_rows: 3, vocabulary: 30, pitch: 32, seen_slots: 4 };
+            let rows = stream.upload(&[RowParams::SKIP; 3]).unwrap();
+            let logits = stream.zeroed::<f32>(3 * 32 + 8).unwrap();
+            let banned = stream.zeroed::<u32>(0).unwrap();
+            let refused = |shape: SampleShape, shift: usize, lengths: [usize; 5]| -> String {
+                let [tokens, outs, seen, partials, counters] = lengths;
+                let mut tokens = stream.zeroed::<u32>(tokens).unwrap();
+                let mut logprobs = stream.zeroed::<RowLogprobs>(outs).unwrap();
+                let mut seen = stream.zeroed::<u32>(seen).unwrap();
+                let mut partials = stream.zeroed::<u64>(partials).unwrap();
+                let mut counters = stream.zeroed::<u32>(counters).unwrap();
+                let logits = logits.slice(shift..shift + shape.logits_rows.min(3) * 32).unwrap();
+                let rows = rows.slice(..shape.rows.min(3)).unwrap();
+                let inputs = SampleInputs { rows, logits, banned: banned.view() };
+                let outputs = SampleOutputs {
+                    tokens: tokens.view_mut(),
+                    logprobs: logprobs.view_mut(),
+                    seen: seen.view_mut(),
+                    partials: partials.view_mut(),
+                    counters: counters.view_mut(),
+                };
+                let error = launcher.launch(stream, shape, inputs, outputs).unwrap_err();
+                assert!(matches!(error, CudaError::Operand { .. }));
+                error.to_string()
+            };
+            let fine = [2, 2, 8, 2, 2];
+            let with = |change: fn(&mut SampleShape)| {
+                let mut changed = shape;
+                change(&mut changed);
+                refused(changed, 0, fine)
+            };
+            assert_eq!(with(|s| s.rows = 0), "sample: rows is 0, expected 1 to 65535");
+            assert_eq!(with(|s| s.logits_rows = 0), "sample: logits_rows is 0, expected 1 to 2147483647");
+            assert_eq!(with(|s| s.vocabulary = MOST_VOCABULARY + 1), "sample: vocabulary is 262145, expected 1 to 262144");
+            assert_eq!(with(|s| s.vocabulary = 33), "sample: pitch is 32, expected at least the vocabulary of 33");
+            assert_eq!(with(|s| s.pitch = 30), "sample: pitch is 30, expected a multiple of 8");
+            assert_eq!(with(|s| s.pitch = 40), "sample: logits is 96, expected 3 x 40 elements");
+            assert_eq!(with(|s| s.seen_slots = 5), "sample: seen is 8, expected 5 x 2 elements");
+            assert_eq!(refused(shape, 2, fine), "sample: logits is aligned to 8 bytes, expected aligned to 16");
+            assert_eq!(refused(shape, 0, [3, 2, 8, 2, 2]), "sample: tokens is 3, expected 1 x 2 elements");
+            assert_eq!(refused(shape, 0, [2, 1, 8, 2, 2]), "sample: logprobs is 1, expected 1 x 2 elements");
+            assert_eq!(refused(shape, 0, [2, 2, 8, 1, 2]), "sample: partials is 1, expected at least 2 elements");
+            assert_eq!(refused(shape, 0, [2, 2, 8, 2, 1]), "sample: counters is 1, expected at least 2 elements");
+
+            let scored = stream.upload(&[LogprobsRow::SKIP; 2]).unwrap();
+            let mut out = stream.zeroed::<RowLogprobs>(3).unwrap();
+            let mut refused = |shape| {
+                let logits = logits.slice(..3 * 32).unwrap();
+                scorer.launch(stream, shape, scored.view(), logits, out.view_mut()).unwrap_err().to_string()
+            };
+            let shape = LogprobsShape { rows: 3, logits_rows: 3, vocabulary: 30, pitch: 32 };
+            assert_eq!(refused(shape), "logprobs: rows is 2, expected 1 x 3 elements");
+            assert_eq!(refused(LogprobsShape { rows: 2, ..shape }), "logprobs: out is 3, expected 1 x 2 elements");
+            let none = LogprobsShape { vocabulary: 0, ..shape };
+            assert_eq!(refused(none), "logprobs: vocabulary is 0, expected 1 to 262144");
+        });
+    }
+}
+
+/// Runs `conform_<function>` of kernels/conformance/sampling.cu.
+fn conform(bench: &Bench, function: &str, input: &[u32], count: usize, outputs: usize) -> Vec<u32> {
+    let module = bench.device().load(common::conformance_image("sampling")).unwrap();
+    let kernel = module.kernel(&format!("conform_{function}")).unwrap();
+    let input = bench.stream.upload(input).unwrap();
+    let mut output = bench.stream.upload(&vec![POISON; outputs]).unwrap();
+    let threads = if function == "atomic_add_shared" { 1024 } else { 32 };
+    let launch = Launch { shared_bytes: 16, ..Launch::linear((count as u32).div_ceil(threads), threads) };
+    let arguments = Arguments::new().input(input.view()).output(&output.view_mut()).scalar(count as u32);
+    // SAFETY: the kernels take input, output and count; the callers below give them as many words as they index.
+    unsafe { bench.stream.launch(&kernel, &launch, &arguments) }.unwrap();
+    bench.stream.download(output.view()).unwrap()
+}
+
+/// natural_log of kernels/common/elementary.cuh, operation by operation.
+fn natural_log(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let exponent = (bits.wrapping_sub(0x3f35_04f3) as i32) >> 23;
+    let f = f32::from_bits(bits.wrapping_sub((exponent as u32) << 23)) - 1.0;
+    // From the highest power down, in units of 2^-24 of the hexadecimal digits there.
+    const COEFFICIENTS: [(i32, i32); 8] = [
+        (-0x138_b586, -28),
+        (0x105_5b64, -27),
+        (-0x10d_8542, -27),
+        (0x122_da1c, -27),
+        (-0x154_7246, -27),
+        (0x199_a008, -27),
+        (-0x100_0226, -26),
+        (0x155_5554, -26),
+    ];
+    let value = |(digits, power): (i32, i32)| (f64::from(digits) * 2f64.powi(power)) as f32;
+    let p = COEFFICIENTS.map(value).into_iter().reduce(|p, next| p.mul_add(f, next)).unwrap();
+    let p = p.mul_add(f, -0.5).mul_add(f * f, f);
+    let n = exponent as f32;
+    n.mul_add(value((0x162_e430, -25)), n.mul_add(value((-0x105_c610, -53)), p))
+}
+
+fn log_exponential(bits: u32) -> f32 {
+    let uniform = ((bits >> 8) as f32 + 0.5) * (1.0 / (1 << 24) as f32);
+    natural_log(-natural_log(uniform.min(1.0 - f32::EPSILON / 2.0)))
+}
+
+/// All 2^24 variates, by the copy of the kernel's arithmetic above; that the kernel gives the same bits is the next
+/// test's matter.
+#[test]
+fn every_variate_has_a_small_error() {
+    for bits in (0..1u32 << 24).map(|bits| bits << 8) {
+        let uniform = (((bits >> 8) as f32 + 0.5) * (1.0 / (1 << 24) as f32)).min(1.0 - f32::EPSILON / 2.0);
+        let exact = (-f64::from(uniform).ln()).ln();
+        let error = (f64::from(log_exponential(bits)) - exact).abs();
+        assert!(error < 5.5e-7, "{bits:#x}: {error:e}");
+    }
+}
+
+device_test! {
+    fn functions_of_sampling_do_what_they_say() {
+        common::on_every_schedule(|bench| {
+            // The known-answer vectors of Random123 (`kat_vectors`, philox4x32 10).
+            let known = [
+                ([0; 6], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
+                ([u32::MAX; 6], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
+                (
+                    [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344, 0xa409_3822, 0x299f_31d0],
+                    [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1],
+                ),
+            ];
+            let input: Vec<u32> = known.iter().flat_map(|(input, _)| *input).collect();
+            let expected: Vec<u32> = known.iter().flat_map(|(_, output)| *output).collect();
+            assert_eq!(conform(bench, "philox4x32", &input, 3, 12), expected);
+
+            // Numbers of every size, and the neighbours of 1 and of the square roots of 2 and 1/2.
+            let mut random = Random(31);
+            let mut inputs: Vec<u32> = (0..8000).map(|_| 0x0080_0000 + random.bits() as u32 % 0x7f00_0000).collect();
+            for middle in [1f32, std::f32::consts::SQRT_2, std::f32::consts::FRAC_1_SQRT_2] {
+                inputs.extend(middle.to_bits() - 200..middle.to_bits() + 200);
+            }
+            inputs.extend([0x0080_0000, 0x7f7f_ffff]);
+            let found = conform(bench, "natural_log", &inputs, inputs.len(), inputs.len());
+            for (x, found) in inputs.iter().map(|bits| f32::from_bits(*bits)).zip(found) {
+                let (found, exact) = (f32::from_bits(found), f64::from(x).ln());
+                assert!((f64::from(found) - exact).abs() <= 1.4 * 2f64.powi(-24) * exact.abs(), "ln({x:e}) = {found:e}");
+                assert_eq!(found.to_bits(), natural_log(x).to_bits(), "ln({x:e})");
+            }
+
+            let mut inputs: Vec<u32> = (0..4000).map(|_| random.bits() as u32).collect();
+            inputs.extend([0, 0xff, 0x7fff_ffff, 0x8000_0000, 0xffff_feff, 0xffff_ff00, u32::MAX]);
+            let found = conform(bench, "log_exponential", &inputs, inputs.len(), inputs.len());
+            for (bits, found) in inputs.iter().zip(found) {
+                assert_eq!(found, log_exponential(*bits).to_bits(), "variate of {bits:#x}");
+            }
+
+            let inputs: Vec<f32> = (0..6000)
+                .map(|_| (random.uniform() * 17.0 - 17.0) as f32)
+                .chain([0.0, -0.0, -1e-30, -31.2, -31.19, -1e9, f32::MIN, f32::NEG_INFINITY])
+                .collect();
+            let bits: Vec<u32> = inputs.iter().map(|x| x.to_bits()).collect();
+            let found = conform(bench, "mass_of", &bits, bits.len(), 2 * bits.len());
+            for (x, halves) in inputs.iter().zip(found.chunks(2)) {
+                let found = (u64::from(halves[1]) << 32 | u64::from(halves[0])) as f64;
+                let exact = f64::from(*x).exp() * 2f64.powi(44);
+                assert!((found - exact).abs() <= 1.5 * 2f64.powi(-24) * exact + 1.0, "exp({x}): {found}, {exact}");
+            }
+            assert_eq!((found[2 * 6000], found[2 * 6000 + 1]), (0, 1 << 12), "exp(0) is one whole");
+
+            // In order, each other than the one before, and back again.
+            let mut ordered: Vec<f32> = (0..2000).map(|_| f32::from_bits(random.bits() as u32)).collect();
+            ordered.extend([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MIN_POSITIVE, 1e-45, -1e-45]);
+            ordered.retain(|x| !x.is_nan());
+            ordered.sort_by(f32::total_cmp);
+            ordered.dedup_by_key(|x| x.to_bits());
+            let bits: Vec<u32> = ordered.iter().map(|x| x.to_bits()).collect();
+            let found = conform(bench, "ordered_bits", &bits, bits.len(), 2 * bits.len());
+            assert!(found.chunks(2).all(|pair| pair[1] == 1));
+            assert!(found.chunks(2).zip(found.chunks(2).skip(1)).all(|(a, b)| a[0] < b[0]));
+
+            // 2^24 units of (1 + k 2^-23) (1 - k 2^-23), which rounds to 1: fused with the subtraction it would not.
+            let pairs: Vec<u32> =
+                (1..64).flat_map(|k| [1.0 + k as f32 * f32::EPSILON, 1.0 - k as f32 * f32::EPSILON]).map(f32::to_bits).collect();
+            let found = conform(bench, "multiply_rounded", &pairs, 63, 126);
+            for (pair, found) in pairs.chunks(2).zip(found.chunks(2)) {
+                let product = f32::from_bits(pair[0]) * f32::from_bits(pair[1]);
+                assert_eq!(found, [product.to_bits(), (product - 1.0).to_bits()]);
+            }
+
+            let inputs: Vec<u32> = (0..300).map(|_| random.bits() as u32 % 1000).collect();
+            let found = conform(bench, "atomic_add_shared", &inputs, 300, 301);
+            assert_eq!(found[0], inputs.iter().sum::<u32>());
+            let mut after: Vec<u32> = found[1..].iter().zip(&inputs).map(|(old, x)| old + x).collect();
+            let mut before = [&found[1..], &[found[0]]].concat();
+            after.push(0);
+            after.sort_unstable();
+            before.sort_unstable();
+            assert_eq!(before, after, "each old value plus its own input is another's old value");
+        });
+    }
+}
