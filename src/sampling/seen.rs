@@ -21,6 +21,11 @@ impl SeenTokens {
         }
     }
 
+    /// Bit `t % 64` of word `t / 64` says whether token `t` is in the set.
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
     /// The tokens in the set, ascending.
     pub fn iter(&self) -> impl Iterator<Item = TokenId> + '_ {
         self.words.iter().enumerate().flat_map(|(i, &word)| {

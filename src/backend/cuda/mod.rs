@@ -16,6 +16,7 @@
 //! | [`kernels`] | one launcher for each `kernels/*.cu` |
 //! | [`layout`], [`upload`] | where each weight lies in device memory, and its way there |
 //! | [`Weights`], [`RopeTable`] | the weights of a model, and its rotations |
+//! | [`model`] | a whole model: [`CudaBackend`](model::CudaBackend) |
 
 mod buffer;
 mod convert;
@@ -30,6 +31,7 @@ mod image;
 pub mod kernels;
 mod launch;
 pub mod layout;
+pub mod model;
 mod module;
 mod pinned;
 mod stream;

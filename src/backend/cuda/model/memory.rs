@@ -6,11 +6,11 @@ use crate::backend::BackendError;
 use crate::kv::CacheGeometry;
 use crate::model::ModelSpec;
 
+use super::super::kernels::attention_prefill::most_tiles;
 use super::super::layout::{ELEMENT_BYTES, Layout, padded};
 use super::super::weights::RopeTable;
-use super::super::kernels::attention_prefill::most_tiles;
-use super::step::{StepLayout, StepShape, heads};
 use super::CudaOptions;
+use super::step::{StepLayout, StepShape, heads};
 
 /// What the driver takes for itself while a model runs, such as recorded steps: kept free, not allocated.
 const DRIVER_BYTES: u64 = 256 << 20;
@@ -171,7 +171,13 @@ impl fmt::Display for Bytes {
             let Some(next) = units.next() else { break };
             (value, unit) = (value / 1e3, next);
         }
-        let decimals = if *unit == "B" || value >= 99.95 { 0 } else if value >= 9.995 { 1 } else { 2 };
+        let decimals = if *unit == "B" || value >= 99.95 {
+            0
+        } else if value >= 9.995 {
+            1
+        } else {
+            2
+        };
         write!(f, "{value:.decimals$} {unit}")
     }
 }

@@ -41,13 +41,13 @@ use crate::backend::{Backend, BackendError, Batch, LoadProgress};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::kv::CacheGeometry;
 use crate::model::ModelSpec;
-use crate::sampling::{NotFinite, SampleRow, Sampled, TokenLogprobs};
+use crate::sampling::{self, NotFinite, SampleRow, Sampled, TokenLogprobs};
 use crate::text::TokenId;
 use forward::{Kernels, Pass, decode_shape};
 use inputs::Inputs;
 use memory::Sizes;
 use recordings::{Bucket, Recordings};
-use sampler::Sampler;
+use sampler::{Logits, Sampler};
 use step::{Step, StepLayout, StepShape, heads};
 use workspace::{Cache, Workspace};
 
@@ -98,6 +98,8 @@ pub struct CudaBackend<T> {
     logits_rows: usize,
     /// The row of logits that was asked for last.
     host_logits: Vec<f32>,
+    /// Draws that the kernels are not written for, until they are asked for.
+    drawn_on_host: Vec<Result<Sampled, NotFinite>>,
 }
 
 /// What a forward pass uses.
@@ -112,6 +114,11 @@ struct Resident<T> {
 }
 
 impl<T: Element> Resident<T> {
+    fn logits(&self) -> Logits<'_> {
+        let Sizes { logits_rows: rows, vocab: pitch, .. } = self.workspace.sizes;
+        Logits { values: self.workspace.logits.view(), rows, vocabulary: self.spec.vocab_size, pitch }
+    }
+
     fn pass<'a>(
         &'a mut self,
         draws: Slice<'a, u32>,
@@ -163,6 +170,7 @@ impl<T: Element> CudaBackend<T> {
             plan,
             logits_rows: 0,
             host_logits: Vec::new(),
+            drawn_on_host: Vec::new(),
             stream,
         })
     }
@@ -200,7 +208,7 @@ impl<T: Element> CudaBackend<T> {
         let CudaBackend { stream, resident, recordings, sampler, places, .. } = self;
         let step = Step::new(batch, &resident.spec, resident.cache.geometry());
         let exact = step.shape(batch);
-        let mut send = |inputs: &mut Inputs, layout: &StepLayout| {
+        let send = |inputs: &mut Inputs, layout: &StepLayout| {
             inputs.send(stream, layout.words(), |words| step.write(words, layout, batch, drawn, places))
         };
         match recordings.bucket_for(exact) {
@@ -218,6 +226,46 @@ impl<T: Element> CudaBackend<T> {
         }
         self.logits_rows = batch.logits_rows.len();
         Ok(())
+    }
+}
+
+impl<T: Element> CudaBackend<T> {
+    /// Gives draws for `rows` to the GPU and returns before they are made; [`CudaBackend::finish_sampling`] waits for
+    /// them, and [`CudaBackend::forward_drawn`] need not. The tokens are those of the reference sampler.
+    ///
+    /// # Errors
+    /// [`BackendError::InvalidBatch`] for a row that is no logits row, or where draws were started and not finished;
+    /// what the device says of this or earlier work.
+    pub fn start_sampling(&mut self, rows: &[SampleRow<'_>]) -> Result<(), BackendError> {
+        if self.sampler.is_started() || !self.drawn_on_host.is_empty() {
+            return Err(BackendError::InvalidBatch("draws were started and not finished".to_owned()));
+        }
+        if let Some(row) = rows.iter().find(|row| row.logits_row >= self.logits_rows) {
+            let what = format!("a draw from logits row {} of {}", row.logits_row, self.logits_rows);
+            return Err(BackendError::InvalidBatch(what));
+        }
+        if self.sampler.takes(rows) {
+            let logits = self.resident.logits();
+            return Ok(self.sampler.start(&self.stream, logits, rows)?);
+        }
+        let mut drawn = Vec::with_capacity(rows.len());
+        for row in rows {
+            drawn.push(sampling::sample(self.logits(row.logits_row)?, row));
+        }
+        self.sampler.put(&self.stream, &drawn)?;
+        self.drawn_on_host = drawn;
+        Ok(())
+    }
+
+    /// The tokens of the draws that were started, in their order.
+    ///
+    /// # Errors
+    /// What the device says of this or earlier work.
+    pub fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, NotFinite>>, BackendError> {
+        if self.drawn_on_host.is_empty() {
+            return Ok(self.sampler.finish()?);
+        }
+        Ok(std::mem::take(&mut self.drawn_on_host))
     }
 }
 
@@ -253,6 +301,29 @@ impl<T: Element> Backend for CudaBackend<T> {
         self.host_logits = self.stream.download(logits)?;
         Ok(&self.host_logits)
     }
+
+    fn sample(&mut self, rows: &[SampleRow<'_>]) -> Result<Vec<Result<Sampled, NotFinite>>, BackendError> {
+        self.start_sampling(rows)?;
+        self.finish_sampling()
+    }
+
+    fn logprobs(
+        &mut self,
+        targets: &[Option<TokenId>],
+        top: usize,
+    ) -> Result<Vec<Result<TokenLogprobs, NotFinite>>, BackendError> {
+        if targets.len() > self.logits_rows {
+            let what = format!("log-probabilities of {} rows of {}", targets.len(), self.logits_rows);
+            return Err(BackendError::InvalidBatch(what));
+        }
+        let top = top.min(self.resident.spec.vocab_size);
+        if self.sampler.scores(targets.len(), top) {
+            let logits = self.resident.logits();
+            return Ok(self.sampler.logprobs(&self.stream, logits, targets, top)?);
+        }
+        let one = |(row, &target)| Ok(TokenLogprobs::from_logits(self.logits(row)?, target, top));
+        targets.iter().enumerate().map(one).collect()
+    }
 }
 
 /// The kernels are written for these networks and pages; the error says which number is another.
@@ -274,7 +345,12 @@ fn check_supported(spec: &ModelSpec, options: &CudaOptions) -> Result<(), Backen
             page_size >= LEAST_PAGE && page_size.is_power_of_two(),
             format!("a power of two of at least {LEAST_PAGE}"),
         ),
-        ("the number of sequences of a step", options.max_sequences, options.max_sequences > 0, "at least 1".to_owned()),
+        (
+            "the number of sequences of a step",
+            options.max_sequences,
+            options.max_sequences > 0,
+            "at least 1".to_owned(),
+        ),
         ("the number of rows of a step", options.max_rows, options.max_rows > 0, "at least 1".to_owned()),
     ];
     match numbers.into_iter().find(|(_, _, supported, _)| !supported) {
@@ -295,7 +371,7 @@ fn sizes(spec: &ModelSpec, options: &CudaOptions, device: &Device) -> Sizes {
     // Fewer sequences have more splits each: the largest workspace may be that of any number of them.
     let partials = |n| decode_shape(n, n, spec, split_len_for(n, spec, device)).workspace_len();
     let partials = (1..=options.max_sequences).map(partials).max();
-    let sampler = Sampler::bytes(spec, Sizes::logits_rows(options));
+    let sampler = Sampler::bytes(device, spec, Sizes::logits_rows(options));
     Sizes::new(spec, options, partials.unwrap_or(0), sampler)
 }
 

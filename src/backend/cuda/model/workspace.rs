@@ -76,12 +76,7 @@ pub(super) struct Cache<T> {
 impl<T: Element> Cache<T> {
     pub(super) fn new(stream: &Stream, sizes: &Sizes, geometry: CacheGeometry) -> Result<Cache<T>, CudaError> {
         let elements = sizes.layers * sizes.layer_cache;
-        Ok(Cache {
-            keys: stream.alloc(elements)?,
-            values: stream.alloc(elements)?,
-            layer: sizes.layer_cache,
-            geometry,
-        })
+        Ok(Cache { keys: stream.alloc(elements)?, values: stream.alloc(elements)?, layer: sizes.layer_cache, geometry })
     }
 
     pub(super) fn geometry(&self) -> CacheGeometry {
