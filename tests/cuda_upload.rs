@@ -223,7 +223,7 @@ device_test! {
             let expected = arena(Ring::default());
             for buffer_bytes in [0, 256, 300, 4096, 4097, 1 << 17, usize::MAX / 2] {
                 for readers in [0, 1, 2, 7] {
-                    assert!(arena(Ring { buffer_bytes, readers }) == expected, "{buffer_bytes} bytes, {readers} readers");
+                    assert!(arena(Ring { buffer_bytes, readers }) == expected, "{buffer_bytes} {readers}");
                 }
             }
         });
@@ -258,7 +258,8 @@ device_test! {
                 let UploadError::Cuda(CudaError::OutOfMemory { needed, .. }) = error else { panic!("{error}") };
                 assert_eq!(needed, bytes);
                 let line = BackendError::from(error).to_string();
-                assert!(line.starts_with(&format!("out of memory: {bytes} bytes for the weights on the GPU; ")), "{line}");
+                let expected = format!("out of memory: {bytes} bytes for the weights on the GPU; ");
+                assert!(line.starts_with(&expected), "{line}");
                 assert!(line.contains(&format!("{memory} bytes are free")) && line.lines().count() == 1, "{line}");
             }
         }

@@ -1,7 +1,7 @@
 //! From the dtypes of checkpoints to those of the device, many elements at a time.
 //!
-//! The loops have no branch in them, so that compilers vectorise them, and they are compiled for AVX2 as well as for any
-//! machine: one core then converts about as fast as it can read memory.
+//! The loops have no branch in them, so that compilers vectorise them, and they are compiled for AVX2 as well as for
+//! any machine: one core then converts about as fast as it can read memory.
 
 use super::kernels::Element;
 use crate::checkpoint::Dtype;

@@ -4,9 +4,9 @@
 //! starts, how it is padded, and which rows of which checkpoint tensors it is made of; the memory plan prints
 //! [`Layout::bytes`], and as much is allocated.
 //!
-//! * Rows and columns are padded with zeros to a multiple of [`PADDING`], so that every row starts at 16 bytes and every
-//!   product has a depth and a width that the kernels take. Padding of one layer meets padding of the next: a padded row
-//!   of a matrix makes an activation of 0, which a padded column of zeros then reads.
+//! * Rows and columns are padded with zeros to a multiple of [`PADDING`], so that every row starts at 16 bytes and
+//!   every product has a depth and a width that the kernels take. Padding of one layer meets padding of the next: a
+//!   padded row of a matrix makes an activation of 0, which a padded column of zeros then reads.
 //! * Each tensor starts at a multiple of [`ALIGNMENT_BYTES`].
 //! * Queries, keys and values are one matrix, and the rows of a query or key head are interleaved ([`RowOrder`]).
 //! * A tied head is the embedding matrix, once.
@@ -355,7 +355,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn interleaving_is_a_permutation_inside_each_head_with_partners_adjacent(half in 1usize..80, heads in 1usize..5) {
+        fn interleaving_permutes_each_head_and_makes_partners_adjacent(half in 1usize..80, heads in 1usize..5) {
             let head_dim = 2 * half;
             let order = RowOrder::Interleaved { head_dim };
             let mut seen = HashSet::new();

@@ -204,8 +204,8 @@ pub type Write<'a, T> = dyn Fn(Range<usize>, &mut [T]) -> Result<(), UploadError
 /// Fills `destination` with what `write` makes of each range of its elements, on several threads and through pinned
 /// memory; see the [module](self). `write` is given every element at least once, and whatever was in the slice before:
 /// it must set all of it, the same values every time. Returns when all of it is there; `progress` is called a few times
-/// a second on this thread, and once at the end. Ranges begin at multiples of 256 bytes where the destination's length is
-/// one.
+/// a second on this thread, and once at the end. Ranges begin at multiples of 256 bytes where the destination's length
+/// is one.
 ///
 /// # Errors
 /// The first error of `write`, or of the device. What `destination` then holds is undefined; no copy into it is left,

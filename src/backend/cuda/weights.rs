@@ -49,8 +49,8 @@ pub struct LayerWeights<'a, T> {
 }
 
 impl<T: Element> Weights<T> {
-    /// Allocates the arena on `stream`, which then also frees it, and uploads the tensors of `checkpoint` on a stream of
-    /// their own, converted to `T` where they are stored in another dtype. Returns when all of it is on the device;
+    /// Allocates the arena on `stream`, which then also frees it, and uploads the tensors of `checkpoint` on a stream
+    /// of their own, converted to `T` where they are stored in another dtype. Returns when all of it is on the device;
     /// `progress` is called a few times a second on this thread, and once at the end.
     ///
     /// # Errors
