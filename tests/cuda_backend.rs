@@ -14,7 +14,7 @@ use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
 use rigel::backend::cuda::{Arguments, Device, Launch};
 use rigel::backend::{Backend, BackendError, Batch, SequenceRows};
 use rigel::checkpoint::{Checkpoint, ModelSource};
-use rigel::kv::{BlockTable, CacheGeometry, PagePool};
+use rigel::kv::{BlockTable, PagePool};
 use rigel::model::ModelSpec;
 use rigel::sampling::{SampleRow, SamplingParams, SeenTokens};
 use rigel::text::TokenId;

@@ -1,6 +1,6 @@
 //! Which model, and where it runs.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 
 use clap::{Args, ValueEnum};
 use rigel::backend::WeightDtype;
@@ -47,7 +47,7 @@ fn no_tokenizer(source: &ModelSource) -> CliError {
 pub struct ModelArgs {
     #[command(flatten)]
     pub model: ModelArg,
-    /// Where the model runs; auto takes a GPU where this version has a backend for it, else the CPU
+    /// Where the model runs; auto takes the GPU where there is one, else the CPU
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     device: DeviceArg,
     /// Dtype of the weights on a GPU; auto keeps f16 and makes bf16 of all else. The CPU uses them as stored
@@ -56,6 +56,12 @@ pub struct ModelArgs {
     /// Threads of the CPU backend [default: all cores]
     #[arg(long, value_name = "N", help_heading = "Model", allow_negative_numbers = true)]
     threads: Option<NonZeroUsize>,
+    /// Positions to make room for, prompt and completion together [default: the model's]
+    #[arg(long, value_name = "TOKENS", help_heading = "Model", allow_negative_numbers = true)]
+    context: Option<NonZeroU32>,
+    /// The most prompt tokens computed in one step [default: 256 on the CPU, 2048 on a GPU]
+    #[arg(long, value_name = "TOKENS", help_heading = "Model", allow_negative_numbers = true)]
+    prefill_chunk: Option<NonZeroU32>,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -90,6 +96,12 @@ impl ModelArgs {
         let mut builder = Engine::builder().source(source).device(device).dtype(dtype).on_load(bar.drawer());
         if let Some(threads) = self.threads {
             builder = builder.threads(threads);
+        }
+        if let Some(context) = self.context {
+            builder = builder.context(context);
+        }
+        if let Some(rows) = self.prefill_chunk {
+            builder = builder.prefill_chunk(rows);
         }
         Ok(builder.build()?)
     }

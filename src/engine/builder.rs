@@ -5,6 +5,8 @@ use std::num::{NonZeroU32, NonZeroUsize};
 
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
+use crate::backend::cuda::model::CudaOptions;
+#[cfg(feature = "cuda")]
 use crate::backend::cuda::{self, CudaError};
 use crate::backend::{Backend, BackendError, LoadProgress, WeightDtype};
 use crate::checkpoint::{Checkpoint, CheckpointError, Dtype, ModelSource};
@@ -43,9 +45,6 @@ pub enum EngineError {
     #[cfg(feature = "cuda")]
     #[error("device cuda: {0}")]
     Cuda(#[from] CudaError),
-    /// The device asked for is there, and this version of Rigel cannot run a model on it.
-    #[error("device cuda: this version of rigel runs models on the CPU only; use the device cpu or auto")]
-    NoCudaBackend,
     /// The crate was built without its feature `cuda`.
     #[error("device cuda: rigel was built without the feature cuda; build it with default features, or use cpu")]
     NoCudaFeature,
@@ -78,6 +77,7 @@ pub struct EngineBuilder {
     threads: Option<NonZeroUsize>,
     page_size: Option<NonZeroU32>,
     prefill_chunk: Option<NonZeroU32>,
+    context: Option<NonZeroU32>,
     on_load: OnLoad,
 }
 
@@ -87,7 +87,7 @@ struct OnLoad(Option<Box<dyn FnMut(LoadProgress) + Send>>);
 
 impl OnLoad {
     /// Tells them, if there is anybody.
-    #[expect(dead_code, reason = "nothing is loaded before there is a backend on a GPU")]
+    #[cfg(feature = "cuda")]
     fn report(&mut self, progress: LoadProgress) {
         if let Some(report) = &mut self.0 {
             report(progress);
@@ -112,6 +112,12 @@ enum Source {
 const CPU_PAGE_SIZE: NonZeroU32 = NonZeroU32::new(64).unwrap();
 /// Prompt rows a step of the CPU: enough that reading the weights is small beside the arithmetic on them.
 const CPU_PREFILL_CHUNK: NonZeroU32 = NonZeroU32::new(256).unwrap();
+/// Positions a page of a GPU's cache holds: one tile of the attention kernels.
+#[cfg(feature = "cuda")]
+const CUDA_PAGE_SIZE: NonZeroU32 = NonZeroU32::new(64).unwrap();
+/// Prompt rows a step of a GPU: enough for its products to be bound by arithmetic, with room to spare.
+#[cfg(feature = "cuda")]
+const CUDA_PREFILL_CHUNK: NonZeroU32 = NonZeroU32::new(2048).unwrap();
 
 impl EngineBuilder {
     /// A directory, a hub id found in the local Hugging Face cache, or `nano`, the bundled model; see
@@ -166,12 +172,18 @@ impl EngineBuilder {
         self
     }
 
+    /// Positions to make room for, prompt and completion together; the model's own number where that is lower, and by
+    /// default. Fewer make the cache smaller.
+    pub fn context(mut self, positions: NonZeroU32) -> Self {
+        self.context = Some(positions);
+        self
+    }
+
     /// Opens the checkpoint, checks it, brings the device up and starts the engine's thread.
-    pub fn build(self) -> Result<Engine, EngineError> {
-        if self.device == Device::Cuda {
-            return Err(why_not_cuda());
-        }
-        let source = match self.source {
+    pub fn build(mut self) -> Result<Engine, EngineError> {
+        // What is wrong with the device is said before any file is read.
+        let placement = self.placement()?;
+        let source = match self.source.take() {
             None => ModelSource::nano(),
             Some(Source::Name(name)) => ModelSource::resolve(&name)?,
             Some(Source::Resolved(source)) => source,
@@ -179,17 +191,90 @@ impl EngineBuilder {
         let checkpoint = Checkpoint::open(&source)?;
         let mut spec = ModelSpec::from_checkpoint(&checkpoint)?;
         spec.untie_stored_head(&checkpoint);
+        if let Some(context) = self.context {
+            spec.max_positions = spec.max_positions.min(context.get() as usize);
+        }
         let tokenizer = Tokenizer::from_source(&source)?;
+        let backend = match placement {
+            Placement::Cpu => self.cpu_backend(&checkpoint, spec)?,
+            #[cfg(feature = "cuda")]
+            Placement::Cuda(device) => self.cuda_backend(&device, &checkpoint, spec)?,
+        };
+        Engine::with_backend(backend, tokenizer, source.describe("tokenizer.json"))
+    }
+
+    /// Where the model is to run: the device asked for, or for [`Device::Auto`] a GPU if there is one.
+    fn placement(&self) -> Result<Placement, EngineError> {
+        match self.device {
+            Device::Cpu => Ok(Placement::Cpu),
+            #[cfg(feature = "cuda")]
+            Device::Cuda => open_gpu().map(Placement::Cuda).map_err(EngineError::Cuda),
+            #[cfg(feature = "cuda")]
+            Device::Auto => Ok(open_gpu().map_or_else(|error| cpu_instead(&error), Placement::Cuda)),
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda => Err(EngineError::NoCudaFeature),
+            #[cfg(not(feature = "cuda"))]
+            Device::Auto => Ok(Placement::Cpu),
+        }
+    }
+
+    fn cpu_backend(&self, checkpoint: &Checkpoint, spec: ModelSpec) -> Result<Box<dyn Backend>, EngineError> {
         no_dtype_on_cpu(self.dtype)?;
-        let page_size = self.page_size.unwrap_or(CPU_PAGE_SIZE);
+        let (page_size, max_rows, pages) = self.cut(&spec, CPU_PAGE_SIZE, CPU_PREFILL_CHUNK);
+        let options = CpuOptions { threads: self.threads, page_size, pages, max_rows };
+        Ok(Box::new(CpuBackend::new(checkpoint, spec, options)?))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backend(
+        &mut self,
+        device: &cuda::Device,
+        checkpoint: &Checkpoint,
+        spec: ModelSpec,
+    ) -> Result<Box<dyn Backend>, EngineError> {
+        let dtype = self.dtype.resolve_and_log(checkpoint, &spec);
+        let (page_size, max_rows, pages) = self.cut(&spec, CUDA_PAGE_SIZE, CUDA_PREFILL_CHUNK);
+        // The engine computes one sequence at a time.
+        let options = CudaOptions { page_size, pages, max_rows, max_sequences: 1 };
+        let report = &mut |progress| self.on_load.report(progress);
+        Ok(cuda::model::load(device, checkpoint, spec, dtype, &options, report)?)
+    }
+
+    /// Positions of a page, rows of a step, and pages for one sequence.
+    fn cut(&self, spec: &ModelSpec, page_size: NonZeroU32, chunk: NonZeroU32) -> (NonZeroU32, usize, u32) {
+        let page_size = self.page_size.unwrap_or(page_size);
         // More rows than positions can never come together.
         let max_positions = spec.max_positions.try_into().unwrap_or(u32::MAX);
-        let max_rows = self.prefill_chunk.unwrap_or(CPU_PREFILL_CHUNK).get().min(max_positions);
+        let max_rows = self.prefill_chunk.unwrap_or(chunk).get().min(max_positions);
         let pages = CacheGeometry::pages_for_sequence(page_size.get(), max_positions, spec.window, max_rows);
-        let options = CpuOptions { threads: self.threads, page_size, pages, max_rows: max_rows as usize };
-        let backend = CpuBackend::new(&checkpoint, spec, options)?;
-        Engine::with_backend(Box::new(backend), tokenizer, source.describe("tokenizer.json"))
+        (page_size, max_rows as usize, pages)
     }
+}
+
+/// Where a model runs.
+enum Placement {
+    Cpu,
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::Device),
+}
+
+/// The first GPU, where this build has kernels for it.
+#[cfg(feature = "cuda")]
+fn open_gpu() -> Result<cuda::Device, CudaError> {
+    if cuda::images().is_empty() {
+        return Err(CudaError::BuiltWithoutKernels);
+    }
+    cuda::Device::open(0)
+}
+
+/// The CPU, since there is no GPU; where there is one that cannot be used, a warning says why.
+#[cfg(feature = "cuda")]
+fn cpu_instead(error: &CudaError) -> Placement {
+    match error {
+        CudaError::NoDriver | CudaError::NoDevice | CudaError::BuiltWithoutKernels => tracing::debug!("{error}"),
+        _ => tracing::warn!("using the CPU: {error}"),
+    }
+    Placement::Cpu
 }
 
 /// That no dtype is asked of the CPU.
@@ -199,23 +284,6 @@ fn no_dtype_on_cpu(dtype: WeightDtype) -> Result<(), EngineError> {
         WeightDtype::Bf16 => Err(EngineError::DtypeOnCpu { dtype: Dtype::Bf16 }),
         WeightDtype::F16 => Err(EngineError::DtypeOnCpu { dtype: Dtype::F16 }),
     }
-}
-
-/// What stands between here and a model on the GPU, the nearest obstacle first.
-#[cfg(feature = "cuda")]
-fn why_not_cuda() -> EngineError {
-    if cuda::images().is_empty() {
-        return CudaError::BuiltWithoutKernels.into();
-    }
-    match cuda::Device::open(0) {
-        Ok(_) => EngineError::NoCudaBackend,
-        Err(error) => error.into(),
-    }
-}
-
-#[cfg(not(feature = "cuda"))]
-fn why_not_cuda() -> EngineError {
-    EngineError::NoCudaFeature
 }
 
 impl Engine {
