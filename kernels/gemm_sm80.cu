@@ -33,17 +33,14 @@ DEVICE void multiply_add(f16, float (&d)[4], const uint32_t (&a)[4], const uint3
     multiply_m16n8k16_f16(d, a, b, d);
 }
 
-// Waits until at most `stages` - 2 of this thread's groups of copies are unfinished, for 3 to
-// 8 stages: the instruction takes a constant.
+// Waits until at most `stages` - 2 of this thread's groups of copies are unfinished, for 3, 4, 6 or 8 stages. The
+// instruction takes a constant: of these, each but the last that applies waits for nothing more. Predicated, where a
+// switch would be a jump through a table.
 DEVICE void wait_for_next_stage(uint32_t stages) {
-    switch (stages) {
-        case 3: copy_async_wait<1>(); break;
-        case 4: copy_async_wait<2>(); break;
-        case 5: copy_async_wait<3>(); break;
-        case 6: copy_async_wait<4>(); break;
-        case 7: copy_async_wait<5>(); break;
-        default: copy_async_wait<6>(); break;
-    }
+    copy_async_wait<6>();
+    if (stages < 8) copy_async_wait<4>();
+    if (stages < 6) copy_async_wait<2>();
+    if (stages < 4) copy_async_wait<1>();
 }
 
 // Lane t of a quad has word t of four vectors; afterwards it has the four words of vector t. Its own inverse.
@@ -70,7 +67,7 @@ DEVICE void transpose_quad(uint32_t (&words)[4], uint32_t t) {
 //   x        T [rows, depth]      written by earlier work on the stream
 //   weights  T [columns, depth]   written before this stream's work began
 //   output   what the epilogue takes: see common/epilogue.cuh
-//   stages   3 to 8, of the ring in shared memory
+//   stages   3, 4, 6 or 8, of the ring in shared memory
 //   group    rows of tiles that are computed together, at least 1
 //
 // The way of the operands: a ring of `stages` stages in shared memory, each kDepth of k for all rows and columns of the
@@ -80,11 +77,11 @@ DEVICE void transpose_quad(uint32_t (&words)[4], uint32_t t) {
 //
 // Tiles. Each value that ldmatrix brings from shared memory is used 64 times in a warp tile of 64 x 64: (64 + 64) x 16 x 2
 // bytes for 64 x 64 x 16 multiply-adds, 32 cycles of shared memory for 64 of an Ampere tensor core quarter: half of the
-// bandwidth that four warps share. 128 sums and 64 registers of fragments fit the 255 of a thread.
+// bandwidth that four warps share. 128 sums and 64 registers of fragments leave a thread enough for addresses.
 //   128x256  8 warps, k 64, 48 KiB a stage: 768 bytes of operands from L2 for 32768 multiply-adds, the least; one
 //            block a multiprocessor, so the longer stage halves its barriers. 3 stages on sm_80, 4 on sm_90.
 //   128x128  4 warps, k 32, 16 KiB a stage: two blocks a multiprocessor, one's ends and barriers behind the other's
-//            products; fits twice in every shared memory: 3 stages on sm_86, 5 on sm_80, 7 on sm_90.
+//            products; fits twice in every shared memory: 3 stages on sm_86, 4 on sm_80, 6 on sm_90.
 //   64x64    4 warps of 32x32, k 64, 16 KiB a stage: up to 64 rows, and where larger tiles leave multiprocessors idle.
 //   32x64    4 warps of 16x32, k 64, 12 KiB a stage, 8 of them weights: up to 32 rows, bound by the bytes of the weights;
 //            at 8 stages 56 KiB of them are under way. (H200: 4.8 TB/s x 0.7 us / 132 multiprocessors = 25 KiB.)
@@ -97,19 +94,28 @@ DEVICE void transpose_quad(uint32_t (&words)[4], uint32_t t) {
 // together share rows and columns in L2; the launcher picks `group` by how many run together.
 //
 // End: a quad of lanes holds 8 columns of a row, 4 bytes each lane; four such meet by shuffles, and each lane stores (and
-// reads the residual) 16 bytes, 64 consecutive ones a quad. f32 is stored 8 bytes a lane, 32 a quad. Terms of columns are
-// read ahead of the main loop; those of rows and pairs behind it, where the fragments' registers are free.
+// reads the residual) 16 bytes, 64 consecutive ones a quad. f32 is stored 8 bytes a lane, 32 a quad. The small tiles read
+// all terms ahead of the main loop; the large ones those of columns, and the rest behind it, where the fragments' registers
+// are free, 16 rows ahead of those that are stored.
 //
 // Grid (ceil(rows / kRows) ceil(columns / kColumns)), Tile::kThreads threads. Shared memory: stages x kStageBytes.
 // Bytes: (columns depth + rows depth + rows columns + the epilogue's) x sizeof(T), each operand counted once.
 // FLOPs: 2 rows columns depth.
-// Alignment: columns and depth multiples of 8; all buffers 16 bytes. kRows depth and kColumns depth below 2^32.
-// Registers: at most 255 (gemm_*_128x256 gemm_*_128x128), 128 (gemm_*_64x64), 96 (gemm_*_32x64)
+// Alignment: columns and depth multiples of 8; all buffers 16 bytes.
+// Registers: at most 240 (gemm_logits_*_128x256 gemm_logits_*_128x128 gemm_bias_bf16_128x128 gemm_bias_f16_128x128)
+// Registers: at most 240 (gemm_bias_gelu_*_128x128 gemm_bias_residual_*_128x128)
+// Registers: at most 254 (gemm_bias_bf16_128x256 gemm_bias_f16_128x256 gemm_bias_gelu_*_128x256)
+// Registers: at most 254 (gemm_bias_residual_*_128x256 gemm_bias_rope_kv_*_128x256 gemm_bias_rope_kv_*_128x128)
+// Registers: at most 112 (gemm_logits_*_64x64 gemm_bias_bf16_64x64 gemm_bias_f16_64x64 gemm_bias_gelu_*_64x64)
+// Registers: at most 136 (gemm_bias_residual_*_64x64), 160 (gemm_bias_rope_kv_*_64x64)
+// Registers: at most 96 (gemm_logits_*_32x64 gemm_bias_bf16_32x64 gemm_bias_f16_32x64 gemm_bias_gelu_*_32x64)
+// Registers: at most 96 (gemm_bias_residual_*_32x64), 112 (gemm_bias_rope_kv_*_32x64)
 template <class Epilogue, class Tile, class T>
 DEVICE void gemm(const T* x, const T* weights, const typename Epilogue::template Output<T>& output, uint32_t rows,
                  uint32_t columns, uint32_t depth, uint32_t stages, uint32_t group) {
     constexpr uint32_t kRowTiles = Tile::kWarpRows / 16, kColumnTiles = Tile::kWarpColumns / 8;  // of a warp
     constexpr uint32_t kSteps = Tile::kDepth / 16;                                               // of a stage
+    constexpr bool kTermsAhead = kRowTiles <= 2;  // there are registers for all terms beside the main loop
     SHARED_MEMORY(shared);
     const uint32_t ring = shared_address(shared);
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
@@ -123,28 +129,29 @@ DEVICE void gemm(const T* x, const T* weights, const typename Epilogue::template
     const uint32_t first_row = (first_down + in_group % group_rows) * Tile::kRows;
     const uint32_t first_column = in_group / group_rows * Tile::kColumns;
 
-    // Copies. A thread has one chunk of every kRowsAtOnce-th row; rows past the end read the last one instead, and what
-    // comes of them is not stored. k past the end is filled with zeros.
+    // Copies. A thread has one chunk of every kRowsAtOnce-th row. Rows and k past the end are filled with zeros, and not
+    // read.
     const uint32_t chunk = threadIdx.x % Tile::kChunks, copied_row = threadIdx.x / Tile::kChunks;
     const uint32_t destination = ring + copied_row * Tile::kRowBytes + (chunk ^ Tile::swizzle(copied_row)) * 16;
-    const T* const own_x = x + static_cast<size_t>(first_row) * depth + chunk * kVector;
-    const T* const own_weights = weights + static_cast<size_t>(first_column) * depth + chunk * kVector;
-    const auto copy = [&](const T* source, uint32_t target, uint32_t row, uint32_t end, uint32_t k) {
-        const uint32_t offset = min(row, end - 1) * depth + k;
-        copy_async_16(target, source + offset, k + chunk * kVector < depth ? 16 : 0);
+    const uint32_t own_row = first_row + copied_row, own_column = first_column + copied_row;
+    const T* const own_x = x + static_cast<size_t>(own_row) * depth + chunk * kVector;
+    const T* const own_weights = weights + static_cast<size_t>(own_column) * depth + chunk * kVector;
+    const auto copy = [&](uint32_t target, const T* source, uint32_t row, uint32_t end, uint32_t rows_on, uint32_t k) {
+        const bool inside = row + rows_on < end && k + chunk * kVector < depth;
+        copy_async_16(target, source + k + static_cast<size_t>(rows_on) * depth, inside ? 16 : 0);
     };
     const auto copy_weights = [&](uint32_t stage, uint32_t turn) {
+        const uint32_t start = destination + stage * Tile::kStageBytes + Tile::kActivationBytes;
 #pragma unroll
-        for (uint32_t row = 0; row < Tile::kColumns; row += Tile::kRowsAtOnce) {
-            const uint32_t target = destination + stage * Tile::kStageBytes + Tile::kActivationBytes + row * Tile::kRowBytes;
-            copy(own_weights, target, copied_row + row, columns - first_column, turn * Tile::kDepth);
+        for (uint32_t on = 0; on < Tile::kColumns; on += Tile::kRowsAtOnce) {
+            copy(start + on * Tile::kRowBytes, own_weights, own_column, columns, on, turn * Tile::kDepth);
         }
     };
     const auto copy_activations = [&](uint32_t stage, uint32_t turn) {
+        const uint32_t start = destination + stage * Tile::kStageBytes;
 #pragma unroll
-        for (uint32_t row = 0; row < Tile::kRows; row += Tile::kRowsAtOnce) {
-            const uint32_t target = destination + stage * Tile::kStageBytes + row * Tile::kRowBytes;
-            copy(own_x, target, copied_row + row, rows - first_row, turn * Tile::kDepth);
+        for (uint32_t on = 0; on < Tile::kRows; on += Tile::kRowsAtOnce) {
+            copy(start + on * Tile::kRowBytes, own_x, own_row, rows, on, turn * Tile::kDepth);
         }
     };
 
@@ -169,11 +176,60 @@ DEVICE void gemm(const T* x, const T* weights, const typename Epilogue::template
 
     // All stages but one are under way before the first is needed, stages past the end as zeros.
     for (uint32_t stage = 0; stage < stages - 1; stage++) copy_weights(stage, stage);
+    // Sums 0 and 1 of a lane are columns 2 t and 2 t + 1 of a tile's row g, sums 2 and 3 those of row g + 8. After four
+    // tiles have met in a quad, a lane has the 8 columns of tile t.
+    const uint32_t lane_row = first_row + warp_row + g;
+    const uint32_t lane_column = first_column + warp_column + 2 * t, met_column = first_column + warp_column + 8 * t;
+    const auto row_of = [&](uint32_t i, uint32_t half) { return lane_row + i * 16 + half * 8; };
+    const auto read_column = [&](uint32_t j) {
+        return Epilogue::column_terms(output, min(lane_column + j * 8, columns - kVector + 2 * t));
+    };
+    const auto read_row = [&](uint32_t i, uint32_t half) {
+        return Epilogue::row_terms(output, min(row_of(i, half), rows - 1));
+    };
+    decltype(read_column(0)) column_terms[kColumnTiles];
+    decltype(read_row(0, 0)) row_terms[kRowTiles][2];
+    // What belongs to the pairs of two rows: either as the epilogue reads it, or what the output holds, 16 bytes a lane.
+    using PairTerms = decltype(Epilogue::pair_terms(output, row_terms[0][0], 0u));
+    PairTerms pair_terms[kRowTiles][2][kColumnTiles];
+    uint4 before[kRowTiles][2][kColumnTiles / 4];
+    const auto read_rows = [&] {
+#pragma unroll
+        for (uint32_t i = 0; i < kRowTiles; i++) row_terms[i][0] = read_row(i, 0), row_terms[i][1] = read_row(i, 1);
+    };
+    const auto read_pairs = [&](uint32_t i) {
+#pragma unroll
+        for (uint32_t half = 0; half < 2; half++) {
+            if constexpr (Epilogue::kAddsToOutput) {
+#pragma unroll
+                for (uint32_t four = 0; four < kColumnTiles / 4; four++) {
+                    // Not past the end: another lane may be about to write what stands in for it.
+                    const uint32_t column = met_column + four * 32;
+                    const bool inside = row_of(i, half) < rows && column < columns;
+                    const T* const place = Epilogue::place(output, row_terms[i][half], column);
+                    before[i][half][four] = inside ? load_global_16(place) : zero_vector();
+                }
+            } else {
+#pragma unroll
+                for (uint32_t j = 0; j < kColumnTiles; j++) {
+                    const uint32_t column = min(lane_column + j * 8, columns - kVector + 2 * t);
+                    pair_terms[i][half][j] = Epilogue::pair_terms(output, row_terms[i][half], column);
+                }
+            }
+        }
+    };
+#pragma unroll
+    for (uint32_t j = 0; j < kColumnTiles; j++) column_terms[j] = read_column(j);
     grid_dependency_launch();
     grid_dependency_wait();
     for (uint32_t stage = 0; stage < stages - 1; stage++) {
         copy_activations(stage, stage);
         copy_async_commit();
+    }
+    if constexpr (kTermsAhead) {
+        read_rows();
+#pragma unroll
+        for (uint32_t i = 0; i < kRowTiles; i++) read_pairs(i);
     }
 
     float sums[kRowTiles][kColumnTiles][4] = {};
@@ -213,56 +269,53 @@ DEVICE void gemm(const T* x, const T* weights, const typename Epilogue::template
         }
     }
 
-    // Sums 0 and 1 of a lane are columns 2 t and 2 t + 1 of row g, sums 2 and 3 those of row g + 8.
     using Stored = typename Epilogue::template Stored<T>;
-    const uint32_t lane_column = first_column + warp_column + 2 * t;
-    const auto pair_column = [&](uint32_t j) { return min(lane_column + j * 8, columns - kVector + 2 * t); };
-    decltype(Epilogue::column_terms(output, 0u)) column_terms[kColumnTiles];
-#pragma unroll
-    for (uint32_t j = 0; j < kColumnTiles; j++) column_terms[j] = Epilogue::column_terms(output, pair_column(j));
+    if constexpr (!kTermsAhead) {
+        read_rows();
+        read_pairs(0);
+    }
 #pragma unroll
     for (uint32_t i = 0; i < kRowTiles; i++) {
+        if constexpr (!kTermsAhead) {
+            if (i + 1 < kRowTiles) read_pairs(i + 1);
+        }
 #pragma unroll
         for (uint32_t half = 0; half < 2; half++) {
-            const uint32_t row = first_row + warp_row + i * 16 + half * 8 + g;
-            const auto row_terms = Epilogue::row_terms(output, min(row, rows - 1));
+            const auto& row = row_terms[i][half];
+            const bool row_inside = row_of(i, half) < rows;
+            // No lanes meet for f32, so that those past the end may leave.
             if constexpr (sizeof(Stored) == 4) {
-                if (row >= rows) continue;
+                if (!row_inside) continue;
             }
 #pragma unroll
-            for (uint32_t first = 0; first < kColumnTiles; first += 4) {
-                // The 8 columns that this lane reads and stores of the quad's 32.
-                const uint32_t own_column = first_column + warp_column + first * 8 + t * kVector;
-                const bool stored = row < rows && own_column < columns;
+            for (uint32_t four = 0; four < kColumnTiles / 4; four++) {
                 uint32_t words[4] = {};
                 if constexpr (Epilogue::kAddsToOutput) {
-                    if (stored) {
-                        const uint4 before = load_global_16(Epilogue::place(output, row_terms, own_column));
-                        words[0] = before.x, words[1] = before.y, words[2] = before.z, words[3] = before.w;
-                    }
+                    const uint4& met = before[i][half][four];
+                    words[0] = met.x, words[1] = met.y, words[2] = met.z, words[3] = met.w;
                     transpose_quad(words, t);
                 }
 #pragma unroll
-                for (uint32_t j = 0; j < 4; j++) {
-                    float(&of_tile)[4] = sums[i][first + j];
-                    float pair[2] = {of_tile[2 * half], of_tile[2 * half + 1]};
+                for (uint32_t tile = 0; tile < 4; tile++) {
+                    const uint32_t j = four * 4 + tile;
+                    float pair[2] = {sums[i][j][2 * half], sums[i][j][2 * half + 1]};
                     if constexpr (Epilogue::kAddsToOutput) {
-                        Epilogue::template apply<T>(pair, column_terms[first + j], words[j]);
+                        Epilogue::template apply<T>(pair, column_terms[j], words[tile]);
                     } else {
-                        const auto pair_terms = Epilogue::pair_terms(output, row_terms, pair_column(first + j));
-                        Epilogue::template apply<T>(pair, column_terms[first + j], pair_terms);
+                        Epilogue::template apply<T>(pair, column_terms[j], pair_terms[i][half][j]);
                     }
                     if constexpr (sizeof(Stored) == 4) {
-                        const uint32_t column = lane_column + (first + j) * 8;
-                        if (row < rows && column < columns) store_pair<T>(Epilogue::place(output, row_terms, column), pair);
+                        const uint32_t column = lane_column + j * 8;
+                        if (column < columns) store_pair<T>(Epilogue::place(output, row, column), pair);
                     } else {
-                        words[j] = pack<T>(pair[0], pair[1]);
+                        words[tile] = pack<T>(pair[0], pair[1]);
                     }
                 }
                 if constexpr (sizeof(Stored) == 2) {
                     transpose_quad(words, t);
-                    if (stored) {
-                        Stored* const place = Epilogue::place(output, row_terms, own_column);
+                    const uint32_t column = met_column + four * 32;
+                    if (row_inside && column < columns) {
+                        Stored* const place = Epilogue::place(output, row, column);
                         if (place != nullptr) store_global_16(place, uint4{words[0], words[1], words[2], words[3]});
                     }
                 }
@@ -287,8 +340,8 @@ using Tile32x64 = Tile<32, 64, 64, 16, 32>;
 #define GEMM_TILES(name, Epilogue, FORM, T)                                   \
     GEMM_KERNEL(name##_##T##_128x256, Epilogue, FORM, T, Tile128x256, 1)      \
     GEMM_KERNEL(name##_##T##_128x128, Epilogue, FORM, T, Tile128x128, 2)      \
-    GEMM_KERNEL(name##_##T##_64x64, Epilogue, FORM, T, Tile64x64, 4)          \
-    GEMM_KERNEL(name##_##T##_32x64, Epilogue, FORM, T, Tile32x64, 4)
+    GEMM_KERNEL(name##_##T##_64x64, Epilogue, FORM, T, Tile64x64, 3)          \
+    GEMM_KERNEL(name##_##T##_32x64, Epilogue, FORM, T, Tile32x64, 3)
 #define GEMM_KERNELS(T)                                                   \
     GEMM_TILES(gemm_bias, Bias, MATRIX, T)                                \
     GEMM_TILES(gemm_bias_gelu, BiasGelu, MATRIX, T)                       \

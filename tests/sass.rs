@@ -122,19 +122,102 @@ fn gemv_multiplies_on_tensor_cores_and_asks_for_weights_16_bytes_at_a_time() {
         let place = format!("{kernel} for {architecture}");
         let (_, multiplications, loads) = GEMV_LOOPS.iter().find(|(tile, ..)| kernel.ends_with(tile)).unwrap();
         let exact = if kernel.contains("_bf16_") { "HMMA.16816.F32.BF16" } else { "HMMA.16816.F32" };
-        let main_loop = main_loop(&code, &place);
-        assert_eq!(count(main_loop, exact), *multiplications, "{place}: {exact} in the main loop");
+        let body = main_loop(&code, &place);
+        let in_loop = body.iter().filter(|i| i.operation == exact).count();
+        assert_eq!(in_loop, *multiplications, "{place}: {exact} in the main loop");
         assert_eq!(count(&code, "HMMA"), *multiplications, "{place}: matrix instructions in all");
         assert_eq!(count(&code, "LDG.E.NA.128.CONSTANT"), *loads, "{place}: loads of weights");
-        // The rest are activations, 16 bytes too, and the 2-byte terms of the epilogue.
+        // The rest are activations, 16 bytes too, and the terms of the epilogue for two columns: bias, residual, position
+        // and page of 4 bytes, cosine and sine of 8. None is left for behind the main loop.
         let wide = code.iter().filter(|i| i.operation.starts_with("LDG") && i.operation.contains(".128")).count();
-        let terms = count(&code, "LDG.E.U16");
+        let terms = epilogue(&kernel).terms;
         assert_eq!(count(&code, "LDG"), wide + terms, "{place}: loads that are neither 16 bytes nor an epilogue's");
+        let behind = code.iter().filter(|i| i.address > body[body.len() - 1].address);
+        assert_eq!(behind.filter(|i| i.operation.starts_with("LDG")).count(), 0, "{place}: loads behind the main loop");
+        let store = if kernel.contains("_logits_") { "STG.E.64" } else { "STG.E" };
+        let stores: Vec<&str> = code.iter().map(|i| i.operation.as_str()).filter(|it| it.starts_with("STG")).collect();
+        assert_eq!(stores, [store], "{place}: one store of two columns");
         if architecture == "sm_90" {
             let wait = code.iter().position(|i| i.operation == "ACQBULK").expect("griddepcontrol.wait");
             let ahead = count(&code[..wait], "LDG.E.NA.128.CONSTANT");
             assert_eq!(ahead, 8, "{place}: loads of weights before griddepcontrol.wait");
-            assert_eq!(count(&code[..wait], "LDG"), 8, "{place}: only weights are read before griddepcontrol.wait");
+            assert!(only_constants(&code[..wait]), "{place}: more than weights is read before griddepcontrol.wait");
+        }
+    }
+}
+
+/// Whether all loads are of what no kernel writes.
+fn only_constants(code: &[Instruction]) -> bool {
+    code.iter().filter(|i| i.operation.starts_with("LDG.")).all(|i| i.operation.ends_with(".CONSTANT"))
+}
+
+/// What an epilogue loads: for two columns of a row in gemv, and in gemm for each row and column of a lane's tile.
+struct Loads {
+    /// Of one pair of columns, in all.
+    terms: usize,
+    /// Of a row, 4 bytes each: position and page.
+    of_row: usize,
+    /// Of a pair, 8 bytes each: cosine and sine.
+    of_pair: usize,
+    /// Of a column pair, 4 bytes: bias.
+    of_columns: usize,
+    /// Of 8 columns, 16 bytes: what is added to.
+    of_eight: usize,
+}
+
+fn epilogue(kernel: &str) -> Loads {
+    let none = Loads { terms: 0, of_row: 0, of_pair: 0, of_columns: 0, of_eight: 0 };
+    match kernel {
+        name if name.contains("_logits_") => none,
+        name if name.contains("_rope_kv_") => Loads { terms: 4, of_row: 2, of_pair: 1, of_columns: 1, ..none },
+        name if name.contains("_residual_") => Loads { terms: 2, of_columns: 1, of_eight: 1, ..none },
+        _ => Loads { terms: 1, of_columns: 1, ..none },
+    }
+}
+
+/// Of a tile: matrix instructions, ldmatrix and cp.async of a turn of the main loop; rows and pairs of columns that a
+/// lane ends with.
+const GEMM_TILES: [(&str, [usize; 3], usize, usize); 4] = [
+    ("_128x256", [128, 32, 12], 8, 8),
+    ("_128x128", [64, 16, 8], 8, 8),
+    ("_64x64", [32, 16, 8], 4, 4),
+    ("_32x64", [16, 12, 6], 2, 4),
+];
+
+#[test]
+fn gemm_multiplies_from_a_ring_of_asynchronous_copies_and_stores_16_bytes_at_a_time() {
+    for ((architecture, kernel), code) in listings("gemm_multiplies_from_a_ring…") {
+        if !kernel.starts_with("gemm_") {
+            continue;
+        }
+        let place = format!("{kernel} for {architecture}");
+        let (_, in_turn, rows, pairs) = GEMM_TILES.iter().find(|(tile, ..)| kernel.ends_with(tile)).unwrap();
+        let exact = if kernel.contains("_bf16_") { "HMMA.16816.F32.BF16" } else { "HMMA.16816.F32" };
+        let body = main_loop(&code, &place);
+        let in_loop = |operation: &str| body.iter().filter(|i| i.operation.starts_with(operation)).count();
+        let found = [exact, "LDSM.16.M88.4", "LDGSTS.E.BYPASS.LTC128B.128"].map(in_loop);
+        assert_eq!(found, *in_turn, "{place}: HMMA, LDSM, LDGSTS in the main loop");
+        assert_eq!(count(&code, "HMMA"), in_turn[0], "{place}: matrix instructions in all");
+        assert_eq!(in_loop("BAR"), 1, "{place}: barriers in the main loop");
+        assert_eq!(in_loop("LDG.") + in_loop("STG"), 0, "{place}: other accesses in the main loop");
+        // An HMMA occupies its tensor core for 8 cycles and two warps share it: there are 3 issue slots beside each. The
+        // small tiles wait for memory.
+        let others = body.len() - in_turn[0];
+        if in_turn[0] >= 64 {
+            assert!(others <= 2 * in_turn[0], "{place}: {others} instructions beside {} HMMA", in_turn[0]);
+        }
+
+        let Loads { of_row, of_pair, of_columns, of_eight, .. } = epilogue(&kernel);
+        let eights = rows * pairs / 4;
+        let loads = rows * (of_row + pairs * of_pair) + pairs * of_columns + eights * of_eight;
+        assert_eq!(count(&code, "LDG."), loads, "{place}: loads of the epilogue");
+        let (store, stores) =
+            if kernel.contains("_logits_") { ("STG.E.64", rows * pairs) } else { ("STG.E.128", eights) };
+        assert_eq!((count(&code, store), count(&code, "STG")), (stores, stores), "{place}: stores");
+        if architecture == "sm_90" {
+            let wait = code.iter().position(|i| i.operation == "ACQBULK").expect("griddepcontrol.wait");
+            assert!(count(&code[..wait], "LDGSTS") > 0, "{place}: weights are asked for before griddepcontrol.wait");
+            assert!(only_constants(&code[..wait]), "{place}: more than weights is read before griddepcontrol.wait");
         }
     }
 }

@@ -154,37 +154,38 @@ struct BiasRopeKv {
     using Stored = T;
     static constexpr bool kAddsToOutput = false;
 
+    struct Column {
+        uint32_t bias;
+        bool turned;  // a query's or key's
+    };
     struct Row {
         uint32_t row, position, page;
     };
-    struct Rotation {
-        float2 turn;  // (cos, sin)
-        bool turned;  // false for values
-    };
 
     template <class T>
-    DEVICE uint32_t column_terms(const QueryKeyValue<T>& output, uint32_t column) {
-        return bias_pair(output.bias, column);
+    DEVICE Column column_terms(const QueryKeyValue<T>& output, uint32_t column) {
+        const bool turned = column < (output.heads + output.kv_heads) << output.head_bits;
+        return Column{bias_pair(output.bias, column), turned};
     }
     template <class T>
     DEVICE Row row_terms(const QueryKeyValue<T>& output, uint32_t row) {
         return Row{row, load_global_4(output.positions + row), load_global_4(output.row_pages + row)};
     }
+    // Cosine and sine. Of values too, which are not turned: a load without a branch can be issued ahead.
     template <class T>
-    DEVICE Rotation pair_terms(const QueryKeyValue<T>& output, const Row& row, uint32_t column) {
+    DEVICE float2 pair_terms(const QueryKeyValue<T>& output, const Row& row, uint32_t column) {
         const uint32_t head_dim = 1u << output.head_bits;
-        if (column >= (output.heads + output.kv_heads) << output.head_bits) return Rotation{float2{1.0f, 0.0f}, false};
         const size_t table_row = min(row.position, output.table_rows - 1);
         const uint2 bits = load_readonly_8(output.rotations + table_row * head_dim + (column & (head_dim - 1)));
-        return Rotation{float2{__uint_as_float(bits.x), __uint_as_float(bits.y)}, true};
+        return float2{__uint_as_float(bits.x), __uint_as_float(bits.y)};
     }
     template <class T>
-    DEVICE void apply(float (&sum)[2], uint32_t bias, const Rotation& rotation) {
-        add_pair<T>(sum, bias);
+    DEVICE void apply(float (&sum)[2], const Column& column, float2 turn) {
+        add_pair<T>(sum, column.bias);
         const float x = sum[0], y = sum[1];
-        if (rotation.turned) {
-            sum[0] = x * rotation.turn.x - y * rotation.turn.y;
-            sum[1] = y * rotation.turn.x + x * rotation.turn.y;
+        if (column.turned) {
+            sum[0] = x * turn.x - y * turn.y;
+            sum[1] = y * turn.x + x * turn.y;
         }
     }
     template <class T>

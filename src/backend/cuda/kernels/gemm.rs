@@ -11,9 +11,8 @@ use super::product::ProductShape;
 
 pub(super) const CHECK: Check = Check { kernel: "gemm" };
 
-/// The fewest and the most stages that the kernels can wait for.
-const LEAST_STAGES: u32 = 3;
-const MOST_STAGES: u32 = 8;
+/// Numbers of stages that the kernels can wait for, the most first.
+const STAGES: [u32; 4] = [8, 6, 4, 3];
 /// What the driver keeps of a multiprocessor's shared memory for each block. The multiprocessor has as much more than a
 /// block may have: 100 KiB for 99, 164 for 163, 228 for 227.
 const RESERVED_BYTES: u32 = 1 << 10;
@@ -123,19 +122,19 @@ impl From<&Properties> for Limits {
 pub struct Plan {
     /// What a block computes.
     pub tile: Tile,
-    /// Stages of its ring in shared memory, 3 to 8.
+    /// Stages of its ring in shared memory: 3, 4, 6 or 8.
     pub stages: u32,
     /// Rows of tiles that are computed together, so that those that run at one time share operands in L2; at least 1.
     pub group: u32,
 }
 
 impl Plan {
-    /// The plan of a product: the tile of the least estimated time, the larger of equals; then stages and group.
+    /// The plan of a product: the tile of the least estimated time, the larger of equals in all; then stages and group.
     pub fn choose(limits: Limits, shape: ProductShape) -> Plan {
         let fitting = Tile::ALL.into_iter().filter_map(|tile| Plan::with_tile(limits, shape, tile));
         let best = fitting.min_by_key(|plan| plan.tile.cost(limits, shape));
         // No GPU has less; if one had, the launch would say so.
-        best.unwrap_or(Plan { tile: Tile::Rows32Columns64, stages: LEAST_STAGES, group: 1 })
+        best.unwrap_or(Plan { tile: Tile::Rows32Columns64, stages: 3, group: 1 })
     }
 
     /// The plan with this tile; none where 3 stages do not fit into a block's shared memory.
@@ -143,39 +142,41 @@ impl Plan {
         let (down, _, blocks) = tile.counts(shape);
         let multiprocessors = u64::from(limits.multiprocessors.max(1));
         let wanted = blocks.div_ceil(multiprocessors).min(tile.resident().into()) as u32;
-        let (resident, stages) = (1..=wanted.max(1))
-            .rev()
-            .map(|resident| (resident, tile.stages_beside(limits.shared_bytes, resident)))
-            .find(|(_, stages)| *stages >= LEAST_STAGES)?;
         // More than one stage past the end would be zeros.
         let turns = (shape.depth as u64).div_ceil(tile.depth().into());
-        let useful = (turns + 1).clamp(LEAST_STAGES.into(), MOST_STAGES.into()) as u32;
+        let useful = STAGES.into_iter().rev().find(|stages| u64::from(*stages) > turns).unwrap_or(STAGES[0]);
+        let fit = |resident| Some((resident, tile.stages_beside(limits.shared_bytes, resident)?.min(useful)));
+        let (resident, stages) = (1..=wanted.max(1)).rev().find_map(fit)?;
 
         // Of tiles that run together, in `group` rows and together / group columns, the rows and columns to be read are
         // fewest where both are equally many elements. Then groups of equal size.
         let together = blocks.min(multiprocessors * u64::from(resident));
         let square = (together * u64::from(tile.columns()) / u64::from(tile.rows())).isqrt().clamp(1, down.max(1));
         let group = down.max(1).div_ceil(down.max(1).div_ceil(square));
-        Some(Plan { tile, stages: stages.min(useful), group: u32::try_from(group).unwrap_or(u32::MAX) })
+        Some(Plan { tile, stages, group: u32::try_from(group).unwrap_or(u32::MAX) })
     }
 }
 
 impl Tile {
-    /// Stages of each of `resident` blocks on one multiprocessor.
-    fn stages_beside(self, shared_bytes: u32, resident: u32) -> u32 {
+    /// Stages of each of `resident` blocks on one multiprocessor; none where 3 do not fit.
+    fn stages_beside(self, shared_bytes: u32, resident: u32) -> Option<u32> {
         let own = ((shared_bytes + RESERVED_BYTES) / resident).saturating_sub(RESERVED_BYTES);
-        (own / self.stage_bytes()).min(MOST_STAGES)
+        STAGES.into_iter().find(|stages| stages * self.stage_bytes() <= own)
     }
 
-    /// Estimated time of the busiest multiprocessor, in thousandths of a cycle for each element of k: the longer of its
-    /// products, at 1024 multiply-adds a cycle, and its operands from L2, at 32 bytes a cycle.
-    fn cost(self, limits: Limits, shape: ProductShape) -> u64 {
+    /// Estimated time, in thousandths of a cycle for each element of k: the longest of the busiest multiprocessor's
+    /// products, at 1024 multiply-adds a cycle, its operands from L2, at 32 bytes a cycle, and all weights from memory, at
+    /// 14 bytes a cycle for each multiprocessor (A100 and H100 within a tenth). Then, between tiles that take as long, how
+    /// much of the output they compute, with what lies past its ends.
+    fn cost(self, limits: Limits, shape: ProductShape) -> (u64, u64) {
         let (.., blocks) = self.counts(shape);
-        let most_blocks = blocks.div_ceil(limits.multiprocessors.max(1).into());
+        let multiprocessors = u64::from(limits.multiprocessors.max(1));
         let (rows, columns) = (u64::from(self.rows()), u64::from(self.columns()));
         let products = rows * columns * 1000 * 100 / (1024 * self.efficiency());
         let operands = (rows + columns) * 2 * 1000 / 32;
-        most_blocks.saturating_mul(products.max(operands))
+        let busiest = blocks.div_ceil(multiprocessors).saturating_mul(products.max(operands));
+        let memory = (shape.columns as u64).saturating_mul(2 * 1000) / (14 * multiprocessors);
+        (busiest.max(memory), blocks.saturating_mul(rows * columns))
     }
 }
 
@@ -203,8 +204,8 @@ impl Gemm {
         arguments: Arguments,
     ) -> Result<(), CudaError> {
         let Plan { tile, stages, group } = plan;
-        if !(LEAST_STAGES..=MOST_STAGES).contains(&stages) {
-            return CHECK.fail("stages", stages, format_args!("{LEAST_STAGES} to {MOST_STAGES}"));
+        if !STAGES.contains(&stages) {
+            return CHECK.fail("stages", stages, "3, 4, 6 or 8");
         }
         let (down, _, blocks) = tile.counts(shape);
         let blocks = CHECK.size("the number of tiles", blocks as usize, i32::MAX as usize)?;
@@ -264,15 +265,15 @@ mod tests {
         assert_eq!(stages(H200, Tile::Rows128Columns256), Some(4));
         assert_eq!(stages(A100, Tile::Rows128Columns256), Some(3));
         assert_eq!(stages(RTX3090, Tile::Rows128Columns256), None);
-        assert_eq!(stages(H200, Tile::Rows128Columns128), Some(7));
-        assert_eq!(stages(A100, Tile::Rows128Columns128), Some(5));
+        assert_eq!(stages(H200, Tile::Rows128Columns128), Some(6));
+        assert_eq!(stages(A100, Tile::Rows128Columns128), Some(4));
         assert_eq!(stages(RTX3090, Tile::Rows128Columns128), Some(3));
         for limits in [H200, A100, RTX3090] {
             for tile in Tile::ALL {
                 for rows in [1, 17, 64, 300, 5000] {
                     for depth in [8, 64, 72, 1024] {
                         let Some(plan) = Plan::with_tile(limits, shape(rows, 6144, depth), tile) else { continue };
-                        assert!((LEAST_STAGES..=MOST_STAGES).contains(&plan.stages), "{plan:?}");
+                        assert!(STAGES.contains(&plan.stages), "{plan:?}");
                         assert!(plan.stages * tile.stage_bytes() <= limits.shared_bytes, "{plan:?}");
                     }
                 }
@@ -281,7 +282,7 @@ mod tests {
         // One block a multiprocessor has it all; a short sum needs no more than it has turns.
         let few = |depth| Plan::choose(RTX3090, shape(32, 5120, depth));
         assert_eq!((few(6144).tile, few(6144).stages), (Tile::Rows32Columns64, 8));
-        assert_eq!(few(200).stages, 5);
+        assert_eq!(few(200).stages, 6);
         assert_eq!(few(8).stages, 3);
     }
 
@@ -305,7 +306,7 @@ mod tests {
                 for depth in [8, 1 << 30] {
                     let plan =
                         Plan::choose(Limits { multiprocessors: 0, shared_bytes: 0 }, shape(rows, columns, depth));
-                    assert_eq!(plan.stages, LEAST_STAGES);
+                    assert_eq!(plan.stages, 3);
                 }
             }
         }

@@ -17,8 +17,8 @@ use super::gemm::{Gemm, Plan};
 use super::gemv::{self, Gemv};
 use super::{BiasTerm, Check, Element, VECTOR, gemm};
 
-/// The longest sum: the kernels count the elements of 256 rows in 32 bits, some stages beyond the end.
-pub const MOST_DEPTH: usize = (1 << 24) - VECTOR;
+/// The longest sum: the kernels count k in 32 bits, some steps beyond the end.
+pub const MOST_DEPTH: usize = i32::MAX as usize & !(VECTOR - 1);
 
 /// What happens to a sum of a [`Projection`] before it is rounded and stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,7 +215,7 @@ impl<T: Element> Projection<T> {
     ///
     /// # Errors
     /// As for [`Projection::launch`], and for more than [`gemv::MOST_ROWS`] rows by [`Path::Gemv`], stages that are not
-    /// 3 to 8, or a group of no row of tiles or more than there are; [`CudaError::LaunchLimit`] for stages that do not
+    /// 3, 4, 6 or 8, or a group of no row of tiles or more than there are; [`CudaError::LaunchLimit`] for stages that do not
     /// fit into shared memory.
     pub fn launch_by(
         &self,
