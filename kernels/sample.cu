@@ -94,8 +94,8 @@ DEVICE uint32_t code_of(const Draws& draws, float x) {
     const uint32_t bits = __float_as_uint(scaled);
     return bits == 0 ? 0 : bits - 0x7fffffffu;
 }
-// A cut that spares the divisions of most tokens with scaled logits below `scaled` and touches no other: further away
-// than the roundings of product and division, and of subnormal ones, can reach.
+// A cut that spares the divisions of most tokens with scaled logits below `scaled`, at most 0, and touches no other:
+// further away than the roundings of product and division, and of subnormal ones, can reach.
 DEVICE float cut_below(const Draws& draws, float scaled) {
     return __fmaf_rn(scaled * 1.001f, draws.temperature, draws.temperature * -0x1p-130f);
 }
@@ -140,12 +140,15 @@ DEVICE uint32_t race(SelectMemory& memory, const Draws& draws, const Kept& kept,
             if (may_win(code)) enter(code, id, word_of(noise_of(place, id), id % kGroup));
         });
     } else {
-        each_processed(draws.row, 0, groups_of(draws.row.vocabulary), [&](uint32_t id, const float (&x)[kGroup]) {
+        Draws near = draws;
+        near.cut = max(near.cut, cut_below(draws, best - kMostAdvantage));
+        if (kept.last != kLastKey) near.cut = max(near.cut, cut_below(draws, Draws::scaled(code_in(kept.last))));
+        each_processed(near.row, 0, groups_of(near.row.vocabulary), [&](uint32_t id, const float (&x)[kGroup]) {
             uint32_t codes[kGroup];
             bool any = false;
 #pragma unroll
             for (uint32_t i = 0; i < kGroup; i++) {
-                codes[i] = code_of(draws, x[i]);
+                codes[i] = code_of(near, x[i]);
                 if (codes[i] != kNoCode && (rank_key(codes[i], id + i) > kept.last || !may_win(codes[i]))) {
                     codes[i] = kNoCode;
                 }
@@ -199,7 +202,8 @@ DEVICE uint32_t draw(SelectMemory& memory, const Processed& processed, const Sam
                      uint32_t own_key) {
     const SampleRow::Choice choice = read(row.choice);
     Draws draws{processed, from_ordered_bits(best.key), choice.temperature, choice.floor, 0.0f};
-    draws.cut = __uint_as_float(0xff800000u);
+    const float floor_cut = cut_below(draws, choice.floor);
+    draws.cut = floor_cut;
     const bool by_number = choice.top_k != 0;
     Kept kept{kLastKey, false};
     uint64_t total = 0;
@@ -212,7 +216,7 @@ DEVICE uint32_t draw(SelectMemory& memory, const Processed& processed, const Sam
         if (bound != kLastKey) {
             // Tokens behind the bound have no other use than their masses, which are 0 below -31.2.
             const float last = Draws::scaled(code_in(bound));
-            draws.cut = cut_below(draws, by_number ? last : min(last, -31.5f));
+            draws.cut = max(floor_cut, cut_below(draws, by_number ? last : min(last, -31.5f)));
         }
         clear_list(memory);
         block_sync();
@@ -220,8 +224,12 @@ DEVICE uint32_t draw(SelectMemory& memory, const Processed& processed, const Sam
             if (!by_number) total += Draws::mass(code);
             if (rank_key(code, id) <= bound) append(memory, rank_key(code, id));
         });
-        draws.cut = __uint_as_float(0xff800000u);
-        total = block_sum_64(memory, total);
+        draws.cut = floor_cut;
+        if (by_number) {
+            block_sync();
+        } else {
+            total = block_sum_64(memory, total);
+        }
         if (memory.list_length <= kSortRoom) {
             const uint32_t token = race_sorted(memory, choice, read(row.place), total);
             if (token != kNoToken) return token;

@@ -337,16 +337,17 @@ DEVICE void keep_first(SelectMemory& memory, const Row& row, Kept& kept, uint32_
 // Puts the list's `length` keys, at most kSortRoom, in order, into memory.sorted. Each of them counts those ahead of it,
 // by as many threads as there are for each.
 DEVICE void sort_list(SelectMemory& memory, uint32_t length) {
-    uint32_t places = 32;
-    while (places < length) places *= 2;
+    uint32_t bits = 5;
+    while ((1u << bits) < length) bits++;
+    const uint32_t places = 1u << bits, step = kBlock >> bits;
     block_sync();  // whoever still uses the bins
     memory.ranks[threadIdx.x] = 0;
     block_sync();
-    const uint32_t own = threadIdx.x % places, step = kBlock / places;
+    const uint32_t own = threadIdx.x & (places - 1);
     if (own < length) {
         const uint64_t key = memory.list[own];
         uint32_t ahead = 0;
-        for (uint32_t other = threadIdx.x / places; other < length; other += step) ahead += memory.list[other] < key;
+        for (uint32_t other = threadIdx.x >> bits; other < length; other += step) ahead += memory.list[other] < key;
         if (ahead != 0) atomic_add_shared(&memory.ranks[own], ahead);
     }
     block_sync();
