@@ -15,7 +15,7 @@ struct alignas(16) LogprobsRow {
 //   logits  f32 [logits_rows, pitch]        multiple of 4 past the vocabulary
 //   out     RowLogprobs [gridDim.x]
 //
-// Grid (rows), 1024 threads. Shared memory: SelectMemory.
+// Grid (rows), 512 threads. Shared memory: SelectMemory.
 // Bytes: 16 + 4 vocabulary read, 8 + 8 top written for each row; all visits after the first are of L2.
 // FLOPs: about 15 a token.
 // Alignment: pitch a multiple of 4; logits and rows 16 bytes.

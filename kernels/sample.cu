@@ -7,6 +7,7 @@
 
 static constexpr uint32_t kSkip = 1, kInsert = 2, kLogprobs = 4;  // SampleRow::flags
 static constexpr uint32_t kNone = 0xffffffffu;
+static constexpr uint32_t kNucleus = 192;  // tokens that most nuclei of top-p lie within
 
 // What one row asks for: SampleRow of the launcher, 96 bytes. It is read piece by piece where it is needed, so that it
 // does not stay in registers.
@@ -45,10 +46,16 @@ DEVICE SampleRow::Changes read(const SampleRow::Changes& source) {
 struct Processed {
     const float* logits;
     const uint32_t* seen;    // a bit for each token, in global memory; null where the penalty is off
-    const uint32_t* banned;  // a bit for each token, in shared memory; null without
     float penalty;
     uint32_t vocabulary;
+    bool bans;  // there are some: banned_bits
 };
+
+// A bit for each token, in shared memory.
+DEVICE uint32_t* banned_bits() {
+    SHARED_MEMORY(shared);
+    return reinterpret_cast<uint32_t*>(shared + sizeof(SelectMemory));
+}
 
 // Calls f(first id, logits) for the groups `first` .. `end` of four, after penalty and bans. NaN and +inf stay, even of
 // banned tokens, so that whoever takes the maximum finds them.
@@ -56,7 +63,7 @@ template <class F>
 DEVICE void each_processed(const Processed& row, uint32_t first, uint32_t end, F f) {
     each_group(row.logits, row.vocabulary, first, end, [&](uint32_t id, const float (&raw)[kGroup]) {
         const uint32_t seen = row.seen == nullptr ? 0 : load_global_4(row.seen + id / 32) >> (id % 32);
-        const uint32_t banned = row.banned == nullptr ? 0 : row.banned[id / 32] >> (id % 32);
+        const uint32_t banned = row.bans ? banned_bits()[id / 32] >> (id % 32) : 0;
         float x[kGroup];
 #pragma unroll
         for (uint32_t i = 0; i < kGroup; i++) {
@@ -71,19 +78,26 @@ DEVICE void each_processed(const Processed& row, uint32_t first, uint32_t end, F
 // The row in a race: elements of common/select.cuh. A token's code is that of its logit over the temperature relative
 // to the best, which is 0 or negative: 0 for +0, otherwise 1 + the bits of the magnitude.
 struct Draws {
-    static constexpr uint32_t kFirstCode = 83u << 23;  // 2^-44
+    static constexpr uint32_t kFirstCode = 119u << 23;  // 2^-8
     Processed row;
     float best, temperature, floor;
+    float cut;  // tokens this far below the best, before the division, are of no interest
     DEVICE float scaled(uint32_t code) { return code == 0 ? 0.0f : __uint_as_float(code + 0x7fffffffu); }
     DEVICE uint64_t mass(uint32_t code) { return mass_of(scaled(code)); }
 };
 DEVICE uint32_t code_of(const Draws& draws, float x) {
     // Relative to the best before the division: a tiny temperature then gives -inf and not NaN.
     const float gap = x - draws.best;
+    if (gap < draws.cut) return kNoCode;
     const float scaled = gap == 0.0f ? 0.0f : gap / draws.temperature;
     if (!(scaled > __uint_as_float(0xff800000u) && scaled >= draws.floor)) return kNoCode;
     const uint32_t bits = __float_as_uint(scaled);
     return bits == 0 ? 0 : bits - 0x7fffffffu;
+}
+// A cut that spares the divisions of most tokens with scaled logits below `scaled`, at most 0, and touches no other:
+// further away than the roundings of product and division, and of subnormal ones, can reach.
+DEVICE float cut_below(const Draws& draws, float scaled) {
+    return __fmaf_rn(scaled * 1.001f, draws.temperature, draws.temperature * -0x1p-130f);
 }
 template <class F>
 DEVICE void each_element(const Draws& draws, F f) {
@@ -96,22 +110,26 @@ DEVICE void each_element(const Draws& draws, F f) {
     });
 }
 
-// The exponential race: of the kept tokens the one with the largest scaled logit minus log-variate, the lower id of
-// equals. `first` is the best token, which is always kept.
+// The bits behind a token's variate.
+DEVICE uint4 noise_of(const SampleRow::Place& place, uint32_t id) {
+    return noise_of_group(id / kGroup, place.position, place.seed_low, place.seed_high);
+}
+DEVICE uint32_t word_of(const uint4& block, uint32_t i) {
+    return i == 0 ? block.x : i == 1 ? block.y : i == 2 ? block.z : block.w;
+}
+// What the largest of decides the exponential race.
+DEVICE float score_of(uint32_t code, uint32_t bits) { return Draws::scaled(code) - log_exponential(bits); }
+
+// The winner of the race: of the kept tokens the one with the largest score, the lower id of equals. `first` is the best
+// token, which is always kept.
 DEVICE uint32_t race(SelectMemory& memory, const Draws& draws, const Kept& kept, const SampleRow::Place& place,
                      uint32_t first) {
-    const auto noise = [&](uint32_t id) {
-        return noise_of_group(id / kGroup, place.position, place.seed_low, place.seed_high);
-    };
-    const auto word = [](const uint4& block, uint32_t i) {
-        return i == 0 ? block.x : i == 1 ? block.y : i == 2 ? block.z : block.w;
-    };
-    float best = 0.0f - log_exponential(word(noise(first), first % kGroup));
+    float best = score_of(0, word_of(noise_of(place, first), first % kGroup));
     uint32_t winner = first;
     // A token that even the best variate does not bring up to the leader needs none.
     const auto may_win = [&](uint32_t code) { return Draws::scaled(code) + kMostAdvantage >= best; };
     const auto enter = [&](uint32_t code, uint32_t id, uint32_t bits) {
-        const float score = Draws::scaled(code) - log_exponential(bits);
+        const float score = score_of(code, bits);
         if (score > best || (score == best && id < winner)) {
             best = score;
             winner = id;
@@ -119,29 +137,114 @@ DEVICE uint32_t race(SelectMemory& memory, const Draws& draws, const Kept& kept,
     };
     if (kept.listed) {
         each_kept(memory, draws, kept, [&](uint32_t code, uint32_t id) {
-            if (may_win(code)) enter(code, id, word(noise(id), id % kGroup));
+            if (may_win(code)) enter(code, id, word_of(noise_of(place, id), id % kGroup));
         });
     } else {
-        each_processed(draws.row, 0, groups_of(draws.row.vocabulary), [&](uint32_t id, const float (&x)[kGroup]) {
+        Draws near = draws;
+        near.cut = max(near.cut, cut_below(draws, best - kMostAdvantage));
+        if (kept.last != kLastKey) near.cut = max(near.cut, cut_below(draws, Draws::scaled(code_in(kept.last))));
+        each_processed(near.row, 0, groups_of(near.row.vocabulary), [&](uint32_t id, const float (&x)[kGroup]) {
             uint32_t codes[kGroup];
             bool any = false;
 #pragma unroll
             for (uint32_t i = 0; i < kGroup; i++) {
-                codes[i] = code_of(draws, x[i]);
+                codes[i] = code_of(near, x[i]);
                 if (codes[i] != kNoCode && (rank_key(codes[i], id + i) > kept.last || !may_win(codes[i]))) {
                     codes[i] = kNoCode;
                 }
                 any = any || codes[i] != kNoCode;
             }
             if (!any) return;
-            const uint4 block = noise(id);
+            const uint4 block = noise_of(place, id);
 #pragma unroll
             for (uint32_t i = 0; i < kGroup; i++) {
-                if (codes[i] != kNoCode) enter(codes[i], id + i, word(block, i));
+                if (codes[i] != kNoCode) enter(codes[i], id + i, word_of(block, i));
             }
         });
     }
     return block_best(memory, Best{comparable_bits(best), winner}).id;
+}
+
+// The same where the list holds all tokens that may be kept, or as many of the best of them as it takes, and no more
+// than can be sorted: top-k, top-p and the race of the sorted list, a token a thread. kNoToken where top-p wants more
+// than the list has. `total` is what top-p takes its share of; 0: what top-k keeps.
+DEVICE uint32_t race_sorted(SelectMemory& memory, const SampleRow::Choice& choice, const SampleRow::Place& place,
+                            uint64_t total) {
+    const uint32_t length = memory.list_length;
+    sort_list(memory, length);
+    bool kept = threadIdx.x < (choice.top_k != 0 ? min(choice.top_k, length) : length);
+    const uint64_t key = kept ? memory.sorted[threadIdx.x] : kLastKey;
+    if (choice.top_p < 1.0f) {
+        const uint64_t mass = kept ? Draws::mass(code_in(key)) : 0;
+        uint64_t through = warp_running_sum_64(mass);
+        if (threadIdx.x % 32 == 31) memory.warp_masses[threadIdx.x / 32] = through;
+        block_sync();
+        uint64_t sum = 0;
+        for (uint32_t warp = 0; warp < kWarpsOfBlock; warp++) {
+            if (warp == threadIdx.x / 32) through += sum;
+            sum += memory.warp_masses[warp];
+        }
+        const uint64_t share = share_of(total != 0 ? total : sum, choice.top_p);
+        if (sum < share) return kNoToken;
+        kept = kept && through - mass < share;
+    }
+    Best own{0, kNoToken};
+    if (kept) {
+        const uint32_t id = id_in(key);
+        own = Best{comparable_bits(score_of(code_in(key), word_of(noise_of(place, id), id % kGroup))), id};
+    }
+    return block_best(memory, own).id;
+}
+
+// The token of a row that is drawn. `best` is the largest logit's key and id; `own_key` that of the largest logit which
+// this thread has seen.
+DEVICE uint32_t draw(SelectMemory& memory, const Processed& processed, const SampleRow& row, Best best,
+                     uint32_t own_key) {
+    const SampleRow::Choice choice = read(row.choice);
+    Draws draws{processed, from_ordered_bits(best.key), choice.temperature, choice.floor, 0.0f};
+    const float floor_cut = cut_below(draws, choice.floor);
+    draws.cut = floor_cut;
+    const bool by_number = choice.top_k != 0;
+    Kept kept{kLastKey, false};
+    uint64_t total = 0;
+    if (by_number ? choice.top_k <= kSortRoom : choice.top_p < 1.0f) {
+        // What is usual: few tokens are kept. Those up to a bound go into the list, with the sum of all masses beside
+        // it where that is needed.
+        const uint32_t want = by_number ? choice.top_k : kNucleus;
+        const uint64_t bound =
+            bound_of_first<Draws>(memory, own_key == 0 ? kNoCode : code_of(draws, from_ordered_bits(own_key)), want);
+        if (bound != kLastKey) {
+            // Tokens behind the bound have no other use than their masses, which are 0 below -31.2.
+            const float last = Draws::scaled(code_in(bound));
+            draws.cut = max(floor_cut, cut_below(draws, by_number ? last : min(last, -31.5f)));
+        }
+        clear_list(memory);
+        block_sync();
+        each_element(draws, [&](uint32_t code, uint32_t id) {
+            if (!by_number) total += Draws::mass(code);
+            if (rank_key(code, id) <= bound) append(memory, rank_key(code, id));
+        });
+        draws.cut = floor_cut;
+        if (by_number) {
+            block_sync();
+        } else {
+            total = block_sum_64(memory, total);
+        }
+        if (memory.list_length <= kSortRoom) {
+            const uint32_t token = race_sorted(memory, choice, read(row.place), total);
+            if (token != kNoToken) return token;
+        } else {
+            kept.listed = by_number && memory.list_length <= kListRoom;
+        }
+    }
+#pragma unroll 1
+    for (uint32_t stage = 0; stage < 2; stage++) {
+        // By number, then by mass.
+        if (stage == 0 ? by_number : choice.top_p < 1.0f) {
+            keep_first(memory, draws, kept, stage == 0 ? choice.top_k : 0, choice.top_p, total);
+        }
+    }
+    return race(memory, draws, kept, read(row.place), best.id);
 }
 
 // tokens[r] = the token drawn for row r of the step, kNoToken where its logits are not finite (NaN, +inf, or nothing
@@ -158,22 +261,21 @@ DEVICE uint32_t race(SelectMemory& memory, const Draws& draws, const Kept& kept,
 //
 // A greedy row without log-probabilities is split over the gridDim.x blocks of its column, the last of which to arrive
 // has the result; every other row is one block's work, and the other blocks end at once. Any number of blocks gives
-// the same bits. Visits of the logits, the first from memory, the rest from L2: greedy 1; else 1 for the maximum, 1 for
-// the race, and for top-k or top-p between them 1 for the first histogram and 1 to copy what may be kept into the list,
-// which then takes the race's place; where the list has no room, 1 for each turn of keep_first.
+// the same bits. Visits of the logits, the first from memory, the rest from L2: greedy 1; a draw from all tokens 2, for
+// the maximum and for the race; with top-k, up to 512, or top-p, 2, for the maximum and for the list of what may be
+// kept. Where more is kept than can be sorted: 1 for each turn of keep_first until the list has room, and the race.
 //
-// Grid (parts, rows), 1024 threads. Shared memory: SelectMemory, then a bit for each token.
+// Grid (parts, rows), 512 threads. Shared memory: SelectMemory, then a bit for each token.
 // Bytes: 64 rows, 4 vocabulary for each row's logits, and its bans and bitset.
 // FLOPs: 1 a token greedy; about 10 for each visit otherwise, 60 for a variate.
 // Alignment: pitch a multiple of 4; logits and rows 16 bytes.
-// Registers: at most 64 (sample_rows)
+// Registers: at most 96 (sample_rows)
 KERNEL(sample_rows, kBlock, 1)
 (const SampleRow* rows, const float* logits, const uint32_t* banned, uint32_t* seen, uint64_t* partials,
  uint32_t* counters, uint32_t* tokens, RowLogprobs* logprobs, uint32_t logits_rows, uint32_t vocabulary,
  uint32_t pitch, uint32_t banned_length, uint32_t seen_slots, uint32_t seen_words) {
     SHARED_MEMORY(shared);
     SelectMemory& memory = *reinterpret_cast<SelectMemory*>(shared);
-    uint32_t* const banned_bits = reinterpret_cast<uint32_t*>(shared + sizeof(SelectMemory));
     const uint32_t part = blockIdx.x, parts = gridDim.x, index = blockIdx.y;
 
     grid_dependency_launch();
@@ -194,31 +296,31 @@ KERNEL(sample_rows, kBlock, 1)
     }
     const float* const own_logits = logits + static_cast<size_t>(logits_row) * pitch;
     uint32_t* const own_seen = changes.seen == kNone ? nullptr : seen + static_cast<size_t>(changes.seen) * seen_words;
-    Processed processed{own_logits, changes.repetition_penalty != 1.0f ? own_seen : nullptr, nullptr,
-                        changes.repetition_penalty, vocabulary};
+    const Processed processed{own_logits, changes.repetition_penalty != 1.0f ? own_seen : nullptr,
+                        changes.repetition_penalty, vocabulary, changes.banned_count > 0};
     if (changes.banned_count > 0) {
         // Each word has one thread that sets bits in it, whichever tokens are named and how often.
-        for (uint32_t at = threadIdx.x; at < (vocabulary + 31) / 32; at += kBlock) banned_bits[at] = 0;
+        uint32_t* const bits = banned_bits();
+        for (uint32_t at = threadIdx.x; at < (vocabulary + 31) / 32; at += kBlock) bits[at] = 0;
         for (uint32_t i = 0; i < changes.banned_count; i++) {
             const uint32_t id = load_global_4(banned + changes.banned_first + i);
-            if (id < vocabulary && id / 32 % kBlock == threadIdx.x) banned_bits[id / 32] |= 1u << (id % 32);
+            if (id < vocabulary && id / 32 % kBlock == threadIdx.x) bits[id / 32] |= 1u << (id % 32);
         }
         block_sync();
-        processed.banned = banned_bits;
     }
 
     // The largest logit: the token itself where the row is greedy.
     const uint32_t groups = groups_of(vocabulary);
     const uint32_t each = split ? (groups + parts - 1) / parts : groups;
-    Best best{0, kNone};
+    Best own{0, kNone};
     each_processed(processed, part * each, min((part + 1) * each, groups), [&](uint32_t id, const float (&x)[kGroup]) {
 #pragma unroll
         for (uint32_t i = 0; i < kGroup; i++) {
             const uint32_t key = comparable_bits(x[i]);
-            if (key > best.key) best = Best{key, id + i};
+            if (key > own.key) own = Best{key, id + i};
         }
     });
-    best = block_best(memory, best);
+    Best best = block_best(memory, own);
     if (split && parts > 1) {
         if (threadIdx.x >= 32) return;
         uint32_t arrived = 0;
@@ -238,19 +340,7 @@ KERNEL(sample_rows, kBlock, 1)
     }
     uint32_t token = is_finite_key(best.key) ? best.id : kNoToken;
 
-    if (!greedy && token != kNoToken) {
-        const SampleRow::Choice choice = read(row.choice);
-        const Draws draws{processed, from_ordered_bits(best.key), choice.temperature, choice.floor};
-        Kept kept{kLastKey, false};
-#pragma unroll 1
-        for (uint32_t stage = 0; stage < 2; stage++) {
-            // By number, then by mass.
-            if (stage == 0 ? choice.top_k != 0 : choice.top_p < 1.0f) {
-                keep_first(memory, draws, kept, stage == 0 ? choice.top_k : 0, choice.top_p);
-            }
-        }
-        token = race(memory, draws, kept, read(row.place), token);
-    }
+    if (!greedy && token != kNoToken) token = draw(memory, processed, row, best, own.key);
     if (threadIdx.x == 0) {
         tokens[index] = token;
         // Everyone in this row's blocks is done with the bitset: they have met at a barrier or the counter since.

@@ -311,6 +311,8 @@ fn logits_like(kind: usize, vocabulary: usize, random: &mut Random) -> Vec<f32> 
             .collect(),
         // Flat, with differences of the last bits.
         5 => (0..vocabulary).map(|_| f32::from_bits(8f32.to_bits() + (normal(40.0).abs() as u32))).collect(),
+        // Two levels: as many on the upper one as are listed but not sorted, and not enough for most of the mass.
+        6 => (0..vocabulary).map(|i| if i % 5 < 2 { 2.5 } else { 2.0 }).collect(),
         // Any size of number.
         _ => (0..vocabulary).map(|_| (normal(1.0) * 10f64.powf(normal(12.0))) as f32).collect(),
     };
@@ -320,7 +322,7 @@ fn logits_like(kind: usize, vocabulary: usize, random: &mut Random) -> Vec<f32> 
     logits
 }
 
-const KINDS: usize = 7;
+const KINDS: usize = 8;
 
 /// All processors alone and together, at usual and at extreme settings.
 fn settings(vocabulary: usize) -> Vec<SamplingParams> {
@@ -331,7 +333,7 @@ fn settings(vocabulary: usize) -> Vec<SamplingParams> {
     let m = |min_p: f32| SamplingParams { min_p, ..base.clone() };
     let mut all = vec![SamplingParams::default(), base.clone()];
     all.extend([f32::MIN_POSITIVE, 1e-40, 0.01, 0.6, 5.0, 1e30].map(t));
-    all.extend([1, 2, 7, 40, vocabulary.saturating_sub(1).max(1), vocabulary, vocabulary + 9].map(k));
+    all.extend([1, 2, 7, 40, 300, 700, vocabulary.saturating_sub(1).max(1), vocabulary, vocabulary + 9].map(k));
     all.extend([f32::MIN_POSITIVE, 0.1, 0.5, 0.95, 1.0 - f32::EPSILON / 2.0].map(p));
     all.extend([1e-30, 0.05, 1.0].map(m));
     all.push(SamplingParams { top_k: 50, top_p: 0.9, temperature: 0.8, ..base.clone() });
@@ -488,7 +490,8 @@ device_test! {
     fn greedy_rows_that_are_not_finite_fail_in_whichever_part() {
         common::on_every_schedule(|bench| {
             let launcher = Sample::load(bench.device()).unwrap();
-            // Three parts. The value that decides lies in the first, in the last; equals in all, of both signs of zero.
+            // Five parts. The value that decides lies in the first, in the last, in between; equals in several, zeros of
+            // both signs.
             let vocabulary = 9000;
             let mut logits = Vec::new();
             for (at, value) in [(0, f32::NAN), (vocabulary - 1, f32::NAN), (4096, f32::INFINITY), (5000, 7.0)] {
@@ -529,7 +532,7 @@ device_test! {
                 case.rows[at] = Some(Asked::new(SamplingParams::default(), row, 0));
             }
             assert_eq!(launcher.partials(300, 9000), 300, "one part a row");
-            assert_eq!(launcher.partials(1, 9000), 3);
+            assert_eq!(launcher.partials(1, 9000), 5);
             let together = case.run(bench, &launcher);
             for at in [0, 7, 299] {
                 assert_eq!(alone(&case, at).tokens[0], together.tokens[at], "row {at}");

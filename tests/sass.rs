@@ -294,6 +294,32 @@ fn attention_multiplies_on_tensor_cores_and_copies_past_the_registers() {
     }
 }
 
+#[test]
+fn sampling_counts_in_shared_memory_and_needs_no_approximate_logarithm() {
+    for ((architecture, kernel), code) in listings("sampling_counts_in_shared_memory…") {
+        if kernel != "sample_rows" && kernel != "logprobs_rows" {
+            continue;
+        }
+        let place = format!("{kernel} for {architecture}");
+        assert!(count(&code, "ATOMS") > 0, "{place}: no histogram in shared memory");
+        // The counter of arrivals; anything else at a generic address would be slow, a float not deterministic.
+        let generic = code.iter().filter(|i| i.operation.starts_with("ATOM.") || i.operation.starts_with("ATOMG"));
+        let generic: Vec<&str> = generic.map(|i| i.operation.as_str()).collect();
+        let counters = if kernel == "sample_rows" { 1 } else { 0 };
+        assert!(generic.len() == counters && generic.iter().all(|i| i.contains(".INC")), "{place}: {generic:?}");
+        assert_eq!(count(&code, "RED."), 0, "{place}: reductions in global memory");
+        for operation in ["MUFU.EX2", "MUFU.LG2"] {
+            assert_eq!(count(&code, operation), 0, "{place} uses {operation}");
+        }
+        assert!(count(&code, "LDG.E.128") >= 4, "{place}: loads of four logits");
+        if architecture == "sm_90" {
+            let wait = code.iter().position(|i| i.operation == "ACQBULK").expect("griddepcontrol.wait");
+            assert_eq!(count(&code[..wait], "LDG"), 0, "{place}: nothing is read before griddepcontrol.wait");
+            assert_eq!(count(&code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
+        }
+    }
+}
+
 /// `// Registers: at most 80 (gemv_*_8x16 gemv_*_8x32), 104 (gemv_*_16x32)` of a `.cu`: limit and names.
 fn promised_registers(source: &str) -> Vec<(u32, Vec<String>)> {
     let lines = source.lines().filter_map(|line| line.strip_prefix("// Registers: at most "));

@@ -6,7 +6,7 @@
 static constexpr uint32_t kGroup = 4;  // logits of a 16-byte load
 
 // Calls f(first id, logits) for the groups `first` .. `end` of four logits, dealt to the block's threads in turn; logits
-// at and past the end of the vocabulary are -inf. A thread's next load is under way while it works on the last one's.
+// at and past the end of the vocabulary are -inf. Two loads of a thread are under way while it works on a third.
 template <class F>
 DEVICE void each_group(const float* logits, uint32_t vocabulary, uint32_t first, uint32_t end, F f) {
     uint32_t group = first + threadIdx.x;
@@ -15,11 +15,12 @@ DEVICE void each_group(const float* logits, uint32_t vocabulary, uint32_t first,
         none.x = none.y = none.z = none.w = 0;
         return at < end ? load_global_16(logits + static_cast<size_t>(at) * kGroup) : none;
     };
-    uint4 next = load(group);
+    uint4 next = load(group), after = load(group + kBlock);
 #pragma unroll 1
     for (; group < end; group += kBlock) {
         const uint32_t packed[kGroup] = {next.x, next.y, next.z, next.w};
-        next = load(group + kBlock);
+        next = after;
+        after = load(group + 2 * kBlock);
         float values[kGroup];
 #pragma unroll
         for (uint32_t i = 0; i < kGroup; i++) {

@@ -20,9 +20,9 @@ use super::Check;
 const CHECK: Check = Check { kernel: "sample" };
 const CHECK_LOGPROBS: Check = Check { kernel: "logprobs" };
 /// kBlock, kGroup and sizeof(SelectMemory) of the kernels.
-const THREADS: u32 = 1024;
+const THREADS: u32 = 512;
 const GROUP: usize = 4;
-const SELECT_BYTES: usize = 41_536;
+const SELECT_BYTES: usize = 41_280;
 
 /// The largest vocabulary: ids have 18 bits in the kernels.
 pub const MOST_VOCABULARY: usize = 1 << 18;
