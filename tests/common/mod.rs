@@ -106,7 +106,7 @@ pub fn on_every_schedule(body: impl Fn(&Bench)) {
 }
 
 impl Bench {
-    fn open(interpreter: Option<&'static Interpreter>) -> Bench {
+    pub fn open(interpreter: Option<&'static Interpreter>) -> Bench {
         let device = Device::open(0).expect("a device");
         Bench { stream: device.stream().expect("a stream"), interpreter }
     }

@@ -69,7 +69,7 @@ KERNEL(planted_read_only_written, 32)(uint32_t* x, uint32_t* y) {
 }
 REGISTER_KERNEL(planted_read_only_written)
 
-static __attribute__((noinline)) uint32_t without_end(uint32_t n) { volatile uint32_t own[64] = {n}; return own[n % 64] + without_end(n + 1); }  // BUG endless calls
+static __attribute__((noinline)) uint32_t without_end(uint32_t n) { volatile uint32_t own[64] = {n}; return n == ~0u ? 0 : own[n % 64] + without_end(n + 1); }  // BUG endless calls
 
 KERNEL(planted_endless_calls, 64)(uint32_t* y) {
     y[threadIdx.x] = without_end(threadIdx.x);

@@ -134,7 +134,7 @@ fn a_read_only_load_of_what_the_grid_wrote() {
 
 #[test]
 fn calls_without_end() {
-    let says = &["stack overflow: a thread here has 59 KiB", "of planted_endless_calls"];
+    let says = &["stack overflow: a thread here has 60 KiB", "of planted_endless_calls"];
     let bug = Bug { file: FILE, marker: "endless calls", says };
     expect_found(&bug, with_y("planted_endless_calls", 64, 0));
 }
