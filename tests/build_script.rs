@@ -1,12 +1,18 @@
 //! `build.rs` from outside: compiled by itself, run on a folder of its own with a compiler that only notes how it was
 //! called.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tempfile::TempDir;
+
+/// What it shares with the interpreter's build script (kernels/interpreter/tests/build_script.rs).
+#[path = "../build/sources.rs"]
+mod sources;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -230,4 +236,83 @@ fn a_wrong_compiler_and_a_file_without_targets_are_named() {
     project.write("kernels/four.cu", "// No line on targets.\n");
     let error = project.build(&[]).failed();
     assert!(error.contains("four.cu: its first lines must name targets, as in: // targets: sm_80"), "{error}");
+}
+
+#[test]
+fn a_file_reaches_the_headers_behind_its_headers() {
+    let project = Project(tempfile::tempdir().unwrap());
+    project.write(
+        "a/file.cu",
+        "#include \"beside.h\"\n  #include \"there.h\"\n#include <cmath>\n#include \"nowhere.h\"\n",
+    );
+    project.write("a/beside.h", "#include \"sub/deep.h\"\n");
+    project.write("a/sub/deep.h", "#include \"beside.h\"\n// #include \"unused.h\"\n");
+    // Beside the file that names it comes first, then the folders in their order.
+    project.write("b/beside.h", "");
+    project.write("b/there.h", "");
+    project.write("c/there.h", "");
+    project.write("c/unused.h", "");
+    let files = sources::reach(&project.path("a/file.cu"), &[&project.path("b"), &project.path("c")]).unwrap();
+    let expected = ["a/file.cu", "a/beside.h", "a/sub/deep.h", "b/there.h"].map(|name| project.path(name));
+    // "beside.h" from a/sub is found in b: it is not beside it there.
+    assert_eq!(files, BTreeSet::from(expected).into_iter().chain([project.path("b/beside.h")]).collect());
+    let missing = project.path("a/none.cu");
+    assert!(sources::reach(&missing, &[]).unwrap_err().starts_with(&missing.display().to_string()));
+}
+
+#[test]
+fn a_key_changes_with_texts_names_and_how_they_are_compiled() {
+    let project = Project(tempfile::tempdir().unwrap());
+    project.write("one", "text");
+    project.write("two", "text");
+    let key =
+        |names: &[&str], how: &str| sources::key(&names.iter().map(|name| project.path(name)).collect(), &how).unwrap();
+    let before = key(&["one"], "-O2");
+    assert_eq!(before, key(&["one"], "-O2"));
+    for other in [key(&["one"], "-O3"), key(&["two"], "-O2"), key(&["one", "two"], "-O2")] {
+        assert_ne!(before, other);
+    }
+    project.write("one", "texts");
+    assert_ne!(before, key(&["one"], "-O2"));
+    assert!(sources::key(&BTreeSet::from([project.path("three")]), &"").is_err());
+}
+
+#[test]
+fn a_product_is_made_once_for_a_key_and_again_after_a_failure() {
+    let project = Project(tempfile::tempdir().unwrap());
+    let product = project.path("product");
+    let made = AtomicUsize::new(0);
+    let make = |key: &str| {
+        made.store(0, Ordering::Relaxed);
+        sources::make_once(&product, key, || {
+            made.fetch_add(1, Ordering::Relaxed);
+            fs::write(&product, key).map_err(|error| error.to_string())
+        })
+        .unwrap();
+        made.load(Ordering::Relaxed)
+    };
+    assert_eq!([make("first"), make("first"), make("second"), make("second"), make("first")], [1, 0, 1, 0, 1]);
+    // What a failed compiler leaves is not the product of the key before.
+    let failed = sources::make_once(&product, "third", || {
+        fs::write(&product, "half").unwrap();
+        Err("it failed".to_owned())
+    });
+    assert_eq!(failed, Err("it failed".to_owned()));
+    assert_eq!([make("first"), make("first")], [1, 0]);
+    fs::remove_file(&product).unwrap();
+    assert_eq!(make("first"), 1);
+}
+
+#[test]
+fn each_item_is_worked_on_once_and_every_error_is_shown() {
+    let items: Vec<usize> = (0..20).collect();
+    let calls: Vec<AtomicUsize> = items.iter().map(|_| AtomicUsize::new(0)).collect();
+    let work = |item: &usize| {
+        calls[*item].fetch_add(1, Ordering::Relaxed);
+        if item % 9 == 5 { Err(format!("item {item}")) } else { Ok(()) }
+    };
+    let errors = sources::for_each(&items, work).unwrap_err();
+    assert_eq!(errors.lines().collect::<BTreeSet<_>>(), BTreeSet::from(["item 5", "item 14"]));
+    assert!(calls.iter().all(|calls| calls.load(Ordering::Relaxed) == 1));
+    assert_eq!(sources::for_each(&[0usize; 0], work), Ok(()));
 }
