@@ -144,3 +144,9 @@ KERNEL(correct_named_barriers, 64)(const uint32_t* x, uint32_t* y, int rounds) {
     }
 }
 REGISTER_KERNEL(correct_named_barriers)
+
+// order[i] = the thread, counted through the grid, that came i-th.
+KERNEL(correct_order_of_arrival, 64)(uint32_t* counter, uint32_t* order) {
+    order[atomic_add_relaxed(counter, 1u)] = blockIdx.x * blockDim.x + threadIdx.x;
+}
+REGISTER_KERNEL(correct_order_of_arrival)
