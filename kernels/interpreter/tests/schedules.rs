@@ -50,12 +50,12 @@ fn a_seed_is_an_order() {
         assert_eq!(*order, order_in_own_process(seed as u64), "seed {seed} again");
         assert!(!orders[..seed].contains(order), "seed {seed} has the order of another");
     }
-    // Seed 0 shuffles nothing: blocks begin in their order.
+    // Seed 0 shuffles nothing: the blocks that run side by side at first begin in their order.
     let mut begun: Vec<u32> = Vec::new();
     for thread in &orders[0] {
         if !begun.contains(&(thread / THREADS)) {
             begun.push(thread / THREADS);
         }
     }
-    assert!(begun.is_sorted(), "{begun:?}");
+    assert_eq!(begun[..8], [0, 1, 2, 3, 4, 5, 6, 7]);
 }
