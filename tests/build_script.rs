@@ -22,6 +22,15 @@ here=$(dirname "$0")
 if [ "$1" = --version ]; then echo "Cuda compilation tools, release 13.0, V13.0.88"; exit; fi
 echo "$@" >> "$here/calls"
 for source; do :; done
+if [ -n "$RENDEZVOUS" ]; then
+    touch "$here/begun-$$"
+    tries=0
+    while [ "$(ls "$here" | grep -c ^begun-)" -lt 2 ]; do
+        tries=$((tries + 1))
+        if [ $tries -gt "$RENDEZVOUS" ]; then echo "nothing else is compiled meanwhile" >&2; exit 3; fi
+        sleep 0.05
+    done
+fi
 if grep -q BROKEN "$source"; then
     echo "ptxas info    : 0 bytes gmem" >&2
     echo "$source(3): error: identifier \"x\" is undefined" >&2
@@ -71,10 +80,14 @@ impl Project {
 
     /// Puts the compiler where tools/install-nvcc does.
     fn with_compiler(self) -> Project {
-        use std::os::unix::fs::PermissionsExt;
-        self.write(COMPILER_AT, COMPILER);
-        fs::set_permissions(self.path(COMPILER_AT), fs::Permissions::from_mode(0o755)).unwrap();
+        self.compiler_at(COMPILER_AT);
         self
+    }
+
+    fn compiler_at(&self, name: &str) {
+        use std::os::unix::fs::PermissionsExt;
+        self.write(name, COMPILER);
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     /// Runs the script as cargo does, in an environment with these variables besides.
@@ -197,6 +210,45 @@ fn every_file_that_matters_is_watched() {
     for file in ["kernels/one.cu", "kernels/common/shared.cuh", "kernels/conformance/three.cu", COMPILER_AT] {
         assert!(watched.iter().any(|path| Path::new(path) == project.path(file)), "{file} in {watched:?}");
     }
+}
+
+#[test]
+fn the_compiler_is_looked_for_place_by_place() {
+    const IN_WHEELS: &str = "lib/python3.12/site-packages/nvidia/cu13/bin/nvcc";
+    let project = Project::new();
+    let at = |name: &str| project.path(name).display().to_string();
+    let (nvcc, home, path) = (at("own/nvcc"), at("home"), format!("{}:/usr/bin:/bin", at("path")));
+    let (other_home, environment) = (at("other"), at("environment"));
+    let variables = [
+        ("NVCC", nvcc.as_str()),
+        ("CUDA_HOME", &home),
+        ("CUDA_PATH", &other_home),
+        ("PATH", &path),
+        ("VIRTUAL_ENV", &environment),
+    ];
+    let in_environment = format!("environment/{IN_WHEELS}");
+    let places = ["own/nvcc", "home/bin/nvcc", "other/bin/nvcc", "path/nvcc", &in_environment, COMPILER_AT];
+    places.iter().for_each(|place| project.compiler_at(place));
+    for (index, place) in places.iter().enumerate() {
+        if toolkit_installed() && index > 3 {
+            return eprintln!("the_compiler_is_looked_for…: cut short, this machine has a toolkit");
+        }
+        // A source that changed, so that whoever is found has something to do.
+        project.write("kernels/two.cu", &format!("// targets: sm_90a\n// {place}\n"));
+        let watched = project.build(&variables[index.min(1)..]).ok().lines("cargo::rerun-if-changed=");
+        assert!(watched.contains(&at(place)), "{place} in {watched:?}");
+        let noted = project.path(place).with_file_name("calls");
+        assert!(noted.is_file(), "{place} was not the one that compiled");
+        fs::remove_file(project.path(place)).unwrap();
+    }
+}
+
+#[test]
+fn files_are_compiled_side_by_side() {
+    // Each compilation waits for another to begin: for 20 s, and for half a second where none may.
+    Project::new().with_compiler().build(&[("RENDEZVOUS", "400")]).ok();
+    let error = Project::new().with_compiler().build(&[("RENDEZVOUS", "10"), ("NUM_JOBS", "1")]).failed();
+    assert!(error.contains("nothing else is compiled meanwhile"), "as many as cargo allows: {error}");
 }
 
 #[test]
