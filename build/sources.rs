@@ -60,6 +60,8 @@ pub fn make_once(product: &Path, key: &str, make: impl FnOnce() -> Result<(), St
     if product.is_file() && fs::read_to_string(&stamp).is_ok_and(|last| last == key) {
         return Ok(());
     }
+    // First, so that what is left of a failed attempt does not pass for the last product when its key comes back.
+    let _ = fs::remove_file(&stamp);
     make()?;
     fs::write(&stamp, key).map_err(|error| format!("{}: {error}", Path::new(&stamp).display()))
 }

@@ -1,12 +1,18 @@
 //! `build.rs` from outside: compiled by itself, run on a folder of its own with a compiler that only notes how it was
 //! called.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tempfile::TempDir;
+
+/// What it shares with the interpreter's build script (kernels/interpreter/tests/build_script.rs).
+#[path = "../build/sources.rs"]
+mod sources;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -16,6 +22,15 @@ here=$(dirname "$0")
 if [ "$1" = --version ]; then echo "Cuda compilation tools, release 13.0, V13.0.88"; exit; fi
 echo "$@" >> "$here/calls"
 for source; do :; done
+if [ -n "$RENDEZVOUS" ]; then
+    touch "$here/begun-$$"
+    tries=0
+    while [ "$(ls "$here" | grep -c ^begun-)" -lt 2 ]; do
+        tries=$((tries + 1))
+        if [ $tries -gt "$RENDEZVOUS" ]; then echo "nothing else is compiled meanwhile" >&2; exit 3; fi
+        sleep 0.05
+    done
+fi
 if grep -q BROKEN "$source"; then
     echo "ptxas info    : 0 bytes gmem" >&2
     echo "$source(3): error: identifier \"x\" is undefined" >&2
@@ -65,10 +80,14 @@ impl Project {
 
     /// Puts the compiler where tools/install-nvcc does.
     fn with_compiler(self) -> Project {
-        use std::os::unix::fs::PermissionsExt;
-        self.write(COMPILER_AT, COMPILER);
-        fs::set_permissions(self.path(COMPILER_AT), fs::Permissions::from_mode(0o755)).unwrap();
+        self.compiler_at(COMPILER_AT);
         self
+    }
+
+    fn compiler_at(&self, name: &str) {
+        use std::os::unix::fs::PermissionsExt;
+        self.write(name, COMPILER);
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     /// Runs the script as cargo does, in an environment with these variables besides.
@@ -194,6 +213,45 @@ fn every_file_that_matters_is_watched() {
 }
 
 #[test]
+fn the_compiler_is_looked_for_place_by_place() {
+    const IN_WHEELS: &str = "lib/python3.12/site-packages/nvidia/cu13/bin/nvcc";
+    let project = Project::new();
+    let at = |name: &str| project.path(name).display().to_string();
+    let (nvcc, home, path) = (at("own/nvcc"), at("home"), format!("{}:/usr/bin:/bin", at("path")));
+    let (other_home, environment) = (at("other"), at("environment"));
+    let variables = [
+        ("NVCC", nvcc.as_str()),
+        ("CUDA_HOME", &home),
+        ("CUDA_PATH", &other_home),
+        ("PATH", &path),
+        ("VIRTUAL_ENV", &environment),
+    ];
+    let in_environment = format!("environment/{IN_WHEELS}");
+    let places = ["own/nvcc", "home/bin/nvcc", "other/bin/nvcc", "path/nvcc", &in_environment, COMPILER_AT];
+    places.iter().for_each(|place| project.compiler_at(place));
+    for (index, place) in places.iter().enumerate() {
+        if toolkit_installed() && index > 3 {
+            return eprintln!("the_compiler_is_looked_for…: cut short, this machine has a toolkit");
+        }
+        // A source that changed, so that whoever is found has something to do.
+        project.write("kernels/two.cu", &format!("// targets: sm_90a\n// {place}\n"));
+        let watched = project.build(&variables[index.min(1)..]).ok().lines("cargo::rerun-if-changed=");
+        assert!(watched.contains(&at(place)), "{place} in {watched:?}");
+        let noted = project.path(place).with_file_name("calls");
+        assert!(noted.is_file(), "{place} was not the one that compiled");
+        fs::remove_file(project.path(place)).unwrap();
+    }
+}
+
+#[test]
+fn files_are_compiled_side_by_side() {
+    // Each compilation waits for another to begin: for 20 s, and for half a second where none may.
+    Project::new().with_compiler().build(&[("RENDEZVOUS", "400")]).ok();
+    let error = Project::new().with_compiler().build(&[("RENDEZVOUS", "10"), ("NUM_JOBS", "1")]).failed();
+    assert!(error.contains("nothing else is compiled meanwhile"), "as many as cargo allows: {error}");
+}
+
+#[test]
 fn rigel_cuda_archs_narrows_the_targets() {
     let project = Project::new().with_compiler();
     project.build(&[("RIGEL_CUDA_ARCHS", "sm_80")]).ok();
@@ -230,4 +288,83 @@ fn a_wrong_compiler_and_a_file_without_targets_are_named() {
     project.write("kernels/four.cu", "// No line on targets.\n");
     let error = project.build(&[]).failed();
     assert!(error.contains("four.cu: its first lines must name targets, as in: // targets: sm_80"), "{error}");
+}
+
+#[test]
+fn a_file_reaches_the_headers_behind_its_headers() {
+    let project = Project(tempfile::tempdir().unwrap());
+    project.write(
+        "a/file.cu",
+        "#include \"beside.h\"\n  #include \"there.h\"\n#include <cmath>\n#include \"nowhere.h\"\n",
+    );
+    project.write("a/beside.h", "#include \"sub/deep.h\"\n");
+    project.write("a/sub/deep.h", "#include \"beside.h\"\n// #include \"unused.h\"\n");
+    // Beside the file that names it comes first, then the folders in their order.
+    project.write("b/beside.h", "");
+    project.write("b/there.h", "");
+    project.write("c/there.h", "");
+    project.write("c/unused.h", "");
+    let files = sources::reach(&project.path("a/file.cu"), &[&project.path("b"), &project.path("c")]).unwrap();
+    let expected = ["a/file.cu", "a/beside.h", "a/sub/deep.h", "b/there.h"].map(|name| project.path(name));
+    // "beside.h" from a/sub is found in b: it is not beside it there.
+    assert_eq!(files, BTreeSet::from(expected).into_iter().chain([project.path("b/beside.h")]).collect());
+    let missing = project.path("a/none.cu");
+    assert!(sources::reach(&missing, &[]).unwrap_err().starts_with(&missing.display().to_string()));
+}
+
+#[test]
+fn a_key_changes_with_texts_names_and_how_they_are_compiled() {
+    let project = Project(tempfile::tempdir().unwrap());
+    project.write("one", "text");
+    project.write("two", "text");
+    let key =
+        |names: &[&str], how: &str| sources::key(&names.iter().map(|name| project.path(name)).collect(), &how).unwrap();
+    let before = key(&["one"], "-O2");
+    assert_eq!(before, key(&["one"], "-O2"));
+    for other in [key(&["one"], "-O3"), key(&["two"], "-O2"), key(&["one", "two"], "-O2")] {
+        assert_ne!(before, other);
+    }
+    project.write("one", "texts");
+    assert_ne!(before, key(&["one"], "-O2"));
+    assert!(sources::key(&BTreeSet::from([project.path("three")]), &"").is_err());
+}
+
+#[test]
+fn a_product_is_made_once_for_a_key_and_again_after_a_failure() {
+    let project = Project(tempfile::tempdir().unwrap());
+    let product = project.path("product");
+    let made = AtomicUsize::new(0);
+    let make = |key: &str| {
+        made.store(0, Ordering::Relaxed);
+        sources::make_once(&product, key, || {
+            made.fetch_add(1, Ordering::Relaxed);
+            fs::write(&product, key).map_err(|error| error.to_string())
+        })
+        .unwrap();
+        made.load(Ordering::Relaxed)
+    };
+    assert_eq!([make("first"), make("first"), make("second"), make("second"), make("first")], [1, 0, 1, 0, 1]);
+    // What a failed compiler leaves is not the product of the key before.
+    let failed = sources::make_once(&product, "third", || {
+        fs::write(&product, "half").unwrap();
+        Err("it failed".to_owned())
+    });
+    assert_eq!(failed, Err("it failed".to_owned()));
+    assert_eq!([make("first"), make("first")], [1, 0]);
+    fs::remove_file(&product).unwrap();
+    assert_eq!(make("first"), 1);
+}
+
+#[test]
+fn each_item_is_worked_on_once_and_every_error_is_shown() {
+    let items: Vec<usize> = (0..20).collect();
+    let calls: Vec<AtomicUsize> = items.iter().map(|_| AtomicUsize::new(0)).collect();
+    let work = |item: &usize| {
+        calls[*item].fetch_add(1, Ordering::Relaxed);
+        if item % 9 == 5 { Err(format!("item {item}")) } else { Ok(()) }
+    };
+    let errors = sources::for_each(&items, work).unwrap_err();
+    assert_eq!(errors.lines().collect::<BTreeSet<_>>(), BTreeSet::from(["item 5", "item 14"]));
+    assert!(calls.iter().all(|calls| calls.load(Ordering::Relaxed) == 1));
+    assert_eq!(sources::for_each(&[0usize; 0], work), Ok(()));
 }

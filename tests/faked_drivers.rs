@@ -196,6 +196,26 @@ device_test! {
     }
 }
 
+device_test! {
+    fn a_cluster_is_asked_of_the_driver_where_the_gpu_has_them() {
+        play(DeviceProfile::Sm90);
+        let device = Device::open(0).unwrap();
+        let (stream, add) = (device.stream().unwrap(), add_one(&device));
+        let mut data = stream.zeroed::<u32>(64).unwrap();
+        let launch = Launch { cluster: [2, 1, 1], ..Launch::linear(2, 32) };
+        let arguments = Arguments::new().input(data.view()).output(&data.view_mut());
+        // SAFETY: as long as the kernel's two blocks read and write, if it ran.
+        let refused = refusal(unsafe { stream.launch(&add, &launch, &arguments) });
+        // The interpreter has none: it says so, which shows that it was asked.
+        assert!(refused.contains("CUDA_ERROR_NOT_SUPPORTED"), "{refused}");
+        play(DeviceProfile::Sm80);
+        let (device, old) = (Device::open(0).unwrap(), "the number of blocks of a cluster is 2; this GPU allows 1 to 1");
+        // SAFETY: as above.
+        let refused = refusal(unsafe { device.stream().unwrap().launch(&add, &launch, &arguments) });
+        assert!(refused.contains(old), "{refused}");
+    }
+}
+
 /// A test of kernels in a process where every launch is waited for.
 macro_rules! synchronous_test {
     (fn $name:ident() $body:block) => {

@@ -118,7 +118,7 @@ fn on_schedules(schedules: &[Schedule], body: impl Fn(&Bench)) {
 }
 
 impl Bench {
-    fn open(interpreter: Option<&'static Interpreter>) -> Bench {
+    pub fn open(interpreter: Option<&'static Interpreter>) -> Bench {
         let device = Device::open(0).expect("a device");
         Bench { stream: device.stream().expect("a stream"), interpreter }
     }

@@ -51,7 +51,6 @@ void arrive_at(uint32_t id, uint32_t expected, BarrierUse use, const char* what,
     warp_lanes |= 1u << thread.lane;
     barrier.arrived++;
     barrier.participants.push_back(&thread);
-    if (expected && barrier.arrived > expected) fail(site, text("barrier %u: more threads arrive than the %u expected", id, expected));
     if (use == BarrierUse::Wait) barrier.waiting.push_back(&thread);
     if (barrier.arrived == (expected ? expected : block.live_threads))
         open_barrier(block, barrier);

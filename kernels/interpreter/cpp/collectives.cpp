@@ -54,11 +54,9 @@ Collective* arrive(const char* what, uint32_t lanes, Alignment alignment, void* 
 }
 
 void release(Collective& collective) {
-    const Block& block = *current->warp->block;
     const uint32_t others = collective.arrived & ~(1u << current->lane);
     collective.arrived = 0;
-    for (uint32_t left = others; left; left &= left - 1)
-        scheduler.wake(*block.threads[current->warp->first_thread + static_cast<uint32_t>(__builtin_ctz(left))]);
+    if (others) scheduler.wake(*current->warp, others);
 }
 
 void check_collectives_at_exit(Thread& thread) {

@@ -77,8 +77,8 @@ CONTROL uint64_t rigel_interpreter_launches() {
 CONTROL int rigel_interpreter_counters_of(uint64_t launch, CountersOut* out) {
     std::lock_guard<std::recursive_mutex> guard(driver_lock);
     if (launch >= finished_launches.size()) return -1;
-    const auto& [kernel, of] = finished_launches[launch];
-    *out = {of.read.count(), of.written.count(), of.requested_read, of.requested_written,
+    const auto& [kernel, bytes_read, bytes_written, of] = finished_launches[launch];
+    *out = {bytes_read, bytes_written, of.requested_read, of.requested_written,
             of.matrix_instructions, of.barriers, of.matrix_load_rows, of.matrix_load_conflicts, {}};
     std::strncpy(out->kernel, kernel.c_str(), sizeof out->kernel - 1);
     return 0;

@@ -23,9 +23,9 @@ struct AsyncCopy {
     uint32_t bytes, bytes_read;
 };
 
-// Lies at the top of its own stack; BuiltinVariables come first, where kernels look for them.
-struct Thread : BuiltinVariables {
+struct Thread {
     void* stack_pointer = nullptr;
+    uint8_t* stack = nullptr;  // its low end; at the high end lie its BuiltinVariables, where kernels look for them
     Warp* warp = nullptr;
     uint32_t lane = 0, index = 0;  // in the warp, in the block
 
@@ -41,7 +41,6 @@ struct Thread : BuiltinVariables {
     const char* waits_for = "its start";
     Site waits_at = 0;
 };
-static_assert(sizeof(Thread) <= kThreadBytes, "a thread fits above its stack");
 
 // An instruction that lanes of a warp execute together: the last lane to arrive computes for all.
 struct Collective {
@@ -78,7 +77,7 @@ struct Block {
     uint32_t arena = 0;  // which slice of the shared region
     bool triggered = false;  // a thread has called griddepcontrol.launch_dependents, or all have returned
     std::vector<Warp> warps;
-    std::vector<Thread*> threads;
+    std::vector<Thread> threads;
     Barrier barriers[16];
 };
 

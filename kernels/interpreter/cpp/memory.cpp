@@ -1,12 +1,8 @@
 #include "memory.h"
 
-#include <sys/mman.h>
-
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <iterator>
 
+#include "address_space.h"
 #include "report.h"
 
 namespace interpreter {
@@ -14,40 +10,17 @@ namespace interpreter {
 Region device_memory, shared_memory;
 Allocations allocations;
 
-namespace {
-void* reserve_addresses(size_t bytes) {
-    void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (at == MAP_FAILED) {
-        std::perror("rigel interpreter: cannot reserve address space (is `ulimit -v` set?)");
-        std::abort();
-    }
-    return at;
-}
-}  // namespace
-
 void Region::reserve(size_t size) {
     bytes = size;
     base = static_cast<uint8_t*>(reserve_addresses(size));
     written = static_cast<uint8_t*>(reserve_addresses(size));
-    cells = static_cast<Cell*>(reserve_addresses(size / kCellBytes * sizeof(Cell)));
+    cells.reserve(size);
 }
 
 void prepare_memory() {
     if (device_memory.base) return;
     device_memory.reserve(kDeviceBytes);
     shared_memory.reserve(kArenas * kArenaBytes);
-}
-
-bool Region::all_written(size_t at, size_t n) const {
-    constexpr uint64_t kAll = 0x0101010101010101;
-    for (; n >= 8; at += 8, n -= 8) {
-        uint64_t eight;
-        std::memcpy(&eight, written + at, 8);
-        if (eight != kAll) return false;
-    }
-    for (; n > 0; at++, n--)
-        if (!written[at]) return false;
-    return true;
 }
 
 void* Allocations::allocate(size_t bytes) {
@@ -76,20 +49,9 @@ bool Allocations::free(void* base) {
     auto at = by_start_.find(device_memory.offset(base));
     if (at == by_start_.end()) return false;
     const size_t start = at->first, bytes = (at->second + 255) / 256 * 256;
-    auto forget = [](void* from, size_t length) {  // whole pages go back to the system, the rest is cleared
-        const uintptr_t first = reinterpret_cast<uintptr_t>(from), page = 4096;
-        const uintptr_t low = (first + page - 1) / page * page, high = (first + length) / page * page;
-        if (low >= high) {
-            std::memset(from, 0, length);
-            return;
-        }
-        std::memset(from, 0, low - first);
-        madvise(reinterpret_cast<void*>(low), high - low, MADV_DONTNEED);
-        std::memset(reinterpret_cast<void*>(high), 0, first + length - high);
-    };
-    forget(device_memory.written + start, bytes);
-    forget(device_memory.cells + start / kCellBytes, bytes / kCellBytes * sizeof(Cell));
-    forget(device_memory.base + start, bytes);
+    clear(device_memory.written + start, bytes);
+    device_memory.cells.forget(start, bytes);
+    clear(device_memory.base + start, bytes);
     by_start_.erase(at);
     last_start_ = last_end_ = 0;
     return true;

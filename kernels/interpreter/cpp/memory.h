@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <map>
 
 #include "races.h"
@@ -14,12 +15,22 @@ struct Region {
     uint8_t* base = nullptr;
     size_t bytes = 0;
     uint8_t* written = nullptr;  // a byte a byte: 1 when it has been written since it was allocated
-    Cell* cells = nullptr;       // one for each kCellBytes bytes
+    Cells cells;                 // the last accesses
 
-    void reserve(size_t size);  // prints and aborts where the system refuses the address space
+    void reserve(size_t size);
     bool holds(const void* p) const { return offset(p) < bytes; }
     size_t offset(const void* p) const { return static_cast<size_t>(static_cast<const uint8_t*>(p) - base); }
-    bool all_written(size_t at, size_t n) const;
+    bool all_written(size_t at, size_t n) const {
+        constexpr uint64_t kAll = 0x0101010101010101;
+        for (; n >= 8; at += 8, n -= 8) {
+            uint64_t eight;
+            std::memcpy(&eight, written + at, 8);
+            if (eight != kAll) return false;
+        }
+        for (; n > 0; at++, n--)
+            if (!written[at]) return false;
+        return true;
+    }
 };
 
 constexpr size_t kDeviceBytes = 16ull << 30;  // address space; the played device may have less memory

@@ -1,7 +1,9 @@
 #include "races.h"
 
 #include <algorithm>
+#include <cstring>
 
+#include "address_space.h"
 #include "report.h"
 #include "settings.h"
 #include "work.h"
@@ -22,15 +24,22 @@ __attribute__((noinline)) bool known_from_elsewhere(Stamp old, const Thread& thr
     return thread.view->finished->knows(work.stream, work.sequence, work.identity);
 }
 
-inline bool happened_before(Stamp old, const Thread& thread, Serial floor) {
+// The same, where that can be told without a search: the work is known to have finished, or it is of the same block.
+inline bool known_at_once(Stamp old, const Thread& thread, Serial floor, bool* elsewhere) {
     const Serial serial = serial_of(old);
     if (serial < floor) return true;
     const auto& clocks = thread.view->own_block->of;
     const uint64_t agent = serial - thread.warp->block->first;
-    if (agent >= clocks.size()) return known_from_elsewhere(old, thread);
+    *elsewhere = agent >= clocks.size();
+    if (*elsewhere) return false;
     if (agent == 2 * thread.index) return true;
     if (agent == 2 * thread.index + 1) return clock_of(old) <= thread.copies_seen;
     return clock_of(old) <= clocks[agent];
+}
+
+inline bool happened_before(Stamp old, const Thread& thread, Serial floor) {
+    bool elsewhere = false;
+    return known_at_once(old, thread, floor, &elsewhere) || (elsewhere && known_from_elsewhere(old, thread));
 }
 
 const char* verb(Stamp how, const char* atomic, const char* write, const char* read) {
@@ -75,8 +84,10 @@ inline void visit(Cell& cell, Stamp mine, const Access& access, Serial floor, co
         const Stamp common = old & mine & kStampBytes;
         const bool covered = common == (old & kStampBytes);
         const bool conflict = common && ((old | mine) & kStampWrite) && !(old & mine & kStampAtomic);
-        bool ordered = access.agent == Agent::Thread && same_agent(old, mine);
-        if (!ordered && (conflict || covered)) ordered = happened_before(old, *access.thread, floor);
+        bool ordered = access.agent == Agent::Thread && same_agent(old, mine), elsewhere;
+        if (!ordered && conflict) ordered = happened_before(old, *access.thread, floor);
+        // Two reads: the order only tells whether the old one still has to be remembered, which is not worth a search.
+        if (!ordered && !conflict && covered) ordered = known_at_once(old, *access.thread, floor, &elsewhere);
         if (conflict && !ordered) report_race(old, cell.site[slot], mine, access, memory, offset);
         if (access.does == Does::ReadOnlyLoad && (old & kStampWrite) && common && serial_of(old) >= access.thread->warp->block->first &&
             history.block_of(serial_of(old)).work == history.block_of(serial_of(mine)).work)
@@ -97,9 +108,29 @@ inline void visit(Cell& cell, Stamp mine, const Access& access, Serial floor, co
     cell.site[place] = access.site;
 }
 
+// Part of 16 bytes, or all of them where their cells are split.
+__attribute__((noinline)) void visit_cells(Cell& first, Cell* others, size_t offset, size_t bytes, Stamp mine, const Access& access,
+                                           Serial floor, const char* memory, size_t reported_offset) {
+    if (!first.split) {
+        first.split = 1;
+        std::fill_n(others, kCellsOfGranule - 1, first);
+    }
+    for (size_t at = offset; at < offset + bytes;) {
+        const size_t number = at / kCellBytes, in_cell = at % kCellBytes;
+        const size_t here = std::min(kCellBytes - in_cell, offset + bytes - at);
+        const Stamp mask = ((1u << here) - 1) << in_cell;
+        visit(number == 0 ? first : others[number - 1], mine | mask, access, floor, memory, reported_offset + at - offset);
+        at += here;
+    }
+    if (bytes < kGranuleBytes) return;
+    const bool alike = std::all_of(others, others + kCellsOfGranule - 1,
+                                   [&](const Cell& other) { return std::memcmp(&other, &first, sizeof first) == 0; });
+    if (alike) first.split = 0;
+}
+
 }  // namespace
 
-void check_races(Cell* cells, size_t offset, size_t bytes, const Access& access, Serial floor, const char* memory,
+void check_races(const Cells& cells, size_t offset, size_t bytes, const Access& access, Serial floor, const char* memory,
                  size_t reported_offset) {
     const Thread& thread = *access.thread;
     const bool copies = access.agent == Agent::AsyncCopy;
@@ -108,12 +139,30 @@ void check_races(Cell* cells, size_t offset, size_t bytes, const Access& access,
                                   (access.writes() ? kStampWrite : 0) | (access.atomic() ? kStampAtomic : 0));
     const size_t end = offset + bytes;
     while (offset < end) {
-        const size_t in_cell = offset % kCellBytes, here = std::min(kCellBytes - in_cell, end - offset);
-        const Stamp mask = ((1u << here) - 1) << in_cell;
-        visit(cells[offset / kCellBytes], mine | mask, access, floor, memory, reported_offset);
+        const size_t granule = offset / kGranuleBytes, in_granule = offset % kGranuleBytes;
+        const size_t here = std::min(kGranuleBytes - in_granule, end - offset);
+        Cell& first = cells.first[granule];
+        if (here == kGranuleBytes && !first.split)
+            visit(first, mine | kStampBytes, access, floor, memory, reported_offset);
+        else
+            visit_cells(first, cells.others + granule * (kCellsOfGranule - 1), in_granule, here, mine, access, floor, memory,
+                        reported_offset);
         offset += here;
         reported_offset += here;
     }
+}
+
+void Cells::reserve(size_t region_bytes) {
+    const size_t granules = region_bytes / kGranuleBytes;
+    first = static_cast<Cell*>(reserve_addresses(granules * sizeof(Cell)));
+    others = static_cast<Cell*>(reserve_addresses(granules * (kCellsOfGranule - 1) * sizeof(Cell)));
+}
+
+void Cells::forget(size_t offset, size_t bytes) {
+    const size_t granule = offset / kGranuleBytes, granules = bytes / kGranuleBytes;
+    clear(first + granule, granules * sizeof(Cell));
+    // In use only where the first is split, which none is now.
+    discard(others + granule * (kCellsOfGranule - 1), granules * (kCellsOfGranule - 1) * sizeof(Cell));
 }
 
 }  // namespace interpreter

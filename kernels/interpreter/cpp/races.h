@@ -1,5 +1,5 @@
-// The race checker: every 4 bytes of device and shared memory remember their last accesses, and a new access that
-// conflicts with one that it is not ordered after is a race.
+// The race checker: every 4 bytes of device and shared memory remember their last accesses in a cell, and a new access
+// that conflicts with one that it is not ordered after is a race.
 #pragma once
 #include <cstddef>
 
@@ -11,6 +11,8 @@ namespace interpreter {
 struct Thread;
 
 constexpr size_t kCellBytes = 4;
+constexpr size_t kGranuleBytes = 16;
+constexpr size_t kCellsOfGranule = kGranuleBytes / kCellBytes;
 constexpr int kSlots = 3;
 
 // The newest accesses to 4 bytes, in no order; a stamp of 0 is an empty slot. When more than three unordered accesses
@@ -19,7 +21,17 @@ constexpr int kSlots = 3;
 struct Cell {
     Stamp stamp[kSlots];
     Site site[kSlots];
-    uint32_t unused;
+    uint32_t split;  // see Cells
+};
+
+// The cells of a region. Most memory is only ever touched 16 bytes at a time: there one cell stands for four, until a
+// narrower access splits them.
+struct Cells {
+    Cell* first = nullptr;   // of each 16 bytes; all four where it is not split
+    Cell* others = nullptr;  // the other three
+
+    void reserve(size_t region_bytes);
+    void forget(size_t offset, size_t bytes);  // multiples of kGranuleBytes
 };
 
 enum class Agent { Thread, AsyncCopy };
@@ -37,9 +49,9 @@ struct Access {
     bool atomic() const { return does >= Does::AtomicRead; }
 };
 
-// Checks and remembers an access to bytes [offset, offset + bytes) of a region whose cells these are. Agents with serials
+// Checks and remembers an access to bytes [offset, offset + bytes) of a region with these cells. Agents with serials
 // below `floor` are ordered before it. Ends the launch with a report when it races.
-void check_races(Cell* cells, size_t offset, size_t bytes, const Access& access, Serial floor, const char* memory,
+void check_races(const Cells& cells, size_t offset, size_t bytes, const Access& access, Serial floor, const char* memory,
                  size_t reported_offset);
 
 }  // namespace interpreter

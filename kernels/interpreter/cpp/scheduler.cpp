@@ -26,6 +26,7 @@ namespace {
 
 // Blocks that run side by side. More find more interleavings, fewer keep caches warm.
 constexpr uint32_t kMostResidentBlocks = 8, kMostResidentThreads = 4096;
+constexpr size_t kShiftBytes = 5 * 64;
 // Yields in a row, per live thread, after which nothing is expected to change.
 constexpr uint64_t kIdleYieldsPerThread = 2000;
 
@@ -121,25 +122,24 @@ void Scheduler::start_block(Grid& grid) {
     view->own_block = Ref<const BlockClocks>(clocks.get());
     view->finished = grid.known_at_start;
 
+    const uint3 block_at = coordinates(block->index, grid.size);
     block->warps.resize((threads + 31) / 32);
+    block->threads = std::vector<Thread>(threads);
     for (uint32_t index = 0; index < threads; index++) {
-        uint8_t* stack = take_stack();
-        auto* thread = new (stack + kStackBytes - kThreadBytes) Thread;
-        thread->thread_index = coordinates(index, grid.block_size);
-        thread->block_index = coordinates(block->index, grid.size);
-        thread->block_size = grid.block_size;
-        thread->grid_size = grid.size;
-        thread->shared_memory = shared_memory.base + arena;
+        Thread& thread = block->threads[index];
+        thread.stack = take_stack();
+        auto* top = new (thread.stack + kStackBytes - kBuiltinBytes) BuiltinVariables;
+        *top = {coordinates(index, grid.block_size), block_at, grid.block_size, grid.size, shared_memory.base + arena};
+        // Frames of different threads at different distances from a power of two: else they would share cache sets.
+        thread.stack_pointer = fresh_context(reinterpret_cast<uint8_t*>(top) - index % 32 * kShiftBytes, thread_main);
         Warp& warp = block->warps[index / 32];
         warp.block = block;
         warp.first_thread = index / 32 * 32;
         warp.existing |= 1u << index % 32;
-        thread->warp = &warp;
-        thread->lane = index % 32;
-        thread->index = index;
-        thread->view = Ref<const View>(view.get());
-        thread->stack_pointer = fresh_context(stack + kStackBytes - kThreadBytes, thread_main);
-        block->threads.push_back(thread);
+        thread.warp = &warp;
+        thread.lane = index % 32;
+        thread.index = index;
+        thread.view = Ref<const View>(view.get());
     }
     for (Warp& warp : block->warps) {
         warp.ready = warp.existing;
@@ -171,11 +171,7 @@ void Scheduler::finish_grid(Grid& grid) {
 void Scheduler::release(Block* block) {
     if (running_warp_ && running_warp_->block == block) running_warp_ = nullptr;
     free_arenas_.push_back(block->arena);
-    for (Thread* thread : block->threads) {
-        auto* stack = reinterpret_cast<uint8_t*>(thread) + kThreadBytes - kStackBytes;
-        thread->~Thread();
-        give_back_stack(stack);
-    }
+    for (Thread& thread : block->threads) give_back_stack(thread.stack);
     delete block;
 }
 
@@ -213,7 +209,7 @@ Thread* Scheduler::pick() {
         ready_.pop_back();
         warp->ready_index = -1;
     }
-    return warp->block->threads[warp->first_thread + lane];
+    return &warp->block->threads[warp->first_thread + lane];
 }
 
 // The running thread cannot go on now: continue another one, or the main loop when it has something to do.
@@ -235,10 +231,12 @@ void Scheduler::block(const char* waits_for, Site site) {
     switch_from(thread);
 }
 
-void Scheduler::wake(Thread& thread) {
+void Scheduler::wake(Thread& thread) { wake(*thread.warp, 1u << thread.lane); }
+
+void Scheduler::wake(Warp& warp, uint32_t lanes) {
     note_progress();
-    thread.warp->ready |= 1u << thread.lane;
-    add_ready(*thread.warp);
+    warp.ready |= lanes;
+    add_ready(warp);
 }
 
 void Scheduler::yield(const char* waits_for, Site site) {
@@ -303,7 +301,7 @@ void Scheduler::report_stuck(const char* kind) {
             break;
         }
         std::map<std::pair<std::string, Site>, std::vector<uint32_t>> places;
-        for (const Thread* thread : block->threads) places[{thread->waits_for, thread->waits_at}].push_back(thread->index);
+        for (const Thread& thread : block->threads) places[{thread.waits_for, thread.waits_at}].push_back(thread.index);
         const uint3 at = coordinates(block->index, block->grid->size);
         message += text("\n  block (%u,%u,%u) of %s (work %lu):", at.x, at.y, at.z, block->grid->kernel->name,
                         static_cast<unsigned long>(block->grid->work));

@@ -24,6 +24,7 @@ class Scheduler {
     // The running thread stops until someone wakes it.
     void block(const char* waits_for, Site site);
     void wake(Thread& thread);
+    void wake(Warp& warp, uint32_t lanes);
     // The running thread is in a spin loop: others run first.
     void yield(const char* waits_for, Site site);
     // Something happened that a spinning thread may have waited for.

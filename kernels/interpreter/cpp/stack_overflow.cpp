@@ -23,14 +23,10 @@ void* const* fault_frame;
 // The report needs more stack than a signal handler has, and the thread has none left.
 alignas(16) uint8_t report_stack[256 << 10];
 
-uint8_t* stack_of(const Thread* thread) {
-    return const_cast<uint8_t*>(reinterpret_cast<const uint8_t*>(thread)) + kThreadBytes - kStackBytes;
-}
-
 // The innermost place in a kernel file: the fault may be in one of the interpreter's own functions that the kernel called.
 Site place_in_kernel() {
-    const auto* const low = reinterpret_cast<void* const*>(stack_of(current));
-    const auto* const high = reinterpret_cast<void* const*>(current);
+    const auto* const low = reinterpret_cast<void* const*>(current->stack);
+    const auto* const high = reinterpret_cast<void* const*>(current->stack + kStackBytes - kBuiltinBytes);
     std::vector<Site> sites{site_of(fault_instruction + 1)};  // sites are return addresses, one instruction further
     for (void* const* frame = fault_frame; frame >= low && frame + 1 < high && sites.size() < 32;
          frame = static_cast<void* const*>(frame[0])) {
@@ -43,7 +39,7 @@ Site place_in_kernel() {
 }
 
 [[noreturn]] void report_overflow() {
-    fail(place_in_kernel(), text("stack overflow: a thread here has %zu KiB", (kStackBytes - kGuardBytes - kThreadBytes) >> 10),
+    fail(place_in_kernel(), text("stack overflow: a thread here has %zu KiB", (kStackBytes - kGuardBytes) >> 10),
          {"local arrays too large, or calls without end; a GPU's kernels here may use no local memory at all"});
 }
 
@@ -85,7 +81,7 @@ const void* instruction_of(const ucontext_t& context) {
 
 void on_fault(int signal, siginfo_t* info, void* context) {
     const auto* at = static_cast<const uint8_t*>(info->si_addr);
-    if (current && at >= stack_of(current) && at < stack_of(current) + kGuardBytes) {
+    if (current && current->stack && at >= current->stack && at < current->stack + kGuardBytes) {
         auto& where = *static_cast<ucontext_t*>(context);
         if (!in_this_library(instruction_of(where))) end_the_process();
         return continue_with_report(where);

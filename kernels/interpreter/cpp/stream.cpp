@@ -57,7 +57,8 @@ Outcome run_launches(Stream& stream) {
     const bool fine = scheduler.run(chain);
     for (auto& grid : grids) {
         stream.finished = join(stream.finished, with_finished(grid->known_at_end, grid->work));
-        finished_launches.push_back({grid->kernel->name, std::move(grid->counters)});
+        const LaunchCounters& counters = grid->counters;
+        finished_launches.push_back({grid->kernel->name, counters.read.count(), counters.written.count(), counters});
     }
     return fine ? Outcome::Fine : Outcome::CheckFailed;
 }

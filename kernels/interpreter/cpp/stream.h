@@ -71,7 +71,8 @@ std::shared_ptr<Mark> mark(Stream& stream);
 // Counters of every launch that has run, oldest first.
 struct FinishedLaunch {
     std::string kernel;
-    LaunchCounters counters;
+    uint64_t bytes_read, bytes_written;  // distinct
+    LaunchCounts counts;
 };
 extern std::vector<FinishedLaunch> finished_launches;
 

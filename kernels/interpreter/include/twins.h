@@ -10,16 +10,17 @@ namespace interpreter {
 // Each CUDA thread runs on a stack of its own, aligned to its size; the top holds the thread's built-in variables, so
 // that finding them needs no memory access.
 constexpr size_t kStackBytes = 64 << 10;
-constexpr size_t kThreadBytes = 1024;
+constexpr size_t kBuiltinBytes = 64;
 
 struct BuiltinVariables {
     uint3 thread_index, block_index;
     dim3 block_size, grid_size;
     uint8_t* shared_memory;  // of this block
 };
+static_assert(sizeof(BuiltinVariables) <= kBuiltinBytes, "they fit above the stack");
 static inline __attribute__((always_inline)) const BuiltinVariables& here() {
     const uintptr_t frame = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
-    return *reinterpret_cast<const BuiltinVariables*>((frame & ~(kStackBytes - 1)) + kStackBytes - kThreadBytes);
+    return *reinterpret_cast<const BuiltinVariables*>((frame & ~(kStackBytes - 1)) + kStackBytes - kBuiltinBytes);
 }
 
 // address.cuh

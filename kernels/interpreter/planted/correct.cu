@@ -15,6 +15,24 @@ KERNEL(correct_exchange, 256)(const float* x, float* y, int n) {
 }
 REGISTER_KERNEL(correct_exchange)
 
+// Accesses of 1, 2 and 16 bytes to the same 16: every block writes 32 numbers of its own one by one, then 8 at a time, and
+// reads them one by one; each also writes one byte of the same word.
+//   numbers u16 [32 blocks], out u16 [32 blocks], bytes u8 [blocks]
+KERNEL(correct_widths, 32)(uint16_t* numbers, uint16_t* out, uint8_t* bytes) {
+    uint16_t* own = numbers + blockIdx.x * 32;
+    own[threadIdx.x] = static_cast<uint16_t>(threadIdx.x);
+    block_sync();
+    if (threadIdx.x < 4) {
+        uint4 eight = load_global_16(own + threadIdx.x * 8);
+        eight.x += 0x00010001;
+        store_global_16(own + threadIdx.x * 8, eight);
+    }
+    block_sync();
+    out[blockIdx.x * 32 + threadIdx.x] = own[threadIdx.x ^ 7];
+    if (threadIdx.x == 0) bytes[blockIdx.x] = static_cast<uint8_t>(blockIdx.x + 1);
+}
+REGISTER_KERNEL(correct_widths)
+
 // The sum of x, by the block that arrives last: partial sums, then a counter that acquires and releases.
 // partial: one float a block; counter: 0 before the launch and after it.
 KERNEL(correct_last_block_sum, 256)(const float* x, float* partial, uint32_t* counter, float* y, int n) {
@@ -126,3 +144,9 @@ KERNEL(correct_named_barriers, 64)(const uint32_t* x, uint32_t* y, int rounds) {
     }
 }
 REGISTER_KERNEL(correct_named_barriers)
+
+// order[i] = the thread, counted through the grid, that came i-th.
+KERNEL(correct_order_of_arrival, 64)(uint32_t* counter, uint32_t* order) {
+    order[atomic_add_relaxed(counter, 1u)] = blockIdx.x * blockDim.x + threadIdx.x;
+}
+REGISTER_KERNEL(correct_order_of_arrival)

@@ -14,6 +14,16 @@ KERNEL(planted_reads_other_block, 32)(uint32_t* y, uint32_t* z) {
 }
 REGISTER_KERNEL(planted_reads_other_block)
 
+// One byte of 16 that another block stores at once.
+KERNEL(planted_wide_and_narrow, 32)(uint8_t* y, uint32_t* z) {
+    if (threadIdx.x != 0) return;
+    if (blockIdx.x == 0)
+        store_global_16(y, make_uint4(1, 2, 3, 4));  // PARTNER wide and narrow
+    else
+        *z = y[13];  // BUG wide and narrow
+}
+REGISTER_KERNEL(planted_wide_and_narrow)
+
 // The last block sums partial results, but nothing publishes them: the counter is relaxed and there is no fence.
 KERNEL(planted_missing_fence, 32)(uint32_t* partial, uint32_t* counter, uint32_t* y) {
     if (threadIdx.x == 0) {

@@ -34,6 +34,50 @@ KERNEL(planted_misaligned_wrapper, 32)(const float* x, uint32_t* y) {
 }
 REGISTER_KERNEL(planted_misaligned_wrapper)
 
+KERNEL(planted_misaligned_shared, 32)(float* y) {
+    SHARED_MEMORY(shared);
+    float* tile = reinterpret_cast<float*>(shared);
+    for (int i = 0; i < 5; i++) tile[threadIdx.x * 4 + i % 4] = 1.0f;
+    block_sync();
+    const float4 v = *reinterpret_cast<const float4*>(tile + 1);  // BUG misaligned shared
+    y[threadIdx.x] = v.x + v.w;
+}
+REGISTER_KERNEL(planted_misaligned_shared)
+
+KERNEL(planted_misaligned_atomic, 32)(uint32_t* y) {
+    atomic_add_relaxed(reinterpret_cast<uint32_t*>(reinterpret_cast<uint8_t*>(y) + 2), 1u);  // BUG misaligned atomic
+}
+REGISTER_KERNEL(planted_misaligned_atomic)
+
+KERNEL(planted_global_load_of_shared, 32)(uint32_t* y) {
+    SHARED_MEMORY(shared);
+    uint32_t* tile = reinterpret_cast<uint32_t*>(shared);
+    tile[threadIdx.x] = 1;
+    y[threadIdx.x] = load_global_4(tile + threadIdx.x);  // BUG global load of shared
+}
+REGISTER_KERNEL(planted_global_load_of_shared)
+
+KERNEL(planted_shared_address_of_global, 32)(uint32_t* y) {
+    y[threadIdx.x] = shared_address(y);  // BUG shared address of global
+}
+REGISTER_KERNEL(planted_shared_address_of_global)
+
+// 256 KiB further begins the memory of a block that may run beside this one.
+KERNEL(planted_shared_of_another_block, 32)(uint32_t* y) {
+    SHARED_MEMORY(shared);
+    uint32_t* tile = reinterpret_cast<uint32_t*>(shared);
+    tile[(64 << 10) + threadIdx.x] = 1;  // BUG shared memory of another block
+    y[threadIdx.x] = 1;
+}
+REGISTER_KERNEL(planted_shared_of_another_block)
+
+KERNEL(planted_copy_reads_too_much, 32)(const float* x) {
+    SHARED_MEMORY(shared);
+    copy_async_16(shared_address(shared) + threadIdx.x * 16, x + threadIdx.x * 4, 17);  // BUG copy reads too much
+    copy_async_wait_all();
+}
+REGISTER_KERNEL(planted_copy_reads_too_much)
+
 KERNEL(planted_uninitialised_global, 32)(const uint32_t* x, uint32_t* y) {
     y[threadIdx.x] = x[threadIdx.x];  // BUG uninitialised global
 }
@@ -69,7 +113,7 @@ KERNEL(planted_read_only_written, 32)(uint32_t* x, uint32_t* y) {
 }
 REGISTER_KERNEL(planted_read_only_written)
 
-static __attribute__((noinline)) uint32_t without_end(uint32_t n) { volatile uint32_t own[64] = {n}; return own[n % 64] + without_end(n + 1); }  // BUG endless calls
+static __attribute__((noinline)) uint32_t without_end(uint32_t n) { volatile uint32_t own[64] = {n}; return n == ~0u ? 0 : own[n % 64] + without_end(n + 1); }  // BUG endless calls
 
 KERNEL(planted_endless_calls, 64)(uint32_t* y) {
     y[threadIdx.x] = without_end(threadIdx.x);

@@ -19,6 +19,25 @@ fn barriers_and_shuffles() {
 }
 
 #[test]
+fn wide_and_narrow_accesses_to_the_same_bytes() {
+    expect_clean("correct_widths", |bench| {
+        let (numbers, out) = (bench.uninitialised::<u16>(32 * 9), bench.uninitialised::<u16>(32 * 9));
+        let bytes = bench.uninitialised::<u8>(9);
+        let at = [address(&numbers, &bench.stream), address(&out, &bench.stream)];
+        let bytes_at = address(&bytes, &bench.stream);
+        // Twice: the second meets what the first left.
+        for _ in 0..2 {
+            let arguments = arguments![at[0], at[1], bytes_at];
+            bench.launch("correct_widths", shape(9, 32, 0), Start::AfterAll, arguments);
+        }
+        // The first two of every eight were raised by one.
+        let expected = (0..32u16).map(|i| i ^ 7).map(|i| i + u16::from(i % 8 < 2));
+        assert_eq!(bench.download(&out).expect("a correct kernel"), expected.collect::<Vec<_>>().repeat(9));
+        assert_eq!(bench.download(&bytes).expect("a correct kernel"), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    });
+}
+
+#[test]
 fn the_last_block_finishes() {
     expect_clean("correct_last_block_sum", |bench| {
         let n = 5000usize;

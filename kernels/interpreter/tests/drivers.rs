@@ -155,3 +155,33 @@ fn an_unknown_kernel() {
         assert_eq!(error_of(bench.module.load_function("no_such_kernel")), CUresult::CUDA_ERROR_NOT_FOUND);
     });
 }
+
+#[test]
+fn copies_and_fills_beyond_an_allocation_are_refused() {
+    playing(DeviceProfile::Sm90, || {
+        let bench = Bench::open(&[0; 64]);
+        let (x, y) = (bench.upload(&[1u8; 64]), bench.upload(&[2u8; 64]));
+        let (stream, x_at, y_at) = (bench.stream.cu_stream(), address(&x, &bench.stream), address(&y, &bench.stream));
+        let mut host = [0u8; 65];
+        // SAFETY: refused; were they not, the stand-in's memory and `host` are large enough.
+        unsafe {
+            assert_eq!(error_of(result::memcpy_htod_async(x_at, &host, stream)), CUresult::CUDA_ERROR_INVALID_VALUE);
+            assert_eq!(
+                error_of(result::memcpy_dtoh_async(&mut host, x_at, stream)),
+                CUresult::CUDA_ERROR_INVALID_VALUE
+            );
+            assert_eq!(
+                error_of(result::memcpy_dtod_async(y_at, x_at + 1, 64, stream)),
+                CUresult::CUDA_ERROR_INVALID_VALUE
+            );
+            assert_eq!(
+                error_of(result::memcpy_dtod_async(y_at + 1, x_at, 64, stream)),
+                CUresult::CUDA_ERROR_INVALID_VALUE
+            );
+            assert_eq!(error_of(result::memset_d8_async(x_at, 0, 65, stream)), CUresult::CUDA_ERROR_INVALID_VALUE);
+            assert_eq!(error_of(result::free_async(x_at + 1, stream)), CUresult::CUDA_ERROR_INVALID_VALUE);
+        }
+        assert_eq!(bench.download(&x).unwrap(), [1; 64]);
+        assert_eq!(bench.download(&y).unwrap(), [2; 64]);
+    });
+}

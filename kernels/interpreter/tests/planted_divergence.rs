@@ -9,7 +9,7 @@ fn on_words(kernel: &'static str, grid: u32, threads: u32, start: Start) -> impl
     move |bench| {
         let y = bench.upload(&[0u32; 64]);
         let y_at = address(&y, &bench.stream);
-        bench.launch(kernel, shape(grid, threads, 0), start, arguments![y_at]);
+        bench.launch(kernel, shape(grid, threads, 512), start, arguments![y_at]);
     }
 }
 
@@ -27,6 +27,22 @@ fn a_barrier_in_both_branches() {
 fn lanes_of_a_warp_at_different_barriers() {
     let bug = bug("divergent warp at barrier", &["divergent barrier: lanes of one warp"]);
     expect_found(&bug, on_words("planted_divergent_warp_at_barrier", 1, 32, Start::AfterAll));
+}
+
+#[test]
+fn a_barrier_that_threads_count_differently() {
+    let bug = bug("barrier counts", &["barrier 1: this thread expects", "others expect"]);
+    expect_found(&bug, on_words("planted_barrier_counts", 1, 96, Start::AfterAll));
+}
+
+#[test]
+fn barriers_that_do_not_exist() {
+    let sixteenth = bug("barrier 16", &["barrier 16 does not exist: a block has 16"]);
+    expect_found(&sixteenth, on_words("planted_barrier_16", 1, 32, Start::AfterAll));
+    let zeroth = bug("barrier 0", &["barrier 0 belongs to block_sync"]);
+    expect_found(&zeroth, on_words("planted_barrier_0", 1, 32, Start::AfterAll));
+    let part_of_a_warp = bug("barrier of 33", &["barrier 1: 33 threads is not a multiple of the warp size"]);
+    expect_found(&part_of_a_warp, on_words("planted_barrier_of_33", 1, 64, Start::AfterAll));
 }
 
 #[test]
@@ -55,6 +71,21 @@ fn a_shuffle_from_outside_its_mask() {
     let bug =
         bug("outside mask", &["shfl.sync.idx: lane", "reads from lane 20, which its mask (lanes 0000ffff) leaves out"]);
     expect_found(&bug, on_words("planted_shuffle_outside_mask", 1, 32, Start::AfterAll));
+}
+
+#[test]
+fn a_mask_without_its_caller_and_one_beyond_the_warp() {
+    let without = bug("mask without caller", &["shfl.sync.bfly: its mask (lanes 0000ffff) lacks the calling lane"]);
+    expect_found(&without, on_words("planted_mask_without_caller", 1, 32, Start::AfterAll));
+    let beyond =
+        bug("mask beyond warp", &["bar.warp.sync: its mask (lanes ffffffff) names lanes that this warp does not"]);
+    expect_found(&beyond, on_words("planted_mask_beyond_warp", 1, 48, Start::AfterAll));
+}
+
+#[test]
+fn one_matrix_load_in_each_branch() {
+    let bug = bug("matrix load in branches", &["divergent warp", "ldmatrix.x1"]);
+    expect_found(&bug, on_words("planted_matrix_load_in_branches", 1, 32, Start::AfterAll));
 }
 
 #[test]

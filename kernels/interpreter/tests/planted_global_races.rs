@@ -34,6 +34,14 @@ fn a_block_that_reads_what_another_writes() {
 }
 
 #[test]
+fn one_byte_of_sixteen_that_another_block_stores() {
+    expect_found(&bug("wide and narrow", &["race in global memory"]), |bench| {
+        let ((_y, y_at), (_z, z_at)) = (zeros(bench, 8), zeros(bench, 1));
+        bench.launch("planted_wide_and_narrow", shape(2, 32, 0), Start::AfterAll, arguments![y_at, z_at]);
+    });
+}
+
+#[test]
 fn partial_results_without_a_fence() {
     expect_found(&bug("missing fence", &["race in global memory", "no fence and flag"]), |bench| {
         let ((_p, partial), (_c, counter), (_y, y_at)) = (zeros(bench, 8), zeros(bench, 1), zeros(bench, 1));

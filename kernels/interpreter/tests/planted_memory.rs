@@ -89,14 +89,51 @@ fn a_misaligned_load_by_a_wrapper() {
 #[test]
 fn a_misaligned_asynchronous_copy() {
     let bug = Bug { file: FILE, marker: "misaligned copy", says: &["misaligned cp.async destination"] };
-    expect_found(&bug, with_x);
+    expect_found(&bug, with_x("planted_copy_misaligned"));
 }
 
-/// planted_copy_misaligned takes x alone.
-fn with_x(bench: &Bench) {
-    let x = bench.upload(&vec![1.0f32; 256]);
-    let x_at = address(&x, &bench.stream);
-    bench.launch("planted_copy_misaligned", shape(1, 32, 1024), Start::AfterAll, arguments![x_at]);
+/// Launches one warp with 1 KiB of shared memory and x alone.
+fn with_x(kernel: &'static str) -> impl Fn(&Bench) {
+    move |bench| {
+        let x = bench.upload(&vec![1.0f32; 256]);
+        let x_at = address(&x, &bench.stream);
+        bench.launch(kernel, shape(1, 32, 1024), Start::AfterAll, arguments![x_at]);
+    }
+}
+
+#[test]
+fn an_asynchronous_copy_that_reads_more_than_it_writes() {
+    let bug = Bug { file: FILE, marker: "copy reads too much", says: &["cp.async of 16 bytes reads 17"] };
+    expect_found(&bug, with_x("planted_copy_reads_too_much"));
+}
+
+#[test]
+fn a_misaligned_load_of_shared_memory() {
+    let bug = Bug { file: FILE, marker: "misaligned shared", says: &["misaligned read", "is not a multiple of 16"] };
+    expect_found(&bug, with_y("planted_misaligned_shared", 32, 1024));
+}
+
+#[test]
+fn a_misaligned_atomic() {
+    let says = &["misaligned atomic update", "is not a multiple of 4"];
+    let bug = Bug { file: FILE, marker: "misaligned atomic", says };
+    expect_found(&bug, with_y("planted_misaligned_atomic", 32, 0));
+}
+
+#[test]
+fn shared_memory_taken_for_global_and_the_other_way_round() {
+    let bug = Bug { file: FILE, marker: "global load of shared", says: &["which is not global memory"] };
+    expect_found(&bug, with_y("planted_global_load_of_shared", 32, 1024));
+    let says = &["which is not in this block's shared memory"];
+    let bug = Bug { file: FILE, marker: "shared address of global", says };
+    expect_found(&bug, with_y("planted_shared_address_of_global", 32, 1024));
+}
+
+#[test]
+fn the_shared_memory_of_another_block() {
+    let says = &["write of 4 bytes in the shared memory of another block"];
+    let bug = Bug { file: FILE, marker: "shared memory of another block", says };
+    expect_found(&bug, with_y("planted_shared_of_another_block", 32, 1024));
 }
 
 #[test]
@@ -134,7 +171,7 @@ fn a_read_only_load_of_what_the_grid_wrote() {
 
 #[test]
 fn calls_without_end() {
-    let says = &["stack overflow: a thread here has 59 KiB", "of planted_endless_calls"];
+    let says = &["stack overflow: a thread here has 60 KiB", "of planted_endless_calls"];
     let bug = Bug { file: FILE, marker: "endless calls", says };
     expect_found(&bug, with_y("planted_endless_calls", 64, 0));
 }
