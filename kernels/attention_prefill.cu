@@ -172,9 +172,9 @@ DEVICE void attention_prefill(const T* queries, const Cache<T>& cache, T* out, c
         buffer = after(buffer);
     }
 
-    // Outputs take the place of this warp's queries, which no other warp reads, to be stored 16 bytes at a time.
+    // Outputs take the place of this warp's queries, to be stored 16 bytes at a time. No other warp reads those, and its
+    // own lanes have read them before the last barrier.
     whole_rows(states);
-    warp_sync();
 #pragma unroll
     for (uint32_t m = 0; m < kRowTiles; m++) {
 #pragma unroll
