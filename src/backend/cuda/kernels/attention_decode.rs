@@ -1,4 +1,4 @@
-//! `kernels/attention_decode.cu`: attention of one row a sequence, its keys split over blocks, and the merge of the splits.
+//! `kernels/attention_decode.cu`: attention of one row a sequence, its keys split over blocks, and the splits' merge.
 
 use std::marker::PhantomData;
 
@@ -22,8 +22,8 @@ pub const SPLIT_STEP: usize = WARPS * UNIT;
 /// Below two units a warp, a split costs more than it saves.
 const SHORTEST_SPLIT: usize = 2 * SPLIT_STEP;
 
-/// The length of splits with which a launch for up to `sequences` sequences of up to `positions` positions has up to two
-/// blocks for each of `multiprocessors`, as many as run at a time: a third would wait for a first to end.
+/// The length of splits with which a launch for up to `sequences` sequences of up to `positions` positions has up to
+/// two blocks for each of `multiprocessors`, as many as run at a time: a third would wait for a first to end.
 pub fn split_len(
     sequences: usize,
     heads: &Heads,
