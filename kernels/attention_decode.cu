@@ -68,7 +68,8 @@ struct WarpResults {
 #pragma unroll
         for (uint32_t warp = 0; warp < kWarps; warp++) {
             const MergeFactors factors = merge(state, results.states[warp * kRows + row]);
-            const float4 other = *reinterpret_cast<const float4*>(results.values + (warp * kRows + row) * kPitch + column);
+            const float* const of_warp = results.values + (warp * kRows + row) * kPitch + column;
+            const float4 other = *reinterpret_cast<const float4*>(of_warp);
             values[0] = values[0] * factors.own + other.x * factors.other;
             values[1] = values[1] * factors.own + other.y * factors.other;
             values[2] = values[2] * factors.own + other.z * factors.other;
@@ -80,7 +81,8 @@ struct WarpResults {
 
 // Attention of the query row of each sequence that has one row in the step, over the keys of one split:
 //
-//   state[h] = (m, sum over keys k of exp2(s[k] - m)), values[h, :] = sum over keys k of exp2(s[k] - m) v[k, h / group, :],
+//   state[h] = (m, sum over keys k of exp2(s[k] - m))
+//   values[h, :] = sum over keys k of exp2(s[k] - m) v[k, h / group, :]
 //   s[k] = q[h, :] . k[k, h / group, :] log2(e) / sqrt(kHeadDim), m = max over keys k of s[k]
 //
 // and where the grid has one split a sequence, the quotient of the two, out[h, :], at once.
@@ -106,8 +108,8 @@ struct WarpResults {
 // (H200: 4.8 TB/s x 0.7 us / 132 multiprocessors = 25 KiB keep memory busy.) The queries, once, come through the last
 // stage, which is filled after them.
 //
-// Grid (splits, kv_heads ceil(group / (16 kRowTiles)), sequences), 128 threads. Shared memory: the larger of the stages,
-// 4 x kStages x 2 x 16 x kHeadDim x sizeof(T), and WarpResults.
+// Grid (splits, kv_heads ceil(group / (16 kRowTiles)), sequences), 128 threads. Shared memory: the larger of the
+// stages, 4 x kStages x 2 x 16 x kHeadDim x sizeof(T), and WarpResults.
 // Bytes: keys and values that rows see, queries, the blocks of tables that hold them, and for each head and split
 // (kHeadDim + 2) x 4 written, or the outputs. FLOPs: 4 kHeadDim for each head and key that it sees.
 // Alignment: 16 bytes; split_len a multiple of 64.
@@ -145,7 +147,8 @@ DEVICE void attention_decode_split(const T* queries, const Cache<T>& cache, T* o
     // Copies of this warp go row by row: lane l has chunk l % kChunks of rows l / kChunks, + kStep, ...
     constexpr uint32_t kStep = 32 / Layout::kChunks;
     const uint32_t chunk = lane % Layout::kChunks, first_row = lane / Layout::kChunks;
-    const size_t query = (static_cast<size_t>(sequence.first_row) * all_heads + kv_head * group + first_head) * kHeadDim;
+    const size_t query_row = static_cast<size_t>(sequence.first_row) * all_heads + kv_head * group + first_head;
+    const size_t query = query_row * kHeadDim;
 #pragma unroll
     for (uint32_t row = first_row; row < kRows; row += kStep) {
         const T* const source = queries + query + (row < heads ? row : 0) * kHeadDim + chunk * kVector;
@@ -259,16 +262,17 @@ DEVICE void attention_decode_split(const T* queries, const Cache<T>& cache, T* o
     }
 }
 
-// out[r, h, :] = sum over splits i of f[i] values[i, :] / sum over splits i of f[i] sum[i], f[i] = exp2(max[i] - max over
-// splits of max), for the row r of each sequence that has one row, from what attention_decode_split left.
+// out[r, h, :] = sum over splits i of f[i] values[i, :] / sum over splits i of f[i] sum[i],
+// f[i] = exp2(max[i] - max over splits of max), for the row r of each sequence that has one row, from what
+// attention_decode_split left.
 //
 //   out        T [rows, heads, kHeadDim]
 //   workspace  f32, see Partials, for gridDim.y sequences, gridDim.x heads and `splits` splits; those that a row sees
 //              none of are not read
 //   sequences, window, split_len   as there
 //
-// A block merges the splits of one head: warp w takes splits w, w + 4, ... in ascending order, four asked for at a time,
-// then the warps are merged in theirs: the order depends on the number of splits that the row sees alone.
+// A block merges the splits of one head: warp w takes splits w, w + 4, ... in ascending order, four asked for at a
+// time, then the warps are merged in theirs: the order depends on the number of splits that the row sees alone.
 //
 // Grid (heads, sequences), 128 threads. Shared memory: 4 x (kHeadDim + 8 + 2) floats.
 // Bytes: (kHeadDim + 2) x 4 for each head and split, the outputs. FLOPs: 3 kHeadDim a head and split.

@@ -12,8 +12,8 @@ static constexpr uint32_t kKeys = 64;                        // of a tile, at a 
 static constexpr uint32_t kBuffers = 3;
 static constexpr uint32_t kPaddingTile = 0xffffffffu;
 
-// Starts to copy rows `tile` kKeys .. of keys or values to shared memory. Rows outside of `visible` become zeros and are
-// not read: their slots may hold anything, and a weight of 0 times NaN is NaN.
+// Starts to copy rows `tile` kKeys .. of keys or values to shared memory. Rows outside of `visible` become zeros and
+// are not read: their slots may hold anything, and a weight of 0 times NaN is NaN.
 template <class T, uint32_t kHeadDim>
 DEVICE void copy_tile(const T* source, const Cache<T>& cache, uint32_t kv_head, const WarpPages& pages,
                       const KeyRange& visible, uint32_t tile, uint32_t first_tile, uint32_t destination) {
@@ -53,20 +53,20 @@ DEVICE void copy_tile(const T* source, const Cache<T>& cache, uint32_t kv_head, 
 // multiplied twice. (With 16 rows a warp would read 2 x 16 KiB of shared memory for 2 x 64 x 16 x 128 multiply-adds:
 // as many cycles for the one as for the other, at 128 bytes and 1024 multiply-adds a cycle.) Weights stay in registers,
 // and with them scores and sums: 64 + 128 of the 255 registers, so for kHeadDim 128 the queries, 64 more, are read
-// again from shared memory for each tile of keys.
+// again from shared memory for each tile of keys. Positions of rows, which only tiles at an edge need, lie there too.
 //
 // Tiles of 64 keys start at multiples of 64 positions. Tiles of keys of which no row sees any are not touched; of the
 // others the keys that no row sees are not read. Keys and values take turns in a ring of three buffers: while one is
-// multiplied, the two behind it are under way. One barrier for each. 80 KiB (kHeadDim 64: 40) of shared memory leave room
-// for two blocks on a multiprocessor with 163 KiB, and registers for no more.
+// multiplied, the two behind it are under way. One barrier for each. 80.5 KiB of shared memory (kHeadDim 64: 40.5)
+// leave room for two blocks on a multiprocessor with 164 KiB, and registers for no more.
 //
-// Order of a row's sums: tiles of keys ascending, 16 keys at a time. A tile of which the row sees nothing changes no bit
-// of it, so its bits depend on its position and window alone: not on the chunk, nor on the rows beside it.
+// Order of a row's sums: tiles of keys ascending, 16 keys at a time. A tile of which the row sees nothing changes no
+// bit of it, so its bits depend on its position and window alone: not on the chunk, nor on the rows beside it.
 //
 // Grid (tiles, kv_heads), 128 threads. Longest tiles first, for the grid's end to be even.
-// Shared memory: (128 + 3 x 64) kHeadDim x sizeof(T).
-// Bytes: for each sequence and KV head the keys and values that its rows see, once (each tile reads them again, from L2);
-// queries and outputs. FLOPs: 4 kHeadDim for each head and pair of row and key that it sees.
+// Shared memory: (128 + 3 x 64) kHeadDim x sizeof(T) + 128 x 4.
+// Bytes: for each sequence and KV head the keys and values that its rows see, once (each tile reads them again, from
+// L2); queries and outputs. FLOPs: 4 kHeadDim for each head and pair of row and key that it sees.
 // Alignment: 16 bytes.
 // Registers: at most 232 (attention_prefill_*_64), 255 (attention_prefill_*_128)
 template <class T, uint32_t kHeadDim, class Queries>
@@ -91,8 +91,9 @@ DEVICE void attention_prefill(const T* queries, const Cache<T>& cache, T* out, c
     const uint32_t first_position = sequence.start + own.y, last_position = first_position + rows - 1;
     const KeyRange visible{first_visible(first_position, window), last_position + 1};
     const uint32_t first_tile = visible.first / kKeys, end_tile = (visible.end + kKeys - 1) / kKeys;
-    // Query p of a tile whose first row is `first_row` of the step begins at this element of `queries` and `out`.
-    const auto element = [&](uint32_t first_row, uint32_t p) {
+    // Query p of the tile begins at this element of `queries` and `out`.
+    const uint32_t first_row = sequence.first_row + own.y;
+    const auto element = [&](uint32_t p) {
         const size_t row = first_row + p / group;
         return ((row * cache.kv_heads + kv_head) * group + p % group) * kHeadDim;
     };
@@ -102,7 +103,8 @@ DEVICE void attention_prefill(const T* queries, const Cache<T>& cache, T* out, c
     for (uint32_t p = threadIdx.x / Layout::kChunks; p < kQueries; p += kStep) {
         const uint32_t chunk = threadIdx.x % Layout::kChunks;
         const bool is_query = p < rows * group;
-        copy_async_16(query_tile + Layout::offset(p, chunk), queries + element(sequence.first_row + own.y, is_query ? p : 0) + chunk * kVector, is_query ? 16 : 0);
+        const T* const source = queries + element(is_query ? p : 0) + chunk * kVector;
+        copy_async_16(query_tile + Layout::offset(p, chunk), source, is_query ? 16 : 0);
     }
     WarpPages pages = look_up(cache, sequence.table, visible, first_tile * (kKeys / kUnit), 1);
     const auto copy = [&](const T* source, uint32_t tile, uint32_t buffer) {
@@ -119,9 +121,7 @@ DEVICE void attention_prefill(const T* queries, const Cache<T>& cache, T* out, c
 #pragma unroll
     for (uint32_t m = 0; m < kRowTiles; m++) {
 #pragma unroll
-        for (uint32_t half = 0; half < 2; half++) {
-            states[m][half] = no_keys();
-        }
+        for (uint32_t half = 0; half < 2; half++) states[m][half] = no_keys();
     }
 
     // Positions of all queries; those that are left over take the last row's.
@@ -172,9 +172,9 @@ DEVICE void attention_prefill(const T* queries, const Cache<T>& cache, T* out, c
         buffer = after(buffer);
     }
 
-    // Outputs take the place of this warp's queries, which no other warp reads, to be stored 16 bytes at a time.
+    // Outputs take the place of this warp's queries, to be stored 16 bytes at a time. No other warp reads those, and
+    // its own lanes have read them before the last barrier.
     whole_rows(states);
-    warp_sync();
 #pragma unroll
     for (uint32_t m = 0; m < kRowTiles; m++) {
 #pragma unroll
@@ -190,30 +190,32 @@ DEVICE void attention_prefill(const T* queries, const Cache<T>& cache, T* out, c
         }
     }
     warp_sync();
-    // Read again: the main loop had no register for it.
-    const uint32_t first_row = load_global_4(&sequences[load_global_4(&tiles[blockIdx.x].x)].first_row) + load_global_4(&tiles[blockIdx.x].y);
 #pragma unroll 4
     for (uint32_t i = lane / Layout::kChunks; i < kRowTiles * 16; i += 32 / Layout::kChunks) {
         const uint32_t p = warp * kRowTiles * 16 + i, chunk = lane % Layout::kChunks;
         if (p < rows * group) {
-            store_global_16(out + element(first_row, p) + chunk * kVector,
+            store_global_16(out + element(p) + chunk * kVector,
                             *reinterpret_cast<const uint4*>(shared + Layout::offset(p, chunk)));
         }
     }
 }
 
-#define ATTENTION_PREFILL_KERNEL(name, T, kHeadDim, Queries)                                                           \
-    KERNEL(name, kThreads, 2)                                                                                          \
-    (const T* queries, const T* keys, const T* values, T* out, const Sequence* sequences, const uint32_t* block_tables, \
-     const uint2* tiles, uint32_t kv_heads, uint32_t group, uint32_t page_shift, uint32_t window) {                    \
-        const Cache<T> cache{keys, values, block_tables, kv_heads, page_shift};                                        \
-        attention_prefill<T, kHeadDim, Queries>(queries, cache, out, sequences, tiles, group, window);                 \
-    }                                                                                                                  \
+#define ATTENTION_PREFILL_KERNEL(name, T, kHeadDim, Queries)                                                    \
+    KERNEL(name, kThreads, 2)                                                                                   \
+    (const T* queries, const T* keys, const T* values, T* out, const Sequence* sequences,                       \
+     const uint32_t* block_tables, const uint2* tiles, uint32_t kv_heads, uint32_t group, uint32_t page_shift,  \
+     uint32_t window) {                                                                                         \
+        const Cache<T> cache{keys, values, block_tables, kv_heads, page_shift};                                 \
+        attention_prefill<T, kHeadDim, Queries>(queries, cache, out, sequences, tiles, group, window);          \
+    }                                                                                                           \
     REGISTER_KERNEL(name)
-#define ATTENTION_PREFILL_KERNELS(T)                                                                      \
-    ATTENTION_PREFILL_KERNEL(attention_prefill_##T##_64, T, 64, HeldQueries<64 COMMA kRowTiles>)          \
+
+// One word, for the macro.
+using Held64 = HeldQueries<64, kRowTiles>;
+
+#define ATTENTION_PREFILL_KERNELS(T)                                       \
+    ATTENTION_PREFILL_KERNEL(attention_prefill_##T##_64, T, 64, Held64)    \
     ATTENTION_PREFILL_KERNEL(attention_prefill_##T##_128, T, 128, SharedQueries<128>)
-#define COMMA ,
 
 ATTENTION_PREFILL_KERNELS(bf16)
 ATTENTION_PREFILL_KERNELS(f16)

@@ -43,8 +43,11 @@ fn steps() -> Vec<Step> {
         step(12, 1, 64, Some(5), 64, &[(0, 31), (62, 4), (63, 2), (64, 10)]),
         step(12, 1, 128, Some(64), 64, &[(0, 65), (128, 10)]),
         step(12, 1, 128, Some(129), 128, &[(301, 7)]),
+        // More than 8 and 16 tiles of keys: the pages are looked up again.
+        step(12, 1, 64, None, 16, &[(1030, 4), (500, 20)]),
+        step(9, 1, 128, Some(600), 128, &[(1700, 3)]),
         // 5 rows, 2 rows, and one that leaves much of its tile empty.
-        step(24, 1, 128, Some(100), 64, &[(0, 4), (90, 5), (191, 6)]),
+        step(24, 1, 128, Some(100), 64, &[(0, 4), (160, 5), (191, 6)]),
         step(24, 1, 64, None, 16, &[(16, 1), (15, 2), (79, 11)]),
         step(43, 1, 64, Some(66), 64, &[(64, 5)]),
         step(64, 1, 128, None, 64, &[(0, 3), (63, 2), (0, 1)]),

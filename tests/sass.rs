@@ -247,10 +247,10 @@ fn norm_and_embed_move_16_bytes_at_a_time() {
     }
 }
 
-/// Of (kernel, its sizes): in the main loop the matrix instructions, the loads of fragments, the asynchronous copies of a
-/// thread and the barriers of a block. A turn of prefill is 64 keys for 32 queries of a warp: 64 x 32 x head_dim
-/// multiply-adds twice, 2,048 an instruction; fragments of 16 x 16 keys and values, and for head_dim 128 of queries; the
-/// copies of a block of 128 threads, 16 bytes each. A turn of decode is 16 keys for 16 or 32 heads, all by one warp.
+/// Of (kernel, its sizes): in the main loop the matrix instructions, the loads of fragments, the asynchronous copies of
+/// a thread and the barriers of a block. A turn of prefill is 64 keys for 32 queries of a warp: 64 x 32 x head_dim
+/// multiply-adds twice, 2,048 an instruction; fragments of 16 x 16 keys and values, and for head_dim 128 of queries;
+/// the copies of a block of 128 threads, 16 bytes each. A turn of decode is 16 keys for 16 or 32 heads, by one warp.
 const ATTENTION_LOOPS: [(&str, &str, [usize; 4]); 6] = [
     ("attention_prefill_", "_64", [128, 32, 8, 2]),
     ("attention_prefill_", "_128", [256, 32 + 32 + 16, 16, 2]),

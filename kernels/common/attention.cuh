@@ -1,5 +1,5 @@
-// The two products of flash attention on tensor cores, and the softmax between them, for the rows of one warp: shared by
-// prefill and decode.
+// The two products of flash attention on tensor cores, and the softmax between them, for the rows of one warp: shared
+// by prefill and decode.
 //
 // A row here is one query head at one position. A warp holds 16 kRowTiles of them in fragments of m16n8k16: with
 // g = lane / 4 and t = lane % 4, element i of a 16 x 8 fragment is row g + 8 (i / 2), column 2 t + i % 2. Scores become
@@ -154,7 +154,8 @@ DEVICE void soften(float (&scores)[kRowTiles][kKeys / 8][4], SoftmaxState (&stat
 
 // Weights rounded to T, as the left operands of their product with the values.
 template <class T, uint32_t kRowTiles, uint32_t kKeys>
-DEVICE void pack_weights(uint32_t (&packed)[kRowTiles][kKeys / 16][4], const float (&weights)[kRowTiles][kKeys / 8][4]) {
+DEVICE void pack_weights(uint32_t (&packed)[kRowTiles][kKeys / 16][4],
+                         const float (&weights)[kRowTiles][kKeys / 8][4]) {
 #pragma unroll
     for (uint32_t m = 0; m < kRowTiles; m++) {
 #pragma unroll

@@ -78,8 +78,8 @@ struct WarpPages {
     uint32_t page;
 };
 
-// Looks up units first, first + stride, ... of a sequence for the lanes of a warp, `table` as in its Span. Positions are clamped to `visible`,
-// so that no block is looked up that may be gone or not there yet.
+// Looks up units first, first + stride, ... of a sequence for the lanes of a warp, `table` as in its Span. Positions
+// are clamped to `visible`, so that no block is looked up that may be gone or not there yet.
 template <class T>
 DEVICE WarpPages look_up(const Cache<T>& cache, uint32_t table, const KeyRange& visible, uint32_t first,
                          uint32_t stride) {

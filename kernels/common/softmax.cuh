@@ -1,10 +1,10 @@
-// Softmax over scores that come piece by piece, as a state that pieces are merged into. Prefill, decode and the merge of
-// a decode's splits share it.
+// Softmax over scores that come piece by piece, as a state that pieces are merged into. Prefill, decode and the merge
+// of a decode's splits share it.
 //
 // Scores are in the log2 domain: the softmax of scores s in base e is that of s log2(e) in base 2, and exp2 is one
-// instruction. A state stands for a set of keys: max = their largest score, sum = sum of exp2(score - max). The weighted
-// sum of values that goes with it is relative to the same max; where a state's max rises, its sum and its weighted
-// values are multiplied by exp2(old max - new max).
+// instruction. A state stands for a set of keys: max = their largest score, sum = sum of exp2(score - max). The
+// weighted sum of values that goes with it is relative to the same max; where a state's max rises, its sum and its
+// weighted values are multiplied by exp2(old max - new max).
 //
 // A masked score is -infinity. A state of no visible key, max = -infinity and sum = 0, is a neutral element: nothing
 // here makes NaN of it, and what is merged with it keeps its bits.

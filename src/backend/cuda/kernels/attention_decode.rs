@@ -1,4 +1,4 @@
-//! `kernels/attention_decode.cu`: attention of one row a sequence, its keys split over blocks, and the merge of the splits.
+//! `kernels/attention_decode.cu`: attention of one row a sequence, its keys split over blocks, and the splits' merge.
 
 use std::marker::PhantomData;
 
@@ -22,8 +22,8 @@ pub const SPLIT_STEP: usize = WARPS * UNIT;
 /// Below two units a warp, a split costs more than it saves.
 const SHORTEST_SPLIT: usize = 2 * SPLIT_STEP;
 
-/// The length of splits with which a launch for up to `sequences` sequences of up to `positions` positions has about
-/// two blocks for each of `multiprocessors`.
+/// The length of splits with which a launch for up to `sequences` sequences of up to `positions` positions has up to
+/// two blocks for each of `multiprocessors`, as many as run at a time: a third would wait for a first to end.
 pub fn split_len(
     sequences: usize,
     heads: &Heads,
@@ -32,7 +32,7 @@ pub fn split_len(
     multiprocessors: usize,
 ) -> usize {
     let blocks = sequences.max(1) * heads.kv.max(1) * RowTile::of(heads).count(heads);
-    let wanted = (2 * multiprocessors).div_ceil(blocks).max(1);
+    let wanted = (2 * multiprocessors / blocks).max(1);
     let visible = window.map_or(positions, |window| window.min(positions)).clamp(1, MOST_SPLIT);
     visible.div_ceil(wanted).next_multiple_of(SPLIT_STEP).max(SHORTEST_SPLIT)
 }
@@ -340,12 +340,12 @@ mod tests {
     }
 
     #[test]
-    fn splits_fill_the_multiprocessors_about_twice_and_are_no_shorter_than_pays() {
+    fn splits_fill_the_multiprocessors_twice_at_the_most_and_are_no_shorter_than_pays() {
         let len = |sequences, positions, window| split_len(sequences, &HEADS, window, positions, 132);
         assert_eq!(len(1, 4096, None), 128);
         assert_eq!(len(1, 16_384, None), 256);
         assert_eq!(len(1, 16_384, Some(4096)), 128);
-        assert_eq!(len(32, 4096, None), 1408);
+        assert_eq!(len(32, 4096, None), 2048);
         assert_eq!(len(256, 4096, None), 4096);
         assert_eq!(len(256, 1, None), 128);
         for len in [len(1, 0, None), len(0, 100, Some(1)), len(3, usize::MAX, None)] {
