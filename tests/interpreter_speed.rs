@@ -6,8 +6,8 @@ mod common;
 
 use common::{Bench, Random};
 use half::bf16;
-use rigel::backend::cuda::kernels::gemv::{Epilogue, Gemv, GemvInputs, GemvShape};
 use rigel::backend::cuda::kernels::norm::{Norm, NormForm, NormShape, NormWeights};
+use rigel::backend::cuda::kernels::product::{Epilogue, ProductInputs, ProductShape, Projection};
 use rigel::backend::cuda::{CudaError, images};
 use rigel_interpreter::{AsyncPolicy, DeviceProfile, Interpreter};
 
@@ -44,15 +44,16 @@ fn norm(bench: &Bench, rows: usize) -> f64 {
     })
 }
 
-fn gemv(bench: &Bench, shape: GemvShape) -> f64 {
-    let GemvShape { rows, columns, depth } = shape;
+/// Up to 16 rows by gemv, more by gemm.
+fn product(bench: &Bench, shape: ProductShape) -> f64 {
+    let ProductShape { rows, columns, depth } = shape;
     let mut random = Random(2);
     let mut elements = |len| bench.upload(&random.elements::<bf16>(len, 0.0, 1.0));
     let (x, weights) = (elements(rows * depth), elements(columns * depth));
     let mut out = bench.poisoned::<bf16>(rows * columns);
-    let gemv = Gemv::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
-    let inputs = GemvInputs { x: x.view(), weights: weights.view(), bias: None };
-    milliseconds(bench, || gemv.launch(&bench.stream, shape, inputs, out.view_mut()))
+    let projection = Projection::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
+    let inputs = ProductInputs { x: x.view(), weights: weights.view(), bias: None };
+    milliseconds(bench, || projection.launch(&bench.stream, shape, inputs, out.view_mut()))
 }
 
 #[test]
@@ -68,8 +69,10 @@ fn times() {
         println!("seed {seed}");
         println!("  norm, 256 rows of 4096      {:8.1} ms", norm(&bench, 256));
         for rows in [1, 16] {
-            let shape = GemvShape { rows, columns: 512, depth: 4096 };
-            println!("  gemv, {rows:2} x 4096 x 512       {:8.1} ms", gemv(&bench, shape));
+            let shape = ProductShape { rows, columns: 512, depth: 4096 };
+            println!("  gemv, {rows:2} x 4096 x 512       {:8.1} ms", product(&bench, shape));
         }
+        let shape = ProductShape { rows: 512, columns: 512, depth: 512 };
+        println!("  gemm, 512 x 512 x 512       {:8.1} ms", product(&bench, shape));
     }
 }
