@@ -32,6 +32,8 @@ pub fn in_own_process_with(test: &str, variables: &[(&str, &str)], body: impl Fn
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{test} in a process of its own: {}\n{out}\n{err}", output.status);
     assert!(out.contains("1 passed"), "{test}: no such test in its own process\n{out}");
+    // For --nocapture: what the body had to say.
+    print!("{out}");
 }
 
 /// A test of kernels, in a process of its own; skipped by name where there are none.

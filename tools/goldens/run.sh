@@ -10,10 +10,12 @@ case "${1:-}" in
 checkpoints)
     "$PYTHON" $here/checkpoints.py
     "$PYTHON" $here/goldens.py
+    "$PYTHON" $here/half.py random
     "$PYTHON" $here/mutations.py
     ;;
 nano)
     "$PYTHON" $here/nano.py
+    "$PYTHON" $here/half.py nano
     "$PYTHON_4_39" $here/respond.py
     ;;
 *)
