@@ -189,16 +189,16 @@ device_test! {
             let golden = goldens::read_golden(&name);
             let clear = clear_margin(&golden);
             // Short prompts, one of them for infilling, and continuations beyond the window of 128.
-            let chosen = |g: &&Greedy| ["def", "infill, suffix first", "end of text"].contains(&g.name.as_str());
+            let chosen = |g: &&Greedy| ["def", "infill, suffix first"].contains(&g.name.as_str());
             let greedy: Vec<&Greedy> = golden.greedy.iter().filter(chosen).collect();
-            assert_eq!(greedy.len(), 3);
+            assert_eq!(greedy.len(), 2);
             let [gpu, cpu] = [DEVICE, Device::Cpu].map(|device| {
                 goldens::continue_greedily(&goldens::engine(&directory, device, WHOLE), greedy.iter().copied())
             });
             let (errors, compared) = decoded(&gpu, &greedy, clear, &name);
             println!("{name}: {errors}, {compared} clear");
             errors.assert_no_further_than_transformers(&name);
-            assert!(compared >= 300, "{compared} compared");
+            assert!(compared >= 200, "{compared} compared");
 
             let mut whole = 0;
             for ((gpu, cpu), expected) in gpu.iter().zip(&cpu).zip(&greedy) {
