@@ -17,11 +17,13 @@ struct Tile {
     static constexpr uint32_t kChunks = kDepth / kVector;        // 16-byte chunks of a row
     static constexpr uint32_t kRowsAtOnce = kThreads / kChunks;  // that all threads together copy, a chunk each
     static_assert(kDepth == 32 || kDepth == 64, "the swizzles below are for rows of 64 and 128 bytes");
-    static_assert(kRows % kRowsAtOnce == 0 && kColumns % kRowsAtOnce == 0 && kRowsAtOnce % 8 == 0, "whole turns of copies");
+    static_assert(kRows % kRowsAtOnce == 0 && kColumns % kRowsAtOnce == 0, "whole turns of copies");
+    static_assert(kRowsAtOnce % 8 == 0, "all rows of a thread are swizzled alike");
     static_assert(kWarpRows % 16 == 0 && kWarpColumns % 32 == 0, "16 x 32 of the output is what a quad's stores need");
 
-    // What the number of a row's chunk is xored with: the 8 rows of a matrix that ldmatrix reads, at one chunk, then lie
-    // in 8 different groups of 4 banks, and so do the chunks that 8 neighbouring threads of a copy write. Period 8 rows.
+    // What the number of a row's chunk is xored with: the 8 rows of a matrix that ldmatrix reads, at one chunk, then
+    // lie in 8 different groups of 4 banks, and so do the chunks that 8 neighbouring threads of a copy write. Its
+    // period is 8 rows.
     DEVICE uint32_t swizzle(uint32_t row) { return kChunks == 8 ? row % 8 : row / 2 % 4; }
 };
 
@@ -71,21 +73,22 @@ DEVICE void transpose_quad(uint32_t (&words)[4], uint32_t t) {
 //   group    rows of tiles that are computed together, at least 1
 //
 // The way of the operands: a ring of `stages` stages in shared memory, each kDepth of k for all rows and columns of the
-// tile, filled by cp.async of 16 bytes while earlier stages are multiplied; ldmatrix, two sets of fragments deep, so that
-// the loads of one k = 16 run beside the multiplications of the last; m16n8k16. One barrier a stage: behind it, the next
-// stage is complete for all threads and the one before the last is free.
+// tile, filled by cp.async of 16 bytes while earlier stages are multiplied; ldmatrix, two sets of fragments deep, so
+// that the loads of one k = 16 run beside the multiplications of the last; m16n8k16. One barrier a stage: behind it,
+// the next stage is complete for all threads, and the one read before it is free.
 //
-// Tiles. Each value that ldmatrix brings from shared memory is used 64 times in a warp tile of 64 x 64: (64 + 64) x 16 x 2
-// bytes for 64 x 64 x 16 multiply-adds, 32 cycles of shared memory for 64 of an Ampere tensor core quarter: half of the
-// bandwidth that four warps share. 128 sums and 64 registers of fragments leave a thread enough for addresses.
-//   128x256  8 warps, k 64, 48 KiB a stage: 768 bytes of operands from L2 for 32768 multiply-adds, the least; one
-//            block a multiprocessor, so the longer stage halves its barriers. 3 stages on sm_80, 4 on sm_90.
+// Tiles. For 16 of k a warp tile of 64 x 64 reads 4 KiB by ldmatrix, 32 cycles of shared memory, and multiplies for 256
+// cycles of an Ampere quarter's tensor core: four warps take half of the bandwidth that they share. 128 sums and 64
+// registers of fragments leave a thread enough for addresses.
+//   128x256  8 warps, k 64, 48 KiB a stage: 768 bytes from L2 for 32768 multiply-adds, the least. One block a
+//            multiprocessor, so the longer stage halves its barriers. 3 stages on sm_80, 4 on sm_90.
 //   128x128  4 warps, k 32, 16 KiB a stage: two blocks a multiprocessor, one's ends and barriers behind the other's
 //            products; fits twice in every shared memory: 3 stages on sm_86, 4 on sm_80, 6 on sm_90.
 //   64x64    4 warps of 32x32, k 64, 16 KiB a stage: up to 64 rows, and where larger tiles leave multiprocessors idle.
-//   32x64    4 warps of 16x32, k 64, 12 KiB a stage, 8 of them weights: up to 32 rows, bound by the bytes of the weights;
-//            at 8 stages 56 KiB of them are under way. (H200: 4.8 TB/s x 0.7 us / 132 multiprocessors = 25 KiB.)
-// A stage's row is 64 or 128 bytes, whole sectors of L2 and whole lines at k 64.
+//   32x64    4 warps of 16x32, k 64, 12 KiB a stage, 8 of them weights: up to 32 rows, bound by the bytes of the
+//            weights; at 8 stages 56 KiB of them are under way. (H200: 4.8 TB/s x 0.7 us / 132 multiprocessors = 25
+//            KiB.)
+// A stage's row is 64 or 128 bytes, whole sectors of L2, and whole lines at k 64.
 //
 // Order of the sum: k ascending, 16 at a time, in one accumulator, whatever the tile: a row has the same bits with any
 // rows beside it and in every tile shape.
@@ -93,10 +96,10 @@ DEVICE void transpose_quad(uint32_t (&words)[4], uint32_t t) {
 // Order of the tiles: blocks go down `group` rows of tiles, then to the next column of tiles, so that those that run
 // together share rows and columns in L2; the launcher picks `group` by how many run together.
 //
-// End: a quad of lanes holds 8 columns of a row, 4 bytes each lane; four such meet by shuffles, and each lane stores (and
-// reads the residual) 16 bytes, 64 consecutive ones a quad. f32 is stored 8 bytes a lane, 32 a quad. The small tiles read
-// all terms ahead of the main loop; the large ones those of columns, and the rest behind it, where the fragments' registers
-// are free, 16 rows ahead of those that are stored.
+// End: a quad of lanes holds 8 columns of a row, 4 bytes each lane; four such meet by shuffles, and each lane stores
+// (and reads the residual) 16 bytes, 64 consecutive ones a quad. f32 is stored 8 bytes a lane, 32 a quad. The small
+// tiles read all terms ahead of the main loop; the large ones those of columns, and the rest behind it, where the
+// fragments' registers are free, 16 rows ahead of those that are stored.
 //
 // Grid (ceil(rows / kRows) ceil(columns / kColumns)), Tile::kThreads threads. Shared memory: stages x kStageBytes.
 // Bytes: (columns depth + rows depth + rows columns + the epilogue's) x sizeof(T), each operand counted once.
@@ -129,8 +132,8 @@ DEVICE void gemm(const T* x, const T* weights, const typename Epilogue::template
     const uint32_t first_row = (first_down + in_group % group_rows) * Tile::kRows;
     const uint32_t first_column = in_group / group_rows * Tile::kColumns;
 
-    // Copies. A thread has one chunk of every kRowsAtOnce-th row. Rows and k past the end are filled with zeros, and not
-    // read.
+    // Copies. A thread has one chunk of every kRowsAtOnce-th row. Rows and k past the end are filled with zeros, and
+    // not read.
     const uint32_t chunk = threadIdx.x % Tile::kChunks, copied_row = threadIdx.x / Tile::kChunks;
     const uint32_t destination = ring + copied_row * Tile::kRowBytes + (chunk ^ Tile::swizzle(copied_row)) * 16;
     const uint32_t own_row = first_row + copied_row, own_column = first_column + copied_row;
@@ -155,9 +158,9 @@ DEVICE void gemm(const T* x, const T* weights, const typename Epilogue::template
         }
     };
 
-    // Fragments. Of the activations a lane addresses row lane % 16, chunk lane / 16 of 16 rows x 16 k; of the weights row
-    // lane % 8 + lane / 16 * 8, chunk lane / 8 % 2, which makes the two halves of b for 8 columns, then for 8 more. A
-    // step further along k is two chunks: an xor of the swizzled address with 32 bytes.
+    // Fragments. Of the activations a lane addresses row lane % 16, chunk lane / 16 of 16 rows x 16 k; of the weights
+    // row lane % 8 + lane / 16 * 8, chunk lane / 8 % 2, which makes the two halves of b for 8 columns, then for 8 more.
+    // A step further along k is two chunks: an xor of the swizzled address with 32 bytes.
     const uint32_t a_row = lane % 16, b_row = lane % 8 + lane / 16 * 8;
     const uint32_t a_lane = (warp_row + a_row) * Tile::kRowBytes + (lane / 16 ^ Tile::swizzle(a_row)) * 16;
     const uint32_t b_lane =
@@ -189,7 +192,8 @@ DEVICE void gemm(const T* x, const T* weights, const typename Epilogue::template
     };
     decltype(read_column(0)) column_terms[kColumnTiles];
     decltype(read_row(0, 0)) row_terms[kRowTiles][2];
-    // What belongs to the pairs of two rows: either as the epilogue reads it, or what the output holds, 16 bytes a lane.
+    // What belongs to the pairs of two rows: either as the epilogue reads it, or what the output holds, 16 bytes a
+    // lane.
     using PairTerms = decltype(Epilogue::pair_terms(output, row_terms[0][0], 0u));
     PairTerms pair_terms[kRowTiles][2][kColumnTiles];
     uint4 before[kRowTiles][2][kColumnTiles / 4];

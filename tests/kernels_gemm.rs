@@ -73,8 +73,8 @@ device_test! {
     }
 }
 
-/// Rows, depth, heads, key heads, elements of a head, slots of a page: groups of 1, 2, 9 and 12 query heads, both head sizes, pages of
-/// 16 to 128 slots, rows around the small tiles.
+/// Rows, depth, heads, key heads, elements of a head, slots of a page: groups of 1, 2, 9 and 12 query heads, both head
+/// sizes, pages of 16 to 128 slots, rows around the small tiles.
 const QKV: [(usize, usize, usize, usize, usize, usize); 6] = [
     (17, 40, 2, 2, 64, 16),
     (32, 72, 4, 2, 128, 64),
@@ -122,7 +122,8 @@ device_test! {
     }
 }
 
-/// A row has the same bits in every tile, with any number of stages, in any order of tiles, and with any rows beside it.
+/// A row has the same bits in every tile, with any number of stages, in any order of tiles, and with any rows beside
+/// it.
 fn invariant<T: Half>(bench: &Bench, case: &Case<T>) {
     let projection = Projection::<T>::load(bench.device(), Epilogue::BiasGelu).unwrap();
     let operands = case.upload(bench);
@@ -150,7 +151,7 @@ fn invariant<T: Half>(bench: &Bench, case: &Case<T>) {
     for (first, rows) in [(0, 1), (31, 2), (5, 17), (33, 40)] {
         for plan in [base, Plan { tile: Tile::Rows64Columns64, stages: 8, group: 1 }] {
             // Eight stages of 16 KiB are more than some devices have.
-            let fits = plan.stages * 16 << 10 <= bench.device().properties().shared_bytes;
+            let fits = (plan.stages * 16) << 10 <= bench.device().properties().shared_bytes;
             let plan = if fits { plan } else { base };
             let range = first * columns..(first + rows) * columns;
             assert!(compute(first, rows, plan) == all[range], "{} rows {first}, {rows} of them, {plan:?}", T::NAME);
@@ -161,7 +162,8 @@ fn invariant<T: Half>(bench: &Bench, case: &Case<T>) {
 device_test! {
     fn a_row_has_the_same_bits_in_every_tile_and_with_any_rows_beside_it() {
         let shape = ProductShape { rows: 90, columns: 136, depth: 472 };
-        let (first, second) = (Case::<bf16>::new(shape, BiasTerm::Present, 5), Case::<f16>::new(shape, BiasTerm::Present, 6));
+        let first = Case::<bf16>::new(shape, BiasTerm::Present, 5);
+        let second = Case::<f16>::new(shape, BiasTerm::Present, 6);
         common::on_every_schedule(|bench| {
             invariant(bench, &first);
             invariant(bench, &second);
@@ -174,7 +176,8 @@ device_test! {
         // x -> hidden (GELU) -> added to x: an MLP, three times over, with nothing between the launches.
         let up = ProductShape { rows: 37, columns: 256, depth: 64 };
         let down = ProductShape { rows: 37, columns: 64, depth: 256 };
-        let (up_case, down_case) = (Case::<bf16>::new(up, BiasTerm::Present, 1), Case::<bf16>::new(down, BiasTerm::Present, 2));
+        let up_case = Case::<bf16>::new(up, BiasTerm::Present, 1);
+        let down_case = Case::<bf16>::new(down, BiasTerm::Present, 2);
         common::on_every_schedule(|bench| {
             let gelu = Projection::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
             let add = Projection::<bf16>::load(bench.device(), Epilogue::BiasResidual).unwrap();

@@ -130,7 +130,8 @@ fn invariant<T: Half>(bench: &Bench, case: &Case<T>, epilogue: Epilogue) {
 device_test! {
     fn a_row_has_the_same_bits_with_any_rows_beside_it() {
         let shape = ProductShape { rows: MOST_ROWS, columns: 40, depth: 1416 };
-        let (first, second) = (Case::<bf16>::new(shape, BiasTerm::Present, 99), Case::<f16>::new(shape, BiasTerm::Present, 99));
+        let first = Case::<bf16>::new(shape, BiasTerm::Present, 99);
+        let second = Case::<f16>::new(shape, BiasTerm::Present, 99);
         common::on_every_schedule(|bench| {
             for epilogue in EPILOGUES {
                 invariant(bench, &first, epilogue);
@@ -145,7 +146,8 @@ device_test! {
         // x -> hidden (GELU) -> added to x: an MLP, three times over, with nothing between the launches.
         let up = ProductShape { rows: 3, columns: 256, depth: 64 };
         let down = ProductShape { rows: 3, columns: 64, depth: 256 };
-        let (up_case, down_case) = (Case::<bf16>::new(up, BiasTerm::Present, 1), Case::<bf16>::new(down, BiasTerm::Present, 2));
+        let up_case = Case::<bf16>::new(up, BiasTerm::Present, 1);
+        let down_case = Case::<bf16>::new(down, BiasTerm::Present, 2);
         common::on_every_schedule(|bench| {
             let gelu = Projection::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
             let add = Projection::<bf16>::load(bench.device(), Epilogue::BiasResidual).unwrap();

@@ -129,8 +129,8 @@ fn gemv_multiplies_on_tensor_cores_and_asks_for_weights_16_bytes_at_a_time() {
         assert_eq!(in_loop, *multiplications, "{place}: {exact} in the main loop");
         assert_eq!(count(&code, "HMMA"), *multiplications, "{place}: matrix instructions in all");
         assert_eq!(count(&code, "LDG.E.NA.128.CONSTANT"), *loads, "{place}: loads of weights");
-        // The rest are activations, 16 bytes too, and the terms of the epilogue for two columns: bias, residual, position
-        // and page of 4 bytes, cosine and sine of 8. None is left for behind the main loop.
+        // The rest are activations, 16 bytes too, and the terms of the epilogue for two columns: bias, residual,
+        // position and page of 4 bytes, cosine and sine of 8. None is left for behind the main loop.
         let wide = code.iter().filter(|i| i.operation.starts_with("LDG") && i.operation.contains(".128")).count();
         let terms = epilogue(&kernel).terms;
         assert_eq!(count(&code, "LDG"), wide + terms, "{place}: loads that are neither 16 bytes nor an epilogue's");
@@ -202,8 +202,8 @@ fn gemm_multiplies_from_a_ring_of_asynchronous_copies_and_stores_16_bytes_at_a_t
         assert_eq!(count(&code, "HMMA"), in_turn[0], "{place}: matrix instructions in all");
         assert_eq!(in_loop("BAR"), 1, "{place}: barriers in the main loop");
         assert_eq!(in_loop("LDG.") + in_loop("STG"), 0, "{place}: other accesses in the main loop");
-        // An HMMA occupies its tensor core for 8 cycles and two warps share it: there are 3 issue slots beside each. The
-        // small tiles wait for memory.
+        // An HMMA occupies its tensor core for 8 cycles and two warps share it: there are 3 issue slots beside each.
+        // The small tiles wait for memory.
         let others = body.len() - in_turn[0];
         if in_turn[0] >= 64 {
             assert!(others <= 2 * in_turn[0], "{place}: {others} instructions beside {} HMMA", in_turn[0]);

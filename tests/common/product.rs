@@ -1,5 +1,5 @@
-//! Operands and float64 references of matrix products, for the tests of `gemv` and `gemm`. Made once on the host, before
-//! the schedules.
+//! Operands and float64 references of matrix products, for the tests of `gemv` and `gemm`. Made once on the host,
+//! before the schedules.
 
 // Each test binary uses its part.
 #![allow(dead_code)]
@@ -85,8 +85,8 @@ impl<T: Half> Case<T> {
         self.sums[index].0 + self.bias.as_ref().map_or(0.0, |bias| bias[index % self.shape.columns].f64())
     }
 
-    /// How far f32 sums may be from those in float64: each of `depth` additions rounds the sum so far, which is no larger
-    /// than the sum of the magnitudes; tensor cores cut off where they could round.
+    /// How far f32 sums may be from those in float64: each of `depth` additions rounds the sum so far, which is no
+    /// larger than the sum of the magnitudes; tensor cores cut off where they could round.
     fn slack(&self, index: usize) -> f64 {
         2f64.powi(-20) * (self.sums[index].1 + 4.0)
     }
@@ -129,9 +129,9 @@ impl<T: Half> Case<T> {
         });
         let place = format!("logits {} {:?} {path:?}", T::NAME, self.shape);
         for (index, found) in bench.stream.download(out.view()).unwrap().into_iter().enumerate() {
-            let error = (f64::from(found) - self.sums[index].0).abs();
-            let bound = self.slack(index);
-            assert!(error <= bound, "{place}, element {index}: {found}, expected {:?} ± {bound:e}", self.sums[index].0);
+            let error = (f64::from(found) - self.sums[index].0).abs(); // NaN is within no bound
+            let (expected, bound) = (self.sums[index].0, self.slack(index));
+            assert!(error <= bound, "{place}, element {index}: {found}, expected {expected} ± {bound:e}");
         }
         no_conflicts(bench, &place);
     }
@@ -289,7 +289,7 @@ impl<T: Half> QkvCase<T> {
         let (cos, sin) = (f64::from(self.rotations[pair]), f64::from(self.rotations[pair + 1]));
         let index = row * self.product.shape.columns + column;
         let (own, partner) = (self.product.sum_and_bias(index), self.product.sum_and_bias(index ^ 1));
-        if column % 2 == 0 { own * cos - partner * sin } else { own * cos + partner * sin }
+        if column.is_multiple_of(2) { own * cos - partner * sin } else { own * cos + partner * sin }
     }
 }
 

@@ -72,8 +72,8 @@ impl Tile {
         (self.rows() + self.columns()) * self.depth() * 2
     }
 
-    /// Blocks that share a multiprocessor where there are enough: as the registers allow, for the small tiles one fewer,
-    /// which leaves more stages to each.
+    /// Blocks that share a multiprocessor where there are enough: as the registers allow; more of the small tiles would
+    /// leave fewer stages to each.
     fn resident(self) -> u32 {
         match self {
             Tile::Rows128Columns256 => 1,
@@ -165,9 +165,9 @@ impl Tile {
     }
 
     /// Estimated time, in thousandths of a cycle for each element of k: the longest of the busiest multiprocessor's
-    /// products, at 1024 multiply-adds a cycle, its operands from L2, at 32 bytes a cycle, and all weights from memory, at
-    /// 14 bytes a cycle for each multiprocessor (A100 and H100 within a tenth). Then, between tiles that take as long, how
-    /// much of the output they compute, with what lies past its ends.
+    /// products, at 1024 multiply-adds a cycle, its operands from L2, at 32 bytes a cycle, and all weights from memory,
+    /// at 14 bytes a cycle for each multiprocessor (A100 and H100 within a tenth). Then, between tiles that take as
+    /// long, how much of the output they compute, with what lies past its ends.
     fn cost(self, limits: Limits, shape: ProductShape) -> (u64, u64) {
         let (.., blocks) = self.counts(shape);
         let multiprocessors = u64::from(limits.multiprocessors.max(1));

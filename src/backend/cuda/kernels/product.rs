@@ -215,8 +215,8 @@ impl<T: Element> Projection<T> {
     ///
     /// # Errors
     /// As for [`Projection::launch`], and for more than [`gemv::MOST_ROWS`] rows by [`Path::Gemv`], stages that are not
-    /// 3, 4, 6 or 8, or a group of no row of tiles or more than there are; [`CudaError::LaunchLimit`] for stages that do not
-    /// fit into shared memory.
+    /// 3, 4, 6 or 8, or a group of no row of tiles or more than there are; [`CudaError::LaunchLimit`] for stages that
+    /// do not fit into shared memory.
     pub fn launch_by(
         &self,
         path: Path,
@@ -349,9 +349,9 @@ pub struct QkvOutputs<'a, T> {
     pub values: SliceMut<'a, T>,
 }
 
-/// Products with fused query, key and value weights `[(heads + 2 kv_heads) head_dim, depth]`, first the rows of all query
-/// heads, then of all key heads, then of all value heads. Rows of each query and key head, and elements of the bias, are
-/// interleaved: those that rotate together are 2p and 2p + 1.
+/// Products with fused query, key and value weights `[(heads + 2 kv_heads) head_dim, depth]`, first the rows of all
+/// query heads, then of all key heads, then of all value heads. Rows of each query and key head, and elements of the
+/// bias, are interleaved: those that rotate together are 2p and 2p + 1.
 pub struct QkvProjection<T>(Product<T>);
 
 impl<T: Element> QkvProjection<T> {
@@ -364,8 +364,8 @@ impl<T: Element> QkvProjection<T> {
     }
 
     /// Sums and biases become queries, keys and values; queries and keys are rotated by their row's position,
-    /// `(x, y) → (x cos − y sin, y cos + x sin)`; then all are rounded, queries written to `out.queries`, keys and values
-    /// into their row's page.
+    /// `(x, y) → (x cos − y sin, y cos + x sin)`; then all are rounded, queries written to `out.queries`, keys and
+    /// values into their row's page.
     ///
     /// # Errors
     /// As for [`Projection::launch`]; and for a `head_dim` that is not 64 or 128, a page size that is no power of two,
@@ -441,8 +441,8 @@ impl<T: Element> QkvProjection<T> {
             .scalar(head_dim.trailing_zeros())
             .scalar(page_slots.trailing_zeros());
         let arguments = sizes.append(arguments);
-        // SAFETY: the arguments are those of the kernels for queries, keys and values, checked above to have the lengths
-        // that they index; positions and pages that lie outside of the table or the cache are not followed.
+        // SAFETY: the arguments are those of the kernels for queries, keys and values, checked above to have the
+        // lengths that they index; positions and pages that lie outside of the table or the cache are not followed.
         unsafe { self.0.launch(stream, path, product, arguments) }
     }
 }
