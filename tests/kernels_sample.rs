@@ -431,6 +431,22 @@ device_test! {
     }
 }
 
+device_test! {
+    fn a_nucleus_of_thousands_of_small_masses_ends_where_it_should() {
+        common::on_every_schedule(|bench| {
+            let launcher = Sample::load(bench.device()).unwrap();
+            // Each of the many weighs less than 2^32 units of the best one's 2^44, all of them half as much as that.
+            let vocabulary = 2500;
+            let mut logits = vec![-8.5; vocabulary];
+            logits[100] = 0.0;
+            let params = SamplingParams { temperature: 1.0, top_p: 0.8, seed: 5, ..Default::default() };
+            let rows = (0..30).map(|position| Some(Asked::new(params.clone(), 0, position))).collect();
+            let close_calls = Case { vocabulary, logits: vec![logits], rows }.check(bench, &launcher, "a plateau");
+            assert_eq!(close_calls, 0);
+        });
+    }
+}
+
 /// A row that cannot be sampled from fails alone; `change` spoils logits that are fine otherwise.
 fn spoiled(bench: &Bench, launcher: &Sample, vocabulary: usize) {
     let mut random = Random(5);
@@ -638,9 +654,12 @@ device_test! {
             let stream = &bench.stream;
             let mut random = Random(21);
             for vocabulary in [1usize, 31, 131, 517, 2500] {
-                let kinds = if vocabulary == 131 { KINDS } else { 3 };
+                // The last two at 2500: more equals than the list holds, and more than can be sorted.
+                let of_kinds: &[usize] = if vocabulary == 131 { &[0, 1, 2, 3, 4, 5, 6, 7] } else { &[0, 1, 2, 6] };
+                let kinds = of_kinds.len();
                 let pitch = vocabulary.next_multiple_of(8);
-                let logits: Vec<Vec<f32>> = (0..kinds).map(|kind| logits_like(kind, vocabulary, &mut random)).collect();
+                let logits: Vec<Vec<f32>> =
+                    of_kinds.iter().map(|kind| logits_like(*kind, vocabulary, &mut random)).collect();
                 let mut flat = vec![f32::NAN; (kinds + 2) * pitch];
                 for (row, logits) in flat.chunks_mut(pitch).zip(&logits) {
                     row[..vocabulary].copy_from_slice(logits);
@@ -649,9 +668,11 @@ device_test! {
                 let target = |random: &mut Random| Some(TokenId((random.bits() % vocabulary as u64) as u32));
                 // (target, top) of each row of logits that are fine; then the two that are not.
                 let asked: Vec<(Option<TokenId>, usize)> = (0..kinds)
-                    .map(|kind| match kind % 3 {
+                    .map(|row| match row % 5 {
                         0 => (target(&mut random), 5),
                         1 => (None, MOST_TOP),
+                        2 => (target(&mut random), 20),
+                        3 => (target(&mut random), MOST_TOP - 1),
                         _ => (target(&mut random), 0),
                     })
                     .collect();
