@@ -18,7 +18,7 @@ pub struct Doctor {}
 
 impl Doctor {
     pub fn run(self, out: &mut Output) -> Result<(), CliError> {
-        let findings = [vec![cpu()], gpu::findings(), vec![models()]].concat();
+        let findings = [vec![cpu()], gpu::findings(), vec![models(gpu::is_usable())]].concat();
         findings.iter().flat_map(Finding::to_lines).try_for_each(|line| out.line(&line))
     }
 }
@@ -54,13 +54,18 @@ fn cpu() -> Finding {
 }
 
 /// What all that amounts to.
-fn models() -> Finding {
-    Finding::new("models", vec!["run on the CPU; this version runs none on a GPU yet".to_owned()])
+fn models(gpu: bool) -> Finding {
+    let line = if gpu { "run on gpu 0; with --device cpu on the CPU" } else { "run on the CPU" };
+    Finding::new("models", vec![line.to_owned()])
 }
 
 #[cfg(not(feature = "cuda"))]
 mod gpu {
     use super::Finding;
+
+    pub fn is_usable() -> bool {
+        false
+    }
 
     pub fn findings() -> Vec<Finding> {
         let lines = ["none: built without the feature cuda", "build it again with default features"];
@@ -84,6 +89,11 @@ mod gpu {
             findings.extend(gpus());
         }
         findings
+    }
+
+    /// Whether models run on the first GPU: the one that the device auto takes.
+    pub fn is_usable() -> bool {
+        !images().is_empty() && usable(0).is_ok()
     }
 
     /// What was compiled in.

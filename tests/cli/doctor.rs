@@ -1,21 +1,9 @@
-//! `rigel doctor`, and `--device cuda`, on every kind of machine. The machines with a driver are played by the tests'
-//! interpreter, which LD_PRELOAD puts in a driver's place (docs/kernels.md).
+//! `rigel doctor` on every kind of machine.
 
 use rigel::backend::cuda::{driver, images};
-use rigel_interpreter::LIBRARY;
 
-use crate::common::{Run, command, finish, rigel};
-
-/// `rigel` where the driver is the stand-in, told what to play by these variables.
-fn rigel_on(played: &[(&str, &str)], args: &[&str]) -> Run {
-    let mut command = command(args);
-    command.env("LD_PRELOAD", LIBRARY).envs(played.iter().copied());
-    finish(command, None)
-}
-
-const OLD_GPU: (&str, &str) = ("RIGEL_INTERPRETER_DEVICE", "75");
-const NO_GPU: (&str, &str) = ("RIGEL_INTERPRETER_DEVICE", "0");
-const OLD_DRIVER: (&str, &str) = ("RIGEL_INTERPRETER_DRIVER", "12040");
+use crate::common::{Run, rigel};
+use crate::cuda::{NO_GPU, OLD_DRIVER, OLD_GPU, rigel_on};
 
 /// The lines of the report, all of which a terminal of 120 columns holds.
 #[track_caller]
@@ -48,7 +36,7 @@ fn without_a_driver_it_says_so_and_what_to_do() {
     );
     assert!(!report.iter().any(|line| line.starts_with("gpu")), "{report:?}");
     assert!(under(&report, "cpu")[0].contains("threads"));
-    assert!(under(&report, "models")[0].contains("run on the CPU"));
+    assert_eq!(under(&report, "models"), ["run on the CPU"]);
 }
 
 #[test]
@@ -76,6 +64,7 @@ fn a_gpu_is_described_and_its_kernels_are_loaded() {
     if !images().is_empty() {
         assert_eq!(gpu[3..].join("\n").matches(", ").count() + gpu.len() - 3, images().len(), "{gpu:?}");
         assert!(gpu[3].starts_with("loads "), "{gpu:?}");
+        assert_eq!(under(&report, "models"), ["run on gpu 0; with --device cpu on the CPU"]);
     }
 }
 
@@ -92,28 +81,4 @@ fn an_old_gpu_an_old_driver_and_no_gpu_are_told_apart() {
 
     let none = report(rigel_on(&[NO_GPU], &["doctor"]));
     assert_eq!(under(&none, "gpu")[0], "the CUDA driver sees no GPU");
-}
-
-/// The one line that `--device cuda` ends with.
-#[track_caller]
-fn refusal(run: Run) -> String {
-    assert_eq!(run.stdout, b"");
-    let line = run.error(2);
-    line.strip_prefix("device cuda: ").unwrap_or_else(|| panic!("{line}")).to_owned()
-}
-
-#[test]
-fn device_cuda_fails_with_the_line_that_fits() {
-    let generate = ["generate", "--device", "cuda", "x"];
-    if images().is_empty() {
-        assert!(refusal(rigel_on(&[], &generate)).contains("built without GPU kernels"));
-        return;
-    }
-    if driver::version().is_err() {
-        assert!(refusal(rigel(&generate)).contains("no CUDA driver"));
-    }
-    assert!(refusal(rigel_on(&[OLD_DRIVER], &generate)).contains("driver is too old"));
-    assert!(refusal(rigel_on(&[NO_GPU], &generate)).contains("sees no GPU"));
-    assert!(refusal(rigel_on(&[OLD_GPU], &generate)).contains("has compute capability 7.5"));
-    assert!(refusal(rigel_on(&[], &generate)).contains("this version of rigel runs models on the CPU only"));
 }

@@ -4,6 +4,8 @@
 mod bad_input;
 mod common;
 #[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(feature = "cuda")]
 mod doctor;
 mod generate;
 mod help;

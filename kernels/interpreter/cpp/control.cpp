@@ -30,7 +30,8 @@ int play_device(uint32_t compute_capability) {
 }
 
 // A program that knows nothing of these functions is started with the stand-in in LD_PRELOAD and told what to meet by
-// RIGEL_INTERPRETER_DEVICE (75, 80, 86, 90; 0 for none) and RIGEL_INTERPRETER_DRIVER (12040 for CUDA 12.4).
+// RIGEL_INTERPRETER_DEVICE (75, 80, 86, 90; 0 for none), RIGEL_INTERPRETER_DRIVER (12040 for CUDA 12.4) and
+// RIGEL_INTERPRETER_MEMORY (MiB).
 bool play_environment() {
     played.device = &kSm90;
     if (const char* device = std::getenv("RIGEL_INTERPRETER_DEVICE")) {
@@ -38,6 +39,9 @@ bool play_environment() {
             std::fprintf(stderr, "rigel interpreter: RIGEL_INTERPRETER_DEVICE=%s is not one of 0, 75, 80, 86, 90\n", device);
     }
     if (const char* version = std::getenv("RIGEL_INTERPRETER_DRIVER")) played.version = std::atoi(version);
+    if (const char* mebibytes = std::getenv("RIGEL_INTERPRETER_MEMORY")) {
+        played.memory_bytes = std::strtoull(mebibytes, nullptr, 10) << 20;
+    }
     return true;
 }
 [[maybe_unused]] const bool environment_played = play_environment();

@@ -1,0 +1,93 @@
+//! `--device` on every kind of machine. Those with a driver are played by the tests' interpreter, which LD_PRELOAD puts in
+//! a driver's place (docs/kernels.md).
+
+use rigel::backend::cuda::{driver, images};
+use rigel_interpreter::LIBRARY;
+
+use crate::common::{Run, command, finish, rigel};
+
+/// `rigel` where the driver is the stand-in, told what to play by these variables.
+pub fn rigel_on(played: &[(&str, &str)], args: &[&str]) -> Run {
+    let mut command = command(args);
+    command.env("LD_PRELOAD", LIBRARY).envs(played.iter().copied());
+    finish(command, None)
+}
+
+pub const OLD_GPU: (&str, &str) = ("RIGEL_INTERPRETER_DEVICE", "75");
+pub const NO_GPU: (&str, &str) = ("RIGEL_INTERPRETER_DEVICE", "0");
+pub const OLD_DRIVER: (&str, &str) = ("RIGEL_INTERPRETER_DRIVER", "12040");
+
+/// The one line that `--device cuda` ends with.
+#[track_caller]
+fn refusal(run: Run) -> String {
+    assert_eq!(run.stdout, b"");
+    let line = run.error(2);
+    line.strip_prefix("device cuda: ").unwrap_or_else(|| panic!("{line}")).to_owned()
+}
+
+#[test]
+fn device_cuda_fails_with_the_line_that_fits() {
+    let generate = ["generate", "--device", "cuda", "x"];
+    if images().is_empty() {
+        assert!(refusal(rigel_on(&[], &generate)).contains("built without GPU kernels"));
+        return;
+    }
+    if driver::version().is_err() {
+        assert!(refusal(rigel(&generate)).contains("no CUDA driver"));
+    }
+    assert!(refusal(rigel_on(&[OLD_DRIVER], &generate)).contains("driver is too old"));
+    assert!(refusal(rigel_on(&[NO_GPU], &generate)).contains("sees no GPU"));
+    assert!(refusal(rigel_on(&[OLD_GPU], &generate)).contains("has compute capability 7.5"));
+}
+
+#[test]
+fn a_gpu_writes_what_the_cpu_writes_and_auto_takes_it() {
+    if images().is_empty() {
+        return eprintln!("a_gpu_writes…: skipped, this build has no kernels; run tools/install-nvcc");
+    }
+    // Greedy tokens of nano whose margins are clear; a small step and a small cache are quicker to set up.
+    let generate =
+        ["generate", "--quiet", "--context", "64", "-n", "6", "def __init__(self):\n        self.", "--device"];
+    let on = |device: &'static str| [&generate[..], &[device]].concat();
+    let cpu = rigel(&on("cpu")).ok();
+    for device in ["cuda", "auto"] {
+        let gpu = rigel_on(&[], &on(device)).ok();
+        assert_eq!((gpu.text(), gpu.stderr.as_str()), (cpu.text(), ""), "{device}");
+    }
+    // Auto takes the CPU, and says so where there is a GPU that it cannot take.
+    let none = rigel_on(&[NO_GPU], &on("auto")).ok();
+    assert_eq!((none.text(), none.stderr.as_str()), (cpu.text(), ""));
+    let old = rigel_on(&[OLD_GPU], &on("auto")).ok();
+    assert_eq!(old.text(), cpu.text());
+    assert!(old.stderr.contains("using the CPU") && old.stderr.contains("compute capability 7.5"), "{}", old.stderr);
+}
+
+#[test]
+fn what_a_gpu_has_no_room_for_is_said_before_it_is_loaded() {
+    if images().is_empty() {
+        return eprintln!("what_a_gpu_has_no_room_for…: skipped, this build has no kernels; run tools/install-nvcc");
+    }
+    let run = rigel_on(&[("RIGEL_INTERPRETER_MEMORY", "270")], &["generate", "--device", "cuda", "x"]);
+    let line = run.error(1);
+    for part in [
+        "out of memory: ",
+        "weights 7.89 MB",
+        "key/value cache ",
+        "are free on the GPU",
+        "--context",
+        "--prefill-chunk",
+    ] {
+        assert!(line.contains(part), "no {part:?} in {line}");
+    }
+}
+
+#[test]
+fn a_dtype_is_the_gpus() {
+    if images().is_empty() {
+        return eprintln!("a_dtype_is_the_gpus: skipped, this build has no kernels; run tools/install-nvcc");
+    }
+    // nano is stored in bf16.
+    let args = ["generate", "--device", "cuda", "--context", "16", "-n", "1", "--dtype", "f16", "x"];
+    let f16 = rigel_on(&[], &args).ok();
+    assert!(!f16.text().is_empty());
+}
