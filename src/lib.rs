@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | 6 | `main.rs`, `cli/` | the `rigel` command: arguments, progress bars, printing |
 //! | 5 | [`engine`] | [`engine::Engine`], [`engine::Request`], [`engine::Event`]: the only generation loop |
-//! | 4 | [`backend`] | one forward pass over a ragged batch: the trait, and [`backend::cpu`] |
+//! | 4 | [`backend`] | one forward pass over a ragged batch: the trait, [`backend::cpu`] and `backend::cuda` |
 //! | 3 | [`kv`] | pages, block tables, window eviction; [`sampling`]: parameters, processors, draws |
 //! | 2 | [`model`] | what the network is: shapes and counts; [`text`]: tokenizer, chat template, infill, stops |
 //! | 1 | [`checkpoint`] | config.json and safetensors over a memory map, checked, never copied |
