@@ -242,7 +242,7 @@ impl Stream {
 
     /// Records what `work` gives to this stream instead of running it: launches, fills, copies on the device and from
     /// and to pinned memory. Kernels must have run once before, so that they are loaded; buffers must outlive the
-    /// recording.
+    /// recording. `work` must not wait for the device, and so not look into pinned memory: fill it before a replay.
     ///
     /// Another stream takes part once it has waited for an [`Event`] of this one that `work` recorded, and until this one
     /// waits for an event of its own: what it is given between runs beside this stream's work at each replay. It must
