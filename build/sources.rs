@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-/// `file`, then every header behind its `#include "…"` lines, and behind theirs: beside the file that names it or in one
-/// of the `include` folders. A header that is in none is the compiler's own, or the compiler's to complain about.
+/// `file`, then every header behind its `#include "…"` lines, and behind theirs: beside the file that names it or in
+/// one of the `include` folders. A header that is in none is the compiler's own, or the compiler's to complain about.
 ///
 /// # Errors
 /// A file that cannot be read.

@@ -188,8 +188,8 @@ impl Interpreter {
         self.clear_counters_raw();
     }
 
-    /// Bytes of device memory that are allocated now, as asked for: nothing is rounded up, and what is kept for later by a
-    /// real driver's pool is not counted. Memory that a stream frees counts until the stream has come there.
+    /// Bytes of device memory that are allocated now, as asked for: nothing is rounded up, and what is kept for later
+    /// by a real driver's pool is not counted. Memory that a stream frees counts until the stream has come there.
     pub fn allocated_bytes(&self) -> u64 {
         self.allocated_bytes_raw()
     }
@@ -205,8 +205,8 @@ impl Interpreter {
             .collect()
     }
 
-    /// Takes the reports, and with them the error that stays after a failed check, so that a test of planted bugs can go
-    /// on with the next one. What is still queued in streams is dropped. On a GPU only a new process can do this.
+    /// Takes the reports, and with them the error that stays after a failed check, so that a test of planted bugs can
+    /// go on with the next one. What is still queued in streams is dropped. On a GPU only a new process can do this.
     pub fn take_reports(&self) -> Vec<String> {
         let reports = self.reports();
         self.forget_errors_raw();

@@ -1,4 +1,5 @@
-//! Prints where the stand-in driver lies, so that any program can be run on it: `LD_PRELOAD=$(rigel-interpreter) program`.
+//! Prints where the stand-in driver lies, so that any program can be run on it:
+//! `LD_PRELOAD=$(rigel-interpreter) program`.
 
 use std::process::ExitCode;
 
@@ -9,8 +10,8 @@ Prints the path of the library that stands in for the CUDA driver, for a machine
 
     LD_PRELOAD=$(cargo run -q -p rigel-interpreter) rigel doctor
 
-A program that is started so meets it wherever it looks for libcuda.so. It runs Rigel's kernels on the CPU, under checks:
-correct and slow. What it plays:
+A program that is started so meets it wherever it looks for libcuda.so. It runs Rigel's kernels on the CPU, under
+checks: correct and slow. What it plays:
 
     RIGEL_INTERPRETER_DEVICE   compute capability: 75, 80, 86, 90 (the default), or 0 for no device
     RIGEL_INTERPRETER_DRIVER   CUDA version of the driver: 13000 (the default), or 12040 for an old one

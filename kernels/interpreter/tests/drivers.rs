@@ -26,7 +26,8 @@ fn error_of<T>(result: Result<T, DriverError>) -> CUresult {
 
 #[test]
 fn devices_with_their_limits() {
-    // Compute capability, multiprocessors, and the most shared memory of one block, from CUDA's technical specifications.
+    // Compute capability, multiprocessors, and the most shared memory of one block, from CUDA's technical
+    // specifications.
     let devices = [
         (DeviceProfile::Sm75, (7, 5), 40, 64),
         (DeviceProfile::Sm80, (8, 0), 108, 163),

@@ -1,5 +1,5 @@
-//! The twins of the matrix instructions add up k in an order of their own for each shape, as hardware may: two paths have
-//! equal bits only where both use one shape. Else a test of such a claim would pass here whatever the kernels do.
+//! The twins of the matrix instructions add up k in an order of their own for each shape, as hardware may: two paths
+//! have equal bits only where both use one shape. Else a test of such a claim would pass here whatever the kernels do.
 
 mod workbench;
 
@@ -20,8 +20,8 @@ struct Format {
 }
 
 impl Format {
-    /// A random number ±(1 + mantissa) 2^exponent with an exponent of -6 to 6, and what it is worth. The exponents matter:
-    /// products of like size add up exactly in f32, in any order.
+    /// A random number ±(1 + mantissa) 2^exponent with an exponent of -6 to 6, and what it is worth. The exponents
+    /// matter: products of like size add up exactly in f32, in any order.
     fn random(&self, state: &mut u64) -> (u16, f64) {
         *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let random = (*state >> 33) as u32;
@@ -58,8 +58,8 @@ fn products(bench: &Bench, format: &Format, seed: u64) -> (Vec<f32>, Vec<f32>, V
     let mut state = seed;
     let a: Vec<[(u16, f64); K]> = (0..M).map(|_| std::array::from_fn(|_| format.random(&mut state))).collect();
     let b: Vec<[(u16, f64); N]> = (0..K).map(|_| std::array::from_fn(|_| format.random(&mut state))).collect();
-    // PTX ISA, fragments of m16n8k16: registers 0 and 1 of a, and 0 of b, hold k below 8, the others the rest. So they are
-    // the fragments of two m16n8k8, too.
+    // PTX ISA, fragments of m16n8k16: registers 0 and 1 of a, and 0 of b, hold k below 8, the others the rest. So they
+    // are the fragments of two m16n8k8, too.
     let (mut a_fragment, mut b_fragment) = (Vec::new(), Vec::new());
     for register in 0..4 {
         a_fragment.extend((0..32).map(|lane| {

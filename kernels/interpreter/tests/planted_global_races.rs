@@ -1,4 +1,5 @@
-//! Unordered accesses to global memory are caught: between blocks, between grids of a dependent launch, between streams.
+//! Unordered accesses to global memory are caught: between blocks, between grids of a dependent launch, between
+//! streams.
 
 mod workbench;
 

@@ -1,5 +1,5 @@
-//! Recording streams into graphs: what CUDA's programming guide allows runs in its order at each replay, what it forbids
-//! gives CUDA's errors.
+//! Recording streams into graphs: what CUDA's programming guide allows runs in its order at each replay, what it
+//! forbids gives CUDA's errors.
 
 mod workbench;
 

@@ -1,4 +1,5 @@
-//! The seed chooses the order of blocks, warps and lanes: it is the same in every process, and another for another seed.
+//! The seed chooses the order of blocks, warps and lanes: it is the same in every process, and another for another
+//! seed.
 
 mod workbench;
 

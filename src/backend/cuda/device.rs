@@ -137,8 +137,8 @@ impl Device {
     }
 
     /// Whether `RIGEL_CUDA_SYNC` was set, to anything but 0, when it was opened: then every launch and replay is waited
-    /// for, so that [`CudaError::KernelFailed`] comes from the launch that failed and names its kernel. Slow, for finding
-    /// faults. A failed replay does not say which of its kernels it was: do not record while this is set.
+    /// for, so that [`CudaError::KernelFailed`] comes from the launch that failed and names its kernel. Slow, for
+    /// finding faults. A failed replay does not say which of its kernels it was: do not record while this is set.
     pub fn is_synchronous(&self) -> bool {
         self.0.synchronous
     }

@@ -143,7 +143,8 @@ pub enum CudaError {
         /// Bytes that the GPU has.
         total: u64,
     },
-    /// A kernel failed while it ran, and the launch that started it was waited for. Comes with `RIGEL_CUDA_SYNC=1` alone.
+    /// A kernel failed while it ran, and the launch that started it was waited for. Comes with `RIGEL_CUDA_SYNC=1`
+    /// alone.
     #[error("{kernel} failed: {answer}; this process cannot use the GPU any more")]
     KernelFailed {
         /// The kernel's name, or `a kernel of a recording`.
@@ -153,8 +154,8 @@ pub enum CudaError {
     },
     /// A kernel failed while it ran: one of those launched before `call`, which only brought the news.
     #[error(
-        "a kernel of the work before failed ({call}: {answer}); this process cannot use the GPU any more; run again with \
-         RIGEL_CUDA_SYNC=1 to learn which kernel"
+        "a kernel of the work before failed ({call}: {answer}); this process cannot use the GPU any more; run again \
+         with RIGEL_CUDA_SYNC=1 to learn which kernel"
     )]
     WorkFailed {
         /// What was asked of the driver.

@@ -11,8 +11,8 @@ use super::stream::Stream;
 /// A recording made by [`Stream::capture`](super::Stream::capture).
 ///
 /// It holds the addresses of the device buffers that it uses, not the buffers: nothing keeps them alive, and they must
-/// live, and stay where they are, as long as it is replayed. Their values are those of the time of the replay. Page-locked
-/// host memory ([`Pinned`](super::Pinned)) that it copies to or from it does keep.
+/// live, and stay where they are, as long as it is replayed. Their values are those of the time of the replay.
+/// Page-locked host memory ([`Pinned`](super::Pinned)) that it copies to or from it does keep.
 ///
 /// One thread at a time may use it: the driver does not lock graphs.
 pub struct Graph {

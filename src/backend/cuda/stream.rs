@@ -178,7 +178,8 @@ impl Stream {
     }
 
     /// Copies to pinned memory while the host goes on: to a whole [`Pinned`](super::Pinned) or a
-    /// [`Pinned::slice_mut`](super::Pinned::slice_mut) of it. Where the stream records, each replay writes the elements.
+    /// [`Pinned::slice_mut`](super::Pinned::slice_mut) of it. Where the stream records, each replay writes the
+    /// elements.
     ///
     /// # Errors
     /// [`CudaError::CopyLength`]; [`CudaError::Driver`].
@@ -242,12 +243,12 @@ impl Stream {
 
     /// Records what `work` gives to this stream instead of running it: launches, fills, copies on the device and from
     /// and to pinned memory. Kernels must have run once before, so that they are loaded; buffers must outlive the
-    /// recording.
+    /// recording. `work` must not wait for the device, and so not look into pinned memory: fill it before a replay.
     ///
-    /// Another stream takes part once it has waited for an [`Event`] of this one that `work` recorded, and until this one
-    /// waits for an event of its own: what it is given between runs beside this stream's work at each replay. It must
-    /// have come back before `work` ends. Events from outside the recording cannot be waited for in it, nor its own
-    /// outside.
+    /// Another stream takes part once it has waited for an [`Event`] of this one that `work` recorded, and until this
+    /// one waits for an event of its own: what it is given between runs beside this stream's work at each replay. It
+    /// must have come back before `work` ends. Events from outside the recording cannot be waited for in it, nor its
+    /// own outside.
     ///
     /// # Errors
     /// That of `work`; [`CudaError::Driver`], such as for something that cannot be recorded, or a stream that has not
@@ -301,8 +302,8 @@ impl Stream {
         let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
         let (mut id, mut count) = (0, 0);
         let (mut graph, mut nodes, mut edges) = (std::ptr::null_mut(), std::ptr::null(), std::ptr::null());
-        // SAFETY: every place is live; the graph and the nodes are the driver's and not touched. All are asked for because
-        // the driver may refuse to leave out the edges where launches may start early.
+        // SAFETY: every place is live; the graph and the nodes are the driver's and not touched. All are asked for
+        // because the driver may refuse to leave out the edges where launches may start early.
         unsafe {
             sys::cuStreamGetCaptureInfo_v3(
                 self.inner.cu_stream(),
