@@ -21,6 +21,11 @@ impl SeenTokens {
         }
     }
 
+    /// The set as it lies in memory: token `t` is bit `t % 64` of word `t / 64`, `[vocab_size / 64]` rounded up.
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
     /// The tokens in the set, ascending.
     pub fn iter(&self) -> impl Iterator<Item = TokenId> + '_ {
         self.words.iter().enumerate().flat_map(|(i, &word)| {
