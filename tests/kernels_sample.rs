@@ -69,8 +69,8 @@ impl Case {
         let words = seen_words(self.vocabulary);
         let mut flat = vec![0; self.rows.len() * words];
         for (bits, row) in flat.chunks_mut(words).zip(&self.rows) {
-            for token in row.iter().flat_map(|row| row.seen.iter().flatten()) {
-                bits[*token as usize / 32] |= 1 << (token % 32);
+            if let Some(seen) = row.as_ref().and_then(|row| row.seen.as_ref()) {
+                bits.copy_from_slice(bytemuck::cast_slice(seen_tokens(self.vocabulary, seen).words()));
             }
         }
         flat
@@ -443,6 +443,27 @@ device_test! {
             let rows = (0..30).map(|position| Some(Asked::new(params.clone(), 0, position))).collect();
             let close_calls = Case { vocabulary, logits: vec![logits], rows }.check(bench, &launcher, "a plateau");
             assert_eq!(close_calls, 0);
+        });
+    }
+}
+
+device_test! {
+    fn the_largest_vocabulary_has_ids_of_18_bits() {
+        common::on_every_schedule(|bench| {
+            let launcher = Sample::load(bench.device()).unwrap();
+            let last = MOST_VOCABULARY as u32 - 1;
+            let mut logits = vec![-10.0; MOST_VOCABULARY];
+            // Four equals behind the best one, which is banned; two of them are kept.
+            for (id, value) in [(last, 3.0), (last - 1, 2.0), (last - 2, 2.0), (200_000, 2.0), (131_072, 2.0)] {
+                logits[id as usize] = value;
+            }
+            let drawn = SamplingParams { temperature: 1.0, top_k: 2, ..Default::default() };
+            let rows = [SamplingParams::default(), drawn]
+                .into_iter()
+                .map(|params| Some(Asked { banned: vec![last], ..Asked::new(params, 0, 1) }))
+                .collect();
+            let case = Case { vocabulary: MOST_VOCABULARY, logits: vec![logits], rows };
+            case.check(bench, &launcher, "the largest vocabulary");
         });
     }
 }

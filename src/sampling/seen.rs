@@ -21,7 +21,7 @@ impl SeenTokens {
         }
     }
 
-    /// Bit `t % 64` of word `t / 64` says whether token `t` is in the set.
+    /// The set as it lies in memory: token `t` is bit `t % 64` of word `t / 64`, `[vocab_size / 64]` rounded up.
     pub fn words(&self) -> &[u64] {
         &self.words
     }

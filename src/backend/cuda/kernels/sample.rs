@@ -39,8 +39,8 @@ const SKIP: u32 = 1;
 const INSERT: u32 = 2;
 const LOGPROBS: u32 = 4;
 
-/// Words of one row's bitset of seen tokens: those of `sampling::SeenTokens`, halved. Token `t` is bit `t % 32` of word
-/// `t / 32`.
+/// Words of one row's bitset of seen tokens: the halves, low ones first, of
+/// [`SeenTokens::words`](crate::sampling::SeenTokens::words). Token `t` is bit `t % 32` of word `t / 32`.
 pub fn seen_words(vocabulary: usize) -> usize {
     2 * vocabulary.div_ceil(64)
 }
@@ -236,7 +236,7 @@ pub struct SampleOutputs<'a> {
     /// Bitsets of the tokens that sequences hold already, `[seen_slots, seen_words(vocabulary)]`; read, and written for
     /// [`Insertion::DrawnToken`].
     pub seen: SliceMut<'a, u32>,
-    /// At least [`Sample::partials`]; what it holds before and after means nothing.
+    /// As many as [`Sample::partials`] says, or more; what it holds before and after means nothing.
     pub partials: SliceMut<'a, u64>,
     /// At least `[rows]`; zero before the first launch, and zero again after each.
     pub counters: SliceMut<'a, u32>,
@@ -258,18 +258,17 @@ impl Sample {
         Ok(Sample { kernel, multiprocessors: device.properties().multiprocessors })
     }
 
-    /// Blocks over which a greedy row is spread: as many as find work, and no more than two for each multiprocessor in
+    /// Blocks over which a greedy row is spread: as many as find work, and no more than one for each multiprocessor in
     /// all. The tokens do not depend on it.
     fn parts(&self, rows: usize, vocabulary: usize) -> u32 {
         let useful = vocabulary.div_ceil(GROUP).div_ceil(THREADS as usize);
-        let room = (2 * self.multiprocessors as usize) / rows.max(1);
+        let room = self.multiprocessors as usize / rows.max(1);
         room.clamp(1, useful.max(1)) as u32
     }
 
-    /// Elements of [`SampleOutputs::partials`] that a launch for this many rows needs. For all numbers of rows up to
-    /// `most`, the largest of those for 1 to `most`.
-    pub fn partials(&self, rows: usize, vocabulary: usize) -> usize {
-        rows * self.parts(rows, vocabulary) as usize
+    /// Elements of [`SampleOutputs::partials`] that are enough for launches of 1 to `most_rows` rows.
+    pub fn partials(&self, most_rows: usize, vocabulary: usize) -> usize {
+        (1..=most_rows).map(|rows| rows * self.parts(rows, vocabulary) as usize).max().unwrap_or(0)
     }
 
     /// The bytes that a launch for these rows moves: their parameters, logits, bans and bitsets once. 1 FLOP for each
@@ -349,7 +348,7 @@ impl Sample {
         let Ok(banned_count) = u32::try_from(inputs.banned.len()) else {
             return CHECK.fail("banned", inputs.banned.len(), "a number of 32 bits");
         };
-        let partials = self.partials(rows, vocabulary);
+        let partials = rows * self.parts(rows, vocabulary) as usize;
         if outputs.partials.len() < partials {
             return CHECK.fail("partials", outputs.partials.len(), format_args!("at least {partials} elements"));
         }
