@@ -83,7 +83,8 @@ impl<'a, T: Half> Run<'a, T> {
 
     fn launch(&mut self, bench: &Bench, attention: &AttentionDecode<T>) -> Result<(), CudaError> {
         let workspace = self.workspace.view_mut();
-        attention.launch(&bench.stream, self.shape, self.device.inputs(), workspace, self.out.view_mut())
+        // SAFETY: the world's tables fit its rows and cache.
+        unsafe { attention.launch(&bench.stream, self.shape, self.device.inputs(), workspace, self.out.view_mut()) }
     }
 
     fn found(&self, bench: &Bench) -> Vec<T> {
@@ -113,10 +114,14 @@ fn agrees<T: Half>() {
             let (shape, stream) = (run.shape, &bench.stream);
             let work = shape.split_work(&world.sequences, world.step.page_size);
             let (inputs, workspace, out) = (run.device.inputs(), &mut run.workspace, &mut run.out);
-            bench.run(work, || attention.split(stream, shape, inputs, workspace.view_mut(), out.view_mut()));
+            // SAFETY: the world's tables fit its rows and cache.
+            let split = || unsafe { attention.split(stream, shape, inputs, workspace.view_mut(), out.view_mut()) };
+            bench.run(work, split);
             assert_no_bank_conflicts(&place);
             if shape.splits() > 1 {
-                let merge = || attention.merge(stream, shape, inputs.sequences, workspace.view(), out.view_mut());
+                let (sequences, workspace) = (inputs.sequences, workspace.view());
+                // SAFETY: as above.
+                let merge = || unsafe { attention.merge(stream, shape, sequences, workspace, out.view_mut()) };
                 bench.run(shape.merge_work(&world.sequences), merge);
             }
             reference.check(world, &run.found(bench), is_decode, &place);
@@ -212,9 +217,11 @@ device_test! {
                 // There and back: the outputs are the next queries, and the workspace is the same.
                 let mut step = |a: &mut Buffer<bf16>, b: &mut Buffer<bf16>| -> Result<(), CudaError> {
                     let inputs = AttentionInputs { queries: a.view(), ..device.inputs() };
-                    attention.launch(stream, shape, inputs, run.workspace.view_mut(), b.view_mut())?;
+                    // SAFETY: the world's tables fit its rows and cache.
+                    unsafe { attention.launch(stream, shape, inputs, run.workspace.view_mut(), b.view_mut())? };
                     let inputs = AttentionInputs { queries: b.view(), ..device.inputs() };
-                    attention.launch(stream, shape, inputs, run.workspace.view_mut(), a.view_mut())
+                    // SAFETY: as above.
+                    unsafe { attention.launch(stream, shape, inputs, run.workspace.view_mut(), a.view_mut()) }
                 };
                 for _ in 0..3 {
                     step(&mut a, &mut b).unwrap();
@@ -249,7 +256,9 @@ device_test! {
             let (device, right) = (&run.device, run.shape);
             let mut refused = |shape: DecodeShape, workspace: usize| {
                 let workspace = run.workspace.slice_mut(..workspace).unwrap();
-                let launched = attention.launch(&bench.stream, shape, device.inputs(), workspace, run.out.view_mut());
+                let out = run.out.view_mut();
+                // SAFETY: refused before it is launched.
+                let launched = unsafe { attention.launch(&bench.stream, shape, device.inputs(), workspace, out) };
                 launched.unwrap_err().to_string()
             };
             // 1 sequence x 4 heads x 2 splits x (64 + 2).

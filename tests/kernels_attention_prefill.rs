@@ -78,7 +78,8 @@ impl<'a, T: Half> Run<'a, T> {
 
     fn launch(&mut self, bench: &Bench, attention: &AttentionPrefill<T>) -> Result<(), CudaError> {
         let (inputs, tiles) = (self.device.inputs(), self.tiles_on_device.view());
-        attention.launch(&bench.stream, self.shape, inputs, tiles, self.out.view_mut())
+        // SAFETY: the world's tables fit its rows and cache.
+        unsafe { attention.launch(&bench.stream, self.shape, inputs, tiles, self.out.view_mut()) }
     }
 
     fn found(&self, bench: &Bench) -> Vec<T> {
@@ -191,9 +192,11 @@ device_test! {
             // There and back: the outputs are the next queries.
             let step = |a: &mut Buffer<bf16>, b: &mut Buffer<bf16>| -> Result<(), CudaError> {
                 let inputs = AttentionInputs { queries: a.view(), ..run.device.inputs() };
-                attention.launch(stream, run.shape, inputs, tiles, b.view_mut())?;
+                // SAFETY: the world's tables fit its rows and cache.
+                unsafe { attention.launch(stream, run.shape, inputs, tiles, b.view_mut())? };
                 let inputs = AttentionInputs { queries: b.view(), ..run.device.inputs() };
-                attention.launch(stream, run.shape, inputs, tiles, a.view_mut())
+                // SAFETY: as above.
+                unsafe { attention.launch(stream, run.shape, inputs, tiles, a.view_mut()) }
             };
             for _ in 0..3 {
                 step(&mut a, &mut b).unwrap();
@@ -230,7 +233,9 @@ device_test! {
             let mut refused = |shape: PrefillShape, change: fn(&mut AttentionInputs<bf16>)| {
                 let mut inputs = device.inputs();
                 change(&mut inputs);
-                let launched = attention.launch(&bench.stream, shape, inputs, tiles.view(), run.out.view_mut());
+                let (tiles, out) = (tiles.view(), run.out.view_mut());
+                // SAFETY: refused before it is launched.
+                let launched = unsafe { attention.launch(&bench.stream, shape, inputs, tiles, out) };
                 launched.unwrap_err().to_string()
             };
             let as_they_are = |_: &mut AttentionInputs<bf16>| ();

@@ -201,7 +201,10 @@ impl<T: Element> AttentionDecode<T> {
     ///
     /// # Errors
     /// Those of [`AttentionDecode::split`] and [`AttentionDecode::merge`].
-    pub fn launch(
+    ///
+    /// # Safety
+    /// When the launch runs, `inputs.sequences` and `inputs.block_tables` hold what [`AttentionInputs`] says of them.
+    pub unsafe fn launch(
         &self,
         stream: &Stream,
         shape: DecodeShape,
@@ -209,9 +212,11 @@ impl<T: Element> AttentionDecode<T> {
         mut workspace: SliceMut<'_, f32>,
         mut out: SliceMut<'_, T>,
     ) -> Result<(), CudaError> {
-        self.split(stream, shape, inputs, workspace.reborrow(), out.reborrow())?;
+        // SAFETY: the caller's promise.
+        unsafe { self.split(stream, shape, inputs, workspace.reborrow(), out.reborrow())? };
         if shape.splits() > 1 {
-            self.merge(stream, shape, inputs.sequences, workspace.as_slice(), out)?;
+            // SAFETY: the caller's promise.
+            unsafe { self.merge(stream, shape, inputs.sequences, workspace.as_slice(), out)? };
         }
         Ok(())
     }
@@ -223,7 +228,10 @@ impl<T: Element> AttentionDecode<T> {
     /// [`CudaError::Operand`] for a length that is not that of `shape`, heads that are not of the kernel, a page size
     /// that is no power of two of at least 16, an empty window, a `split_len` that is no multiple of [`SPLIT_STEP`],
     /// or a buffer that is not aligned to 16 bytes.
-    pub fn split(
+    ///
+    /// # Safety
+    /// As for [`AttentionDecode::launch`].
+    pub unsafe fn split(
         &self,
         stream: &Stream,
         shape: DecodeShape,
@@ -256,7 +264,7 @@ impl<T: Element> AttentionDecode<T> {
             .scalar(sizes.window)
             .scalar(split_len);
         // SAFETY: the arguments are those of the attention_decode_split kernels, checked above to have the lengths that
-        // they index; what sequences and block tables hold is the planner's promise.
+        // they index; what sequences and block tables hold is the caller's promise.
         unsafe { stream.launch(&self.splits[tile as usize], &launch, &arguments) }
     }
 
@@ -264,7 +272,10 @@ impl<T: Element> AttentionDecode<T> {
     ///
     /// # Errors
     /// As for [`AttentionDecode::split`].
-    pub fn merge(
+    ///
+    /// # Safety
+    /// As for [`AttentionDecode::launch`].
+    pub unsafe fn merge(
         &self,
         stream: &Stream,
         shape: DecodeShape,

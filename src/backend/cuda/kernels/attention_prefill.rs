@@ -130,7 +130,11 @@ impl<T: Element> AttentionPrefill<T> {
     /// # Errors
     /// [`CudaError::Operand`] for a length that is not that of `shape`, heads that are not of the kernel, a page size
     /// that is no power of two of at least 16, an empty window, or a buffer that is not aligned to 16 bytes.
-    pub fn launch(
+    ///
+    /// # Safety
+    /// When the launch runs, `inputs.sequences` and `inputs.block_tables` hold what [`AttentionInputs`] says of them, and
+    /// `tiles` such as [`plan_tiles`] makes of these sequences.
+    pub unsafe fn launch(
         &self,
         stream: &Stream,
         shape: PrefillShape,
@@ -163,7 +167,7 @@ impl<T: Element> AttentionPrefill<T> {
             .scalar(sizes.page_shift)
             .scalar(sizes.window);
         // SAFETY: the arguments are those of the attention_prefill kernels, checked above to have the lengths that they
-        // index; what tiles, sequences and block tables hold is the planner's promise.
+        // index; what tiles, sequences and block tables hold is the caller's promise.
         unsafe { stream.launch(&self.kernel, &launch, &arguments) }
     }
 }

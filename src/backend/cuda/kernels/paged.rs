@@ -160,9 +160,10 @@ pub struct AttentionInputs<'a, T> {
     pub queries: Slice<'a, T>,
     /// Keys and values of the layer, those of the step's rows included.
     pub cache: CacheView<'a, T>,
-    /// Sequences of the step.
+    /// Sequences of the step; the rows of each are rows of the step.
     pub sequences: Slice<'a, Sequence>,
-    /// Block tables of all sequences, one behind the other. What is in there is trusted.
+    /// Block tables of all sequences, one behind the other: for each block that a row of a sequence sees a page of the
+    /// cache. Neither is checked, here or on the device.
     pub block_tables: Slice<'a, u32>,
 }
 

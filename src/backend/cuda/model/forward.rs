@@ -140,13 +140,15 @@ impl<'a, T: Element> Pass<'a, T> {
             let shape = decode_shape(count, sequences, self.spec, self.split_len);
             let partials = rows_mut(&mut self.workspace.partials, shape.workspace_len(), 1)?;
             let out = rows_mut(&mut self.workspace.attended, count, width)?;
-            self.kernels.attention_decode.launch(stream, shape, inputs, partials, out)?;
+            // SAFETY: `Step` made sequences and tables of a batch that `Places` had checked; what is beyond is padding.
+            unsafe { self.kernels.attention_decode.launch(stream, shape, inputs, partials, out)? };
         }
         if tiles > 0 {
             let shape = PrefillShape { rows: count, tiles, heads, window };
             let tiles = self.words(&self.layout.tiles)?;
             let out = rows_mut(&mut self.workspace.attended, count, width)?;
-            self.kernels.attention_prefill.launch(stream, shape, inputs, tiles, out)?;
+            // SAFETY: as above; the tiles are those of these sequences.
+            unsafe { self.kernels.attention_prefill.launch(stream, shape, inputs, tiles, out)? };
         }
         Ok(())
     }

@@ -227,9 +227,7 @@ impl<T: Element> CudaBackend<T> {
         self.logits_rows = batch.logits_rows.len();
         Ok(())
     }
-}
 
-impl<T: Element> CudaBackend<T> {
     /// Gives draws for `rows` to the GPU and returns before they are made; [`CudaBackend::finish_sampling`] waits for
     /// them, and [`CudaBackend::forward_drawn`] need not. The tokens are those of the reference sampler.
     ///
