@@ -12,7 +12,6 @@ use rigel::backend::cuda::kernels::gemv::MOST_ROWS;
 use rigel::backend::cuda::kernels::product::{
     Epilogue, Head, Path, ProductInputs, ProductShape, Projection, QkvProjection, QkvShape,
 };
-use rigel::backend::cuda::{Buffer, CudaError};
 
 /// Rows 1 to 16 with the edges of the tiles (2|3, 8|9); columns around tiles of 16 and 32; depths around a step of 32,
 /// a slab of 128 and the 1024 of all warps, and the deepest that is quick enough here.
@@ -143,43 +142,7 @@ device_test! {
 
 device_test! {
     fn products_follow_each_other_without_waiting_and_replay_as_a_graph() {
-        // x -> hidden (GELU) -> added to x: an MLP, three times over, with nothing between the launches.
-        let up = ProductShape { rows: 3, columns: 256, depth: 64 };
-        let down = ProductShape { rows: 3, columns: 64, depth: 256 };
-        let up_case = Case::<bf16>::new(up, BiasTerm::Present, 1);
-        let down_case = Case::<bf16>::new(down, BiasTerm::Present, 2);
-        common::on_every_schedule(|bench| {
-            let gelu = Projection::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
-            let add = Projection::<bf16>::load(bench.device(), Epilogue::BiasResidual).unwrap();
-            let (up_operands, down_operands) = (up_case.upload(bench), down_case.upload(bench));
-            let stream = &bench.stream;
-            let mut hidden = bench.poisoned::<bf16>(3 * 256);
-            let mut step = |x: &mut Buffer<bf16>| -> Result<(), CudaError> {
-                gelu.launch(stream, up, ProductInputs { x: x.view(), ..up_operands.inputs() }, hidden.view_mut())?;
-                add.launch(stream, down, ProductInputs { x: hidden.view(), ..down_operands.inputs() }, x.view_mut())
-            };
-            let mut x = bench.upload(&up_case.x);
-            for _ in 0..3 {
-                step(&mut x).unwrap();
-                stream.synchronize().unwrap();
-            }
-            let waited = bench.download(x.view());
-            assert!(waited.iter().all(|value| value.is_finite()) && waited != up_case.x);
-
-            stream.copy_from_host(&up_case.x, x.view_mut()).unwrap();
-            for _ in 0..3 {
-                step(&mut x).unwrap();
-            }
-            assert!(bench.download(x.view()) == waited, "launched one after the other");
-
-            stream.copy_from_host(&up_case.x, x.view_mut()).unwrap();
-            let graph = stream.capture(|| step(&mut x)).unwrap();
-            graph.upload().unwrap();
-            for _ in 0..3 {
-                graph.launch().unwrap();
-            }
-            assert!(bench.download(x.view()) == waited, "replayed");
-        });
+        common::on_every_schedule(|bench| product::an_mlp_is_the_same_however_launched(bench, 3));
     }
 }
 

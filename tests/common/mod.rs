@@ -154,6 +154,37 @@ impl Bench {
         self.interpreter.and_then(|interpreter| interpreter.counters().pop())
     }
 
+    /// That `step`, done three times to `start`, leaves the same bits in it whether each is waited for, all are given to
+    /// the stream at once, or a recording of it is replayed; and that it changes it.
+    pub fn assert_same_however_launched<T: Half>(
+        &self,
+        start: &[T],
+        mut step: impl FnMut(&mut Buffer<T>) -> Result<(), CudaError>,
+    ) {
+        let bits = |buffer: &Buffer<T>| bytemuck::cast_slice::<T, u16>(&self.download(buffer.view())).to_vec();
+        let mut state = self.upload(start);
+        for _ in 0..3 {
+            step(&mut state).unwrap();
+            self.stream.synchronize().unwrap();
+        }
+        let waited = bits(&state);
+        assert!(waited != bytemuck::cast_slice::<T, u16>(start), "nothing has happened");
+
+        self.stream.copy_from_host(start, state.view_mut()).unwrap();
+        for _ in 0..3 {
+            step(&mut state).unwrap();
+        }
+        assert!(bits(&state) == waited, "launched one after the other");
+
+        self.stream.copy_from_host(start, state.view_mut()).unwrap();
+        let graph = self.stream.capture(|| step(&mut state)).unwrap();
+        graph.upload().unwrap();
+        for _ in 0..3 {
+            graph.launch().unwrap();
+        }
+        assert!(bits(&state) == waited, "replayed");
+    }
+
     /// Runs one launch and, on the interpreter, holds the bytes that it moved against `declared`, within 2 %.
     pub fn run(&self, declared: Work, launch: impl FnOnce() -> Result<(), CudaError>) {
         self.stream.synchronize().expect("the work before");

@@ -4,6 +4,7 @@
 // Each test binary uses its part.
 #![allow(dead_code)]
 
+use half::bf16;
 use rigel::backend::cuda::kernels::BiasTerm;
 use rigel::backend::cuda::kernels::product::{
     Epilogue, Head, Path, ProductInputs, ProductShape, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
@@ -298,4 +299,22 @@ pub fn refusal(result: Result<(), CudaError>) -> String {
     let error = result.expect_err("a launch that is refused");
     assert!(matches!(error, CudaError::Operand { .. }), "{error}");
     error.to_string()
+}
+
+/// x -> hidden (GELU) -> added to x: an MLP of `rows` rows, three times over, with nothing between the launches.
+pub fn an_mlp_is_the_same_however_launched(bench: &Bench, rows: usize) {
+    let up = ProductShape { rows, columns: 256, depth: 64 };
+    let down = ProductShape { rows, columns: 64, depth: 256 };
+    let (up_case, down_case) =
+        (Case::<bf16>::new(up, BiasTerm::Present, 1), Case::<bf16>::new(down, BiasTerm::Present, 2));
+    let gelu = Projection::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
+    let add = Projection::<bf16>::load(bench.device(), Epilogue::BiasResidual).unwrap();
+    let (up_operands, down_operands) = (up_case.upload(bench), down_case.upload(bench));
+    let mut hidden = bench.poisoned::<bf16>(rows * 256);
+    bench.assert_same_however_launched(&up_case.x, |x| {
+        let inputs = ProductInputs { x: x.view(), ..up_operands.inputs() };
+        gelu.launch(&bench.stream, up, inputs, hidden.view_mut())?;
+        let inputs = ProductInputs { x: hidden.view(), ..down_operands.inputs() };
+        add.launch(&bench.stream, down, inputs, x.view_mut())
+    });
 }
