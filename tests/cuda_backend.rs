@@ -14,6 +14,7 @@ use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
 use rigel::backend::cuda::{Arguments, Device, Launch};
 use rigel::backend::{Backend, BackendError, Batch, SequenceRows};
 use rigel::checkpoint::{Checkpoint, ModelSource};
+use rigel::engine::{self, Engine, Failure, Request};
 use rigel::kv::{BlockTable, PagePool};
 use rigel::model::ModelSpec;
 use rigel::sampling::{SampleRow, SamplingParams, SeenTokens};
@@ -385,6 +386,29 @@ device_test! {
                 assert!(error.to_string().contains("RIGEL_CUDA_SYNC=1"), "{error}");
             }
             drop(backend);
+            Interpreter::load().take_reports();
+        });
+    }
+}
+
+device_test! {
+    fn an_engine_whose_gpu_has_failed_answers_each_request_with_the_error_and_ends() {
+        common::on_one_schedule(|bench| {
+            if bench.interpreter().is_none() {
+                eprintln!("skipped on a GPU: the fault is planted by the interpreter");
+                return;
+            }
+            let context = NonZeroU32::new(32).unwrap();
+            let engine = Engine::builder().model("nano").device(engine::Device::Cuda).context(context).build().unwrap();
+            let request = || Request { max_tokens: 3, ..Request::new(vec![TokenId(70), TokenId(80)]) };
+            assert_eq!(engine.generate(request()).unwrap().wait().unwrap().token_ids.len(), 3);
+            fault(bench);
+            for _ in 0..2 {
+                let failure = engine.generate(request()).unwrap().wait().unwrap_err();
+                assert!(matches!(failure, Failure::Backend(_)), "{failure}");
+                assert!(failure.to_string().contains("RIGEL_CUDA_SYNC=1"), "{failure}");
+            }
+            drop(engine);
             Interpreter::load().take_reports();
         });
     }
