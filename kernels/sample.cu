@@ -120,8 +120,8 @@ DEVICE uint32_t word_of(const uint4& block, uint32_t i) {
 // What the largest of decides the exponential race.
 DEVICE float score_of(uint32_t code, uint32_t bits) { return Draws::scaled(code) - log_exponential(bits); }
 
-// The winner of the race: of the kept tokens the one with the largest score, the lower id of equals. `first` is the best
-// token, which is always kept.
+// The winner of the race: of the kept tokens the one with the largest score, the lower id of equals. `first` is the
+// best token, which is always kept.
 DEVICE uint32_t race(SelectMemory& memory, const Draws& draws, const Kept& kept, const SampleRow::Place& place,
                      uint32_t first) {
     float best = score_of(0, word_of(noise_of(place, first), first % kGroup));
@@ -267,6 +267,8 @@ DEVICE uint32_t draw(SelectMemory& memory, const Processed& processed, const Sam
 //
 // Grid (parts, rows), 512 threads. Shared memory: SelectMemory, then a bit for each token.
 // Bytes: 64 rows, 4 vocabulary for each row's logits, and its bans and bitset.
+// Expected, by counts of instructions and latencies, not measured: on an H100 with 49,152 tokens about 5 us for one
+// greedy row, 10 us for a row with top-k or top-p, 30 us where more is kept than can be sorted.
 // FLOPs: 1 a token greedy; about 10 for each visit otherwise, 60 for a variate.
 // Alignment: pitch a multiple of 4; logits and rows 16 bytes.
 // Registers: at most 96 (sample_rows)

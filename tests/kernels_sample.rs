@@ -527,8 +527,8 @@ device_test! {
     fn greedy_rows_that_are_not_finite_fail_in_whichever_part() {
         common::on_every_schedule(|bench| {
             let launcher = Sample::load(bench.device()).unwrap();
-            // Five parts. The value that decides lies in the first, in the last, in between; equals in several, zeros of
-            // both signs.
+            // Five parts. The value that decides lies in the first, in the last, in between; equals in several, zeros
+            // of both signs.
             let vocabulary = 9000;
             let mut logits = Vec::new();
             for (at, value) in [(0, f32::NAN), (vocabulary - 1, f32::NAN), (4096, f32::INFINITY), (5000, 7.0)] {
@@ -819,7 +819,8 @@ device_test! {
             };
             assert_eq!(with(|s| s.rows = 0), "sample: rows is 0, expected 1 to 65535");
             assert_eq!(with(|s| s.logits_rows = 0), "sample: logits_rows is 0, expected 1 to 2147483647");
-            assert_eq!(with(|s| s.vocabulary = MOST_VOCABULARY + 1), "sample: vocabulary is 262145, expected 1 to 262144");
+            let large = with(|s| s.vocabulary = MOST_VOCABULARY + 1);
+            assert_eq!(large, "sample: vocabulary is 262145, expected 1 to 262144");
             assert_eq!(with(|s| s.vocabulary = 33), "sample: pitch is 32, expected at least the vocabulary of 33");
             assert_eq!(with(|s| s.pitch = 30), "sample: pitch is 30, expected a multiple of 8");
             assert_eq!(with(|s| s.pitch = 40), "sample: logits is 96, expected 3 x 40 elements");
@@ -925,7 +926,8 @@ device_test! {
             let found = conform(bench, "natural_log", &inputs, inputs.len(), inputs.len());
             for (x, found) in inputs.iter().map(|bits| f32::from_bits(*bits)).zip(found) {
                 let (found, exact) = (f32::from_bits(found), f64::from(x).ln());
-                assert!((f64::from(found) - exact).abs() <= 1.4 * 2f64.powi(-24) * exact.abs(), "ln({x:e}) = {found:e}");
+                let bound = 1.4 * 2f64.powi(-24) * exact.abs();
+                assert!((f64::from(found) - exact).abs() <= bound, "ln({x:e}) = {found:e}");
                 assert_eq!(found.to_bits(), natural_log(x).to_bits(), "ln({x:e})");
             }
 
@@ -961,8 +963,8 @@ device_test! {
             assert!(found.chunks(2).zip(found.chunks(2).skip(1)).all(|(a, b)| a[0] < b[0]));
 
             // 2^24 units of (1 + k 2^-23) (1 - k 2^-23), which rounds to 1: fused with the subtraction it would not.
-            let pairs: Vec<u32> =
-                (1..64).flat_map(|k| [1.0 + k as f32 * f32::EPSILON, 1.0 - k as f32 * f32::EPSILON]).map(f32::to_bits).collect();
+            let around_1 = |k: i32| [k, -k].map(|k| (1.0 + k as f32 * f32::EPSILON).to_bits());
+            let pairs: Vec<u32> = (1..64).flat_map(around_1).collect();
             let found = conform(bench, "multiply_rounded", &pairs, 63, 126);
             for (pair, found) in pairs.chunks(2).zip(found.chunks(2)) {
                 let product = f32::from_bits(pair[0]) * f32::from_bits(pair[1]);

@@ -5,8 +5,8 @@
 
 static constexpr uint32_t kGroup = 4;  // logits of a 16-byte load
 
-// Calls f(first id, logits) for the groups `first` .. `end` of four logits, dealt to the block's threads in turn; logits
-// at and past the end of the vocabulary are -inf. Two loads of a thread are under way while it works on a third.
+// Calls f(first id, logits) for the groups `first` .. `end` of four logits, dealt to the block's threads in turn;
+// logits at and past the end of the vocabulary are -inf. Two loads of a thread are under way while it works on a third.
 template <class F>
 DEVICE void each_group(const float* logits, uint32_t vocabulary, uint32_t first, uint32_t end, F f) {
     uint32_t group = first + threadIdx.x;

@@ -1,8 +1,8 @@
-// The first k elements of a row by rank, or the fewest whose masses reach a fraction of the whole: exact, ties by id, in
-// a few passes of one block, with nothing that depends on the order in which threads run.
+// The first k elements of a row by rank, or the fewest whose masses reach a fraction of the whole: exact, ties by id,
+// in a few passes of one block, with nothing that depends on the order in which threads run.
 //
-// An element is a (code, id): the smaller code ranks first, then the smaller id. The two make one whole number, the rank
-// key, and no two elements of a row have the same. Codes are f32 in disguise: equal floats and no others have equal
+// An element is a (code, id): the smaller code ranks first, then the smaller id. The two make one whole number, the
+// rank key, and no two elements of a row have the same. Codes are f32 in disguise: equal floats and no others have equal
 // codes. Counts and masses are added up as integers.
 //
 // The type of a row of elements has
@@ -334,8 +334,8 @@ DEVICE void keep_first(SelectMemory& memory, const Row& row, Kept& kept, uint32_
     }
 }
 
-// Puts the list's `length` keys, at most kSortRoom, in order, into memory.sorted. Each of them counts those ahead of it,
-// by as many threads as there are for each.
+// Puts the list's `length` keys, at most kSortRoom, in order, into memory.sorted. Each of them counts those ahead of
+// it, by as many threads as there are for each.
 DEVICE void sort_list(SelectMemory& memory, uint32_t length) {
     uint32_t bits = 5;
     while ((1u << bits) < length) bits++;
