@@ -23,8 +23,8 @@ struct Lengths {
 
 impl Lengths {
     fn new(device: &Device, spec: &ModelSpec, rows: usize) -> Lengths {
-        // A row is spread over several blocks as long as there are no more than two for each multiprocessor in all.
-        let partials = rows.max(2 * device.properties().multiprocessors as usize);
+        // A row is spread over several blocks as long as there is no more than one for each multiprocessor in all.
+        let partials = rows.max(device.properties().multiprocessors as usize);
         Lengths { rows, seen: rows * seen_words(spec.vocab_size), partials }
     }
 
