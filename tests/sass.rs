@@ -228,15 +228,16 @@ fn gemm_multiplies_from_a_ring_of_asynchronous_copies_and_stores_16_bytes_at_a_t
 fn norm_and_embed_move_16_bytes_at_a_time() {
     for ((architecture, kernel), code) in listings("norm_and_embed_move_16_bytes_at_a_time") {
         let place = format!("{kernel} for {architecture}");
-        let ids = match kernel.as_str() {
-            "embed_gather" => 1,
-            name if name.starts_with("norm_") => 0,
+        // Numbers of rows: an id, and one that was drawn; a row to gather.
+        let numbers = match kernel.as_str() {
+            "embed_gather" => 2,
+            name if name.starts_with("norm_") => 1,
             _ => continue,
         };
         for operation in ["LDG", "STG"] {
             let wide =
                 code.iter().filter(|i| i.operation.starts_with(operation) && i.operation.contains(".128")).count();
-            let narrow = if operation == "LDG" { ids } else { 0 };
+            let narrow = if operation == "LDG" { numbers } else { 0 };
             assert!(wide > 0, "{place}: no {operation} of 16 bytes");
             assert_eq!(count(&code, operation) - wide, narrow, "{place}: {operation} of less than 16 bytes");
         }
