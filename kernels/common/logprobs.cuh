@@ -33,8 +33,8 @@ DEVICE void each_element(const RawRow& row, F f) {
 // out.target = x[target] - max(x) - ln(sum(exp(x - max(x)))), and the same of the `top` best tokens, best first, the
 // lower id first among equals, out.top = min(top, vocabulary) of them; out.top = kNoToken alone where x holds NaN or
 // +inf or nothing above -inf. For a target that is no token, out.target = NaN. The whole block takes part and visits
-// the row twice, for the maximum and for the rest, and more often only where thousands of tokens are about as good as the
-// last of the best.
+// the row twice, for the maximum and for the rest, and more often only where thousands of tokens are about as good as
+// the last of the best.
 DEVICE void write_logprobs(SelectMemory& memory, const float* logits, uint32_t vocabulary, uint32_t target,
                            uint32_t top, RowLogprobs& out) {
     const uint32_t groups = groups_of(vocabulary);

@@ -2,8 +2,8 @@
 // in a few passes of one block, with nothing that depends on the order in which threads run.
 //
 // An element is a (code, id): the smaller code ranks first, then the smaller id. The two make one whole number, the
-// rank key, and no two elements of a row have the same. Codes are f32 in disguise: equal floats and no others have equal
-// codes. Counts and masses are added up as integers.
+// rank key, and no two elements of a row have the same. Codes are f32 in disguise: equal floats and no others have
+// equal codes. Counts and masses are added up as integers.
 //
 // The type of a row of elements has
 //
