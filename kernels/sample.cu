@@ -267,8 +267,6 @@ DEVICE uint32_t draw(SelectMemory& memory, const Processed& processed, const Sam
 //
 // Grid (parts, rows), 512 threads. Shared memory: SelectMemory, then a bit for each token.
 // Bytes: 64 rows, 4 vocabulary for each row's logits, and its bans and bitset.
-// Expected, by counts of instructions and latencies, not measured: on an H100 with 49,152 tokens about 5 us for one
-// greedy row, 10 us for a row with top-k or top-p, 30 us where more is kept than can be sorted.
 // FLOPs: 1 a token greedy; about 10 for each visit otherwise, 60 for a variate.
 // Alignment: pitch a multiple of 4; logits and rows 16 bytes.
 // Registers: at most 96 (sample_rows)
