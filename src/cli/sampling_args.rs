@@ -172,16 +172,15 @@ pub fn max_tokens(asked: Option<u32>, prompt: usize, positions: usize) -> Result
     };
     if room == 0 && asked != Some(0) {
         return Err(CliError::Usage(format!(
-            "the prompt's {prompt} tokens take all of the model's {positions} positions, which leaves none for a new \
-             token: shorten the prompt"
+            "the prompt's {prompt} tokens take all of the {positions} positions that there is room for: shorten the prompt"
         )));
     }
     let room = u32::try_from(room).unwrap_or(u32::MAX);
     let wanted = asked.unwrap_or(DEFAULT_MAX_NEW_TOKENS);
     if asked.is_some() && wanted > room {
         tracing::warn!(
-            "the prompt's {prompt} tokens and --max-new-tokens {wanted} exceed the model's {positions} positions; \
-             generating {room} at most"
+            "the prompt's {prompt} tokens and --max-new-tokens {wanted} exceed the {positions} positions that there is \
+             room for; generating {room} at most"
         );
     }
     Ok(wanted.min(room))

@@ -93,17 +93,17 @@ pub enum RequestError {
         /// The vocabulary's size.
         vocab_size: usize,
     },
-    /// The prompt alone has more tokens than the model has positions.
-    #[error("the prompt has {tokens} tokens; the model has {positions} positions: shorten the prompt")]
+    /// The prompt alone has more tokens than there is room for.
+    #[error("the prompt has {tokens} tokens; there is room for {positions}: shorten the prompt")]
     PromptTooLong {
         /// Tokens of the prompt.
         tokens: usize,
-        /// The model's positions.
+        /// The model's positions, or the context that was asked for where that is less.
         positions: usize,
     },
     /// The prompt and the tokens to generate have no room.
     #[error(
-        "the prompt's {prompt} tokens and max_tokens {max_tokens} exceed the model's {positions} positions: \
+        "the prompt's {prompt} tokens and max_tokens {max_tokens} exceed the {positions} that there is room for: \
          lower max_tokens to {} or shorten the prompt", positions - prompt
     )]
     TooManyTokens {
@@ -111,7 +111,7 @@ pub enum RequestError {
         prompt: usize,
         /// Tokens asked for.
         max_tokens: u32,
-        /// The model's positions.
+        /// The model's positions, or the context that was asked for where that is less.
         positions: usize,
     },
     /// A sampling parameter is outside its range.
