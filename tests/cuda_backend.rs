@@ -254,6 +254,14 @@ device_test! {
                     assert!(drawn.0 == expected.0 && (drawn.1 - expected.1).abs() < 1e-4, "{drawn:?} {expected:?}");
                 }
             }
+            // Draws that are under way are not lost to others.
+            backend.start_sampling(&rows[..2]).unwrap();
+            assert!(backend.start_sampling(&rows[2..4]).is_err() && backend.logprobs(&[None], 3).is_err());
+            let drawn = backend.finish_sampling().unwrap();
+            let tokens = drawn.into_iter().map(|drawn| drawn.unwrap().token);
+            let expected = rows[..2].iter().map(|row| rigel::sampling::sample(logits[row.logits_row], row).unwrap().token);
+            assert!(tokens.eq(expected));
+            assert_eq!(backend.finish_sampling().unwrap(), []);
             // More than the kernel's table of best tokens holds, and none.
             for top in [0, 5, 200] {
                 let targets: Vec<Option<TokenId>> = (0..24).map(|row| (row % 7 != 0).then_some(TokenId(row))).collect();

@@ -235,9 +235,7 @@ impl<T: Element> CudaBackend<T> {
     /// [`BackendError::InvalidBatch`] for a row that is no logits row, or where draws were started and not finished;
     /// what the device says of this or earlier work.
     pub fn start_sampling(&mut self, rows: &[SampleRow<'_>]) -> Result<(), BackendError> {
-        if self.sampler.is_started() || !self.drawn_on_host.is_empty() {
-            return Err(BackendError::InvalidBatch("draws were started and not finished".to_owned()));
-        }
+        self.check_finished()?;
         if let Some(row) = rows.iter().find(|row| row.logits_row >= self.logits_rows) {
             let what = format!("a draw from logits row {} of {}", row.logits_row, self.logits_rows);
             return Err(BackendError::InvalidBatch(what));
@@ -252,6 +250,14 @@ impl<T: Element> CudaBackend<T> {
         }
         self.sampler.put(&self.stream, &drawn)?;
         self.drawn_on_host = drawn;
+        Ok(())
+    }
+
+    /// That no draws are under way, whose results would be lost.
+    fn check_finished(&self) -> Result<(), BackendError> {
+        if self.sampler.is_started() || !self.drawn_on_host.is_empty() {
+            return Err(BackendError::InvalidBatch("draws were started and not finished".to_owned()));
+        }
         Ok(())
     }
 
@@ -314,6 +320,7 @@ impl<T: Element> Backend for CudaBackend<T> {
             let what = format!("log-probabilities of {} rows of {}", targets.len(), self.logits_rows);
             return Err(BackendError::InvalidBatch(what));
         }
+        self.check_finished()?;
         let top = top.min(self.resident.spec.vocab_size);
         if self.sampler.scores(targets.len(), top) {
             let logits = self.resident.logits();
