@@ -66,6 +66,12 @@ device_test! {
     }
 }
 
+#[test]
+fn the_bounds_tell_the_tanh_form_of_gelu_from_the_other() {
+    assert!(cases::<bf16>().iter().filter(|case| case.tells_gelus_apart()).count() >= 5);
+    assert!(cases::<f16>().iter().filter(|case| case.tells_gelus_apart()).count() >= 10);
+}
+
 /// Rows, depth, heads, key heads, elements of a head, slots of a page: groups of 1, 2, 9 and 12 query heads, both head
 /// sizes, pages of 16 to 128 slots, rows of every tile.
 const QKV: [(usize, usize, usize, usize, usize, usize); 7] = [
