@@ -18,7 +18,8 @@ pub struct Doctor {}
 
 impl Doctor {
     pub fn run(self, out: &mut Output) -> Result<(), CliError> {
-        let findings = [vec![cpu()], gpu::findings(), vec![models(gpu::is_usable())]].concat();
+        let (on_gpu, usable) = gpu::findings();
+        let findings = [vec![cpu()], on_gpu, vec![models(usable)]].concat();
         findings.iter().flat_map(Finding::to_lines).try_for_each(|line| out.line(&line))
     }
 }
@@ -63,13 +64,9 @@ fn models(gpu: bool) -> Finding {
 mod gpu {
     use super::Finding;
 
-    pub fn is_usable() -> bool {
-        false
-    }
-
-    pub fn findings() -> Vec<Finding> {
+    pub fn findings() -> (Vec<Finding>, bool) {
         let lines = ["none: built without the feature cuda", "build it again with default features"];
-        vec![Finding::new("kernels", lines.map(str::to_owned).to_vec())]
+        (vec![Finding::new("kernels", lines.map(str::to_owned).to_vec())], false)
     }
 }
 
@@ -82,18 +79,14 @@ mod gpu {
 
     use super::Finding;
 
-    pub fn findings() -> Vec<Finding> {
+    /// What was found, and whether models run on the first GPU: the one that the device auto takes.
+    pub fn findings() -> (Vec<Finding>, bool) {
         let mut findings = vec![kernels(nvcc_version(), images()), driver_found()];
         // Without a driver there is nothing to add: its line says what to do.
-        if driver::check().is_ok() {
-            findings.extend(gpus());
-        }
-        findings
-    }
-
-    /// Whether models run on the first GPU: the one that the device auto takes.
-    pub fn is_usable() -> bool {
-        !images().is_empty() && usable(0).is_ok()
+        let gpus = if driver::check().is_ok() { gpus() } else { Vec::new() };
+        let usable = !images().is_empty() && gpus.first().is_some_and(|(_, usable)| *usable);
+        findings.extend(gpus.into_iter().map(|(finding, _)| finding));
+        (findings, usable)
     }
 
     /// What was compiled in.
@@ -130,20 +123,24 @@ mod gpu {
         version.lines().next()?.split_whitespace().find(is_release)
     }
 
-    fn gpus() -> Vec<Finding> {
+    /// Each with whether its kernels load.
+    fn gpus() -> Vec<(Finding, bool)> {
         match driver::device_count() {
             Ok(count) => (0..count).map(|ordinal| gpu(format!("gpu {ordinal}"), ordinal)).collect(),
-            Err(error) => vec![Finding::amiss("gpu", &error)],
+            Err(error) => vec![(Finding::amiss("gpu", &error), false)],
         }
     }
 
-    fn gpu(subject: String, ordinal: usize) -> Finding {
+    fn gpu(subject: String, ordinal: usize) -> (Finding, bool) {
         let properties = match properties(ordinal) {
             Ok(properties) => properties,
-            Err(error) => return Finding::amiss(subject, &error),
+            Err(error) => return (Finding::amiss(subject, &error), false),
         };
-        let use_of_it = usable(ordinal).unwrap_or_else(|error| Finding::amiss("", &error).lines);
-        Finding::new(subject, [describe(&properties), use_of_it].concat())
+        let (use_of_it, usable) = match usable(ordinal) {
+            Ok(lines) => (lines, true),
+            Err(error) => (Finding::amiss("", &error).lines, false),
+        };
+        (Finding::new(subject, [describe(&properties), use_of_it].concat()), usable)
     }
 
     fn describe(properties: &Properties) -> Vec<String> {
