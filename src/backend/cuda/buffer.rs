@@ -1,11 +1,13 @@
 //! Typed device memory that knows its length, and borrowed parts of it.
 
 use std::marker::PhantomData;
-use std::ops::{Bound, RangeBounds};
+use std::ops::{Bound, Range, RangeBounds};
 
 use bytemuck::Pod;
 use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::CUdeviceptr;
+
+use super::error::CudaError;
 
 /// `len` elements of `T` in device memory, freed in the order of the stream that allocated them: before a buffer is
 /// dropped, work on other streams that uses it must be ordered before that stream by an [`Event`](super::Event).
@@ -55,6 +57,18 @@ impl<T: Pod> Buffer<T> {
     pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> Option<SliceMut<'_, T>> {
         let (pointer, len) = part::<T>(self.pointer, self.len, range)?;
         Some(SliceMut { pointer, len, borrow: PhantomData })
+    }
+
+    /// [`Buffer::slice`] of a range that was planned for: that there are not as many elements is a bug.
+    pub(super) fn planned(&self, range: Range<usize>) -> Result<Slice<'_, T>, CudaError> {
+        let short = CudaError::CopyLength { from: range.end, into: self.len };
+        self.slice(range).ok_or(short)
+    }
+
+    /// [`Buffer::slice_mut`] likewise.
+    pub(super) fn planned_mut(&mut self, range: Range<usize>) -> Result<SliceMut<'_, T>, CudaError> {
+        let short = CudaError::CopyLength { from: range.end, into: self.len };
+        self.slice_mut(range).ok_or(short)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Host memory that the device copies to and from while the host goes on.
 
 use std::marker::PhantomData;
-use std::ops::RangeBounds;
+use std::ops::{Range, RangeBounds};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -136,6 +136,18 @@ impl<T> Pinned<T> {
     pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> Option<PinnedSliceMut<'_, T>> {
         let (start, len) = bounds(self.len, range)?;
         Some(PinnedSliceMut { memory: &self.memory, start, len, borrow: PhantomData })
+    }
+
+    /// [`Pinned::slice`] of a range that was planned for: that there are not as many elements is a bug.
+    pub(super) fn planned(&self, range: Range<usize>) -> Result<PinnedSlice<'_, T>, CudaError> {
+        let short = CudaError::CopyLength { from: range.end, into: self.len() };
+        self.slice(range).ok_or(short)
+    }
+
+    /// [`Pinned::slice_mut`] likewise.
+    pub(super) fn planned_mut(&mut self, range: Range<usize>) -> Result<PinnedSliceMut<'_, T>, CudaError> {
+        let short = CudaError::CopyLength { from: range.end, into: self.len() };
+        self.slice_mut(range).ok_or(short)
     }
 }
 

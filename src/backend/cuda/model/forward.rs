@@ -16,7 +16,7 @@ use super::super::kernels::product::{
 };
 use super::super::weights::{LinearWeights, RopeTable, Weights};
 use super::super::{Buffer, Device, Slice, Stream};
-use super::step::{StepLayout, StepShape, heads};
+use super::step::{StepLayout, StepShape, heads, window};
 use super::workspace::{Cache, Workspace, rows, rows_mut};
 use crate::model::{ModelSpec, NormKind};
 
@@ -129,7 +129,7 @@ impl<'a, T: Element> Pass<'a, T> {
     fn attend(&mut self, stream: &Stream, layer: usize) -> Result<(), CudaError> {
         let StepShape { rows: count, sequences, tiles, decodes, .. } = self.shape;
         let (heads, width) = (heads(self.spec), self.workspace.sizes.attended);
-        let window = self.spec.window.map(|window| window.get() as usize);
+        let window = window(self.spec);
         let inputs = AttentionInputs {
             queries: rows(&self.workspace.queries, count, width)?,
             cache: self.cache.layer(layer)?,
@@ -208,22 +208,15 @@ impl<'a, T: Element> Pass<'a, T> {
     /// One array of the step's inputs.
     fn words<U: Pod>(&self, range: &Range<usize>) -> Result<Slice<'a, U>, CudaError> {
         let inputs: &'a Buffer<u32> = self.inputs;
-        let words = inputs.slice(range.clone()).and_then(Slice::cast);
-        // Each array begins at 256 bytes, and a step that is larger than planned is refused before it is laid out.
-        words.ok_or(CudaError::CopyLength { from: range.end, into: inputs.len() })
+        // Each array begins at 256 bytes and holds whole elements.
+        let short = CudaError::CopyLength { from: range.end, into: inputs.len() };
+        inputs.planned(range.clone())?.cast().ok_or(short)
     }
 }
 
 /// Decode attention of a step of `rows` rows in `sequences` sequences.
 pub(super) fn decode_shape(rows: usize, sequences: usize, spec: &ModelSpec, split_len: usize) -> DecodeShape {
-    DecodeShape {
-        rows,
-        sequences,
-        heads: heads(spec),
-        window: spec.window.map(|window| window.get() as usize),
-        positions: spec.max_positions,
-        split_len,
-    }
+    DecodeShape { rows, sequences, heads: heads(spec), window: window(spec), positions: spec.max_positions, split_len }
 }
 
 fn product_inputs<'a, T>(x: Slice<'a, T>, weights: LinearWeights<'a, T>) -> ProductInputs<'a, T> {

@@ -30,14 +30,10 @@ impl Inputs {
     ) -> Result<(), CudaError> {
         let pinned = &mut self.pinned[self.next];
         self.next = (self.next + 1) % 2;
-        let too_short = CudaError::CopyLength { from: words, into: pinned.len() };
-        let Some(destination) = self.device.slice_mut(..words) else { return Err(too_short) };
-        // As long as the buffer on the device.
+        let destination = self.device.planned_mut(0..words)?;
+        // Both pinned buffers are as long as the one on the device.
         write(&mut pinned.as_mut_slice()?[..words]);
-        match pinned.slice(..words) {
-            Some(source) => stream.copy_from_pinned(source, destination),
-            None => Err(too_short),
-        }
+        stream.copy_from_pinned(pinned.planned(0..words)?, destination)
     }
 
     /// The words on the device.

@@ -22,8 +22,6 @@ const MOST_LOGITS_ROWS: usize = 256;
 pub(super) struct Sizes {
     /// Rows of a step.
     pub rows: usize,
-    /// Sequences of a step.
-    pub sequences: usize,
     /// Logits rows of a step.
     pub logits_rows: usize,
     /// Elements of a row of the residual stream.
@@ -68,7 +66,6 @@ impl Sizes {
         let page = options.page_size.get() as usize * spec.kv_heads * spec.head_dim;
         Sizes {
             rows: options.max_rows,
-            sequences: options.max_sequences,
             logits_rows,
             hidden: padded(spec.hidden_size),
             attended: spec.heads * spec.head_dim,

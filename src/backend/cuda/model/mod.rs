@@ -48,7 +48,7 @@ use inputs::Inputs;
 use memory::Sizes;
 use recordings::{Bucket, Recordings};
 use sampler::{Logits, Sampler};
-use step::{Step, StepLayout, StepShape, heads};
+use step::{Step, StepLayout, StepShape, heads, window};
 use workspace::{Cache, Workspace};
 
 /// How a [`CudaBackend`] is set up.
@@ -367,9 +367,8 @@ fn check_supported(spec: &ModelSpec, options: &CudaOptions) -> Result<(), Backen
 }
 
 fn split_len_for(sequences: usize, spec: &ModelSpec, device: &Device) -> usize {
-    let window = spec.window.map(|window| window.get() as usize);
     let multiprocessors = device.properties().multiprocessors as usize;
-    split_len(sequences, &heads(spec), window, spec.max_positions, multiprocessors)
+    split_len(sequences, &heads(spec), window(spec), spec.max_positions, multiprocessors)
 }
 
 fn sizes(spec: &ModelSpec, options: &CudaOptions, device: &Device) -> Sizes {

@@ -6,7 +6,7 @@ use super::super::kernels::sample::{
     Insertion, Logprobs, LogprobsRow, LogprobsShape, MOST_TOP, MOST_VOCABULARY, NO_TOKEN, RowLogprobs, RowParams,
     Sample, SampleInputs, SampleOutputs, SampleShape, seen_words,
 };
-use super::super::{Buffer, Device, Pinned, Slice, SliceMut, Stream};
+use super::super::{Buffer, Device, Pinned, Slice, Stream};
 use crate::model::ModelSpec;
 use crate::sampling::{NotFinite, SampleRow, Sampled, TokenLogprobs};
 use crate::text::TokenId;
@@ -48,29 +48,12 @@ impl<T: bytemuck::Pod> Pair<T> {
 
     /// Brings the first `len` elements to the device.
     fn send(&mut self, stream: &Stream, len: usize) -> Result<(), CudaError> {
-        let short = CudaError::CopyLength { from: len, into: self.host.len() };
-        match (self.host.slice(..len), self.device.slice_mut(..len)) {
-            (Some(from), Some(to)) => stream.copy_from_pinned(from, to),
-            _ => Err(short),
-        }
+        stream.copy_from_pinned(self.host.planned(0..len)?, self.device.planned_mut(0..len)?)
     }
 
     /// Has the first `len` elements brought to the host.
     fn fetch(&mut self, stream: &Stream, len: usize) -> Result<(), CudaError> {
-        let short = CudaError::CopyLength { from: self.device.len(), into: len };
-        match (self.device.slice(..len), self.host.slice_mut(..len)) {
-            (Some(from), Some(to)) => stream.copy_to_pinned(from, to),
-            _ => Err(short),
-        }
-    }
-
-    fn first(&mut self, len: usize) -> Result<SliceMut<'_, T>, CudaError> {
-        let short = CudaError::CopyLength { from: len, into: self.device.len() };
-        self.device.slice_mut(..len).ok_or(short)
-    }
-
-    fn read(&self, len: usize) -> Result<Slice<'_, T>, CudaError> {
-        self.device.slice(..len).ok_or(CudaError::CopyLength { from: self.device.len(), into: len })
+        stream.copy_to_pinned(self.device.planned(0..len)?, self.host.planned_mut(0..len)?)
     }
 }
 
@@ -190,11 +173,14 @@ impl Sampler {
             pitch: logits.pitch,
             seen_slots: self.rows,
         };
-        let inputs =
-            SampleInputs { rows: self.params.read(count)?, logits: logits.values, banned: self.banned.device.view() };
+        let inputs = SampleInputs {
+            rows: self.params.device.planned(0..count)?,
+            logits: logits.values,
+            banned: self.banned.device.view(),
+        };
         let outputs = SampleOutputs {
-            tokens: self.tokens.first(count)?,
-            logprobs: self.scores.first(count)?,
+            tokens: self.tokens.device.planned_mut(0..count)?,
+            logprobs: self.scores.device.planned_mut(0..count)?,
             seen: self.seen.device.view_mut(),
             partials: self.partials.view_mut(),
             counters: self.counters.view_mut(),
@@ -255,8 +241,8 @@ impl Sampler {
         self.targets.send(stream, count)?;
         let shape =
             LogprobsShape { rows: count, logits_rows: logits.rows, vocabulary: logits.vocabulary, pitch: logits.pitch };
-        let out = self.scores.first(count)?;
-        self.logprobs.launch(stream, shape, self.targets.read(count)?, logits.values, out)?;
+        let out = self.scores.device.planned_mut(0..count)?;
+        self.logprobs.launch(stream, shape, self.targets.device.planned(0..count)?, logits.values, out)?;
         self.scores.fetch(stream, count)?;
         Ok(self.scores.host.as_slice()?.iter().take(count).map(RowLogprobs::token_logprobs).collect())
     }

@@ -89,8 +89,7 @@ pub(super) struct Step {
 
 impl Step {
     pub(super) fn new(batch: &Batch<'_>, spec: &ModelSpec, cache: CacheGeometry) -> Step {
-        let window = spec.window.map(|window| window.get() as usize);
-        let heads = heads(spec);
+        let (window, heads) = (window(spec), heads(spec));
         let (mut sequences, mut blocks) = (Vec::with_capacity(batch.sequences.len()), Vec::new());
         for rows in batch.sequences {
             // Numbers of rows and positions fit u32: the batch was checked.
@@ -163,6 +162,11 @@ fn put(words: &mut [u32], range: &Range<usize>, values: impl Iterator<Item = u32
 /// The attention heads of a network.
 pub(super) fn heads(spec: &ModelSpec) -> Heads {
     Heads { query: spec.heads, kv: spec.kv_heads, dim: spec.head_dim }
+}
+
+/// The window of a network as the kernels' launchers take it.
+pub(super) fn window(spec: &ModelSpec) -> Option<usize> {
+    spec.window.map(|window| window.get() as usize)
 }
 
 #[cfg(test)]

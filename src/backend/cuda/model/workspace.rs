@@ -1,5 +1,9 @@
 //! The buffers that live as long as the model: activations, logits, and the cache of keys and values.
 
+use std::ops::Range;
+
+use bytemuck::Pod;
+
 use super::super::buffer::{Buffer, Slice, SliceMut};
 use super::super::error::CudaError;
 use super::super::kernels::Element;
@@ -45,23 +49,17 @@ impl<T: Element> Workspace<T> {
 }
 
 /// The first `rows` rows of `width` elements, to be read.
-pub(super) fn rows<T: bytemuck::Pod>(buffer: &Buffer<T>, rows: usize, width: usize) -> Result<Slice<'_, T>, CudaError> {
-    buffer.slice(..rows * width).ok_or_else(|| too_short(buffer, rows * width))
+pub(super) fn rows<T: Pod>(buffer: &Buffer<T>, rows: usize, width: usize) -> Result<Slice<'_, T>, CudaError> {
+    buffer.planned(0..rows * width)
 }
 
 /// The first `rows` rows of `width` elements, to be written.
-pub(super) fn rows_mut<T: bytemuck::Pod>(
+pub(super) fn rows_mut<T: Pod>(
     buffer: &mut Buffer<T>,
     rows: usize,
     width: usize,
 ) -> Result<SliceMut<'_, T>, CudaError> {
-    let error = too_short(buffer, rows * width);
-    buffer.slice_mut(..rows * width).ok_or(error)
-}
-
-/// A step that is larger than the buffers were planned for: a bug, since steps are checked first.
-fn too_short<T: bytemuck::Pod>(buffer: &Buffer<T>, needed: usize) -> CudaError {
-    CudaError::CopyLength { from: needed, into: buffer.len() }
+    buffer.planned_mut(0..rows * width)
 }
 
 /// Keys and values of every layer, each `[pages, kv_heads, page_size, head_dim]`, layer after layer.
@@ -86,10 +84,9 @@ impl<T: Element> Cache<T> {
     /// One layer, to be read.
     pub(super) fn layer(&self, layer: usize) -> Result<CacheView<'_, T>, CudaError> {
         let range = self.range(layer);
-        let part = |buffer: &'_ Buffer<T>| too_short(buffer, range.end);
         Ok(CacheView {
-            keys: self.keys.slice(range.clone()).ok_or_else(|| part(&self.keys))?,
-            values: self.values.slice(range.clone()).ok_or_else(|| part(&self.values))?,
+            keys: self.keys.planned(range.clone())?,
+            values: self.values.planned(range)?,
             pages: self.geometry.pages as usize,
             page_size: self.geometry.page_size as usize,
         })
@@ -98,13 +95,10 @@ impl<T: Element> Cache<T> {
     /// Keys and values of one layer, to be written.
     pub(super) fn layer_mut(&mut self, layer: usize) -> Result<(SliceMut<'_, T>, SliceMut<'_, T>), CudaError> {
         let range = self.range(layer);
-        let errors = [&self.keys, &self.values].map(|buffer| too_short(buffer, range.end));
-        let [no_keys, no_values] = errors;
-        let keys = self.keys.slice_mut(range.clone()).ok_or(no_keys)?;
-        Ok((keys, self.values.slice_mut(range).ok_or(no_values)?))
+        Ok((self.keys.planned_mut(range.clone())?, self.values.planned_mut(range)?))
     }
 
-    fn range(&self, layer: usize) -> std::ops::Range<usize> {
+    fn range(&self, layer: usize) -> Range<usize> {
         layer * self.layer..(layer + 1) * self.layer
     }
 }
