@@ -12,10 +12,10 @@ use rigel::backend::cpu::{CpuBackend, CpuOptions};
 use rigel::backend::cuda::kernels::Element;
 use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
 use rigel::backend::cuda::{Arguments, Device, Launch};
-use rigel::backend::{Backend, BackendError, Batch, SequenceRows};
+use rigel::backend::{Backend, BackendError, Batch, DeviceQueue, SequenceRows};
 use rigel::checkpoint::{Checkpoint, ModelSource};
 use rigel::engine::{self, Engine, Failure, Request};
-use rigel::kv::{BlockTable, PagePool};
+use rigel::kv::{BlockTable, PageId, PagePool};
 use rigel::model::ModelSpec;
 use rigel::sampling::{SampleRow, SamplingParams, SeenTokens};
 use rigel::text::TokenId;
@@ -187,7 +187,7 @@ device_test! {
     fn a_step_may_take_its_token_from_the_draw_before_it() {
         common::on_one_schedule(|bench| {
             let mut backend = cuda::<bf16>(bench.device(), "gqa9");
-            let pages = [rigel::kv::PageId(3)];
+            let pages = [PageId(3)];
             let row = |start| [SequenceRows { rows: 0..1, start, first_block: 0, pages: &pages }];
             let params = SamplingParams::default();
             let draw = |position| SampleRow {
@@ -210,6 +210,85 @@ device_test! {
             }
             let error = backend.forward_drawn(&one_row(&[TokenId(0)], 6, &row(6)), &[Some(1000)]).unwrap_err();
             assert_eq!(error.to_string(), "invalid batch: the token drawn for row 1000 of 48");
+        });
+    }
+}
+
+device_test! {
+    fn draws_are_waited_for_and_not_the_step_behind_them() {
+        common::on_one_schedule(|bench| {
+            let mut backend = cuda::<bf16>(bench.device(), "gqa9");
+            let pages = [PageId(3)];
+            let row = |start| [SequenceRows { rows: 0..1, start, first_block: 0, pages: &pages }];
+            let params = SamplingParams { temperature: 1.0, seed: 4, ..SamplingParams::default() };
+            let draw = |position| SampleRow {
+                logits_row: 0, params: &params, position, seen: None, banned: &[], logprobs: Some(2),
+            };
+            // The last steps are replays of a recording.
+            const STEPS: u32 = 7;
+            let (mut token, mut expected) = (TokenId(5), Vec::new());
+            for start in 0..STEPS {
+                backend.forward(&one_row(&[token], start, &row(start))).unwrap();
+                expected.push(backend.sample(&[draw(start + 1)]).unwrap().remove(0).unwrap());
+                token = expected[start as usize].token;
+            }
+            if let Some(interpreter) = bench.interpreter() {
+                interpreter.clear_counters();
+            }
+            let queue = backend.queue().expect("a GPU has a queue");
+            queue.forward_drawn(&one_row(&[TokenId(5)], 0, &row(0)), &[]).unwrap();
+            queue.start_sampling(&[draw(1)]).unwrap();
+            for start in 1..STEPS {
+                // The id is one that would give other logits, where it were taken.
+                queue.forward_drawn(&one_row(&[TokenId(0)], start, &row(start)), &[Some(0)]).unwrap();
+                // The interpreter runs what somebody waits for, and what is ahead of it.
+                let ran = |interpreter: &Interpreter, what: &str| {
+                    interpreter.counters().iter().filter(|launch| launch.kernel.starts_with(what)).count()
+                };
+                if let Some(interpreter) = bench.interpreter() {
+                    assert_eq!(ran(interpreter, ""), 0, "launches that ran before anybody waited, step {start}");
+                }
+                let drawn = queue.finish_sampling().unwrap().remove(0).unwrap();
+                assert_eq!(drawn, expected[start as usize - 1], "step {start}");
+                if let Some(interpreter) = bench.interpreter() {
+                    assert_eq!((ran(interpreter, "embed"), ran(interpreter, "sample")), (1, 1), "step {start}");
+                    interpreter.clear_counters();
+                }
+                queue.start_sampling(&[draw(start + 1)]).unwrap();
+            }
+            assert_eq!(queue.finish_sampling().unwrap().remove(0).unwrap(), expected[STEPS as usize - 1]);
+        });
+    }
+}
+
+/// Rows read no slot that was never written, and none of another sequence.
+fn poison_is_found<T: Element>(device: &Device) {
+    let mut backend = cuda::<T>(device, "gqa9");
+    let all: Vec<PageId> = (0..PAGES).map(PageId).collect();
+    backend.poison(&all).unwrap();
+    let found = play(&mut backend, &LENGTHS, &STEPS[..4]);
+    assert!(found.values().flatten().all(|logit| logit.is_finite()));
+
+    let pages = [[PageId(3)], [PageId(5)]];
+    let ids = [TokenId(70), TokenId(80)];
+    let step = |backend: &mut CudaBackend<T>, start| {
+        let rows = |s: usize| SequenceRows { rows: s..s + 1, start, first_block: 0, pages: &pages[s] };
+        let sequences = [rows(0), rows(1)];
+        backend.forward(&Batch { token_ids: &ids, sequences: &sequences, logits_rows: &[0, 1] }).unwrap();
+        [0, 1].map(|row| backend.logits(row).unwrap().iter().all(|logit| logit.is_finite()))
+    };
+    assert_eq!(step(&mut backend, 0), [true, true]);
+    backend.poison(&[PageId(4), PageId(5)]).unwrap();
+    assert_eq!(step(&mut backend, 1), [true, false], "{}: the second sequence has lost its page", T::NAME);
+    let error = backend.poison(&[PageId(PAGES)]).unwrap_err();
+    assert_eq!(error.to_string(), format!("invalid batch: page {PAGES} of {PAGES}"));
+}
+
+device_test! {
+    fn who_reads_a_page_that_was_poisoned_is_found_and_nobody_else_is_harmed() {
+        common::on_one_schedule(|bench| {
+            poison_is_found::<bf16>(bench.device());
+            poison_is_found::<f16>(bench.device());
         });
     }
 }
@@ -341,7 +420,7 @@ device_test! {
     fn a_batch_that_cannot_be_is_refused_and_harms_nothing() {
         common::on_one_schedule(|bench| {
             let mut backend = cuda::<bf16>(bench.device(), "gqa9");
-            let pages = [rigel::kv::PageId(3)];
+            let pages = [PageId(3)];
             let row = |start, rows| SequenceRows { rows, start, first_block: 0, pages: &pages };
             let ids = vec![TokenId(1); 60];
             let mut refused = |ids: &[TokenId], sequences: &[SequenceRows<'_>], logits_rows: &[usize]| {
@@ -382,7 +461,7 @@ device_test! {
                 return;
             }
             let mut backend = cuda::<bf16>(bench.device(), "gqa9");
-            let pages = [rigel::kv::PageId(3)];
+            let pages = [PageId(3)];
             let rows = [SequenceRows { rows: 0..1, start: 0, first_block: 0, pages: &pages }];
             let batch = Batch { token_ids: &[TokenId(1)], sequences: &rows, logits_rows: &[0] };
             backend.forward(&batch).unwrap();

@@ -12,9 +12,11 @@ pub mod cuda;
 mod dtype;
 mod places;
 mod progress;
+mod queue;
 
 pub use dtype::WeightDtype;
 pub use progress::LoadProgress;
+pub use queue::DeviceQueue;
 
 use std::ops::Range;
 
@@ -99,6 +101,11 @@ pub trait Backend: Send {
     /// The most logits rows that one [`Batch`] may ask for.
     fn max_logits_rows(&self) -> usize;
 
+    /// The most sequences that one [`Batch`] may have.
+    fn max_sequences(&self) -> usize {
+        usize::MAX
+    }
+
     /// Runs the network over the batch's rows: writes their keys and values into the pages and keeps the logits of
     /// `batch.logits_rows`, f32 `[logits_rows, vocab_size]`, until the next call.
     fn forward(&mut self, batch: &Batch<'_>) -> Result<(), BackendError>;
@@ -123,6 +130,28 @@ pub trait Backend: Send {
         let one = |(row, &target)| Ok(TokenLogprobs::from_logits(self.logits(row)?, target, top));
         targets.iter().enumerate().map(one).collect()
     }
+
+    /// For tests of those who own the pages: fills keys and values of `pages` with NaN, behind the work that was given
+    /// before, so that whoever reads a page that was freed is found. The default does nothing.
+    ///
+    /// # Errors
+    /// [`BackendError::InvalidBatch`] for a page that is none of the cache; what the device says.
+    fn poison(&mut self, _pages: &[PageId]) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    /// The device's queue, where work is queued and not waited for. The default has none.
+    fn queue(&mut self) -> Option<&mut dyn DeviceQueue> {
+        None
+    }
+}
+
+/// That `page` is one of the cache.
+fn check_page(page: PageId, cache: CacheGeometry) -> Result<(), BackendError> {
+    if page.0 < cache.pages {
+        return Ok(());
+    }
+    Err(BackendError::InvalidBatch(format!("page {} of {}", page.0, cache.pages)))
 }
 
 /// Checks that the checkpoint has every tensor of `spec` in a dtype that backends take; warns of those that it has

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 
 use super::memory::{Memory, Portions};
 use crate::backend::BackendError;
-use crate::kv::CacheGeometry;
+use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
 
 /// The paged cache. Which position lives where is the caller's business.
@@ -53,9 +53,8 @@ impl Cache {
         (self.keys.as_ptr().wrapping_add(at), self.values.as_ptr().wrapping_add(at))
     }
 
-    /// Fills a page of every layer with NaN, to show that nobody reads it.
-    #[cfg(test)]
-    pub(crate) fn poison(&mut self, page: crate::kv::PageId) {
+    /// Fills a page of the cache with NaN in every layer, to show that nobody reads it.
+    pub(crate) fn poison(&mut self, page: PageId) {
         let stride = self.page_stride();
         let layers = self.keys.len() / stride / self.geometry.pages as usize;
         for layer in 0..layers {

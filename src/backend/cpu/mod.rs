@@ -39,9 +39,9 @@ use std::num::{NonZeroU32, NonZeroUsize};
 
 pub use kernels::Isa;
 
-use super::{Backend, BackendError, Batch};
+use super::{Backend, BackendError, Batch, check_page};
 use crate::checkpoint::Checkpoint;
-use crate::kv::CacheGeometry;
+use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
 use cache::Cache;
 use forward::Pass;
@@ -121,12 +121,6 @@ impl CpuBackend {
             spec,
         })
     }
-
-    /// Fills a page of every layer with NaN, to show that nobody reads it.
-    #[cfg(test)]
-    pub(crate) fn poison(&mut self, page: crate::kv::PageId) {
-        self.cache.poison(page);
-    }
 }
 
 impl Backend for CpuBackend {
@@ -171,5 +165,13 @@ impl Backend for CpuBackend {
         }
         // SAFETY: the row was written by the last forward pass, and nobody writes while the backend is borrowed.
         Ok(unsafe { std::slice::from_raw_parts(self.workspace.logits.row(row), self.spec.vocab_size) })
+    }
+
+    fn poison(&mut self, pages: &[PageId]) -> Result<(), BackendError> {
+        for page in pages {
+            check_page(*page, self.cache.geometry())?;
+            self.cache.poison(*page);
+        }
+        Ok(())
     }
 }

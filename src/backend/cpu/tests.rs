@@ -244,7 +244,7 @@ fn run(backend: &mut CpuBackend, sequences: &[Vec<TokenId>], mut chunk: impl FnM
     let mut pool = PagePool::new(geometry.pages);
     let mut tables: Vec<BlockTable> = sequences.iter().map(|_| BlockTable::new(page_size, window)).collect();
     let mut logits: Vec<Vec<Vec<f32>>> = sequences.iter().map(|_| Vec::new()).collect();
-    (0..geometry.pages).for_each(|page| backend.poison(PageId(page)));
+    backend.poison(&(0..geometry.pages).map(PageId).collect::<Vec<_>>()).unwrap();
     while logits.iter().zip(sequences).any(|(logits, ids)| logits.len() < ids.len()) {
         let mut token_ids = Vec::new();
         let mut parts = Vec::new();
@@ -257,7 +257,8 @@ fn run(backend: &mut CpuBackend, sequences: &[Vec<TokenId>], mut chunk: impl FnM
             let held = tables[i].pages().to_vec();
             tables[i].evict(start as u32, &mut pool);
             let kept = tables[i].pages();
-            held.iter().filter(|page| !kept.contains(page)).for_each(|page| backend.poison(*page));
+            let freed: Vec<PageId> = held.into_iter().filter(|page| !kept.contains(page)).collect();
+            backend.poison(&freed).unwrap();
             tables[i].reserve((start + rows) as u32, &mut pool).unwrap();
             parts.push((i, token_ids.len()..token_ids.len() + rows, start as u32));
             token_ids.extend(&ids[start..start + rows]);

@@ -13,7 +13,7 @@
 //! A decode step, in which every sequence has one row, is padded to the next bucket, recorded the second time its bucket
 //! comes, and replayed from then on. Within it nothing is allocated, copied from the host or waited for; ahead of it
 //! goes one copy of the step's inputs from pinned memory. Its token ids may be those that the last sampling left on the
-//! device ([`CudaBackend::forward_drawn`]), so that a step can be given to the GPU before the ids of the step before have
+//! device ([`DeviceQueue::forward_drawn`]), so that a step can be given to the GPU before the ids of the step before have
 //! reached the host.
 
 mod forward;
@@ -37,9 +37,9 @@ use super::layout::{Layout, padded};
 use super::weights::{RopeTable, Weights};
 use super::{Device, Slice, Stream};
 use crate::backend::places::Places;
-use crate::backend::{Backend, BackendError, Batch, LoadProgress};
+use crate::backend::{Backend, BackendError, Batch, DeviceQueue, LoadProgress, check_page};
 use crate::checkpoint::{Checkpoint, Dtype};
-use crate::kv::CacheGeometry;
+use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
 use crate::sampling::{self, NotFinite, SampleRow, Sampled, TokenLogprobs};
 use crate::text::TokenId;
@@ -180,13 +180,17 @@ impl<T: Element> CudaBackend<T> {
         &self.plan
     }
 
-    /// [`Backend::forward`], but the token of row `r` is the one that the last [`Backend::sample`] drew for its row
-    /// `drawn[r]`, where there is such an entry; it need not have been waited for. A row for which none could be drawn
-    /// gets logits that are not finite.
-    ///
-    /// # Errors
-    /// [`BackendError::InvalidBatch`]; what the device says of this or earlier work.
-    pub fn forward_drawn(&mut self, batch: &Batch<'_>, drawn: &[Option<u32>]) -> Result<(), BackendError> {
+    /// That no draws are under way, whose results would be lost.
+    fn check_finished(&self) -> Result<(), BackendError> {
+        if self.sampler.is_started() || !self.drawn_on_host.is_empty() {
+            return Err(BackendError::InvalidBatch("draws were started and not finished".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+impl<T: Element> DeviceQueue for CudaBackend<T> {
+    fn forward_drawn(&mut self, batch: &Batch<'_>, drawn: &[Option<u32>]) -> Result<(), BackendError> {
         self.logits_rows = 0;
         self.places.make(batch, &self.resident.spec, self.resident.cache.geometry())?;
         if batch.sequences.len() > self.max_sequences {
@@ -228,13 +232,7 @@ impl<T: Element> CudaBackend<T> {
         Ok(())
     }
 
-    /// Gives draws for `rows` to the GPU and returns before they are made; [`CudaBackend::finish_sampling`] waits for
-    /// them, and [`CudaBackend::forward_drawn`] need not. The tokens are those of the reference sampler.
-    ///
-    /// # Errors
-    /// [`BackendError::InvalidBatch`] for a row that is no logits row, or where draws were started and not finished;
-    /// what the device says of this or earlier work.
-    pub fn start_sampling(&mut self, rows: &[SampleRow<'_>]) -> Result<(), BackendError> {
+    fn start_sampling(&mut self, rows: &[SampleRow<'_>]) -> Result<(), BackendError> {
         self.check_finished()?;
         if let Some(row) = rows.iter().find(|row| row.logits_row >= self.logits_rows) {
             let what = format!("a draw from logits row {} of {}", row.logits_row, self.logits_rows);
@@ -253,19 +251,7 @@ impl<T: Element> CudaBackend<T> {
         Ok(())
     }
 
-    /// That no draws are under way, whose results would be lost.
-    fn check_finished(&self) -> Result<(), BackendError> {
-        if self.sampler.is_started() || !self.drawn_on_host.is_empty() {
-            return Err(BackendError::InvalidBatch("draws were started and not finished".to_owned()));
-        }
-        Ok(())
-    }
-
-    /// The tokens of the draws that were started, in their order.
-    ///
-    /// # Errors
-    /// What the device says of this or earlier work.
-    pub fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, NotFinite>>, BackendError> {
+    fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, NotFinite>>, BackendError> {
         if self.drawn_on_host.is_empty() {
             return Ok(self.sampler.finish()?);
         }
@@ -288,6 +274,10 @@ impl<T: Element> Backend for CudaBackend<T> {
 
     fn max_logits_rows(&self) -> usize {
         self.resident.workspace.sizes.logits_rows
+    }
+
+    fn max_sequences(&self) -> usize {
+        self.max_sequences
     }
 
     fn forward(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
@@ -328,6 +318,18 @@ impl<T: Element> Backend for CudaBackend<T> {
         }
         let one = |(row, &target)| Ok(TokenLogprobs::from_logits(self.logits(row)?, target, top));
         targets.iter().enumerate().map(one).collect()
+    }
+
+    fn poison(&mut self, pages: &[PageId]) -> Result<(), BackendError> {
+        for page in pages {
+            check_page(*page, self.resident.cache.geometry())?;
+            self.resident.cache.poison(&self.stream, *page)?;
+        }
+        Ok(())
+    }
+
+    fn queue(&mut self) -> Option<&mut dyn DeviceQueue> {
+        Some(self)
     }
 }
 

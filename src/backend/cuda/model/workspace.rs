@@ -10,7 +10,7 @@ use super::super::kernels::Element;
 use super::super::kernels::paged::CacheView;
 use super::super::stream::Stream;
 use super::memory::Sizes;
-use crate::kv::CacheGeometry;
+use crate::kv::{CacheGeometry, PageId};
 
 /// What a step computes on its way. Every row is as wide as [`Sizes`] says, padding included.
 pub(super) struct Workspace<T> {
@@ -96,6 +96,16 @@ impl<T: Element> Cache<T> {
     pub(super) fn layer_mut(&mut self, layer: usize) -> Result<(SliceMut<'_, T>, SliceMut<'_, T>), CudaError> {
         let range = self.range(layer);
         Ok((self.keys.planned_mut(range.clone())?, self.values.planned_mut(range)?))
+    }
+
+    /// Fills a page of the cache with NaN in every layer: all ones are that in both element types.
+    pub(super) fn poison(&mut self, stream: &Stream, page: PageId) -> Result<(), CudaError> {
+        let Some(elements) = self.layer.checked_div(self.geometry.pages as usize) else { return Ok(()) };
+        for start in (page.0 as usize * elements..self.keys.len()).step_by(self.layer.max(1)) {
+            stream.fill_bytes(self.keys.planned_mut(start..start + elements)?, 0xff)?;
+            stream.fill_bytes(self.values.planned_mut(start..start + elements)?, 0xff)?;
+        }
+        Ok(())
     }
 
     fn range(&self, layer: usize) -> Range<usize> {
