@@ -3,6 +3,8 @@
 use std::fmt;
 use std::num::{NonZeroU32, NonZeroUsize};
 
+#[cfg(feature = "cuda")]
+use crate::backend::Arithmetic;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::model::CudaOptions;
@@ -235,7 +237,7 @@ impl EngineBuilder {
         let dtype = self.dtype.resolve_and_log(checkpoint, &spec);
         let (page_size, max_rows, pages) = self.cut(&spec, CUDA_PAGE_SIZE, CUDA_PREFILL_CHUNK);
         // The engine computes one sequence at a time.
-        let options = CudaOptions { page_size, pages, max_rows, max_sequences: 1 };
+        let options = CudaOptions { page_size, pages, max_rows, max_sequences: 1, arithmetic: Arithmetic::Fastest };
         let report = &mut |progress| self.on_load.report(progress);
         Ok(cuda::model::load(device, checkpoint, spec, dtype, &options, report)?)
     }
