@@ -26,7 +26,7 @@ mod workspace;
 
 use std::num::NonZeroU32;
 
-pub use memory::{MemoryLine, MemoryPlan};
+pub use memory::{MemoryLine, MemoryPlan, pages_within};
 
 use super::error::CudaError;
 use super::kernels::Element;
@@ -378,11 +378,17 @@ fn split_len_for(sequences: usize, spec: &ModelSpec, device: &Device) -> usize {
 }
 
 fn sizes(spec: &ModelSpec, options: &CudaOptions, device: &Device) -> Sizes {
-    // Fewer sequences have more splits each: the largest workspace may be that of any number of them.
-    let partials = |n| decode_shape(n, n, spec, split_len_for(n, spec, device)).workspace_len();
-    let partials = (1..=options.max_sequences).map(partials).max();
+    let partials = match options.arithmetic {
+        // Fewer sequences have more splits each: the largest workspace may be that of any number of them.
+        Arithmetic::Fastest => {
+            let partials = |n| decode_shape(n, n, spec, split_len_for(n, spec, device)).workspace_len();
+            (1..=options.max_sequences).map(partials).max().unwrap_or(0)
+        }
+        Arithmetic::BatchInvariant => 0,
+    };
     let sampler = Sampler::bytes(device, spec, Sizes::logits_rows(options));
-    Sizes::new(spec, options, partials.unwrap_or(0), sampler)
+    // A buffer of no elements would take a byte that no plan has.
+    Sizes::new(spec, options, partials.max(1), sampler)
 }
 
 impl From<CudaError> for BackendError {
