@@ -7,11 +7,12 @@ use crate::kv::CacheGeometry;
 use crate::model::ModelSpec;
 
 use super::super::Device;
-use super::super::kernels::attention_prefill::most_tiles;
 use super::super::layout::{ELEMENT_BYTES, Layout, padded};
 use super::super::weights::RopeTable;
-use super::step::{StepLayout, StepShape, heads};
-use super::{CudaOptions, check_supported, sizes};
+use super::attention::AttentionPlan;
+use super::sampler::Sampler;
+use super::step::{StepLayout, StepShape};
+use super::{CudaOptions, check_supported};
 
 /// What the driver takes for itself while a model runs, such as recorded steps: kept free, not allocated.
 const DRIVER_BYTES: u64 = 256 << 20;
@@ -46,14 +47,17 @@ pub(super) struct Sizes {
 }
 
 /// The largest step: what the inputs of any step fit into.
-fn largest_step(spec: &ModelSpec, options: &CudaOptions, logits_rows: usize) -> StepShape {
+fn largest_step(spec: &ModelSpec, options: &CudaOptions, attention: AttentionPlan, logits_rows: usize) -> StepShape {
     let positions = u32::try_from(spec.max_positions).unwrap_or(u32::MAX);
     let rows = u32::try_from(options.max_rows).unwrap_or(u32::MAX);
     let blocks = CacheGeometry::pages_for_sequence(options.page_size.get(), positions, spec.window, rows);
+    let (split_tiles, tiles) = attention.most_tiles(spec, options);
     StepShape {
         rows: options.max_rows,
         sequences: options.max_sequences,
-        tiles: most_tiles(options.max_rows, options.max_sequences, &heads(spec)),
+        tiles,
+        split_tiles,
+        split_rows: 1,
         blocks: options.max_sequences * blocks as usize,
         logits_rows,
         decodes: true,
@@ -61,9 +65,10 @@ fn largest_step(spec: &ModelSpec, options: &CudaOptions, logits_rows: usize) -> 
 }
 
 impl Sizes {
-    pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, partials: usize, sampler_bytes: u64) -> Sizes {
+    pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, device: &Device) -> Sizes {
         let logits_rows = Sizes::logits_rows(options);
-        let step = largest_step(spec, options, logits_rows);
+        let attention = AttentionPlan::new(spec, options, device);
+        let step = largest_step(spec, options, attention, logits_rows);
         let page = options.page_size.get() as usize * spec.kv_heads * spec.head_dim;
         Sizes {
             rows: options.max_rows,
@@ -75,8 +80,8 @@ impl Sizes {
             layer_cache: options.pages as usize * page,
             layers: spec.layers,
             step_words: StepLayout::new(step).words(),
-            partials,
-            sampler_bytes,
+            partials: attention.workspace_len(spec, options, device),
+            sampler_bytes: Sampler::bytes(device, spec, logits_rows),
         }
     }
 
@@ -172,7 +177,7 @@ pub fn pages_within(
     check_supported(spec, options)?;
     let plan = |pages| {
         let options = CudaOptions { pages, ..options.clone() };
-        MemoryPlan::new(spec, &Layout::new(spec), &sizes(spec, &options, device))
+        MemoryPlan::new(spec, &Layout::new(spec), &Sizes::new(spec, &options, device))
     };
     let (free, _) = device.memory()?;
     let room = memory.unwrap_or(free - free / 10).min(free);
