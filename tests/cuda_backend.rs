@@ -17,7 +17,7 @@ use rigel::checkpoint::{Checkpoint, ModelSource};
 use rigel::engine::{self, Engine, Failure, Request};
 use rigel::kv::{BlockTable, PageId, PagePool};
 use rigel::model::ModelSpec;
-use rigel::sampling::{SampleRow, SamplingParams, SeenTokens};
+use rigel::sampling::{SampleRow, SamplingParams, TokenHistory};
 use rigel::text::TokenId;
 use rigel_interpreter::{DeviceProfile, Interpreter};
 
@@ -191,7 +191,7 @@ device_test! {
             let row = |start| [SequenceRows { rows: 0..1, start, first_block: 0, pages: &pages }];
             let params = SamplingParams::default();
             let draw = |position| SampleRow {
-                logits_row: 0, params: &params, position, seen: None, banned: &[], logprobs: None,
+                logits_row: 0, params: &params, position, history: None, banned: &[], processor: None, logprobs: None,
             };
             let mut token = TokenId(5);
             // Twice with ids from the host, then the same with ids that stay on the device; the last are replays.
@@ -222,7 +222,7 @@ device_test! {
             let row = |start| [SequenceRows { rows: 0..1, start, first_block: 0, pages: &pages }];
             let params = SamplingParams { temperature: 1.0, seed: 4, ..SamplingParams::default() };
             let draw = |position| SampleRow {
-                logits_row: 0, params: &params, position, seen: None, banned: &[], logprobs: Some(2),
+                logits_row: 0, params: &params, position, history: None, banned: &[], processor: None, logprobs: Some(2),
             };
             // The last steps are replays of a recording.
             const STEPS: u32 = 7;
@@ -301,8 +301,8 @@ device_test! {
             let mut sequences = Sequences::new(&spec, &[30, 4]);
             let logits = sequences.step(&mut backend, &[(0, 20), (1, 4)]);
             let logits: Vec<&Vec<f32>> = logits.values().collect();
-            let mut seen = SeenTokens::new(spec.vocab_size);
-            (0..200).for_each(|id| seen.insert(TokenId(id)));
+            let prompt: Vec<TokenId> = (0..200).map(TokenId).collect();
+            let history = TokenHistory::new(spec.vocab_size, &prompt);
             let params = [
                 SamplingParams::default(),
                 SamplingParams { temperature: 0.7, seed: 3, ..SamplingParams::default() },
@@ -315,8 +315,9 @@ device_test! {
                     logits_row,
                     params: &params[logits_row % 4],
                     position: 10 + logits_row as u32,
-                    seen: (logits_row % 4 == 3).then_some(&seen),
+                    history: (logits_row % 4 == 3).then_some(&history),
                     banned: if logits_row % 5 == 0 { &banned } else { &[] },
+                    processor: None,
                     logprobs: (logits_row % 3 == 0).then_some(logits_row),
                 })
                 .collect();

@@ -10,7 +10,9 @@ use rigel::backend::cuda::kernels::sample::{
     Sample, SampleInputs, SampleOutputs, SampleShape, seen_words,
 };
 use rigel::backend::cuda::{Arguments, CudaError, Launch, Work};
-use rigel::sampling::{NotFinite, SampleRow, SamplingParams, SeenTokens, TokenLogprobs, noise, sample};
+use rigel::sampling::{
+    NotFinite, SampleError, SampleRow, SamplingParams, SeenTokens, TokenHistory, TokenLogprobs, noise, sample,
+};
 use rigel::text::TokenId;
 
 /// One row asked for.
@@ -154,13 +156,14 @@ impl Case {
             let place = format!("{place}, row {index}, {:?} at {}", row.params, row.position);
             let logits = &self.logits[row.logits_row];
             match reference(logits, row) {
-                Err(NotFinite) => {
+                Err(SampleError::NotFinite(_)) => {
                     assert_eq!(found, NO_TOKEN, "{place}: the logits are not finite");
                     match row.top {
                         Some(_) => assert_eq!(logprobs.token_logprobs(), Err(NotFinite), "{place}"),
                         None => assert!(untouched(), "{place}: log-probabilities without being asked for"),
                     }
                 }
+                Err(other) => panic!("{place}: {other}"),
                 Ok(expected) => {
                     if found != expected {
                         if let Err(problem) = admissible(logits, row, found) {
@@ -192,15 +195,19 @@ fn seen_tokens(vocabulary: usize, tokens: &[u32]) -> SeenTokens {
     seen
 }
 
-fn reference(logits: &[f32], row: &Asked) -> Result<u32, NotFinite> {
-    let seen = row.seen.as_ref().map(|tokens| seen_tokens(logits.len(), tokens));
+fn reference(logits: &[f32], row: &Asked) -> Result<u32, SampleError> {
+    let history = row.seen.as_ref().map(|tokens| {
+        let prompt: Vec<TokenId> = tokens.iter().map(|token| TokenId(*token)).collect();
+        TokenHistory::new(logits.len(), &prompt)
+    });
     let banned: Vec<TokenId> = row.banned.iter().map(|id| TokenId(*id)).collect();
     let asked = SampleRow {
         logits_row: 0,
         params: &row.params,
         position: row.position,
-        seen: seen.as_ref(),
+        history: history.as_ref(),
         banned: &banned,
+        processor: None,
         logprobs: None,
     };
     sample(logits, &asked).map(|sampled| sampled.token.0)

@@ -1,7 +1,7 @@
 //! Work that is given to a device and not waited for.
 
 use super::{BackendError, Batch};
-use crate::sampling::{NotFinite, SampleRow, Sampled};
+use crate::sampling::{SampleError, SampleRow, Sampled};
 
 /// A [`Backend`](super::Backend)'s queue, where it has one: a step can be given to the device before the tokens of the
 /// step before are known to the host. What is given is done in order. A loop over it is
@@ -35,5 +35,5 @@ pub trait DeviceQueue {
     ///
     /// # Errors
     /// What the device says of this or earlier work.
-    fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, NotFinite>>, BackendError>;
+    fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, SampleError>>, BackendError>;
 }

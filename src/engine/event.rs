@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::backend::BackendError;
-use crate::sampling::{NotFinite, TokenLogprobs};
+use crate::sampling::{NotFinite, SampleError, TokenLogprobs};
 use crate::text::TokenId;
 
 /// One thing that happened to a request. Prompt events come first, in order, then one event a token, then exactly
@@ -136,6 +136,14 @@ pub enum Failure {
         /// What was found.
         source: NotFinite,
     },
+    /// The request's own logits processor failed.
+    #[error("at token {position}: {source}")]
+    Processor {
+        /// Position of the token that was to be chosen.
+        position: u32,
+        /// What it did.
+        source: SampleError,
+    },
     /// The engine was dropped, or its thread ended, before the request was done.
     #[error("the engine stopped before the request was done")]
     EngineStopped,
@@ -145,6 +153,16 @@ pub enum Failure {
         /// The panic's message.
         message: String,
     },
+}
+
+impl Failure {
+    /// No token could be chosen for this position.
+    pub(super) fn sample(position: u32, error: SampleError) -> Failure {
+        match error {
+            SampleError::NotFinite(source) => Failure::NotFinite { position, source },
+            source @ SampleError::ProcessorPanicked { .. } => Failure::Processor { position, source },
+        }
+    }
 }
 
 /// A generation collected whole: [`super::Generation::wait`].

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use crate::sampling::{SampleRow, Sampled, SeenTokens, TokenLogprobs};
+use crate::sampling::{SampleRow, Sampled, TokenHistory, TokenLogprobs};
 use crate::text::{Detokenizer, StopMatcher, StopOutcome, StopText, TokenId};
 
 use super::Limits;
@@ -22,9 +22,12 @@ pub(super) struct Sequence {
     computed: usize,
     /// End-of-sequence tokens in force for this request.
     eos_token_ids: Vec<TokenId>,
+    /// These and the request's own stop tokens.
+    ending_token_ids: Vec<TokenId>,
     /// None where the checkpoint has no tokenizer.
     text: Option<TextStream>,
-    seen: Option<SeenTokens>,
+    /// None where no penalty is on.
+    history: Option<TokenHistory>,
     /// Log-probability of the next prompt token to be reported.
     next_prompt_logprob: Option<f32>,
     events: EventSender,
@@ -62,17 +65,16 @@ impl Sequence {
             None if request.stop.is_empty() => None,
             None => return Err(RequestError::StopWithoutTokenizer),
         };
-        let seen = (request.sampling.repetition_penalty != 1.0).then(|| {
-            let mut seen = SeenTokens::new(limits.spec.vocab_size);
-            request.prompt.iter().for_each(|&token| seen.insert(token));
-            seen
-        });
+        let eos_token_ids = if request.ignore_eos { Vec::new() } else { limits.eos_token_ids.clone() };
+        let penalties = request.sampling.has_penalties();
+        let history = penalties.then(|| TokenHistory::new(limits.spec.vocab_size, &request.prompt));
         Ok(Sequence {
             tokens: request.prompt.clone(),
             computed: 0,
-            eos_token_ids: if request.ignore_eos { Vec::new() } else { limits.eos_token_ids.clone() },
+            ending_token_ids: [&eos_token_ids, &request.stop_token_ids[..]].concat(),
+            eos_token_ids,
             text,
-            seen,
+            history,
             next_prompt_logprob: None,
             events,
             clock: Clock { submitted, started: None, prompt_done: None, last: submitted },
@@ -122,10 +124,16 @@ impl Sequence {
             params: &self.request.sampling,
             // Positions fit u32: the prompt and max_tokens were checked against the model's.
             position: self.tokens.len() as u32,
-            seen: self.seen.as_ref(),
-            banned: &[],
+            history: self.history.as_ref(),
+            banned: if self.is_below_min_tokens() { &self.ending_token_ids } else { &[] },
+            processor: None,
             logprobs: self.request.logprobs,
         })
+    }
+
+    /// Are there fewer tokens than the request wants at least?
+    fn is_below_min_tokens(&self) -> bool {
+        self.tokens.len() - self.request.prompt.len() < self.request.sampling.min_tokens as usize
     }
 
     pub(super) fn is_cancelled(&self) -> bool {
@@ -169,8 +177,8 @@ impl Sequence {
         self.clock.prompt_done.get_or_insert(now);
         self.clock.last = now;
         self.tokens.push(token);
-        if let Some(seen) = &mut self.seen {
-            seen.insert(token);
+        if let Some(history) = &mut self.history {
+            history.push(token);
         }
         let mut cause = if self.eos_token_ids.contains(&token) {
             Some(StopCause::Eos(token))

@@ -91,7 +91,7 @@ impl Worker {
             Some(row) => {
                 let mut sampled = backend.sample(std::slice::from_ref(&row)).map_err(backend_failure)?;
                 let sampled = sampled.pop().ok_or(BackendError::MissingSample).map_err(backend_failure)?;
-                let sampled = sampled.map_err(|source| Failure::NotFinite { position: end, source })?;
+                let sampled = sampled.map_err(|error| Failure::sample(end, error))?;
                 sequence.accept(&rows, sampled, Instant::now());
             }
         }

@@ -101,7 +101,7 @@ impl RowParams {
 
     /// The token at `position`, counted from the start of the prompt, from one row of logits.
     pub fn new(params: &SamplingParams, logits_row: u32, position: u32) -> RowParams {
-        let SamplingParams { temperature, top_k, top_p, min_p, repetition_penalty, seed } = *params;
+        let SamplingParams { temperature, top_k, top_p, min_p, repetition_penalty, seed, .. } = *params;
         RowParams {
             logits_row,
             position,

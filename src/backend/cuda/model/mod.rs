@@ -41,7 +41,7 @@ use crate::backend::{Backend, BackendError, Batch, DeviceQueue, LoadProgress, ch
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
-use crate::sampling::{self, NotFinite, SampleRow, Sampled, TokenLogprobs};
+use crate::sampling::{self, NotFinite, SampleError, SampleRow, Sampled, TokenLogprobs};
 use crate::text::TokenId;
 use forward::{Kernels, Pass, decode_shape};
 use inputs::Inputs;
@@ -99,7 +99,7 @@ pub struct CudaBackend<T> {
     /// The row of logits that was asked for last.
     host_logits: Vec<f32>,
     /// Draws that the kernels are not written for, until they are asked for.
-    drawn_on_host: Vec<Result<Sampled, NotFinite>>,
+    drawn_on_host: Vec<Result<Sampled, SampleError>>,
 }
 
 /// What a forward pass uses.
@@ -251,7 +251,7 @@ impl<T: Element> DeviceQueue for CudaBackend<T> {
         Ok(())
     }
 
-    fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, NotFinite>>, BackendError> {
+    fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
         if self.drawn_on_host.is_empty() {
             return Ok(self.sampler.finish()?);
         }
@@ -296,7 +296,7 @@ impl<T: Element> Backend for CudaBackend<T> {
         Ok(&self.host_logits)
     }
 
-    fn sample(&mut self, rows: &[SampleRow<'_>]) -> Result<Vec<Result<Sampled, NotFinite>>, BackendError> {
+    fn sample(&mut self, rows: &[SampleRow<'_>]) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
         self.start_sampling(rows)?;
         self.finish_sampling()
     }

@@ -8,7 +8,7 @@ use super::super::kernels::sample::{
 };
 use super::super::{Buffer, Device, Pinned, Slice, Stream};
 use crate::model::ModelSpec;
-use crate::sampling::{NotFinite, SampleRow, Sampled, TokenLogprobs};
+use crate::sampling::{NotFinite, SampleError, SampleRow, Sampled, TokenLogprobs};
 use crate::text::TokenId;
 
 /// Room for the tokens that the rows of one launch ban together.
@@ -66,6 +66,21 @@ pub(super) struct Logits<'a> {
     pub(super) pitch: usize,
 }
 
+/// All that a row may not choose.
+fn banned<'a>(row: &'a SampleRow<'_>) -> impl Iterator<Item = TokenId> + 'a {
+    row.params.banned_token_ids.iter().chain(row.banned).copied()
+}
+
+/// Whether nothing but bans and the repetition penalty changes the row's logits.
+fn is_plain(row: &SampleRow<'_>) -> bool {
+    let params = row.params;
+    params.frequency_penalty == 0.0
+        && params.presence_penalty == 0.0
+        && params.logit_bias.is_empty()
+        && params.allowed_token_ids.is_none()
+        && row.processor.is_none()
+}
+
 /// The sampler of one model.
 pub(super) struct Sampler {
     sample: Sample,
@@ -120,8 +135,8 @@ impl Sampler {
     pub(super) fn takes(&self, rows: &[SampleRow<'_>]) -> bool {
         rows.len() <= self.rows
             && self.vocabulary <= MOST_VOCABULARY
-            && rows.iter().map(|row| row.banned.len()).sum::<usize>() <= BANNED
-            && rows.iter().all(|row| row.logprobs.is_none_or(|top| top <= MOST_TOP))
+            && rows.iter().map(|row| banned(row).count()).sum::<usize>() <= BANNED
+            && rows.iter().all(|row| row.logprobs.is_none_or(|top| top <= MOST_TOP) && is_plain(row))
     }
 
     /// Whether draws were started and not finished.
@@ -144,7 +159,8 @@ impl Sampler {
         for (index, row) in rows.iter().enumerate() {
             // Numbers of rows and of bans are small.
             let mut params = RowParams::new(row.params, row.logits_row as u32, row.position);
-            if let Some(seen) = row.seen.filter(|_| row.params.repetition_penalty != 1.0) {
+            if let Some(history) = row.history.filter(|_| row.params.repetition_penalty != 1.0) {
+                let seen = history.seen();
                 let words = &mut self.seen.host.as_mut_slice()?[sets * self.seen_words..][..self.seen_words];
                 for (pair, word) in words.chunks_exact_mut(2).zip(seen.words()) {
                     pair.copy_from_slice(&[*word as u32, (word >> 32) as u32]);
@@ -152,11 +168,12 @@ impl Sampler {
                 params = params.with_seen(sets as u32, Insertion::None);
                 sets += 1;
             }
-            if !row.banned.is_empty() {
-                let ids = &mut self.banned.host.as_mut_slice()?[bans..][..row.banned.len()];
-                ids.iter_mut().zip(row.banned).for_each(|(id, banned)| *id = banned.0);
-                params = params.with_banned(bans as u32, row.banned.len() as u32);
-                bans += row.banned.len();
+            let own = banned(row).count();
+            if own > 0 {
+                let ids = &mut self.banned.host.as_mut_slice()?[bans..][..own];
+                ids.iter_mut().zip(banned(row)).for_each(|(id, banned)| *id = banned.0);
+                params = params.with_banned(bans as u32, own as u32);
+                bans += own;
             }
             if let Some(top) = row.logprobs {
                 params = params.with_logprobs(top as u32);
@@ -195,13 +212,13 @@ impl Sampler {
     }
 
     /// Waits for the draws that were started. None where none were.
-    pub(super) fn finish(&mut self) -> Result<Vec<Result<Sampled, NotFinite>>, CudaError> {
+    pub(super) fn finish(&mut self) -> Result<Vec<Result<Sampled, SampleError>>, CudaError> {
         let started = std::mem::take(&mut self.started);
         let (tokens, scores) = (self.tokens.host.as_slice()?, self.scores.host.as_slice()?);
         let draw = |(index, wants): (usize, bool)| {
             let token = tokens[index];
             if token == NO_TOKEN {
-                return Err(NotFinite);
+                return Err(NotFinite.into());
             }
             let logprobs = if wants { Some(scores[index].token_logprobs()?) } else { None };
             Ok(Sampled { token: TokenId(token), logprobs })
@@ -210,7 +227,7 @@ impl Sampler {
     }
 
     /// Puts tokens that were drawn elsewhere where the next step looks for them.
-    pub(super) fn put(&mut self, stream: &Stream, drawn: &[Result<Sampled, NotFinite>]) -> Result<(), CudaError> {
+    pub(super) fn put(&mut self, stream: &Stream, drawn: &[Result<Sampled, SampleError>]) -> Result<(), CudaError> {
         let count = drawn.len().min(self.rows);
         for (word, drawn) in self.tokens.host.as_mut_slice()?.iter_mut().zip(drawn) {
             *word = drawn.as_ref().map_or(NO_TOKEN, |drawn| drawn.token.0);
