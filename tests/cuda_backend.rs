@@ -15,7 +15,7 @@ use rigel::backend::cuda::{Arguments, Device, Launch};
 use rigel::backend::{Backend, BackendError, Batch, DeviceQueue, SequenceRows};
 use rigel::checkpoint::{Checkpoint, ModelSource};
 use rigel::engine::{self, Engine, Failure, Request};
-use rigel::kv::{BlockTable, PageId, PagePool};
+use rigel::kv::{BlockTable, PageCache, PageId, PrefixCache};
 use rigel::model::ModelSpec;
 use rigel::sampling::{SampleRow, SamplingParams, TokenHistory};
 use rigel::text::TokenId;
@@ -54,7 +54,7 @@ struct Sequences {
     tokens: Vec<Vec<TokenId>>,
     computed: Vec<usize>,
     tables: Vec<BlockTable>,
-    pool: PagePool,
+    pool: PageCache,
 }
 
 /// How many rows of which sequence a step computes.
@@ -66,8 +66,8 @@ impl Sequences {
         Sequences {
             tokens: lengths.iter().enumerate().map(|(s, len)| (0..*len).map(|i| token(s, i)).collect()).collect(),
             computed: vec![0; lengths.len()],
-            tables: lengths.iter().map(|_| BlockTable::new(PAGE_SIZE, spec.window)).collect(),
-            pool: PagePool::new(PAGES),
+            tables: lengths.iter().map(|_| BlockTable::new()).collect(),
+            pool: PageCache::new(PAGE_SIZE, PAGES, spec.window, PrefixCache::Off),
         }
     }
 

@@ -91,6 +91,36 @@ impl CpuBackend {
         CpuBackend::with_isa(checkpoint, spec, options, Isa::choose(wanted.as_deref())?)
     }
 
+    /// How many pages of the cache fit `memory` bytes beside the activations of a backend with these options (whatever
+    /// their pages): at most `most`. Half of the memory that the system has left where none is given. The weights stay in
+    /// their file.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`] where not even `least` fit.
+    pub fn pages_within(
+        spec: &ModelSpec,
+        options: &CpuOptions,
+        memory: Option<u64>,
+        least: u32,
+        most: u32,
+    ) -> Result<u32, BackendError> {
+        let threads = threads(options).get();
+        let workspace = Workspace::bytes(spec, options.max_rows, options.max_rows, threads);
+        let page = Cache::page_bytes(spec, options.page_size);
+        let memory = memory.or_else(|| memory::available().map(|available| available / 2)).unwrap_or(u64::MAX);
+        let pages = memory.saturating_sub(workspace) / page.max(1);
+        if pages < u64::from(least) {
+            let needed = workspace + page * u64::from(least);
+            let what = format!("activations {workspace} and {least} pages of the cache, {page} each");
+            let advice = format!(
+                "{memory} may be used; a lower context makes the cache smaller, a lower prefill chunk or number of \
+                 sequences the activations"
+            );
+            return Err(BackendError::OutOfMemory { needed, what, advice });
+        }
+        Ok(u32::try_from(pages).unwrap_or(u32::MAX).min(most))
+    }
+
     /// [`CpuBackend::new`] with the kernels of `isa`, whatever the environment says.
     pub fn with_isa(
         checkpoint: &Checkpoint,
@@ -100,10 +130,7 @@ impl CpuBackend {
     ) -> Result<CpuBackend, BackendError> {
         let kernels = Kernels::new(isa)
             .ok_or_else(|| BackendError::Unavailable(format!("this machine has no {}", isa.name())))?;
-        let threads = match options.threads {
-            Some(threads) => threads,
-            None => std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
-        };
+        let threads = threads(&options);
         let team = Team::new(threads)
             .map_err(|error| BackendError::Unavailable(format!("{threads} threads cannot be started: {error}")))?;
         let weights = Weights::new(checkpoint, &spec, kernels)?;
@@ -121,6 +148,11 @@ impl CpuBackend {
             spec,
         })
     }
+}
+
+/// The threads asked for, or one for each core.
+fn threads(options: &CpuOptions) -> NonZeroUsize {
+    options.threads.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))
 }
 
 impl Backend for CpuBackend {
