@@ -397,10 +397,13 @@ impl Scheduler {
         true
     }
 
-    /// The logical index of a queued sequence's first page, and its pages.
-    pub(super) fn table(&self, slot: Slot) -> (u32, &[PageId]) {
+    /// The logical index of a queued sequence's first page, and its pages up to that of position `end - 1`. It may hold
+    /// more, for drafts that were not accepted.
+    pub(super) fn table(&self, slot: Slot, end: usize) -> (u32, &[PageId]) {
         let blocks = &self.sequence(slot).blocks;
-        (blocks.first_block(), blocks.pages())
+        let size = self.cache.page_size().get() as usize;
+        let wanted = end.div_ceil(size) - blocks.first_block() as usize;
+        (blocks.first_block(), &blocks.pages()[..wanted.min(blocks.pages().len())])
     }
 
     /// The parts of the step planned last.

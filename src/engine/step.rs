@@ -81,7 +81,7 @@ impl Step {
             .parts
             .iter()
             .map(|part| {
-                let (first_block, pages) = scheduler.table(part.slot);
+                let (first_block, pages) = scheduler.table(part.slot, part.positions.end);
                 let rows = first_row..first_row + part.positions.len();
                 first_row = rows.end;
                 // Positions fit u32.
