@@ -12,7 +12,7 @@ use rigel::backend::cpu::{CpuBackend, CpuOptions};
 use rigel::backend::cuda::kernels::Element;
 use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
 use rigel::backend::cuda::{Arguments, Device, Launch};
-use rigel::backend::{Backend, BackendError, Batch, DeviceQueue, SequenceRows};
+use rigel::backend::{Arithmetic, Backend, BackendError, Batch, DeviceQueue, SequenceRows};
 use rigel::checkpoint::{Checkpoint, ModelSource};
 use rigel::engine::{self, Engine, Failure, Request};
 use rigel::kv::{BlockTable, PageCache, PageId, PrefixCache};
@@ -35,7 +35,13 @@ fn golden(name: &str) -> (Checkpoint, ModelSpec) {
 }
 
 fn options() -> CudaOptions {
-    CudaOptions { page_size: PAGE_SIZE, pages: PAGES, max_rows: MAX_ROWS, max_sequences: MAX_SEQUENCES }
+    CudaOptions {
+        page_size: PAGE_SIZE,
+        pages: PAGES,
+        max_rows: MAX_ROWS,
+        max_sequences: MAX_SEQUENCES,
+        arithmetic: Arithmetic::Fastest,
+    }
 }
 
 fn cuda<T: Element>(device: &Device, name: &str) -> CudaBackend<T> {

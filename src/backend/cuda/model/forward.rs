@@ -18,6 +18,7 @@ use super::super::weights::{LinearWeights, RopeTable, Weights};
 use super::super::{Buffer, Device, Slice, Stream};
 use super::step::{StepLayout, StepShape, heads, window};
 use super::workspace::{Cache, Workspace, rows, rows_mut};
+use crate::backend::Arithmetic;
 use crate::model::{ModelSpec, NormKind};
 
 /// The loaded kernels of a forward pass.
@@ -34,19 +35,19 @@ pub(super) struct Kernels<T> {
 }
 
 impl<T: Element> Kernels<T> {
-    pub(super) fn load(device: &Device, spec: &ModelSpec) -> Result<Kernels<T>, CudaError> {
+    pub(super) fn load(device: &Device, spec: &ModelSpec, arithmetic: Arithmetic) -> Result<Kernels<T>, CudaError> {
         let form = match spec.norm.kind {
             NormKind::LayerNorm => NormForm::Layer,
         };
         Ok(Kernels {
             embed: Embed::load(device)?,
             norm: Norm::load(device, form)?,
-            qkv: QkvProjection::load(device)?,
+            qkv: QkvProjection::load(device)?.with(arithmetic),
             attention_decode: AttentionDecode::load(device, spec.head_dim)?,
             attention_prefill: AttentionPrefill::load(device, spec.head_dim)?,
-            mlp_in: Projection::load(device, Epilogue::BiasGelu)?,
-            out: Projection::load(device, Epilogue::BiasResidual)?,
-            head: Head::load(device)?,
+            mlp_in: Projection::load(device, Epilogue::BiasGelu)?.with(arithmetic),
+            out: Projection::load(device, Epilogue::BiasResidual)?.with(arithmetic),
+            head: Head::load(device)?.with(arithmetic),
         })
     }
 }

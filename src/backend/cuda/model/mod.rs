@@ -37,7 +37,7 @@ use super::layout::{Layout, padded};
 use super::weights::{RopeTable, Weights};
 use super::{Device, Slice, Stream};
 use crate::backend::places::Places;
-use crate::backend::{Backend, BackendError, Batch, DeviceQueue, LoadProgress, check_page};
+use crate::backend::{Arithmetic, Backend, BackendError, Batch, DeviceQueue, LoadProgress, check_page};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
@@ -62,6 +62,8 @@ pub struct CudaOptions {
     pub max_rows: usize,
     /// The most sequences in a batch.
     pub max_sequences: usize,
+    /// Which kernels may be chosen between.
+    pub arithmetic: Arithmetic,
 }
 
 /// Loads the weights of `checkpoint` in `dtype`, F16 or BF16, onto `device`. `progress` is called while they travel.
@@ -93,6 +95,7 @@ pub struct CudaBackend<T> {
     sampler: Sampler,
     places: Places,
     max_sequences: usize,
+    arithmetic: Arithmetic,
     plan: MemoryPlan,
     /// Logits rows of the last forward pass.
     logits_rows: usize,
@@ -155,7 +158,7 @@ impl<T: Element> CudaBackend<T> {
         Ok(CudaBackend {
             // What is wrong with the kernels is found before the weights travel.
             resident: Resident {
-                kernels: Kernels::load(device, &spec)?,
+                kernels: Kernels::load(device, &spec, options.arithmetic)?,
                 cache: Cache::new(&stream, &sizes, geometry)?,
                 inputs: Inputs::new(device, &stream, sizes.step_words)?,
                 rope: RopeTable::load(&stream, &spec, spec.max_positions)?,
@@ -167,6 +170,7 @@ impl<T: Element> CudaBackend<T> {
             sampler: Sampler::new(device, &stream, &spec, sizes.logits_rows)?,
             places: Places::new(options.max_rows, options.pages),
             max_sequences: options.max_sequences,
+            arithmetic: options.arithmetic,
             plan,
             logits_rows: 0,
             host_logits: Vec::new(),
@@ -210,7 +214,7 @@ impl<T: Element> DeviceQueue for CudaBackend<T> {
             return Ok(());
         }
         let CudaBackend { stream, resident, recordings, sampler, places, .. } = self;
-        let step = Step::new(batch, &resident.spec, resident.cache.geometry());
+        let step = Step::new(batch, &resident.spec, resident.cache.geometry(), self.arithmetic);
         let exact = step.shape(batch);
         let send = |inputs: &mut Inputs, layout: &StepLayout| {
             inputs.send(stream, layout.words(), |words| step.write(words, layout, batch, drawn, places))

@@ -5,6 +5,7 @@ use super::super::{Device, Graph, Stream};
 use super::memory::Sizes;
 use super::step::{StepLayout, StepShape};
 use super::{CudaOptions, split_len_for};
+use crate::backend::Arithmetic;
 use crate::kv::CacheGeometry;
 use crate::model::ModelSpec;
 
@@ -77,10 +78,12 @@ impl Recordings {
 
     /// The smallest bucket that a step of this shape fits into, where each of its sequences has one row.
     pub(super) fn bucket_for(&mut self, exact: StepShape) -> Option<&mut Bucket> {
-        if exact.tiles > 0 || exact.rows != exact.sequences {
+        if exact.rows != exact.sequences {
             return None;
         }
-        self.buckets.iter_mut().find(|bucket| exact.rows <= bucket.shape.rows && exact.blocks <= bucket.shape.blocks)
+        self.buckets.iter_mut().find(|Bucket { shape, .. }| {
+            exact.rows <= shape.rows && exact.blocks <= shape.blocks && exact.tiles <= shape.tiles
+        })
     }
 }
 
@@ -88,5 +91,9 @@ impl Recordings {
 fn shape(rows: usize, spec: &ModelSpec, options: &CudaOptions) -> StepShape {
     let positions = u32::try_from(spec.max_positions).unwrap_or(u32::MAX);
     let blocks = CacheGeometry::pages_for_sequence(options.page_size.get(), positions, spec.window, 1);
-    StepShape { rows, sequences: rows, tiles: 0, blocks: rows * blocks as usize, logits_rows: rows, decodes: true }
+    let (tiles, decodes) = match options.arithmetic {
+        Arithmetic::Fastest => (0, true),
+        Arithmetic::BatchInvariant => (rows, false),
+    };
+    StepShape { rows, sequences: rows, tiles, blocks: rows * blocks as usize, logits_rows: rows, decodes }
 }

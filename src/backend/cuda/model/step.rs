@@ -7,8 +7,8 @@ use std::ops::Range;
 use super::super::kernels::attention_prefill::{Tile, plan_tiles};
 use super::super::kernels::embed::DRAWN;
 use super::super::kernels::paged::{Heads, Sequence};
-use crate::backend::Batch;
 use crate::backend::places::Places;
+use crate::backend::{Arithmetic, Batch};
 use crate::kv::CacheGeometry;
 use crate::model::ModelSpec;
 
@@ -26,13 +26,13 @@ pub(super) struct StepShape {
     pub rows: usize,
     /// Sequences.
     pub sequences: usize,
-    /// Query tiles of sequences of several rows; 0: no such sequence.
+    /// Query tiles of the sequences that prefill attention takes; 0: no such sequence.
     pub tiles: usize,
     /// Entries of all block tables together.
     pub blocks: usize,
     /// Rows with logits.
     pub logits_rows: usize,
-    /// Whether some sequence has exactly one row.
+    /// Whether decode attention takes some sequence, of one row.
     pub decodes: bool,
 }
 
@@ -85,10 +85,12 @@ pub(super) struct Step {
     sequences: Vec<Sequence>,
     tiles: Vec<Tile>,
     blocks: Vec<u32>,
+    /// The fewest rows of a sequence that has tiles.
+    fewest_tiled: u32,
 }
 
 impl Step {
-    pub(super) fn new(batch: &Batch<'_>, spec: &ModelSpec, cache: CacheGeometry) -> Step {
+    pub(super) fn new(batch: &Batch<'_>, spec: &ModelSpec, cache: CacheGeometry, arithmetic: Arithmetic) -> Step {
         let (window, heads) = (window(spec), heads(spec));
         let (mut sequences, mut blocks) = (Vec::with_capacity(batch.sequences.len()), Vec::new());
         for rows in batch.sequences {
@@ -108,8 +110,13 @@ impl Step {
             blocks.extend(rows.pages.iter().skip(hidden).take(visible).map(|page| page.0));
             sequences.push(sequence);
         }
-        let tiles = plan_tiles(&sequences, &heads, window, |sequence| sequence.rows > 1);
-        Step { sequences, tiles, blocks }
+        // Decode attention adds up a row's keys in another order than prefill attention.
+        let fewest = match arithmetic {
+            Arithmetic::Fastest => 2,
+            Arithmetic::BatchInvariant => 1,
+        };
+        let tiles = plan_tiles(&sequences, &heads, window, |sequence| sequence.rows >= fewest);
+        Step { sequences, tiles, blocks, fewest_tiled: fewest }
     }
 
     /// The shape that this step has without padding.
@@ -120,7 +127,7 @@ impl Step {
             tiles: self.tiles.len(),
             blocks: self.blocks.len(),
             logits_rows: batch.logits_rows.len(),
-            decodes: self.sequences.iter().any(|sequence| sequence.rows == 1),
+            decodes: self.sequences.iter().any(|sequence| (1..self.fewest_tiled).contains(&sequence.rows)),
         }
     }
 
@@ -200,7 +207,7 @@ mod tests {
         let batch = Batch { token_ids: &ids, sequences: &sequences, logits_rows: &[0, 5] };
         let mut places = Places::new(7, CACHE.pages);
         places.make(&batch, &spec, CACHE).unwrap();
-        let step = Step::new(&batch, &spec, CACHE);
+        let step = Step::new(&batch, &spec, CACHE, Arithmetic::Fastest);
         let exact = StepShape { rows: 6, sequences: 3, tiles: 3, blocks: 3, logits_rows: 2, decodes: true };
         assert_eq!(step.shape(&batch), exact);
 
