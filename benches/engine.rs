@@ -11,6 +11,7 @@
 mod synthetic;
 
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -29,8 +30,8 @@ use rigel::text::TokenId;
 const SEQUENCES: usize = 256;
 /// Requests at once of the comparison, their prompts and their tokens.
 const BATCH: usize = 16;
-const PROMPT: usize = 16;
-const NEW_TOKENS: u32 = 24;
+const PROMPT: usize = 4;
+const NEW_TOKENS: u32 = 32;
 /// Turns of the comparison; each measures both ways once.
 const TURNS: usize = 5;
 
@@ -49,6 +50,8 @@ fn main() {
 struct Nothing {
     spec: ModelSpec,
     calls: Sender<(Instant, Instant)>,
+    /// All sequences are there: the first call waits for them, since nothing waits for those that come late.
+    all_there: Arc<AtomicBool>,
 }
 
 impl Backend for Nothing {
@@ -65,6 +68,9 @@ impl Backend for Nothing {
         SEQUENCES
     }
     fn forward(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
+        while !self.all_there.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
         let now = Instant::now();
         if batch.sequences.len() == SEQUENCES && batch.token_ids.len() == SEQUENCES {
             // Nobody listens any more after the last step that is wanted.
@@ -86,17 +92,34 @@ fn bookkeeping(steps: usize) -> Duration {
         "num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 64, "sliding_window": 4096,
         "max_position_embeddings": 16777216, "eos_token_id": 0, "bos_token_id": 0}"#;
     let spec = ModelSpec::from_config(&Config::parse(json.as_bytes(), "config.json").expect("valid")).expect("valid");
+    let all_there = Arc::new(AtomicBool::new(false));
     let (calls, called): (_, Receiver<(Instant, Instant)>) = channel();
     let options = EngineOptions { speculation: Speculation::Off, ..EngineOptions::default() };
-    let engine =
-        Engine::with_backend(Box::new(Nothing { spec, calls }), None, String::new(), options).expect("a thread");
+    let engine = Engine::with_backend(
+        Box::new(Nothing { spec, calls, all_there: all_there.clone() }),
+        None,
+        String::new(),
+        options,
+    )
+    .expect("a thread");
     // Steps before the ones that count: all sequences are in, and their first pages are.
     const BEFORE: usize = 100;
-    let request = |i: usize| Request {
+    let request = move |i: usize| Request {
         max_tokens: (steps + BEFORE + 50) as u32,
         ..Request::new(vec![TokenId(i as u32 % 1000 + 1); 100])
     };
-    let generations: Vec<_> = (0..SEQUENCES).map(|i| engine.generate(request(i)).expect("a valid request")).collect();
+    let engine = Arc::new(engine);
+    let consumer = std::thread::spawn({
+        let engine = engine.clone();
+        move || {
+            let in_flight = NonZeroUsize::new(SEQUENCES).expect("not zero");
+            let requests = (0..SEQUENCES).map(|i| {
+                all_there.store(i + 1 == SEQUENCES, Ordering::Relaxed);
+                request(i)
+            });
+            engine.generate_all(in_flight, requests, |_, event| drop(event));
+        }
+    });
     let mut beside = Duration::ZERO;
     let mut left: Option<Instant> = None;
     for (step, (entered, leaves)) in called.iter().enumerate() {
@@ -110,7 +133,8 @@ fn bookkeeping(steps: usize) -> Duration {
             break;
         }
     }
-    drop(generations);
+    drop(called);
+    consumer.join().expect("the consumer does not panic");
     beside
 }
 
