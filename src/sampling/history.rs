@@ -52,7 +52,7 @@ mod tests {
     fn counts_what_was_generated_and_not_the_prompt() {
         let mut history = TokenHistory::new(100, &[TokenId(7), TokenId(3), TokenId(7), TokenId(100)]);
         assert_eq!(history.output_counts().count(), 0);
-        [9, 3, 9, 99, 100, 9].map(|id| history.push(TokenId(id)));
+        [9, 3, 9, 99, 100, 9].into_iter().for_each(|id| history.push(TokenId(id)));
         let counts: Vec<(u32, u32)> = history.output_counts().map(|(token, count)| (token.0, count)).collect();
         assert_eq!(counts, [(3, 1), (9, 3), (99, 1)]);
         assert_eq!(history.seen().iter().map(|token| token.0).collect::<Vec<_>>(), [3, 7, 9, 99]);

@@ -345,7 +345,7 @@ mod tests {
     #[test]
     fn output_penalties_count_the_output_alone() {
         let mut history = TokenHistory::new(5, &[TokenId(0), TokenId(3)]);
-        [3, 3, 4].map(|id| history.push(TokenId(id)));
+        [3, 3, 4].into_iter().for_each(|id| history.push(TokenId(id)));
         let mut logits = LOGITS;
         penalise_output(&mut logits, &history, 0.25, 0.5);
         assert_eq!(logits, [2.0, 1.0, 0.0, 0.5, -1.75]);

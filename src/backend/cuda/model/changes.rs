@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn each_token_has_one_change() {
         let mut history = TokenHistory::new(100, &[TokenId(4)]);
-        [9, 3, 9, 50].map(|id| history.push(TokenId(id)));
+        [9, 3, 9, 50].into_iter().for_each(|id| history.push(TokenId(id)));
         let params = SamplingParams {
             presence_penalty: 0.5,
             logit_bias: vec![(TokenId(50), 2.0), (TokenId(3), -1.0), (TokenId(100), 7.0), (TokenId(80), 1.0)],
