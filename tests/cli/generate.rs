@@ -116,6 +116,7 @@ fn biases_penalties_and_the_least_number_of_tokens_reach_the_sampler() {
     let two = ["--logit-bias", "70=1000", "--logit-bias", "80=1000"];
     let both = generated(&[&two[..], &["--frequency-penalty", "2", "--presence-penalty", "2"]].concat());
     assert!(both.contains(&70) && both.contains(&80) && both.iter().all(|id| [70, 80].contains(id)), "{both:?}");
+    assert_ne!(generated(&two), both, "the penalties change nothing");
     // The end-of-sequence token at once, or after three others.
     assert_eq!(generated(&["--logit-bias", "0=1000"]), [0]);
     let held = generated(&["--logit-bias", "0=1000", "--min-tokens", "3"]);
