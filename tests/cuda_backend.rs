@@ -10,7 +10,7 @@ use std::path::Path;
 use half::{bf16, f16};
 use rigel::backend::cpu::{CpuBackend, CpuOptions};
 use rigel::backend::cuda::kernels::Element;
-use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
+use rigel::backend::cuda::model::{CudaBackend, CudaOptions, pages_within};
 use rigel::backend::cuda::{Arguments, Device, Launch};
 use rigel::backend::{Arithmetic, Backend, BackendError, Batch, DeviceQueue, SequenceRows};
 use rigel::checkpoint::{Checkpoint, ModelSource};
@@ -513,9 +513,15 @@ device_test! {
     fn what_is_planned_is_what_is_allocated() {
         common::on_one_schedule(|bench| {
             let Some(interpreter) = bench.interpreter() else { return };
-            for name in ["gqa9", "nobias-theta", "gqa2-d128"] {
+            let few = options();
+            let many = CudaOptions { max_sequences: 64, max_rows: 80, ..options() };
+            let invariant = CudaOptions { arithmetic: Arithmetic::BatchInvariant, ..many.clone() };
+            let cases = [("gqa9", &few), ("nobias-theta", &many), ("gqa2-d128", &few), ("gqa2-d128", &invariant)];
+            for (name, options) in cases {
                 let before = interpreter.allocated_bytes();
-                let mut backend = cuda::<bf16>(bench.device(), name);
+                let (checkpoint, spec) = golden(name);
+                let load = CudaBackend::<bf16>::new(bench.device(), &checkpoint, spec, options, &mut |_| {});
+                let mut backend = load.unwrap();
                 let planned = backend.memory_plan().bytes();
                 assert_eq!(interpreter.allocated_bytes() - before, planned, "{name}: {}", backend.memory_plan());
                 // Nothing more is allocated by steps.
@@ -523,6 +529,42 @@ device_test! {
                 assert_eq!(interpreter.allocated_bytes() - before, planned, "{name}, after steps");
                 drop(backend);
                 assert_eq!(interpreter.allocated_bytes(), before, "{name}, dropped");
+            }
+        });
+    }
+}
+
+device_test! {
+    fn as_many_pages_fit_as_the_memory_has_room_for_beside_all_else() {
+        common::on_one_schedule(|bench| {
+            let device = bench.device();
+            for arithmetic in [Arithmetic::Fastest, Arithmetic::BatchInvariant] {
+                let (checkpoint, spec) = golden("gqa9");
+                let options = CudaOptions { max_sequences: 64, arithmetic, ..options() };
+                let page = 2 * (spec.layers * 16 * spec.kv_heads * spec.head_dim * 2) as u64;
+                let load = CudaBackend::<bf16>::new(device, &checkpoint, spec.clone(), &options, &mut |_| {});
+                let backend = load.unwrap();
+                let rest = backend.memory_plan().bytes() - u64::from(PAGES) * page + (256 << 20);
+                drop(backend);
+                let pages = |memory, least| pages_within(device, &spec, &options, memory, least);
+                assert_eq!(pages(Some(rest + 37 * page), 1).unwrap(), 37);
+                assert_eq!(pages(Some(rest + 38 * page - 1), 37).unwrap(), 37);
+                assert_eq!(pages(Some(rest), 0).unwrap(), 0);
+                let (free, _) = device.memory().unwrap();
+                let by_default = pages(None, 1).unwrap();
+                assert_eq!(u64::from(by_default), (free - free / 10 - rest) / page);
+                assert_eq!(u64::from(pages(Some(u64::MAX), 1).unwrap()), (free - rest) / page, "no more than is free");
+                for (memory, least) in [(rest + 5 * page, 6), (rest - 1, 0), (1000, 1)] {
+                    let error = pages(Some(memory), least).unwrap_err().to_string();
+                    let needed = rest + u64::from(least) * page;
+                    assert!(error.starts_with(&format!("out of memory: {needed} bytes for weights ")), "{error}");
+                    for line in ["key/value cache", "activations", "logits", "attention workspace", "sampler", "driver"] {
+                        assert!(error.contains(line), "{line}: {error}");
+                    }
+                    assert!(error.contains(" may be taken of the "), "{error}");
+                }
+                let options = CudaOptions { page_size: NonZeroU32::new(48).unwrap(), ..options.clone() };
+                assert!(pages_within(device, &spec, &options, None, 1).is_err());
             }
         });
     }

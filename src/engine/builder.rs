@@ -304,11 +304,14 @@ impl EngineBuilder {
         let step = self.step(&spec, CUDA_PAGE_SIZE, CUDA_PREFILL_CHUNK, CUDA_SEQUENCES);
         let options = CudaOptions {
             page_size: step.page_size,
-            pages: step.least_pages,
+            pages: 0,
             max_rows: step.rows,
             max_sequences: step.sequences,
             arithmetic: self.arithmetic,
         };
+        let memory = self.memory.map(NonZeroU64::get);
+        let pages = cuda::model::pages_within(device, &spec, &options, memory, step.least_pages)?;
+        let options = CudaOptions { pages: pages.min(step.most_pages), ..options };
         if self.options.speculation == Speculation::Auto && self.arithmetic == Arithmetic::BatchInvariant {
             self.options.speculation = Speculation::PromptLookup;
         }

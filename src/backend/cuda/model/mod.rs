@@ -5,6 +5,7 @@
 //! | `mod` | the backend: loading, and what a batch goes through |
 //! | `memory` | what it takes of the GPU's memory, planned line by line |
 //! | `step`, `inputs` | a batch as the kernels are told of it, and its way to the device |
+//! | `attention` | which attention kernels take which sequences |
 //! | `forward` | the pass from token ids to logits, launch by launch |
 //! | `workspace` | activations, logits and the cache |
 //! | `recordings` | decode steps recorded as graphs, one for each bucket of rows |
@@ -16,6 +17,7 @@
 //! device ([`DeviceQueue::forward_drawn`]), so that a step can be given to the GPU before the ids of the step before have
 //! reached the host.
 
+mod attention;
 mod changes;
 mod forward;
 mod inputs;
@@ -27,7 +29,7 @@ mod workspace;
 
 use std::num::NonZeroU32;
 
-pub use memory::{MemoryLine, MemoryPlan};
+pub use memory::{MemoryLine, MemoryPlan, pages_within};
 
 use super::error::CudaError;
 use super::kernels::Element;
@@ -44,7 +46,8 @@ use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
 use crate::sampling::{self, NotFinite, SampleError, SampleRow, Sampled, TokenLogprobs};
 use crate::text::TokenId;
-use forward::{Kernels, Pass, decode_shape};
+use attention::AttentionPlan;
+use forward::{Kernels, Pass};
 use inputs::Inputs;
 use memory::Sizes;
 use recordings::{Bucket, Recordings};
@@ -96,7 +99,7 @@ pub struct CudaBackend<T> {
     sampler: Sampler,
     places: Places,
     max_sequences: usize,
-    arithmetic: Arithmetic,
+    attention: AttentionPlan,
     plan: MemoryPlan,
     /// Logits rows of the last forward pass.
     logits_rows: usize,
@@ -146,7 +149,7 @@ impl<T: Element> CudaBackend<T> {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<CudaBackend<T>, BackendError> {
         check_supported(&spec, options)?;
-        let sizes = sizes(&spec, options, device);
+        let sizes = Sizes::new(&spec, options, device);
         let plan = MemoryPlan::new(&spec, &Layout::new(&spec), &sizes);
         let (free, _) = device.memory()?;
         plan.check(free)?;
@@ -169,7 +172,7 @@ impl<T: Element> CudaBackend<T> {
             sampler: Sampler::new(device, &stream, &spec, sizes.logits_rows)?,
             places: Places::new(options.max_rows, options.pages),
             max_sequences: options.max_sequences,
-            arithmetic: options.arithmetic,
+            attention: AttentionPlan::new(&spec, options, device),
             plan,
             logits_rows: 0,
             host_logits: Vec::new(),
@@ -212,7 +215,7 @@ impl<T: Element> DeviceQueue for CudaBackend<T> {
             return Ok(());
         }
         let CudaBackend { stream, resident, recordings, sampler, places, .. } = self;
-        let step = Step::new(batch, &resident.spec, resident.cache.geometry(), self.arithmetic);
+        let step = Step::new(batch, &resident.spec, resident.cache.geometry(), self.attention);
         let exact = step.shape(batch);
         let send = |inputs: &mut Inputs, layout: &StepLayout| {
             inputs.send(stream, layout.words(), |words| step.write(words, layout, batch, drawn, places))
@@ -366,14 +369,6 @@ fn check_supported(spec: &ModelSpec, options: &CudaOptions) -> Result<(), Backen
 fn split_len_for(sequences: usize, spec: &ModelSpec, device: &Device) -> usize {
     let multiprocessors = device.properties().multiprocessors as usize;
     split_len(sequences, &heads(spec), window(spec), spec.max_positions, multiprocessors)
-}
-
-fn sizes(spec: &ModelSpec, options: &CudaOptions, device: &Device) -> Sizes {
-    // Fewer sequences have more splits each: the largest workspace may be that of any number of them.
-    let partials = |n| decode_shape(n, n, spec, split_len_for(n, spec, device)).workspace_len();
-    let partials = (1..=options.max_sequences).map(partials).max();
-    let sampler = Sampler::bytes(device, spec, Sizes::logits_rows(options));
-    Sizes::new(spec, options, partials.unwrap_or(0), sampler)
 }
 
 impl From<CudaError> for BackendError {
