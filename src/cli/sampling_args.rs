@@ -9,7 +9,7 @@ use rigel::text::TokenId;
 use super::error::CliError;
 
 /// Tokens to generate where nothing is said.
-const DEFAULT_MAX_NEW_TOKENS: u32 = 256;
+pub const DEFAULT_MAX_NEW_TOKENS: u32 = 256;
 
 /// Options of `generate` and `infill`.
 #[derive(Debug, Args)]
