@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 /// Kills in all, over as many runs as that takes.
 const KILLS: u32 = 100;
 /// The longest that a process lives, unless it is done before.
-const LIFE: Duration = Duration::from_millis(350);
+const LIFE: Duration = Duration::from_millis(700);
 const LINES: usize = 150;
 
 fn batch(dir: &Path, output: &str) -> Command {

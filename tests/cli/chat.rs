@@ -23,15 +23,16 @@ fn expected(turns: &[(&str, &str)], max_tokens: u32) -> String {
 }
 
 const FIRST: &str = "Write a function that adds two numbers.";
-const SECOND: &str = "Now one\nthat subtracts.";
+const SECOND: &str = "Now a class that counts\nthe lines of a file.";
 
 #[test]
 fn the_conversation_so_far_is_part_of_the_prompt() {
     let input = format!("{FIRST}\n\"\"\"\n{SECOND}\n\"\"\"\n/reset\n\n{FIRST}\n");
-    let run = rigel_stdin(&["chat", "-n", "12"], input).ok();
-    let first = expected(&[("user", FIRST)], 12);
-    let second = expected(&[("user", FIRST), ("assistant", &first), ("user", SECOND)], 12);
-    assert!(!first.is_empty() && first != second);
+    let run = rigel_stdin(&["chat", "-n", "30"], input).ok();
+    let first = expected(&[("user", FIRST)], 30);
+    let second = expected(&[("user", FIRST), ("assistant", &first), ("user", SECOND)], 30);
+    assert!(!first.is_empty());
+    assert_ne!(second, expected(&[("user", SECOND)], 30), "the conversation does not matter to this model");
     assert_eq!(run.text(), format!("{first}\n{second}\n{first}\n"));
     assert!(run.stderr.contains("the conversation is forgotten"), "{}", run.stderr);
 }

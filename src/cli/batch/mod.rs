@@ -21,6 +21,8 @@ mod manifest;
 mod progress;
 mod record;
 mod run;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::io::BufReader;
@@ -119,7 +121,7 @@ pub struct Batch {
 impl Batch {
     pub fn run(self, _: &mut Output) -> Result<(), CliError> {
         let source = self.model.model.source()?;
-        let options = self.generation.options(&source)?;
+        let options = self.generation.defaults(&source)?;
         refuse_same_file(&self.input, &self.output)?;
         let seed = options.sampling.seed;
         let Scanned { ids, entry, last, total } = scan(&self.input, self.shard)?;
