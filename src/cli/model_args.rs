@@ -28,6 +28,11 @@ impl ModelArg {
         })
     }
 
+    /// What the model is called where nothing else is known of it.
+    pub fn name(&self) -> String {
+        self.model.clone().unwrap_or_else(|| "nano".to_owned())
+    }
+
     /// The model's tokenizer; reads no weights.
     pub fn tokenizer(&self) -> Result<Tokenizer, CliError> {
         let source = self.source()?;
@@ -81,6 +86,11 @@ enum DtypeArg {
 }
 
 impl ModelArgs {
+    /// `--context`.
+    pub fn context(&self) -> Option<u32> {
+        self.context.map(NonZeroU32::get)
+    }
+
     /// Loads the model and starts the engine.
     pub fn engine(&self, source: ModelSource, bar: LoadBar) -> Result<Engine, CliError> {
         let device = match self.device {

@@ -9,9 +9,9 @@ use rigel::text::TokenId;
 use super::error::CliError;
 
 /// Tokens to generate where nothing is said.
-const DEFAULT_MAX_NEW_TOKENS: u32 = 256;
+pub const DEFAULT_MAX_NEW_TOKENS: u32 = 256;
 
-/// Options of `generate` and `infill`.
+/// Options of `generate`, `chat`, `infill` and `batch`.
 #[derive(Debug, Args)]
 pub struct GenerationArgs {
     /// The most tokens to generate [default: 256, or what the model's positions leave]
@@ -40,7 +40,7 @@ pub struct GenerationArgs {
 }
 
 /// Options of the sampler.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Sampling")]
 struct SamplingArgs {
     /// Logits are divided by it; 0 takes the most probable token [default: 0]
@@ -86,9 +86,19 @@ pub struct GenerationOptions {
 }
 
 impl GenerationArgs {
-    /// Checks the options, before a model is loaded for them. Reads the checkpoint's generation_config.json where it
-    /// is asked for.
+    /// Checks the options, before a model is loaded for them, and warns of one that does nothing. Reads the
+    /// checkpoint's generation_config.json where it is asked for.
     pub fn options(self, source: &ModelSource) -> Result<GenerationOptions, CliError> {
+        let sampling = self.sampling.clone();
+        let options = self.defaults(source)?;
+        if let Some(idle) = sampling.idle(&options.sampling) {
+            tracing::warn!("{idle} has no effect at temperature 0; give a --temperature above 0");
+        }
+        Ok(options)
+    }
+
+    /// The same for options that requests of their own may change: none is without effect.
+    pub fn defaults(self, source: &ModelSource) -> Result<GenerationOptions, CliError> {
         let mut sampling = if self.sampling.generation_config {
             self.sampling.resolve(Checkpoint::open(source)?.generation_config())
         } else {
@@ -102,9 +112,6 @@ impl GenerationArgs {
                 CliError::Usage(format!("{}: {invalid}", source.describe("generation_config.json")))
             }
         })?;
-        if let Some(idle) = self.sampling.idle(&sampling) {
-            tracing::warn!("{idle} has no effect at temperature 0; give a --temperature above 0");
-        }
         if self.stop.iter().any(String::is_empty) {
             return Err(CliError::Usage("--stop is empty; give at least one character".into()));
         }
