@@ -15,9 +15,9 @@ use rigel::backend::cuda::{Arguments, Device, Launch};
 use rigel::backend::{Arithmetic, Backend, BackendError, Batch, DeviceQueue, SequenceRows};
 use rigel::checkpoint::{Checkpoint, ModelSource};
 use rigel::engine::{self, Engine, Failure, Request};
-use rigel::kv::{BlockTable, PageId, PagePool};
+use rigel::kv::{BlockTable, PageCache, PageId, PrefixCache};
 use rigel::model::ModelSpec;
-use rigel::sampling::{SampleRow, SamplingParams, SeenTokens};
+use rigel::sampling::{LogitsContext, LogitsProcessor, SampleError, SampleRow, SamplingParams, TokenHistory};
 use rigel::text::TokenId;
 use rigel_interpreter::{DeviceProfile, Interpreter};
 
@@ -60,7 +60,7 @@ struct Sequences {
     tokens: Vec<Vec<TokenId>>,
     computed: Vec<usize>,
     tables: Vec<BlockTable>,
-    pool: PagePool,
+    pool: PageCache,
 }
 
 /// How many rows of which sequence a step computes.
@@ -72,8 +72,8 @@ impl Sequences {
         Sequences {
             tokens: lengths.iter().enumerate().map(|(s, len)| (0..*len).map(|i| token(s, i)).collect()).collect(),
             computed: vec![0; lengths.len()],
-            tables: lengths.iter().map(|_| BlockTable::new(PAGE_SIZE, spec.window)).collect(),
-            pool: PagePool::new(PAGES),
+            tables: lengths.iter().map(|_| BlockTable::new()).collect(),
+            pool: PageCache::new(PAGE_SIZE, PAGES, spec.window, PrefixCache::Off),
         }
     }
 
@@ -197,7 +197,7 @@ device_test! {
             let row = |start| [SequenceRows { rows: 0..1, start, first_block: 0, pages: &pages }];
             let params = SamplingParams::default();
             let draw = |position| SampleRow {
-                logits_row: 0, params: &params, position, seen: None, banned: &[], logprobs: None,
+                logits_row: 0, params: &params, position, history: None, banned: &[], processor: None, logprobs: None,
             };
             let mut token = TokenId(5);
             // Twice with ids from the host, then the same with ids that stay on the device; the last are replays.
@@ -228,7 +228,7 @@ device_test! {
             let row = |start| [SequenceRows { rows: 0..1, start, first_block: 0, pages: &pages }];
             let params = SamplingParams { temperature: 1.0, seed: 4, ..SamplingParams::default() };
             let draw = |position| SampleRow {
-                logits_row: 0, params: &params, position, seen: None, banned: &[], logprobs: Some(2),
+                logits_row: 0, params: &params, position, history: None, banned: &[], processor: None, logprobs: Some(2),
             };
             // The last steps are replays of a recording.
             const STEPS: u32 = 7;
@@ -307,22 +307,43 @@ device_test! {
             let mut sequences = Sequences::new(&spec, &[30, 4]);
             let logits = sequences.step(&mut backend, &[(0, 20), (1, 4)]);
             let logits: Vec<&Vec<f32>> = logits.values().collect();
-            let mut seen = SeenTokens::new(spec.vocab_size);
-            (0..200).for_each(|id| seen.insert(TokenId(id)));
+            let prompt: Vec<TokenId> = (0..200).map(TokenId).collect();
+            let mut history = TokenHistory::new(spec.vocab_size, &prompt);
+            (0..60).for_each(|i| history.push(TokenId(i * i % 511)));
+            let ids = |ids: &[u32]| ids.iter().map(|id| TokenId(*id)).collect::<Vec<_>>();
             let params = [
                 SamplingParams::default(),
                 SamplingParams { temperature: 0.7, seed: 3, ..SamplingParams::default() },
                 SamplingParams { temperature: 1.3, top_k: 5, top_p: 0.9, min_p: 0.01, seed: 9, ..Default::default() },
                 SamplingParams { repetition_penalty: 1.5, ..SamplingParams::default() },
+                SamplingParams { frequency_penalty: 0.4, presence_penalty: -0.3, ..SamplingParams::default() },
+                SamplingParams {
+                    logit_bias: vec![(TokenId(516), 4.0), (TokenId(3), -2.5), (TokenId(60), 4.5), (TokenId(900), 1.0)],
+                    banned_token_ids: ids(&[90, 3, 80, 90]),
+                    temperature: 0.5,
+                    top_k: 50,
+                    ..SamplingParams::default()
+                },
+                SamplingParams { allowed_token_ids: Some(ids(&[500, 7, 31, 40, 700])), ..SamplingParams::default() },
+                SamplingParams {
+                    temperature: 0.9,
+                    top_p: 0.8,
+                    repetition_penalty: 1.2,
+                    presence_penalty: 0.7,
+                    logit_bias: vec![(TokenId(8), 3.0)],
+                    allowed_token_ids: Some((0..516).step_by(2).map(TokenId).collect()),
+                    ..SamplingParams::default()
+                },
             ];
             let banned = [TokenId(7), TokenId(500)];
             let rows: Vec<SampleRow<'_>> = (0..24)
                 .map(|logits_row| SampleRow {
                     logits_row,
-                    params: &params[logits_row % 4],
+                    params: &params[logits_row % 8],
                     position: 10 + logits_row as u32,
-                    seen: (logits_row % 4 == 3).then_some(&seen),
+                    history: params[logits_row % 8].has_penalties().then_some(&history),
                     banned: if logits_row % 5 == 0 { &banned } else { &[] },
+                    processor: None,
                     logprobs: (logits_row % 3 == 0).then_some(logits_row),
                 })
                 .collect();
@@ -360,6 +381,129 @@ device_test! {
                     assert_eq!(found.top.len(), top);
                     assert!(found.top.iter().zip(&expected.top).all(|(a, b)| a.0 == b.0 && close(a.1, b.1)));
                 }
+            }
+        });
+    }
+}
+
+/// Leaves one token to choose: that many after the last one.
+#[derive(Debug)]
+struct After(u32);
+
+impl LogitsProcessor for After {
+    fn process(&self, context: &LogitsContext<'_>, logits: &mut [f32]) {
+        let last = context.output.last().or(context.prompt.last()).expect("a token");
+        let next = (last.0 + self.0) as usize;
+        logits.iter_mut().enumerate().filter(|(id, _)| *id != next).for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+    }
+}
+
+#[derive(Debug)]
+struct Panics;
+
+impl LogitsProcessor for Panics {
+    fn process(&self, _: &LogitsContext<'_>, _: &mut [f32]) {
+        panic!("no grammar");
+    }
+}
+
+device_test! {
+    fn rows_that_the_kernel_is_not_written_for_go_to_the_host_alone() {
+        common::on_one_schedule(|bench| {
+            let mut backend = cuda::<f16>(bench.device(), "gqa9-d128");
+            let vocab_size = backend.spec().vocab_size;
+            let logits = Sequences::new(backend.spec(), &[20, 4]).step(&mut backend, &[(0, 20), (1, 4)]);
+            let logits: Vec<&Vec<f32>> = logits.values().collect();
+            let check = |rows: &[SampleRow<'_>], drawn: Vec<Result<rigel::sampling::Sampled, SampleError>>| {
+                assert_eq!(rows.len(), drawn.len());
+                for (row, drawn) in rows.iter().zip(drawn) {
+                    let expected = rigel::sampling::sample(logits[row.logits_row], row);
+                    assert_eq!(drawn.map(|drawn| drawn.token), expected.map(|drawn| drawn.token), "{row:?}");
+                }
+            };
+            let prompt = [TokenId(9), TokenId(40)];
+            let context = LogitsContext { prompt: &prompt, output: &[] };
+            let greedy = SamplingParams::default();
+            let drawn = SamplingParams { temperature: 0.8, top_k: 9, seed: 2, ..Default::default() };
+            let twice = SamplingParams { logit_bias: vec![(TokenId(5), 0.1), (TokenId(5), 9.3)], ..drawn.clone() };
+            let row = |logits_row: usize, params| SampleRow {
+                logits_row, params, position: 20, history: None, banned: &[], processor: None, logprobs: None,
+            };
+            let rows = [
+                row(0, &greedy),
+                SampleRow { processor: Some((&After(3), context)), ..row(1, &drawn) },
+                SampleRow { processor: Some((&Panics, context)), ..row(2, &greedy) },
+                row(3, &drawn),
+                row(4, &twice),
+                SampleRow { logprobs: Some(100), ..row(5, &drawn) },
+                SampleRow { logprobs: Some(4), ..row(6, &drawn) },
+            ];
+            if let Some(interpreter) = bench.interpreter() {
+                interpreter.clear_counters();
+            }
+            let found = backend.sample(&rows).unwrap();
+            assert_eq!(found[1].as_ref().unwrap().token, TokenId(43));
+            let panicked = SampleError::ProcessorPanicked { message: "no grammar".to_owned() };
+            assert_eq!(found[2], Err(panicked));
+            assert_eq!(found[5].as_ref().unwrap().logprobs.as_ref().unwrap().top.len(), 100);
+            assert_eq!(found[6].as_ref().unwrap().logprobs.as_ref().unwrap().top.len(), 4);
+            check(&rows, found);
+            if let Some(interpreter) = bench.interpreter() {
+                let counters = interpreter.counters();
+                let of_kernel: Vec<u64> =
+                    counters.iter().filter(|c| c.kernel == "sample_rows").map(|c| c.bytes_read).collect();
+                // Three of the seven rows of logits, and little else.
+                let (one, three) = (4 * vocab_size as u64, 12 * vocab_size as u64);
+                assert!(of_kernel.len() == 1 && (three..three + one / 2).contains(&of_kernel[0]), "{of_kernel:?}");
+            }
+            // All of them.
+            let rows = [&rows[1], &rows[2], &rows[1]].map(Clone::clone);
+            check(&rows, backend.sample(&rows).unwrap());
+
+            // Each row bans all tokens but one, and there is room for the bans of 47; and there are more rows than
+            // logits rows.
+            let bans: Vec<Vec<TokenId>> =
+                (0..52).map(|but| (0..vocab_size as u32).filter(|id| *id != but).map(TokenId).collect()).collect();
+            let rows: Vec<SampleRow<'_>> =
+                bans.iter().enumerate().map(|(at, banned)| SampleRow { banned, ..row(at % 24, &greedy) }).collect();
+            let found = backend.sample(&rows).unwrap();
+            assert!(found.iter().enumerate().all(|(at, drawn)| drawn.as_ref().unwrap().token.0 == at as u32));
+        });
+    }
+}
+
+device_test! {
+    fn a_step_finds_tokens_from_the_host_beside_those_of_the_device() {
+        common::on_one_schedule(|bench| {
+            let mut backend = cuda::<bf16>(bench.device(), "gqa9");
+            let pages = [[rigel::kv::PageId(3)], [rigel::kv::PageId(8)], [rigel::kv::PageId(5)]];
+            let rows = |start: u32| [0, 1, 2].map(|at: usize| SequenceRows {
+                rows: at..at + 1, start, first_block: 0, pages: &pages[at],
+            });
+            let params = SamplingParams::default();
+            let prompt = [TokenId(5)];
+            let context = LogitsContext { prompt: &prompt, output: &[] };
+            let draw = |logits_row, processor| SampleRow {
+                logits_row, params: &params, position: 1, history: None, banned: &[], processor, logprobs: None,
+            };
+            let ids = [TokenId(5), TokenId(6), TokenId(7)];
+            let (first, second) = (rows(0), rows(1));
+            fn batch<'a>(token_ids: &'a [TokenId], sequences: &'a [SequenceRows<'a>]) -> Batch<'a> {
+                Batch { token_ids, sequences, logits_rows: &[0, 1, 2] }
+            }
+            let draws = [draw(0, None), draw(1, Some((&After(200) as &dyn LogitsProcessor, context))), draw(2, None)];
+            // The first launches each shape, later ones replay.
+            for _ in 0..3 {
+                backend.forward(&batch(&ids, &first)).unwrap();
+                backend.start_sampling(&draws).unwrap();
+                // Before they are asked for, and in another order.
+                backend.forward_drawn(&batch(&[TokenId(0); 3], &second), &[Some(1), Some(2), Some(0)]).unwrap();
+                let tokens: Vec<TokenId> =
+                    backend.finish_sampling().unwrap().into_iter().map(|drawn| drawn.unwrap().token).collect();
+                assert_eq!(tokens[1], TokenId(205));
+                let logits = [0, 1, 2].map(|row| backend.logits(row).unwrap().to_vec());
+                backend.forward(&batch(&[tokens[1], tokens[2], tokens[0]], &second)).unwrap();
+                assert!(logits == [0, 1, 2].map(|row| backend.logits(row).unwrap().to_vec()));
             }
         });
     }

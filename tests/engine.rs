@@ -1,136 +1,24 @@
-//! The engine against a backend that only keeps books: it stores token ids in pages as a model stores keys, and
-//! its next token is a hash of the ids that the window shows. A page freed too early, a row at a wrong position or
-//! a chunk cut wrongly changes the text.
+//! The engine against a backend that only keeps books (`common/ledger.rs`): every token that comes out is compared with
+//! the one that the books say, whatever company a request had, whatever was preempted, shared, drafted or cancelled.
 
-use std::num::NonZeroU32;
+#[path = "common/ledger.rs"]
+mod ledger;
+
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
-use rigel::backend::{Backend, BackendError, Batch};
-use rigel::engine::{Engine, Event, Failure, FinishReason, Generation, Request, RequestError, StopCause};
-use rigel::kv::{CacheGeometry, first_visible};
-use rigel::model::ModelSpec;
-use rigel::sampling::SamplingParams;
+use ledger::{EOS, Hook, Ledger, Queue, VOCAB, expected, expected_of, ids, prompt, raw};
+use proptest::prelude::*;
+use rigel::backend::BackendError;
+use rigel::engine::{
+    Completion, Engine, EngineOptions, Event, Failure, FinishReason, Generation, Request, RequestError, Speculation,
+    Statistics, StopCause,
+};
+use rigel::kv::PrefixCache;
+use rigel::sampling::{LogitsContext, LogitsProcessor, SamplingParams};
 use rigel::text::TokenId;
-
-const VOCAB: usize = 97;
-
-fn spec(window: Option<u32>) -> ModelSpec {
-    let json = serde_json::json!({
-        "model_type": "starcoder2", "vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 1,
-        "num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 64,
-        "max_position_embeddings": 300, "sliding_window": window, "eos_token_id": 96, "bos_token_id": 96,
-    });
-    let config = rigel::checkpoint::Config::parse(json.to_string().as_bytes(), "config.json").unwrap();
-    ModelSpec::from_config(&config).unwrap()
-}
-
-/// What one forward pass should do besides the arithmetic.
-type Hook = Box<dyn FnMut(&Batch<'_>) + Send>;
-
-struct Ledger {
-    spec: ModelSpec,
-    cache: CacheGeometry,
-    max_rows: usize,
-    slots: Vec<Option<u32>>,
-    logits: Vec<f32>,
-    poisoned_logits: bool,
-    hook: Hook,
-}
-
-impl Ledger {
-    fn new(window: Option<u32>, page_size: u32, max_rows: usize) -> Ledger {
-        let spec = spec(window);
-        let pages = CacheGeometry::pages_for_sequence(
-            page_size,
-            spec.max_positions as u32,
-            window.map(|w| NonZeroU32::new(w).unwrap()),
-            max_rows as u32,
-        );
-        Ledger {
-            spec,
-            cache: CacheGeometry { page_size, pages },
-            max_rows,
-            slots: vec![None; (page_size * pages) as usize],
-            logits: Vec::new(),
-            poisoned_logits: false,
-            hook: Box::new(|_| {}),
-        }
-    }
-
-    fn engine(self) -> Engine {
-        Engine::with_backend(Box::new(self), None, "nowhere/tokenizer.json".into()).unwrap()
-    }
-}
-
-/// The model: what follows the ids that the last of them sees.
-fn next_token(seen: impl Iterator<Item = u32>) -> u32 {
-    // Never 96, which ends a generation.
-    seen.fold(17u32, |hash, id| hash.wrapping_mul(31).wrapping_add(id + 1)) % (VOCAB as u32 - 1)
-}
-
-fn expected(prompt: &[u32], new: usize, window: Option<u32>) -> Vec<u32> {
-    let mut ids = prompt.to_vec();
-    for _ in 0..new {
-        let first = first_visible(ids.len() as u32 - 1, window.map(|w| NonZeroU32::new(w).unwrap())) as usize;
-        ids.push(next_token(ids[first..].iter().copied()));
-    }
-    ids.split_off(prompt.len())
-}
-
-impl Backend for Ledger {
-    fn spec(&self) -> &ModelSpec {
-        &self.spec
-    }
-    fn cache(&self) -> CacheGeometry {
-        self.cache
-    }
-    fn max_rows(&self) -> usize {
-        self.max_rows
-    }
-    fn max_logits_rows(&self) -> usize {
-        3
-    }
-    fn forward(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
-        (self.hook)(batch);
-        assert!(batch.token_ids.len() <= self.max_rows && batch.logits_rows.len() <= self.max_logits_rows());
-        self.logits.clear();
-        for sequence in batch.sequences {
-            let slot = |position: u32| {
-                let block = position / self.cache.page_size - sequence.first_block;
-                let page = sequence.pages[block as usize];
-                (page.0 * self.cache.page_size + position % self.cache.page_size) as usize
-            };
-            for (position, row) in (sequence.start..).zip(sequence.rows.clone()) {
-                self.slots[slot(position)] = Some(batch.token_ids[row].0);
-                if batch.logits_rows.contains(&row) {
-                    let visible = first_visible(position, self.spec.window)..=position;
-                    let token = next_token(visible.map(|p| self.slots[slot(p)].unwrap()));
-                    let fill = if self.poisoned_logits { f32::NAN } else { 0.0 };
-                    let mut logits = vec![fill; VOCAB];
-                    logits[token as usize] = 10.0;
-                    self.logits.extend(logits);
-                }
-            }
-        }
-        Ok(())
-    }
-    fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
-        Ok(&self.logits[row * VOCAB..][..VOCAB])
-    }
-}
-
-fn ids(ids: &[u32]) -> Vec<TokenId> {
-    ids.iter().copied().map(TokenId).collect()
-}
-
-fn raw(ids: &[TokenId]) -> Vec<u32> {
-    ids.iter().map(|t| t.0).collect()
-}
-
-fn prompt(len: u32) -> Vec<u32> {
-    (0..len).map(|i| i * i % 89).collect()
-}
 
 #[test]
 fn chunks_pages_and_windows_do_not_change_the_tokens() {
@@ -211,13 +99,13 @@ fn stop_tokens_end_it_and_are_reported() {
 #[test]
 fn eos_ends_it_unless_ignored() {
     let engine = Ledger::new(None, 16, 16).engine();
-    assert_eq!(engine.eos_token_ids(), [TokenId(96)]);
-    // At temperature 1000 every token is about as likely: 96 comes soon.
+    assert_eq!(engine.eos_token_ids(), [TokenId(EOS)]);
+    // At temperature 1000 every token is about as likely: the end comes soon.
     let sampling = SamplingParams { temperature: 1000.0, seed: 1, ..Default::default() };
     let request = Request { sampling, max_tokens: 290, ..Request::new(ids(&prompt(9))) };
     let stopped = engine.generate(request.clone()).unwrap().wait().unwrap();
-    assert_eq!(stopped.reason, FinishReason::Stop(StopCause::Eos(TokenId(96))));
-    assert_eq!(stopped.token_ids.last(), Some(&TokenId(96)));
+    assert_eq!(stopped.reason, FinishReason::Stop(StopCause::Eos(TokenId(EOS))));
+    assert_eq!(stopped.token_ids.last(), Some(&TokenId(EOS)));
     let ignored = engine.generate(Request { ignore_eos: true, ..request }).unwrap().wait().unwrap();
     assert_eq!(ignored.reason, FinishReason::Length);
     assert_eq!(ignored.token_ids.len(), 290);
@@ -252,6 +140,12 @@ fn refuses_what_cannot_be_run() {
         RequestError::StopWithoutTokenizer
     ));
     // And nothing of that harmed the engine: a prompt as long as the model still runs.
+    assert!(matches!(refused(Request { n: 0, ..Request::new(ids(&[0])) }), RequestError::Samples { n: 0 }));
+    let banned = SamplingParams { banned_token_ids: ids(&[3, 500]), ..Default::default() };
+    assert!(matches!(
+        refused(Request { sampling: banned, ..Request::new(ids(&[0])) }),
+        RequestError::TokenOutOfRange { field: "banned_token_ids", index: 1, .. }
+    ));
     let whole = Request { max_tokens: 0, ..Request::new(ids(&[5; 300])) };
     assert_eq!(engine.generate(whole).unwrap().wait().unwrap().timings.prompt_tokens, 300);
 }
@@ -273,6 +167,7 @@ impl Gate {
             while !*open {
                 open = gate.changed.wait(open).unwrap();
             }
+            Ok(())
         })
     }
     fn open(&self) {
@@ -295,8 +190,11 @@ fn dropping_a_generation_cancels_it_in_the_middle_of_its_prompt() {
     drop(long);
     gate.open();
     assert_eq!(raw(&next.wait().unwrap().token_ids), expected(&prompt(4), 3, None));
-    // One row of the cancelled prompt, four of the other and its two further tokens.
-    assert_eq!(gate.forwards.load(Ordering::SeqCst), 1 + 4 + 2);
+    // A row of the cancelled prompt (two, where the second was planned before the drop), four of the other and its two
+    // further tokens.
+    assert!(gate.forwards.load(Ordering::SeqCst) <= 2 + 4 + 2);
+    let statistics = settled(&engine, 2);
+    assert_eq!((statistics.cancelled, statistics.cancelled_in_prefill, statistics.finished), (1, 1, 1));
 }
 
 #[test]
@@ -317,7 +215,7 @@ fn broken_logits_fail_the_request_and_not_the_engine() {
     let engine = ledger.engine();
     for _ in 0..2 {
         let failure = engine.generate(Request::new(ids(&[1, 2, 3]))).unwrap().wait().unwrap_err();
-        assert!(matches!(failure, Failure::NotFinite { position: 3, .. }), "{failure}");
+        assert!(matches!(failure, Failure::Sampling { position: 3, .. }), "{failure}");
     }
 }
 
@@ -327,17 +225,23 @@ fn a_panic_in_the_step_fails_every_request_with_one_event() {
     let gate = Arc::new(Gate::default());
     let mut hold = gate.hook();
     ledger.hook = Box::new(move |batch| {
-        hold(batch);
+        hold(batch)?;
         panic!("a planted bug");
     });
     let engine = ledger.engine();
-    let [first, second]: [Generation; 2] = [(); 2].map(|()| engine.generate(Request::new(ids(&[1]))).unwrap());
+    let early: [Generation; 2] = [(); 2].map(|()| engine.generate(Request::new(ids(&[1]))).unwrap());
+    while gate.forwards.load(Ordering::SeqCst) == 0 {
+        std::thread::yield_now();
+    }
+    // It came while the step was running: it is in the queue when the step panics.
+    let queued = engine.generate(Request { n: 2, ..Request::new(ids(&[1])) }).unwrap();
     gate.open();
-    let events: Vec<Event> = first.collect();
-    assert!(matches!(&events[..], [Event::Failed(Failure::Panicked { message })] if message == "a planted bug"));
-    assert!(matches!(second.wait(), Err(Failure::EngineStopped)));
+    for generation in early.into_iter().chain([queued]) {
+        let events: Vec<Event> = generation.collect();
+        assert!(matches!(&events[..], [Event::Failed(Failure::Panicked { message })] if message == "a planted bug"));
+    }
     let late = engine.generate(Request::new(ids(&[1]))).unwrap();
-    assert!(matches!(late.wait(), Err(Failure::EngineStopped)));
+    assert!(matches!(late.wait(), Err(Failure::Panicked { .. })));
 }
 
 #[test]
@@ -358,4 +262,400 @@ fn dropping_the_engine_stops_it_before_its_next_step() {
     assert!(matches!(running.wait(), Err(Failure::EngineStopped)));
     assert!(matches!(queued.wait(), Err(Failure::EngineStopped)));
     assert!(gate.forwards.load(Ordering::SeqCst) < 256);
+}
+
+/// How the engines of a test differ: with and without a queue, drafts, and a cache of beginnings.
+#[derive(Debug, Clone, Copy)]
+struct Ways {
+    queue: bool,
+    speculation: Speculation,
+    prefix_cache: PrefixCache,
+}
+
+fn all_ways() -> Vec<Ways> {
+    let mut all = Vec::new();
+    for queue in [false, true] {
+        for speculation in [Speculation::Off, Speculation::PromptLookup] {
+            for prefix_cache in [PrefixCache::On, PrefixCache::Off] {
+                all.push(Ways { queue, speculation, prefix_cache });
+            }
+        }
+    }
+    all
+}
+
+fn engine_of(mut ledger: Ledger, ways: Ways, max_sequences: usize) -> Engine {
+    ledger.queue = ways.queue.then(Queue::default);
+    ledger.engine_with(EngineOptions {
+        max_sequences: NonZeroUsize::new(max_sequences),
+        prefix_cache: ways.prefix_cache,
+        speculation: ways.speculation,
+        poison_freed_pages: true,
+        ..EngineOptions::default()
+    })
+}
+
+/// The statistics once `ended` sequences have come to an end of whatever kind and the engine has nothing to do; it then
+/// holds no page.
+fn settled(engine: &Engine, ended: u64) -> Statistics {
+    for _ in 0..10_000 {
+        let statistics = engine.statistics();
+        let Statistics { finished, failed, cancelled, expired, running, waiting, .. } = statistics;
+        if finished + failed + cancelled + expired == ended && running + waiting == 0 {
+            assert_eq!(statistics.pages_available, statistics.pages, "{statistics:?}");
+            return statistics;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("{ended} sequences were to end: {:?}", engine.statistics());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    /// Requests in random company over a cache that is too small for them: each gets the tokens that it gets alone.
+    #[test]
+    fn company_does_not_change_the_tokens(
+        window in prop::option::of(1u32..60),
+        page_size in 1u32..12,
+        max_rows in 2usize..40,
+        logits_rows in 1usize..20,
+        room in 0.3f64..3.0,
+        variety in prop::sample::select(vec![2u32, 5, EOS]),
+        max_sequences in 1usize..12,
+        requests in prop::collection::vec((1u32..80, 1u32..60, 0u32..4), 1..24),
+        ways in prop::sample::select(all_ways()),
+    ) {
+        let mut ledger = Ledger::new(window, page_size, max_rows);
+        ledger.variety = variety;
+        ledger.max_logits_rows = logits_rows;
+        let pages = (f64::from(ledger.cache.pages) * room) as u32;
+        let engine = engine_of(ledger.with_pages(pages.max(1)), ways, max_sequences);
+        let mut running = Vec::new();
+        for (len, max_tokens, start) in requests {
+            // Few beginnings, so that they are shared.
+            let prompt: Vec<u32> = (0..len).map(|i| (i * i + start / 2) % 89).collect();
+            let request = Request { max_tokens, ..Request::new(ids(&prompt)) };
+            match engine.generate(request) {
+                Ok(generation) => running.push((generation, prompt, max_tokens)),
+                Err(RequestError::LargerThanCache { needed, pages, .. }) => prop_assert!(needed > pages),
+                Err(error) => prop_assert!(false, "{}", error),
+            }
+        }
+        let sequences = running.len() as u64;
+        for (generation, prompt, max_tokens) in running {
+            let completion = generation.wait().unwrap();
+            prop_assert_eq!(
+                raw(&completion.token_ids),
+                expected_of(&prompt, max_tokens as usize, window, variety)
+            );
+        }
+        let statistics = settled(&engine, sequences);
+        prop_assert!(ways.prefix_cache == PrefixCache::On || statistics.prefix_hits == 0);
+        prop_assert!(ways.speculation == Speculation::PromptLookup || statistics.drafted_tokens == 0);
+    }
+}
+
+/// Runs all requests at once and collects each.
+fn run_all(engine: &Engine, requests: &[Request]) -> Vec<Completion> {
+    let running: Vec<Generation> = requests.iter().map(|request| engine.generate(request.clone()).unwrap()).collect();
+    running.into_iter().map(|generation| generation.wait().unwrap()).collect()
+}
+
+#[test]
+fn sequences_share_steps() {
+    for ways in all_ways() {
+        let mut ledger = Ledger::new(None, 8, 64);
+        ledger.max_logits_rows = 16;
+        // Speculation would finish in fewer.
+        let ways = Ways { speculation: Speculation::Off, ..ways };
+        let gate = Arc::new(Gate::default());
+        ledger.hook = gate.hook();
+        let engine = engine_of(ledger.with_pages(1000), ways, 16);
+        let requests: Vec<Request> =
+            (0..16).map(|i| Request { max_tokens: 20, ..Request::new(ids(&[i, 2, 3])) }).collect();
+        let running: Vec<Generation> = requests.iter().map(|r| engine.generate(r.clone()).unwrap()).collect();
+        gate.open();
+        for (i, generation) in running.into_iter().enumerate() {
+            assert_eq!(raw(&generation.wait().unwrap().token_ids), expected(&[i as u32, 2, 3], 20, None));
+        }
+        let forwards = gate.forwards.load(Ordering::SeqCst);
+        // The first may have begun before the others came.
+        assert!((20..=22).contains(&forwards), "{forwards} steps for 16 sequences of 20 tokens, {ways:?}");
+    }
+}
+
+#[test]
+fn chunks_of_a_prompt_go_beside_decoding() {
+    let mut ledger = Ledger::new(None, 8, 4);
+    ledger.max_logits_rows = 4;
+    let steps: Arc<Mutex<Vec<Vec<usize>>>> = Arc::default();
+    let gate = Arc::new(Gate::default());
+    let (seen, mut hold) = (steps.clone(), gate.hook());
+    ledger.hook = Box::new(move |batch| {
+        seen.lock().unwrap().push(batch.sequences.iter().map(|sequence| sequence.rows.len()).collect());
+        hold(batch)
+    });
+    let engine = ledger.with_pages(100).engine();
+    let short = engine.generate(Request { max_tokens: 30, ..Request::new(ids(&[1])) }).unwrap();
+    while gate.forwards.load(Ordering::SeqCst) == 0 {
+        std::thread::yield_now();
+    }
+    let long = engine.generate(Request { max_tokens: 1, ..Request::new(ids(&prompt(30))) }).unwrap();
+    gate.open();
+    assert_eq!(raw(&short.wait().unwrap().token_ids), expected(&[1], 30, None));
+    assert_eq!(raw(&long.wait().unwrap().token_ids), expected(&prompt(30), 1, None));
+    // Three rows of the prompt beside one of the other, ten times.
+    let steps = steps.lock().unwrap();
+    assert_eq!(steps.iter().filter(|rows| **rows == [1, 3]).count(), 10, "{steps:?}");
+}
+
+#[test]
+fn samples_share_their_prompt_and_draw_with_seeds_of_their_own() {
+    for ways in all_ways() {
+        let ledger = Ledger::new(None, 8, 64);
+        let engine = engine_of(ledger.with_pages(200), ways, 8);
+        let sampling = SamplingParams { temperature: 5.0, seed: u64::MAX - 1, ..Default::default() };
+        let request = Request { n: 5, max_tokens: 12, sampling, ..Request::new(ids(&prompt(50))) };
+        let together = engine.generate(request.clone()).unwrap().wait_all().unwrap();
+        assert_eq!(together.len(), 5);
+        let statistics = settled(&engine, 5);
+        if ways.prefix_cache == PrefixCache::On {
+            // Six whole pages of the prompt, for each sample but the first.
+            assert_eq!((statistics.prefix_hits, statistics.prefix_tokens), (4, 4 * 48));
+        }
+        for (sample, completion) in (0..).zip(&together) {
+            let seed = request.sampling.seed.wrapping_add(sample);
+            let sampling = SamplingParams { seed, ..request.sampling.clone() };
+            let alone = engine.generate(Request { n: 1, sampling, ..request.clone() }).unwrap().wait().unwrap();
+            assert_eq!(alone.token_ids, completion.token_ids, "sample {sample}, {ways:?}");
+        }
+        assert!(together.windows(2).all(|pair| pair[0].token_ids != pair[1].token_ids));
+        settled(&engine, 10);
+    }
+}
+
+#[test]
+fn a_beginning_is_computed_once_for_each_salt() {
+    let engine = Ledger::new(None, 8, 64).with_pages(100).engine();
+    let request = Request { max_tokens: 4, ..Request::new(ids(&prompt(41))) };
+    let salted = Request { cache_salt: Some("tenant".into()), ..request.clone() };
+    // Prompts to be scored are computed whole, and what is scored is right.
+    let scored = Request { prompt_logprobs: Some(1), ..request.clone() };
+    let mut done = Vec::new();
+    for (request, from_cache) in [(&request, 0), (&request, 40), (&salted, 0), (&salted, 40), (&scored, 0)] {
+        let before = settled(&engine, done.len() as u64).prefix_tokens;
+        done.extend(run_all(&engine, std::slice::from_ref(request)));
+        assert_eq!(settled(&engine, done.len() as u64).prefix_tokens - before, from_cache);
+    }
+    assert!(done.iter().all(|completion| completion.token_ids == done[0].token_ids));
+    let scored = &done[4..];
+    assert_eq!(scored[0].prompt.len(), 41);
+    assert_eq!(scored[0].prompt[20].top[0].0.0, expected(&prompt(21), 1, None)[0]);
+}
+
+#[test]
+fn the_youngest_gives_way_and_comes_back() {
+    for ways in all_ways() {
+        let mut ledger = Ledger::new(None, 4, 32);
+        ledger.max_logits_rows = 32;
+        // 75 pages would hold one request of all positions; three of 100 tokens at once need as many.
+        let engine = engine_of(ledger.with_pages(40), ways, 8);
+        let requests: Vec<Request> =
+            (0..6).map(|i| Request { max_tokens: 80, ..Request::new(ids(&[i; 20])) }).collect();
+        let completions = run_all(&engine, &requests);
+        for (i, completion) in completions.iter().enumerate() {
+            assert_eq!(raw(&completion.token_ids), expected(&[i as u32; 20], 80, None), "{ways:?}");
+        }
+        let statistics = settled(&engine, 6);
+        assert!(statistics.preemptions > 0, "{statistics:?}");
+    }
+}
+
+#[test]
+fn a_request_larger_than_the_cache_is_refused_at_once() {
+    let engine = Ledger::new(None, 4, 16).with_pages(10).engine();
+    let refused = engine.generate(Request { max_tokens: 12, ..Request::new(ids(&[0; 30])) }).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "41 positions need 11 pages of the cache, which has 10: lower max_tokens, shorten the prompt, or give the \
+         engine more memory"
+    );
+    let whole = engine.generate(Request { max_tokens: 11, ..Request::new(ids(&[7; 30])) }).unwrap();
+    assert_eq!(raw(&whole.wait().unwrap().token_ids), expected(&[7; 30], 11, None));
+    // With a window only what it shows needs room, however long the request is.
+    let engine = Ledger::new(Some(9), 4, 16).with_pages(3).engine();
+    let long = engine.generate(Request { max_tokens: 200, ..Request::new(ids(&[7; 90])) }).unwrap();
+    assert_eq!(raw(&long.wait().unwrap().token_ids), expected(&[7; 90], 200, Some(9)));
+}
+
+#[test]
+fn time_that_is_up_ends_a_request_with_what_there_is() {
+    let mut ledger = Ledger::new(None, 8, 8);
+    ledger.hook = Box::new(|_| {
+        std::thread::sleep(Duration::from_millis(2));
+        Ok(())
+    });
+    let engine = ledger.with_pages(100).engine();
+    let timeout = Some(Duration::from_millis(40));
+    let late = Request { max_tokens: 250, timeout, ..Request::new(ids(&[3])) };
+    let at_once = Request { timeout: Some(Duration::ZERO), ..Request::new(ids(&[4])) };
+    let in_time = Request { max_tokens: 3, timeout: Some(Duration::from_secs(3600)), ..Request::new(ids(&[5])) };
+    let done = run_all(&engine, &[late, at_once, in_time]);
+    assert_eq!(done[0].reason, FinishReason::Deadline);
+    let tokens = done[0].token_ids.len();
+    assert!((1..250).contains(&tokens), "{tokens}");
+    assert_eq!(raw(&done[0].token_ids), expected(&[3], tokens, None));
+    assert_eq!((&done[1].reason, done[1].token_ids.len()), (&FinishReason::Deadline, 0));
+    assert_eq!((&done[2].reason, done[2].token_ids.len()), (&FinishReason::Length, 3));
+    assert_eq!(settled(&engine, 3).expired, 2);
+}
+
+#[test]
+fn a_backend_that_fails_takes_only_those_of_its_step() {
+    for queue in [false, true] {
+        let mut ledger = Ledger::new(None, 8, 8);
+        ledger.queue = queue.then(Queue::default);
+        ledger.hook = Box::new(|batch| match batch.token_ids.iter().any(|id| id.0 == 77) {
+            true => Err(BackendError::Unavailable("a planted failure".into())),
+            false => Ok(()),
+        });
+        let engine = ledger.with_pages(100).engine();
+        let failed = engine.generate(Request::new(ids(&[1, 77]))).unwrap().wait().unwrap_err();
+        assert!(failed.to_string().contains("a planted failure"), "{failed}");
+        let request = Request { max_tokens: 5, ..Request::new(ids(&[1, 2])) };
+        assert_eq!(raw(&run_all(&engine, &[request])[0].token_ids), expected(&[1, 2], 5, None));
+        assert_eq!(settled(&engine, 2).failed, 1);
+    }
+}
+
+#[test]
+fn a_consumer_that_does_not_look_stalls_nobody() {
+    let mut ledger = Ledger::new(None, 8, 8);
+    ledger.max_logits_rows = 8;
+    let engine = ledger.with_pages(200).engine();
+    let asleep = engine.generate(Request { max_tokens: 250, ..Request::new(ids(&[9])) }).unwrap();
+    for i in 0..20 {
+        let request = Request { max_tokens: 40, ..Request::new(ids(&[i])) };
+        assert_eq!(raw(&run_all(&engine, &[request])[0].token_ids), expected(&[i], 40, None));
+    }
+    assert_eq!(raw(&asleep.wait().unwrap().token_ids), expected(&[9], 250, None));
+}
+
+#[test]
+fn a_list_of_requests_is_run_as_room_comes() {
+    let mut ledger = Ledger::new(None, 8, 16);
+    ledger.max_logits_rows = 16;
+    let engine = ledger.with_pages(200).engine();
+    let asked = std::cell::Cell::new(0usize);
+    let requests = (0..200u32).map(|i| {
+        asked.set(asked.get() + 1);
+        let prompt = if i == 50 { vec![] } else { vec![i % 90, 1, 2] };
+        Request { max_tokens: 1 + i % 7, ..Request::new(ids(&prompt)) }
+    });
+    let mut tokens: Vec<Vec<u32>> = vec![Vec::new(); 200];
+    let (mut ended, mut refused) = (0usize, 0);
+    engine.generate_all(NonZeroUsize::new(5).unwrap(), requests, |number, event| match event {
+        Event::Token(token) => tokens[number].push(token.id.0),
+        Event::Finished(_) => {
+            ended += 1;
+            assert!(asked.get() <= ended + refused + 5, "{} asked for, {ended} ended", asked.get());
+        }
+        Event::Failed(Failure::Refused(error)) => {
+            refused += 1;
+            assert!(number == 50 && matches!(*error, RequestError::EmptyPrompt));
+        }
+        event => panic!("{event:?}"),
+    });
+    assert_eq!((ended, refused), (199, 1));
+    for (i, tokens) in (0..200u32).zip(&tokens).filter(|(i, _)| *i != 50) {
+        assert_eq!(*tokens, expected(&[i % 90, 1, 2], 1 + i as usize % 7, None));
+    }
+    settled(&engine, 199);
+}
+
+/// Forbids one token, and panics late in a text.
+#[derive(Debug)]
+struct Forbid(u32);
+
+impl LogitsProcessor for Forbid {
+    fn process(&self, context: &LogitsContext<'_>, logits: &mut [f32]) {
+        assert_eq!(raw(context.prompt), [5]);
+        assert!(context.output.len() < 30, "a planted bug");
+        logits[self.0 as usize] = f32::NEG_INFINITY;
+    }
+}
+
+#[test]
+fn a_processor_changes_what_is_chosen_and_its_panic_is_its_requests_own() {
+    for queue in [false, true] {
+        let mut ledger = Ledger::new(Some(1), 8, 8);
+        ledger.queue = queue.then(Queue::default);
+        let engine = ledger.with_pages(100).engine();
+        // With a window of 1 the next token is that of the last alone: 48 away.
+        let [plain, changed] = [None, Some(Forbid(53))].map(|forbid| Request {
+            max_tokens: 20,
+            processor: forbid.map(|forbid| Arc::new(forbid) as Arc<dyn LogitsProcessor>),
+            ..Request::new(ids(&[5]))
+        });
+        let done = run_all(&engine, &[plain.clone(), changed.clone()]);
+        assert_eq!(raw(&done[0].token_ids), [53, 5].repeat(10));
+        // Without the best, all are equal, and the lowest is taken.
+        assert_eq!(raw(&done[1].token_ids), [0, 48].repeat(10));
+        let broken = engine.generate(Request { max_tokens: 60, ..changed }).unwrap();
+        let failure = broken.wait().unwrap_err();
+        assert!(failure.to_string().contains("a planted bug"), "{failure}");
+        assert_eq!(raw(&run_all(&engine, &[plain])[0].token_ids), [53, 5].repeat(10));
+        settled(&engine, 4);
+    }
+}
+
+#[test]
+fn drafts_are_accepted_where_a_text_repeats_itself_and_save_steps() {
+    let mut ledger = Ledger::new(Some(2), 8, 32);
+    ledger.variety = 3;
+    ledger.max_logits_rows = 32;
+    let forwards = Arc::new(AtomicUsize::new(0));
+    let count = forwards.clone();
+    ledger.hook = Box::new(move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    });
+    let ways = Ways { queue: false, speculation: Speculation::PromptLookup, prefix_cache: PrefixCache::On };
+    let engine = engine_of(ledger.with_pages(100), ways, 8);
+    let sampled = SamplingParams { temperature: 0.01, seed: 3, ..Default::default() };
+    for sampling in [SamplingParams::default(), sampled] {
+        let before = forwards.load(Ordering::SeqCst);
+        let request = Request { max_tokens: 200, sampling, ..Request::new(ids(&prompt(9))) };
+        let done = engine.generate(request).unwrap().wait().unwrap();
+        assert_eq!(raw(&done.token_ids), expected_of(&prompt(9), 200, Some(2), 3));
+        let steps = forwards.load(Ordering::SeqCst) - before;
+        assert!(steps < 60, "{steps} steps for 200 tokens that repeat themselves");
+    }
+    let statistics = settled(&engine, 2);
+    assert!(statistics.acceptance_rate().unwrap() > 0.7, "{statistics:?}");
+}
+
+#[test]
+fn penalties_and_limits_reach_the_sampler() {
+    let engine = Ledger::new(Some(1), 8, 8).with_pages(100).engine();
+    let run = |sampling: SamplingParams, max_tokens| {
+        let request = Request { max_tokens, sampling, ..Request::new(ids(&[5])) };
+        run_all(&engine, &[request]).remove(0)
+    };
+    let base = SamplingParams::default();
+    assert_eq!(raw(&run(base.clone(), 4).token_ids), [53, 5, 53, 5]);
+    // The best has logit 10, all others 0: after the sixth time, 10 - 6 * 1.9 is below them.
+    let tokens = raw(&run(SamplingParams { frequency_penalty: 1.9, ..base.clone() }, 13).token_ids);
+    assert_eq!(tokens[..12], [53, 5].repeat(6));
+    assert_eq!(tokens[12], 0);
+    let bias = SamplingParams { logit_bias: vec![(TokenId(EOS), 11.0)], ..base.clone() };
+    let done = run(bias.clone(), 9);
+    assert_eq!((done.reason, done.token_ids.len()), (FinishReason::Stop(StopCause::Eos(TokenId(EOS))), 1));
+    assert_eq!(raw(&run(SamplingParams { min_tokens: 5, ..bias }, 9).token_ids), [53, 5, 53, 5, 53, EOS]);
+    let allowed = SamplingParams { allowed_token_ids: Some(ids(&[8, 4])), ..base.clone() };
+    assert_eq!(raw(&run(allowed, 3).token_ids), [4, 4, 4]);
+    let banned = SamplingParams { banned_token_ids: ids(&[53, 0]), ..base };
+    assert_eq!(raw(&run(banned, 2).token_ids), [1, 49]);
+    assert_eq!(VOCAB, EOS as usize + 1);
 }

@@ -16,6 +16,9 @@ const FLOORS: [(&str, u32); 10] = [
     ("cli", 6),
 ];
 
+/// `openai` turns bodies into the engine's requests: the one room that imports from its own floor.
+const BESIDE: [(&str, &str); 1] = [("openai", "engine")];
+
 fn floor(room: &str) -> Option<u32> {
     FLOORS.iter().find(|(name, _)| *name == room).map(|(_, floor)| *floor)
 }
@@ -59,7 +62,8 @@ fn each_floor_imports_only_from_below() {
         for (number, line) in code.lines().enumerate() {
             for named in rooms_named(line) {
                 imports += 1;
-                let allowed = named == room || floor(named).is_some_and(|below| below < own);
+                let beside = BESIDE.contains(&(room, named));
+                let allowed = named == room || beside || floor(named).is_some_and(|below| below < own);
                 if !allowed {
                     wrong.push(format!("src/{}:{}: {}", relative.display(), number + 1, line.trim()));
                 }

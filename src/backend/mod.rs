@@ -25,7 +25,7 @@ use std::ops::Range;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
-use crate::sampling::{self, NotFinite, SampleRow, Sampled, TokenLogprobs};
+use crate::sampling::{self, NotFinite, SampleError, SampleRow, Sampled, TokenLogprobs};
 use crate::text::TokenId;
 
 /// The rows of one sequence inside a [`Batch`], and where its keys and values live.
@@ -115,9 +115,9 @@ pub trait Backend: Send {
     /// The logits of one logits row, f32 `[vocab_size]`, copied to the host where they live on a device.
     fn logits(&mut self, row: usize) -> Result<&[f32], BackendError>;
 
-    /// Draws one token for each of `rows`; a row whose logits are not finite fails alone. The default runs the
-    /// reference sampler on the host.
-    fn sample(&mut self, rows: &[SampleRow<'_>]) -> Result<Vec<Result<Sampled, NotFinite>>, BackendError> {
+    /// Draws one token for each of `rows`; a row whose logits are not finite, or whose processor panics, fails alone. The
+    /// default runs the reference sampler on the host.
+    fn sample(&mut self, rows: &[SampleRow<'_>]) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
         rows.iter().map(|row| Ok(sampling::sample(self.logits(row.logits_row)?, row))).collect()
     }
 

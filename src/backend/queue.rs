@@ -1,7 +1,7 @@
 //! Work that is given to a device and not waited for.
 
 use super::{BackendError, Batch};
-use crate::sampling::{NotFinite, SampleRow, Sampled};
+use crate::sampling::{SampleError, SampleRow, Sampled};
 
 /// A [`Backend`](super::Backend)'s queue, where it has one: a step can be given to the device before the tokens of the
 /// step before are known to the host. What is given is done in order. A loop over it is
@@ -23,7 +23,8 @@ pub trait DeviceQueue {
     fn forward_drawn(&mut self, batch: &Batch<'_>, drawn: &[Option<u32>]) -> Result<(), BackendError>;
 
     /// Gives draws for `rows`, of the last forward pass, to the device. The tokens are those of the reference sampler.
-    /// Where the device has no way to draw for one of them, all are drawn on the host before it returns.
+    /// A row that the device has no way to draw for (one with a processor of its request, say) is drawn on the host
+    /// before it returns.
     ///
     /// # Errors
     /// [`BackendError::InvalidBatch`] for a row that is no logits row, or where draws were started and not finished;
@@ -35,5 +36,5 @@ pub trait DeviceQueue {
     ///
     /// # Errors
     /// What the device says of this or earlier work.
-    fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, NotFinite>>, BackendError>;
+    fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, SampleError>>, BackendError>;
 }

@@ -148,7 +148,7 @@ fn stream(engine: &Engine, request: Request, echo: &str, out: &mut Output) -> Re
                 token_ids.push(token.id);
                 logprobs.extend(token.logprobs);
             }
-            Event::Finished(Finish { reason, text: rest, timings }) => {
+            Event::Finished(Finish { reason, text: rest, timings, .. }) => {
                 out.text(&rest)?;
                 out.end_text()?;
                 text.push_str(&rest);
@@ -179,6 +179,7 @@ fn closing_line(timings: &Timings, reason: &FinishReason) -> String {
     // Writing to a String cannot fail.
     let _ = match reason {
         FinishReason::Length => write!(line, " (length)"),
+        FinishReason::Deadline => write!(line, " (out of time)"),
         FinishReason::Stop(StopCause::Eos(id)) => write!(line, " (end of sequence, id {id})"),
         FinishReason::Stop(StopCause::Token(id)) => write!(line, " (stop token {id})"),
         FinishReason::Stop(StopCause::Text(stop)) => write!(line, " (stop text {stop:?})"),

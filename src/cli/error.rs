@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -19,6 +20,12 @@ pub enum CliError {
     /// A file, or stdin, cannot be read.
     #[error("{origin}: {source}")]
     Read { origin: String, source: std::io::Error },
+    /// A file cannot be written.
+    #[error("{}: {source}", .path.display())]
+    Write { path: PathBuf, source: std::io::Error },
+    /// The command ran and did not do all that it was asked to. The text says what to do.
+    #[error("{0}")]
+    Failed(String),
     /// Text was expected.
     #[error("{origin}: byte {offset} is not valid UTF-8; give UTF-8 text, or token ids")]
     NotUtf8 { origin: String, offset: usize },
@@ -74,7 +81,7 @@ impl CliError {
         match self {
             CliError::StdoutClosed => 0,
             CliError::At { source, .. } => source.code(),
-            CliError::Failure(_) | CliError::Stdout(_) => 1,
+            CliError::Failure(_) | CliError::Stdout(_) | CliError::Write { .. } | CliError::Failed(_) => 1,
             CliError::Engine(EngineError::Thread { .. }) => 1,
             CliError::Engine(EngineError::Backend(error)) => match error {
                 rigel::backend::BackendError::Checkpoint(_) => 2,

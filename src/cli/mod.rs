@@ -4,15 +4,18 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `generate` `respond` `infill` `score` `tokenize` `detokenize` `inspect` `doctor` | a command's arguments and what it does |
+//! | `generate` `respond` `chat` `infill` `batch` `score` `tokenize` `detokenize` `inspect` `doctor` | a command's arguments and what it does |
 //! | `model_args` `sampling_args` | options of several commands |
 //! | `input` | stdin, files, JSON lines |
 //! | `completion` | one request to text or to a JSON object |
 //! | `output` | stdout |
 //! | `error`, `log`, `load_bar` | stderr |
+//! | `interrupt` | Ctrl-C |
 //!
 //! Nothing here knows how a token is computed or chosen, and nothing here loops over steps: that is the engine's.
 
+mod batch;
+mod chat;
 mod completion;
 mod detokenize;
 mod doctor;
@@ -21,6 +24,7 @@ mod generate;
 mod infill;
 mod input;
 mod inspect;
+mod interrupt;
 mod load_bar;
 mod log;
 mod model_args;
@@ -52,6 +56,7 @@ Examples:
   rigel generate 'def fibonacci(n):'
   rigel generate --model bigcode/starcoder2-3b --max-new-tokens 64 - < prompt.py
   rigel respond --model ./starcoder2-15b-instruct-v0.1 'Write a quicksort.'
+  rigel batch prompts.jsonl completions.jsonl
   rigel inspect --model bigcode/starcoder2-7b
   rigel doctor
 
@@ -67,7 +72,9 @@ struct Cli {
 enum Command {
     Generate(generate::Generate),
     Respond(respond::Respond),
+    Chat(chat::Chat),
     Infill(infill::Infill),
+    Batch(batch::Batch),
     Score(score::Score),
     Tokenize(tokenize::Tokenize),
     Detokenize(detokenize::Detokenize),
@@ -80,7 +87,9 @@ impl Command {
         match self {
             Command::Generate(command) => command.run(out),
             Command::Respond(command) => command.run(out),
+            Command::Chat(command) => command.run(out),
             Command::Infill(command) => command.run(out),
+            Command::Batch(command) => command.run(out),
             Command::Score(command) => command.run(out),
             Command::Tokenize(command) => command.run(out),
             Command::Detokenize(command) => command.run(out),

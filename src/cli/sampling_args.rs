@@ -9,14 +9,17 @@ use rigel::text::TokenId;
 use super::error::CliError;
 
 /// Tokens to generate where nothing is said.
-const DEFAULT_MAX_NEW_TOKENS: u32 = 256;
+pub const DEFAULT_MAX_NEW_TOKENS: u32 = 256;
 
-/// Options of `generate` and `infill`.
+/// Options of `generate`, `chat`, `infill` and `batch`.
 #[derive(Debug, Args)]
 pub struct GenerationArgs {
     /// The most tokens to generate [default: 256, or what the model's positions leave]
     #[arg(long, short = 'n', value_name = "N", help_heading = "Length and stops", allow_negative_numbers = true)]
     max_new_tokens: Option<u32>,
+    /// Tokens to generate before one that ends the generation may be chosen [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Length and stops", allow_negative_numbers = true)]
+    min_tokens: Option<u32>,
     /// Text that ends the generation, taken as it is and cut from the output; repeatable
     #[arg(long, value_name = "TEXT", help_heading = "Length and stops", allow_hyphen_values = true)]
     stop: Vec<String>,
@@ -37,7 +40,7 @@ pub struct GenerationArgs {
 }
 
 /// Options of the sampler.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Sampling")]
 struct SamplingArgs {
     /// Logits are divided by it; 0 takes the most probable token [default: 0]
@@ -55,6 +58,15 @@ struct SamplingArgs {
     /// Weakens tokens seen in prompt and output; 1 is off [default: 1]
     #[arg(long, value_name = "R", allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
+    /// Taken off a token's logit for each time that it was generated, -2 to 2; 0 is off [default: 0]
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
+    /// Taken off the logits of tokens that were generated, -2 to 2; 0 is off [default: 0]
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    presence_penalty: Option<f32>,
+    /// Adds BIAS to the logit of token ID; repeatable
+    #[arg(long, value_name = "ID=BIAS", value_parser = logit_bias, allow_hyphen_values = true)]
+    logit_bias: Vec<(TokenId, f32)>,
     /// Key of the draws: the same seed draws the same tokens [default: 0]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     seed: Option<u64>,
@@ -74,14 +86,25 @@ pub struct GenerationOptions {
 }
 
 impl GenerationArgs {
-    /// Checks the options, before a model is loaded for them. Reads the checkpoint's generation_config.json where it
-    /// is asked for.
+    /// Checks the options, before a model is loaded for them, and warns of one that does nothing. Reads the
+    /// checkpoint's generation_config.json where it is asked for.
     pub fn options(self, source: &ModelSource) -> Result<GenerationOptions, CliError> {
-        let sampling = if self.sampling.generation_config {
+        let sampling = self.sampling.clone();
+        let options = self.defaults(source)?;
+        if let Some(idle) = sampling.idle(&options.sampling) {
+            tracing::warn!("{idle} has no effect at temperature 0; give a --temperature above 0");
+        }
+        Ok(options)
+    }
+
+    /// The same for options that requests of their own may change: none is without effect.
+    pub fn defaults(self, source: &ModelSource) -> Result<GenerationOptions, CliError> {
+        let mut sampling = if self.sampling.generation_config {
             self.sampling.resolve(Checkpoint::open(source)?.generation_config())
         } else {
             self.sampling.resolve(&GenerationConfig::default())
         };
+        sampling.min_tokens = self.min_tokens.unwrap_or(sampling.min_tokens);
         sampling.validate().map_err(|invalid| {
             if self.sampling.is_given(invalid.name) {
                 CliError::Sampling(invalid)
@@ -89,9 +112,6 @@ impl GenerationArgs {
                 CliError::Usage(format!("{}: {invalid}", source.describe("generation_config.json")))
             }
         })?;
-        if let Some(idle) = self.sampling.idle(&sampling) {
-            tracing::warn!("{idle} has no effect at temperature 0; give a --temperature above 0");
-        }
         if self.stop.iter().any(String::is_empty) {
             return Err(CliError::Usage("--stop is empty; give at least one character".into()));
         }
@@ -121,7 +141,11 @@ impl SamplingArgs {
                 .repetition_penalty
                 .or(config.repetition_penalty)
                 .unwrap_or(default.repetition_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(default.frequency_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
+            logit_bias: self.logit_bias.clone(),
             seed: self.seed.unwrap_or(default.seed),
+            ..default
         }
     }
 
@@ -132,6 +156,9 @@ impl SamplingArgs {
             "top_p" => self.top_p.is_some(),
             "min_p" => self.min_p.is_some(),
             "repetition_penalty" => self.repetition_penalty.is_some(),
+            "frequency_penalty" => self.frequency_penalty.is_some(),
+            "presence_penalty" => self.presence_penalty.is_some(),
+            "logit_bias" => !self.logit_bias.is_empty(),
             _ => false,
         }
     }
@@ -162,6 +189,12 @@ impl GenerationOptions {
             ..Request::new(prompt)
         })
     }
+}
+
+/// `ID=BIAS`.
+fn logit_bias(text: &str) -> Result<(TokenId, f32), String> {
+    let bias = text.split_once('=').and_then(|(id, bias)| Some((TokenId(id.parse().ok()?), bias.parse().ok()?)));
+    bias.ok_or_else(|| "expected a token id, '=' and a number, as 42=-1.5".to_owned())
 }
 
 /// How many tokens fit after the prompt, at most `asked`. A default shrinks in silence, a number that was asked for
@@ -197,6 +230,9 @@ mod tests {
             top_p: None,
             min_p: None,
             repetition_penalty: None,
+            frequency_penalty: None,
+            presence_penalty: None,
+            logit_bias: Vec::new(),
             seed: None,
             generation_config: true,
         }
@@ -235,6 +271,18 @@ mod tests {
         assert_eq!(given.idle(&greedy), Some("--seed"));
         assert_eq!(given.idle(&SamplingParams { temperature: 1.0, ..greedy.clone() }), None);
         assert_eq!(args().idle(&greedy), None);
+    }
+
+    #[test]
+    fn biases_are_an_id_and_a_number() {
+        assert_eq!(logit_bias("42=-1.5"), Ok((TokenId(42), -1.5)));
+        assert_eq!(logit_bias("0=1e3"), Ok((TokenId(0), 1000.0)));
+        for bad in ["42", "=3", "42=", "-1=2", "42:3", "x=1", "42=1=2", "4294967296=1"] {
+            assert!(logit_bias(bad).is_err(), "{bad}");
+        }
+        let biases = vec![(TokenId(3), 1.0), (TokenId(3), 2.0)];
+        let params = SamplingArgs { logit_bias: biases, ..args() }.resolve(&GenerationConfig::default());
+        assert_eq!(params.validate().unwrap_err().name, "logit_bias");
     }
 
     #[test]

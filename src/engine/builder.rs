@@ -1,21 +1,20 @@
 //! From a model's name to a running engine.
 
 use std::fmt;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 
-#[cfg(feature = "cuda")]
-use crate::backend::Arithmetic;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::model::CudaOptions;
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::{self, CudaError};
-use crate::backend::{Backend, BackendError, LoadProgress, WeightDtype};
+use crate::backend::{Arithmetic, Backend, BackendError, LoadProgress, WeightDtype};
 use crate::checkpoint::{Checkpoint, CheckpointError, Dtype, ModelSource};
-use crate::kv::CacheGeometry;
+use crate::kv::{CacheGeometry, PrefixCache};
 use crate::model::ModelSpec;
 use crate::text::{TextError, TokenId, Tokenizer};
 
+use super::draft::Speculation;
 use super::{Engine, Limits};
 
 /// Where the model runs.
@@ -78,9 +77,27 @@ pub struct EngineBuilder {
     dtype: WeightDtype,
     threads: Option<NonZeroUsize>,
     page_size: Option<NonZeroU32>,
-    prefill_chunk: Option<NonZeroU32>,
     context: Option<NonZeroU32>,
+    memory: Option<NonZeroU64>,
+    arithmetic: Arithmetic,
+    options: EngineOptions,
     on_load: OnLoad,
+}
+
+/// How an engine goes about its requests, whatever its backend is.
+#[derive(Debug, Clone, Default)]
+pub struct EngineOptions {
+    /// The most sequences computed in one step; as many as the backend takes by default.
+    pub max_sequences: Option<NonZeroUsize>,
+    /// The most prompt rows computed in one step; as many as the backend takes by default.
+    pub prefill_chunk: Option<NonZeroU32>,
+    /// Are keys and values of ended requests kept for requests that begin alike?
+    pub prefix_cache: PrefixCache,
+    /// Does the engine draft tokens? [`Speculation::Auto`] is as [`Speculation::Off`] where no builder decides.
+    pub speculation: Speculation,
+    /// For tests: fills pages of the cache that were freed with NaN ([`Backend::poison`]), so that whoever still reads
+    /// one is found.
+    pub poison_freed_pages: bool,
 }
 
 /// Whom to tell how far the weights have come.
@@ -114,12 +131,17 @@ enum Source {
 const CPU_PAGE_SIZE: NonZeroU32 = NonZeroU32::new(64).unwrap();
 /// Prompt rows a step of the CPU: enough that reading the weights is small beside the arithmetic on them.
 const CPU_PREFILL_CHUNK: NonZeroU32 = NonZeroU32::new(256).unwrap();
+/// Sequences of a step of the CPU: enough that reading the weights is shared by many tokens.
+const CPU_SEQUENCES: NonZeroUsize = NonZeroUsize::new(32).unwrap();
 /// Positions a page of a GPU's cache holds: one tile of the attention kernels.
 #[cfg(feature = "cuda")]
 const CUDA_PAGE_SIZE: NonZeroU32 = NonZeroU32::new(64).unwrap();
 /// Prompt rows a step of a GPU: enough for its products to be bound by arithmetic, with room to spare.
 #[cfg(feature = "cuda")]
 const CUDA_PREFILL_CHUNK: NonZeroU32 = NonZeroU32::new(2048).unwrap();
+/// Sequences of a step of a GPU: where its products begin to be bound by arithmetic.
+#[cfg(feature = "cuda")]
+const CUDA_SEQUENCES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 impl EngineBuilder {
     /// A directory, a hub id found in the local Hugging Face cache, or `nano`, the bundled model; see
@@ -170,7 +192,7 @@ impl EngineBuilder {
 
     /// The most prompt rows computed in one step.
     pub fn prefill_chunk(mut self, rows: NonZeroU32) -> Self {
-        self.prefill_chunk = Some(rows);
+        self.options.prefill_chunk = Some(rows);
         self
     }
 
@@ -178,6 +200,45 @@ impl EngineBuilder {
     /// default. Fewer make the cache smaller.
     pub fn context(mut self, positions: NonZeroU32) -> Self {
         self.context = Some(positions);
+        self
+    }
+
+    /// Bytes of memory that the engine may take of its device: weights, cache and workspace on a GPU; cache and
+    /// workspace on the CPU, where weights stay in their file. What is left after weights and workspace is the cache, up
+    /// to what [`EngineBuilder::max_sequences`] sequences of the whole context can use. The default is 90 % of what is
+    /// free on a GPU, and half of the free memory on the CPU.
+    pub fn memory(mut self, bytes: NonZeroU64) -> Self {
+        self.memory = Some(bytes);
+        self
+    }
+
+    /// The most sequences computed in one step; 32 on the CPU and 256 on a GPU by default.
+    pub fn max_sequences(mut self, sequences: NonZeroUsize) -> Self {
+        self.options.max_sequences = Some(sequences);
+        self
+    }
+
+    /// May a request's log-probabilities depend in their last bits on its company, on a GPU? On the CPU they never do.
+    pub fn arithmetic(mut self, arithmetic: Arithmetic) -> Self {
+        self.arithmetic = arithmetic;
+        self
+    }
+
+    /// Are keys and values of ended requests kept for requests that begin alike? They are, by default.
+    pub fn prefix_cache(mut self, prefix_cache: PrefixCache) -> Self {
+        self.options.prefix_cache = prefix_cache;
+        self
+    }
+
+    /// Does the engine draft tokens?
+    pub fn speculation(mut self, speculation: Speculation) -> Self {
+        self.options.speculation = speculation;
+        self
+    }
+
+    /// For tests: fills pages that were freed with NaN.
+    pub fn poison_freed_pages(mut self) -> Self {
+        self.options.poison_freed_pages = true;
         self
     }
 
@@ -202,7 +263,7 @@ impl EngineBuilder {
             #[cfg(feature = "cuda")]
             Placement::Cuda(device) => self.cuda_backend(&device, &checkpoint, spec)?,
         };
-        Engine::with_backend(backend, tokenizer, source.describe("tokenizer.json"))
+        Engine::with_backend(backend, tokenizer, source.describe("tokenizer.json"), self.options)
     }
 
     /// Where the model is to run: the device asked for, or for [`Device::Auto`] a GPU if there is one.
@@ -220,11 +281,16 @@ impl EngineBuilder {
         }
     }
 
-    fn cpu_backend(&self, checkpoint: &Checkpoint, spec: ModelSpec) -> Result<Box<dyn Backend>, EngineError> {
+    fn cpu_backend(&mut self, checkpoint: &Checkpoint, spec: ModelSpec) -> Result<Box<dyn Backend>, EngineError> {
         no_dtype_on_cpu(self.dtype)?;
-        let (page_size, max_rows, pages) = self.cut(&spec, CPU_PAGE_SIZE, CPU_PREFILL_CHUNK);
-        let options = CpuOptions { threads: self.threads, page_size, pages, max_rows };
-        Ok(Box::new(CpuBackend::new(checkpoint, spec, options)?))
+        let step = self.step(&spec, CPU_PAGE_SIZE, CPU_PREFILL_CHUNK, CPU_SEQUENCES);
+        let memory = self.memory.map(NonZeroU64::get);
+        let options = CpuOptions { threads: self.threads, page_size: step.page_size, pages: 0, max_rows: step.rows };
+        let pages = CpuBackend::pages_within(&spec, &options, memory, step.least_pages, step.most_pages)?;
+        if self.options.speculation == Speculation::Auto {
+            self.options.speculation = Speculation::PromptLookup;
+        }
+        Ok(Box::new(CpuBackend::new(checkpoint, spec, CpuOptions { pages, ..options })?))
     }
 
     #[cfg(feature = "cuda")]
@@ -235,22 +301,53 @@ impl EngineBuilder {
         spec: ModelSpec,
     ) -> Result<Box<dyn Backend>, EngineError> {
         let dtype = self.dtype.resolve_and_log(checkpoint, &spec);
-        let (page_size, max_rows, pages) = self.cut(&spec, CUDA_PAGE_SIZE, CUDA_PREFILL_CHUNK);
-        // The engine computes one sequence at a time.
-        let options = CudaOptions { page_size, pages, max_rows, max_sequences: 1, arithmetic: Arithmetic::Fastest };
+        let step = self.step(&spec, CUDA_PAGE_SIZE, CUDA_PREFILL_CHUNK, CUDA_SEQUENCES);
+        let options = CudaOptions {
+            page_size: step.page_size,
+            pages: 0,
+            max_rows: step.rows,
+            max_sequences: step.sequences,
+            arithmetic: self.arithmetic,
+        };
+        let memory = self.memory.map(NonZeroU64::get);
+        let pages = cuda::model::pages_within(device, &spec, &options, memory, step.least_pages)?;
+        let options = CudaOptions { pages: pages.min(step.most_pages), ..options };
+        if self.options.speculation == Speculation::Auto && self.arithmetic == Arithmetic::BatchInvariant {
+            self.options.speculation = Speculation::PromptLookup;
+        }
         let report = &mut |progress| self.on_load.report(progress);
         Ok(cuda::model::load(device, checkpoint, spec, dtype, &options, report)?)
     }
 
-    /// Positions of a page, rows of a step, and pages for one sequence.
-    fn cut(&self, spec: &ModelSpec, page_size: NonZeroU32, chunk: NonZeroU32) -> (NonZeroU32, usize, u32) {
+    /// What a step holds, from what was asked for and the device's defaults.
+    fn step(&self, spec: &ModelSpec, page_size: NonZeroU32, chunk: NonZeroU32, sequences: NonZeroUsize) -> StepSize {
         let page_size = self.page_size.unwrap_or(page_size);
-        // More rows than positions can never come together.
-        let max_positions = spec.max_positions.try_into().unwrap_or(u32::MAX);
-        let max_rows = self.prefill_chunk.unwrap_or(chunk).get().min(max_positions);
-        let pages = CacheGeometry::pages_for_sequence(page_size.get(), max_positions, spec.window, max_rows);
-        (page_size, max_rows as usize, pages)
+        let sequences = self.options.max_sequences.unwrap_or(sequences).get();
+        // More rows than all positions of all sequences can never come together.
+        let max_positions: u32 = spec.max_positions.try_into().unwrap_or(u32::MAX);
+        let all_rows = spec.max_positions.saturating_mul(sequences);
+        let rows = (self.options.prefill_chunk.unwrap_or(chunk).get() as usize).min(all_rows).max(sequences);
+        let pages = |rows: u32| CacheGeometry::pages_for_sequence(page_size.get(), max_positions, spec.window, rows);
+        let whole = pages(rows.try_into().unwrap_or(u32::MAX));
+        StepSize {
+            page_size,
+            rows,
+            sequences,
+            least_pages: pages(1),
+            most_pages: u32::try_from(sequences).unwrap_or(u32::MAX).saturating_mul(whole),
+        }
     }
+}
+
+/// Sizes of a step and of the cache.
+struct StepSize {
+    page_size: NonZeroU32,
+    rows: usize,
+    sequences: usize,
+    /// What one sequence of the whole context needs.
+    least_pages: u32,
+    /// What as many as there can be in a step need.
+    most_pages: u32,
 }
 
 /// Where a model runs.
@@ -294,13 +391,15 @@ impl Engine {
         backend: Box<dyn Backend>,
         tokenizer: Option<Tokenizer>,
         tokenizer_origin: String,
+        options: EngineOptions,
     ) -> Result<Engine, EngineError> {
-        let spec = backend.spec().clone();
+        let (spec, cache) = (backend.spec().clone(), backend.cache());
         let mut eos_token_ids: Vec<TokenId> = spec.eos_token_ids.iter().copied().map(TokenId).collect();
         if eos_token_ids.is_empty() {
             // Old generation_config.json files name an id above the vocabulary; the tokenizer knows better.
             eos_token_ids.extend(tokenizer.as_ref().and_then(Tokenizer::eos));
         }
-        Engine::start(Limits { spec, tokenizer, tokenizer_origin, eos_token_ids }, backend)
+        let eos_token_ids = eos_token_ids.into();
+        Engine::start(Limits { spec, cache, tokenizer, tokenizer_origin, eos_token_ids }, backend, &options)
     }
 }

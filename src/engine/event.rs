@@ -3,11 +3,16 @@
 use std::time::Duration;
 
 use crate::backend::BackendError;
-use crate::sampling::{NotFinite, TokenLogprobs};
+use crate::sampling::{SampleError, TokenLogprobs};
 use crate::text::TokenId;
 
-/// One thing that happened to a request. Prompt events come first, in order, then one event a token, then exactly
-/// one of [`Event::Finished`] and [`Event::Failed`], which is the last.
+use super::request::RequestError;
+
+/// One thing that happened to a request.
+///
+/// Prompt events come first, in order. Then each sample ([`super::Request::n`]) has one event a token and one
+/// [`Event::Finished`]; the last sample's is the last event. [`Event::Failed`] ends all samples at once, and is the last
+/// event where it comes.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Event {
@@ -15,7 +20,7 @@ pub enum Event {
     Prompt(Vec<PromptToken>),
     /// A token was generated.
     Token(Token),
-    /// The request is done.
+    /// A sample is done.
     Finished(Finish),
     /// The request cannot go on.
     Failed(Failure),
@@ -35,6 +40,8 @@ pub struct PromptToken {
 /// One token generated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Token {
+    /// Which sample it belongs to, below [`super::Request::n`].
+    pub sample: u32,
     /// The token. A token that ends the generation is reported too.
     pub id: TokenId,
     /// The text that this token decided: whole characters, and nothing that may yet turn out to be a stop text. It
@@ -44,9 +51,11 @@ pub struct Token {
     pub logprobs: Option<TokenLogprobs>,
 }
 
-/// The end of a request.
+/// The end of a sample.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finish {
+    /// Which sample ended, below [`super::Request::n`].
+    pub sample: u32,
     /// Why it ended.
     pub reason: FinishReason,
     /// The text that was still undecided.
@@ -62,14 +71,17 @@ pub enum FinishReason {
     Stop(StopCause),
     /// `max_tokens` were generated.
     Length,
+    /// [`super::Request::timeout`] passed. What was generated until then stands.
+    Deadline,
 }
 
 impl FinishReason {
-    /// The wire's word for it: `stop` or `length`.
+    /// The wire's word for it: `stop` or `length`; `deadline`, which no wire has a word for.
     pub fn as_str(&self) -> &'static str {
         match self {
             FinishReason::Stop(_) => "stop",
             FinishReason::Length => "length",
+            FinishReason::Deadline => "deadline",
         }
     }
 }
@@ -130,12 +142,15 @@ pub enum Failure {
     Backend(std::sync::Arc<BackendError>),
     /// No token can be chosen.
     #[error("at token {position}: {source}")]
-    NotFinite {
+    Sampling {
         /// Position of the token that was to be chosen.
         position: u32,
         /// What was found.
-        source: NotFinite,
+        source: SampleError,
     },
+    /// The request was refused before it began; from [`super::Engine::generate_all`] alone.
+    #[error(transparent)]
+    Refused(std::sync::Arc<RequestError>),
     /// The engine was dropped, or its thread ended, before the request was done.
     #[error("the engine stopped before the request was done")]
     EngineStopped,
@@ -147,10 +162,10 @@ pub enum Failure {
     },
 }
 
-/// A generation collected whole: [`super::Generation::wait`].
+/// One sample of a generation collected whole: [`super::Generation::wait`], [`super::Generation::wait_all`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Completion {
-    /// Where `prompt_logprobs` asked: one entry a prompt token.
+    /// Where `prompt_logprobs` asked: one entry a prompt token. In the first sample alone.
     pub prompt: Vec<PromptToken>,
     /// Tokens generated, the one that ended the generation included.
     pub token_ids: Vec<TokenId>,

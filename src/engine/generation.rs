@@ -1,114 +1,262 @@
-//! The consumer's end of a request: a queue of events that never blocks the step, and cancels when dropped.
+//! From the engine's thread to whoever asked: a mailbox of events that never blocks the step, the consumer's end of one
+//! request ([`Generation`], which cancels when dropped) and that of many ([`Many`]).
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use super::event::{Completion, Event, Failure};
 
-/// The events of one request: a blocking [`Iterator`], and a [`futures_core::Stream`] for any async runtime.
-///
-/// The last event is [`Event::Finished`] or [`Event::Failed`]. Dropping the generation cancels the request.
-#[derive(Debug)]
-pub struct Generation {
-    shared: Arc<Shared>,
-    ended: bool,
-}
-
-/// The engine's end. Dropping it before a last event sends [`Failure::EngineStopped`].
-#[derive(Debug)]
-pub(super) struct EventSender {
-    shared: Arc<Shared>,
-    ended: bool,
-}
-
+/// Where events wait for their consumer. Unbounded: a slow consumer costs memory, at most an event a token, and never a
+/// step.
 #[derive(Debug, Default)]
-struct Shared {
+struct Mailbox {
     state: Mutex<State>,
     arrived: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Unbounded: a slow consumer costs memory, at most one event a token, and never a step.
-    events: VecDeque<Event>,
+    /// Each with the number of its request, which tells the requests of one mailbox apart.
+    events: VecDeque<(usize, Event)>,
     waker: Option<Waker>,
-    /// The consumer is gone.
-    cancelled: bool,
+    /// A thread waits for `arrived`, and was not told yet: telling costs a call of the system.
+    waiting: bool,
 }
 
-impl Shared {
+impl Mailbox {
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code that can panic runs under this lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-pub(super) fn channel() -> (EventSender, Generation) {
-    let shared = Arc::new(Shared::default());
-    (EventSender { shared: shared.clone(), ended: false }, Generation { shared, ended: false })
-}
-
-fn is_last(event: &Event) -> bool {
-    matches!(event, Event::Finished(_) | Event::Failed(_))
-}
-
-impl EventSender {
-    pub(super) fn send(&mut self, event: Event) {
-        if self.ended {
-            return;
-        }
-        self.ended = is_last(&event);
-        let mut state = self.shared.lock();
-        state.events.push_back(event);
-        let waker = state.waker.take();
+    fn put(&self, number: usize, event: Event) {
+        let mut state = self.lock();
+        state.events.push_back((number, event));
+        let (waker, waiting) = (state.waker.take(), std::mem::take(&mut state.waiting));
         drop(state);
-        self.shared.arrived.notify_one();
+        if waiting {
+            self.arrived.notify_one();
+        }
         if let Some(waker) = waker {
             waker.wake();
         }
     }
 
-    pub(super) fn is_cancelled(&self) -> bool {
-        self.shared.lock().cancelled
+    /// Lets go of the mailbox until something arrives.
+    fn wait<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.waiting = true;
+        self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for EventSender {
-    fn drop(&mut self) {
-        self.send(Event::Failed(Failure::EngineStopped));
+/// The engine's end of a request, shared by its samples. Dropping it before a last event tells why the engine stopped.
+#[derive(Debug)]
+pub(super) struct Reply {
+    mailbox: Arc<Mailbox>,
+    panicked: Arc<OnceLock<String>>,
+    number: usize,
+    cancelled: Arc<AtomicBool>,
+    /// Samples that have not ended; 0 after a failure.
+    open: AtomicU32,
+}
+
+impl Reply {
+    /// Sends an event, if the last one was not sent before.
+    pub(super) fn send(&self, event: Event) {
+        // Only one thread sends at a time, so nobody changes it in between.
+        let open = self.open.load(Ordering::Relaxed);
+        if open == 0 {
+            return;
+        }
+        let left = match event {
+            Event::Finished(_) => open - 1,
+            Event::Failed(_) => 0,
+            _ => open,
+        };
+        self.open.store(left, Ordering::Relaxed);
+        self.mailbox.put(self.number, event);
     }
+
+    /// Nobody waits for more: the consumer is gone, or the last event was sent.
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_cancelled() || self.open.load(Ordering::Relaxed) == 0
+    }
+
+    /// The consumer is gone.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        self.send(Event::Failed(match self.panicked.get() {
+            Some(message) => Failure::Panicked { message: message.clone() },
+            None => Failure::EngineStopped,
+        }));
+    }
+}
+
+/// Cancels a request when it is dropped, and tells the engine that there is something to sweep up.
+#[derive(Debug)]
+struct CancelOnDrop {
+    cancelled: Arc<AtomicBool>,
+    /// Cancellations of the engine so far.
+    count: Arc<AtomicU32>,
+    /// Samples whose end was not taken yet: with none left there is nothing to cancel.
+    open: u32,
+}
+
+impl CancelOnDrop {
+    /// An event was taken.
+    fn take(&mut self, event: &Event) {
+        self.open = match event {
+            Event::Finished(_) => self.open.saturating_sub(1),
+            Event::Failed(_) => 0,
+            _ => self.open,
+        };
+    }
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if self.open > 0 {
+            self.cancelled.store(true, Ordering::Relaxed);
+            self.count.fetch_add(1, Ordering::Release);
+        }
+    }
+}
+
+/// What an engine needs to open the two ends of requests.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Replies {
+    /// Cancellations so far; wraps around.
+    cancellations: Arc<AtomicU32>,
+    /// The message of the panic that ended the engine's thread.
+    panicked: Arc<OnceLock<String>>,
+}
+
+impl Replies {
+    /// Rises with each request that is dropped before its end; those dropped before it was read show as cancelled.
+    pub(super) fn cancellations(&self) -> u32 {
+        self.cancellations.load(Ordering::Acquire)
+    }
+
+    /// Requests that are dropped from now on without a last event fail with this message.
+    pub(super) fn panicked(&self, message: String) {
+        // One thread calls it, once.
+        let _ = self.panicked.set(message);
+    }
+
+    /// Both ends of a request of `samples` samples.
+    pub(super) fn open(&self, samples: u32) -> (Arc<Reply>, Generation) {
+        let mailbox = Arc::new(Mailbox::default());
+        let (reply, cancel) = self.open_in(&mailbox, 0, samples);
+        (reply, Generation { mailbox, cancel })
+    }
+
+    /// A consumer's end for many requests.
+    pub(super) fn open_many(&self) -> Many {
+        Many { replies: self.clone(), mailbox: Arc::default(), running: HashMap::new() }
+    }
+
+    fn open_in(&self, mailbox: &Arc<Mailbox>, number: usize, samples: u32) -> (Arc<Reply>, CancelOnDrop) {
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let reply = Reply {
+            mailbox: mailbox.clone(),
+            panicked: self.panicked.clone(),
+            number,
+            cancelled: cancelled.clone(),
+            open: AtomicU32::new(samples),
+        };
+        (Arc::new(reply), CancelOnDrop { cancelled, count: self.cancellations.clone(), open: samples })
+    }
+}
+
+/// The events of one request: a blocking [`Iterator`], and a [`futures_core::Stream`] for any async runtime.
+///
+/// It ends after the [`Event::Finished`] of each sample, or one [`Event::Failed`]. Dropping it before that cancels the
+/// request.
+#[derive(Debug)]
+pub struct Generation {
+    mailbox: Arc<Mailbox>,
+    cancel: CancelOnDrop,
 }
 
 impl Generation {
-    /// Collects the rest of the events; an error where the request failed.
+    /// Collects the rest of the events of the first sample, and drops those of others; an error where the request
+    /// failed.
     pub fn wait(self) -> Result<Completion, Failure> {
-        let (mut prompt, mut token_ids, mut logprobs, mut text) = (Vec::new(), Vec::new(), Vec::new(), String::new());
+        // A request has at least one sample; without a Finished it failed.
+        self.wait_all()?.into_iter().next().ok_or(Failure::EngineStopped)
+    }
+
+    /// Collects the rest of the events, one completion a sample, in their order; an error where the request failed.
+    pub fn wait_all(self) -> Result<Vec<Completion>, Failure> {
+        let mut samples: Vec<Collected> = Vec::new();
+        let mut prompt = Vec::new();
+        let at = |samples: &mut Vec<Collected>, sample: u32| {
+            let sample = sample as usize;
+            samples.resize_with(samples.len().max(sample + 1), Collected::default);
+            sample
+        };
         for event in self {
             match event {
                 Event::Prompt(tokens) => prompt.extend(tokens),
                 Event::Token(token) => {
-                    token_ids.push(token.id);
-                    logprobs.extend(token.logprobs);
-                    text.push_str(&token.text);
+                    let sample = at(&mut samples, token.sample);
+                    samples[sample].token(token);
                 }
                 Event::Finished(finish) => {
-                    text.push_str(&finish.text);
-                    let (reason, timings) = (finish.reason, finish.timings);
-                    return Ok(Completion { prompt, token_ids, logprobs, text, reason, timings });
+                    let sample = at(&mut samples, finish.sample);
+                    samples[sample].finish(finish);
                 }
                 Event::Failed(failure) => return Err(failure),
             }
         }
-        // Only a generation whose last event was already taken gets here.
-        Err(Failure::EngineStopped)
+        if let Some(first) = samples.first_mut() {
+            first.0.prompt = prompt;
+        }
+        Ok(samples.into_iter().map(|Collected(completion)| completion).collect())
     }
 
     fn pop(&mut self, state: &mut State) -> Option<Event> {
-        let event = state.events.pop_front()?;
-        self.ended = is_last(&event);
+        let (_, event) = state.events.pop_front()?;
+        self.cancel.take(&event);
         Some(event)
+    }
+}
+
+/// A completion that is being collected.
+struct Collected(Completion);
+
+impl Default for Collected {
+    fn default() -> Self {
+        Collected(Completion {
+            prompt: Vec::new(),
+            token_ids: Vec::new(),
+            logprobs: Vec::new(),
+            text: String::new(),
+            reason: super::FinishReason::Length,
+            timings: super::Timings::default(),
+        })
+    }
+}
+
+impl Collected {
+    fn token(&mut self, token: super::Token) {
+        self.0.token_ids.push(token.id);
+        self.0.logprobs.extend(token.logprobs);
+        self.0.text.push_str(&token.text);
+    }
+
+    fn finish(&mut self, finish: super::Finish) {
+        self.0.text.push_str(&finish.text);
+        self.0.reason = finish.reason;
+        self.0.timings = finish.timings;
     }
 }
 
@@ -116,16 +264,16 @@ impl Iterator for Generation {
     type Item = Event;
 
     fn next(&mut self) -> Option<Event> {
-        if self.ended {
+        if self.cancel.open == 0 {
             return None;
         }
-        let shared = self.shared.clone();
-        let mut state = shared.lock();
+        let mailbox = self.mailbox.clone();
+        let mut state = mailbox.lock();
         loop {
             if let Some(event) = self.pop(&mut state) {
                 return Some(event);
             }
-            state = shared.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = mailbox.wait(state);
         }
     }
 }
@@ -134,11 +282,11 @@ impl futures_core::Stream for Generation {
     type Item = Event;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Event>> {
-        if self.ended {
+        if self.cancel.open == 0 {
             return Poll::Ready(None);
         }
-        let shared = self.shared.clone();
-        let mut state = shared.lock();
+        let mailbox = self.mailbox.clone();
+        let mut state = mailbox.lock();
         match self.pop(&mut state) {
             Some(event) => Poll::Ready(Some(event)),
             None => {
@@ -149,47 +297,132 @@ impl futures_core::Stream for Generation {
     }
 }
 
-impl Drop for Generation {
-    fn drop(&mut self) {
-        self.shared.lock().cancelled = true;
+/// The events of many requests, in the order in which they come. Dropping it cancels those that have not ended.
+pub(super) struct Many {
+    replies: Replies,
+    mailbox: Arc<Mailbox>,
+    running: HashMap<usize, CancelOnDrop>,
+}
+
+impl Many {
+    /// The engine's end of one more request.
+    pub(super) fn open(&mut self, number: usize, samples: u32) -> Arc<Reply> {
+        let (reply, cancel) = self.replies.open_in(&self.mailbox, number, samples);
+        self.running.insert(number, cancel);
+        reply
+    }
+
+    /// Requests that have not ended.
+    pub(super) fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Waits until there are events, and moves all of them to `events`, each with its request's number.
+    pub(super) fn take(&mut self, events: &mut VecDeque<(usize, Event)>) {
+        let mut state = self.mailbox.lock();
+        while state.events.is_empty() {
+            state = self.mailbox.wait(state);
+        }
+        events.append(&mut state.events);
+        drop(state);
+        for (number, event) in events.iter() {
+            if matches!(event, Event::Finished(_) | Event::Failed(_))
+                && let Some(cancel) = self.running.get_mut(number)
+            {
+                cancel.take(event);
+                if cancel.open == 0 {
+                    self.running.remove(number);
+                }
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Finish, FinishReason, Timings};
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use crate::engine::{Finish, FinishReason, Timings, Token};
+    use crate::text::TokenId;
+    use std::sync::atomic::AtomicUsize;
     use std::task::Wake;
 
-    fn finished() -> Event {
-        Event::Finished(Finish { reason: FinishReason::Length, text: "rest".into(), timings: Timings::default() })
+    fn finished(sample: u32) -> Event {
+        let timings = Timings::default();
+        Event::Finished(Finish { sample, reason: FinishReason::Length, text: "rest".into(), timings })
+    }
+
+    fn token(sample: u32, id: u32) -> Event {
+        Event::Token(Token { sample, id: TokenId(id), text: id.to_string(), logprobs: None })
     }
 
     #[test]
     fn ends_after_its_last_event() {
-        let (mut sender, mut generation) = channel();
-        sender.send(finished());
-        sender.send(finished());
-        drop(sender);
+        let (reply, mut generation) = Replies::default().open(1);
+        reply.send(finished(0));
+        reply.send(finished(0));
+        assert!(reply.is_closed());
+        drop(reply);
         assert!(matches!(generation.next(), Some(Event::Finished(_))));
         assert!(generation.next().is_none());
     }
 
     #[test]
+    fn samples_are_collected_apart() {
+        let (reply, generation) = Replies::default().open(2);
+        for event in [token(1, 7), token(0, 5), finished(1), token(0, 6), finished(0)] {
+            assert!(!reply.is_closed());
+            reply.send(event);
+        }
+        let texts: Vec<String> = generation.wait_all().unwrap().into_iter().map(|c| c.text).collect();
+        assert_eq!(texts, ["56rest", "7rest"]);
+    }
+
+    #[test]
+    fn a_failure_ends_every_sample() {
+        let (reply, mut generation) = Replies::default().open(3);
+        reply.send(Event::Failed(Failure::EngineStopped));
+        reply.send(finished(1));
+        assert!(matches!(generation.next(), Some(Event::Failed(_))));
+        assert!(generation.next().is_none());
+    }
+
+    #[test]
     fn a_vanished_engine_is_a_failure() {
-        let (sender, generation) = channel();
+        let (reply, generation) = Replies::default().open(1);
         let consumer = std::thread::spawn(move || generation.wait());
-        drop(sender);
+        drop(reply);
         assert!(matches!(consumer.join().unwrap(), Err(Failure::EngineStopped)));
     }
 
     #[test]
-    fn dropping_the_generation_cancels() {
-        let (sender, generation) = channel();
-        assert!(!sender.is_cancelled());
+    fn dropping_the_generation_cancels_what_has_not_ended() {
+        let replies = Replies::default();
+        let (reply, generation) = replies.open(1);
+        assert!(!reply.is_cancelled());
         drop(generation);
-        assert!(sender.is_cancelled());
+        assert!(reply.is_cancelled());
+        assert_eq!(replies.cancellations(), 1);
+        let (reply, mut generation) = replies.open(1);
+        reply.send(finished(0));
+        generation.next();
+        drop(generation);
+        assert_eq!(replies.cancellations(), 1);
+    }
+
+    #[test]
+    fn many_requests_share_a_mailbox() {
+        let replies = Replies::default();
+        let mut many = replies.open_many();
+        let (first, second) = (many.open(10, 1), many.open(11, 2));
+        second.send(finished(1));
+        first.send(finished(0));
+        let mut events = VecDeque::new();
+        many.take(&mut events);
+        assert_eq!(events.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [11, 10]);
+        assert_eq!(many.running(), 1);
+        drop(many);
+        assert!(second.is_cancelled() && !first.is_cancelled());
+        assert_eq!(replies.cancellations(), 1);
     }
 
     struct Count(AtomicUsize);
@@ -202,12 +435,12 @@ mod tests {
     #[test]
     fn wakes_a_pending_stream() {
         use futures_core::Stream;
-        let (mut sender, mut generation) = channel();
+        let (reply, mut generation) = Replies::default().open(1);
         let count = Arc::new(Count(AtomicUsize::new(0)));
         let waker = Waker::from(count.clone());
         let mut context = Context::from_waker(&waker);
         assert!(Pin::new(&mut generation).poll_next(&mut context).is_pending());
-        sender.send(finished());
+        reply.send(finished(0));
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
         assert!(matches!(Pin::new(&mut generation).poll_next(&mut context), Poll::Ready(Some(Event::Finished(_)))));
         assert!(matches!(Pin::new(&mut generation).poll_next(&mut context), Poll::Ready(None)));

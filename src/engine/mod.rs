@@ -3,7 +3,22 @@
 //!
 //! An [`Engine`] runs its steps on a thread of its own. [`Engine::generate`] hands a [`Request`] over and returns at
 //! once with a [`Generation`]: iterate over it (blocking) or poll it as a stream (no runtime is assumed); drop it
-//! and the request is cancelled at its next step.
+//! and the request is cancelled at its next step. Requests come at any time from any thread, and are computed
+//! together: each step decodes a token of every sequence that runs, and computes chunks of prompts beside them.
+//! [`Engine::generate_all`] runs a list of requests of any length.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `mod`, `builder` | the engine, and how it comes to be |
+//! | `request`, `event`, `generation` | what goes in, what comes out, and the way out |
+//! | `worker` | the step loop |
+//! | `scheduler` | who is computed next, and where |
+//! | `sequence`, `output` | one sample: its tokens and pages; its text, stops and events |
+//! | `step` | a planned step as the backend takes it |
+//! | `draft` | tokens drafted by looking back |
+//! | `statistics` | counts |
+//!
+//! A step by step account, with a picture, is in docs/engine.md.
 //!
 //! ```
 //! use rigel::engine::{Engine, Event, Request};
@@ -25,39 +40,53 @@
 //! ```
 
 mod builder;
+mod draft;
 mod event;
 mod generation;
+mod output;
 mod request;
+mod scheduler;
 mod sequence;
+mod statistics;
+mod step;
 mod worker;
 
-pub use builder::{Device, EngineBuilder, EngineError};
+pub use builder::{Device, EngineBuilder, EngineError, EngineOptions};
+pub use draft::{PromptLookup, Speculation};
 pub use event::{Completion, Event, Failure, Finish, FinishReason, PromptToken, StopCause, Timings, Token};
 pub use generation::Generation;
-pub use request::{Request, RequestError};
+pub use request::{MOST_SAMPLES, Request, RequestError};
+pub use statistics::Statistics;
 
+use std::collections::VecDeque;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crate::backend::Backend;
+use crate::kv::{CacheGeometry, PageCache};
 use crate::model::ModelSpec;
 use crate::text::{TextError, TokenId, Tokenizer};
 
+use generation::Reply;
+use output::TextStream;
+use scheduler::{Scheduler, StepLimits};
 use sequence::Sequence;
-use worker::Worker;
+use worker::{Shared, Submission, Worker};
 
-/// What requests are checked against; shared by the engine and its thread.
+/// What requests are checked against.
 #[derive(Debug)]
 struct Limits {
     spec: ModelSpec,
+    cache: CacheGeometry,
     tokenizer: Option<Tokenizer>,
     /// Why there is no tokenizer, for those who ask for it.
     tokenizer_origin: String,
     /// Tokens that end a generation unless `ignore_eos`: the checkpoint's, else the tokenizer's.
-    eos_token_ids: Vec<TokenId>,
+    eos_token_ids: Arc<[TokenId]>,
 }
 
 /// One model, ready to generate. Shared between threads by reference or [`Arc`].
@@ -65,11 +94,10 @@ struct Limits {
 /// Dropping the engine ends its thread; generations still running end with [`Failure::EngineStopped`].
 #[derive(Debug)]
 pub struct Engine {
-    limits: Arc<Limits>,
+    limits: Limits,
     /// `None` only while dropping.
-    requests: Option<Sender<Sequence>>,
-    /// Set when the engine is dropped: the thread ends before its next step.
-    stopping: Arc<AtomicBool>,
+    requests: Option<Sender<Submission>>,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -79,21 +107,38 @@ impl Engine {
         EngineBuilder::default()
     }
 
-    fn start(limits: Limits, backend: Box<dyn Backend>) -> Result<Engine, EngineError> {
-        let limits = Arc::new(limits);
+    fn start(limits: Limits, backend: Box<dyn Backend>, options: &EngineOptions) -> Result<Engine, EngineError> {
         let (requests, queue) = channel();
-        let stopping = Arc::new(AtomicBool::new(false));
-        let worker = Worker::new(backend, queue, stopping.clone());
+        let shared = Arc::new(Shared::default());
+        let geometry = backend.cache();
+        // A backend with pages of no positions has no cache at all; one position a page is the least.
+        let page_size = NonZeroU32::new(geometry.page_size).unwrap_or(NonZeroU32::MIN);
+        let mut cache = PageCache::new(page_size, geometry.pages, limits.spec.window, options.prefix_cache);
+        if options.poison_freed_pages {
+            cache.watch_forgotten();
+        }
+        let most = options.max_sequences.map_or(usize::MAX, NonZeroUsize::get);
+        let (rows, logits_rows) = (backend.max_rows(), backend.max_logits_rows());
+        let sequences = most.min(backend.max_sequences()).min(rows).min(logits_rows);
+        let prompt_rows = options.prefill_chunk.map_or(rows, |chunk| rows.min(chunk.get() as usize));
+        let limits_of_step = StepLimits { rows, prompt_rows, logits_rows, sequences };
+        let scheduler = Scheduler::new(limits_of_step, cache, options.speculation);
+        let worker = Worker::new(backend, queue, scheduler, shared.clone());
         let thread = std::thread::Builder::new()
             .name("rigel-engine".into())
             .spawn(move || worker.run())
             .map_err(|source| EngineError::Thread { source })?;
-        Ok(Engine { limits, requests: Some(requests), stopping, thread: Some(thread) })
+        Ok(Engine { limits, requests: Some(requests), shared, thread: Some(thread) })
     }
 
     /// What the network is.
     pub fn spec(&self) -> &ModelSpec {
         &self.limits.spec
+    }
+
+    /// The cache of keys and values.
+    pub fn cache(&self) -> CacheGeometry {
+        self.limits.cache
     }
 
     /// The checkpoint's tokenizer; an error where its directory has none.
@@ -109,24 +154,74 @@ impl Engine {
         &self.limits.eos_token_ids
     }
 
+    /// What the engine has done, as of its last step.
+    pub fn statistics(&self) -> Statistics {
+        self.shared.board.read()
+    }
+
     /// Hands a request over and returns at once. What is wrong with the request itself is said here; what happens
     /// to it later comes as events.
     pub fn generate(&self, request: Request) -> Result<Generation, RequestError> {
-        request.check(&self.limits.spec)?;
-        let (sender, generation) = generation::channel();
-        let sequence = Sequence::new(request, &self.limits, sender, Instant::now())?;
-        // A send fails only when the thread is gone; the sequence drops with its sender, which ends the generation
-        // with `Failure::EngineStopped`.
-        if let Some(requests) = &self.requests {
-            let _ = requests.send(sequence);
-        }
+        let text = self.check(&request)?;
+        let (reply, generation) = self.shared.replies.open(request.n);
+        self.submit(request, text, &reply);
         Ok(generation)
+    }
+
+    /// Runs requests, up to `in_flight` of them at a time, and returns when all have ended. Every event comes to
+    /// `on_event`, on the calling thread, with the number of its request: 0 for the first that `requests` gives. A
+    /// request that is refused comes as [`Failure::Refused`].
+    ///
+    /// The next request is asked for when one has ended, so the list may be longer than memory. While `requests` is
+    /// asked, events wait.
+    pub fn generate_all(
+        &self,
+        in_flight: NonZeroUsize,
+        requests: impl IntoIterator<Item = Request>,
+        mut on_event: impl FnMut(usize, Event),
+    ) {
+        let mut requests = requests.into_iter().enumerate().fuse();
+        let mut many = self.shared.replies.open_many();
+        let mut events = VecDeque::new();
+        loop {
+            while many.running() < in_flight.get() {
+                let Some((number, request)) = requests.next() else { break };
+                match self.check(&request) {
+                    Ok(text) => {
+                        let reply = many.open(number, request.n);
+                        self.submit(request, text, &reply);
+                    }
+                    Err(error) => on_event(number, Event::Failed(Failure::Refused(Arc::new(error)))),
+                }
+            }
+            if many.running() == 0 {
+                return;
+            }
+            many.take(&mut events);
+            events.drain(..).for_each(|(number, event)| on_event(number, event));
+        }
+    }
+
+    /// Checks a request, and makes what turns its tokens into text.
+    fn check(&self, request: &Request) -> Result<Option<TextStream>, RequestError> {
+        request.check(&self.limits.spec, self.limits.cache)?;
+        TextStream::new(request, &self.limits)
+    }
+
+    fn submit(&self, request: Request, text: Option<TextStream>, reply: &Arc<Reply>) {
+        let (request, now) = (Arc::new(request), Instant::now());
+        let sample = |sample| Sequence::new(request.clone(), sample, &self.limits, text.clone(), reply.clone(), now);
+        let samples = (0..request.n).map(sample).collect();
+        // A send fails only when the thread is gone; the sequences drop with their reply, which says why.
+        if let Some(requests) = &self.requests {
+            let _ = requests.send(samples);
+        }
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.stopping.store(true, Ordering::Relaxed);
+        self.shared.stopping.store(true, Ordering::Relaxed);
         drop(self.requests.take());
         if let Some(thread) = self.thread.take() {
             // The thread's own panics were reported to the generations they ended.

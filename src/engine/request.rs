@@ -1,7 +1,11 @@
 //! What is asked of the engine.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::kv::CacheGeometry;
 use crate::model::ModelSpec;
-use crate::sampling::{InvalidParam, SamplingParams};
+use crate::sampling::{InvalidParam, LogitsProcessor, SamplingParams};
 use crate::text::{SpecialOutput, StopText, TextError, TokenId};
 
 /// One prompt and what to do with it.
@@ -9,6 +13,9 @@ use crate::text::{SpecialOutput, StopText, TextError, TokenId};
 pub struct Request {
     /// The prompt's token ids, taken as they are.
     pub prompt: Vec<TokenId>,
+    /// Samples of the prompt, at least 1. Sample `i` draws with the seed `sampling.seed + i` (wrapping), and is what a
+    /// request with that seed and one sample gives.
+    pub n: u32,
     /// The most tokens to generate; 0 computes the prompt alone (see [`Request::prompt_logprobs`]).
     pub max_tokens: u32,
     /// How each token is chosen.
@@ -27,13 +34,24 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// Report the same for the prompt's tokens.
     pub prompt_logprobs: Option<usize>,
+    /// Requests share the keys and values of a common beginning only where this is equal: it keeps tenants apart, who
+    /// could otherwise tell from the time to the first token what others ask.
+    pub cache_salt: Option<String>,
+    /// From the call of `generate` on, the time after which the request ends with [`super::FinishReason::Deadline`].
+    pub timeout: Option<Duration>,
+    /// Changes the logits of each token before it is chosen.
+    pub processor: Option<Arc<dyn LogitsProcessor>>,
 }
+
+/// The most samples of one prompt.
+pub const MOST_SAMPLES: u32 = 1024;
 
 impl Request {
     /// A greedy request for up to 256 tokens.
     pub fn new(prompt: Vec<TokenId>) -> Request {
         Request {
             prompt,
+            n: 1,
             max_tokens: 256,
             sampling: SamplingParams::default(),
             stop: Vec::new(),
@@ -43,21 +61,26 @@ impl Request {
             special_output: SpecialOutput::Skip,
             logprobs: None,
             prompt_logprobs: None,
+            cache_salt: None,
+            timeout: None,
+            processor: None,
         }
     }
 
-    /// Checks everything that needs no tokenizer.
-    pub(super) fn check(&self, spec: &ModelSpec) -> Result<(), RequestError> {
+    /// Checks everything that needs no tokenizer, for a model of `spec` over a cache of `cache`.
+    pub(super) fn check(&self, spec: &ModelSpec, cache: CacheGeometry) -> Result<(), RequestError> {
         if self.prompt.is_empty() {
             return Err(RequestError::EmptyPrompt);
         }
-        let vocab_size = spec.vocab_size;
-        let ids = [("prompt", &self.prompt), ("stop_token_ids", &self.stop_token_ids)];
-        for (field, ids) in ids {
-            if let Some((index, &token)) = ids.iter().enumerate().find(|(_, t)| t.0 as usize >= vocab_size) {
-                return Err(RequestError::TokenOutOfRange { field, index, token, vocab_size });
-            }
+        if self.n == 0 || self.n > MOST_SAMPLES {
+            return Err(RequestError::Samples { n: self.n });
         }
+        check_ids("prompt", self.prompt.iter(), spec)?;
+        check_ids("stop_token_ids", self.stop_token_ids.iter(), spec)?;
+        let SamplingParams { logit_bias, allowed_token_ids, banned_token_ids, .. } = &self.sampling;
+        check_ids("logit_bias", logit_bias.iter().map(|(id, _)| id), spec)?;
+        check_ids("allowed_token_ids", allowed_token_ids.iter().flatten(), spec)?;
+        check_ids("banned_token_ids", banned_token_ids.iter(), spec)?;
         let positions = spec.max_positions;
         if self.prompt.len() > positions {
             return Err(RequestError::PromptTooLong { tokens: self.prompt.len(), positions });
@@ -70,7 +93,26 @@ impl Request {
             });
         }
         self.sampling.validate()?;
+        // Positions fit u32: those of a model do. The last token generated is not computed.
+        let computed = (self.prompt.len() + (self.max_tokens as usize).saturating_sub(1)) as u32;
+        let needed = CacheGeometry::pages_for_sequence(cache.page_size, computed, spec.window, 1);
+        if needed > cache.pages {
+            return Err(RequestError::LargerThanCache { positions: computed, needed, pages: cache.pages });
+        }
         Ok(())
+    }
+}
+
+/// That every id of a field is one of the vocabulary.
+fn check_ids<'a>(
+    field: &'static str,
+    ids: impl Iterator<Item = &'a TokenId>,
+    spec: &ModelSpec,
+) -> Result<(), RequestError> {
+    let vocab_size = spec.vocab_size;
+    match ids.enumerate().find(|(_, id)| id.0 as usize >= vocab_size) {
+        None => Ok(()),
+        Some((index, &token)) => Err(RequestError::TokenOutOfRange { field, index, token, vocab_size }),
     }
 }
 
@@ -113,6 +155,25 @@ pub enum RequestError {
         max_tokens: u32,
         /// The model's positions, or the context that was asked for where that is less.
         positions: usize,
+    },
+    /// The number of samples is not one that the engine takes.
+    #[error("n is {n}; expected 1 to {MOST_SAMPLES} samples of a prompt")]
+    Samples {
+        /// The number found.
+        n: u32,
+    },
+    /// The request alone would not fit the cache.
+    #[error(
+        "{positions} positions need {needed} pages of the cache, which has {pages}: lower max_tokens, shorten the \
+         prompt, or give the engine more memory"
+    )]
+    LargerThanCache {
+        /// Positions of prompt and completion.
+        positions: u32,
+        /// Pages that they need at once.
+        needed: u32,
+        /// Pages of the cache.
+        pages: u32,
     },
     /// A sampling parameter is outside its range.
     #[error(transparent)]

@@ -1,241 +1,237 @@
-//! One request on its way through the engine: its tokens, pages, text so far, and when it ends.
+//! One sample on its way through the engine: its tokens, how many of them are computed, and its pages.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
-use crate::sampling::{SampleRow, Sampled, SeenTokens, TokenLogprobs};
-use crate::text::{Detokenizer, StopMatcher, StopOutcome, StopText, TokenId};
+use crate::kv::{BlockTable, Chain, PageCache};
+use crate::sampling::{LogitsContext, SampleRow, Sampled, SamplingParams, TokenHistory, TokenLogprobs};
+use crate::text::TokenId;
 
 use super::Limits;
-use super::event::{Event, Failure, Finish, FinishReason, PromptToken, StopCause, Timings, Token};
-use super::generation::EventSender;
-use super::request::{Request, RequestError};
+use super::draft::PromptLookup;
+use super::generation::Reply;
+use super::output::{Output, TextStream, Verdict};
+use super::request::Request;
+use super::scheduler::Slot;
 
-/// A request's state between steps. The worker asks it what to compute ([`Sequence::next_rows`]) and tells it what
-/// came of that.
+/// The order in which sequences came: who has a lower one is older, and gives way last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Ticket(pub(super) u64);
+
+/// A sample's state between steps.
+///
+/// `tokens` are those that are known; where `drawing` is set one more is being drawn, whose keys and values may be
+/// computed before anybody here knows it.
 #[derive(Debug)]
 pub(super) struct Sequence {
-    request: Request,
+    pub(super) request: Arc<Request>,
+    pub(super) ticket: Ticket,
+    /// The first sample of the same request: its prompt is computed once, for all.
+    pub(super) leader: Option<(Slot, Ticket)>,
     /// Prompt and output.
     tokens: Vec<TokenId>,
-    /// Positions whose keys and values are in the cache.
+    /// Positions whose keys and values are in the cache, or will be once the work that was given to the backend is
+    /// done.
     computed: usize,
-    /// End-of-sequence tokens in force for this request.
-    eos_token_ids: Vec<TokenId>,
-    /// None where the checkpoint has no tokenizer.
-    text: Option<TextStream>,
-    seen: Option<SeenTokens>,
-    /// Log-probability of the next prompt token to be reported.
-    next_prompt_logprob: Option<f32>,
-    events: EventSender,
-    clock: Clock,
-    ended: bool,
-}
-
-/// Tokens to text to stops.
-#[derive(Debug)]
-struct TextStream {
-    detokenizer: Detokenizer,
-    stops: StopMatcher,
-}
-
-#[derive(Debug)]
-struct Clock {
-    submitted: Instant,
-    started: Option<Instant>,
-    prompt_done: Option<Instant>,
-    last: Instant,
+    /// Place among the last draws of the token that is being drawn.
+    pub(super) drawing: Option<u32>,
+    pub(super) blocks: BlockTable,
+    /// None while the sequence has no pages.
+    chain: Option<Chain>,
+    params: SamplingParams,
+    /// What may not be chosen before `min_tokens` are there.
+    ending_tokens: Vec<TokenId>,
+    history: Option<TokenHistory>,
+    /// Prompt positions whose log-probabilities were reported.
+    scored: usize,
+    pub(super) lookup: Option<PromptLookup>,
+    pub(super) deadline: Option<Instant>,
+    pub(super) output: Output,
 }
 
 impl Sequence {
     pub(super) fn new(
-        request: Request,
+        request: Arc<Request>,
+        sample: u32,
         limits: &Limits,
-        events: EventSender,
+        text: Option<TextStream>,
+        reply: Arc<Reply>,
         submitted: Instant,
-    ) -> Result<Sequence, RequestError> {
-        let text = match &limits.tokenizer {
-            Some(tokenizer) => Some(TextStream {
-                detokenizer: Detokenizer::new(tokenizer.clone(), request.special_output),
-                stops: StopMatcher::new(request.stop.clone(), request.stop_text)?,
-            }),
-            None if request.stop.is_empty() => None,
-            None => return Err(RequestError::StopWithoutTokenizer),
-        };
-        let seen = (request.sampling.repetition_penalty != 1.0).then(|| {
-            let mut seen = SeenTokens::new(limits.spec.vocab_size);
-            request.prompt.iter().for_each(|&token| seen.insert(token));
-            seen
-        });
-        Ok(Sequence {
+    ) -> Sequence {
+        let output = Output::new(request.clone(), sample, limits, text, reply, submitted);
+        let mut params = request.sampling.clone();
+        params.seed = params.seed.wrapping_add(u64::from(sample));
+        let history = params.has_penalties().then(|| TokenHistory::new(limits.spec.vocab_size, &request.prompt));
+        Sequence {
+            ticket: Ticket(0),
+            leader: None,
             tokens: request.prompt.clone(),
             computed: 0,
-            eos_token_ids: if request.ignore_eos { Vec::new() } else { limits.eos_token_ids.clone() },
-            text,
-            seen,
-            next_prompt_logprob: None,
-            events,
-            clock: Clock { submitted, started: None, prompt_done: None, last: submitted },
-            ended: false,
+            drawing: None,
+            blocks: BlockTable::new(),
+            chain: None,
+            ending_tokens: if params.min_tokens > 0 { output.ending_tokens() } else { Vec::new() },
+            history,
+            scored: if sample == 0 && request.prompt_logprobs.is_some() { 0 } else { request.prompt.len() },
+            lookup: None,
+            deadline: request.timeout.and_then(|timeout| submitted.checked_add(timeout)),
+            params,
+            output,
             request,
-        })
+        }
     }
 
-    /// Positions to compute next: a chunk of the prompt, or the last token. At most `max_rows`, and at most
-    /// `max_logits_rows` where each row's logits are wanted.
-    pub(super) fn next_rows(&self, max_rows: usize, max_logits_rows: usize) -> Range<usize> {
-        let most = if self.scores_prompt() { max_rows.min(max_logits_rows) } else { max_rows };
-        self.computed..self.tokens.len().min(self.computed + most)
+    /// Prompt and output, as far as they are known.
+    pub(super) fn tokens(&self) -> &[TokenId] {
+        &self.tokens
     }
 
-    /// Which of these positions need logits.
+    /// Positions whose keys and values are in the cache or on their way there.
+    pub(super) fn computed(&self) -> usize {
+        self.computed
+    }
+
+    /// Positions that could be computed next: up to the last token, the one that is being drawn included. None where
+    /// the token that is being drawn is the last that is wanted.
+    pub(super) fn remaining(&self) -> usize {
+        match self.drawing {
+            None => self.tokens.len() - self.computed,
+            Some(_) if self.output.generated() + 1 >= self.request.max_tokens as usize => 0,
+            Some(_) => self.tokens.len() + 1 - self.computed,
+        }
+    }
+
+    /// Is its prompt in the cache?
+    pub(super) fn has_prompt(&self) -> bool {
+        self.computed >= self.request.prompt.len()
+    }
+
+    /// Are log-probabilities of the prompt still to be reported?
+    pub(super) fn is_scoring(&self) -> bool {
+        self.scored < self.request.prompt.len()
+    }
+
+    /// How many of its first tokens may be taken from the cache: not the last, whose logits choose the next one, and
+    /// none whose log-probabilities are wanted.
+    pub(super) fn most_from_cache(&self) -> usize {
+        self.scored.min(self.tokens.len() - 1)
+    }
+
+    /// Which rows of a step need logits: the last one, before a draw, those of drafts, and those to be scored.
     pub(super) fn logits_positions(&self, rows: &Range<usize>) -> Range<usize> {
-        if self.scores_prompt() {
-            rows.clone()
-        } else if rows.end == self.tokens.len() && self.request.max_tokens > 0 {
-            rows.end - 1..rows.end
+        if self.is_scoring() {
+            self.scored.max(rows.start)..rows.end
+        } else if rows.end >= self.known_end() && self.request.max_tokens > 0 {
+            rows.start.max(self.known_end() - 1)..rows.end
         } else {
             rows.end..rows.end
         }
     }
 
-    pub(super) fn tokens(&self) -> &[TokenId] {
-        &self.tokens
+    /// One past the last token that is known or is being drawn.
+    fn known_end(&self) -> usize {
+        self.tokens.len() + usize::from(self.drawing.is_some())
     }
 
-    /// Are log-probabilities of the prompt still to be reported?
-    fn scores_prompt(&self) -> bool {
-        self.request.prompt_logprobs.is_some() && self.computed < self.request.prompt.len()
+    /// Will a token be drawn after these rows?
+    pub(super) fn draws_after(&self, rows: &Range<usize>) -> bool {
+        rows.end >= self.known_end() && self.request.max_tokens > 0
     }
 
-    /// How many best tokens to report for each prompt position of `rows`, and the token that follows it there.
-    pub(super) fn prompt_targets(&self, rows: &Range<usize>) -> Option<(usize, Vec<Option<TokenId>>)> {
-        let top = self.request.prompt_logprobs.filter(|_| self.scores_prompt())?;
-        let following = |position: usize| self.request.prompt.get(position + 1).copied();
-        Some((top, rows.clone().map(following).collect()))
+    /// The prompt positions of `rows` to be scored, and what follows each.
+    pub(super) fn targets(&self, rows: &Range<usize>) -> impl Iterator<Item = Option<TokenId>> {
+        let scored = self.scored.max(rows.start)..rows.end.min(self.request.prompt.len());
+        scored.map(|position| self.request.prompt.get(position + 1).copied())
     }
 
-    /// What to draw after `rows`, from this logits row; nothing where the prompt goes on or no token is wanted.
-    pub(super) fn sample_row(&self, rows: &Range<usize>, logits_row: usize) -> Option<SampleRow<'_>> {
-        (rows.end == self.tokens.len() && self.request.max_tokens > 0).then_some(SampleRow {
+    /// What to draw from logits row `logits_row`: the token that comes `ahead` tokens after the next one.
+    pub(super) fn sample_row(&self, logits_row: usize, ahead: usize) -> SampleRow<'_> {
+        let prompt = self.request.prompt.len();
+        let early = self.output.generated() + ahead < self.params.min_tokens as usize;
+        SampleRow {
             logits_row,
-            params: &self.request.sampling,
+            params: &self.params,
             // Positions fit u32: the prompt and max_tokens were checked against the model's.
-            position: self.tokens.len() as u32,
-            seen: self.seen.as_ref(),
-            banned: &[],
+            position: (self.tokens.len() + ahead) as u32,
+            history: self.history.as_ref(),
+            banned: if early { &self.ending_tokens } else { &[] },
+            processor: self.request.processor.as_deref().map(|processor| {
+                (processor, LogitsContext { prompt: &self.tokens[..prompt], output: &self.tokens[prompt..] })
+            }),
             logprobs: self.request.logprobs,
-        })
-    }
-
-    pub(super) fn is_cancelled(&self) -> bool {
-        self.events.is_cancelled()
-    }
-
-    pub(super) fn has_ended(&self) -> bool {
-        self.ended
-    }
-
-    /// The first step is about to run.
-    pub(super) fn start(&mut self, now: Instant) {
-        self.clock.started = Some(now);
-    }
-
-    /// Log-probabilities of prompt rows came: entry `i` is that of the token after row `rows.start + i`.
-    pub(super) fn report_prompt(&mut self, rows: &Range<usize>, logprobs: Vec<TokenLogprobs>) {
-        let tokens = logprobs.into_iter().zip(rows.clone()).map(|(logprobs, position)| PromptToken {
-            id: self.tokens[position],
-            logprob: std::mem::replace(&mut self.next_prompt_logprob, logprobs.target),
-            top: logprobs.top,
-        });
-        let event = Event::Prompt(tokens.collect());
-        self.events.send(event);
-    }
-
-    /// The rows are in the cache, and no token was wanted after them.
-    pub(super) fn advance(&mut self, rows: &Range<usize>, now: Instant) {
-        self.computed = rows.end;
-        if self.computed == self.tokens.len() {
-            self.clock.prompt_done = Some(now);
-            self.clock.last = now;
-            self.finish(FinishReason::Length, String::new());
         }
     }
 
-    /// The rows are in the cache, and this token was drawn after them.
-    pub(super) fn accept(&mut self, rows: &Range<usize>, sampled: Sampled, now: Instant) {
-        let Sampled { token, logprobs } = sampled;
-        self.computed = rows.end;
-        self.clock.prompt_done.get_or_insert(now);
-        self.clock.last = now;
+    /// May tokens be drafted for it? Not where a choice depends on the tokens before it in other ways than through the
+    /// model.
+    pub(super) fn takes_drafts(&self) -> bool {
+        self.history.is_none() && self.request.processor.is_none()
+    }
+
+    /// The most tokens that may be drafted: with them and the one drawn after them it ends at `max_tokens`.
+    pub(super) fn most_drafts(&self) -> usize {
+        (self.request.max_tokens as usize).saturating_sub(self.output.generated() + 1)
+    }
+
+    /// The rows before `end` are in the cache or on their way there; whole blocks of them are put down for others.
+    pub(super) fn advance(&mut self, end: usize, cache: &mut PageCache) {
+        self.computed = end;
+        let Some(chain) = &mut self.chain else { return };
+        let size = cache.page_size().get() as usize;
+        loop {
+            let block = chain.blocks();
+            let start = block as usize * size;
+            if start + size > self.computed.min(self.tokens.len()) {
+                return;
+            }
+            cache.record(chain, &self.tokens[start..start + size], self.blocks.page(block));
+        }
+    }
+
+    /// Log-probabilities of prompt positions `scored ..` came.
+    pub(super) fn report_prompt(&mut self, mut logprobs: Vec<TokenLogprobs>) {
+        let top = self.request.prompt_logprobs.unwrap_or(0);
+        logprobs.iter_mut().for_each(|logprobs| logprobs.top.truncate(top));
+        let scored = self.scored..self.scored + logprobs.len();
+        self.scored = scored.end;
+        self.output.prompt(&self.request.prompt[scored], logprobs);
+    }
+
+    /// The next token was drawn.
+    pub(super) fn accept(&mut self, sampled: Sampled, now: Instant) -> Verdict {
+        let token = sampled.token;
         self.tokens.push(token);
-        if let Some(seen) = &mut self.seen {
-            seen.insert(token);
+        if let Some(history) = &mut self.history {
+            history.push(token);
         }
-        let mut cause = if self.eos_token_ids.contains(&token) {
-            Some(StopCause::Eos(token))
-        } else if self.request.stop_token_ids.contains(&token) {
-            Some(StopCause::Token(token))
-        } else {
-            None
-        };
-        let mut text = String::new();
-        if let Some(stream) = &mut self.text
-            && (cause.is_none() || self.request.stop_text == StopText::Include)
-        {
-            let decided = stream.detokenizer.push(token);
-            match stream.stops.push(&decided) {
-                StopOutcome::Continue { text: more } => text = more,
-                StopOutcome::Stopped { text: last, stop } => {
-                    text = last;
-                    cause = Some(StopCause::Text(self.request.stop[stop].clone()));
-                }
+        self.output.token(sampled, now)
+    }
+
+    /// Takes what the cache has of its beginning, or begins with nothing. How many tokens the cache had.
+    pub(super) fn enter(&mut self, cache: &mut PageCache) -> usize {
+        let salt = self.request.cache_salt.as_deref();
+        match cache.find(salt, &self.tokens, self.most_from_cache()) {
+            None => {
+                self.chain = Some(cache.open(salt));
+                self.computed = 0;
+            }
+            Some(hit) => {
+                self.computed = hit.blocks as usize * cache.page_size().get() as usize;
+                let (blocks, chain) = BlockTable::after(hit);
+                self.blocks = blocks;
+                self.chain = Some(chain);
             }
         }
-        self.events.send(Event::Token(Token { id: token, text, logprobs }));
-        let generated = self.tokens.len() - self.request.prompt.len();
-        match cause {
-            // The stop text was the end of the text: what is held back after it is not part of it.
-            Some(cause @ StopCause::Text(_)) => self.finish(FinishReason::Stop(cause), String::new()),
-            Some(cause) => self.flush_and_finish(FinishReason::Stop(cause)),
-            None if generated >= self.request.max_tokens as usize => self.flush_and_finish(FinishReason::Length),
-            None => {}
+        self.computed
+    }
+
+    /// Gives its pages back; it has to be computed again, from what the cache then still has of it.
+    pub(super) fn leave(&mut self, cache: &mut PageCache) {
+        self.blocks.release(cache);
+        if let Some(chain) = self.chain.take() {
+            cache.close(chain);
         }
-    }
-
-    /// Decides the text held back, in which a stop text may still show up.
-    fn flush_and_finish(&mut self, mut reason: FinishReason) {
-        let mut text = String::new();
-        if let Some(TextStream { mut detokenizer, mut stops }) = self.text.take() {
-            match stops.push(&detokenizer.finish()) {
-                StopOutcome::Continue { text: more } => text = more + &stops.finish(),
-                StopOutcome::Stopped { text: last, stop } => {
-                    text = last;
-                    reason = FinishReason::Stop(StopCause::Text(self.request.stop[stop].clone()));
-                }
-            }
-        }
-        self.finish(reason, text);
-    }
-
-    fn finish(&mut self, reason: FinishReason, text: String) {
-        let clock = &self.clock;
-        let started = clock.started.unwrap_or(clock.submitted);
-        let prompt_done = clock.prompt_done.unwrap_or(clock.last);
-        let timings = Timings {
-            prompt_tokens: self.request.prompt.len(),
-            completion_tokens: self.tokens.len() - self.request.prompt.len(),
-            queued: started - clock.submitted,
-            prefill: prompt_done - started,
-            decode: clock.last - prompt_done,
-        };
-        self.events.send(Event::Finished(Finish { reason, text, timings }));
-        self.ended = true;
-    }
-
-    /// The request cannot go on.
-    pub(super) fn fail(&mut self, failure: Failure) {
-        self.events.send(Event::Failed(failure));
-        self.ended = true;
+        self.computed = 0;
     }
 }

@@ -1,111 +1,403 @@
-//! The step loop, on its own thread: takes requests from the queue, runs each to its end, one step after another.
+//! The step loop, on its own thread: takes requests in, has steps planned and computed, hands tokens out.
 
 use std::any::Any;
-use std::num::NonZeroU32;
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
-use crate::backend::{Backend, BackendError, Batch, SequenceRows};
-use crate::kv::{BlockTable, PagePool};
+use crate::backend::{Backend, BackendError};
+use crate::sampling::{SampleError, Sampled, TokenLogprobs};
+use crate::text::TokenId;
 
 use super::event::Failure;
-use super::sequence::Sequence;
+use super::generation::Replies;
+use super::output::Verdict;
+use super::scheduler::{Scheduler, Slot};
+use super::sequence::{Sequence, Ticket};
+use super::statistics::Board;
+use super::step::Step;
+
+/// The samples of one request.
+pub(super) type Submission = Vec<Sequence>;
+
+/// What the engine and its thread share.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    /// Set when the engine is dropped: the thread ends before its next step.
+    pub(super) stopping: AtomicBool,
+    pub(super) board: Board,
+    pub(super) replies: Replies,
+}
 
 pub(super) struct Worker {
     backend: Box<dyn Backend>,
-    queue: Receiver<Sequence>,
-    pool: PagePool,
-    stopping: Arc<AtomicBool>,
+    queue: Receiver<Submission>,
+    scheduler: Scheduler,
+    step: Step,
+    /// Draws that were started and not finished.
+    draws: Vec<Draw>,
+    /// Their tokens, where the backend has no queue.
+    drawn: Vec<Result<Sampled, SampleError>>,
+    shared: Arc<Shared>,
+    /// Cancellations that were swept up.
+    cancellations: u32,
+    /// Nobody's time is up before.
+    next_deadline: Option<Instant>,
+}
+
+/// Tokens that are being drawn for one sequence: the next one, and one after each draft.
+#[derive(Debug)]
+struct Draw {
+    slot: Slot,
+    ticket: Ticket,
+    drafted: usize,
 }
 
 impl Worker {
-    pub(super) fn new(backend: Box<dyn Backend>, queue: Receiver<Sequence>, stopping: Arc<AtomicBool>) -> Worker {
-        let pool = PagePool::new(backend.cache().pages);
-        Worker { backend, queue, pool, stopping }
+    pub(super) fn new(
+        backend: Box<dyn Backend>,
+        queue: Receiver<Submission>,
+        scheduler: Scheduler,
+        shared: Arc<Shared>,
+    ) -> Worker {
+        Worker {
+            backend,
+            queue,
+            scheduler,
+            step: Step::default(),
+            draws: Vec::new(),
+            drawn: Vec::new(),
+            shared,
+            cancellations: 0,
+            next_deadline: None,
+        }
     }
 
-    /// Runs until the engine is dropped, or a step panics: then the request gets the panic's message, and those in
-    /// the queue end as they are dropped with it.
+    /// Runs until the engine is dropped, or a step panics. Then every request that is dropped with it ends with the
+    /// panic's message, and so do those that come later. The state that the panic may have torn (backend, pages) goes
+    /// with the worker.
     pub(super) fn run(mut self) {
-        while let Ok(mut sequence) = self.queue.recv() {
-            if self.stopping.load(Ordering::Relaxed) {
-                return;
-            }
-            if sequence.is_cancelled() {
-                continue;
-            }
-            // The state that a panic may leave torn (backend, pool) is dropped with the worker.
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.run_to_end(&mut sequence))) {
-                sequence.fail(Failure::Panicked { message: panic_message(&*panic) });
-                return;
-            }
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.serve())) {
+            self.shared.replies.panicked(panic_message(&*panic));
         }
     }
 
-    fn run_to_end(&mut self, sequence: &mut Sequence) {
-        let window = self.backend.spec().window;
-        // A backend with pages of no positions has no cache at all; one position a page is the least.
-        let page_size = NonZeroU32::new(self.backend.cache().page_size).unwrap_or(NonZeroU32::MIN);
-        let mut blocks = BlockTable::new(page_size, window);
-        sequence.start(Instant::now());
-        while !sequence.has_ended() && !sequence.is_cancelled() && !self.stopping.load(Ordering::Relaxed) {
-            if let Err(failure) = self.step(sequence, &mut blocks) {
-                sequence.fail(failure);
+    fn serve(&mut self) {
+        loop {
+            if self.scheduler.is_idle() {
+                // Those whose tokens these are have ended.
+                self.finish_draws();
+                self.shared.board.post(self.scheduler.statistics());
+                let Ok(submission) = self.queue.recv() else { return };
+                self.submit(submission);
             }
+            while let Ok(submission) = self.queue.try_recv() {
+                self.submit(submission);
+            }
+            if self.shared.stopping.load(Ordering::Relaxed) {
+                return;
+            }
+            self.sweep();
+            if !self.scheduler.is_idle() {
+                self.step();
+            }
+            self.shared.board.post(self.scheduler.statistics());
         }
-        blocks.release(&mut self.pool);
     }
 
-    /// Computes the next rows of the sequence and draws a token where they end it.
-    fn step(&mut self, sequence: &mut Sequence, blocks: &mut BlockTable) -> Result<(), Failure> {
-        let backend = &mut *self.backend;
-        let rows = sequence.next_rows(backend.max_rows(), backend.max_logits_rows());
-        let logits = sequence.logits_positions(&rows);
-        // Positions fit u32: requests are checked against the model's positions.
-        let (start, end) = (rows.start as u32, rows.end as u32);
-        blocks.evict(start, &mut self.pool);
-        blocks.reserve(end, &mut self.pool).map_err(|error| backend_failure(BackendError::Cache(error)))?;
-        let sequence_rows =
-            SequenceRows { rows: 0..rows.len(), start, first_block: blocks.first_block(), pages: blocks.pages() };
-        let logits_rows: Vec<usize> = relative(&logits, rows.start).collect();
-        backend
-            .forward(&Batch {
-                token_ids: &sequence.tokens()[rows.clone()],
-                sequences: &[sequence_rows],
-                logits_rows: &logits_rows,
-            })
-            .map_err(backend_failure)?;
-        if let Some((top, targets)) = sequence.prompt_targets(&rows) {
-            let found = backend.logprobs(&targets, top).map_err(backend_failure)?;
-            let at =
-                |(position, row): (u32, Result<_, _>)| row.map_err(|source| Failure::NotFinite { position, source });
-            let logprobs = (start + 1..).zip(found).map(at).collect::<Result<Vec<_>, _>>()?;
-            sequence.report_prompt(&rows, logprobs);
+    fn submit(&mut self, submission: Submission) {
+        let deadline = submission.iter().filter_map(|sequence| sequence.deadline).min();
+        self.next_deadline = [self.next_deadline, deadline].into_iter().flatten().min();
+        self.scheduler.submit(submission);
+    }
+
+    /// Ends what nobody waits for any more, and those whose time is up.
+    fn sweep(&mut self) {
+        let cancellations = self.shared.replies.cancellations();
+        if cancellations != self.cancellations {
+            self.cancellations = cancellations;
+            self.sweep_closed();
         }
-        match sequence.sample_row(&rows, logits_rows.len().saturating_sub(1)) {
-            None => sequence.advance(&rows, Instant::now()),
-            Some(row) => {
-                let mut sampled = backend.sample(std::slice::from_ref(&row)).map_err(backend_failure)?;
-                let sampled = sampled.pop().ok_or(BackendError::MissingSample).map_err(backend_failure)?;
-                let sampled = sampled.map_err(|source| Failure::NotFinite { position: end, source })?;
-                sequence.accept(&rows, sampled, Instant::now());
+        let now = Instant::now();
+        if self.next_deadline.is_some_and(|deadline| now >= deadline) {
+            let mut expired = 0;
+            self.scheduler.remove_where(|sequence| {
+                let late = sequence.deadline.is_some_and(|deadline| now >= deadline);
+                if late {
+                    sequence.output.expire(now);
+                    expired += 1;
+                }
+                late
+            });
+            self.scheduler.statistics.expired += expired;
+            self.next_deadline = self.scheduler.earliest_deadline();
+        }
+    }
+
+    /// Ends the sequences whose consumer is gone, or whose request failed as a whole.
+    fn sweep_closed(&mut self) {
+        let (mut cancelled, mut in_prefill) = (0, 0);
+        self.scheduler.remove_where(|sequence| {
+            if sequence.output.is_cancelled() {
+                cancelled += 1;
+                in_prefill += u64::from(sequence.computed() > 0 && !sequence.has_prompt());
+            }
+            sequence.output.is_closed()
+        });
+        self.scheduler.statistics.cancelled += cancelled;
+        self.scheduler.statistics.cancelled_in_prefill += in_prefill;
+    }
+
+    /// Plans a step and computes it. Where the backend has a queue, the tokens drawn in the step before are looked at
+    /// while this one is computed.
+    fn step(&mut self) {
+        let waiting_for_draws = !self.draws.is_empty();
+        if self.scheduler.speculates() {
+            self.finish_draws();
+        }
+        self.scheduler.plan();
+        self.step.take(&mut self.scheduler);
+        if self.step.parts.iter().any(|part| part.scores > 0) {
+            // Log-probabilities cannot be asked for while draws are under way. Some of the step may end with them.
+            self.finish_draws();
+            self.step.take(&mut self.scheduler);
+        }
+        if self.step.is_empty() {
+            // All that runs waited for the tokens that were being drawn.
+            assert!(waiting_for_draws, "no sequence can go on");
+            self.finish_draws();
+            return;
+        }
+        if let Err(error) = self.compute() {
+            self.fail_step(error);
+        }
+    }
+
+    fn compute(&mut self) -> Result<(), BackendError> {
+        let forgotten = self.scheduler.cache.take_forgotten();
+        if !forgotten.is_empty() {
+            self.backend.poison(&forgotten)?;
+        }
+        self.step.run(&mut *self.backend, &self.scheduler)?;
+        self.scheduler.statistics.steps += 1;
+        for part in &self.step.parts {
+            self.scheduler.computed(part.slot, part.ticket, part.positions.clone(), part.drafted);
+        }
+        self.finish_draws();
+        self.score_prompts()?;
+        self.start_draws()?;
+        if self.backend.queue().is_none() {
+            self.finish_draws();
+        }
+        Ok(())
+    }
+
+    /// Asks for the log-probabilities of the step's prompt rows, and ends those that wanted no more.
+    fn score_prompts(&mut self) -> Result<(), BackendError> {
+        let (mut targets, mut most): (Vec<Option<TokenId>>, usize) = (Vec::new(), 0);
+        for part in self.step.parts.iter().filter(|part| part.scores > 0) {
+            let Some(sequence) = self.scheduler.get(part.slot, part.ticket) else { continue };
+            // Those that score come first, so the logits rows before are all of their like.
+            targets.resize(part.logits.start, None);
+            targets.extend(sequence.targets(&part.positions));
+            most = most.max(sequence.request.prompt_logprobs.unwrap_or(0));
+        }
+        if !targets.is_empty() {
+            let mut found = self.backend.logprobs(&targets, most)?.into_iter();
+            let mut at = 0;
+            for part in self.step.parts.iter().filter(|part| part.scores > 0) {
+                let rows = found.by_ref().skip(part.logits.start - at).take(part.scores);
+                let rows: Result<Vec<TokenLogprobs>, (usize, _)> =
+                    rows.enumerate().map(|(row, logprobs)| logprobs.map_err(|error| (row, error))).collect();
+                at = part.logits.end;
+                let Some(sequence) = self.scheduler.get(part.slot, part.ticket) else { continue };
+                match rows {
+                    Ok(rows) => sequence.report_prompt(rows),
+                    Err((row, source)) => {
+                        let position = (part.positions.end - part.scores + row + 1) as u32;
+                        sequence.output.fail(Failure::Sampling { position, source: source.into() });
+                        self.scheduler.statistics.failed += 1;
+                        self.scheduler.remove(part.slot);
+                    }
+                }
+            }
+        }
+        let now = Instant::now();
+        for part in self.step.parts.iter().filter(|part| !part.draws) {
+            let Some(sequence) = self.scheduler.get(part.slot, part.ticket) else { continue };
+            if sequence.request.max_tokens == 0 && sequence.has_prompt() {
+                sequence.output.prompt_done(now);
+                self.scheduler.statistics.finished += 1;
+                self.scheduler.remove(part.slot);
             }
         }
         Ok(())
     }
+
+    /// Has the step's tokens drawn.
+    fn start_draws(&mut self) -> Result<(), BackendError> {
+        let mut rows = Vec::with_capacity(self.step.parts.len());
+        self.draws.clear();
+        let mut places = Vec::with_capacity(self.step.parts.len());
+        for part in self.step.parts.iter().filter(|part| part.draws) {
+            let Some(sequence) = self.scheduler.peek(part.slot, part.ticket) else { continue };
+            places.push(rows.len() as u32);
+            for ahead in 0..=part.drafted {
+                rows.push(sequence.sample_row(part.logits.end - 1 - part.drafted + ahead, ahead));
+            }
+            self.draws.push(Draw { slot: part.slot, ticket: part.ticket, drafted: part.drafted });
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        match self.backend.queue() {
+            None => self.drawn = self.backend.sample(&rows)?,
+            Some(queue) => {
+                queue.start_sampling(&rows)?;
+                drop(rows);
+                for (draw, place) in self.draws.iter().zip(places) {
+                    if let Some(sequence) = self.scheduler.get(draw.slot, draw.ticket) {
+                        sequence.drawing = Some(place);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the tokens that are being drawn, and hands them out.
+    fn finish_draws(&mut self) {
+        if self.draws.is_empty() {
+            return;
+        }
+        let found = match self.backend.queue() {
+            None => Ok(std::mem::take(&mut self.drawn)),
+            Some(queue) => queue.finish_sampling(),
+        };
+        let draws = std::mem::take(&mut self.draws);
+        let wanted: usize = draws.iter().map(|draw| draw.drafted + 1).sum();
+        let found =
+            found.and_then(|found| if found.len() == wanted { Ok(found) } else { Err(BackendError::MissingSample) });
+        match found {
+            Ok(found) => {
+                let (mut found, now) = (found.into_iter(), Instant::now());
+                let mut failed = false;
+                for draw in &draws {
+                    failed |= self.accept(draw, found.by_ref().take(draw.drafted + 1), now);
+                }
+                if failed {
+                    // With one sample of a request the others end.
+                    self.sweep_closed();
+                }
+            }
+            Err(error) => self.fail(draws.iter().map(|draw| (draw.slot, draw.ticket)), error),
+        }
+        self.draws = draws;
+        self.draws.clear();
+    }
+
+    /// Hands a sequence what was drawn for it: the next token, and one after each draft, which stand as long as the
+    /// drafts before them were right. Did the request fail?
+    fn accept(
+        &mut self,
+        draw: &Draw,
+        mut found: impl Iterator<Item = Result<Sampled, SampleError>>,
+        now: Instant,
+    ) -> bool {
+        let Some(sequence) = self.scheduler.get(draw.slot, draw.ticket) else {
+            found.for_each(drop);
+            return false;
+        };
+        sequence.drawing = None;
+        let (mut tokens, mut accepted) = (0, 0);
+        let mut outcome = Outcome::GoesOn;
+        for (index, sampled) in found.by_ref().enumerate() {
+            let sampled = match sampled {
+                Ok(sampled) => sampled,
+                Err(source) => {
+                    let position = sequence.tokens().len() as u32;
+                    sequence.output.fail(Failure::Sampling { position, source });
+                    outcome = Outcome::Failed;
+                    break;
+                }
+            };
+            tokens += 1;
+            let drafted = sequence.lookup.as_ref().and_then(|lookup| lookup.last_draft().get(index).copied());
+            let right = index < draw.drafted && drafted == Some(sampled.token);
+            accepted += usize::from(right);
+            if sequence.accept(sampled, now) == Verdict::Ended {
+                outcome = Outcome::Ended;
+                break;
+            }
+            if !right {
+                break;
+            }
+        }
+        found.for_each(drop);
+        // What comes after the last draft that was right is computed again.
+        let computed = sequence.tokens().len() - 1;
+        if draw.drafted > 0
+            && let Some(lookup) = &mut sequence.lookup
+        {
+            lookup.verified(draw.drafted, accepted, computed + 1);
+        }
+        let statistics = &mut self.scheduler.statistics;
+        statistics.completion_tokens += tokens;
+        if draw.drafted > 0 {
+            statistics.verifications += 1;
+            statistics.drafted_tokens += draw.drafted as u64;
+            statistics.accepted_tokens += accepted as u64;
+        }
+        match outcome {
+            Outcome::GoesOn if draw.drafted > 0 => self.scheduler.advance(draw.slot, draw.ticket, computed),
+            Outcome::GoesOn => {}
+            Outcome::Ended => {
+                statistics.finished += 1;
+                self.scheduler.remove(draw.slot);
+            }
+            Outcome::Failed => {
+                statistics.failed += 1;
+                self.scheduler.remove(draw.slot);
+            }
+        }
+        outcome == Outcome::Failed
+    }
+
+    /// The step could not be computed: those of it fail, and those whose tokens were being drawn.
+    fn fail_step(&mut self, error: BackendError) {
+        let draws = std::mem::take(&mut self.draws);
+        if !draws.is_empty()
+            && let Some(queue) = self.backend.queue()
+        {
+            // The next step must find no draws under way. That they failed too is no news.
+            let _ = queue.finish_sampling();
+        }
+        let parts = std::mem::take(&mut self.step.parts);
+        let of_draws = draws.iter().map(|draw| (draw.slot, draw.ticket));
+        self.fail(of_draws.chain(parts.iter().map(|part| (part.slot, part.ticket))), error);
+    }
+
+    fn fail(&mut self, sequences: impl Iterator<Item = (Slot, Ticket)>, error: BackendError) {
+        let error = Arc::new(error);
+        for (slot, ticket) in sequences {
+            if let Some(sequence) = self.scheduler.get(slot, ticket) {
+                sequence.output.fail(Failure::Backend(error.clone()));
+                self.scheduler.statistics.failed += 1;
+                self.scheduler.remove(slot);
+            }
+        }
+        self.sweep_closed();
+    }
 }
 
-/// Positions as rows of a batch that begins at `start`.
-fn relative(positions: &Range<usize>, start: usize) -> impl Iterator<Item = usize> {
-    positions.clone().map(move |position| position - start)
-}
-
-fn backend_failure(error: BackendError) -> Failure {
-    Failure::Backend(Arc::new(error))
+/// How a sequence took its tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    GoesOn,
+    Ended,
+    Failed,
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {

@@ -1,24 +1,25 @@
 //! Which page holds which positions of one sequence.
 
-use std::num::NonZeroU32;
-
-use super::{OutOfPages, PageId, PagePool, first_visible};
+use super::{OutOfPages, PageCache, PageId, PrefixHit, first_visible};
 
 /// The pages of one sequence, from the first that a later query can still see.
 ///
 /// Dropping a table with pages in it leaks them; [`BlockTable::release`] gives them back.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct BlockTable {
-    page_size: u32,
-    window: Option<NonZeroU32>,
     first_block: u32,
     pages: Vec<PageId>,
 }
 
 impl BlockTable {
-    /// A table with no pages, for a sequence of a model with this `window`.
-    pub fn new(page_size: NonZeroU32, window: Option<NonZeroU32>) -> BlockTable {
-        BlockTable { page_size: page_size.get(), window, first_block: 0, pages: Vec::new() }
+    /// A table with no pages, of a sequence at its beginning.
+    pub fn new() -> BlockTable {
+        BlockTable::default()
+    }
+
+    /// The table of a sequence whose beginning was found in the cache, and the chain to go on recording with.
+    pub fn after(hit: PrefixHit) -> (BlockTable, super::Chain) {
+        (BlockTable { first_block: hit.first_block, pages: hit.pages }, hit.chain)
     }
 
     /// Logical index of the first page: those before it were freed.
@@ -31,24 +32,37 @@ impl BlockTable {
         &self.pages
     }
 
+    /// The page of a logical block; none where it was freed or not reserved yet.
+    pub fn page(&self, block: u32) -> Option<PageId> {
+        self.pages.get(block.checked_sub(self.first_block)? as usize).copied()
+    }
+
+    /// The first position that has no page.
+    pub fn end(&self, cache: &PageCache) -> u32 {
+        (self.first_block + self.pages.len() as u32).saturating_mul(cache.page_size().get())
+    }
+
     /// Makes room for positions up to and excluding `end`: every page of them, or none and an error.
-    pub fn reserve(&mut self, end: u32, pool: &mut PagePool) -> Result<(), OutOfPages> {
+    pub fn reserve(&mut self, end: u32, cache: &mut PageCache) -> Result<(), OutOfPages> {
         let held = self.first_block + self.pages.len() as u32;
-        let needed = end.div_ceil(self.page_size).saturating_sub(held);
-        pool.allocate(needed, &mut self.pages)
+        let needed = end.div_ceil(cache.page_size().get()).saturating_sub(held);
+        cache.allocate(needed, &mut self.pages)
     }
 
     /// Frees every page that no query at `next` or later can see.
-    pub fn evict(&mut self, next: u32, pool: &mut PagePool) {
-        let first_block = first_visible(next, self.window) / self.page_size;
+    pub fn evict(&mut self, next: u32, cache: &mut PageCache) {
+        let first_block = first_visible(next, cache.window()) / cache.page_size();
         let hidden = first_block.saturating_sub(self.first_block).min(self.pages.len() as u32);
-        pool.release(self.pages.drain(..hidden as usize));
-        self.first_block += hidden;
+        if hidden > 0 {
+            cache.release(self.pages.drain(..hidden as usize));
+            self.first_block += hidden;
+        }
     }
 
-    /// Gives every page back and starts over at position 0.
-    pub fn release(&mut self, pool: &mut PagePool) {
-        pool.release(self.pages.drain(..));
+    /// Gives every page back and starts over at position 0. The last pages first: of a beginning that is kept, the
+    /// end is the first to be given up.
+    pub fn release(&mut self, cache: &mut PageCache) {
+        cache.release(self.pages.drain(..).rev());
         self.first_block = 0;
     }
 }
@@ -56,8 +70,9 @@ impl BlockTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv::CacheGeometry;
+    use crate::kv::{CacheGeometry, PrefixCache};
     use proptest::prelude::*;
+    use std::num::NonZeroU32;
 
     fn non_zero(n: u32) -> NonZeroU32 {
         NonZeroU32::new(n).unwrap()
@@ -73,13 +88,13 @@ mod tests {
 
     #[test]
     fn a_page_is_freed_with_its_last_visible_position() {
-        let mut pool = PagePool::new(4);
-        let mut table = BlockTable::new(non_zero(4), Some(non_zero(4)));
+        let mut pool = PageCache::new(non_zero(4), 4, Some(non_zero(4)), PrefixCache::Off);
+        let mut table = BlockTable::new();
         table.reserve(8, &mut pool).unwrap();
         table.evict(6, &mut pool); // sees 3..=6
         assert_eq!(table.pages().len(), 2);
         table.evict(7, &mut pool); // sees 4..=7
-        assert_eq!((table.first_block(), table.pages().len(), pool.free()), (1, 1, 3));
+        assert_eq!((table.first_block(), table.pages().len(), pool.available()), (1, 1, 3));
     }
 
     proptest! {
@@ -95,8 +110,8 @@ mod tests {
             let total: u32 = steps.iter().sum();
             let largest = *steps.iter().max().unwrap();
             let bound = CacheGeometry::pages_for_sequence(page_size, total, window, largest);
-            let mut pool = PagePool::new(bound);
-            let mut table = BlockTable::new(non_zero(page_size), window);
+            let mut pool = PageCache::new(non_zero(page_size), bound, window, PrefixCache::Off);
+            let mut table = BlockTable::new();
             let mut position = 0;
             for rows in steps {
                 table.evict(position, &mut pool);
@@ -112,7 +127,7 @@ mod tests {
                 position += rows;
             }
             table.release(&mut pool);
-            prop_assert_eq!(pool.free(), bound);
+            prop_assert_eq!(pool.available(), bound);
         }
     }
 }

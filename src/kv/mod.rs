@@ -1,15 +1,18 @@
 //! Bookkeeping of the paged key/value cache: which pages are free, which page holds which positions of a sequence,
-//! and which pages the sliding window has left behind. Pure arithmetic: no tensors, no device calls.
+//! which pages the sliding window has left behind, and which beginnings of ended sequences are still there. Pure
+//! arithmetic: no tensors, no device calls.
 //!
 //! A page holds `page_size` consecutive positions of one sequence, for every layer and KV head at once. A sequence
-//! in a step of `C` rows with window `W` never holds more than `ceil((W - 1 + C) / page_size) + 1` pages
+//! in a step of `C` rows with window `W` never holds more than `ceil((W - 2 + C) / page_size) + 1` pages
 //! ([`CacheGeometry::pages_for_sequence`]).
 
 mod block_table;
-mod pool;
+mod cache;
+mod lru;
+mod prefix;
 
 pub use block_table::BlockTable;
-pub use pool::PagePool;
+pub use cache::{Chain, PageCache, PrefixCache, PrefixHit};
 
 use std::num::NonZeroU32;
 
@@ -34,8 +37,10 @@ impl CacheGeometry {
         let whole = max_positions.div_ceil(page_size);
         match window {
             None => whole,
-            // The W - 1 positions before the first row, and the rows; they may begin anywhere inside a page.
-            Some(window) => ((window.get() - 1).saturating_add(rows).div_ceil(page_size) + 1).min(whole),
+            // The W - 1 positions before the first row, and the rows: the first may be the last of its page.
+            Some(window) => {
+                ((window.get() - 1).saturating_add(rows.saturating_sub(1)).div_ceil(page_size) + 1).min(whole)
+            }
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What a request asks of the sampler.
 
+use crate::text::TokenId;
+
 /// A parameter outside its range.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{name} is {found}; expected {expected}")]
@@ -25,18 +27,46 @@ pub struct SamplingParams {
     pub min_p: f32,
     /// Positive logits of tokens already in prompt or output are divided by it, negative ones multiplied; 1 is off.
     pub repetition_penalty: f32,
+    /// Subtracted from a token's logit once for each time that it was generated; 0 is off.
+    pub frequency_penalty: f32,
+    /// Subtracted from the logits of tokens that were generated; 0 is off.
+    pub presence_penalty: f32,
+    /// Numbers added to the logits of tokens, each token once. They are taken as they are: nothing clamps them, to
+    /// OpenAI's −100 to 100 or otherwise.
+    pub logit_bias: Vec<(TokenId, f32)>,
+    /// The only tokens that may be chosen, where there is such a list.
+    pub allowed_token_ids: Option<Vec<TokenId>>,
+    /// Tokens that may not be chosen.
+    pub banned_token_ids: Vec<TokenId>,
+    /// Until so many tokens are generated, none that ends the generation is chosen. Whoever runs the generation knows
+    /// which these are and bans them: [`SampleRow::banned`](super::SampleRow::banned).
+    pub min_tokens: u32,
     /// Key of the draws.
     pub seed: u64,
 }
 
 impl Default for SamplingParams {
     fn default() -> Self {
-        SamplingParams { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
+        SamplingParams {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            logit_bias: Vec::new(),
+            allowed_token_ids: None,
+            banned_token_ids: Vec::new(),
+            min_tokens: 0,
+            seed: 0,
+        }
     }
 }
 
 impl SamplingParams {
-    /// Is every parameter inside its range? The first that is not, otherwise.
+    /// Is every parameter inside its range? The first that is not, otherwise. That ids are below the vocabulary size is
+    /// for whoever knows it to check; the sampler passes over those that are not.
     pub fn validate(&self) -> Result<(), InvalidParam> {
         let check = |name, value: f32, ok: bool, expected| {
             // A comparison with NaN is false, so NaN fails every range.
@@ -56,12 +86,44 @@ impl SamplingParams {
             repetition_penalty,
             repetition_penalty > 0.0 && repetition_penalty.is_finite(),
             "a finite number above 0 (1 is off)",
-        )
+        )?;
+        for (name, value) in
+            [("frequency_penalty", self.frequency_penalty), ("presence_penalty", self.presence_penalty)]
+        {
+            check(name, value, (-2.0..=2.0).contains(&value), "a number from -2 to 2 (0 is off)")?;
+        }
+        self.validate_ids()
+    }
+
+    /// Biases are finite and one to a token; a list of allowed tokens has some.
+    fn validate_ids(&self) -> Result<(), InvalidParam> {
+        const BIAS: &str = "logit_bias";
+        if let Some((token, bias)) = self.logit_bias.iter().find(|(_, bias)| !bias.is_finite()) {
+            let (found, expected) = (format!("{bias} for token {token}"), "finite numbers");
+            return Err(InvalidParam { name: BIAS, found, expected });
+        }
+        let mut biased: Vec<TokenId> = self.logit_bias.iter().map(|(token, _)| *token).collect();
+        biased.sort_unstable();
+        if let Some(pair) = biased.windows(2).find(|pair| pair[0] == pair[1]) {
+            let found = format!("given twice for token {}", pair[0]);
+            return Err(InvalidParam { name: BIAS, found, expected: "one number for each token" });
+        }
+        if self.allowed_token_ids.as_ref().is_some_and(Vec::is_empty) {
+            let (name, found) = ("allowed_token_ids", "empty".to_owned());
+            return Err(InvalidParam { name, found, expected: "at least one token id, or no list (every token)" });
+        }
+        Ok(())
     }
 
     /// Is the largest logit taken, with no draw?
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0
+    }
+
+    /// Is any of the repetition, frequency and presence penalties on? Then a row needs a
+    /// [`TokenHistory`](super::TokenHistory).
+    pub fn has_penalties(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.frequency_penalty != 0.0 || self.presence_penalty != 0.0
     }
 }
 
@@ -85,6 +147,43 @@ mod tests {
         assert_eq!(bad(|p| p.min_p = -0.5), "min_p");
         assert_eq!(bad(|p| p.min_p = f32::NAN), "min_p");
         assert_eq!(bad(|p| p.repetition_penalty = 0.0), "repetition_penalty");
+        assert_eq!(bad(|p| p.frequency_penalty = 2.1), "frequency_penalty");
+        assert_eq!(bad(|p| p.frequency_penalty = f32::NAN), "frequency_penalty");
+        assert_eq!(bad(|p| p.presence_penalty = -2.1), "presence_penalty");
+        assert_eq!(bad(|p| p.logit_bias = vec![(TokenId(1), 3.0), (TokenId(2), f32::NEG_INFINITY)]), "logit_bias");
+        assert_eq!(bad(|p| p.logit_bias = vec![(TokenId(1), 3.0), (TokenId(0), 0.0), (TokenId(1), 3.0)]), "logit_bias");
+        assert_eq!(bad(|p| p.allowed_token_ids = Some(vec![])), "allowed_token_ids");
         assert!(SamplingParams::default().validate().is_ok());
+        let edges = SamplingParams {
+            frequency_penalty: -2.0,
+            presence_penalty: 2.0,
+            logit_bias: vec![(TokenId(5), -1e30), (TokenId(4), f32::MAX)],
+            allowed_token_ids: Some(vec![TokenId(0)]),
+            ..Default::default()
+        };
+        assert!(edges.validate().is_ok());
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_a_bias() {
+        let said = |logit_bias: &[(u32, f32)]| {
+            let logit_bias = logit_bias.iter().map(|(id, bias)| (TokenId(*id), *bias)).collect();
+            SamplingParams { logit_bias, ..Default::default() }.validate().unwrap_err().to_string()
+        };
+        assert_eq!(said(&[(3, 1.0), (7, f32::NAN)]), "logit_bias is NaN for token 7; expected finite numbers");
+        let twice = "logit_bias is given twice for token 7; expected one number for each token";
+        assert_eq!(said(&[(7, 1.0), (3, 1.0), (7, 1.0)]), twice);
+    }
+
+    #[test]
+    fn penalties_are_on_where_they_change_something() {
+        assert!(!SamplingParams::default().has_penalties());
+        for params in [
+            SamplingParams { repetition_penalty: 1.1, ..Default::default() },
+            SamplingParams { frequency_penalty: -0.1, ..Default::default() },
+            SamplingParams { presence_penalty: 0.1, ..Default::default() },
+        ] {
+            assert!(params.has_penalties(), "{params:?}");
+        }
     }
 }

@@ -3,7 +3,10 @@
 use crate::text::TokenId;
 
 use super::logprobs::max_logit;
-use super::{NotFinite, SamplingParams, SeenTokens, TokenLogprobs, noise};
+use super::processor::process;
+use super::{
+    LogitsContext, LogitsProcessor, SampleError, SamplingParams, SeenTokens, TokenHistory, TokenLogprobs, noise,
+};
 
 /// What is to be drawn from one row of logits.
 #[derive(Debug, Clone)]
@@ -14,12 +17,27 @@ pub struct SampleRow<'a> {
     pub params: &'a SamplingParams,
     /// Position of the token to draw, counted from the start of the prompt.
     pub position: u32,
-    /// Tokens of prompt and output so far; needed where `params.repetition_penalty` is not 1.
-    pub seen: Option<&'a SeenTokens>,
-    /// Tokens that may not be chosen.
+    /// Prompt and output so far. Needed where [`SamplingParams::has_penalties`]; without it there are none.
+    pub history: Option<&'a TokenHistory>,
+    /// Tokens that may not be chosen, beside [`SamplingParams::banned_token_ids`].
     pub banned: &'a [TokenId],
+    /// The request's own processor, and what it is told.
+    pub processor: Option<(&'a dyn LogitsProcessor, LogitsContext<'a>)>,
     /// Return log-probabilities of the chosen token and of this many best ones.
     pub logprobs: Option<usize>,
+}
+
+impl SampleRow<'_> {
+    /// Does anything change the logits that the choice is made from?
+    fn changes_logits(&self) -> bool {
+        let params = self.params;
+        params.allowed_token_ids.is_some()
+            || !params.banned_token_ids.is_empty()
+            || !self.banned.is_empty()
+            || !params.logit_bias.is_empty()
+            || self.processor.is_some()
+            || (self.history.is_some() && params.has_penalties())
+    }
 }
 
 /// One token drawn.
@@ -31,22 +49,18 @@ pub struct Sampled {
     pub logprobs: Option<TokenLogprobs>,
 }
 
-/// Draws one token from f32 logits `[vocab_size]`.
-pub fn sample(logits: &[f32], row: &SampleRow<'_>) -> Result<Sampled, NotFinite> {
+/// Draws one token from f32 logits `[vocab_size]`. Ids at or above the vocabulary size are passed over.
+///
+/// # Errors
+/// [`SampleError::NotFinite`] where the logits hold NaN or +∞ or nothing above −∞, as they come or once they are
+/// processed; [`SampleError::ProcessorPanicked`].
+pub fn sample(logits: &[f32], row: &SampleRow<'_>) -> Result<Sampled, SampleError> {
     max_logit(logits)?;
     let mut processed;
-    let penalised = row.seen.filter(|_| row.params.repetition_penalty != 1.0);
-    let logits_for_choice = if penalised.is_some() || !row.banned.is_empty() {
+    let logits_for_choice = if row.changes_logits() {
         processed = logits.to_vec();
-        if let Some(seen) = penalised {
-            penalise_repetition(&mut processed, seen, row.params.repetition_penalty);
-        }
-        for token in row.banned {
-            if let Some(logit) = processed.get_mut(token.0 as usize) {
-                *logit = f32::NEG_INFINITY;
-            }
-        }
-        // Everything may be banned, or a penalty may overflow.
+        change(&mut processed, row)?;
+        // Everything may be banned, or a sum may overflow.
         max_logit(&processed)?;
         &processed
     } else {
@@ -62,6 +76,45 @@ pub fn sample(logits: &[f32], row: &SampleRow<'_>) -> Result<Sampled, NotFinite>
         None => None,
     };
     Ok(Sampled { token, logprobs })
+}
+
+/// All that comes ahead of the temperature, in its order.
+fn change(logits: &mut [f32], row: &SampleRow<'_>) -> Result<(), SampleError> {
+    let params = row.params;
+    if let Some(allowed) = &params.allowed_token_ids {
+        keep_allowed(logits, allowed);
+    }
+    for token in params.banned_token_ids.iter().chain(row.banned) {
+        if let Some(logit) = logits.get_mut(token.0 as usize) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+    for (token, bias) in &params.logit_bias {
+        if let Some(logit) = logits.get_mut(token.0 as usize) {
+            *logit += bias;
+        }
+    }
+    if let Some((processor, context)) = &row.processor {
+        process(*processor, context, logits)?;
+    }
+    if let Some(history) = row.history {
+        if params.repetition_penalty != 1.0 {
+            penalise_repetition(logits, history.seen(), params.repetition_penalty);
+        }
+        penalise_output(logits, history, params.frequency_penalty, params.presence_penalty);
+    }
+    Ok(())
+}
+
+/// −∞ for every token that is not in the list.
+fn keep_allowed(logits: &mut [f32], allowed: &[TokenId]) {
+    let mut set = SeenTokens::new(logits.len());
+    allowed.iter().for_each(|&token| set.insert(token));
+    for (id, logit) in logits.iter_mut().enumerate() {
+        if !set.contains(TokenId(id as u32)) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
 }
 
 /// The largest logit; the lowest id among equals.
@@ -80,6 +133,20 @@ fn penalise_repetition(logits: &mut [f32], seen: &SeenTokens, penalty: f32) {
     for token in seen.iter() {
         if let Some(logit) = logits.get_mut(token.0 as usize) {
             *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+        }
+    }
+}
+
+/// OpenAI's and vLLM's rule: both count the output alone. Each operation is rounded to f32: the product, then the two
+/// differences.
+fn penalise_output(logits: &mut [f32], history: &TokenHistory, frequency: f32, presence: f32) {
+    if frequency == 0.0 && presence == 0.0 {
+        return;
+    }
+    for (token, count) in history.output_counts() {
+        if let Some(logit) = logits.get_mut(token.0 as usize) {
+            *logit -= count as f32 * frequency;
+            *logit -= presence;
         }
     }
 }
@@ -147,10 +214,11 @@ fn keep_top_p(kept: &mut Vec<Candidate>, p: f32) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::NotFinite;
     use super::*;
 
     fn row(params: &SamplingParams, position: u32) -> SampleRow<'_> {
-        SampleRow { logits_row: 0, params, position, seen: None, banned: &[], logprobs: None }
+        SampleRow { logits_row: 0, params, position, history: None, banned: &[], processor: None, logprobs: None }
     }
 
     /// How often each token is drawn in `n` draws.
@@ -233,7 +301,8 @@ mod tests {
         penalise_repetition(&mut logits, &seen, 2.0);
         assert_eq!(logits, [1.0, 1.5, -2.0]);
         let params = SamplingParams { repetition_penalty: 2.0, ..Default::default() };
-        let row = SampleRow { seen: Some(&seen), ..row(&params, 0) };
+        let history = TokenHistory::new(3, &[TokenId(0), TokenId(2)]);
+        let row = SampleRow { history: Some(&history), ..row(&params, 0) };
         assert_eq!(sample(&[2.0, 1.5, -1.0], &row).unwrap().token, TokenId(1));
     }
 
@@ -246,7 +315,42 @@ mod tests {
         assert_eq!(sampled.token, TokenId(3));
         assert_eq!(sampled.logprobs.unwrap().top[0].0, TokenId(0));
         let all: Vec<TokenId> = (0..5).map(TokenId).collect();
-        assert_eq!(sample(&LOGITS, &SampleRow { banned: &all, ..row }), Err(NotFinite));
+        assert_eq!(sample(&LOGITS, &SampleRow { banned: &all, ..row }), Err(NotFinite.into()));
+    }
+
+    #[derive(Debug)]
+    struct Sets(f32);
+
+    impl LogitsProcessor for Sets {
+        fn process(&self, _: &LogitsContext<'_>, logits: &mut [f32]) {
+            assert!(!self.0.is_nan(), "asked to panic");
+            logits[1] = self.0;
+        }
+    }
+
+    #[test]
+    fn what_a_processor_leaves_is_checked_and_its_panic_is_caught() {
+        let params = SamplingParams::default();
+        let context = LogitsContext { prompt: &[], output: &[] };
+        let with = |value: f32| {
+            let row = SampleRow { processor: Some((&Sets(value), context)), banned: &[TokenId(1)], ..row(&params, 0) };
+            sample(&LOGITS, &row).map(|sampled| sampled.token.0)
+        };
+        assert_eq!(with(9.0), Ok(1));
+        assert_eq!(with(f32::NEG_INFINITY), Ok(0));
+        assert_eq!(with(f32::INFINITY), Err(NotFinite.into()));
+        assert_eq!(with(f32::NAN), Err(SampleError::ProcessorPanicked { message: "asked to panic".to_owned() }));
+    }
+
+    #[test]
+    fn output_penalties_count_the_output_alone() {
+        let mut history = TokenHistory::new(5, &[TokenId(0), TokenId(3)]);
+        [3, 3, 4].into_iter().for_each(|id| history.push(TokenId(id)));
+        let mut logits = LOGITS;
+        penalise_output(&mut logits, &history, 0.25, 0.5);
+        assert_eq!(logits, [2.0, 1.0, 0.0, 0.5, -1.75]);
+        penalise_output(&mut logits, &history, -0.25, -0.5);
+        assert_eq!(logits, LOGITS);
     }
 
     #[test]

@@ -6,19 +6,25 @@ use crate::text::TokenId;
 #[derive(Debug, Clone)]
 pub struct SeenTokens {
     words: Vec<u64>,
+    vocab_size: usize,
 }
 
 impl SeenTokens {
     /// The empty set over ids below `vocab_size`.
     pub fn new(vocab_size: usize) -> SeenTokens {
-        SeenTokens { words: vec![0; vocab_size.div_ceil(64)] }
+        SeenTokens { words: vec![0; vocab_size.div_ceil(64)], vocab_size }
     }
 
     /// Adds a token; an id at or above the vocabulary size is ignored.
     pub fn insert(&mut self, token: TokenId) {
-        if let Some(word) = self.words.get_mut(token.0 as usize / 64) {
-            *word |= 1 << (token.0 % 64);
+        if (token.0 as usize) < self.vocab_size {
+            self.words[token.0 as usize / 64] |= 1 << (token.0 % 64);
         }
+    }
+
+    /// Is the token in the set?
+    pub fn contains(&self, token: TokenId) -> bool {
+        self.words.get(token.0 as usize / 64).is_some_and(|word| word >> (token.0 % 64) & 1 == 1)
     }
 
     /// The set as it lies in memory: token `t` is bit `t % 64` of word `t / 64`, `[vocab_size / 64]` rounded up.
@@ -48,9 +54,11 @@ mod tests {
     #[test]
     fn lists_each_token_once() {
         let mut seen = SeenTokens::new(130);
-        for id in [129, 0, 64, 63, 64, 500] {
+        for id in [129, 0, 64, 63, 64, 130, 500] {
             seen.insert(TokenId(id));
         }
         assert_eq!(seen.iter().map(|t| t.0).collect::<Vec<_>>(), [0, 63, 64, 129]);
+        let held: Vec<u32> = (0..600).filter(|id| seen.contains(TokenId(*id))).collect();
+        assert_eq!(held, [0, 63, 64, 129]);
     }
 }

@@ -2,7 +2,8 @@
 
 use crate::common::{Run, command, finish, rigel};
 
-const COMMANDS: [&str; 7] = ["generate", "respond", "infill", "score", "tokenize", "detokenize", "inspect"];
+const COMMANDS: [&str; 9] =
+    ["generate", "respond", "chat", "infill", "batch", "score", "tokenize", "detokenize", "inspect"];
 
 /// `rigel` in a terminal of this many columns.
 fn help(args: &[&str], columns: &str) -> String {

@@ -2,6 +2,8 @@
 //! copies of it, and depends on the text of neither.
 
 mod bad_input;
+mod batch;
+mod chat;
 mod common;
 #[cfg(feature = "cuda")]
 mod cuda;

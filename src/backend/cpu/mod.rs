@@ -36,6 +36,7 @@ mod testing;
 mod tests;
 
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::OnceLock;
 
 pub use kernels::Isa;
 
@@ -43,6 +44,7 @@ use super::{Backend, BackendError, Batch, check_page};
 use crate::checkpoint::Checkpoint;
 use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
+use crate::sampling::{self, SampleError, SampleRow, Sampled};
 use cache::Cache;
 use forward::Pass;
 use kernels::{ISA_VARIABLE, Kernels};
@@ -91,6 +93,36 @@ impl CpuBackend {
         CpuBackend::with_isa(checkpoint, spec, options, Isa::choose(wanted.as_deref())?)
     }
 
+    /// How many pages of the cache fit `memory` bytes beside the activations of a backend with these options (whatever
+    /// their pages): at most `most`. Half of the memory that the system has left where none is given. The weights stay in
+    /// their file.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`] where not even `least` fit.
+    pub fn pages_within(
+        spec: &ModelSpec,
+        options: &CpuOptions,
+        memory: Option<u64>,
+        least: u32,
+        most: u32,
+    ) -> Result<u32, BackendError> {
+        let threads = threads(options).get();
+        let workspace = Workspace::bytes(spec, options.max_rows, options.max_rows, threads);
+        let page = Cache::page_bytes(spec, options.page_size);
+        let memory = memory.or_else(|| memory::available().map(|available| available / 2)).unwrap_or(u64::MAX);
+        let pages = memory.saturating_sub(workspace) / page.max(1);
+        if pages < u64::from(least) {
+            let needed = workspace + page * u64::from(least);
+            let what = format!("activations {workspace} and {least} pages of the cache, {page} each");
+            let advice = format!(
+                "{memory} may be used; a lower context makes the cache smaller, a lower prefill chunk or number of \
+                 sequences the activations"
+            );
+            return Err(BackendError::OutOfMemory { needed, what, advice });
+        }
+        Ok(u32::try_from(pages).unwrap_or(u32::MAX).min(most))
+    }
+
     /// [`CpuBackend::new`] with the kernels of `isa`, whatever the environment says.
     pub fn with_isa(
         checkpoint: &Checkpoint,
@@ -100,10 +132,7 @@ impl CpuBackend {
     ) -> Result<CpuBackend, BackendError> {
         let kernels = Kernels::new(isa)
             .ok_or_else(|| BackendError::Unavailable(format!("this machine has no {}", isa.name())))?;
-        let threads = match options.threads {
-            Some(threads) => threads,
-            None => std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
-        };
+        let threads = threads(&options);
         let team = Team::new(threads)
             .map_err(|error| BackendError::Unavailable(format!("{threads} threads cannot be started: {error}")))?;
         let weights = Weights::new(checkpoint, &spec, kernels)?;
@@ -121,6 +150,11 @@ impl CpuBackend {
             spec,
         })
     }
+}
+
+/// The threads asked for, or one for each core.
+fn threads(options: &CpuOptions) -> NonZeroUsize {
+    options.threads.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))
 }
 
 impl Backend for CpuBackend {
@@ -164,7 +198,25 @@ impl Backend for CpuBackend {
             return Err(BackendError::InvalidBatch(format!("logits row {row} of {}", self.logits_rows)));
         }
         // SAFETY: the row was written by the last forward pass, and nobody writes while the backend is borrowed.
-        Ok(unsafe { std::slice::from_raw_parts(self.workspace.logits.row(row), self.spec.vocab_size) })
+        Ok(unsafe { self.workspace.logits_of(row, self.spec.vocab_size) })
+    }
+
+    fn sample(&mut self, rows: &[SampleRow<'_>]) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
+        if let Some(row) = rows.iter().find(|row| row.logits_row >= self.logits_rows) {
+            let what = format!("a draw from logits row {} of {}", row.logits_row, self.logits_rows);
+            return Err(BackendError::InvalidBatch(what));
+        }
+        let CpuBackend { team, workspace, spec, .. } = self;
+        let drawn: Vec<OnceLock<Result<Sampled, SampleError>>> = rows.iter().map(|_| OnceLock::new()).collect();
+        team.run(|member| {
+            member.share(rows.len(), |index| {
+                // SAFETY: as in `logits`; rows were checked above.
+                let logits = unsafe { workspace.logits_of(rows[index].logits_row, spec.vocab_size) };
+                // Each index comes once.
+                let _ = drawn[index].set(sampling::sample(logits, &rows[index]));
+            });
+        });
+        drawn.into_iter().map(|drawn| drawn.into_inner().ok_or(BackendError::MissingSample)).collect()
     }
 
     fn poison(&mut self, pages: &[PageId]) -> Result<(), BackendError> {

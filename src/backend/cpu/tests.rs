@@ -8,7 +8,7 @@ use super::testing::{DTYPES, Random, stored};
 use super::{CpuBackend, CpuOptions, Isa};
 use crate::backend::{Backend, BackendError, Batch, SequenceRows};
 use crate::checkpoint::{Checkpoint, Dtype, ModelSource};
-use crate::kv::{BlockTable, PageId, PagePool};
+use crate::kv::{BlockTable, PageCache, PageId, PrefixCache};
 use crate::model::ModelSpec;
 use crate::text::TokenId;
 
@@ -241,8 +241,8 @@ fn run(backend: &mut CpuBackend, sequences: &[Vec<TokenId>], mut chunk: impl FnM
     let geometry = backend.cache();
     let window = backend.spec().window;
     let page_size = NonZeroU32::new(geometry.page_size).unwrap();
-    let mut pool = PagePool::new(geometry.pages);
-    let mut tables: Vec<BlockTable> = sequences.iter().map(|_| BlockTable::new(page_size, window)).collect();
+    let mut pool = PageCache::new(page_size, geometry.pages, window, PrefixCache::Off);
+    let mut tables: Vec<BlockTable> = sequences.iter().map(|_| BlockTable::new()).collect();
     let mut logits: Vec<Vec<Vec<f32>>> = sequences.iter().map(|_| Vec::new()).collect();
     backend.poison(&(0..geometry.pages).map(PageId).collect::<Vec<_>>()).unwrap();
     while logits.iter().zip(sequences).any(|(logits, ids)| logits.len() < ids.len()) {

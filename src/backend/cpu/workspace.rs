@@ -53,25 +53,19 @@ unsafe impl Send for Workspace {}
 unsafe impl Sync for Workspace {}
 
 impl Workspace {
+    /// Bytes that [`Workspace::new`] takes.
+    pub(crate) fn bytes(spec: &ModelSpec, max_rows: usize, max_logits_rows: usize, threads: usize) -> u64 {
+        4 * floats(&shapes(spec, max_rows, max_logits_rows, threads)) as u64
+    }
+
     pub(crate) fn new(
         spec: &ModelSpec,
         max_rows: usize,
         max_logits_rows: usize,
         threads: usize,
     ) -> Result<Workspace, BackendError> {
-        let scratch = matmul::Scratch::FLOATS + attention::Scratch::floats(spec.head_dim);
-        let shapes = [
-            (max_rows, spec.hidden_size),
-            (max_rows, spec.hidden_size),
-            (max_rows, (spec.heads + 2 * spec.kv_heads) * spec.head_dim),
-            (max_rows, spec.heads * spec.head_dim),
-            (max_rows, spec.intermediate_size),
-            (max_rows, spec.head_dim / 2),
-            (max_rows, spec.head_dim / 2),
-            (max_logits_rows, spec.vocab_size),
-            (threads, scratch),
-        ];
-        let floats = shapes.iter().fold(0usize, |sum, &(rows, n)| sum.saturating_add(rows.saturating_mul(stride(n))));
+        let shapes = shapes(spec, max_rows, max_logits_rows, threads);
+        let floats = floats(&shapes);
         let advice = "compute fewer rows at once (a smaller prefill chunk)";
         let memory = Memory::zeroed(&[floats], Portions::Large, "activations", advice)?;
         let mut start = 0;
@@ -83,6 +77,37 @@ impl Workspace {
         });
         Ok(Workspace { hidden, normed, qkv, attended, inner, cos, sin, logits, scratch, _memory: memory })
     }
+}
+
+impl Workspace {
+    /// One row of logits.
+    ///
+    /// # Safety
+    /// The row exists and was written, nobody writes it while the slice lives, and `vocab_size` is that of the model.
+    pub(crate) unsafe fn logits_of(&self, row: usize, vocab_size: usize) -> &[f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.logits.row(row), vocab_size) }
+    }
+}
+
+/// Rows and elements of each, in the order of [`Workspace`]'s fields.
+fn shapes(spec: &ModelSpec, max_rows: usize, max_logits_rows: usize, threads: usize) -> [(usize, usize); 9] {
+    let scratch = matmul::Scratch::FLOATS + attention::Scratch::floats(spec.head_dim);
+    [
+        (max_rows, spec.hidden_size),
+        (max_rows, spec.hidden_size),
+        (max_rows, (spec.heads + 2 * spec.kv_heads) * spec.head_dim),
+        (max_rows, spec.heads * spec.head_dim),
+        (max_rows, spec.intermediate_size),
+        (max_rows, spec.head_dim / 2),
+        (max_rows, spec.head_dim / 2),
+        (max_logits_rows, spec.vocab_size),
+        (threads, scratch),
+    ]
+}
+
+fn floats(shapes: &[(usize, usize)]) -> usize {
+    shapes.iter().fold(0usize, |sum, &(rows, n)| sum.saturating_add(rows.saturating_mul(stride(n))))
 }
 
 /// Elements from one row of `n` to the next: whole cache lines, and for long rows an odd number of 4 KB, so that the

@@ -9,7 +9,7 @@
 //! | `forward` | the pass from token ids to logits, launch by launch |
 //! | `workspace` | activations, logits and the cache |
 //! | `recordings` | decode steps recorded as graphs, one for each bucket of rows |
-//! | `sampler` | draws and log-probabilities on the device |
+//! | `sampler`, `changes` | draws and log-probabilities on the device |
 //!
 //! A decode step, in which every sequence has one row, is padded to the next bucket, recorded the second time its bucket
 //! comes, and replayed from then on. Within it nothing is allocated, copied from the host or waited for; ahead of it
@@ -18,6 +18,7 @@
 //! reached the host.
 
 mod attention;
+mod changes;
 mod forward;
 mod inputs;
 mod memory;
@@ -43,7 +44,7 @@ use crate::backend::{Arithmetic, Backend, BackendError, Batch, DeviceQueue, Load
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
-use crate::sampling::{self, NotFinite, SampleRow, Sampled, TokenLogprobs};
+use crate::sampling::{self, NotFinite, SampleError, SampleRow, Sampled, TokenLogprobs};
 use crate::text::TokenId;
 use attention::AttentionPlan;
 use forward::{Kernels, Pass};
@@ -104,8 +105,6 @@ pub struct CudaBackend<T> {
     logits_rows: usize,
     /// The row of logits that was asked for last.
     host_logits: Vec<f32>,
-    /// Draws that the kernels are not written for, until they are asked for.
-    drawn_on_host: Vec<Result<Sampled, NotFinite>>,
 }
 
 /// What a forward pass uses.
@@ -177,7 +176,6 @@ impl<T: Element> CudaBackend<T> {
             plan,
             logits_rows: 0,
             host_logits: Vec::new(),
-            drawn_on_host: Vec::new(),
             stream,
         })
     }
@@ -189,7 +187,7 @@ impl<T: Element> CudaBackend<T> {
 
     /// That no draws are under way, whose results would be lost.
     fn check_finished(&self) -> Result<(), BackendError> {
-        if self.sampler.is_started() || !self.drawn_on_host.is_empty() {
+        if self.sampler.is_started() {
             return Err(BackendError::InvalidBatch("draws were started and not finished".to_owned()));
         }
         Ok(())
@@ -245,24 +243,17 @@ impl<T: Element> DeviceQueue for CudaBackend<T> {
             let what = format!("a draw from logits row {} of {}", row.logits_row, self.logits_rows);
             return Err(BackendError::InvalidBatch(what));
         }
-        if self.sampler.takes(rows) {
-            let logits = self.resident.logits();
-            return Ok(self.sampler.start(&self.stream, logits, rows)?);
-        }
-        let mut drawn = Vec::with_capacity(rows.len());
-        for row in rows {
+        let on_host = self.sampler.start(&self.stream, self.resident.logits(), rows)?;
+        let mut drawn = Vec::with_capacity(on_host.len());
+        for row in on_host.iter().map(|index| &rows[*index]) {
             drawn.push(sampling::sample(self.logits(row.logits_row)?, row));
         }
-        self.sampler.put(&self.stream, &drawn)?;
-        self.drawn_on_host = drawn;
-        Ok(())
+        Ok(self.sampler.put(&self.stream, &on_host, drawn)?)
     }
 
-    fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, NotFinite>>, BackendError> {
-        if self.drawn_on_host.is_empty() {
-            return Ok(self.sampler.finish()?);
-        }
-        Ok(std::mem::take(&mut self.drawn_on_host))
+    fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
+        // A draw that the host did not come to make is one whose logits could not be had, which was reported then.
+        self.sampler.finish()?.into_iter().collect::<Option<Vec<_>>>().ok_or(BackendError::MissingSample)
     }
 }
 
@@ -303,7 +294,7 @@ impl<T: Element> Backend for CudaBackend<T> {
         Ok(&self.host_logits)
     }
 
-    fn sample(&mut self, rows: &[SampleRow<'_>]) -> Result<Vec<Result<Sampled, NotFinite>>, BackendError> {
+    fn sample(&mut self, rows: &[SampleRow<'_>]) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
         self.start_sampling(rows)?;
         self.finish_sampling()
     }

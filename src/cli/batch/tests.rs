@@ -1,0 +1,246 @@
+//! Runs over a backend that only keeps books, so that a million lines take a minute and every answer is known.
+
+#[path = "../../../tests/common/ledger.rs"]
+mod books;
+
+use std::io::{BufRead, Read, Write};
+use std::time::Instant;
+
+use rigel::backend::BackendError;
+use rigel::checkpoint::ModelSource;
+use rigel::engine::{Engine, EngineOptions, Failure};
+use serde_json::{Value, json};
+
+use super::*;
+
+const PROMPT: usize = 4;
+
+/// A prompt of ids that the line's number is written in.
+fn prompt(line: u32) -> Vec<u32> {
+    let base = books::VOCAB as u32 - 1;
+    (0..PROMPT as u32).map(|digit| line / base.pow(digit) % base).collect()
+}
+
+fn engine(change: impl FnOnce(&mut books::Ledger)) -> Engine {
+    let mut ledger = books::Ledger::new(None, 16, 512).with_pages(512);
+    ledger.max_logits_rows = 128;
+    change(&mut ledger);
+    ledger.engine_with(EngineOptions::default())
+}
+
+/// An input of so many lines, and a run over it.
+struct Work {
+    dir: tempfile::TempDir,
+    in_flight: usize,
+}
+
+impl Work {
+    fn new(lines: u32) -> Work {
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::create(dir.path().join("in.jsonl")).unwrap();
+        let mut file = std::io::BufWriter::new(file);
+        for line in 1..=lines {
+            let ids = prompt(line);
+            // The tokens are named in the log-probabilities; there is no text without a tokenizer.
+            writeln!(file, r#"{{"id":"request-{line}","prompt":{ids:?},"max_tokens":2,"logprobs":0}}"#).unwrap();
+        }
+        file.flush().unwrap();
+        Work { dir, in_flight: 64 }
+    }
+
+    fn input(&self) -> PathBuf {
+        self.dir.path().join("in.jsonl")
+    }
+
+    fn output(&self) -> PathBuf {
+        self.dir.path().join("out.jsonl")
+    }
+
+    fn errors(&self) -> PathBuf {
+        beside(&self.output(), ".errors.jsonl")
+    }
+
+    /// Begins or goes on, as the command does. `draining` is set after that many lines.
+    fn run(&self, engine: &Engine, drain_after: Option<u64>) -> (Sink, Result<(), CliError>) {
+        let Scanned { ids, last, total, .. } = scan(&self.input(), Shard::WHOLE).unwrap();
+        let mut ledger = Ledger::new(ids, Shard::WHOLE, last, total);
+        let open = |path: PathBuf| {
+            let mut file = AppendFile::open(path).unwrap();
+            file.repair().unwrap();
+            file
+        };
+        let (output, errors) = (open(self.output()), open(self.errors()));
+        for file in [&output, &errors] {
+            file.each_id(|_, id| {
+                ledger.record(id).unwrap();
+                Ok(())
+            })
+            .unwrap();
+        }
+        let progress = Progress::new(ledger.count(), total, false);
+        let mut sink = Sink { output, errors, ledger, progress };
+        let served = ServedModel::new(engine, &ModelSource::nano(), "books").unwrap();
+        let answering = Answering { served: &served, plain: &plain(), openai: &Defaults::openai(), seed: 0 };
+        let draining = AtomicBool::new(false);
+        let input = CountedLines {
+            reader: BufReader::new(File::open(self.input()).unwrap()),
+            drain_after,
+            draining: &draining,
+        };
+        let in_flight = NonZeroUsize::new(self.in_flight).unwrap();
+        let result = run::run(engine, &answering, Lines::new(input), &mut sink, in_flight, &draining);
+        (sink, result)
+    }
+}
+
+fn plain() -> Defaults {
+    Defaults { sampling: Default::default(), ..Defaults::openai() }
+}
+
+/// An input that begins to drain the run once so many lines were read.
+struct CountedLines<'a> {
+    reader: BufReader<File>,
+    drain_after: Option<u64>,
+    draining: &'a AtomicBool,
+}
+
+impl Read for CountedLines<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.reader.read(buffer)
+    }
+}
+
+impl BufRead for CountedLines<'_> {
+    fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
+        self.reader.fill_buf()
+    }
+
+    fn consume(&mut self, count: usize) {
+        let lines = self.reader.buffer()[..count].iter().filter(|byte| **byte == b'\n').count() as u64;
+        if let Some(left) = &mut self.drain_after {
+            *left = left.saturating_sub(lines);
+            if *left == 0 {
+                self.draining.store(true, Ordering::Relaxed);
+            }
+        }
+        self.reader.consume(count);
+    }
+}
+
+/// Checks every answer, and that each line has one.
+fn check(output: &Path, lines: u32) {
+    let mut seen = vec![false; lines as usize + 1];
+    let mut reader = Lines::new(BufReader::new(File::open(output).unwrap()));
+    while let Some((_, line)) = reader.next().unwrap() {
+        let lines::Line::Bytes(bytes) = line else { panic!("too long") };
+        let record: Value = serde_json::from_slice(bytes).unwrap();
+        let line: u32 = record["custom_id"].as_str().unwrap().strip_prefix("request-").unwrap().parse().unwrap();
+        assert!(!std::mem::replace(&mut seen[line as usize], true), "line {line} twice");
+        let names: Vec<String> =
+            books::expected(&prompt(line), 2, None).iter().map(|id| format!("token_id:{id}")).collect();
+        assert_eq!(record["response"]["body"]["choices"][0]["logprobs"]["tokens"], json!(names), "line {line}");
+    }
+    assert!(seen[1..].iter().all(|seen| *seen));
+}
+
+#[test]
+fn every_line_is_answered_over_three_runs() {
+    let work = Work::new(3000);
+    let engine = engine(|_| {});
+    for (drain_after, at_least, at_most) in [(Some(700), 700, 701), (Some(1900), 1900, 1901), (None, 3000, 3000)] {
+        let (sink, result) = work.run(&engine, drain_after);
+        result.unwrap();
+        let count = sink.ledger.count();
+        assert!((at_least..=at_most).contains(&count), "{count} lines after a stop at {drain_after:?}");
+    }
+    check(&work.output(), 3000);
+    assert!(AppendFile::open(work.errors()).unwrap().is_empty());
+}
+
+#[test]
+fn a_device_that_is_gone_ends_the_run() {
+    let work = Work { in_flight: 1, ..Work::new(200) };
+    let mut steps = 0;
+    let broken = engine(|ledger| {
+        ledger.hook = Box::new(move |_| {
+            steps += 1;
+            if steps <= 20 { Ok(()) } else { Err(BackendError::Unavailable("the device is gone".into())) }
+        });
+    });
+    let (sink, result) = work.run(&broken, None);
+    let error = result.unwrap_err();
+    assert!(matches!(error, CliError::Failure(Failure::Backend(_))), "{error}");
+    // Ten lines of two steps each, then 32 in a row that failed.
+    assert_eq!(sink.ledger.count(), 10 + 32);
+    drop(sink);
+    let mut failed = 0;
+    AppendFile::open(work.errors())
+        .unwrap()
+        .each_id(|_, _| {
+            failed += 1;
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(failed, 32);
+    // On a good day, with --retry-failed.
+    AppendFile::open(work.errors()).unwrap().clear().unwrap();
+    work.run(&engine(|_| {}), None).1.unwrap();
+    check(&work.output(), 200);
+}
+
+#[test]
+fn an_engine_that_ends_leaves_its_lines_to_the_next_run() {
+    let work = Work::new(200);
+    let mut steps = 0;
+    let broken = engine(|ledger| {
+        ledger.hook = Box::new(move |_| {
+            steps += 1;
+            assert!(steps <= 3, "a bug");
+            Ok(())
+        });
+    });
+    let (sink, result) = work.run(&broken, None);
+    let error = result.unwrap_err();
+    assert!(matches!(error, CliError::Failure(Failure::Panicked { .. } | Failure::EngineStopped)), "{error}");
+    assert!(sink.ledger.count() < 200 && sink.errors.is_empty());
+    drop(sink);
+    work.run(&engine(|_| {}), None).1.unwrap();
+    check(&work.output(), 200);
+}
+
+/// Kilobytes.
+#[cfg(target_os = "linux")]
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+}
+
+/// Its outcome is in docs/batch.md. Run it alone: memory is that of the whole process.
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "takes a minute and half a gigabyte of disk: cargo test --release --bin rigel -- --ignored a_million --nocapture"]
+fn a_million_lines_take_little_memory() {
+    const LINES: u32 = 1_000_000;
+    let engine = engine(|_| {});
+    let small = Work::new(2_000);
+    small.run(&engine, None).1.unwrap();
+    let before = peak_memory();
+    let work = Work::new(LINES);
+    let start = Instant::now();
+    let (sink, result) = work.run(&engine, Some(400_000));
+    result.unwrap();
+    println!("{} lines, {:.1?}, peak {} kB", sink.ledger.count(), start.elapsed(), peak_memory());
+    drop(sink);
+    let start = Instant::now();
+    let (sink, result) = work.run(&engine, None);
+    result.unwrap();
+    assert!(sink.ledger.is_complete());
+    let peak = peak_memory();
+    println!("the rest, {:.1?}; peak {before} kB after 2,000 lines, {peak} kB after {LINES}", start.elapsed());
+    let bytes = |path: &Path| std::fs::metadata(path).unwrap().len();
+    println!("input {} bytes, output {} bytes", bytes(&work.input()), bytes(&work.output()));
+    check(&work.output(), LINES);
+    // 17 bytes a line, and twice over while the ids are read.
+    assert!(peak < before + 50_000, "{before} kB after 2,000 lines, {peak} kB after {LINES}");
+}

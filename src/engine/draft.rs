@@ -1,0 +1,177 @@
+//! Speculation without a second model: what followed the last time the same few tokens came is drafted again.
+//!
+//! Code repeats itself, and answers repeat their prompts. The model computes the drafted tokens together with the last
+//! one in a single pass, which reads the weights once; a drafted token stands if it is the one that is drawn at its
+//! position anyway, so the text is the same with and without drafts.
+
+use std::collections::HashMap;
+
+use crate::text::TokenId;
+
+/// Does the engine draft tokens?
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Speculation {
+    /// Where the model's device is known to gain from it: on the CPU, and on a GPU only with
+    /// [`Arithmetic::BatchInvariant`](crate::backend::Arithmetic::BatchInvariant), where drafts cannot change a text.
+    #[default]
+    Auto,
+    /// By looking the last tokens up in prompt and output ([`PromptLookup`]), while few sequences run and drafts are
+    /// accepted.
+    PromptLookup,
+    /// Never.
+    Off,
+}
+
+/// Tokens whose earlier appearance is looked for, the longer first.
+const LONG: usize = 4;
+const SHORT: usize = 2;
+/// The most tokens drafted at once, and those of the first draft.
+const MOST: usize = 15;
+const FIRST: usize = 4;
+/// Drafts refused whole, one after the other, before it takes a rest; and the rest in tokens, doubled each time up to
+/// `LONGEST_REST`.
+const PATIENCE: u32 = 3;
+const SHORTEST_REST: usize = 8;
+const LONGEST_REST: usize = 128;
+
+/// Drafts the tokens of one sequence by looking its last ones up among those before, and watches how that goes: drafts
+/// grow while they are accepted whole, shrink to what was accepted of them, and pause where none is.
+///
+/// (Prompt lookup decoding: Saxena, 2023; the n-gram speculation of other engines.)
+#[derive(Debug)]
+pub struct PromptLookup {
+    /// What came after each run of tokens the last time: a position.
+    long: HashMap<[TokenId; LONG], u32>,
+    short: HashMap<[TokenId; SHORT], u32>,
+    /// Positions whose runs before them are in the maps.
+    indexed: usize,
+    /// Tokens to draft.
+    length: usize,
+    /// Drafts refused whole since one was not.
+    refused: u32,
+    /// Number of tokens before which nothing is drafted.
+    resting_until: usize,
+    draft: Vec<TokenId>,
+}
+
+impl Default for PromptLookup {
+    fn default() -> Self {
+        PromptLookup {
+            long: HashMap::new(),
+            short: HashMap::new(),
+            indexed: 0,
+            length: FIRST,
+            refused: 0,
+            resting_until: 0,
+            draft: Vec::new(),
+        }
+    }
+}
+
+impl PromptLookup {
+    /// Up to `most` tokens that may follow `tokens`, which are the sequence's prompt and output: those of the last call
+    /// and the ones that came since. Empty where the last tokens are new or drafts are resting.
+    pub fn draft(&mut self, tokens: &[TokenId], most: usize) -> &[TokenId] {
+        self.draft.clear();
+        self.index(tokens);
+        let most = most.min(self.length);
+        if most == 0 || tokens.len() < self.resting_until {
+            return &self.draft;
+        }
+        let earlier = last(tokens)
+            .and_then(|run| self.long.get(&run))
+            .or_else(|| last(tokens).and_then(|run| self.short.get(&run)));
+        if let Some(&position) = earlier {
+            for at in position as usize..position as usize + most {
+                // Past the end it goes on with the draft itself: the repetition of a repetition.
+                let token = tokens.get(at).or_else(|| self.draft.get(at - tokens.len()));
+                self.draft.extend(token.copied());
+            }
+        }
+        &self.draft
+    }
+
+    /// The tokens drafted last.
+    pub fn last_draft(&self) -> &[TokenId] {
+        &self.draft
+    }
+
+    /// Puts down what came after each run of tokens. The run at the end has nothing after it yet.
+    fn index(&mut self, tokens: &[TokenId]) {
+        for position in self.indexed..tokens.len() {
+            let before = &tokens[..position];
+            // Positions of a sequence fit u32.
+            if let Some(run) = last(before) {
+                self.long.insert(run, position as u32);
+            }
+            if let Some(run) = last(before) {
+                self.short.insert(run, position as u32);
+            }
+        }
+        self.indexed = tokens.len();
+    }
+
+    /// Of the last draft's `drafted` tokens the first `accepted` were right, and the sequence has `tokens` tokens now.
+    pub fn verified(&mut self, drafted: usize, accepted: usize, tokens: usize) {
+        if accepted == 0 {
+            self.refused += 1;
+            self.length = (self.length / 2).max(1);
+            if self.refused >= PATIENCE {
+                let doublings = (self.refused - PATIENCE).min(8);
+                self.resting_until = tokens + (SHORTEST_REST << doublings).min(LONGEST_REST);
+            }
+            return;
+        }
+        self.refused = 0;
+        self.length = if accepted == drafted { (2 * self.length).min(MOST) } else { accepted + 1 };
+    }
+}
+
+/// The last `N` tokens.
+fn last<const N: usize>(tokens: &[TokenId]) -> Option<[TokenId; N]> {
+    tokens.last_chunk().copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(ids: &[u32]) -> Vec<TokenId> {
+        ids.iter().copied().map(TokenId).collect()
+    }
+
+    #[test]
+    fn repeats_what_followed_the_last_time() {
+        let mut lookup = PromptLookup::default();
+        assert!(lookup.draft(&ids(&[1, 2, 3, 4, 5]), 8).is_empty());
+        // 2 3 came before 4, then before 9: the last time counts.
+        assert_eq!(lookup.draft(&ids(&[1, 2, 3, 4, 5, 2, 3, 9, 8, 7, 2, 3]), 3), ids(&[9, 8, 7]));
+        // The longer run decides.
+        let tokens = ids(&[6, 1, 2, 3, 4, 5, 0, 2, 3, 9, 6, 1, 2, 3]);
+        assert_eq!(PromptLookup::default().draft(&tokens, 1), ids(&[4]));
+    }
+
+    #[test]
+    fn a_repetition_goes_on_past_the_end() {
+        let tokens = ids(&[7, 1, 2, 1, 2]);
+        assert_eq!(PromptLookup::default().draft(&tokens, 4), ids(&[1, 2, 1, 2]));
+    }
+
+    #[test]
+    fn grows_with_success_and_rests_after_failure() {
+        let mut lookup = PromptLookup::default();
+        let tokens = ids(&[1; 40]);
+        assert_eq!(lookup.draft(&tokens, 99).len(), FIRST);
+        lookup.verified(FIRST, FIRST, 40);
+        assert_eq!(lookup.draft(&tokens, 99).len(), 2 * FIRST);
+        lookup.verified(8, 2, 40);
+        assert_eq!(lookup.draft(&tokens, 99).len(), 3);
+        for _ in 0..PATIENCE {
+            assert!(!lookup.draft(&tokens, 99).is_empty());
+            lookup.verified(1, 0, 40);
+        }
+        assert!(lookup.draft(&tokens, 99).is_empty());
+        assert!(lookup.draft(&ids(&[1; 40 + SHORTEST_REST - 1]), 99).is_empty());
+        assert_eq!(lookup.draft(&ids(&[1; 40 + SHORTEST_REST]), 99).len(), 1);
+    }
+}

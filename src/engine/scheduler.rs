@@ -1,0 +1,434 @@
+//! Who is computed next, and where: admission, chunks of prompts beside decoding, preemption. Pure bookkeeping over
+//! sequences and pages; knows no backend and no thread.
+//!
+//! A step is planned in this order, while rows, logits rows and pages last:
+//!
+//! 1. every sequence that decodes, the oldest first, with the tokens drafted for it;
+//! 2. chunks of the prompts that are being computed, the oldest first;
+//! 3. waiting sequences, in the order in which they came, if their tokens fit the pages that are left.
+//!
+//! Where pages run out, the youngest running sequence gives up its own and waits again, at the head of the queue. The
+//! oldest always goes on, and a request that could not run alone is refused when it comes, so all come to their end.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::Instant;
+
+use crate::kv::{CacheGeometry, PageCache, PageId};
+
+use super::draft::Speculation;
+use super::sequence::{Sequence, Ticket};
+use super::statistics::Statistics;
+
+/// What one step may hold.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StepLimits {
+    /// Rows.
+    pub rows: usize,
+    /// Rows of prompts.
+    pub prompt_rows: usize,
+    /// Rows whose logits are wanted.
+    pub logits_rows: usize,
+    /// Sequences.
+    pub sequences: usize,
+}
+
+/// The rows of a step within which drafts are verified: as many as one reading of the weights serves.
+const VERIFIED_ROWS: usize = 16;
+/// A waiting sequence that found no room tries again when pages became available, and after so many steps.
+const STEPS_TO_RETRY: u32 = 16;
+
+/// Place of a sequence in the scheduler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Slot(usize);
+
+/// One sequence's part of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Part {
+    pub slot: Slot,
+    pub ticket: Ticket,
+    /// Positions to compute.
+    pub rows: Range<usize>,
+    /// How many of the last of them are drafted tokens, those of the sequence's lookup.
+    pub drafted: usize,
+}
+
+pub(super) struct Scheduler {
+    limits: StepLimits,
+    speculation: Speculation,
+    pub(super) cache: PageCache,
+    slots: Vec<Option<Box<Sequence>>>,
+    vacant: Vec<Slot>,
+    next_ticket: u64,
+    /// The oldest first.
+    running: Vec<Slot>,
+    waiting: VecDeque<Slot>,
+    /// When the head of the queue found no room: the pages that were available then, and the steps since.
+    blocked: Option<(Ticket, u32, u32)>,
+    /// Was somebody preempted in this step?
+    preempted: bool,
+    /// The step planned last.
+    parts: Vec<Part>,
+    pub(super) statistics: Statistics,
+}
+
+impl Scheduler {
+    pub(super) fn new(limits: StepLimits, cache: PageCache, speculation: Speculation) -> Scheduler {
+        let statistics =
+            Statistics { pages: cache.pages(), pages_available: cache.available(), ..Statistics::default() };
+        Scheduler {
+            limits,
+            speculation,
+            cache,
+            slots: Vec::new(),
+            vacant: Vec::new(),
+            next_ticket: 0,
+            running: Vec::new(),
+            waiting: VecDeque::new(),
+            blocked: None,
+            preempted: false,
+            parts: Vec::new(),
+            statistics,
+        }
+    }
+
+    /// Puts the samples of a request at the end of the queue.
+    pub(super) fn submit(&mut self, samples: impl IntoIterator<Item = Sequence>) {
+        let mut leader = None;
+        for mut sequence in samples {
+            sequence.ticket = Ticket(self.next_ticket);
+            self.next_ticket += 1;
+            let slot = match self.vacant.pop() {
+                Some(slot) => slot,
+                None => {
+                    self.slots.push(None);
+                    Slot(self.slots.len() - 1)
+                }
+            };
+            sequence.leader = leader;
+            leader.get_or_insert((slot, sequence.ticket));
+            self.slots[slot.0] = Some(Box::new(sequence));
+            self.waiting.push_back(slot);
+        }
+    }
+
+    /// Is there nothing to compute and nobody waiting?
+    pub(super) fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// The sequence at a slot, if it is still the one with this ticket.
+    pub(super) fn get(&mut self, slot: Slot, ticket: Ticket) -> Option<&mut Sequence> {
+        self.slots[slot.0].as_deref_mut().filter(|sequence| sequence.ticket == ticket)
+    }
+
+    /// As [`Scheduler::get`], to be read.
+    pub(super) fn peek(&self, slot: Slot, ticket: Ticket) -> Option<&Sequence> {
+        self.slots[slot.0].as_deref().filter(|sequence| sequence.ticket == ticket)
+    }
+
+    /// A sequence's rows were given to the backend. Of rows with drafts it is not known yet which of them stand
+    /// ([`Scheduler::advance`]).
+    pub(super) fn computed(&mut self, slot: Slot, ticket: Ticket, rows: Range<usize>, drafted: usize) {
+        let Some(sequence) = self.get(slot, ticket) else { return };
+        let decodes = sequence.has_prompt() && rows.len() == 1 + drafted;
+        if !decodes {
+            self.statistics.prefill_rows += rows.len() as u64;
+        }
+        if drafted == 0 {
+            self.advance(slot, ticket, rows.end);
+        }
+    }
+
+    /// The keys and values of a sequence's positions before `end` stand.
+    pub(super) fn advance(&mut self, slot: Slot, ticket: Ticket, end: usize) {
+        let Scheduler { slots, cache, .. } = self;
+        if let Some(sequence) = slots[slot.0].as_deref_mut().filter(|sequence| sequence.ticket == ticket) {
+            sequence.advance(end, cache);
+        }
+    }
+
+    fn sequence(&self, slot: Slot) -> &Sequence {
+        // Slots in the two queues are taken.
+        self.slots[slot.0].as_deref().expect("a queued sequence")
+    }
+
+    fn sequence_mut(&mut self, slot: Slot) -> &mut Sequence {
+        self.slots[slot.0].as_deref_mut().expect("a queued sequence")
+    }
+
+    /// Takes a sequence out, with its pages.
+    pub(super) fn remove(&mut self, slot: Slot) -> Option<Box<Sequence>> {
+        let mut sequence = self.slots[slot.0].take()?;
+        sequence.leave(&mut self.cache);
+        self.vacant.push(slot);
+        self.running.retain(|running| *running != slot);
+        self.waiting.retain(|waiting| *waiting != slot);
+        Some(sequence)
+    }
+
+    /// Takes out every sequence that `gone` says is to go.
+    pub(super) fn remove_where(&mut self, mut gone: impl FnMut(&mut Sequence) -> bool) {
+        let Scheduler { slots, vacant, cache, running, waiting, .. } = self;
+        let mut stays = |slot: &Slot| {
+            let place = &mut slots[slot.0];
+            let leaves = place.as_deref_mut().is_none_or(&mut gone);
+            if leaves {
+                if let Some(mut sequence) = place.take() {
+                    sequence.leave(cache);
+                }
+                vacant.push(*slot);
+            }
+            !leaves
+        };
+        running.retain(&mut stays);
+        waiting.retain(&mut stays);
+    }
+
+    /// The earliest deadline of all sequences.
+    pub(super) fn earliest_deadline(&self) -> Option<Instant> {
+        self.slots.iter().flatten().filter_map(|sequence| sequence.deadline).min()
+    }
+
+    /// Are so few running that drafts are worth their rows? A draft continues what is known: tokens that are being drawn
+    /// are to be waited for before the next step is planned.
+    pub(super) fn speculates(&self) -> bool {
+        self.speculation == Speculation::PromptLookup && 2 * self.running.len() <= VERIFIED_ROWS
+    }
+
+    /// Plans the next step. Pages for all rows of it are reserved.
+    pub(super) fn plan(&mut self) -> &[Part] {
+        self.parts.clear();
+        self.preempted = false;
+        let mut room = self.limits;
+        let (mut decoding, mut computing) = (Vec::with_capacity(self.running.len()), Vec::new());
+        let mut scores = false;
+        for &slot in &self.running {
+            let sequence = self.sequence(slot);
+            match sequence.remaining() {
+                0 => {}
+                1 => decoding.push(slot),
+                _ => computing.push(slot),
+            }
+            scores |= sequence.is_scoring();
+        }
+        self.plan_decoding(decoding, &mut room);
+        self.plan_prompts(computing, &mut room);
+        if !self.preempted {
+            scores |= self.admit(&mut room);
+        }
+        if scores {
+            // Those whose prompts are scored come first: their logits rows are then the first ones.
+            let Scheduler { parts, slots, .. } = self;
+            let scores = |part: &Part| slots[part.slot.0].as_ref().is_some_and(|sequence| sequence.is_scoring());
+            parts.sort_by_key(|part| !scores(part));
+        }
+        &self.parts
+    }
+
+    fn plan_decoding(&mut self, decoding: Vec<Slot>, room: &mut StepLimits) {
+        let speculates = self.speculates();
+        let most_drafts = if speculates { (VERIFIED_ROWS / decoding.len().max(1)).saturating_sub(1) } else { 0 };
+        for slot in decoding {
+            if room.rows.min(room.logits_rows).min(room.sequences) == 0 {
+                break;
+            }
+            if self.gave_way(slot) {
+                continue;
+            }
+            let spare = room.rows.min(room.logits_rows).saturating_sub(1);
+            let drafted = self.draft_for(slot, most_drafts.min(spare));
+            let start = self.sequence(slot).computed();
+            let granted = self.make_room(slot, start + 1 + drafted, start + 1);
+            if let Some(end) = granted {
+                self.add(slot, start..end, end - start - 1, room);
+            }
+        }
+    }
+
+    /// How many tokens the sequence drafts, up to `most`; the tokens themselves stay with it.
+    fn draft_for(&mut self, slot: Slot, most: usize) -> usize {
+        if most == 0 {
+            return 0;
+        }
+        let sequence = self.sequence_mut(slot);
+        let most = most.min(sequence.most_drafts());
+        if !sequence.takes_drafts() || sequence.drawing.is_some() || most == 0 {
+            return 0;
+        }
+        let mut lookup = sequence.lookup.take().unwrap_or_default();
+        let drafted = lookup.draft(sequence.tokens(), most).len();
+        sequence.lookup = Some(lookup);
+        drafted
+    }
+
+    fn plan_prompts(&mut self, computing: Vec<Slot>, room: &mut StepLimits) {
+        for slot in computing {
+            if !self.gave_way(slot) {
+                self.plan_chunk(slot, room);
+            }
+        }
+    }
+
+    /// Gives a sequence as many of its remaining rows as there is room for.
+    fn plan_chunk(&mut self, slot: Slot, room: &mut StepLimits) {
+        let sequence = self.sequence(slot);
+        let start = sequence.computed();
+        let mut end = start + sequence.remaining().min(room.rows).min(room.prompt_rows);
+        // What needs logits is a run of rows at the end.
+        let too_many = sequence.logits_positions(&(start..end)).len().saturating_sub(room.logits_rows);
+        end -= too_many;
+        if end == start || room.sequences == 0 {
+            return;
+        }
+        if let Some(end) = self.make_room(slot, end, start + 1) {
+            room.prompt_rows -= end - start;
+            self.add(slot, start..end, 0, room);
+        }
+    }
+
+    fn add(&mut self, slot: Slot, rows: Range<usize>, drafted: usize, room: &mut StepLimits) {
+        let sequence = self.sequence(slot);
+        let ticket = sequence.ticket;
+        room.logits_rows -= sequence.logits_positions(&rows).len();
+        room.rows -= rows.len();
+        room.sequences -= 1;
+        self.parts.push(Part { slot, ticket, rows, drafted });
+    }
+
+    /// Was it preempted for an older one since this step's planning began?
+    fn gave_way(&self, slot: Slot) -> bool {
+        self.preempted && !self.running.contains(&slot)
+    }
+
+    /// Reserves pages for the sequence's positions up to `end`, or at least up to `least`, and says how far it went.
+    /// Frees what the window hides, and preempts younger ones where pages are short; none where it had to give way
+    /// itself.
+    fn make_room(&mut self, slot: Slot, end: usize, least: usize) -> Option<usize> {
+        let Scheduler { slots, cache, .. } = self;
+        let sequence = slots[slot.0].as_deref_mut()?;
+        // Positions fit u32.
+        sequence.blocks.evict(sequence.computed() as u32, cache);
+        loop {
+            let Scheduler { slots, cache, running, .. } = &mut *self;
+            let sequence = slots[slot.0].as_deref_mut()?;
+            let most = sequence.blocks.end(cache) as usize + (cache.available() * cache.page_size().get()) as usize;
+            if most >= least {
+                let end = end.min(most);
+                return sequence.blocks.reserve(end as u32, cache).is_ok().then_some(end);
+            }
+            let youngest = running.last().copied()?;
+            self.preempt(youngest);
+            if youngest == slot {
+                return None;
+            }
+        }
+    }
+
+    /// Takes a running sequence's pages and sends it back to the head of the queue.
+    fn preempt(&mut self, slot: Slot) {
+        self.preempted = true;
+        self.statistics.preemptions += 1;
+        self.parts.retain(|part| part.slot != slot);
+        self.running.retain(|running| *running != slot);
+        let Scheduler { slots, cache, .. } = self;
+        if let Some(sequence) = slots[slot.0].as_deref_mut() {
+            sequence.leave(cache);
+        }
+        self.waiting.push_front(slot);
+    }
+
+    /// Lets waiting sequences in, in their order. Is the prompt of one of them scored?
+    fn admit(&mut self, room: &mut StepLimits) -> bool {
+        let (mut at, mut scores) = (0, false);
+        while room.rows.min(room.prompt_rows).min(room.sequences) > 0 && self.running.len() < self.limits.sequences {
+            let Some(&slot) = self.waiting.get(at) else { break };
+            let sequence = self.sequence(slot);
+            if sequence.drawing.is_some() || self.waits_for_leader(sequence) {
+                // Others may pass: it needs no room yet.
+                at += 1;
+                continue;
+            }
+            if sequence.is_scoring() && room.logits_rows == 0 || !self.enter(slot) {
+                break;
+            }
+            self.waiting.remove(at);
+            scores |= self.sequence(slot).is_scoring();
+            let ticket = self.sequence(slot).ticket;
+            let place = self.running.partition_point(|running| self.sequence(*running).ticket < ticket);
+            self.running.insert(place, slot);
+            self.plan_chunk(slot, room);
+            if self.preempted {
+                break;
+            }
+        }
+        scores
+    }
+
+    /// Does its leader still compute the prompt that it will find in the cache?
+    fn waits_for_leader(&self, sequence: &Sequence) -> bool {
+        let Some((slot, ticket)) = sequence.leader.filter(|_| self.cache.keeps_prefixes()) else { return false };
+        let leader = self.slots[slot.0].as_deref().filter(|leader| leader.ticket == ticket);
+        leader.is_some_and(|leader| !leader.has_prompt())
+    }
+
+    /// Takes what the cache has of the sequence's beginning; false, and nothing taken, where there are not enough pages
+    /// for the rest.
+    fn enter(&mut self, slot: Slot) -> bool {
+        let Scheduler { slots, cache, blocked, running, statistics, .. } = self;
+        let Some(sequence) = slots[slot.0].as_deref_mut() else { return false };
+        let available = cache.available();
+        if let Some((ticket, pages, steps)) = blocked
+            && !running.is_empty()
+            && *ticket == sequence.ticket
+            && available <= *pages
+            && *steps < STEPS_TO_RETRY
+        {
+            *steps += 1;
+            return false;
+        }
+        let found = sequence.enter(cache);
+        let size = cache.page_size().get();
+        let positions = sequence.tokens().len() as u32 + 1;
+        // Chunks are made to fit, so the least that it needs at once is what one row at a time needs.
+        let all = CacheGeometry::pages_for_sequence(size, positions, cache.window(), 1);
+        let needed = all.saturating_sub(sequence.blocks.pages().len() as u32);
+        // Some are left for those that run, so that the newcomer is not sent away at once.
+        let spare = if running.is_empty() { 0 } else { (cache.pages() / 64).max(1) };
+        if cache.available() < needed + spare {
+            sequence.leave(cache);
+            *blocked = Some((sequence.ticket, available, 0));
+            return false;
+        }
+        *blocked = None;
+        if found > 0 {
+            statistics.prefix_hits += 1;
+            statistics.prefix_tokens += found as u64;
+        }
+        true
+    }
+
+    /// The logical index of a queued sequence's first page, and its pages up to that of position `end - 1`. It may hold
+    /// more, for drafts that were not accepted.
+    pub(super) fn table(&self, slot: Slot, end: usize) -> (u32, &[PageId]) {
+        let blocks = &self.sequence(slot).blocks;
+        let size = self.cache.page_size().get() as usize;
+        let wanted = end.div_ceil(size) - blocks.first_block() as usize;
+        (blocks.first_block(), &blocks.pages()[..wanted.min(blocks.pages().len())])
+    }
+
+    /// The parts of the step planned last.
+    pub(super) fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// The statistics, with what stands at this moment.
+    pub(super) fn statistics(&self) -> Statistics {
+        Statistics {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            pages_available: self.cache.available(),
+            ..self.statistics
+        }
+    }
+}

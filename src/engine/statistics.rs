@@ -1,0 +1,66 @@
+//! What an engine has done so far.
+
+use std::sync::{Mutex, PoisonError};
+
+/// Counts of an engine, since it was built unless said otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Statistics {
+    /// Sequences (samples of requests) that are computed at this moment.
+    pub running: usize,
+    /// Sequences that wait for room at this moment, those that were preempted among them.
+    pub waiting: usize,
+    /// Forward passes.
+    pub steps: u64,
+    /// Rows computed for prompts, and for what a preempted sequence had computed before.
+    pub prefill_rows: u64,
+    /// Tokens generated.
+    pub completion_tokens: u64,
+    /// Sequences that came to their end.
+    pub finished: u64,
+    /// Sequences that failed.
+    pub failed: u64,
+    /// Sequences that were cancelled.
+    pub cancelled: u64,
+    /// Of these, sequences whose prompt was computed in part.
+    pub cancelled_in_prefill: u64,
+    /// Sequences that ended because their time was up.
+    pub expired: u64,
+    /// Times that a sequence gave up its pages to an older one, to be computed again later.
+    pub preemptions: u64,
+    /// Sequences that found their beginning in the cache, those that were preempted among them.
+    pub prefix_hits: u64,
+    /// Tokens that need not be computed because of that.
+    pub prefix_tokens: u64,
+    /// Forward passes of a sequence that verified drafted tokens.
+    pub verifications: u64,
+    /// Tokens drafted.
+    pub drafted_tokens: u64,
+    /// Tokens drafted that were those that the model chose.
+    pub accepted_tokens: u64,
+    /// Pages of the cache.
+    pub pages: u32,
+    /// Pages that no sequence uses at this moment.
+    pub pages_available: u32,
+}
+
+impl Statistics {
+    /// The part of the drafted tokens that the model chose too; none where none were drafted.
+    pub fn acceptance_rate(&self) -> Option<f64> {
+        (self.drafted_tokens > 0).then(|| self.accepted_tokens as f64 / self.drafted_tokens as f64)
+    }
+}
+
+/// The numbers as of the last step, for whoever asks.
+#[derive(Debug, Default)]
+pub(super) struct Board(Mutex<Statistics>);
+
+impl Board {
+    pub(super) fn post(&self, statistics: Statistics) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = statistics;
+    }
+
+    pub(super) fn read(&self) -> Statistics {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

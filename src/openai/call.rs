@@ -1,0 +1,93 @@
+//! A body turned into requests, and what is needed to make a response of their samples.
+
+use super::logprobs::{ChatLogprobs, CompletionLogprobs, TokenTexts};
+use super::response::{
+    AssistantMessage, ChatChoice, ChatResponse, CompletionChoice, CompletionResponse, ResponseBody, Usage,
+};
+use super::{Options, Output, ServedModel};
+use crate::engine::Request;
+use crate::text::SpecialOutput;
+
+/// What a response is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The response's id, after `cmpl-` or `chatcmpl-`.
+    pub id: String,
+    /// Seconds since 1970.
+    pub created: u64,
+}
+
+/// One call of an endpoint: the requests to run, and how to answer.
+#[derive(Debug)]
+pub struct Call {
+    /// What to run, one request a prompt.
+    pub requests: Vec<Request>,
+    /// Is the answer to be streamed?
+    pub stream: bool,
+    /// Does a stream end with the usage?
+    pub include_usage: bool,
+    format: Format,
+    special_output: SpecialOutput,
+}
+
+/// Which endpoint answers, and with what.
+#[derive(Debug)]
+pub(super) enum Format {
+    Completion {
+        /// Where `echo` asks: the text of each prompt.
+        echoes: Option<Vec<String>>,
+        logprobs: bool,
+    },
+    Chat {
+        logprobs: bool,
+    },
+}
+
+impl Call {
+    pub(super) fn new(requests: Vec<Request>, format: Format, options: &Options) -> Call {
+        Call {
+            requests,
+            stream: options.stream,
+            include_usage: options.include_usage,
+            format,
+            special_output: options.special_output,
+        }
+    }
+
+    /// The response, once every request is done. `outputs` are theirs, in the order of [`Call::requests`].
+    pub fn response(&self, model: &ServedModel, identity: Identity, outputs: Vec<Output>) -> ResponseBody {
+        let usage = Usage::of(&outputs);
+        let texts = TokenTexts { tokenizer: model.maybe_tokenizer() };
+        match &self.format {
+            Format::Completion { echoes, logprobs } => {
+                let mut choices = Vec::new();
+                for (index, output) in outputs.into_iter().enumerate() {
+                    let echo = echoes.as_ref().and_then(|echoes| echoes.get(index));
+                    for sample in output.samples {
+                        let logprobs = logprobs.then(|| {
+                            let prompt = echo.map(|text| (text.as_str(), output.prompt.as_slice()));
+                            CompletionLogprobs::new(texts, prompt, &sample, self.special_output)
+                        });
+                        let text = match echo {
+                            Some(echo) => format!("{echo}{}", sample.text),
+                            None => sample.text,
+                        };
+                        let finish_reason = sample.reason.as_str();
+                        choices.push(CompletionChoice { index: choices.len(), text, logprobs, finish_reason });
+                    }
+                }
+                ResponseBody::Completion(CompletionResponse::new(&model.name, identity, choices, usage))
+            }
+            Format::Chat { logprobs } => {
+                let samples = outputs.into_iter().flat_map(|output| output.samples);
+                let choices = samples.enumerate().map(|(index, sample)| ChatChoice {
+                    index,
+                    logprobs: logprobs.then(|| ChatLogprobs::new(texts, &sample)),
+                    finish_reason: sample.reason.as_str(),
+                    message: AssistantMessage::new(sample.text),
+                });
+                ResponseBody::Chat(ChatResponse::new(&model.name, identity, choices.collect(), usage))
+            }
+        }
+    }
+}

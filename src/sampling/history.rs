@@ -1,0 +1,60 @@
+//! What the penalties need to know of a sequence.
+
+use crate::text::TokenId;
+
+use super::SeenTokens;
+
+/// Which tokens a sequence holds, and how often each was generated.
+#[derive(Debug, Clone)]
+pub struct TokenHistory {
+    seen: SeenTokens,
+    vocab_size: usize,
+    /// Ascending by id, each id once.
+    output: Vec<(TokenId, u32)>,
+}
+
+impl TokenHistory {
+    /// That of a sequence that has its prompt and no output, over ids below `vocab_size`.
+    pub fn new(vocab_size: usize, prompt: &[TokenId]) -> TokenHistory {
+        let mut seen = SeenTokens::new(vocab_size);
+        prompt.iter().for_each(|&token| seen.insert(token));
+        TokenHistory { seen, vocab_size, output: Vec::new() }
+    }
+
+    /// A token was generated; an id at or above the vocabulary size is ignored.
+    pub fn push(&mut self, token: TokenId) {
+        if token.0 as usize >= self.vocab_size {
+            return;
+        }
+        self.seen.insert(token);
+        match self.output.binary_search_by_key(&token, |entry| entry.0) {
+            Ok(at) => self.output[at].1 += 1,
+            Err(at) => self.output.insert(at, (token, 1)),
+        }
+    }
+
+    /// The tokens of prompt and output.
+    pub fn seen(&self) -> &SeenTokens {
+        &self.seen
+    }
+
+    /// How often each token was generated, by ascending id; tokens that were not are left out.
+    pub fn output_counts(&self) -> impl Iterator<Item = (TokenId, u32)> + '_ {
+        self.output.iter().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_what_was_generated_and_not_the_prompt() {
+        let mut history = TokenHistory::new(100, &[TokenId(7), TokenId(3), TokenId(7), TokenId(100)]);
+        assert_eq!(history.output_counts().count(), 0);
+        [9, 3, 9, 99, 100, 9].into_iter().for_each(|id| history.push(TokenId(id)));
+        let counts: Vec<(u32, u32)> = history.output_counts().map(|(token, count)| (token.0, count)).collect();
+        assert_eq!(counts, [(3, 1), (9, 3), (99, 1)]);
+        assert_eq!(history.seen().iter().map(|token| token.0).collect::<Vec<_>>(), [3, 7, 9, 99]);
+    }
+}

@@ -1,0 +1,214 @@
+//! A backend that only keeps books: it stores token ids in pages as a model stores keys, and its next token is a hash of
+//! the ids that the window shows. A page freed too early, shared wrongly or written by two, a row at a wrong position or
+//! a chunk cut wrongly changes the text, or panics.
+
+// Each test binary uses its part.
+#![allow(dead_code)]
+
+use std::num::NonZeroU32;
+
+use rigel::backend::{Backend, BackendError, Batch, DeviceQueue};
+use rigel::engine::{Engine, EngineOptions};
+use rigel::kv::{CacheGeometry, PageId, first_visible};
+use rigel::model::ModelSpec;
+use rigel::sampling::{SampleError, SampleRow, Sampled, sample};
+use rigel::text::TokenId;
+
+pub const VOCAB: usize = 97;
+pub const POSITIONS: usize = 300;
+/// Ends a generation; drawn by chance alone.
+pub const EOS: u32 = 96;
+
+/// What one forward pass should do besides the arithmetic.
+pub type Hook = Box<dyn FnMut(&Batch<'_>) -> Result<(), BackendError> + Send>;
+
+pub struct Ledger {
+    pub spec: ModelSpec,
+    pub cache: CacheGeometry,
+    pub max_rows: usize,
+    pub max_logits_rows: usize,
+    /// How many different tokens come out: few make texts that repeat themselves.
+    pub variety: u32,
+    pub poisoned_logits: bool,
+    pub hook: Hook,
+    /// Present where the backend has a queue.
+    pub queue: Option<Queue>,
+    slots: Vec<Option<u32>>,
+    logits: Vec<f32>,
+}
+
+/// Draws that were started, and the tokens of the last ones.
+#[derive(Default)]
+pub struct Queue {
+    under_way: Option<Vec<Result<Sampled, SampleError>>>,
+    drawn: Vec<u32>,
+}
+
+pub fn spec(window: Option<u32>) -> ModelSpec {
+    let json = serde_json::json!({
+        "model_type": "starcoder2", "vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 64,
+        "max_position_embeddings": POSITIONS, "sliding_window": window, "eos_token_id": EOS, "bos_token_id": EOS,
+    });
+    let config = rigel::checkpoint::Config::parse(json.to_string().as_bytes(), "config.json").unwrap();
+    ModelSpec::from_config(&config).unwrap()
+}
+
+pub fn window(window: Option<u32>) -> Option<NonZeroU32> {
+    window.map(|window| NonZeroU32::new(window).unwrap())
+}
+
+impl Ledger {
+    /// With pages for one sequence.
+    pub fn new(window: Option<u32>, page_size: u32, max_rows: usize) -> Ledger {
+        let spec = spec(window);
+        let pages =
+            CacheGeometry::pages_for_sequence(page_size, spec.max_positions as u32, spec.window, max_rows as u32);
+        let ledger = Ledger {
+            spec,
+            cache: CacheGeometry { page_size, pages: 0 },
+            max_rows,
+            max_logits_rows: 3,
+            variety: EOS,
+            poisoned_logits: false,
+            hook: Box::new(|_| Ok(())),
+            queue: None,
+            slots: Vec::new(),
+            logits: Vec::new(),
+        };
+        ledger.with_pages(pages)
+    }
+
+    pub fn with_pages(mut self, pages: u32) -> Ledger {
+        self.cache.pages = pages;
+        self.slots = vec![None; (self.cache.page_size * pages) as usize];
+        self
+    }
+
+    pub fn engine(self) -> Engine {
+        self.engine_with(EngineOptions { poison_freed_pages: true, ..EngineOptions::default() })
+    }
+
+    pub fn engine_with(self, options: EngineOptions) -> Engine {
+        Engine::with_backend(Box::new(self), None, "nowhere/tokenizer.json".into(), options).unwrap()
+    }
+
+    fn compute(&mut self, batch: &Batch<'_>, token_ids: &[TokenId]) -> Result<(), BackendError> {
+        (self.hook)(batch)?;
+        assert!(batch.token_ids.len() <= self.max_rows && batch.logits_rows.len() <= self.max_logits_rows);
+        self.logits.clear();
+        let mut writers = vec![None; self.cache.pages as usize];
+        for (index, sequence) in batch.sequences.iter().enumerate() {
+            let page =
+                |position: u32| sequence.pages[(position / self.cache.page_size - sequence.first_block) as usize];
+            for (position, row) in (sequence.start..).zip(sequence.rows.clone()) {
+                let slot = page(position).0 * self.cache.page_size + position % self.cache.page_size;
+                let writer = writers[page(position).0 as usize].get_or_insert(index);
+                assert_eq!(*writer, index, "page {} has two writers", page(position).0);
+                self.slots[slot as usize] = Some(token_ids[row].0);
+            }
+        }
+        for sequence in batch.sequences {
+            let slot = |position: u32| {
+                let page = sequence.pages[(position / self.cache.page_size - sequence.first_block) as usize];
+                (page.0 * self.cache.page_size + position % self.cache.page_size) as usize
+            };
+            for (position, row) in (sequence.start..).zip(sequence.rows.clone()) {
+                if batch.logits_rows.contains(&row) {
+                    let visible = first_visible(position, self.spec.window)..=position;
+                    let token = next_token(visible.map(|p| self.slots[slot(p)].expect("a key")), self.variety);
+                    let mut logits = vec![if self.poisoned_logits { f32::NAN } else { 0.0 }; VOCAB];
+                    logits[token as usize] = 10.0;
+                    self.logits.extend(logits);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The model: what follows the ids that the last of them sees.
+fn next_token(seen: impl Iterator<Item = u32>, variety: u32) -> u32 {
+    // Never EOS.
+    seen.fold(17u32, |hash, id| hash.wrapping_mul(31).wrapping_add(id + 1)) % variety
+}
+
+/// What a greedy request gives.
+pub fn expected(prompt: &[u32], new: usize, window: Option<u32>) -> Vec<u32> {
+    expected_of(prompt, new, window, EOS)
+}
+
+pub fn expected_of(prompt: &[u32], new: usize, of_window: Option<u32>, variety: u32) -> Vec<u32> {
+    let mut ids = prompt.to_vec();
+    for _ in 0..new {
+        let first = first_visible(ids.len() as u32 - 1, window(of_window)) as usize;
+        ids.push(next_token(ids[first..].iter().copied(), variety));
+    }
+    ids.split_off(prompt.len())
+}
+
+impl Backend for Ledger {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+    fn cache(&self) -> CacheGeometry {
+        self.cache
+    }
+    fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+    fn max_logits_rows(&self) -> usize {
+        self.max_logits_rows
+    }
+    fn forward(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
+        assert!(self.queue.is_none(), "a backend with a queue is given its steps there");
+        self.compute(batch, batch.token_ids)
+    }
+    fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
+        if let Some(queue) = &self.queue {
+            assert!(queue.under_way.is_none(), "logits were asked for while draws are under way");
+        }
+        Ok(&self.logits[row * VOCAB..][..VOCAB])
+    }
+    fn poison(&mut self, pages: &[PageId]) -> Result<(), BackendError> {
+        let size = self.cache.page_size as usize;
+        pages.iter().for_each(|page| self.slots[page.0 as usize * size..][..size].fill(None));
+        Ok(())
+    }
+    fn queue(&mut self) -> Option<&mut dyn DeviceQueue> {
+        if self.queue.is_some() { Some(self) } else { None }
+    }
+}
+
+impl DeviceQueue for Ledger {
+    fn forward_drawn(&mut self, batch: &Batch<'_>, drawn: &[Option<u32>]) -> Result<(), BackendError> {
+        let last = &self.queue.as_ref().unwrap().drawn;
+        let token = |(token, drawn): (&TokenId, &Option<u32>)| drawn.map_or(*token, |at| TokenId(last[at as usize]));
+        let token_ids: Vec<TokenId> = batch.token_ids.iter().zip(drawn).map(token).collect();
+        self.compute(batch, &token_ids)
+    }
+    fn start_sampling(&mut self, rows: &[SampleRow<'_>]) -> Result<(), BackendError> {
+        let draw = |row: &SampleRow<'_>| sample(&self.logits[row.logits_row * VOCAB..][..VOCAB], row);
+        let drawn: Vec<_> = rows.iter().map(draw).collect();
+        let queue = self.queue.as_mut().unwrap();
+        assert!(queue.under_way.is_none(), "draws were started and not finished");
+        queue.drawn = drawn.iter().map(|drawn| drawn.as_ref().map_or(0, |drawn| drawn.token.0)).collect();
+        queue.under_way = Some(drawn);
+        Ok(())
+    }
+    fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
+        Ok(self.queue.as_mut().unwrap().under_way.take().unwrap_or_default())
+    }
+}
+
+pub fn ids(ids: &[u32]) -> Vec<TokenId> {
+    ids.iter().copied().map(TokenId).collect()
+}
+
+pub fn raw(ids: &[TokenId]) -> Vec<u32> {
+    ids.iter().map(|t| t.0).collect()
+}
+
+pub fn prompt(len: u32) -> Vec<u32> {
+    (0..len).map(|i| i * i % 89).collect()
+}
