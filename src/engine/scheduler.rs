@@ -10,7 +10,8 @@
 //! Where pages run out, the youngest running sequence gives up its own and waits again, at the head of the queue. The
 //! oldest always goes on, and a request that could not run alone is refused when it comes, so all come to their end.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::ops::Range;
 use std::time::Instant;
 
@@ -38,8 +39,11 @@ const VERIFIED_ROWS: usize = 16;
 /// A waiting sequence that found no room tries again when pages became available, and after so many steps.
 const STEPS_TO_RETRY: u32 = 16;
 
+/// How many that need no room yet one step passes over.
+const MOST_PASSED: usize = 2048;
+
 /// Place of a sequence in the scheduler.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Slot(usize);
 
 /// One sequence's part of a step.
@@ -63,6 +67,8 @@ pub(super) struct Scheduler {
     /// The oldest first.
     running: Vec<Slot>,
     waiting: VecDeque<Slot>,
+    /// Of live sequences, and of some that have ended.
+    deadlines: BinaryHeap<Reverse<(Instant, Ticket, Slot)>>,
     /// When the head of the queue found no room: the pages that were available then, and the steps since.
     blocked: Option<(Ticket, u32, u32)>,
     /// Was somebody preempted in this step?
@@ -85,6 +91,7 @@ impl Scheduler {
             next_ticket: 0,
             running: Vec::new(),
             waiting: VecDeque::new(),
+            deadlines: BinaryHeap::new(),
             blocked: None,
             preempted: false,
             parts: Vec::new(),
@@ -94,6 +101,12 @@ impl Scheduler {
 
     /// Puts the samples of a request at the end of the queue.
     pub(super) fn submit(&mut self, samples: impl IntoIterator<Item = Sequence>) {
+        let live = self.running.len() + self.waiting.len();
+        if self.deadlines.len() > 2 * live + 64 {
+            // Most of them are those of sequences that ended in time.
+            let Scheduler { deadlines, slots, .. } = self;
+            deadlines.retain(|Reverse((_, ticket, slot))| is_live(slots, *slot, *ticket));
+        }
         let mut leader = None;
         for mut sequence in samples {
             sequence.ticket = Ticket(self.next_ticket);
@@ -107,6 +120,9 @@ impl Scheduler {
             };
             sequence.leader = leader;
             leader.get_or_insert((slot, sequence.ticket));
+            if let Some(deadline) = sequence.deadline {
+                self.deadlines.push(Reverse((deadline, sequence.ticket, slot)));
+            }
             self.slots[slot.0] = Some(Box::new(sequence));
             self.waiting.push_back(slot);
         }
@@ -162,8 +178,10 @@ impl Scheduler {
         let mut sequence = self.slots[slot.0].take()?;
         sequence.leave(&mut self.cache);
         self.vacant.push(slot);
-        self.running.retain(|running| *running != slot);
-        self.waiting.retain(|waiting| *waiting != slot);
+        match self.running.iter().position(|running| *running == slot) {
+            Some(at) => drop(self.running.remove(at)),
+            None => self.waiting.retain(|waiting| *waiting != slot),
+        }
         Some(sequence)
     }
 
@@ -185,9 +203,20 @@ impl Scheduler {
         waiting.retain(&mut stays);
     }
 
-    /// The earliest deadline of all sequences.
-    pub(super) fn earliest_deadline(&self) -> Option<Instant> {
-        self.slots.iter().flatten().filter_map(|sequence| sequence.deadline).min()
+    /// Takes out the sequences whose time is up, each after `expire` was called with it. How many.
+    pub(super) fn remove_late(&mut self, now: Instant, mut expire: impl FnMut(&mut Sequence)) -> u64 {
+        let mut late = 0;
+        while let Some(&Reverse((deadline, ticket, slot))) = self.deadlines.peek()
+            && deadline <= now
+        {
+            self.deadlines.pop();
+            if let Some(sequence) = self.get(slot, ticket) {
+                expire(sequence);
+                self.remove(slot);
+                late += 1;
+            }
+        }
+        late
     }
 
     /// Are so few running that drafts are worth their rows? A draft continues what is known: tokens that are being drawn
@@ -347,6 +376,9 @@ impl Scheduler {
             if sequence.drawing.is_some() || self.waits_for_leader(sequence) {
                 // Others may pass: it needs no room yet.
                 at += 1;
+                if at == MOST_PASSED {
+                    break;
+                }
                 continue;
             }
             if sequence.is_scoring() && room.logits_rows == 0 || !self.enter(slot) {
@@ -368,8 +400,7 @@ impl Scheduler {
     /// Does its leader still compute the prompt that it will find in the cache?
     fn waits_for_leader(&self, sequence: &Sequence) -> bool {
         let Some((slot, ticket)) = sequence.leader.filter(|_| self.cache.keeps_prefixes()) else { return false };
-        let leader = self.slots[slot.0].as_deref().filter(|leader| leader.ticket == ticket);
-        leader.is_some_and(|leader| !leader.has_prompt())
+        self.peek(slot, ticket).is_some_and(|leader| !leader.has_prompt())
     }
 
     /// Takes what the cache has of the sequence's beginning; false, and nothing taken, where there are not enough pages
@@ -431,4 +462,9 @@ impl Scheduler {
             ..self.statistics
         }
     }
+}
+
+/// Is the sequence at a slot still the one with this ticket?
+fn is_live(slots: &[Option<Box<Sequence>>], slot: Slot, ticket: Ticket) -> bool {
+    slots[slot.0].as_deref().is_some_and(|sequence| sequence.ticket == ticket)
 }

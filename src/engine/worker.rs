@@ -43,8 +43,6 @@ pub(super) struct Worker {
     shared: Arc<Shared>,
     /// Cancellations that were swept up.
     cancellations: u32,
-    /// Nobody's time is up before.
-    next_deadline: Option<Instant>,
 }
 
 /// Tokens that are being drawn for one sequence: the next one, and one after each draft.
@@ -71,7 +69,6 @@ impl Worker {
             drawn: Vec::new(),
             shared,
             cancellations: 0,
-            next_deadline: None,
         }
     }
 
@@ -91,10 +88,10 @@ impl Worker {
                 self.finish_draws();
                 self.shared.board.post(self.scheduler.statistics());
                 let Ok(submission) = self.queue.recv() else { return };
-                self.submit(submission);
+                self.scheduler.submit(submission);
             }
             while let Ok(submission) = self.queue.try_recv() {
-                self.submit(submission);
+                self.scheduler.submit(submission);
             }
             if self.shared.stopping.load(Ordering::Relaxed) {
                 return;
@@ -107,12 +104,6 @@ impl Worker {
         }
     }
 
-    fn submit(&mut self, submission: Submission) {
-        let deadline = submission.iter().filter_map(|sequence| sequence.deadline).min();
-        self.next_deadline = [self.next_deadline, deadline].into_iter().flatten().min();
-        self.scheduler.submit(submission);
-    }
-
     /// Ends what nobody waits for any more, and those whose time is up.
     fn sweep(&mut self) {
         let cancellations = self.shared.replies.cancellations();
@@ -121,19 +112,8 @@ impl Worker {
             self.sweep_closed();
         }
         let now = Instant::now();
-        if self.next_deadline.is_some_and(|deadline| now >= deadline) {
-            let mut expired = 0;
-            self.scheduler.remove_where(|sequence| {
-                let late = sequence.deadline.is_some_and(|deadline| now >= deadline);
-                if late {
-                    sequence.output.expire(now);
-                    expired += 1;
-                }
-                late
-            });
-            self.scheduler.statistics.expired += expired;
-            self.next_deadline = self.scheduler.earliest_deadline();
-        }
+        let late = self.scheduler.remove_late(now, |sequence| sequence.output.expire(now));
+        self.scheduler.statistics.expired += late;
     }
 
     /// Ends the sequences whose consumer is gone, or whose request failed as a whole.

@@ -47,7 +47,7 @@ fn what_was_compiled_in_is_listed() {
         return;
     }
     assert!(lines[0].starts_with("compiled by nvcc "), "{lines:?}");
-    let listed = lines[1..].join("\n");
+    let listed = lines[1..].join(" ");
     for image in images() {
         assert!(listed.contains(image.name) && listed.contains(&image.targets.join(" ")), "{listed}");
     }
