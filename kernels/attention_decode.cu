@@ -3,6 +3,7 @@
 // keys of a sequence are split over blocks; a second kernel merges what the blocks found.
 #include "common/attention.cuh"
 #include "common/pages.cuh"
+#include "common/partials.cuh"
 
 static constexpr uint32_t kWarps = 4;
 static constexpr uint32_t kThreads = kWarps * 32;
@@ -19,36 +20,6 @@ struct Splits {
         return Splits{visible, first, (visible.end - 1) / split_len - first + 1};
     }
 };
-
-// What splits hand to the merge, in one workspace of f32: weighted values [sequences, heads, splits, kHeadDim], then
-// states [sequences, heads, splits] of (max, sum).
-struct Partials {
-    float* values;
-    float* states;
-    DEVICE Partials in(float* workspace, size_t count, uint32_t head_dim) {
-        return Partials{workspace, workspace + count * head_dim};
-    }
-};
-
-// Four neighbouring elements of T.
-template <class T>
-DEVICE uint2 pack_four(const float (&values)[4]) {
-    uint2 packed;
-    packed.x = pack<T>(values[0], values[1]);
-    packed.y = pack<T>(values[2], values[3]);
-    return packed;
-}
-
-// Two or four neighbouring f32.
-DEVICE void load_columns(const float* source, float (&values)[2]) {
-    const uint2 bits = load_global_8(source);
-    values[0] = __uint_as_float(bits.x), values[1] = __uint_as_float(bits.y);
-}
-DEVICE void load_columns(const float* source, float (&values)[4]) {
-    const uint4 bits = load_global_16(source);
-    values[0] = __uint_as_float(bits.x), values[1] = __uint_as_float(bits.y);
-    values[2] = __uint_as_float(bits.z), values[3] = __uint_as_float(bits.w);
-}
 
 // The states and weighted values of the block's warps, in shared memory.
 template <uint32_t kHeadDim, uint32_t kRows>

@@ -1,7 +1,6 @@
 // targets: sm_80 compute_80 sm_90
 // Attention of many rows of a sequence over its paged cache: prompts, whole or in chunks.
-#include "common/attention.cuh"
-#include "common/pages.cuh"
+#include "common/key_tiles.cuh"
 
 static constexpr uint32_t kWarps = 4;
 static constexpr uint32_t kThreads = kWarps * 32;
@@ -11,27 +10,6 @@ static_assert(kQueries == kThreads, "a thread for each query's position");
 static constexpr uint32_t kKeys = 64;                        // of a tile, at a multiple of 64
 static constexpr uint32_t kBuffers = 3;
 static constexpr uint32_t kPaddingTile = 0xffffffffu;
-
-// Starts to copy rows `tile` kKeys .. of keys or values to shared memory. Rows outside of `visible` become zeros and
-// are not read: their slots may hold anything, and a weight of 0 times NaN is NaN.
-template <class T, uint32_t kHeadDim>
-DEVICE void copy_tile(const T* source, const Cache<T>& cache, uint32_t kv_head, const WarpPages& pages,
-                      const KeyRange& visible, uint32_t tile, uint32_t first_tile, uint32_t destination) {
-    using Layout = TileLayout<kHeadDim>;
-    constexpr uint32_t kStep = kThreads / Layout::kChunks;  // rows between a thread's copies
-    static_assert(kStep % 8 == 0 && kUnit % kStep == 0, "a thread's rows share a swizzle, and a warp's a page");
-    const uint32_t chunk = threadIdx.x % Layout::kChunks, first = threadIdx.x / Layout::kChunks;
-    const uint32_t shared = destination + Layout::offset(first, chunk);
-    const T* const column = source + chunk * kVector;
-#pragma unroll
-    for (uint32_t i = 0; i < kKeys / kStep; i++) {
-        const uint32_t page = page_of(pages, (tile - first_tile) * (kKeys / kUnit) + i * kStep / kUnit);
-        const uint32_t position = tile * kKeys + i * kStep + first;
-        const uint32_t slot = first_slot(cache, page, kv_head) + slot_in_page(cache, position);
-        copy_async_16(shared + i * kStep * Layout::kRowBytes, column + static_cast<size_t>(slot) * kHeadDim,
-                      KeyRange::contains(visible, position) ? 16 : 0);
-    }
-}
 
 // out[r, h, :] = sum over keys k that row r sees of p[k] v[k, h / group, :],
 // p = softmax over k of q[r, h, :] . k[k, h / group, :] / sqrt(kHeadDim)
@@ -109,7 +87,8 @@ DEVICE void attention_prefill(const T* queries, const Cache<T>& cache, T* out, c
     WarpPages pages = look_up(cache, sequence.table, visible, first_tile * (kKeys / kUnit), 1);
     const auto copy = [&](const T* source, uint32_t tile, uint32_t buffer) {
         if (tile < end_tile) {
-            copy_tile<T, kHeadDim>(source, cache, kv_head, pages, visible, tile, first_tile, buffer_at(buffer));
+            copy_tile<T, kHeadDim, kThreads, kKeys>(source, cache, kv_head, pages, visible, tile, first_tile,
+                                                    buffer_at(buffer));
         }
         copy_async_commit();
     };

@@ -1,11 +1,11 @@
 // targets: sm_80 compute_80 sm_90
-// One token for each row of a step: penalties, temperature, min-p, top-k, top-p, draw; or the largest logit. The tokens
-// are those of src/sampling/sampler.rs.
+// One token for each row of a step: allowed and banned tokens, biases, penalties, temperature, min-p, top-k, top-p, draw;
+// or the largest logit. The tokens are those of src/sampling/sampler.rs.
 #include "common/logprobs.cuh"
 #include "common/philox.cuh"
 #include "ptx/ptx.cuh"
 
-static constexpr uint32_t kSkip = 1, kInsert = 2, kLogprobs = 4;  // SampleRow::flags
+static constexpr uint32_t kSkip = 1, kInsert = 2, kLogprobs = 4, kMore = 8;  // SampleRow::flags
 static constexpr uint32_t kNone = 0xffffffffu;
 static constexpr uint32_t kNucleus = 192;  // tokens that most nuclei of top-p lie within
 
@@ -21,13 +21,18 @@ struct alignas(16) SampleRow {
     } choice;
     struct alignas(16) Changes {
         float repetition_penalty;
-        uint32_t seen;  // which of the bitsets, kNone without
-        uint32_t banned_first, banned_count;
+        uint32_t seen;         // which of the bitsets, kNone without
+        uint32_t first, count; // of the list of changes
     } changes;
     struct alignas(16) Wants {
         uint32_t flags, top, unused[2];
     } wants;
-    uint32_t reserved[8];
+    struct alignas(16) More {  // of a row with kMore
+        float frequency_penalty, presence_penalty;
+        uint32_t allowed;  // which of the bitsets, kNone without
+        uint32_t unused;
+    } more;
+    uint32_t reserved[4];
 };
 DEVICE SampleRow::Place read(const SampleRow::Place& source) {
     const uint4 v = load_global_16(&source);
@@ -41,35 +46,118 @@ DEVICE SampleRow::Changes read(const SampleRow::Changes& source) {
     const uint4 v = load_global_16(&source);
     return SampleRow::Changes{__uint_as_float(v.x), v.y, v.z, v.w};
 }
+DEVICE SampleRow::More read(const SampleRow::More& source) {
+    const uint4 v = load_global_16(&source);
+    return SampleRow::More{__uint_as_float(v.x), __uint_as_float(v.y), v.z, v.w};
+}
+
+// What changes one token's logit: Change of the launcher.
+struct alignas(16) Change {
+    uint32_t id;
+    float bias;      // added to it, -inf for a banned token
+    uint32_t count;  // how often the token was generated, where that is penalised
+    uint32_t unused;
+};
+DEVICE Change read(const Change& source) {
+    const uint4 v = load_global_16(&source);
+    return Change{v.x, __uint_as_float(v.y), v.z, v.w};
+}
+
+// What few rows have, in shared memory: it takes no registers of the others.
+struct alignas(16) Rare {
+    const Change* changes;    // by ascending id
+    const uint32_t* allowed;  // a bit for each token
+    uint32_t count;           // of the changes
+    float frequency_penalty, presence_penalty;
+    uint32_t unused;
+};
+// Which of 256 tokens are in the list of changes, and how many there are before them.
+static constexpr uint32_t kTokensOfBlock = 256;
+struct ChangedTokens {
+    uint32_t bits[kTokensOfBlock / 32];
+    uint32_t before;
+};
+static_assert(sizeof(Rare) == 32 && sizeof(ChangedTokens) == 36, "the launcher counts on it");
+DEVICE Rare& rare() {
+    SHARED_MEMORY(shared);
+    return *reinterpret_cast<Rare*>(shared + sizeof(SelectMemory));
+}
+DEVICE ChangedTokens* changed_tokens() {
+    SHARED_MEMORY(shared);
+    return reinterpret_cast<ChangedTokens*>(shared + sizeof(SelectMemory) + sizeof(Rare));
+}
+
+// Where the first change with an id of at least `id` lies.
+DEVICE uint32_t first_change_from(const Change* changes, uint32_t count, uint32_t id) {
+    uint32_t low = 0, high = count;
+    while (low < high) {
+        const uint32_t middle = low + (high - low) / 2;
+        if (load_global_4(&changes[middle].id) < id) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+// Fills changed_tokens; a barrier after it is the caller's. Each block of tokens is one thread's.
+DEVICE void find_changed_tokens(const Change* changes, uint32_t count, uint32_t vocabulary) {
+    for (uint32_t block = threadIdx.x; block * kTokensOfBlock < vocabulary; block += kBlock) {
+        ChangedTokens& tokens = changed_tokens()[block];
+        uint32_t at = first_change_from(changes, count, block * kTokensOfBlock);
+        tokens.before = at;
+        for (uint32_t word = 0; word < kTokensOfBlock / 32; word++) tokens.bits[word] = 0;
+        for (; at < count; at++) {
+            const uint32_t id = load_global_4(&changes[at].id);
+            if (id / kTokensOfBlock != block) break;
+            tokens.bits[id % kTokensOfBlock / 32] |= 1u << (id % 32);
+        }
+    }
+}
+// The change of a token that is in the list. Were the list not in order it would be another's, but one of the list.
+DEVICE Change change_of(uint32_t id) {
+    const ChangedTokens& tokens = changed_tokens()[id / kTokensOfBlock];
+    uint32_t at = tokens.before;
+    for (uint32_t word = 0; word < id % kTokensOfBlock / 32; word++) at += __popc(tokens.bits[word]);
+    at += __popc(tokens.bits[id % kTokensOfBlock / 32] & ((1u << (id % 32)) - 1));
+    return read(rare().changes[min(at, rare().count - 1)]);
+}
 
 // The logits of a row, and what changes them.
 struct Processed {
     const float* logits;
-    const uint32_t* seen;    // a bit for each token, in global memory; null where the penalty is off
+    const uint32_t* seen;  // a bit for each token, in global memory; null where the penalty is off
     float penalty;
     uint32_t vocabulary;
-    bool bans;  // there are some: banned_bits
+    bool changes, limits;  // there is a list of changes, a set of allowed tokens: rare
 };
 
-// A bit for each token, in shared memory.
-DEVICE uint32_t* banned_bits() {
-    SHARED_MEMORY(shared);
-    return reinterpret_cast<uint32_t*>(shared + sizeof(SelectMemory));
-}
-
-// Calls f(first id, logits) for the groups `first` .. `end` of four, after penalty and bans. NaN and +inf stay, even of
-// banned tokens, so that whoever takes the maximum finds them.
+// Calls f(first id, logits) for the groups `first` .. `end` of four, after all that changes them. What was NaN or +inf
+// is NaN or +inf still, even of a token that is banned or not allowed, so that whoever takes the maximum finds it.
 template <class F>
 DEVICE void each_processed(const Processed& row, uint32_t first, uint32_t end, F f) {
     each_group(row.logits, row.vocabulary, first, end, [&](uint32_t id, const float (&raw)[kGroup]) {
         const uint32_t seen = row.seen == nullptr ? 0 : load_global_4(row.seen + id / 32) >> (id % 32);
-        const uint32_t banned = row.bans ? banned_bits()[id / 32] >> (id % 32) : 0;
+        const uint32_t refused = row.limits ? ~(load_global_4(rare().allowed + id / 32) >> (id % 32)) : 0;
+        const uint32_t changed =
+            row.changes ? changed_tokens()[id / kTokensOfBlock].bits[id % kTokensOfBlock / 32] >> (id % 32) : 0;
         float x[kGroup];
 #pragma unroll
         for (uint32_t i = 0; i < kGroup; i++) {
             x[i] = raw[i];
-            if (seen >> i & 1) x[i] = raw[i] > 0.0f ? raw[i] / row.penalty : multiply_rounded(raw[i], row.penalty);
-            if ((banned >> i & 1) && raw[i] < __uint_as_float(0x7f800000u)) x[i] = __uint_as_float(0xff800000u);
+            // The order and the roundings of the reference sampler.
+            if (refused >> i & 1) x[i] += __uint_as_float(0xff800000u);
+            uint32_t count = 0;
+            if (changed >> i & 1) {
+                const Change change = change_of(id + i);
+                x[i] += change.bias;
+                count = change.count;
+            }
+            if (seen >> i & 1) x[i] = x[i] > 0.0f ? x[i] / row.penalty : multiply_rounded(x[i], row.penalty);
+            if (count != 0) {
+                x[i] -= multiply_rounded(static_cast<float>(count), rare().frequency_penalty);
+                x[i] -= rare().presence_penalty;
+            }
         }
         f(id, x);
     });
@@ -248,12 +336,22 @@ DEVICE uint32_t draw(SelectMemory& memory, const Processed& processed, const Sam
 }
 
 // tokens[r] = the token drawn for row r of the step, kNoToken where its logits are not finite (NaN, +inf, or nothing
-// above -inf, before or after penalty and bans) or where the row names a logits row, a bitset or banned ids that are
-// not there. Rows with kSkip do nothing. With kInsert the token joins the row's bitset; then no other row of the launch
-// may name that bitset. With kLogprobs logprobs[r] gets the log-probabilities of the token and of row.top best ones.
+// above -inf, before or after what changes them) or where the row names a logits row, bitsets or changes that are not
+// there. Rows with kSkip do nothing. With kInsert the token joins the row's bitset of seen tokens; then no other row of
+// the launch may name that bitset. With kLogprobs logprobs[r] gets the log-probabilities of the token and of row.top
+// best ones, from the logits as they are in memory.
+//
+// Ahead of the temperature the logit x of a token becomes, step by step, each rounded to f32:
+//
+//   x + -inf              where the row has a bitset of allowed tokens and the token is not in it
+//   x + bias              where the token is in the row's list of changes
+//   x / r or x r          of a token in the row's bitset of seen tokens, by the sign of x; r = repetition_penalty
+//   x - count f, then - p where the token is in the list with a count above 0; f, p: frequency and presence penalty
+//
+// The list of changes has each id once, in ascending order.
 //
 //   rows      SampleRow [gridDim.y]        logits    f32 [logits_rows, pitch]
-//   banned    u32 [banned_length]          seen      u32 [seen_slots, seen_words], a bit for each token
+//   changes   Change [changes_length]      sets      u32 [set_slots, set_words], a bit for each token
 //   partials  u64 [gridDim.y, gridDim.x]   counters  u32 [gridDim.y], 0 before and after
 //   tokens    u32 [gridDim.y]              logprobs  RowLogprobs [gridDim.y]
 //
@@ -265,15 +363,16 @@ DEVICE uint32_t draw(SelectMemory& memory, const Processed& processed, const Sam
 // the maximum and for the race; with top-k, up to 512, or top-p, 2, for the maximum and for the list of what may be
 // kept. Where more is kept than can be sorted: 1 for each turn of keep_first until the list has room, and the race.
 //
-// Grid (parts, rows), 512 threads. Shared memory: SelectMemory, then a bit for each token.
-// Bytes: 64 rows, 4 vocabulary for each row's logits, and its bans and bitset.
+// Grid (parts, rows), 512 threads. Shared memory: SelectMemory, Rare, and ChangedTokens for each 256 tokens. A row
+// without list, bitset of allowed tokens and penalties of what was generated does not touch the last two.
+// Bytes: 64 rows, 16 more for one with kMore, 4 vocabulary for each row's logits, its bitsets, 16 for each change.
 // FLOPs: 1 a token greedy; about 10 for each visit otherwise, 60 for a variate.
 // Alignment: pitch a multiple of 4; logits and rows 16 bytes.
-// Registers: at most 96 (sample_rows)
+// Registers: at most 120 (sample_rows)
 KERNEL(sample_rows, kBlock, 1)
-(const SampleRow* rows, const float* logits, const uint32_t* banned, uint32_t* seen, uint64_t* partials,
+(const SampleRow* rows, const float* logits, const Change* changes, uint32_t* sets, uint64_t* partials,
  uint32_t* counters, uint32_t* tokens, RowLogprobs* logprobs, uint32_t logits_rows, uint32_t vocabulary,
- uint32_t pitch, uint32_t banned_length, uint32_t seen_slots, uint32_t seen_words) {
+ uint32_t pitch, uint32_t changes_length, uint32_t set_slots, uint32_t set_words) {
     SHARED_MEMORY(shared);
     SelectMemory& memory = *reinterpret_cast<SelectMemory*>(shared);
     const uint32_t part = blockIdx.x, parts = gridDim.x, index = blockIdx.y;
@@ -282,12 +381,15 @@ KERNEL(sample_rows, kBlock, 1)
     grid_dependency_wait();
     const SampleRow& row = rows[index];
     const uint32_t flags = load_global_4(&row.wants.flags), logits_row = load_global_4(&row.place.logits_row);
-    const SampleRow::Changes changes = read(row.changes);
+    const SampleRow::Changes own = read(row.changes);
     const bool greedy = __uint_as_float(load_global_4(&row.choice.temperature)) == 0.0f;
     const bool with_logprobs = flags & kLogprobs, split = greedy && !with_logprobs;
     if ((flags & kSkip) || (part > 0 && !split)) return;
-    if (logits_row >= logits_rows || (changes.seen != kNone && changes.seen >= seen_slots) ||
-        changes.banned_first > banned_length || changes.banned_count > banned_length - changes.banned_first) {
+    SampleRow::More more{0.0f, 0.0f, kNone, 0};
+    if (flags & kMore) more = read(row.more);
+    if (logits_row >= logits_rows || (own.seen != kNone && own.seen >= set_slots) ||
+        (more.allowed != kNone && more.allowed >= set_slots) || own.first > changes_length ||
+        own.count > changes_length - own.first) {
         if (part == 0 && threadIdx.x == 0) {
             tokens[index] = kNoToken;
             if (with_logprobs) logprobs[index].top = kNoToken;
@@ -295,32 +397,30 @@ KERNEL(sample_rows, kBlock, 1)
         return;
     }
     const float* const own_logits = logits + static_cast<size_t>(logits_row) * pitch;
-    uint32_t* const own_seen = changes.seen == kNone ? nullptr : seen + static_cast<size_t>(changes.seen) * seen_words;
-    const Processed processed{own_logits, changes.repetition_penalty != 1.0f ? own_seen : nullptr,
-                        changes.repetition_penalty, vocabulary, changes.banned_count > 0};
-    if (changes.banned_count > 0) {
-        // Each word has one thread that sets bits in it, whichever tokens are named and how often.
-        uint32_t* const bits = banned_bits();
-        for (uint32_t at = threadIdx.x; at < (vocabulary + 31) / 32; at += kBlock) bits[at] = 0;
-        for (uint32_t i = 0; i < changes.banned_count; i++) {
-            const uint32_t id = load_global_4(banned + changes.banned_first + i);
-            if (id < vocabulary && id / 32 % kBlock == threadIdx.x) bits[id / 32] |= 1u << (id % 32);
+    uint32_t* const own_seen = own.seen == kNone ? nullptr : sets + static_cast<size_t>(own.seen) * set_words;
+    const Processed processed{own_logits, own.repetition_penalty != 1.0f ? own_seen : nullptr, own.repetition_penalty,
+                              vocabulary, own.count > 0, more.allowed != kNone};
+    if (processed.changes || processed.limits) {
+        if (threadIdx.x == 0) {
+            const uint32_t* const allowed = sets + static_cast<size_t>(processed.limits ? more.allowed : 0) * set_words;
+            rare() = Rare{changes + own.first, allowed, own.count, more.frequency_penalty, more.presence_penalty, 0};
         }
+        if (processed.changes) find_changed_tokens(changes + own.first, own.count, vocabulary);
         block_sync();
     }
 
     // The largest logit: the token itself where the row is greedy.
     const uint32_t groups = groups_of(vocabulary);
     const uint32_t each = split ? (groups + parts - 1) / parts : groups;
-    Best own{0, kNone};
+    Best largest{0, kNone};
     each_processed(processed, part * each, min((part + 1) * each, groups), [&](uint32_t id, const float (&x)[kGroup]) {
 #pragma unroll
         for (uint32_t i = 0; i < kGroup; i++) {
             const uint32_t key = comparable_bits(x[i]);
-            if (key > own.key) own = Best{key, id + i};
+            if (key > largest.key) largest = Best{key, id + i};
         }
     });
-    Best best = block_best(memory, own);
+    Best best = block_best(memory, largest);
     if (split && parts > 1) {
         if (threadIdx.x >= 32) return;
         uint32_t arrived = 0;
@@ -340,7 +440,7 @@ KERNEL(sample_rows, kBlock, 1)
     }
     uint32_t token = is_finite_key(best.key) ? best.id : kNoToken;
 
-    if (!greedy && token != kNoToken) token = draw(memory, processed, row, best, own.key);
+    if (!greedy && token != kNoToken) token = draw(memory, processed, row, best, largest.key);
     if (threadIdx.x == 0) {
         tokens[index] = token;
         // Everyone in this row's blocks is done with the bitset: they have met at a barrier or the counter since.

@@ -10,14 +10,14 @@ use std::path::Path;
 use half::{bf16, f16};
 use rigel::backend::cpu::{CpuBackend, CpuOptions};
 use rigel::backend::cuda::kernels::Element;
-use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
+use rigel::backend::cuda::model::{CudaBackend, CudaOptions, pages_within};
 use rigel::backend::cuda::{Arguments, Device, Launch};
-use rigel::backend::{Backend, BackendError, Batch, DeviceQueue, SequenceRows};
+use rigel::backend::{Arithmetic, Backend, BackendError, Batch, DeviceQueue, SequenceRows};
 use rigel::checkpoint::{Checkpoint, ModelSource};
 use rigel::engine::{self, Engine, Failure, Request};
 use rigel::kv::{BlockTable, PageCache, PageId, PrefixCache};
 use rigel::model::ModelSpec;
-use rigel::sampling::{SampleRow, SamplingParams, TokenHistory};
+use rigel::sampling::{LogitsContext, LogitsProcessor, SampleError, SampleRow, SamplingParams, TokenHistory};
 use rigel::text::TokenId;
 use rigel_interpreter::{DeviceProfile, Interpreter};
 
@@ -35,7 +35,13 @@ fn golden(name: &str) -> (Checkpoint, ModelSpec) {
 }
 
 fn options() -> CudaOptions {
-    CudaOptions { page_size: PAGE_SIZE, pages: PAGES, max_rows: MAX_ROWS, max_sequences: MAX_SEQUENCES }
+    CudaOptions {
+        page_size: PAGE_SIZE,
+        pages: PAGES,
+        max_rows: MAX_ROWS,
+        max_sequences: MAX_SEQUENCES,
+        arithmetic: Arithmetic::Fastest,
+    }
 }
 
 fn cuda<T: Element>(device: &Device, name: &str) -> CudaBackend<T> {
@@ -302,20 +308,40 @@ device_test! {
             let logits = sequences.step(&mut backend, &[(0, 20), (1, 4)]);
             let logits: Vec<&Vec<f32>> = logits.values().collect();
             let prompt: Vec<TokenId> = (0..200).map(TokenId).collect();
-            let history = TokenHistory::new(spec.vocab_size, &prompt);
+            let mut history = TokenHistory::new(spec.vocab_size, &prompt);
+            (0..60).for_each(|i| history.push(TokenId(i * i % 511)));
+            let ids = |ids: &[u32]| ids.iter().map(|id| TokenId(*id)).collect::<Vec<_>>();
             let params = [
                 SamplingParams::default(),
                 SamplingParams { temperature: 0.7, seed: 3, ..SamplingParams::default() },
                 SamplingParams { temperature: 1.3, top_k: 5, top_p: 0.9, min_p: 0.01, seed: 9, ..Default::default() },
                 SamplingParams { repetition_penalty: 1.5, ..SamplingParams::default() },
+                SamplingParams { frequency_penalty: 0.4, presence_penalty: -0.3, ..SamplingParams::default() },
+                SamplingParams {
+                    logit_bias: vec![(TokenId(516), 4.0), (TokenId(3), -2.5), (TokenId(60), 4.5), (TokenId(900), 1.0)],
+                    banned_token_ids: ids(&[90, 3, 80, 90]),
+                    temperature: 0.5,
+                    top_k: 50,
+                    ..SamplingParams::default()
+                },
+                SamplingParams { allowed_token_ids: Some(ids(&[500, 7, 31, 40, 700])), ..SamplingParams::default() },
+                SamplingParams {
+                    temperature: 0.9,
+                    top_p: 0.8,
+                    repetition_penalty: 1.2,
+                    presence_penalty: 0.7,
+                    logit_bias: vec![(TokenId(8), 3.0)],
+                    allowed_token_ids: Some((0..516).step_by(2).map(TokenId).collect()),
+                    ..SamplingParams::default()
+                },
             ];
             let banned = [TokenId(7), TokenId(500)];
             let rows: Vec<SampleRow<'_>> = (0..24)
                 .map(|logits_row| SampleRow {
                     logits_row,
-                    params: &params[logits_row % 4],
+                    params: &params[logits_row % 8],
                     position: 10 + logits_row as u32,
-                    history: (logits_row % 4 == 3).then_some(&history),
+                    history: params[logits_row % 8].has_penalties().then_some(&history),
                     banned: if logits_row % 5 == 0 { &banned } else { &[] },
                     processor: None,
                     logprobs: (logits_row % 3 == 0).then_some(logits_row),
@@ -360,13 +386,142 @@ device_test! {
     }
 }
 
+/// Leaves one token to choose: that many after the last one.
+#[derive(Debug)]
+struct After(u32);
+
+impl LogitsProcessor for After {
+    fn process(&self, context: &LogitsContext<'_>, logits: &mut [f32]) {
+        let last = context.output.last().or(context.prompt.last()).expect("a token");
+        let next = (last.0 + self.0) as usize;
+        logits.iter_mut().enumerate().filter(|(id, _)| *id != next).for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+    }
+}
+
+#[derive(Debug)]
+struct Panics;
+
+impl LogitsProcessor for Panics {
+    fn process(&self, _: &LogitsContext<'_>, _: &mut [f32]) {
+        panic!("no grammar");
+    }
+}
+
+device_test! {
+    fn rows_that_the_kernel_is_not_written_for_go_to_the_host_alone() {
+        common::on_one_schedule(|bench| {
+            let mut backend = cuda::<f16>(bench.device(), "gqa9-d128");
+            let vocab_size = backend.spec().vocab_size;
+            let logits = Sequences::new(backend.spec(), &[20, 4]).step(&mut backend, &[(0, 20), (1, 4)]);
+            let logits: Vec<&Vec<f32>> = logits.values().collect();
+            let check = |rows: &[SampleRow<'_>], drawn: Vec<Result<rigel::sampling::Sampled, SampleError>>| {
+                assert_eq!(rows.len(), drawn.len());
+                for (row, drawn) in rows.iter().zip(drawn) {
+                    let expected = rigel::sampling::sample(logits[row.logits_row], row);
+                    assert_eq!(drawn.map(|drawn| drawn.token), expected.map(|drawn| drawn.token), "{row:?}");
+                }
+            };
+            let prompt = [TokenId(9), TokenId(40)];
+            let context = LogitsContext { prompt: &prompt, output: &[] };
+            let greedy = SamplingParams::default();
+            let drawn = SamplingParams { temperature: 0.8, top_k: 9, seed: 2, ..Default::default() };
+            let twice = SamplingParams { logit_bias: vec![(TokenId(5), 0.1), (TokenId(5), 9.3)], ..drawn.clone() };
+            let row = |logits_row: usize, params| SampleRow {
+                logits_row, params, position: 20, history: None, banned: &[], processor: None, logprobs: None,
+            };
+            let rows = [
+                row(0, &greedy),
+                SampleRow { processor: Some((&After(3), context)), ..row(1, &drawn) },
+                SampleRow { processor: Some((&Panics, context)), ..row(2, &greedy) },
+                row(3, &drawn),
+                row(4, &twice),
+                SampleRow { logprobs: Some(100), ..row(5, &drawn) },
+                SampleRow { logprobs: Some(4), ..row(6, &drawn) },
+            ];
+            if let Some(interpreter) = bench.interpreter() {
+                interpreter.clear_counters();
+            }
+            let found = backend.sample(&rows).unwrap();
+            assert_eq!(found[1].as_ref().unwrap().token, TokenId(43));
+            let panicked = SampleError::ProcessorPanicked { message: "no grammar".to_owned() };
+            assert_eq!(found[2], Err(panicked));
+            assert_eq!(found[5].as_ref().unwrap().logprobs.as_ref().unwrap().top.len(), 100);
+            assert_eq!(found[6].as_ref().unwrap().logprobs.as_ref().unwrap().top.len(), 4);
+            check(&rows, found);
+            if let Some(interpreter) = bench.interpreter() {
+                let counters = interpreter.counters();
+                let of_kernel: Vec<u64> =
+                    counters.iter().filter(|c| c.kernel == "sample_rows").map(|c| c.bytes_read).collect();
+                // Three of the seven rows of logits, and little else.
+                let (one, three) = (4 * vocab_size as u64, 12 * vocab_size as u64);
+                assert!(of_kernel.len() == 1 && (three..three + one / 2).contains(&of_kernel[0]), "{of_kernel:?}");
+            }
+            // All of them.
+            let rows = [&rows[1], &rows[2], &rows[1]].map(Clone::clone);
+            check(&rows, backend.sample(&rows).unwrap());
+
+            // Each row bans all tokens but one, and there is room for the bans of 47; and there are more rows than
+            // logits rows.
+            let bans: Vec<Vec<TokenId>> =
+                (0..52).map(|but| (0..vocab_size as u32).filter(|id| *id != but).map(TokenId).collect()).collect();
+            let rows: Vec<SampleRow<'_>> =
+                bans.iter().enumerate().map(|(at, banned)| SampleRow { banned, ..row(at % 24, &greedy) }).collect();
+            let found = backend.sample(&rows).unwrap();
+            assert!(found.iter().enumerate().all(|(at, drawn)| drawn.as_ref().unwrap().token.0 == at as u32));
+        });
+    }
+}
+
+device_test! {
+    fn a_step_finds_tokens_from_the_host_beside_those_of_the_device() {
+        common::on_one_schedule(|bench| {
+            let mut backend = cuda::<bf16>(bench.device(), "gqa9");
+            let pages = [[rigel::kv::PageId(3)], [rigel::kv::PageId(8)], [rigel::kv::PageId(5)]];
+            let rows = |start: u32| [0, 1, 2].map(|at: usize| SequenceRows {
+                rows: at..at + 1, start, first_block: 0, pages: &pages[at],
+            });
+            let params = SamplingParams::default();
+            let prompt = [TokenId(5)];
+            let context = LogitsContext { prompt: &prompt, output: &[] };
+            let draw = |logits_row, processor| SampleRow {
+                logits_row, params: &params, position: 1, history: None, banned: &[], processor, logprobs: None,
+            };
+            let ids = [TokenId(5), TokenId(6), TokenId(7)];
+            let (first, second) = (rows(0), rows(1));
+            fn batch<'a>(token_ids: &'a [TokenId], sequences: &'a [SequenceRows<'a>]) -> Batch<'a> {
+                Batch { token_ids, sequences, logits_rows: &[0, 1, 2] }
+            }
+            let draws = [draw(0, None), draw(1, Some((&After(200) as &dyn LogitsProcessor, context))), draw(2, None)];
+            // The first launches each shape, later ones replay.
+            for _ in 0..3 {
+                backend.forward(&batch(&ids, &first)).unwrap();
+                backend.start_sampling(&draws).unwrap();
+                // Before they are asked for, and in another order.
+                backend.forward_drawn(&batch(&[TokenId(0); 3], &second), &[Some(1), Some(2), Some(0)]).unwrap();
+                let tokens: Vec<TokenId> =
+                    backend.finish_sampling().unwrap().into_iter().map(|drawn| drawn.unwrap().token).collect();
+                assert_eq!(tokens[1], TokenId(205));
+                let logits = [0, 1, 2].map(|row| backend.logits(row).unwrap().to_vec());
+                backend.forward(&batch(&[tokens[1], tokens[2], tokens[0]], &second)).unwrap();
+                assert!(logits == [0, 1, 2].map(|row| backend.logits(row).unwrap().to_vec()));
+            }
+        });
+    }
+}
+
 device_test! {
     fn what_is_planned_is_what_is_allocated() {
         common::on_one_schedule(|bench| {
             let Some(interpreter) = bench.interpreter() else { return };
-            for name in ["gqa9", "nobias-theta", "gqa2-d128"] {
+            let few = options();
+            let many = CudaOptions { max_sequences: 64, max_rows: 80, ..options() };
+            let invariant = CudaOptions { arithmetic: Arithmetic::BatchInvariant, ..many.clone() };
+            let cases = [("gqa9", &few), ("nobias-theta", &many), ("gqa2-d128", &few), ("gqa2-d128", &invariant)];
+            for (name, options) in cases {
                 let before = interpreter.allocated_bytes();
-                let mut backend = cuda::<bf16>(bench.device(), name);
+                let (checkpoint, spec) = golden(name);
+                let load = CudaBackend::<bf16>::new(bench.device(), &checkpoint, spec, options, &mut |_| {});
+                let mut backend = load.unwrap();
                 let planned = backend.memory_plan().bytes();
                 assert_eq!(interpreter.allocated_bytes() - before, planned, "{name}: {}", backend.memory_plan());
                 // Nothing more is allocated by steps.
@@ -374,6 +529,42 @@ device_test! {
                 assert_eq!(interpreter.allocated_bytes() - before, planned, "{name}, after steps");
                 drop(backend);
                 assert_eq!(interpreter.allocated_bytes(), before, "{name}, dropped");
+            }
+        });
+    }
+}
+
+device_test! {
+    fn as_many_pages_fit_as_the_memory_has_room_for_beside_all_else() {
+        common::on_one_schedule(|bench| {
+            let device = bench.device();
+            for arithmetic in [Arithmetic::Fastest, Arithmetic::BatchInvariant] {
+                let (checkpoint, spec) = golden("gqa9");
+                let options = CudaOptions { max_sequences: 64, arithmetic, ..options() };
+                let page = 2 * (spec.layers * 16 * spec.kv_heads * spec.head_dim * 2) as u64;
+                let load = CudaBackend::<bf16>::new(device, &checkpoint, spec.clone(), &options, &mut |_| {});
+                let backend = load.unwrap();
+                let rest = backend.memory_plan().bytes() - u64::from(PAGES) * page + (256 << 20);
+                drop(backend);
+                let pages = |memory, least| pages_within(device, &spec, &options, memory, least);
+                assert_eq!(pages(Some(rest + 37 * page), 1).unwrap(), 37);
+                assert_eq!(pages(Some(rest + 38 * page - 1), 37).unwrap(), 37);
+                assert_eq!(pages(Some(rest), 0).unwrap(), 0);
+                let (free, _) = device.memory().unwrap();
+                let by_default = pages(None, 1).unwrap();
+                assert_eq!(u64::from(by_default), (free - free / 10 - rest) / page);
+                assert_eq!(u64::from(pages(Some(u64::MAX), 1).unwrap()), (free - rest) / page, "no more than is free");
+                for (memory, least) in [(rest + 5 * page, 6), (rest - 1, 0), (1000, 1)] {
+                    let error = pages(Some(memory), least).unwrap_err().to_string();
+                    let needed = rest + u64::from(least) * page;
+                    assert!(error.starts_with(&format!("out of memory: {needed} bytes for weights ")), "{error}");
+                    for line in ["key/value cache", "activations", "logits", "attention workspace", "sampler", "driver"] {
+                        assert!(error.contains(line), "{line}: {error}");
+                    }
+                    assert!(error.contains(" may be taken of the "), "{error}");
+                }
+                let options = CudaOptions { page_size: NonZeroU32::new(48).unwrap(), ..options.clone() };
+                assert!(pages_within(device, &spec, &options, None, 1).is_err());
             }
         });
     }

@@ -3,11 +3,12 @@
 mod common;
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 
 use common::{Bench, Random};
 use rigel::backend::cuda::kernels::sample::{
-    Insertion, Logprobs, LogprobsRow, LogprobsShape, MOST_TOP, MOST_VOCABULARY, NO_TOKEN, RowLogprobs, RowParams,
-    Sample, SampleInputs, SampleOutputs, SampleShape, seen_words,
+    Change, Insertion, Logprobs, LogprobsRow, LogprobsShape, MOST_TOP, MOST_VOCABULARY, NO_TOKEN, RowLogprobs,
+    RowParams, Sample, SampleInputs, SampleOutputs, SampleShape, set_words,
 };
 use rigel::backend::cuda::{Arguments, CudaError, Launch, Work};
 use rigel::sampling::{
@@ -21,15 +22,35 @@ struct Asked {
     params: SamplingParams,
     logits_row: usize,
     position: u32,
+    /// Tokens of the prompt, where a bitset of these and of the output goes along.
     seen: Option<Vec<u32>>,
     insertion: Insertion,
+    /// Tokens generated.
+    output: Vec<u32>,
     banned: Vec<u32>,
     top: Option<usize>,
 }
 
 impl Asked {
     fn new(params: SamplingParams, logits_row: usize, position: u32) -> Asked {
-        Asked { params, logits_row, position, seen: None, insertion: Insertion::None, banned: vec![], top: None }
+        let insertion = Insertion::None;
+        Asked { params, logits_row, position, seen: None, insertion, output: vec![], banned: vec![], top: None }
+    }
+
+    /// Prompt and output.
+    fn all_seen(&self) -> Option<Vec<u32>> {
+        self.seen.as_ref().map(|seen| [seen.as_slice(), &self.output].concat())
+    }
+
+    /// The row's list of changes, which is in order.
+    fn changes(&self) -> Vec<Change> {
+        let mut changes: BTreeMap<u32, (f32, u32)> = BTreeMap::new();
+        self.params.logit_bias.iter().for_each(|(id, bias)| changes.entry(id.0).or_default().0 = *bias);
+        self.output.iter().for_each(|id| changes.entry(*id).or_default().1 += 1);
+        let banned = self.banned.iter().copied().chain(self.params.banned_token_ids.iter().map(|id| id.0));
+        banned.for_each(|id| changes.entry(id).or_default().0 = f32::NEG_INFINITY);
+        let change = |(id, (bias, count))| Change::biased(TokenId(id), bias).and(Change::generated(TokenId(id), count));
+        changes.into_iter().map(change).collect()
     }
 }
 
@@ -45,8 +66,8 @@ struct Case {
 struct Outcome {
     tokens: Vec<u32>,
     logprobs: Vec<RowLogprobs>,
-    /// Of each row, in order.
-    seen: Vec<u32>,
+    /// Of each row, in order: that of its seen and that of its allowed tokens.
+    sets: Vec<u32>,
 }
 
 /// What an output holds before the launch.
@@ -66,20 +87,26 @@ impl Case {
         flat
     }
 
-    /// Every row has a bitset of its own, whether it is used or not.
-    fn flat_seen(&self) -> Vec<u32> {
-        let words = seen_words(self.vocabulary);
-        let mut flat = vec![0; self.rows.len() * words];
-        for (bits, row) in flat.chunks_mut(words).zip(&self.rows) {
-            if let Some(seen) = row.as_ref().and_then(|row| row.seen.as_ref()) {
-                bits.copy_from_slice(bytemuck::cast_slice(seen_tokens(self.vocabulary, seen).words()));
+    /// Every row has two bitsets of its own, whether they are used or not.
+    fn flat_sets(&self) -> Vec<u32> {
+        let words = set_words(self.vocabulary);
+        let mut flat = vec![0; 2 * self.rows.len() * words];
+        for (sets, row) in flat.chunks_mut(2 * words).zip(&self.rows) {
+            let Some(row) = row else { continue };
+            let allowed = row.params.allowed_token_ids.as_ref();
+            let allowed = allowed.map(|ids| ids.iter().map(|id| id.0).collect::<Vec<_>>());
+            for (bits, tokens) in sets.chunks_mut(words).zip([row.all_seen(), allowed]) {
+                if let Some(tokens) = tokens {
+                    bits.copy_from_slice(bytemuck::cast_slice(token_set(self.vocabulary, &tokens).words()));
+                }
             }
         }
         flat
     }
 
     fn run(&self, bench: &Bench, launcher: &Sample) -> Outcome {
-        let mut banned = vec![7];
+        // No row's.
+        let mut changes = vec![Change::banned(TokenId(7))];
         let mut params = Vec::new();
         for (slot, row) in self.rows.iter().enumerate() {
             let Some(row) = row else {
@@ -88,10 +115,13 @@ impl Case {
             };
             let mut own = RowParams::new(&row.params, row.logits_row as u32, row.position);
             if row.seen.is_some() {
-                own = own.with_seen(slot as u32, row.insertion);
+                own = own.with_seen(2 * slot as u32, row.insertion);
             }
-            own = own.with_banned(banned.len() as u32, row.banned.len() as u32);
-            banned.extend(&row.banned);
+            if row.params.allowed_token_ids.is_some() {
+                own = own.with_allowed(2 * slot as u32 + 1);
+            }
+            own = own.with_changes(changes.len() as u32, row.changes().len() as u32);
+            changes.extend(row.changes());
             if let Some(top) = row.top {
                 own = own.with_logprobs(top as u32);
             }
@@ -102,23 +132,23 @@ impl Case {
             logits_rows: self.logits.len(),
             vocabulary: self.vocabulary,
             pitch: self.pitch(),
-            seen_slots: self.rows.len(),
+            set_slots: 2 * self.rows.len(),
         };
         let stream = &bench.stream;
         let (rows, logits) = (stream.upload(&params).unwrap(), stream.upload(&self.flat_logits()).unwrap());
-        let banned = stream.upload(&banned).unwrap();
-        let mut seen = stream.upload(&self.flat_seen()).unwrap();
+        let changes = stream.upload(&changes).unwrap();
+        let mut sets = stream.upload(&self.flat_sets()).unwrap();
         let mut tokens = stream.upload(&vec![POISON; params.len()]).unwrap();
         let mut logprobs = stream.alloc(params.len()).unwrap();
         stream.fill_bytes(logprobs.view_mut(), 0xee).unwrap();
         let mut partials = stream.alloc(launcher.partials(shape.rows, shape.vocabulary)).unwrap();
         let mut counters = stream.zeroed(shape.rows).unwrap();
         let mut launch = || {
-            let inputs = SampleInputs { rows: rows.view(), logits: logits.view(), banned: banned.view() };
+            let inputs = SampleInputs { rows: rows.view(), logits: logits.view(), changes: changes.view() };
             let outputs = SampleOutputs {
                 tokens: tokens.view_mut(),
                 logprobs: logprobs.view_mut(),
-                seen: seen.view_mut(),
+                sets: sets.view_mut(),
                 partials: partials.view_mut(),
                 counters: counters.view_mut(),
             };
@@ -134,7 +164,7 @@ impl Case {
         Outcome {
             tokens: stream.download(tokens.view()).unwrap(),
             logprobs: stream.download(logprobs.view()).unwrap(),
-            seen: stream.download(seen.view()).unwrap(),
+            sets: stream.download(sets.view()).unwrap(),
         }
     }
 
@@ -143,8 +173,8 @@ impl Case {
     fn check(&self, bench: &Bench, launcher: &Sample, place: &str) -> usize {
         let outcome = self.run(bench, launcher);
         let mut close_calls = 0;
-        let mut expected_seen = self.flat_seen();
-        let words = seen_words(self.vocabulary);
+        let mut expected_sets = self.flat_sets();
+        let words = set_words(self.vocabulary);
         for (index, row) in self.rows.iter().enumerate() {
             let (found, logprobs) = (outcome.tokens[index], &outcome.logprobs[index]);
             let untouched = || bytemuck::bytes_of(logprobs).iter().all(|byte| *byte == 0xee);
@@ -179,38 +209,75 @@ impl Case {
                         None => assert!(untouched(), "{place}: log-probabilities without being asked for"),
                     }
                     if row.seen.is_some() && row.insertion == Insertion::DrawnToken {
-                        expected_seen[index * words + found as usize / 32] |= 1 << (found % 32);
+                        expected_sets[2 * index * words + found as usize / 32] |= 1 << (found % 32);
                     }
                 }
             }
         }
-        assert!(outcome.seen == expected_seen, "{place}: bitsets of seen tokens");
+        assert!(outcome.sets == expected_sets, "{place}: bitsets of tokens");
         close_calls
     }
 }
 
-fn seen_tokens(vocabulary: usize, tokens: &[u32]) -> SeenTokens {
+fn token_set(vocabulary: usize, tokens: &[u32]) -> SeenTokens {
     let mut seen = SeenTokens::new(vocabulary);
     tokens.iter().for_each(|token| seen.insert(TokenId(*token)));
     seen
 }
 
 fn reference(logits: &[f32], row: &Asked) -> Result<u32, SampleError> {
-    let history = row.seen.as_ref().map(|tokens| {
-        let prompt: Vec<TokenId> = tokens.iter().map(|token| TokenId(*token)).collect();
-        TokenHistory::new(logits.len(), &prompt)
-    });
+    let prompt: Vec<TokenId> = row.seen.iter().flatten().map(|id| TokenId(*id)).collect();
+    let mut history = TokenHistory::new(logits.len(), &prompt);
+    row.output.iter().for_each(|id| history.push(TokenId(*id)));
     let banned: Vec<TokenId> = row.banned.iter().map(|id| TokenId(*id)).collect();
     let asked = SampleRow {
         logits_row: 0,
         params: &row.params,
         position: row.position,
-        history: history.as_ref(),
+        history: Some(&history),
         banned: &banned,
         processor: None,
         logprobs: None,
     };
     sample(logits, &asked).map(|sampled| sampled.token.0)
+}
+
+/// What changes logits ahead of the temperature.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Stage {
+    Allowed,
+    Banned,
+    Bias,
+    Repetition,
+    Output,
+}
+
+const ORDER: [Stage; 5] = [Stage::Allowed, Stage::Banned, Stage::Bias, Stage::Repetition, Stage::Output];
+
+/// The logits after all stages in this order, token by token.
+fn processed(logits: &[f32], row: &Asked, order: &[Stage]) -> Vec<f32> {
+    let params = &row.params;
+    let allowed = params.allowed_token_ids.as_ref();
+    let banned = |id| row.banned.contains(&id) || params.banned_token_ids.contains(&TokenId(id));
+    let mut x = logits.to_vec();
+    for (id, x) in (0..).zip(&mut x) {
+        let count = row.output.iter().filter(|of| **of == id).count();
+        let seen = row.seen.as_ref().is_some_and(|seen| count > 0 || seen.contains(&id));
+        for stage in order {
+            *x = match stage {
+                Stage::Allowed if allowed.is_some_and(|ids| !ids.contains(&TokenId(id))) => f32::NEG_INFINITY,
+                Stage::Banned if banned(id) => f32::NEG_INFINITY,
+                Stage::Bias => {
+                    params.logit_bias.iter().find(|bias| bias.0 == TokenId(id)).map_or(*x, |bias| *x + bias.1)
+                }
+                Stage::Repetition if seen && *x > 0.0 => *x / params.repetition_penalty,
+                Stage::Repetition if seen => *x * params.repetition_penalty,
+                Stage::Output if count > 0 => *x - count as f32 * params.frequency_penalty - params.presence_penalty,
+                _ => *x,
+            }
+        }
+    }
+    x
 }
 
 /// Scores closer than this, relative to 1 or their size, f32 cannot tell apart: a scaled logit, the logarithm of a
@@ -228,18 +295,7 @@ fn admissible(logits: &[f32], row: &Asked, found: u32) -> Result<(), String> {
     if params.is_greedy() {
         return Err("a greedy choice".to_owned());
     }
-    let mut x = logits.to_vec();
-    if let Some(seen) = row.seen.as_ref().filter(|_| params.repetition_penalty != 1.0) {
-        for token in seen_tokens(x.len(), seen).iter() {
-            let logit = &mut x[token.0 as usize];
-            *logit = if *logit > 0.0 { *logit / params.repetition_penalty } else { *logit * params.repetition_penalty };
-        }
-    }
-    row.banned.iter().for_each(|id| {
-        if let Some(logit) = x.get_mut(*id as usize) {
-            *logit = f32::NEG_INFINITY
-        }
-    });
+    let x = processed(logits, row, &ORDER);
     let best = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let floor = if params.min_p > 0.0 { params.min_p.ln() } else { f32::NEG_INFINITY };
     let mut kept: Vec<(u32, f32)> = (0..)
@@ -350,8 +406,8 @@ fn settings(vocabulary: usize) -> Vec<SamplingParams> {
     all
 }
 
-/// Rows for all settings over some kinds of logits, with seeds, positions, penalties, bans and log-probabilities dealt
-/// out among them.
+/// Rows for all settings over some kinds of logits, with seeds, positions, penalties, biases, bans, allowed tokens and
+/// log-probabilities dealt out among them.
 fn mixed(vocabulary: usize, kinds: &[usize], random: &mut Random) -> Case {
     let logits: Vec<Vec<f32>> = kinds.iter().map(|kind| logits_like(*kind, vocabulary, random)).collect();
     let mut rows = Vec::new();
@@ -361,19 +417,52 @@ fn mixed(vocabulary: usize, kinds: &[usize], random: &mut Random) -> Case {
         let some = |random: &mut Random, of: usize| -> Vec<u32> {
             (0..of).map(|_| (random.bits() % vocabulary as u64) as u32).collect()
         };
-        match random.bits() % 5 {
+        let biases = |random: &mut Random, of: usize| -> Vec<(TokenId, f32)> {
+            let unique = some(random, of).into_iter().collect::<std::collections::BTreeSet<u32>>();
+            // Some of them not in order.
+            unique.into_iter().rev().map(|id| (TokenId(id), (random.uniform() * 12.0) as f32)).collect()
+        };
+        match random.bits() % 8 {
             0 => {
                 row.params.repetition_penalty = [1.3, 0.7, 3.0][turn % 3];
                 row.seen = Some(some(random, vocabulary / 3 + 1));
             }
-            1 => row.banned = [some(random, vocabulary / 7), vec![vocabulary as u32, u32::MAX]].concat(),
+            1 => {
+                row.banned = some(random, vocabulary / 7);
+                // Ids that are no token. Of their changes the id alone is read, which shows among few bytes.
+                if vocabulary > 500 {
+                    row.banned.extend([vocabulary as u32, u32::MAX]);
+                }
+            }
             2 => {
                 row.seen = Some(some(random, 3));
                 row.insertion = Insertion::DrawnToken;
             }
             3 => row.top = Some([0, 1, 5, 20, MOST_TOP][turn % 5]),
+            4 => {
+                row.params.frequency_penalty = [0.3, -0.7, 2.0][turn % 3];
+                row.params.presence_penalty = [1.1, 0.0, -0.4][turn / 3 % 3];
+                row.output = some(random, vocabulary / 2 + 1);
+            }
+            5 => {
+                row.params.logit_bias = biases(random, vocabulary / 4 + 1);
+                row.banned = some(random, 2);
+            }
+            6 => {
+                row.params.allowed_token_ids =
+                    Some(some(random, vocabulary / 2 + 1).into_iter().map(TokenId).collect());
+                row.params.logit_bias = biases(random, 3);
+                row.top = Some(2);
+            }
             _ => {
                 row.params.repetition_penalty = 1.1;
+                row.params.frequency_penalty = 0.37;
+                row.params.presence_penalty = 0.21;
+                row.params.logit_bias = biases(random, vocabulary / 3);
+                row.params.banned_token_ids = vec![TokenId(vocabulary as u32 / 2)];
+                let allowed = some(random, vocabulary);
+                row.params.allowed_token_ids = Some(allowed.into_iter().map(TokenId).collect());
+                row.output = some(random, vocabulary / 3);
                 row.seen = Some(some(random, vocabulary / 2));
                 row.insertion = Insertion::DrawnToken;
                 row.banned = some(random, vocabulary / 5);
@@ -554,6 +643,111 @@ device_test! {
 }
 
 device_test! {
+    fn the_order_of_what_changes_logits_and_each_rounding_decide() {
+        common::on_every_schedule(|bench| {
+            let launcher = Sample::load(bench.device()).unwrap();
+            let mut random = Random(31);
+            let vocabulary = 50;
+            let mut flat = || (0..vocabulary).map(|_| random.uniform() as f32 * 5.0).collect::<Vec<f32>>();
+            let logits = [flat(), flat(), flat()].to_vec();
+            // Biases and penalties that move the best tokens past each other.
+            let mut rows = Vec::new();
+            for turn in 0..120usize {
+                let own = &logits[turn % 3];
+                let mut best: Vec<u32> = (0..vocabulary as u32).collect();
+                best.sort_by(|a, b| own[*b as usize].total_cmp(&own[*a as usize]));
+                let drawn = SamplingParams { temperature: 0.7, top_k: 20, seed: random.bits(), ..Default::default() };
+                let params = if turn % 4 == 0 { drawn } else { SamplingParams::default() };
+                let mut row = Asked::new(params, turn % 3, turn as u32);
+                row.params.repetition_penalty = [1.5, 0.6][turn / 4 % 2];
+                row.params.frequency_penalty = [0.9, 0.4, -0.6][turn / 2 % 3];
+                row.params.presence_penalty = [0.0, 1.5][turn / 3 % 2];
+                let uniform = |random: &mut Random| random.uniform() as f32 * 4.0;
+                row.params.logit_bias =
+                    best[..8].iter().map(|id| (TokenId(*id), uniform(&mut random))).collect();
+                row.banned = vec![best[turn % 5]];
+                row.params.allowed_token_ids = Some(best.iter().skip(turn % 4).map(|id| TokenId(*id)).collect());
+                row.seen = Some([1, 2, 4, 6].map(|rank| best[rank]).to_vec());
+                row.output = (0..12).map(|_| best[random.bits() as usize % 10]).collect();
+                rows.push(Some(row));
+            }
+            let case = Case { vocabulary, logits, rows };
+            assert_eq!(case.check(bench, &launcher, "the order"), 0);
+            let found = case.run(bench, &launcher).tokens;
+            let greedy_with = |order: &[Stage]| -> usize {
+                let rows = case.rows.iter().flatten().zip(&found).filter(|(row, _)| row.params.is_greedy());
+                let differs = |(row, token): &(&Asked, &u32)| {
+                    let x = processed(&case.logits[row.logits_row], row, order);
+                    let largest = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                    x.iter().position(|x| *x == largest) != Some(**token as usize)
+                };
+                rows.filter(differs).count()
+            };
+            assert_eq!(greedy_with(&ORDER), 0);
+            for at in [2, 3] {
+                let mut order = ORDER;
+                order.swap(at, at + 1);
+                assert!(greedy_with(&order) >= 3, "{order:?} shows in {} rows", greedy_with(&order));
+            }
+            for without in ORDER {
+                let order: Vec<Stage> = ORDER.into_iter().filter(|stage| *stage != without).collect();
+                assert!(greedy_with(&order) >= 3, "without {without:?}: {} rows", greedy_with(&order));
+            }
+
+            // Two tokens whose logits are equal where the product is rounded before it is taken off, and in a different
+            // order where it is not: the first wins by its id, and not by its logit.
+            let mut rows = Vec::new();
+            let mut logits = Vec::new();
+            while rows.len() < 20 {
+                let (x, frequency) = (random.uniform() as f32 * 8.0 + 10.0, (random.uniform().abs() + 0.1) as f32);
+                let rounded = x - 3.0 * frequency;
+                // The product is exact in f64, and so is the difference.
+                let fused = (f64::from(x) - 3.0 * f64::from(frequency)) as f32;
+                if fused < rounded {
+                    logits.push(vec![-1.0, x, rounded, -2.0]);
+                    let params = SamplingParams { frequency_penalty: frequency, ..Default::default() };
+                    rows.push(Some(Asked { output: vec![1; 3], ..Asked::new(params, rows.len(), 0) }));
+                }
+            }
+            let case = Case { vocabulary: 4, logits, rows };
+            assert_eq!(case.run(bench, &launcher).tokens, [1; 20]);
+            case.check(bench, &launcher, "a rounded product");
+        });
+    }
+}
+
+device_test! {
+    fn every_token_may_have_a_change_of_its_own() {
+        common::on_every_schedule(|bench| {
+            let launcher = Sample::load(bench.device()).unwrap();
+            let mut random = Random(41);
+            // Split over blocks where greedy; blocks of 256 tokens that are full, empty, and cut off.
+            let vocabulary = 9001;
+            let flat = vec![1.0; vocabulary];
+            let bias = |id: u32, bias: f32| (TokenId(id), bias);
+            let all: Vec<_> = (0..vocabulary as u32).map(|id| bias(id, random.uniform() as f32)).collect();
+            let ends: Vec<_> = [0, 255, 256, 511, 4096, 8959, 8960, 9000].map(|id| bias(id, -2.0)).to_vec();
+            let last = vec![bias(9000, 0.5), bias(8960, 0.25)];
+            let mut rows = Vec::new();
+            for logit_bias in [all.clone(), ends, last, all] {
+                for temperature in [0.0, 1.0] {
+                    let params = SamplingParams { temperature, top_k: 30, logit_bias: logit_bias.clone(), ..Default::default() };
+                    let mut row = Asked::new(params, 0, rows.len() as u32);
+                    if rows.len() > 5 {
+                        row.banned = (0..vocabulary as u32).filter(|id| id % 1000 != 999).collect();
+                    }
+                    rows.push(Some(row));
+                }
+            }
+            let case = Case { vocabulary, logits: vec![flat], rows };
+            assert_eq!(case.check(bench, &launcher, "a change for each token"), 0);
+            let found = case.run(bench, &launcher).tokens;
+            assert_eq!((found[2], found[4]), (1, 9000));
+        });
+    }
+}
+
+device_test! {
     fn a_row_has_the_same_token_in_any_company() {
         common::on_every_schedule(|bench| {
             let launcher = Sample::load(bench.device()).unwrap();
@@ -626,24 +820,24 @@ device_test! {
             let launcher = Sample::load(bench.device()).unwrap();
             let stream = &bench.stream;
             let vocabulary = 5000;
-            let shape = SampleShape { rows: 2, logits_rows: 2, vocabulary, pitch: 5000, seen_slots: 1 };
+            let shape = SampleShape { rows: 2, logits_rows: 2, vocabulary, pitch: 5000, set_slots: 1 };
             let mut random = Random(9);
             let case_logits = [logits_like(0, vocabulary, &mut random), logits_like(0, vocabulary, &mut random)];
             let logits = stream.upload(&case_logits.concat()).unwrap();
-            let banned = stream.upload(&[3u32]).unwrap();
+            let changes = stream.upload(&[Change::banned(TokenId(3))]).unwrap();
             let mut rows = stream.upload(&[RowParams::SKIP; 2]).unwrap();
-            let mut seen = stream.zeroed::<u32>(seen_words(vocabulary)).unwrap();
+            let mut sets = stream.zeroed::<u32>(set_words(vocabulary)).unwrap();
             let mut tokens = stream.upload(&[POISON; 2]).unwrap();
             let mut logprobs = stream.zeroed::<RowLogprobs>(2).unwrap();
             // More than needed: a workspace for several buckets.
             let mut partials = stream.alloc::<u64>(launcher.partials(2, vocabulary) + 5).unwrap();
             let mut counters = stream.zeroed::<u32>(7).unwrap();
             let mut step = || {
-                let inputs = SampleInputs { rows: rows.view(), logits: logits.view(), banned: banned.view() };
+                let inputs = SampleInputs { rows: rows.view(), logits: logits.view(), changes: changes.view() };
                 let outputs = SampleOutputs {
                     tokens: tokens.view_mut(),
                     logprobs: logprobs.view_mut(),
-                    seen: seen.view_mut(),
+                    sets: sets.view_mut(),
                     partials: partials.view_mut(),
                     counters: counters.view_mut(),
                 };
@@ -755,35 +949,38 @@ device_test! {
         common::on_every_schedule(|bench| {
             let launcher = Sample::load(bench.device()).unwrap();
             let stream = &bench.stream;
-            let shape = SampleShape { rows: 5, logits_rows: 1, vocabulary: 40, pitch: 40, seen_slots: 1 };
+            let shape = SampleShape { rows: 7, logits_rows: 1, vocabulary: 40, pitch: 40, set_slots: 1 };
             let params = SamplingParams::default();
             let rows = stream.upload(&[
                 RowParams::new(&params, 1, 0),
                 RowParams::new(&params, 0, 0).with_seen(1, Insertion::DrawnToken),
-                RowParams::new(&params, 0, 0).with_banned(3, 0),
-                RowParams::new(&params, 0, 0).with_banned(1, 2).with_logprobs(2),
-                RowParams::new(&params, 0, 0).with_banned(0, 2),
+                RowParams::new(&params, 0, 0).with_changes(3, 0),
+                RowParams::new(&params, 0, 0).with_changes(1, 2).with_logprobs(2),
+                RowParams::new(&params, 0, 0).with_allowed(1),
+                RowParams::new(&params, 0, 0).with_changes(0, 2),
+                // Nothing in it.
+                RowParams::new(&params, 0, 0).with_allowed(0),
             ]).unwrap();
             let logits: Vec<f32> = (0..40).map(|i| i as f32).collect();
-            let (logits, banned) = (stream.upload(&logits).unwrap(), stream.upload(&[39u32, 38]).unwrap());
-            let mut seen = stream.zeroed::<u32>(seen_words(40)).unwrap();
-            let mut tokens = stream.upload(&[POISON; 5]).unwrap();
-            let mut logprobs = stream.zeroed::<RowLogprobs>(5).unwrap();
-            let mut partials = stream.alloc::<u64>(launcher.partials(5, 40)).unwrap();
-            let mut counters = stream.zeroed::<u32>(5).unwrap();
-            let inputs = SampleInputs { rows: rows.view(), logits: logits.view(), banned: banned.view() };
+            let (logits, changes) = (stream.upload(&logits).unwrap(), stream.upload(&[38, 39].map(|id| Change::banned(TokenId(id)))).unwrap());
+            let mut sets = stream.zeroed::<u32>(set_words(40)).unwrap();
+            let mut tokens = stream.upload(&[POISON; 7]).unwrap();
+            let mut logprobs = stream.zeroed::<RowLogprobs>(7).unwrap();
+            let mut partials = stream.alloc::<u64>(launcher.partials(7, 40)).unwrap();
+            let mut counters = stream.zeroed::<u32>(7).unwrap();
+            let inputs = SampleInputs { rows: rows.view(), logits: logits.view(), changes: changes.view() };
             let outputs = SampleOutputs {
                 tokens: tokens.view_mut(),
                 logprobs: logprobs.view_mut(),
-                seen: seen.view_mut(),
+                sets: sets.view_mut(),
                 partials: partials.view_mut(),
                 counters: counters.view_mut(),
             };
             launcher.launch(stream, shape, inputs, outputs).unwrap();
             let tokens = stream.download(tokens.view()).unwrap();
-            assert_eq!(tokens, [NO_TOKEN, NO_TOKEN, NO_TOKEN, NO_TOKEN, 37]);
+            assert_eq!(tokens, [NO_TOKEN, NO_TOKEN, NO_TOKEN, NO_TOKEN, NO_TOKEN, 37, NO_TOKEN]);
             assert_eq!(stream.download(logprobs.view()).unwrap()[3].top, NO_TOKEN);
-            assert_eq!(stream.download(seen.view()).unwrap(), [0; 2]);
+            assert_eq!(stream.download(sets.view()).unwrap(), [0; 2]);
         });
     }
 }
@@ -793,24 +990,24 @@ device_test! {
         common::on_every_schedule(|bench| {
             let (launcher, scorer) = (Sample::load(bench.device()).unwrap(), Logprobs::load(bench.device()).unwrap());
             let stream = &bench.stream;
-            let shape = SampleShape { rows: 2, logits_rows: 3, vocabulary: 30, pitch: 32, seen_slots: 4 };
+            let shape = SampleShape { rows: 2, logits_rows: 3, vocabulary: 30, pitch: 32, set_slots: 4 };
             let rows = stream.upload(&[RowParams::SKIP; 3]).unwrap();
             let logits = stream.zeroed::<f32>(3 * 32 + 8).unwrap();
-            let banned = stream.zeroed::<u32>(0).unwrap();
+            let changes = stream.zeroed::<Change>(0).unwrap();
             let refused = |shape: SampleShape, shift: usize, lengths: [usize; 5]| -> String {
-                let [tokens, outs, seen, partials, counters] = lengths;
+                let [tokens, outs, sets, partials, counters] = lengths;
                 let mut tokens = stream.zeroed::<u32>(tokens).unwrap();
                 let mut logprobs = stream.zeroed::<RowLogprobs>(outs).unwrap();
-                let mut seen = stream.zeroed::<u32>(seen).unwrap();
+                let mut sets = stream.zeroed::<u32>(sets).unwrap();
                 let mut partials = stream.zeroed::<u64>(partials).unwrap();
                 let mut counters = stream.zeroed::<u32>(counters).unwrap();
                 let logits = logits.slice(shift..shift + shape.logits_rows.min(3) * 32).unwrap();
                 let rows = rows.slice(..shape.rows.min(3)).unwrap();
-                let inputs = SampleInputs { rows, logits, banned: banned.view() };
+                let inputs = SampleInputs { rows, logits, changes: changes.view() };
                 let outputs = SampleOutputs {
                     tokens: tokens.view_mut(),
                     logprobs: logprobs.view_mut(),
-                    seen: seen.view_mut(),
+                    sets: sets.view_mut(),
                     partials: partials.view_mut(),
                     counters: counters.view_mut(),
                 };
@@ -831,7 +1028,7 @@ device_test! {
             assert_eq!(with(|s| s.vocabulary = 33), "sample: pitch is 32, expected at least the vocabulary of 33");
             assert_eq!(with(|s| s.pitch = 30), "sample: pitch is 30, expected a multiple of 8");
             assert_eq!(with(|s| s.pitch = 40), "sample: logits is 96, expected 3 x 40 elements");
-            assert_eq!(with(|s| s.seen_slots = 5), "sample: seen is 8, expected 5 x 2 elements");
+            assert_eq!(with(|s| s.set_slots = 5), "sample: sets is 8, expected 5 x 2 elements");
             assert_eq!(refused(shape, 2, fine), "sample: logits is aligned to 8 bytes, expected aligned to 16");
             assert_eq!(refused(shape, 0, [3, 2, 8, 2, 2]), "sample: tokens is 3, expected 1 x 2 elements");
             assert_eq!(refused(shape, 0, [2, 1, 8, 2, 2]), "sample: logprobs is 1, expected 1 x 2 elements");

@@ -17,7 +17,7 @@
 //   matrix.cuh           ldmatrix, mma.sync                                                sm_80
 //   convert.cuh          cvt.rn.bf16x2.f32, cvt.rn.f16x2.f32 and back                      sm_80
 //   math.cuh             ex2, lg2, rcp, rsqrt, tanh (approximate)                          sm_75
-//   rounded.cuh          mul.rn                                                            -
+//   rounded.cuh          mul.rn, fma.rn                                                    -
 //   grid_dependency.cuh  griddepcontrol                                                    sm_90, nothing below
 //   time.cuh             globaltimer                                                       -
 //

@@ -6,6 +6,7 @@
 //!
 //! Nothing above this room names a device.
 
+mod arithmetic;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -14,6 +15,7 @@ mod places;
 mod progress;
 mod queue;
 
+pub use arithmetic::Arithmetic;
 pub use dtype::WeightDtype;
 pub use progress::LoadProgress;
 pub use queue::DeviceQueue;

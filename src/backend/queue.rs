@@ -23,7 +23,8 @@ pub trait DeviceQueue {
     fn forward_drawn(&mut self, batch: &Batch<'_>, drawn: &[Option<u32>]) -> Result<(), BackendError>;
 
     /// Gives draws for `rows`, of the last forward pass, to the device. The tokens are those of the reference sampler.
-    /// Where the device has no way to draw for one of them, all are drawn on the host before it returns.
+    /// A row that the device has no way to draw for (one with a processor of its request, say) is drawn on the host
+    /// before it returns.
     ///
     /// # Errors
     /// [`BackendError::InvalidBatch`] for a row that is no logits row, or where draws were started and not finished;

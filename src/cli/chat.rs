@@ -20,7 +20,7 @@ use rustyline::history::MemHistory;
 use super::error::CliError;
 use super::interrupt::{self, note};
 use super::load_bar::LoadBar;
-use super::model_args::ModelArgs;
+use super::model_args::{Load, ModelArgs};
 use super::output::Output;
 use super::sampling_args::{DEFAULT_MAX_NEW_TOKENS, GenerationArgs, GenerationOptions};
 
@@ -78,7 +78,7 @@ impl Chat {
         // What the template has to say about a system message is said before the model is loaded.
         let opening: Vec<ChatMessage> = system.iter().cloned().chain([ChatMessage::user("")]).collect();
         let headings = template.render(&opening, AddGenerationPrompt::Yes)?.contains(HEADING);
-        let engine = self.model.engine(source, LoadBar::unless(self.quiet))?;
+        let engine = self.model.engine(source, LoadBar::unless(self.quiet), Load::One)?;
         let end = if headings { engine.tokenizer()?.id(HEADING) } else { None };
         let name = self.model.model.name();
         let mut lines = Lines::stdin()?;

@@ -8,7 +8,7 @@ use super::completion::{self, FormatArgs, JSON_HELP};
 use super::error::CliError;
 use super::input::{self, JsonLines, PromptInput};
 use super::load_bar::LoadBar;
-use super::model_args::ModelArgs;
+use super::model_args::{Load, ModelArgs};
 use super::output::Output;
 use super::sampling_args::{GenerationArgs, GenerationOptions};
 
@@ -63,13 +63,13 @@ impl Generate {
             if text.is_empty() {
                 return Err(RequestError::EmptyPrompt.into());
             }
-            let engine = self.model.engine(source, LoadBar::unless(printing.format.quiet))?;
+            let engine = self.model.engine(source, LoadBar::unless(printing.format.quiet), Load::One)?;
             return printing.one(&engine, PromptInput::Text(text), out);
         }
         // clap asks for one of the two.
         let file = self.token_ids.as_deref().unwrap_or(input::STDIN);
         let prompts = JsonLines::open(file)?;
-        let engine = self.model.engine(source, LoadBar::unless(printing.format.quiet))?;
+        let engine = self.model.engine(source, LoadBar::unless(printing.format.quiet), Load::One)?;
         for prompt in prompts {
             let prompt = prompt?;
             printing.one(&engine, prompt.input, out).map_err(|error| error.at(prompt.place))?;

@@ -8,7 +8,7 @@ use super::completion::{self, FormatArgs, JSON_HELP};
 use super::error::CliError;
 use super::input::{STDIN, read_text};
 use super::load_bar::LoadBar;
-use super::model_args::ModelArgs;
+use super::model_args::{Load, ModelArgs};
 use super::output::Output;
 use super::sampling_args::GenerationArgs;
 
@@ -84,7 +84,7 @@ impl Infill {
         let options = self.generation.options(&source)?;
         let context = self.context.read(self.gap.file.as_deref())?;
         let (prefix, suffix) = self.gap.read()?;
-        let engine = self.model.engine(source, LoadBar::unless(self.format.quiet))?;
+        let engine = self.model.engine(source, LoadBar::unless(self.format.quiet), Load::One)?;
         let tokenizer = engine.tokenizer()?;
         let format = InfillFormat::from_tokenizer(tokenizer)?;
         let prompt = format.prompt(tokenizer, &prefix, &suffix, &context)?;

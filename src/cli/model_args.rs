@@ -1,11 +1,11 @@
 //! Which model, and where it runs.
 
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 
 use clap::{Args, ValueEnum};
 use rigel::backend::WeightDtype;
 use rigel::checkpoint::ModelSource;
-use rigel::engine::{Device, Engine};
+use rigel::engine::{Device, Engine, Speculation};
 use rigel::text::Tokenizer;
 
 use super::error::CliError;
@@ -67,6 +67,44 @@ pub struct ModelArgs {
     /// The most prompt tokens computed in one step [default: 256 on the CPU, 2048 on a GPU]
     #[arg(long, value_name = "TOKENS", help_heading = "Model", allow_negative_numbers = true)]
     prefill_chunk: Option<NonZeroU32>,
+    /// Memory that the model may take of its device, such as 20GiB; on the CPU without the weights, which stay in their
+    /// file [default: 90 % of what is free on a GPU, half of it on the CPU]
+    #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "Model", allow_negative_numbers = true)]
+    memory: Option<NonZeroU64>,
+    /// Draft tokens that came after the same ones before; auto does on the CPU. The text is the same either way
+    #[arg(long, value_enum, default_value_t, help_heading = "Model")]
+    speculation: SpeculationArg,
+}
+
+/// A number of bytes: digits, and a unit or none.
+fn bytes(text: &str) -> Result<NonZeroU64, String> {
+    const UNITS: [(&str, u64); 10] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+        ("kB", 1_000),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+        ("B", 1),
+    ];
+    let (digits, unit) = UNITS
+        .iter()
+        .find_map(|(name, unit)| text.strip_suffix(name).map(|digits| (digits.trim_end(), *unit)))
+        .unwrap_or((text, 1));
+    let whole = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(unit)).and_then(NonZeroU64::new);
+    whole.ok_or_else(|| "expected a whole number above 0 and a unit, such as 20GiB or 800MB".to_owned())
+}
+
+/// How many requests a command has computed at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Load {
+    /// One after the other: room for more is not taken.
+    One,
+    /// As many as the engine takes, or at most so many.
+    Many(Option<NonZeroUsize>),
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -85,6 +123,14 @@ enum DtypeArg {
     F16,
 }
 
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum SpeculationArg {
+    #[default]
+    Auto,
+    PromptLookup,
+    Off,
+}
+
 impl ModelArgs {
     /// `--context`.
     pub fn context(&self) -> Option<u32> {
@@ -92,7 +138,7 @@ impl ModelArgs {
     }
 
     /// Loads the model and starts the engine.
-    pub fn engine(&self, source: ModelSource, bar: LoadBar) -> Result<Engine, CliError> {
+    pub fn engine(&self, source: ModelSource, bar: LoadBar, load: Load) -> Result<Engine, CliError> {
         let device = match self.device {
             DeviceArg::Auto => Device::Auto,
             DeviceArg::Cpu => Device::Cpu,
@@ -103,7 +149,21 @@ impl ModelArgs {
             DtypeArg::Bf16 => WeightDtype::Bf16,
             DtypeArg::F16 => WeightDtype::F16,
         };
-        let mut builder = Engine::builder().source(source).device(device).dtype(dtype).on_load(bar.drawer());
+        let speculation = match self.speculation {
+            SpeculationArg::Auto => Speculation::Auto,
+            SpeculationArg::PromptLookup => Speculation::PromptLookup,
+            SpeculationArg::Off => Speculation::Off,
+        };
+        let mut builder = Engine::builder().source(source).device(device).dtype(dtype).speculation(speculation);
+        builder = builder.on_load(bar.drawer());
+        match load {
+            Load::One => builder = builder.max_sequences(NonZeroUsize::MIN),
+            Load::Many(None) => {}
+            Load::Many(Some(most)) => builder = builder.max_sequences(most),
+        }
+        if let Some(bytes) = self.memory {
+            builder = builder.memory(bytes);
+        }
         if let Some(threads) = self.threads {
             builder = builder.threads(threads);
         }
@@ -114,5 +174,22 @@ impl ModelArgs {
             builder = builder.prefill_chunk(rows);
         }
         Ok(builder.build()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        let size = |text| bytes(text).map(NonZeroU64::get);
+        assert_eq!(size("17"), Ok(17));
+        assert_eq!(size("20GiB"), Ok(20 << 30));
+        assert_eq!(size("800 MB"), Ok(800_000_000));
+        assert_eq!(size("5B"), Ok(5));
+        for wrong in ["", "0GiB", "-1", "1.5GiB", "GiB", "99999999999TiB", "5 parsecs"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
     }
 }

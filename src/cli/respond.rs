@@ -11,7 +11,7 @@ use super::completion::{self, Record};
 use super::error::CliError;
 use super::input;
 use super::load_bar::LoadBar;
-use super::model_args::ModelArgs;
+use super::model_args::{Load, ModelArgs};
 use super::output::Output;
 use super::sampling_args::max_tokens;
 
@@ -66,7 +66,7 @@ impl Respond {
         let source = self.model.model.source()?;
         let instruction = input::text_or_stdin(self.instruction)?;
         let prompt_text = prompt_text(&source, instruction)? + &self.response_prefix;
-        let engine = self.model.engine(source, LoadBar::unless(self.quiet))?;
+        let engine = self.model.engine(source, LoadBar::unless(self.quiet), Load::One)?;
         let tokenizer = engine.tokenizer()?;
         let prompt = tokenizer.encode(&prompt_text, SpecialTokens::Parse)?;
         let limit = match self.max_new_tokens {

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::error::CliError;
 use super::input::{self, JsonLines, Prompt, PromptInput};
 use super::load_bar::LoadBar;
-use super::model_args::ModelArgs;
+use super::model_args::{Load, ModelArgs};
 use super::output::Output;
 
 /// Best tokens reported at each position.
@@ -76,7 +76,7 @@ impl Score {
             // clap asks for one of the two.
             (None, file) => Box::new(JsonLines::open(file.as_deref().unwrap_or(input::STDIN))?),
         };
-        let engine = self.model.engine(source, LoadBar::Shown)?;
+        let engine = self.model.engine(source, LoadBar::Shown, Load::One)?;
         for prompt in prompts {
             let Prompt { place, input } = prompt?;
             self.one(&engine, &place, input, special, out).map_err(|error| error.at(place))?;

@@ -8,7 +8,7 @@ use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::cuda::model::CudaOptions;
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::{self, CudaError};
-use crate::backend::{Backend, BackendError, LoadProgress, WeightDtype};
+use crate::backend::{Arithmetic, Backend, BackendError, LoadProgress, WeightDtype};
 use crate::checkpoint::{Checkpoint, CheckpointError, Dtype, ModelSource};
 use crate::kv::{CacheGeometry, PrefixCache};
 use crate::model::ModelSpec;
@@ -79,6 +79,7 @@ pub struct EngineBuilder {
     page_size: Option<NonZeroU32>,
     context: Option<NonZeroU32>,
     memory: Option<NonZeroU64>,
+    arithmetic: Arithmetic,
     options: EngineOptions,
     on_load: OnLoad,
 }
@@ -217,6 +218,12 @@ impl EngineBuilder {
         self
     }
 
+    /// May a request's log-probabilities depend in their last bits on its company, on a GPU? On the CPU they never do.
+    pub fn arithmetic(mut self, arithmetic: Arithmetic) -> Self {
+        self.arithmetic = arithmetic;
+        self
+    }
+
     /// Are keys and values of ended requests kept for requests that begin alike? They are, by default.
     pub fn prefix_cache(mut self, prefix_cache: PrefixCache) -> Self {
         self.options.prefix_cache = prefix_cache;
@@ -297,10 +304,17 @@ impl EngineBuilder {
         let step = self.step(&spec, CUDA_PAGE_SIZE, CUDA_PREFILL_CHUNK, CUDA_SEQUENCES);
         let options = CudaOptions {
             page_size: step.page_size,
-            pages: step.least_pages,
+            pages: 0,
             max_rows: step.rows,
             max_sequences: step.sequences,
+            arithmetic: self.arithmetic,
         };
+        let memory = self.memory.map(NonZeroU64::get);
+        let pages = cuda::model::pages_within(device, &spec, &options, memory, step.least_pages)?;
+        let options = CudaOptions { pages: pages.min(step.most_pages), ..options };
+        if self.options.speculation == Speculation::Auto && self.arithmetic == Arithmetic::BatchInvariant {
+            self.options.speculation = Speculation::PromptLookup;
+        }
         let report = &mut |progress| self.on_load.report(progress);
         Ok(cuda::model::load(device, checkpoint, spec, dtype, &options, report)?)
     }

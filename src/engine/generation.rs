@@ -22,6 +22,8 @@ struct State {
     /// Each with the number of its request, which tells the requests of one mailbox apart.
     events: VecDeque<(usize, Event)>,
     waker: Option<Waker>,
+    /// A thread waits for `arrived`, and was not told yet: telling costs a call of the system.
+    waiting: bool,
 }
 
 impl Mailbox {
@@ -33,12 +35,20 @@ impl Mailbox {
     fn put(&self, number: usize, event: Event) {
         let mut state = self.lock();
         state.events.push_back((number, event));
-        let waker = state.waker.take();
+        let (waker, waiting) = (state.waker.take(), std::mem::take(&mut state.waiting));
         drop(state);
-        self.arrived.notify_one();
+        if waiting {
+            self.arrived.notify_one();
+        }
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    /// Lets go of the mailbox until something arrives.
+    fn wait<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        state.waiting = true;
+        self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -263,7 +273,7 @@ impl Iterator for Generation {
             if let Some(event) = self.pop(&mut state) {
                 return Some(event);
             }
-            state = mailbox.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = mailbox.wait(state);
         }
     }
 }
@@ -311,7 +321,7 @@ impl Many {
     pub(super) fn take(&mut self, events: &mut VecDeque<(usize, Event)>) {
         let mut state = self.mailbox.lock();
         while state.events.is_empty() {
-            state = self.mailbox.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.mailbox.wait(state);
         }
         events.append(&mut state.events);
         drop(state);

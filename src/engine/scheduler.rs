@@ -201,22 +201,33 @@ impl Scheduler {
         self.parts.clear();
         self.preempted = false;
         let mut room = self.limits;
-        self.plan_decoding(&mut room);
-        self.plan_prompts(&mut room);
-        if !self.preempted {
-            self.admit(&mut room);
+        let (mut decoding, mut computing) = (Vec::with_capacity(self.running.len()), Vec::new());
+        let mut scores = false;
+        for &slot in &self.running {
+            let sequence = self.sequence(slot);
+            match sequence.remaining() {
+                0 => {}
+                1 => decoding.push(slot),
+                _ => computing.push(slot),
+            }
+            scores |= sequence.is_scoring();
         }
-        // Those whose prompts are scored come first: their logits rows are then the first ones.
-        let Scheduler { parts, slots, .. } = self;
-        let scores = |part: &Part| slots[part.slot.0].as_ref().is_some_and(|sequence| sequence.is_scoring());
-        parts.sort_by_key(|part| !scores(part));
+        self.plan_decoding(decoding, &mut room);
+        self.plan_prompts(computing, &mut room);
+        if !self.preempted {
+            scores |= self.admit(&mut room);
+        }
+        if scores {
+            // Those whose prompts are scored come first: their logits rows are then the first ones.
+            let Scheduler { parts, slots, .. } = self;
+            let scores = |part: &Part| slots[part.slot.0].as_ref().is_some_and(|sequence| sequence.is_scoring());
+            parts.sort_by_key(|part| !scores(part));
+        }
         &self.parts
     }
 
-    fn plan_decoding(&mut self, room: &mut StepLimits) {
+    fn plan_decoding(&mut self, decoding: Vec<Slot>, room: &mut StepLimits) {
         let speculates = self.speculates();
-        let decoding: Vec<Slot> =
-            self.running.iter().copied().filter(|slot| self.sequence(*slot).remaining() == 1).collect();
         let most_drafts = if speculates { (VERIFIED_ROWS / decoding.len().max(1)).saturating_sub(1) } else { 0 };
         for slot in decoding {
             if room.rows.min(room.logits_rows).min(room.sequences) == 0 {
@@ -251,9 +262,7 @@ impl Scheduler {
         drafted
     }
 
-    fn plan_prompts(&mut self, room: &mut StepLimits) {
-        let computing: Vec<Slot> =
-            self.running.iter().copied().filter(|slot| self.sequence(*slot).remaining() > 1).collect();
+    fn plan_prompts(&mut self, computing: Vec<Slot>, room: &mut StepLimits) {
         for slot in computing {
             if !self.gave_way(slot) {
                 self.plan_chunk(slot, room);
@@ -329,9 +338,9 @@ impl Scheduler {
         self.waiting.push_front(slot);
     }
 
-    /// Lets waiting sequences in, in their order.
-    fn admit(&mut self, room: &mut StepLimits) {
-        let mut at = 0;
+    /// Lets waiting sequences in, in their order. Is the prompt of one of them scored?
+    fn admit(&mut self, room: &mut StepLimits) -> bool {
+        let (mut at, mut scores) = (0, false);
         while room.rows.min(room.prompt_rows).min(room.sequences) > 0 && self.running.len() < self.limits.sequences {
             let Some(&slot) = self.waiting.get(at) else { break };
             let sequence = self.sequence(slot);
@@ -344,6 +353,7 @@ impl Scheduler {
                 break;
             }
             self.waiting.remove(at);
+            scores |= self.sequence(slot).is_scoring();
             let ticket = self.sequence(slot).ticket;
             let place = self.running.partition_point(|running| self.sequence(*running).ticket < ticket);
             self.running.insert(place, slot);
@@ -352,6 +362,7 @@ impl Scheduler {
                 break;
             }
         }
+        scores
     }
 
     /// Does its leader still compute the prompt that it will find in the cache?
@@ -397,10 +408,13 @@ impl Scheduler {
         true
     }
 
-    /// The logical index of a queued sequence's first page, and its pages.
-    pub(super) fn table(&self, slot: Slot) -> (u32, &[PageId]) {
+    /// The logical index of a queued sequence's first page, and its pages up to that of position `end - 1`. It may hold
+    /// more, for drafts that were not accepted.
+    pub(super) fn table(&self, slot: Slot, end: usize) -> (u32, &[PageId]) {
         let blocks = &self.sequence(slot).blocks;
-        (blocks.first_block(), blocks.pages())
+        let size = self.cache.page_size().get() as usize;
+        let wanted = end.div_ceil(size) - blocks.first_block() as usize;
+        (blocks.first_block(), &blocks.pages()[..wanted.min(blocks.pages().len())])
     }
 
     /// The parts of the step planned last.

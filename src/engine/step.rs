@@ -1,6 +1,7 @@
 //! A planned step as the backend takes it.
 
 use std::ops::Range;
+use std::time::Instant;
 
 use crate::backend::{Backend, BackendError, Batch, SequenceRows};
 use crate::text::TokenId;
@@ -42,9 +43,11 @@ impl Step {
         self.drawn.clear();
         self.logits_rows.clear();
         self.parts.clear();
+        let now = Instant::now();
         for index in 0..scheduler.parts().len() {
             let Part { slot, ticket, rows, drafted } = scheduler.parts()[index].clone();
             let Some(sequence) = scheduler.get(slot, ticket) else { continue };
+            sequence.output.start(now);
             let first_row = self.token_ids.len();
             let known = sequence.tokens();
             let drafts = sequence.lookup.as_ref().map_or(&[][..], PromptLookup::last_draft);
@@ -81,7 +84,7 @@ impl Step {
             .parts
             .iter()
             .map(|part| {
-                let (first_block, pages) = scheduler.table(part.slot);
+                let (first_block, pages) = scheduler.table(part.slot, part.positions.end);
                 let rows = first_row..first_row + part.positions.len();
                 first_row = rows.end;
                 // Positions fit u32.

@@ -180,12 +180,6 @@ impl Worker {
         if !forgotten.is_empty() {
             self.backend.poison(&forgotten)?;
         }
-        let now = Instant::now();
-        for part in &self.step.parts {
-            if let Some(sequence) = self.scheduler.get(part.slot, part.ticket) {
-                sequence.output.start(now);
-            }
-        }
         self.step.run(&mut *self.backend, &self.scheduler)?;
         self.scheduler.statistics.steps += 1;
         for part in &self.step.parts {
@@ -291,7 +285,7 @@ impl Worker {
                 let (mut found, now) = (found.into_iter(), Instant::now());
                 let mut failed = false;
                 for draw in &draws {
-                    failed |= self.accept(draw, found.by_ref().take(draw.drafted + 1).collect(), now);
+                    failed |= self.accept(draw, found.by_ref().take(draw.drafted + 1), now);
                 }
                 if failed {
                     // With one sample of a request the others end.
@@ -306,14 +300,20 @@ impl Worker {
 
     /// Hands a sequence what was drawn for it: the next token, and one after each draft, which stand as long as the
     /// drafts before them were right. Did the request fail?
-    fn accept(&mut self, draw: &Draw, found: Vec<Result<Sampled, SampleError>>, now: Instant) -> bool {
-        let Scheduler { statistics, .. } = &mut self.scheduler;
-        let mut counted = *statistics;
-        let Some(sequence) = self.scheduler.get(draw.slot, draw.ticket) else { return false };
+    fn accept(
+        &mut self,
+        draw: &Draw,
+        mut found: impl Iterator<Item = Result<Sampled, SampleError>>,
+        now: Instant,
+    ) -> bool {
+        let Some(sequence) = self.scheduler.get(draw.slot, draw.ticket) else {
+            found.for_each(drop);
+            return false;
+        };
         sequence.drawing = None;
-        let mut accepted = 0;
+        let (mut tokens, mut accepted) = (0, 0);
         let mut outcome = Outcome::GoesOn;
-        for (index, sampled) in found.into_iter().enumerate() {
+        for (index, sampled) in found.by_ref().enumerate() {
             let sampled = match sampled {
                 Ok(sampled) => sampled,
                 Err(source) => {
@@ -323,10 +323,9 @@ impl Worker {
                     break;
                 }
             };
-            let token = sampled.token;
-            counted.completion_tokens += 1;
+            tokens += 1;
             let drafted = sequence.lookup.as_ref().and_then(|lookup| lookup.last_draft().get(index).copied());
-            let right = index < draw.drafted && drafted == Some(token);
+            let right = index < draw.drafted && drafted == Some(sampled.token);
             accepted += usize::from(right);
             if sequence.accept(sampled, now) == Verdict::Ended {
                 outcome = Outcome::Ended;
@@ -336,33 +335,33 @@ impl Worker {
                 break;
             }
         }
+        found.for_each(drop);
+        // What comes after the last draft that was right is computed again.
+        let computed = sequence.tokens().len() - 1;
+        if draw.drafted > 0
+            && let Some(lookup) = &mut sequence.lookup
+        {
+            lookup.verified(draw.drafted, accepted, computed + 1);
+        }
+        let statistics = &mut self.scheduler.statistics;
+        statistics.completion_tokens += tokens;
         if draw.drafted > 0 {
-            counted.verifications += 1;
-            counted.drafted_tokens += draw.drafted as u64;
-            counted.accepted_tokens += accepted as u64;
-            let tokens = sequence.tokens().len();
-            if let Some(lookup) = &mut sequence.lookup {
-                lookup.verified(draw.drafted, accepted, tokens);
-            }
+            statistics.verifications += 1;
+            statistics.drafted_tokens += draw.drafted as u64;
+            statistics.accepted_tokens += accepted as u64;
         }
         match outcome {
-            Outcome::GoesOn => {
-                let computed = sequence.tokens().len() - 1;
-                if draw.drafted > 0 {
-                    // What comes after the last draft that was right is computed again.
-                    self.scheduler.advance(draw.slot, draw.ticket, computed);
-                }
-            }
+            Outcome::GoesOn if draw.drafted > 0 => self.scheduler.advance(draw.slot, draw.ticket, computed),
+            Outcome::GoesOn => {}
             Outcome::Ended => {
-                counted.finished += 1;
+                statistics.finished += 1;
                 self.scheduler.remove(draw.slot);
             }
             Outcome::Failed => {
-                counted.failed += 1;
+                statistics.failed += 1;
                 self.scheduler.remove(draw.slot);
             }
         }
-        self.scheduler.statistics = counted;
         outcome == Outcome::Failed
     }
 

@@ -318,6 +318,41 @@ mod tests {
         assert_eq!(sample(&LOGITS, &SampleRow { banned: &all, ..row }), Err(NotFinite.into()));
     }
 
+    #[derive(Debug)]
+    struct Sets(f32);
+
+    impl LogitsProcessor for Sets {
+        fn process(&self, _: &LogitsContext<'_>, logits: &mut [f32]) {
+            assert!(!self.0.is_nan(), "asked to panic");
+            logits[1] = self.0;
+        }
+    }
+
+    #[test]
+    fn what_a_processor_leaves_is_checked_and_its_panic_is_caught() {
+        let params = SamplingParams::default();
+        let context = LogitsContext { prompt: &[], output: &[] };
+        let with = |value: f32| {
+            let row = SampleRow { processor: Some((&Sets(value), context)), banned: &[TokenId(1)], ..row(&params, 0) };
+            sample(&LOGITS, &row).map(|sampled| sampled.token.0)
+        };
+        assert_eq!(with(9.0), Ok(1));
+        assert_eq!(with(f32::NEG_INFINITY), Ok(0));
+        assert_eq!(with(f32::INFINITY), Err(NotFinite.into()));
+        assert_eq!(with(f32::NAN), Err(SampleError::ProcessorPanicked { message: "asked to panic".to_owned() }));
+    }
+
+    #[test]
+    fn output_penalties_count_the_output_alone() {
+        let mut history = TokenHistory::new(5, &[TokenId(0), TokenId(3)]);
+        [3, 3, 4].into_iter().for_each(|id| history.push(TokenId(id)));
+        let mut logits = LOGITS;
+        penalise_output(&mut logits, &history, 0.25, 0.5);
+        assert_eq!(logits, [2.0, 1.0, 0.0, 0.5, -1.75]);
+        penalise_output(&mut logits, &history, -0.25, -0.5);
+        assert_eq!(logits, LOGITS);
+    }
+
     #[test]
     fn a_draw_depends_on_seed_and_position_alone() {
         let params = SamplingParams { temperature: 1.0, seed: 3, ..Default::default() };

@@ -106,6 +106,24 @@ fn stop_texts_end_the_text_wherever_tokens_end() {
 }
 
 #[test]
+fn biases_penalties_and_the_least_number_of_tokens_reach_the_sampler() {
+    let generated = |args: &[&str]| {
+        let record = rigel(&[&["generate", "--json", "-n", "5"], args, &[PROMPT]].concat()).ok().json();
+        ids(&record["token_ids"])
+    };
+    assert_eq!(generated(&["--logit-bias", "70=1000"]), [70; 5]);
+    // Whichever of two leads loses 4 the first time and 2 each time after, until the other leads.
+    let two = ["--logit-bias", "70=1000", "--logit-bias", "80=1000"];
+    let both = generated(&[&two[..], &["--frequency-penalty", "2", "--presence-penalty", "2"]].concat());
+    assert!(both.contains(&70) && both.contains(&80) && both.iter().all(|id| [70, 80].contains(id)), "{both:?}");
+    assert_ne!(generated(&two), both, "the penalties change nothing");
+    // The end-of-sequence token at once, or after three others.
+    assert_eq!(generated(&["--logit-bias", "0=1000"]), [0]);
+    let held = generated(&["--logit-bias", "0=1000", "--min-tokens", "3"]);
+    assert!(held.len() == 4 && held[..3].iter().all(|id| *id != 0) && held[3] == 0, "{held:?}");
+}
+
+#[test]
 fn stop_token_ids_end_the_generation() {
     let all = ids(&reference()["token_ids"]);
     let stop = all[all.len() / 2];

@@ -36,6 +36,7 @@ mod testing;
 mod tests;
 
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::OnceLock;
 
 pub use kernels::Isa;
 
@@ -43,6 +44,7 @@ use super::{Backend, BackendError, Batch, check_page};
 use crate::checkpoint::Checkpoint;
 use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
+use crate::sampling::{self, SampleError, SampleRow, Sampled};
 use cache::Cache;
 use forward::Pass;
 use kernels::{ISA_VARIABLE, Kernels};
@@ -196,7 +198,25 @@ impl Backend for CpuBackend {
             return Err(BackendError::InvalidBatch(format!("logits row {row} of {}", self.logits_rows)));
         }
         // SAFETY: the row was written by the last forward pass, and nobody writes while the backend is borrowed.
-        Ok(unsafe { std::slice::from_raw_parts(self.workspace.logits.row(row), self.spec.vocab_size) })
+        Ok(unsafe { self.workspace.logits_of(row, self.spec.vocab_size) })
+    }
+
+    fn sample(&mut self, rows: &[SampleRow<'_>]) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
+        if let Some(row) = rows.iter().find(|row| row.logits_row >= self.logits_rows) {
+            let what = format!("a draw from logits row {} of {}", row.logits_row, self.logits_rows);
+            return Err(BackendError::InvalidBatch(what));
+        }
+        let CpuBackend { team, workspace, spec, .. } = self;
+        let drawn: Vec<OnceLock<Result<Sampled, SampleError>>> = rows.iter().map(|_| OnceLock::new()).collect();
+        team.run(|member| {
+            member.share(rows.len(), |index| {
+                // SAFETY: as in `logits`; rows were checked above.
+                let logits = unsafe { workspace.logits_of(rows[index].logits_row, spec.vocab_size) };
+                // Each index comes once.
+                let _ = drawn[index].set(sampling::sample(logits, &rows[index]));
+            });
+        });
+        drawn.into_iter().map(|drawn| drawn.into_inner().ok_or(BackendError::MissingSample)).collect()
     }
 
     fn poison(&mut self, pages: &[PageId]) -> Result<(), BackendError> {

@@ -79,6 +79,17 @@ impl Workspace {
     }
 }
 
+impl Workspace {
+    /// One row of logits.
+    ///
+    /// # Safety
+    /// The row exists and was written, nobody writes it while the slice lives, and `vocab_size` is that of the model.
+    pub(crate) unsafe fn logits_of(&self, row: usize, vocab_size: usize) -> &[f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.logits.row(row), vocab_size) }
+    }
+}
+
 /// Rows and elements of each, in the order of [`Workspace`]'s fields.
 fn shapes(spec: &ModelSpec, max_rows: usize, max_logits_rows: usize, threads: usize) -> [(usize, usize); 9] {
     let scratch = matmul::Scratch::FLOATS + attention::Scratch::floats(spec.head_dim);

@@ -37,7 +37,7 @@ use rigel::openai::{Defaults, ServedModel};
 use super::error::CliError;
 use super::interrupt;
 use super::load_bar::LoadBar;
-use super::model_args::ModelArgs;
+use super::model_args::{Load, ModelArgs};
 use super::output::Output;
 use super::sampling_args::{DEFAULT_MAX_NEW_TOKENS, GenerationArgs, GenerationOptions};
 
@@ -108,6 +108,9 @@ pub struct Batch {
     /// The most requests that are read and not done
     #[arg(long, value_name = "N", default_value = "256", help_heading = "Run", allow_negative_numbers = true)]
     max_in_flight: NonZeroUsize,
+    /// The most requests that are computed at a time [default: 32 on the CPU, 256 on a GPU]
+    #[arg(long, value_name = "N", help_heading = "Run", allow_negative_numbers = true)]
+    max_sequences: Option<NonZeroUsize>,
     /// Do the lines again that failed: empties OUT.errors.jsonl first
     #[arg(long, help_heading = "Run")]
     retry_failed: bool,
@@ -147,7 +150,8 @@ impl Batch {
             Ok(())
         } else {
             drain_on_interrupt(&sink.progress, draining.clone())?;
-            let engine = self.model.engine(source.clone(), LoadBar::unless(self.quiet))?;
+            let engine =
+                self.model.engine(source.clone(), LoadBar::unless(self.quiet), Load::Many(self.max_sequences))?;
             let served = ServedModel::new(&engine, &source, self.model.model.name())?;
             let answering =
                 Answering { served: &served, plain: &plain_defaults(options), openai: &Defaults::openai(), seed };

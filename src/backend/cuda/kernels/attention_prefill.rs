@@ -44,8 +44,13 @@ pub fn tile_rows(heads: &Heads) -> usize {
 
 /// How many tiles a step of `rows` rows in `sequences` sequences has at the most.
 pub fn most_tiles(rows: usize, sequences: usize, heads: &Heads) -> usize {
+    most_tiles_of(tile_rows(heads), rows, sequences)
+}
+
+/// [`most_tiles`] of `step` rows.
+pub(super) fn most_tiles_of(step: usize, rows: usize, sequences: usize) -> usize {
     // Each sequence has at most one tile that is not full, and at least one row in it.
-    rows / tile_rows(heads) + sequences.min(rows)
+    rows / step + sequences.min(rows)
 }
 
 /// The tiles of all sequences that `takes` says yes to, such as those of more than one row where the others are left to
@@ -56,7 +61,16 @@ pub fn plan_tiles(
     window: Option<usize>,
     takes: impl Fn(&Sequence) -> bool,
 ) -> Vec<Tile> {
-    let step = tile_rows(heads);
+    plan_tiles_of(tile_rows(heads), sequences, window, takes)
+}
+
+/// [`plan_tiles`] of `step` rows.
+pub(super) fn plan_tiles_of(
+    step: usize,
+    sequences: &[Sequence],
+    window: Option<usize>,
+    takes: impl Fn(&Sequence) -> bool,
+) -> Vec<Tile> {
     let mut tiles = Vec::new();
     for (index, sequence) in (0..).zip(sequences).filter(|(_, sequence)| takes(sequence)) {
         for first_row in (0..sequence.rows).step_by(step) {

@@ -5,6 +5,7 @@
 //! returns before it has run. Buffers must live until then ([`Buffer`](super::Buffer)).
 
 pub mod attention_decode;
+pub mod attention_ordered;
 pub mod attention_prefill;
 pub mod embed;
 pub mod gemm;

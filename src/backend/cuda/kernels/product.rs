@@ -1,7 +1,8 @@
 //! Products of activations with weight matrices, the one front door to `gemv` and `gemm`: [`Projection`] for a matrix
 //! with a bias and what follows it, [`QkvProjection`] for the fused query, key and value weights with rotation and the
-//! write into the cache, [`Head`] for logits. Up to [`gemv::MOST_ROWS`] rows go to `gemv`, more to `gemm`; nothing of a
-//! launch depends on values in device memory, so that it can be recorded once for its number of rows.
+//! write into the cache, [`Head`] for logits. Up to [`gemv::MOST_ROWS`] rows go to `gemv`, more to `gemm`, and with
+//! [`Arithmetic::BatchInvariant`] all to `gemm`; nothing of a launch depends on values in device memory, so that it can
+//! be recorded once for its number of rows.
 //!
 //! Every epilogue has one definition for both, in `kernels/common/epilogue.cuh`.
 
@@ -16,6 +17,7 @@ use super::super::work::Work;
 use super::gemm::{Gemm, Plan};
 use super::gemv::{self, Gemv};
 use super::{BiasTerm, Check, Element, VECTOR, gemm};
+use crate::backend::Arithmetic;
 
 /// The longest sum: the kernels count k in 32 bits, some steps beyond the end.
 pub const MOST_DEPTH: usize = i32::MAX as usize & !(VECTOR - 1);
@@ -91,9 +93,18 @@ pub enum Path {
 }
 
 impl Path {
-    /// The path of a product on a device; depends on nothing else.
+    /// The fastest path of a product on a device; depends on nothing else.
     pub fn choose(device: &Properties, shape: ProductShape) -> Path {
-        if shape.rows <= gemv::MOST_ROWS { Path::Gemv } else { Path::Gemm(Plan::choose(device.into(), shape)) }
+        Path::choose_for(Arithmetic::Fastest, device, shape)
+    }
+
+    /// The fastest path that `arithmetic` allows. `gemm` gives a row the same bits by any plan and beside any number of
+    /// rows; `gemv` does too, but others.
+    pub fn choose_for(arithmetic: Arithmetic, device: &Properties, shape: ProductShape) -> Path {
+        match arithmetic {
+            Arithmetic::Fastest if shape.rows <= gemv::MOST_ROWS => Path::Gemv,
+            Arithmetic::Fastest | Arithmetic::BatchInvariant => Path::Gemm(Plan::choose(device.into(), shape)),
+        }
     }
 
     fn check(self) -> Check {
@@ -119,6 +130,7 @@ pub struct ProductInputs<'a, T> {
 struct Product<T> {
     gemv: Gemv,
     gemm: Gemm,
+    arithmetic: Arithmetic,
     element: PhantomData<T>,
 }
 
@@ -147,7 +159,12 @@ impl Sizes {
 impl<T: Element> Product<T> {
     fn load(device: &Device, epilogue: &str) -> Result<Product<T>, CudaError> {
         let gemv = Gemv::load(device, epilogue, T::NAME)?;
-        Ok(Product { gemv, gemm: Gemm::load(device, epilogue, T::NAME)?, element: PhantomData })
+        let gemm = Gemm::load(device, epilogue, T::NAME)?;
+        Ok(Product { gemv, gemm, arithmetic: Arithmetic::default(), element: PhantomData })
+    }
+
+    fn path(&self, stream: &Stream, shape: ProductShape) -> Path {
+        Path::choose_for(self.arithmetic, stream.device().properties(), shape)
     }
 
     /// # Safety
@@ -195,8 +212,13 @@ impl<T: Element> Projection<T> {
         Product::load(device, epilogue.name()).map(Projection)
     }
 
+    /// The same, by paths that `arithmetic` allows; without, the fastest.
+    pub fn with(self, arithmetic: Arithmetic) -> Projection<T> {
+        Projection(Product { arithmetic, ..self.0 })
+    }
+
     /// `out[m, n] = epilogue(Σ x[m, k] weights[n, k])`, with `out` `[rows, columns]`, by the path that
-    /// [`Path::choose`] gives.
+    /// [`Path::choose_for`] gives.
     ///
     /// # Errors
     /// [`CudaError::Operand`] for a length that is not that of `shape`, no rows, columns or depth that are no multiples
@@ -208,7 +230,7 @@ impl<T: Element> Projection<T> {
         inputs: ProductInputs<'_, T>,
         out: SliceMut<'_, T>,
     ) -> Result<(), CudaError> {
-        self.launch_by(Path::choose(stream.device().properties(), shape), stream, shape, inputs, out)
+        self.launch_by(self.0.path(stream, shape), stream, shape, inputs, out)
     }
 
     /// The same by a given path.
@@ -248,6 +270,11 @@ impl<T: Element> Head<T> {
         Product::load(device, "logits").map(Head)
     }
 
+    /// The same, by paths that `arithmetic` allows; without, the fastest.
+    pub fn with(self, arithmetic: Arithmetic) -> Head<T> {
+        Head(Product { arithmetic, ..self.0 })
+    }
+
     /// `out[m, n] = Σ x[m, k] weights[n, k]`, with `x` `[rows, depth]`, `weights` `[columns, depth]` and `out`
     /// `[rows, columns]` in f32.
     ///
@@ -261,7 +288,7 @@ impl<T: Element> Head<T> {
         weights: Slice<'_, T>,
         out: SliceMut<'_, f32>,
     ) -> Result<(), CudaError> {
-        self.launch_by(Path::choose(stream.device().properties(), shape), stream, shape, x, weights, out)
+        self.launch_by(self.0.path(stream, shape), stream, shape, x, weights, out)
     }
 
     /// The same by a given path.
@@ -363,6 +390,11 @@ impl<T: Element> QkvProjection<T> {
         Product::load(device, "bias_rope_kv").map(QkvProjection)
     }
 
+    /// The same, by paths that `arithmetic` allows; without, the fastest.
+    pub fn with(self, arithmetic: Arithmetic) -> QkvProjection<T> {
+        QkvProjection(Product { arithmetic, ..self.0 })
+    }
+
     /// Sums and biases become queries, keys and values; queries and keys are rotated by their row's position,
     /// `(x, y) → (x cos − y sin, y cos + x sin)`; then all are rounded, queries written to `out.queries`, keys and
     /// values into their row's page.
@@ -380,7 +412,7 @@ impl<T: Element> QkvProjection<T> {
     ) -> Result<(), CudaError> {
         // What does not fit a product fails below, whatever the path.
         let product = shape.product(gemv::CHECK)?;
-        self.launch_by(Path::choose(stream.device().properties(), product), stream, shape, inputs, rows, out)
+        self.launch_by(self.0.path(stream, product), stream, shape, inputs, rows, out)
     }
 
     /// The same by a given path.

@@ -1,6 +1,6 @@
 //! `kernels/sample.cu` and `kernels/logprobs.cu`: a token for each row of a step, and log-probabilities.
 //!
-//! Everything that changes from step to step is in device memory ([`RowParams`], banned ids, bitsets), so a launch for
+//! Everything that changes from step to step is in device memory ([`RowParams`], [`Change`]s, bitsets), so a launch for
 //! a number of rows can be recorded once and replayed; rows that a step does not use are [`RowParams::SKIP`].
 
 use bytemuck::{Pod, Zeroable};
@@ -19,10 +19,13 @@ use super::Check;
 
 const CHECK: Check = Check { kernel: "sample" };
 const CHECK_LOGPROBS: Check = Check { kernel: "logprobs" };
-/// kBlock, kGroup and sizeof(SelectMemory) of the kernels.
+/// kBlock, kGroup, kTokensOfBlock, and the sizes of SelectMemory, Rare and ChangedTokens of the kernels.
 const THREADS: u32 = 512;
 const GROUP: usize = 4;
+const TOKENS_OF_BLOCK: usize = 256;
 const SELECT_BYTES: usize = 41_280;
+const RARE_BYTES: usize = 32;
+const CHANGED_TOKENS_BYTES: usize = 36;
 
 /// The largest vocabulary: ids have 18 bits in the kernels.
 pub const MOST_VOCABULARY: usize = 1 << 18;
@@ -38,10 +41,11 @@ const NONE: u32 = u32::MAX;
 const SKIP: u32 = 1;
 const INSERT: u32 = 2;
 const LOGPROBS: u32 = 4;
+const MORE: u32 = 8;
 
-/// Words of one row's bitset of seen tokens: the halves, low ones first, of
+/// Words of one bitset of tokens: the halves, low ones first, of
 /// [`SeenTokens::words`](crate::sampling::SeenTokens::words). Token `t` is bit `t % 32` of word `t / 32`.
-pub fn seen_words(vocabulary: usize) -> usize {
+pub fn set_words(vocabulary: usize) -> usize {
     2 * vocabulary.div_ceil(64)
 }
 
@@ -60,13 +64,53 @@ pub struct RowParams {
     top_k: u32,
     repetition_penalty: f32,
     seen: u32,
-    banned_first: u32,
-    banned_count: u32,
+    first_change: u32,
+    changes: u32,
     flags: u32,
     top: u32,
     unused: [u32; 2],
-    /// Zero. For logit biases, frequency and presence penalties and the least number of tokens.
-    reserved: [u32; 8],
+    /// This and the next two are read where [`MORE`] is set.
+    frequency_penalty: f32,
+    presence_penalty: f32,
+    allowed: u32,
+    /// Zero.
+    reserved: [u32; 5],
+}
+
+/// What changes the logit of one token of a row, ahead of the repetition penalty and after it.
+#[repr(C, align(16))]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+pub struct Change {
+    /// The token.
+    pub id: u32,
+    /// Added to its logit; -inf bans it.
+    pub bias: f32,
+    /// How often it was generated: frequency and presence penalty weaken it where this is not 0.
+    pub count: u32,
+    unused: u32,
+}
+
+impl Change {
+    /// A token that may not be chosen.
+    pub fn banned(token: TokenId) -> Change {
+        Change::biased(token, f32::NEG_INFINITY)
+    }
+
+    /// A token with a number added to its logit.
+    pub fn biased(token: TokenId, bias: f32) -> Change {
+        Change { id: token.0, bias, count: 0, unused: 0 }
+    }
+
+    /// A token that was generated `count` times.
+    pub fn generated(token: TokenId, count: u32) -> Change {
+        Change { id: token.0, bias: 0.0, count, unused: 0 }
+    }
+
+    /// Both changes of one token. Biases are added up; beside a ban no other bias counts.
+    #[must_use]
+    pub fn and(self, other: Change) -> Change {
+        Change { bias: self.bias + other.bias, count: self.count.saturating_add(other.count), ..self }
+    }
 }
 
 /// Whether the token drawn joins the row's bitset.
@@ -91,17 +135,22 @@ impl RowParams {
         top_k: 0,
         repetition_penalty: 1.0,
         seen: NONE,
-        banned_first: 0,
-        banned_count: 0,
+        first_change: 0,
+        changes: 0,
         flags: SKIP,
         top: 0,
         unused: [0; 2],
-        reserved: [0; 8],
+        frequency_penalty: 0.0,
+        presence_penalty: 0.0,
+        allowed: NONE,
+        reserved: [0; 5],
     };
 
-    /// The token at `position`, counted from the start of the prompt, from one row of logits.
+    /// The token at `position`, counted from the start of the prompt, from one row of logits. What `params` lists,
+    /// biases and ids, and what penalties need to know come by the methods below.
     pub fn new(params: &SamplingParams, logits_row: u32, position: u32) -> RowParams {
         let SamplingParams { temperature, top_k, top_p, min_p, repetition_penalty, seed, .. } = *params;
+        let SamplingParams { frequency_penalty, presence_penalty, .. } = *params;
         RowParams {
             logits_row,
             position,
@@ -113,7 +162,9 @@ impl RowParams {
             top_p,
             top_k,
             repetition_penalty,
-            flags: 0,
+            flags: if frequency_penalty != 0.0 || presence_penalty != 0.0 { MORE } else { 0 },
+            frequency_penalty,
+            presence_penalty,
             ..RowParams::SKIP
         }
     }
@@ -125,10 +176,16 @@ impl RowParams {
         RowParams { seen: slot, flags: self.flags & !INSERT | insert, ..self }
     }
 
-    /// Without the tokens `first .. first + count` of the launch's banned ids.
+    /// With `first .. first + count` of the launch's changes: each token once, in ascending order.
     #[must_use]
-    pub fn with_banned(self, first: u32, count: u32) -> RowParams {
-        RowParams { banned_first: first, banned_count: count, ..self }
+    pub fn with_changes(self, first: u32, count: u32) -> RowParams {
+        RowParams { first_change: first, changes: count, ..self }
+    }
+
+    /// Only with the tokens of the bitset `slot`.
+    #[must_use]
+    pub fn with_allowed(self, slot: u32) -> RowParams {
+        RowParams { allowed: slot, flags: self.flags | MORE, ..self }
     }
 
     /// With the log-probabilities of the token drawn and of the `top` best ones; [`MOST_TOP`] at the most are given.
@@ -212,8 +269,8 @@ pub struct SampleShape {
     pub vocabulary: usize,
     /// From one row of logits to the next: the vocabulary, padded to a multiple of 8.
     pub pitch: usize,
-    /// Bitsets of seen tokens.
-    pub seen_slots: usize,
+    /// Bitsets of tokens.
+    pub set_slots: usize,
 }
 
 /// What [`Sample::launch`] reads.
@@ -223,8 +280,8 @@ pub struct SampleInputs<'a> {
     pub rows: Slice<'a, RowParams>,
     /// `[logits_rows, pitch]`, written up to the next multiple of 4 past the vocabulary.
     pub logits: Slice<'a, f32>,
-    /// The ids that rows may ban, of any length; an id that is no token is passed over.
-    pub banned: Slice<'a, u32>,
+    /// What changes logits, of any length; an id that is no token is passed over.
+    pub changes: Slice<'a, Change>,
 }
 
 /// What [`Sample::launch`] writes.
@@ -233,9 +290,9 @@ pub struct SampleOutputs<'a> {
     pub tokens: SliceMut<'a, u32>,
     /// `[rows]`, those of the rows that ask.
     pub logprobs: SliceMut<'a, RowLogprobs>,
-    /// Bitsets of the tokens that sequences hold already, `[seen_slots, seen_words(vocabulary)]`; read, and written for
-    /// [`Insertion::DrawnToken`].
-    pub seen: SliceMut<'a, u32>,
+    /// Bitsets of tokens that sequences hold already and of tokens that are allowed, `[set_slots,
+    /// set_words(vocabulary)]`; read, and written for [`Insertion::DrawnToken`].
+    pub sets: SliceMut<'a, u32>,
     /// As many as [`Sample::partials`] says, or more; what it holds before and after means nothing.
     pub partials: SliceMut<'a, u64>,
     /// At least `[rows]`; zero before the first launch, and zero again after each.
@@ -271,7 +328,7 @@ impl Sample {
         (1..=most_rows).map(|rows| rows * self.parts(rows, vocabulary) as usize).max().unwrap_or(0)
     }
 
-    /// The bytes that a launch for these rows moves: their parameters, logits, bans and bitsets once. 1 FLOP for each
+    /// The bytes that a launch for these rows moves: their parameters, logits, changes and bitsets once. 1 FLOP for each
     /// token of a greedy row; of another one about 50, were all its tokens in the race.
     pub fn work(&self, shape: SampleShape, rows: &[RowParams]) -> Work {
         let words = shape.vocabulary.div_ceil(32);
@@ -284,7 +341,13 @@ impl Sample {
             let (mut read, mut written, mut flops) = (28, 0, 0);
             if !row.is_skipped() {
                 logits_rows.push(row.logits_row);
-                read += 4 * row.banned_count as usize;
+                read += size_of::<Change>() * row.changes as usize;
+                if row.flags & MORE != 0 {
+                    read += 16;
+                }
+                if row.allowed != NONE {
+                    read += 4 * words;
+                }
                 written += 4;
                 let penalised = row.seen != NONE && row.repetition_penalty != 1.0;
                 if penalised {
@@ -320,12 +383,12 @@ impl Sample {
 
     /// Chooses one token for each of `inputs.rows`, the same that [`crate::sampling::sample`] chooses on the same
     /// logits where f32 arithmetic can tell the candidates apart, whatever the other rows are. A row gets [`NO_TOKEN`]
-    /// where its logits are not finite, or where it names a logits row, bitset or banned ids that are not there.
+    /// where its logits are not finite, or where it names a logits row, bitsets or changes that are not there.
     ///
     /// # Errors
     /// [`CudaError::Operand`] for a length that is not that of `shape`, rows that are not 1 to [`MOST_ROWS`], a
     /// vocabulary that is not 1 to [`MOST_VOCABULARY`], a pitch below it or no multiple of 8, or a buffer that is not
-    /// aligned to 16 bytes; [`CudaError::LaunchLimit`] for a vocabulary whose bans do not fit shared memory.
+    /// aligned to 16 bytes; [`CudaError::LaunchLimit`] for a vocabulary whose changes do not fit shared memory.
     pub fn launch(
         &self,
         stream: &Stream,
@@ -333,21 +396,23 @@ impl Sample {
         inputs: SampleInputs<'_>,
         outputs: SampleOutputs<'_>,
     ) -> Result<(), CudaError> {
-        let SampleShape { rows, logits_rows, vocabulary, pitch, seen_slots } = shape;
+        let SampleShape { rows, logits_rows, vocabulary, pitch, set_slots } = shape;
         let row_count = CHECK.size("rows", rows, MOST_ROWS)?;
         let logits_row_count = CHECK.size("logits_rows", logits_rows, i32::MAX as usize)?;
         let tokens = check_logits(CHECK, inputs.logits, shape.logits_rows, vocabulary, pitch)?;
         CHECK.matrix("rows", inputs.rows.into(), 1, rows)?;
         CHECK.matrix("tokens", (&outputs.tokens).into(), 1, rows)?;
         CHECK.matrix("logprobs", (&outputs.logprobs).into(), 1, rows)?;
-        let words = seen_words(vocabulary);
-        CHECK.matrix("seen", (&outputs.seen).into(), seen_slots, words)?;
-        let Ok(slot_count) = u32::try_from(seen_slots) else {
-            return CHECK.fail("seen_slots", seen_slots, "a number of 32 bits");
+        let words = set_words(vocabulary);
+        CHECK.matrix("sets", (&outputs.sets).into(), set_slots, words)?;
+        let Ok(slot_count) = u32::try_from(set_slots) else {
+            return CHECK.fail("set_slots", set_slots, "a number of 32 bits");
         };
-        let Ok(banned_count) = u32::try_from(inputs.banned.len()) else {
-            return CHECK.fail("banned", inputs.banned.len(), "a number of 32 bits");
+        let changes = inputs.changes.len();
+        let Ok(change_count) = u32::try_from(changes) else {
+            return CHECK.fail("changes", changes, "a number of 32 bits");
         };
+        CHECK.matrix("changes", inputs.changes.into(), 1, changes)?;
         let partials = rows * self.parts(rows, vocabulary) as usize;
         if outputs.partials.len() < partials {
             return CHECK.fail("partials", outputs.partials.len(), format_args!("at least {partials} elements"));
@@ -357,12 +422,13 @@ impl Sample {
         }
         let mut launch = Launch::linear(self.parts(rows, vocabulary), THREADS);
         launch.grid[1] = row_count;
-        launch.shared_bytes = (SELECT_BYTES + vocabulary.div_ceil(32) * 4) as u32;
+        let changed_tokens = vocabulary.div_ceil(TOKENS_OF_BLOCK) * CHANGED_TOKENS_BYTES;
+        launch.shared_bytes = (SELECT_BYTES + RARE_BYTES + changed_tokens) as u32;
         let arguments = Arguments::new()
             .input(inputs.rows)
             .input(inputs.logits)
-            .input(inputs.banned)
-            .output(&outputs.seen)
+            .input(inputs.changes)
+            .output(&outputs.sets)
             .output(&outputs.partials)
             .output(&outputs.counters)
             .output(&outputs.tokens)
@@ -370,7 +436,7 @@ impl Sample {
             .scalar(logits_row_count)
             .scalar(tokens)
             .scalar(pitch as u32)
-            .scalar(banned_count)
+            .scalar(change_count)
             .scalar(slot_count)
             .scalar(words as u32);
         // SAFETY: the arguments are those of sample_rows, checked above to have the lengths that it indexes; what rows

@@ -7,6 +7,7 @@ use bytemuck::Pod;
 use super::super::error::CudaError;
 use super::super::kernels::Element;
 use super::super::kernels::attention_decode::{AttentionDecode, DecodeShape};
+use super::super::kernels::attention_ordered::{AttentionOrdered, Division};
 use super::super::kernels::attention_prefill::{AttentionPrefill, PrefillShape};
 use super::super::kernels::embed::{Embed, EmbedShape};
 use super::super::kernels::norm::{Norm, NormForm, NormShape, NormWeights};
@@ -16,17 +17,38 @@ use super::super::kernels::product::{
 };
 use super::super::weights::{LinearWeights, RopeTable, Weights};
 use super::super::{Buffer, Device, Slice, Stream};
+use super::attention::ordered_shape;
 use super::step::{StepLayout, StepShape, heads, window};
 use super::workspace::{Cache, Workspace, rows, rows_mut};
+use crate::backend::Arithmetic;
 use crate::model::{ModelSpec, NormKind};
+
+/// The kernels of attention.
+enum Attention<T> {
+    /// By the number of a sequence's rows.
+    Fastest { decode: AttentionDecode<T>, prefill: AttentionPrefill<T> },
+    /// One for all.
+    Ordered(AttentionOrdered<T>),
+}
+
+impl<T: Element> Attention<T> {
+    fn load(device: &Device, head_dim: usize, arithmetic: Arithmetic) -> Result<Attention<T>, CudaError> {
+        match arithmetic {
+            Arithmetic::Fastest => {
+                let decode = AttentionDecode::load(device, head_dim)?;
+                Ok(Attention::Fastest { decode, prefill: AttentionPrefill::load(device, head_dim)? })
+            }
+            Arithmetic::BatchInvariant => AttentionOrdered::load(device, head_dim).map(Attention::Ordered),
+        }
+    }
+}
 
 /// The loaded kernels of a forward pass.
 pub(super) struct Kernels<T> {
     embed: Embed<T>,
     norm: Norm<T>,
     qkv: QkvProjection<T>,
-    attention_decode: AttentionDecode<T>,
-    attention_prefill: AttentionPrefill<T>,
+    attention: Attention<T>,
     mlp_in: Projection<T>,
     /// Back into the residual stream: out of attention, and out of the MLP.
     out: Projection<T>,
@@ -34,19 +56,18 @@ pub(super) struct Kernels<T> {
 }
 
 impl<T: Element> Kernels<T> {
-    pub(super) fn load(device: &Device, spec: &ModelSpec) -> Result<Kernels<T>, CudaError> {
+    pub(super) fn load(device: &Device, spec: &ModelSpec, arithmetic: Arithmetic) -> Result<Kernels<T>, CudaError> {
         let form = match spec.norm.kind {
             NormKind::LayerNorm => NormForm::Layer,
         };
         Ok(Kernels {
             embed: Embed::load(device)?,
             norm: Norm::load(device, form)?,
-            qkv: QkvProjection::load(device)?,
-            attention_decode: AttentionDecode::load(device, spec.head_dim)?,
-            attention_prefill: AttentionPrefill::load(device, spec.head_dim)?,
-            mlp_in: Projection::load(device, Epilogue::BiasGelu)?,
-            out: Projection::load(device, Epilogue::BiasResidual)?,
-            head: Head::load(device)?,
+            qkv: QkvProjection::load(device)?.with(arithmetic),
+            attention: Attention::load(device, spec.head_dim, arithmetic)?,
+            mlp_in: Projection::load(device, Epilogue::BiasGelu)?.with(arithmetic),
+            out: Projection::load(device, Epilogue::BiasResidual)?.with(arithmetic),
+            head: Head::load(device)?.with(arithmetic),
         })
     }
 }
@@ -127,28 +148,46 @@ impl<'a, T: Element> Pass<'a, T> {
 
     /// `attended[r] = softmax(q[r] · keys / √head_dim) · values` over the positions that row `r` sees.
     fn attend(&mut self, stream: &Stream, layer: usize) -> Result<(), CudaError> {
-        let StepShape { rows: count, sequences, tiles, decodes, .. } = self.shape;
+        let StepShape { rows: count, sequences, tiles, split_tiles, split_rows, decodes, .. } = self.shape;
         let (heads, width) = (heads(self.spec), self.workspace.sizes.attended);
         let window = window(self.spec);
-        let inputs = AttentionInputs {
-            queries: rows(&self.workspace.queries, count, width)?,
-            cache: self.cache.layer(layer)?,
-            sequences: self.words(&self.layout.sequences)?,
-            block_tables: self.words(&self.layout.block_tables)?,
-        };
-        if decodes {
-            let shape = decode_shape(count, sequences, self.spec, self.split_len);
-            let partials = rows_mut(&mut self.workspace.partials, shape.workspace_len(), 1)?;
-            let out = rows_mut(&mut self.workspace.attended, count, width)?;
-            // SAFETY: `Step` made sequences and tables of a batch that `Places` had checked; what is beyond is padding.
-            unsafe { self.kernels.attention_decode.launch(stream, shape, inputs, partials, out)? };
-        }
-        if tiles > 0 {
-            let shape = PrefillShape { rows: count, tiles, heads, window };
-            let tiles = self.words(&self.layout.tiles)?;
-            let out = rows_mut(&mut self.workspace.attended, count, width)?;
-            // SAFETY: as above; the tiles are those of these sequences.
-            unsafe { self.kernels.attention_prefill.launch(stream, shape, inputs, tiles, out)? };
+        let (whole, split) = (self.words(&self.layout.tiles)?, self.words(&self.layout.split_tiles)?);
+        let (sequence_table, block_tables) =
+            (self.words(&self.layout.sequences)?, self.words(&self.layout.block_tables)?);
+        let Workspace { queries, attended, partials, .. } = &mut *self.workspace;
+        let (queries, cache) = (rows(queries, count, width)?, self.cache.layer(layer)?);
+        let inputs = AttentionInputs { queries, cache, sequences: sequence_table, block_tables };
+        match &self.kernels.attention {
+            Attention::Fastest { decode, prefill } => {
+                if decodes {
+                    let shape = decode_shape(count, sequences, self.spec, self.split_len);
+                    let out = rows_mut(attended, count, width)?;
+                    // SAFETY: `Step` made sequences and tables of a batch that `Places` had checked; what is beyond is
+                    // padding.
+                    unsafe { decode.launch(stream, shape, inputs, partials.view_mut(), out)? };
+                }
+                if tiles > 0 {
+                    let shape = PrefillShape { rows: count, tiles, heads, window };
+                    let out = rows_mut(attended, count, width)?;
+                    // SAFETY: as above; the tiles are those of these sequences.
+                    unsafe { prefill.launch(stream, shape, inputs, whole, out)? };
+                }
+            }
+            Attention::Ordered(ordered) => {
+                if split_tiles > 0 {
+                    let division = Division::Split { tile_rows: split_rows };
+                    let shape = ordered_shape(count, split_tiles, division, self.spec);
+                    let out = rows_mut(attended, count, width)?;
+                    // SAFETY: as above; no tile of them has more rows than `split_rows`.
+                    unsafe { ordered.launch(stream, shape, inputs, split, partials.view_mut(), out)? };
+                }
+                if tiles > 0 {
+                    let shape = ordered_shape(count, tiles, Division::Whole, self.spec);
+                    let out = rows_mut(attended, count, width)?;
+                    // SAFETY: as above.
+                    unsafe { ordered.launch(stream, shape, inputs, whole, partials.view_mut(), out)? };
+                }
+            }
         }
         Ok(())
     }

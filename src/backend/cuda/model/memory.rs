@@ -6,11 +6,13 @@ use crate::backend::BackendError;
 use crate::kv::CacheGeometry;
 use crate::model::ModelSpec;
 
-use super::super::kernels::attention_prefill::most_tiles;
+use super::super::Device;
 use super::super::layout::{ELEMENT_BYTES, Layout, padded};
 use super::super::weights::RopeTable;
-use super::CudaOptions;
-use super::step::{StepLayout, StepShape, heads};
+use super::attention::AttentionPlan;
+use super::sampler::Sampler;
+use super::step::{StepLayout, StepShape};
+use super::{CudaOptions, check_supported};
 
 /// What the driver takes for itself while a model runs, such as recorded steps: kept free, not allocated.
 const DRIVER_BYTES: u64 = 256 << 20;
@@ -45,14 +47,17 @@ pub(super) struct Sizes {
 }
 
 /// The largest step: what the inputs of any step fit into.
-fn largest_step(spec: &ModelSpec, options: &CudaOptions, logits_rows: usize) -> StepShape {
+fn largest_step(spec: &ModelSpec, options: &CudaOptions, attention: AttentionPlan, logits_rows: usize) -> StepShape {
     let positions = u32::try_from(spec.max_positions).unwrap_or(u32::MAX);
     let rows = u32::try_from(options.max_rows).unwrap_or(u32::MAX);
     let blocks = CacheGeometry::pages_for_sequence(options.page_size.get(), positions, spec.window, rows);
+    let (split_tiles, tiles) = attention.most_tiles(spec, options);
     StepShape {
         rows: options.max_rows,
         sequences: options.max_sequences,
-        tiles: most_tiles(options.max_rows, options.max_sequences, &heads(spec)),
+        tiles,
+        split_tiles,
+        split_rows: 1,
         blocks: options.max_sequences * blocks as usize,
         logits_rows,
         decodes: true,
@@ -60,9 +65,10 @@ fn largest_step(spec: &ModelSpec, options: &CudaOptions, logits_rows: usize) -> 
 }
 
 impl Sizes {
-    pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, partials: usize, sampler_bytes: u64) -> Sizes {
+    pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, device: &Device) -> Sizes {
         let logits_rows = Sizes::logits_rows(options);
-        let step = largest_step(spec, options, logits_rows);
+        let attention = AttentionPlan::new(spec, options, device);
+        let step = largest_step(spec, options, attention, logits_rows);
         let page = options.page_size.get() as usize * spec.kv_heads * spec.head_dim;
         Sizes {
             rows: options.max_rows,
@@ -74,8 +80,8 @@ impl Sizes {
             layer_cache: options.pages as usize * page,
             layers: spec.layers,
             step_words: StepLayout::new(step).words(),
-            partials,
-            sampler_bytes,
+            partials: attention.workspace_len(spec, options, device),
+            sampler_bytes: Sampler::bytes(device, spec, logits_rows),
         }
     }
 
@@ -133,17 +139,57 @@ impl MemoryPlan {
     /// # Errors
     /// [`BackendError::OutOfMemory`], which says what is needed, what is free and what makes it smaller.
     pub fn check(&self, free: u64) -> Result<(), BackendError> {
-        let needed = self.bytes() + DRIVER_BYTES;
-        if needed <= free {
+        if self.needed() <= free {
             return Ok(());
         }
-        let advice = format!(
-            "{} are free on the GPU; a lower --context makes the cache smaller, a lower --prefill-chunk the activations, \
-             and --device cpu needs none of it",
-            Bytes(free)
-        );
-        Err(BackendError::OutOfMemory { needed, what: format!("{self}, driver {}", Bytes(DRIVER_BYTES)), advice })
+        Err(self.shortage(&format!("{} are free on the GPU", Bytes(free))))
     }
+
+    /// All lines, and what is left for the driver.
+    fn needed(&self) -> u64 {
+        self.bytes().saturating_add(DRIVER_BYTES)
+    }
+
+    fn shortage(&self, room: &str) -> BackendError {
+        let advice = format!(
+            "{room}; a lower --context makes the cache smaller, a lower --prefill-chunk the activations, and --device cpu \
+             needs none of it"
+        );
+        let what = format!("{self}, driver {}", Bytes(DRIVER_BYTES));
+        BackendError::OutOfMemory { needed: self.needed(), what, advice }
+    }
+}
+
+/// How many pages a model's cache may have on `device`, where the model may take `memory` bytes of what is free, or 90 %
+/// of it by default: those that fit beside all other lines of its [`MemoryPlan`] and what is left for the driver.
+/// `options.pages` is not looked at.
+///
+/// # Errors
+/// [`BackendError::OutOfMemory`] with every line where not even `least` pages fit; a network or options that the kernels
+/// are not written for; a failure of the device.
+pub fn pages_within(
+    device: &Device,
+    spec: &ModelSpec,
+    options: &CudaOptions,
+    memory: Option<u64>,
+    least: u32,
+) -> Result<u32, BackendError> {
+    check_supported(spec, options)?;
+    let plan = |pages| {
+        let options = CudaOptions { pages, ..options.clone() };
+        MemoryPlan::new(spec, &Layout::new(spec), &Sizes::new(spec, &options, device))
+    };
+    let (free, _) = device.memory()?;
+    let room = memory.unwrap_or(free - free / 10).min(free);
+    let (rest, page) = (plan(0).needed(), plan(1).bytes() - plan(0).bytes());
+    // The kernels number the slots of all heads in 32 bits.
+    let most = u32::MAX / options.page_size.get().saturating_mul(spec.kv_heads as u32).max(1);
+    let pages = room.saturating_sub(rest).checked_div(page).unwrap_or(0).min(most.into()) as u32;
+    if pages >= least && room >= rest {
+        return Ok(pages);
+    }
+    let room = format!("{} may be taken of the {} that are free on the GPU", Bytes(room), Bytes(free));
+    Err(plan(least).shortage(&room))
 }
 
 /// `weights 6.06 GB, key/value cache 126 MB, …`

@@ -5,10 +5,11 @@
 //! | `mod` | the backend: loading, and what a batch goes through |
 //! | `memory` | what it takes of the GPU's memory, planned line by line |
 //! | `step`, `inputs` | a batch as the kernels are told of it, and its way to the device |
+//! | `attention` | which attention kernels take which sequences |
 //! | `forward` | the pass from token ids to logits, launch by launch |
 //! | `workspace` | activations, logits and the cache |
 //! | `recordings` | decode steps recorded as graphs, one for each bucket of rows |
-//! | `sampler` | draws and log-probabilities on the device |
+//! | `sampler`, `changes` | draws and log-probabilities on the device |
 //!
 //! A decode step, in which every sequence has one row, is padded to the next bucket, recorded the second time its bucket
 //! comes, and replayed from then on. Within it nothing is allocated, copied from the host or waited for; ahead of it
@@ -16,6 +17,8 @@
 //! device ([`DeviceQueue::forward_drawn`]), so that a step can be given to the GPU before the ids of the step before have
 //! reached the host.
 
+mod attention;
+mod changes;
 mod forward;
 mod inputs;
 mod memory;
@@ -26,7 +29,7 @@ mod workspace;
 
 use std::num::NonZeroU32;
 
-pub use memory::{MemoryLine, MemoryPlan};
+pub use memory::{MemoryLine, MemoryPlan, pages_within};
 
 use super::error::CudaError;
 use super::kernels::Element;
@@ -37,13 +40,14 @@ use super::layout::{Layout, padded};
 use super::weights::{RopeTable, Weights};
 use super::{Device, Slice, Stream};
 use crate::backend::places::Places;
-use crate::backend::{Backend, BackendError, Batch, DeviceQueue, LoadProgress, check_page};
+use crate::backend::{Arithmetic, Backend, BackendError, Batch, DeviceQueue, LoadProgress, check_page};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
 use crate::sampling::{self, NotFinite, SampleError, SampleRow, Sampled, TokenLogprobs};
 use crate::text::TokenId;
-use forward::{Kernels, Pass, decode_shape};
+use attention::AttentionPlan;
+use forward::{Kernels, Pass};
 use inputs::Inputs;
 use memory::Sizes;
 use recordings::{Bucket, Recordings};
@@ -62,6 +66,8 @@ pub struct CudaOptions {
     pub max_rows: usize,
     /// The most sequences in a batch.
     pub max_sequences: usize,
+    /// Which kernels may be chosen between.
+    pub arithmetic: Arithmetic,
 }
 
 /// Loads the weights of `checkpoint` in `dtype`, F16 or BF16, onto `device`. `progress` is called while they travel.
@@ -93,13 +99,12 @@ pub struct CudaBackend<T> {
     sampler: Sampler,
     places: Places,
     max_sequences: usize,
+    attention: AttentionPlan,
     plan: MemoryPlan,
     /// Logits rows of the last forward pass.
     logits_rows: usize,
     /// The row of logits that was asked for last.
     host_logits: Vec<f32>,
-    /// Draws that the kernels are not written for, until they are asked for.
-    drawn_on_host: Vec<Result<Sampled, SampleError>>,
 }
 
 /// What a forward pass uses.
@@ -144,7 +149,7 @@ impl<T: Element> CudaBackend<T> {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<CudaBackend<T>, BackendError> {
         check_supported(&spec, options)?;
-        let sizes = sizes(&spec, options, device);
+        let sizes = Sizes::new(&spec, options, device);
         let plan = MemoryPlan::new(&spec, &Layout::new(&spec), &sizes);
         let (free, _) = device.memory()?;
         plan.check(free)?;
@@ -155,7 +160,7 @@ impl<T: Element> CudaBackend<T> {
         Ok(CudaBackend {
             // What is wrong with the kernels is found before the weights travel.
             resident: Resident {
-                kernels: Kernels::load(device, &spec)?,
+                kernels: Kernels::load(device, &spec, options.arithmetic)?,
                 cache: Cache::new(&stream, &sizes, geometry)?,
                 inputs: Inputs::new(device, &stream, sizes.step_words)?,
                 rope: RopeTable::load(&stream, &spec, spec.max_positions)?,
@@ -167,10 +172,10 @@ impl<T: Element> CudaBackend<T> {
             sampler: Sampler::new(device, &stream, &spec, sizes.logits_rows)?,
             places: Places::new(options.max_rows, options.pages),
             max_sequences: options.max_sequences,
+            attention: AttentionPlan::new(&spec, options, device),
             plan,
             logits_rows: 0,
             host_logits: Vec::new(),
-            drawn_on_host: Vec::new(),
             stream,
         })
     }
@@ -182,7 +187,7 @@ impl<T: Element> CudaBackend<T> {
 
     /// That no draws are under way, whose results would be lost.
     fn check_finished(&self) -> Result<(), BackendError> {
-        if self.sampler.is_started() || !self.drawn_on_host.is_empty() {
+        if self.sampler.is_started() {
             return Err(BackendError::InvalidBatch("draws were started and not finished".to_owned()));
         }
         Ok(())
@@ -210,7 +215,7 @@ impl<T: Element> DeviceQueue for CudaBackend<T> {
             return Ok(());
         }
         let CudaBackend { stream, resident, recordings, sampler, places, .. } = self;
-        let step = Step::new(batch, &resident.spec, resident.cache.geometry());
+        let step = Step::new(batch, &resident.spec, resident.cache.geometry(), self.attention);
         let exact = step.shape(batch);
         let send = |inputs: &mut Inputs, layout: &StepLayout| {
             inputs.send(stream, layout.words(), |words| step.write(words, layout, batch, drawn, places))
@@ -238,24 +243,17 @@ impl<T: Element> DeviceQueue for CudaBackend<T> {
             let what = format!("a draw from logits row {} of {}", row.logits_row, self.logits_rows);
             return Err(BackendError::InvalidBatch(what));
         }
-        if self.sampler.takes(rows) {
-            let logits = self.resident.logits();
-            return Ok(self.sampler.start(&self.stream, logits, rows)?);
-        }
-        let mut drawn = Vec::with_capacity(rows.len());
-        for row in rows {
+        let on_host = self.sampler.start(&self.stream, self.resident.logits(), rows)?;
+        let mut drawn = Vec::with_capacity(on_host.len());
+        for row in on_host.iter().map(|index| &rows[*index]) {
             drawn.push(sampling::sample(self.logits(row.logits_row)?, row));
         }
-        self.sampler.put(&self.stream, &drawn)?;
-        self.drawn_on_host = drawn;
-        Ok(())
+        Ok(self.sampler.put(&self.stream, &on_host, drawn)?)
     }
 
     fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
-        if self.drawn_on_host.is_empty() {
-            return Ok(self.sampler.finish()?);
-        }
-        Ok(std::mem::take(&mut self.drawn_on_host))
+        // A draw that the host did not come to make is one whose logits could not be had, which was reported then.
+        self.sampler.finish()?.into_iter().collect::<Option<Vec<_>>>().ok_or(BackendError::MissingSample)
     }
 }
 
@@ -371,14 +369,6 @@ fn check_supported(spec: &ModelSpec, options: &CudaOptions) -> Result<(), Backen
 fn split_len_for(sequences: usize, spec: &ModelSpec, device: &Device) -> usize {
     let multiprocessors = device.properties().multiprocessors as usize;
     split_len(sequences, &heads(spec), window(spec), spec.max_positions, multiprocessors)
-}
-
-fn sizes(spec: &ModelSpec, options: &CudaOptions, device: &Device) -> Sizes {
-    // Fewer sequences have more splits each: the largest workspace may be that of any number of them.
-    let partials = |n| decode_shape(n, n, spec, split_len_for(n, spec, device)).workspace_len();
-    let partials = (1..=options.max_sequences).map(partials).max();
-    let sampler = Sampler::bytes(device, spec, Sizes::logits_rows(options));
-    Sizes::new(spec, options, partials.unwrap_or(0), sampler)
 }
 
 impl From<CudaError> for BackendError {

@@ -2,6 +2,7 @@
 
 use super::super::error::CudaError;
 use super::super::{Device, Graph, Stream};
+use super::attention::AttentionPlan;
 use super::memory::Sizes;
 use super::step::{StepLayout, StepShape};
 use super::{CudaOptions, split_len_for};
@@ -11,6 +12,11 @@ use crate::model::ModelSpec;
 /// Rows of a bucket. Up to 16 rows share one kind of product, whose cost is that of the weights; beyond, the distance
 /// bounds what is computed for padding.
 const BUCKETS: [usize; 17] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256];
+
+/// The largest number of rows of a bucket that is no larger than `rows`; 1 for none.
+pub(super) fn largest_bucket(rows: usize) -> usize {
+    BUCKETS.into_iter().rev().find(|bucket| *bucket <= rows).unwrap_or(1)
+}
 
 /// A decode step of a fixed number of rows, one for each sequence, all with logits.
 pub(super) struct Bucket {
@@ -65,9 +71,10 @@ pub(super) struct Recordings {
 
 impl Recordings {
     pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, device: &Device) -> Recordings {
+        let attention = AttentionPlan::new(spec, options, device);
         let most = options.max_sequences.min(options.max_rows).min(Sizes::logits_rows(options));
         let bucket = |rows| {
-            let shape = shape(rows, spec, options);
+            let shape = shape(rows, spec, options, attention);
             let recording = if device.is_synchronous() { Recording::Never } else { Recording::New };
             let split_len = split_len_for(rows, spec, device);
             Bucket { shape, layout: StepLayout::new(shape), split_len, recording }
@@ -77,16 +84,36 @@ impl Recordings {
 
     /// The smallest bucket that a step of this shape fits into, where each of its sequences has one row.
     pub(super) fn bucket_for(&mut self, exact: StepShape) -> Option<&mut Bucket> {
-        if exact.tiles > 0 || exact.rows != exact.sequences {
+        if exact.rows != exact.sequences {
             return None;
         }
-        self.buckets.iter_mut().find(|bucket| exact.rows <= bucket.shape.rows && exact.blocks <= bucket.shape.blocks)
+        self.buckets.iter_mut().find(|Bucket { shape, .. }| {
+            exact.rows <= shape.rows
+                && exact.blocks <= shape.blocks
+                && exact.tiles <= shape.tiles
+                && exact.split_tiles <= shape.split_tiles
+                && exact.split_rows <= shape.split_rows
+        })
     }
 }
 
 /// A bucket's step: `rows` sequences of one row, each with as many blocks as it may see.
-fn shape(rows: usize, spec: &ModelSpec, options: &CudaOptions) -> StepShape {
+fn shape(rows: usize, spec: &ModelSpec, options: &CudaOptions, attention: AttentionPlan) -> StepShape {
     let positions = u32::try_from(spec.max_positions).unwrap_or(u32::MAX);
     let blocks = CacheGeometry::pages_for_sequence(options.page_size.get(), positions, spec.window, 1);
-    StepShape { rows, sequences: rows, tiles: 0, blocks: rows * blocks as usize, logits_rows: rows, decodes: true }
+    let (split_tiles, tiles, decodes) = match attention {
+        AttentionPlan::Fastest => (0, 0, true),
+        AttentionPlan::Ordered { most_split, .. } if rows <= most_split => (rows, 0, false),
+        AttentionPlan::Ordered { .. } => (0, rows, false),
+    };
+    StepShape {
+        rows,
+        sequences: rows,
+        tiles,
+        split_tiles,
+        split_rows: split_tiles.min(1),
+        blocks: rows * blocks as usize,
+        logits_rows: rows,
+        decodes,
+    }
 }

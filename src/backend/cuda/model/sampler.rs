@@ -1,37 +1,46 @@
-//! Draws and log-probabilities on the device: what goes there, what comes back, and which requests the kernels are not
+//! Draws and log-probabilities on the device: what goes there, what comes back, and which rows the kernels are not
 //! written for.
 
 use super::super::error::CudaError;
 use super::super::kernels::sample::{
-    Insertion, Logprobs, LogprobsRow, LogprobsShape, MOST_TOP, MOST_VOCABULARY, NO_TOKEN, RowLogprobs, RowParams,
-    Sample, SampleInputs, SampleOutputs, SampleShape, seen_words,
+    Change, Insertion, Logprobs, LogprobsRow, LogprobsShape, MOST_TOP, MOST_VOCABULARY, NO_TOKEN, RowLogprobs,
+    RowParams, Sample, SampleInputs, SampleOutputs, SampleShape, set_words,
 };
 use super::super::{Buffer, Device, Pinned, Slice, Stream};
+use super::changes;
 use crate::model::ModelSpec;
-use crate::sampling::{NotFinite, SampleError, SampleRow, Sampled, TokenLogprobs};
+use crate::sampling::{NotFinite, SampleError, SampleRow, Sampled, SeenTokens, TokenLogprobs};
 use crate::text::TokenId;
 
-/// Room for the tokens that the rows of one launch ban together.
-const BANNED: usize = 4096;
+/// Room for the tokens whose logits the rows of one launch change, for each row. The rows share it, and one row alone
+/// can change every token.
+const CHANGES_OF_ROW: usize = 512;
+/// Bitsets for each row: tokens seen and tokens allowed.
+const SETS_OF_ROW: usize = 2;
 
 /// Lengths of the buffers on the device, in elements.
 struct Lengths {
     rows: usize,
-    seen: usize,
+    sets: usize,
+    changes: usize,
     partials: usize,
 }
 
 impl Lengths {
     fn new(device: &Device, spec: &ModelSpec, rows: usize) -> Lengths {
-        // A row is spread over several blocks as long as there is no more than one for each multiprocessor in all.
-        let partials = rows.max(device.properties().multiprocessors as usize);
-        Lengths { rows, seen: rows * seen_words(spec.vocab_size), partials }
+        Lengths {
+            rows,
+            sets: rows * SETS_OF_ROW * set_words(spec.vocab_size),
+            changes: spec.vocab_size.max(rows * CHANGES_OF_ROW),
+            // A row is spread over several blocks as long as there is no more than one for each multiprocessor in all.
+            partials: rows.max(device.properties().multiprocessors as usize),
+        }
     }
 
     fn bytes(&self) -> usize {
-        // Parameters, tokens, counters, log-probabilities and their rows; bitsets, bans, partial results.
+        // Parameters, tokens, counters, log-probabilities and their rows; bitsets, changes, partial results.
         let row = size_of::<RowParams>() + 4 + 4 + size_of::<RowLogprobs>() + size_of::<LogprobsRow>();
-        self.rows * row + 4 * (self.seen + BANNED) + 8 * self.partials
+        self.rows * row + 4 * self.sets + size_of::<Change>() * self.changes + 8 * self.partials
     }
 }
 
@@ -66,19 +75,69 @@ pub(super) struct Logits<'a> {
     pub(super) pitch: usize,
 }
 
-/// All that a row may not choose.
-fn banned<'a>(row: &'a SampleRow<'_>) -> impl Iterator<Item = TokenId> + 'a {
-    row.params.banned_token_ids.iter().chain(row.banned).copied()
+/// A draw that was started and not yet asked for.
+enum Draw {
+    /// On the device.
+    Device {
+        /// Whether it wants log-probabilities.
+        logprobs: bool,
+    },
+    /// On the host, which may still be at it.
+    Host(Option<Result<Sampled, SampleError>>),
 }
 
-/// Whether nothing but bans and the repetition penalty changes the row's logits.
-fn is_plain(row: &SampleRow<'_>) -> bool {
-    let params = row.params;
-    params.frequency_penalty == 0.0
-        && params.presence_penalty == 0.0
-        && params.logit_bias.is_empty()
-        && params.allowed_token_ids.is_none()
-        && row.processor.is_none()
+/// What the rows of one launch share on the host, and how much of it they have taken.
+struct Shared<'a> {
+    changes: &'a mut [Change],
+    changes_taken: usize,
+    /// Two for each row that the kernel draws for.
+    sets: &'a mut [u32],
+    sets_taken: usize,
+    set_words: usize,
+    vocabulary: usize,
+    /// Changes of the row at hand.
+    gathered: &'a mut Vec<Change>,
+}
+
+impl Shared<'_> {
+    /// The row as the kernel takes it, its changes and bitsets beside it; none where the kernel does not.
+    fn prepare(&mut self, row: &SampleRow<'_>) -> Option<RowParams> {
+        let takes = row.processor.is_none()
+            && row.logprobs.is_none_or(|top| top <= MOST_TOP)
+            && changes::gather(row, self.vocabulary, self.gathered)
+            && self.gathered.len() <= self.changes.len() - self.changes_taken;
+        if !takes {
+            return None;
+        }
+        // Numbers of rows and of changes are small.
+        let mut params = RowParams::new(row.params, row.logits_row as u32, row.position);
+        if let Some(history) = row.history.filter(|_| row.params.repetition_penalty != 1.0) {
+            params = params.with_seen(self.add_set(history.seen()), Insertion::None);
+        }
+        if let Some(allowed) = &row.params.allowed_token_ids {
+            let mut set = SeenTokens::new(self.vocabulary);
+            allowed.iter().for_each(|&token| set.insert(token));
+            params = params.with_allowed(self.add_set(&set));
+        }
+        let (first, count) = (self.changes_taken, self.gathered.len());
+        if count > 0 {
+            self.changes[first..][..count].copy_from_slice(self.gathered);
+            self.changes_taken += count;
+            params = params.with_changes(first as u32, count as u32);
+        }
+        Some(row.logprobs.map_or(params, |top| params.with_logprobs(top as u32)))
+    }
+
+    /// Puts a bitset into the next slot, whose number is returned.
+    fn add_set(&mut self, tokens: &SeenTokens) -> u32 {
+        let slot = self.sets_taken;
+        let words = &mut self.sets[slot * self.set_words..][..self.set_words];
+        for (pair, word) in words.chunks_exact_mut(2).zip(tokens.words()) {
+            pair.copy_from_slice(&[*word as u32, (word >> 32) as u32]);
+        }
+        self.sets_taken += 1;
+        slot as u32
+    }
 }
 
 /// The sampler of one model.
@@ -86,18 +145,21 @@ pub(super) struct Sampler {
     sample: Sample,
     logprobs: Logprobs,
     params: Pair<RowParams>,
-    banned: Pair<u32>,
-    seen: Pair<u32>,
+    changes: Pair<Change>,
+    sets: Pair<u32>,
     tokens: Pair<u32>,
+    /// Tokens drawn on the host, on their way to their places among the others.
+    put: Pinned<u32>,
     scores: Pair<RowLogprobs>,
     targets: Pair<LogprobsRow>,
     partials: Buffer<u64>,
     counters: Buffer<u32>,
     rows: usize,
-    seen_words: usize,
+    set_words: usize,
     vocabulary: usize,
-    /// Of each row that was given to the stream and not yet asked for: whether it wants log-probabilities.
-    started: Vec<bool>,
+    started: Vec<Draw>,
+    /// Changes of the row at hand.
+    gathered: Vec<Change>,
 }
 
 impl Sampler {
@@ -112,17 +174,19 @@ impl Sampler {
             sample: Sample::load(device)?,
             logprobs: Logprobs::load(device)?,
             params: Pair::new(device, stream, rows)?,
-            banned: Pair::new(device, stream, BANNED)?,
-            seen: Pair::new(device, stream, lengths.seen)?,
+            changes: Pair::new(device, stream, lengths.changes)?,
+            sets: Pair::new(device, stream, lengths.sets)?,
             tokens: Pair::new(device, stream, rows)?,
+            put: Pinned::zeroed(device, rows)?,
             scores: Pair::new(device, stream, rows)?,
             targets: Pair::new(device, stream, rows)?,
             partials: stream.zeroed(lengths.partials)?,
             counters: stream.zeroed(rows)?,
             rows,
-            seen_words: seen_words(spec.vocab_size),
+            set_words: set_words(spec.vocab_size),
             vocabulary: spec.vocab_size,
             started: Vec::with_capacity(rows),
+            gathered: Vec::new(),
         })
     }
 
@@ -131,108 +195,118 @@ impl Sampler {
         self.tokens.device.view()
     }
 
-    /// Whether the kernels can draw for these rows.
-    pub(super) fn takes(&self, rows: &[SampleRow<'_>]) -> bool {
-        rows.len() <= self.rows
-            && self.vocabulary <= MOST_VOCABULARY
-            && rows.iter().map(|row| banned(row).count()).sum::<usize>() <= BANNED
-            && rows.iter().all(|row| row.logprobs.is_none_or(|top| top <= MOST_TOP) && is_plain(row))
-    }
-
     /// Whether draws were started and not finished.
     pub(super) fn is_started(&self) -> bool {
         !self.started.is_empty()
     }
 
-    /// Gives draws for rows that it takes to the stream.
+    /// Gives draws to the stream and returns the indices, ascending, of the rows that the kernel is not written for:
+    /// for these the caller draws itself and [puts](Sampler::put) the results beside the others.
     pub(super) fn start(
         &mut self,
         stream: &Stream,
         logits: Logits<'_>,
         rows: &[SampleRow<'_>],
-    ) -> Result<(), CudaError> {
-        let count = rows.len();
-        if count == 0 {
-            return Ok(());
-        }
-        let (mut bans, mut sets) = (0, 0);
+    ) -> Result<Vec<usize>, CudaError> {
+        let mut shared = Shared {
+            changes: self.changes.host.as_mut_slice()?,
+            changes_taken: 0,
+            sets: self.sets.host.as_mut_slice()?,
+            sets_taken: 0,
+            set_words: self.set_words,
+            vocabulary: self.vocabulary,
+            gathered: &mut self.gathered,
+        };
+        let params = self.params.host.as_mut_slice()?;
+        let (mut draws, mut on_host) = (Vec::with_capacity(rows.len()), Vec::new());
         for (index, row) in rows.iter().enumerate() {
-            // Numbers of rows and of bans are small.
-            let mut params = RowParams::new(row.params, row.logits_row as u32, row.position);
-            if let Some(history) = row.history.filter(|_| row.params.repetition_penalty != 1.0) {
-                let seen = history.seen();
-                let words = &mut self.seen.host.as_mut_slice()?[sets * self.seen_words..][..self.seen_words];
-                for (pair, word) in words.chunks_exact_mut(2).zip(seen.words()) {
-                    pair.copy_from_slice(&[*word as u32, (word >> 32) as u32]);
-                }
-                params = params.with_seen(sets as u32, Insertion::None);
-                sets += 1;
+            let place = params.get_mut(index).filter(|_| self.vocabulary <= MOST_VOCABULARY);
+            let prepared = place.and_then(|place| {
+                let prepared = shared.prepare(row);
+                *place = prepared.unwrap_or(RowParams::SKIP);
+                prepared
+            });
+            if prepared.is_some() {
+                draws.push(Draw::Device { logprobs: row.logprobs.is_some() });
+            } else {
+                draws.push(Draw::Host(None));
+                on_host.push(index);
             }
-            let own = banned(row).count();
-            if own > 0 {
-                let ids = &mut self.banned.host.as_mut_slice()?[bans..][..own];
-                ids.iter_mut().zip(banned(row)).for_each(|(id, banned)| *id = banned.0);
-                params = params.with_banned(bans as u32, own as u32);
-                bans += own;
-            }
-            if let Some(top) = row.logprobs {
-                params = params.with_logprobs(top as u32);
-            }
-            self.params.host.as_mut_slice()?[index] = params;
         }
-        self.params.send(stream, count)?;
-        self.seen.send(stream, sets * self.seen_words)?;
-        self.banned.send(stream, bans)?;
+        if on_host.len() < rows.len() {
+            let (count, changes, sets) = (rows.len().min(self.rows), shared.changes_taken, shared.sets_taken);
+            self.params.send(stream, count)?;
+            self.changes.send(stream, changes)?;
+            self.sets.send(stream, sets * self.set_words)?;
+            self.launch(stream, logits, count)?;
+            if draws.iter().any(|draw| matches!(draw, Draw::Device { logprobs: true })) {
+                self.scores.fetch(stream, count)?;
+            }
+        }
+        self.started = draws;
+        Ok(on_host)
+    }
+
+    /// Draws for the first `count` prepared rows, and has their tokens brought to the host.
+    fn launch(&mut self, stream: &Stream, logits: Logits<'_>, count: usize) -> Result<(), CudaError> {
         let shape = SampleShape {
             rows: count,
             logits_rows: logits.rows,
             vocabulary: logits.vocabulary,
             pitch: logits.pitch,
-            seen_slots: self.rows,
+            set_slots: self.rows * SETS_OF_ROW,
         };
         let inputs = SampleInputs {
             rows: self.params.device.planned(0..count)?,
             logits: logits.values,
-            banned: self.banned.device.view(),
+            changes: self.changes.device.view(),
         };
         let outputs = SampleOutputs {
             tokens: self.tokens.device.planned_mut(0..count)?,
             logprobs: self.scores.device.planned_mut(0..count)?,
-            seen: self.seen.device.view_mut(),
+            sets: self.sets.device.view_mut(),
             partials: self.partials.view_mut(),
             counters: self.counters.view_mut(),
         };
         self.sample.launch(stream, shape, inputs, outputs)?;
-        self.tokens.fetch(stream, count)?;
-        if rows.iter().any(|row| row.logprobs.is_some()) {
-            self.scores.fetch(stream, count)?;
+        self.tokens.fetch(stream, count)
+    }
+
+    /// Takes the draws of the rows that [`Sampler::start`] left to the host, in their order, and puts their tokens where
+    /// the next step looks for them.
+    pub(super) fn put(
+        &mut self,
+        stream: &Stream,
+        on_host: &[usize],
+        drawn: Vec<Result<Sampled, SampleError>>,
+    ) -> Result<(), CudaError> {
+        let words = self.put.as_mut_slice()?;
+        for (&index, drawn) in on_host.iter().zip(drawn) {
+            if let Some(word) = words.get_mut(index) {
+                *word = drawn.as_ref().map_or(NO_TOKEN, |drawn| drawn.token.0);
+            }
+            if let Some(started) = self.started.get_mut(index) {
+                *started = Draw::Host(Some(drawn));
+            }
         }
-        self.started.extend(rows.iter().map(|row| row.logprobs.is_some()));
+        // A row that is not of the device's has no place there.
+        let on_device = &on_host[..on_host.partition_point(|index| *index < self.rows)];
+        for run in on_device.chunk_by(|index, next| index + 1 == *next) {
+            let range = run[0]..run[0] + run.len();
+            stream.copy_from_pinned(self.put.planned(range.clone())?, self.tokens.device.planned_mut(range)?)?;
+        }
         Ok(())
     }
 
-    /// Waits for the draws that were started. None where none were.
-    pub(super) fn finish(&mut self) -> Result<Vec<Result<Sampled, SampleError>>, CudaError> {
+    /// The draws that were started, in their order, once they are made. None where none were.
+    pub(super) fn finish(&mut self) -> Result<Vec<Option<Result<Sampled, SampleError>>>, CudaError> {
         let started = std::mem::take(&mut self.started);
         let (tokens, scores) = (self.tokens.host.as_slice()?, self.scores.host.as_slice()?);
-        let draw = |(index, wants): (usize, bool)| {
-            let token = tokens[index];
-            if token == NO_TOKEN {
-                return Err(NotFinite.into());
-            }
-            let logprobs = if wants { Some(scores[index].token_logprobs()?) } else { None };
-            Ok(Sampled { token: TokenId(token), logprobs })
+        let draw = |(index, draw)| match draw {
+            Draw::Host(drawn) => drawn,
+            Draw::Device { logprobs } => Some(device_draw(tokens[index], logprobs.then_some(&scores[index]))),
         };
         Ok(started.into_iter().enumerate().map(draw).collect())
-    }
-
-    /// Puts tokens that were drawn elsewhere where the next step looks for them.
-    pub(super) fn put(&mut self, stream: &Stream, drawn: &[Result<Sampled, SampleError>]) -> Result<(), CudaError> {
-        let count = drawn.len().min(self.rows);
-        for (word, drawn) in self.tokens.host.as_mut_slice()?.iter_mut().zip(drawn) {
-            *word = drawn.as_ref().map_or(NO_TOKEN, |drawn| drawn.token.0);
-        }
-        self.tokens.send(stream, count)
     }
 
     /// Whether the kernel scores that many rows with that many best tokens.
@@ -263,4 +337,13 @@ impl Sampler {
         self.scores.fetch(stream, count)?;
         Ok(self.scores.host.as_slice()?.iter().take(count).map(RowLogprobs::token_logprobs).collect())
     }
+}
+
+/// A draw as the kernel leaves it.
+fn device_draw(token: u32, scores: Option<&RowLogprobs>) -> Result<Sampled, SampleError> {
+    if token == NO_TOKEN {
+        return Err(NotFinite.into());
+    }
+    let logprobs = scores.map(RowLogprobs::token_logprobs).transpose()?;
+    Ok(Sampled { token: TokenId(token), logprobs })
 }

@@ -4,9 +4,10 @@
 
 use std::ops::Range;
 
-use super::super::kernels::attention_prefill::{Tile, plan_tiles};
+use super::super::kernels::attention_prefill::Tile;
 use super::super::kernels::embed::DRAWN;
 use super::super::kernels::paged::{Heads, Sequence};
+use super::attention::{AttentionPlan, StepTiles};
 use crate::backend::Batch;
 use crate::backend::places::Places;
 use crate::kv::CacheGeometry;
@@ -26,13 +27,17 @@ pub(super) struct StepShape {
     pub rows: usize,
     /// Sequences.
     pub sequences: usize,
-    /// Query tiles of sequences of several rows; 0: no such sequence.
+    /// Query tiles that a block computes; 0: no such sequence.
     pub tiles: usize,
+    /// Query tiles whose splits are computed apart.
+    pub split_tiles: usize,
+    /// The most rows of one of those.
+    pub split_rows: usize,
     /// Entries of all block tables together.
     pub blocks: usize,
     /// Rows with logits.
     pub logits_rows: usize,
-    /// Whether some sequence has exactly one row.
+    /// Whether decode attention takes some sequence, of one row.
     pub decodes: bool,
 }
 
@@ -51,6 +56,8 @@ pub(super) struct StepLayout {
     pub sequences: Range<usize>,
     /// [`Tile`] `[tiles]`.
     pub tiles: Range<usize>,
+    /// [`Tile`] `[split_tiles]`.
+    pub split_tiles: Range<usize>,
     /// u32 `[blocks]`: pages.
     pub block_tables: Range<usize>,
 }
@@ -70,6 +77,7 @@ impl StepLayout {
             logits_rows: place(shape.logits_rows),
             sequences: place(shape.sequences * SEQUENCE_WORDS),
             tiles: place(shape.tiles * TILE_WORDS),
+            split_tiles: place(shape.split_tiles * TILE_WORDS),
             block_tables: place(shape.blocks),
         }
     }
@@ -83,13 +91,13 @@ impl StepLayout {
 /// A batch that [`Places::make`] has accepted, as the kernels are told of it.
 pub(super) struct Step {
     sequences: Vec<Sequence>,
-    tiles: Vec<Tile>,
+    tiles: StepTiles,
     blocks: Vec<u32>,
 }
 
 impl Step {
-    pub(super) fn new(batch: &Batch<'_>, spec: &ModelSpec, cache: CacheGeometry) -> Step {
-        let (window, heads) = (window(spec), heads(spec));
+    pub(super) fn new(batch: &Batch<'_>, spec: &ModelSpec, cache: CacheGeometry, attention: AttentionPlan) -> Step {
+        let window = window(spec);
         let (mut sequences, mut blocks) = (Vec::with_capacity(batch.sequences.len()), Vec::new());
         for rows in batch.sequences {
             // Numbers of rows and positions fit u32: the batch was checked.
@@ -108,7 +116,7 @@ impl Step {
             blocks.extend(rows.pages.iter().skip(hidden).take(visible).map(|page| page.0));
             sequences.push(sequence);
         }
-        let tiles = plan_tiles(&sequences, &heads, window, |sequence| sequence.rows > 1);
+        let tiles = attention.tiles(&sequences, spec);
         Step { sequences, tiles, blocks }
     }
 
@@ -117,10 +125,12 @@ impl Step {
         StepShape {
             rows: batch.token_ids.len(),
             sequences: self.sequences.len(),
-            tiles: self.tiles.len(),
+            tiles: self.tiles.whole.len(),
+            split_tiles: self.tiles.split.len(),
+            split_rows: self.tiles.split_rows,
             blocks: self.blocks.len(),
             logits_rows: batch.logits_rows.len(),
-            decodes: self.sequences.iter().any(|sequence| sequence.rows == 1),
+            decodes: self.tiles.decodes,
         }
     }
 
@@ -143,11 +153,12 @@ impl Step {
         put(words, &layout.logits_rows, batch.logits_rows.iter().map(|row| *row as u32), 0);
         let sequences: &[u32] = bytemuck::cast_slice(&self.sequences);
         put(words, &layout.sequences, sequences.iter().copied(), 0);
-        let tiles: &[u32] = bytemuck::cast_slice(&self.tiles);
-        let no_tile = Tile::PADDING;
-        let padding = (layout.tiles.len() - tiles.len()) / TILE_WORDS;
-        let padding = std::iter::repeat_n([no_tile.sequence, no_tile.first_row], padding).flatten();
-        put(words, &layout.tiles, tiles.iter().copied().chain(padding), 0);
+        for (range, tiles) in [(&layout.tiles, &self.tiles.whole), (&layout.split_tiles, &self.tiles.split)] {
+            let no_tile = [Tile::PADDING.sequence, Tile::PADDING.first_row];
+            let tiles: &[u32] = bytemuck::cast_slice(tiles);
+            let padding = std::iter::repeat(no_tile).flatten();
+            put(words, range, tiles.iter().copied().chain(padding), 0);
+        }
         put(words, &layout.block_tables, self.blocks.iter().copied(), 0);
     }
 }
@@ -200,11 +211,20 @@ mod tests {
         let batch = Batch { token_ids: &ids, sequences: &sequences, logits_rows: &[0, 5] };
         let mut places = Places::new(7, CACHE.pages);
         places.make(&batch, &spec, CACHE).unwrap();
-        let step = Step::new(&batch, &spec, CACHE);
-        let exact = StepShape { rows: 6, sequences: 3, tiles: 3, blocks: 3, logits_rows: 2, decodes: true };
+        let step = Step::new(&batch, &spec, CACHE, AttentionPlan::Fastest);
+        let exact = StepShape {
+            rows: 6,
+            sequences: 3,
+            tiles: 3,
+            split_tiles: 0,
+            split_rows: 0,
+            blocks: 3,
+            logits_rows: 2,
+            decodes: true,
+        };
         assert_eq!(step.shape(&batch), exact);
 
-        let padded = StepShape { rows: 8, sequences: 4, tiles: 4, blocks: 5, logits_rows: 3, decodes: true };
+        let padded = StepShape { rows: 8, sequences: 4, tiles: 4, split_tiles: 2, blocks: 5, logits_rows: 3, ..exact };
         let layout = StepLayout::new(padded);
         let mut words = vec![0xdead; layout.words()];
         step.write(&mut words, &layout, &batch, &[None, Some(2)], &places);
@@ -217,19 +237,41 @@ mod tests {
         assert_eq!(words[layout.sequences.clone()], expected);
         // The tiles with the most keys first.
         assert_eq!(words[layout.tiles.clone()], [1, 4, 1, 2, 1, 0, u32::MAX, 0]);
+        assert_eq!(words[layout.split_tiles.clone()], [u32::MAX, 0, u32::MAX, 0]);
         assert_eq!(words[layout.block_tables.clone()], [5, 7, 3, 0, 0]);
+
+        // With ordered attention the sequence of one row is a short one, and a tile holds one row.
+        let plan = AttentionPlan::Ordered { most_split: 4, split_room: 4 };
+        let step = Step::new(&batch, &spec, CACHE, plan);
+        let exact = StepShape { tiles: 5, split_tiles: 1, split_rows: 1, decodes: false, ..exact };
+        assert_eq!(step.shape(&batch), exact);
+        let padded = StepShape { split_tiles: 2, ..exact };
+        let layout = StepLayout::new(padded);
+        let mut words = vec![0xdead; layout.words()];
+        step.write(&mut words, &layout, &batch, &[], &places);
+        assert_eq!(words[layout.tiles.clone()], [1, 4, 1, 3, 1, 2, 1, 1, 1, 0]);
+        assert_eq!(words[layout.split_tiles.clone()], [0, 0, u32::MAX, 0]);
     }
 
     #[test]
     fn arrays_are_apart_and_aligned() {
-        let shape = StepShape { rows: 65, sequences: 3, tiles: 0, blocks: 1, logits_rows: 64, decodes: true };
-        let StepLayout { token_ids, positions, row_pages, logits_rows, sequences, tiles, block_tables } =
+        let shape = StepShape {
+            rows: 65,
+            sequences: 3,
+            tiles: 0,
+            split_tiles: 33,
+            split_rows: 1,
+            blocks: 1,
+            logits_rows: 64,
+            decodes: true,
+        };
+        let StepLayout { token_ids, positions, row_pages, logits_rows, sequences, tiles, split_tiles, block_tables } =
             StepLayout::new(shape);
-        let ranges = [token_ids, positions, row_pages, logits_rows, sequences, tiles, block_tables];
+        let ranges = [token_ids, positions, row_pages, logits_rows, sequences, tiles, split_tiles, block_tables];
         for pair in ranges.windows(2) {
             assert!(pair[0].end <= pair[1].start, "{pair:?}");
         }
         assert!(ranges.iter().all(|range| range.start % ALIGNMENT_WORDS == 0));
-        assert_eq!(ranges.map(|range| range.len()), [65, 65, 65, 64, 24, 0, 1]);
+        assert_eq!(ranges.map(|range| range.len()), [65, 65, 65, 64, 24, 0, 66, 1]);
     }
 }

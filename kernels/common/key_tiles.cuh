@@ -1,0 +1,26 @@
+// Tiles of keys, or of values, on their way from the paged cache to shared memory, as attention.cuh reads them.
+#pragma once
+#include "common/attention.cuh"
+#include "common/pages.cuh"
+
+// Starts to copy rows `tile` kKeys .. of keys or values to shared memory, by a block of kThreads. Rows outside of
+// `visible` become zeros and are not read: their slots may hold anything, and a weight of 0 times NaN is NaN. `pages`
+// are those of the units of 16 keys from the first of tile `first_tile` on.
+template <class T, uint32_t kHeadDim, uint32_t kThreads, uint32_t kKeys>
+DEVICE void copy_tile(const T* source, const Cache<T>& cache, uint32_t kv_head, const WarpPages& pages,
+                      const KeyRange& visible, uint32_t tile, uint32_t first_tile, uint32_t destination) {
+    using Layout = TileLayout<kHeadDim>;
+    constexpr uint32_t kStep = kThreads / Layout::kChunks;  // rows between a thread's copies
+    static_assert(kStep % 8 == 0 && kUnit % kStep == 0, "a thread's rows share a swizzle, and a warp's a page");
+    const uint32_t chunk = threadIdx.x % Layout::kChunks, first = threadIdx.x / Layout::kChunks;
+    const uint32_t shared = destination + Layout::offset(first, chunk);
+    const T* const column = source + chunk * kVector;
+#pragma unroll
+    for (uint32_t i = 0; i < kKeys / kStep; i++) {
+        const uint32_t page = page_of(pages, (tile - first_tile) * (kKeys / kUnit) + i * kStep / kUnit);
+        const uint32_t position = tile * kKeys + i * kStep + first;
+        const uint32_t slot = first_slot(cache, page, kv_head) + slot_in_page(cache, position);
+        copy_async_16(shared + i * kStep * Layout::kRowBytes, column + static_cast<size_t>(slot) * kHeadDim,
+                      KeyRange::contains(visible, position) ? 16 : 0);
+    }
+}

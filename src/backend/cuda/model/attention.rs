@@ -1,0 +1,155 @@
+//! Which attention kernels take which sequences of a step.
+
+use super::super::kernels::attention_ordered::{self, Division, OrderedShape, SPLIT_LEN};
+use super::super::kernels::attention_prefill::{self, Tile};
+use super::super::kernels::paged::Sequence;
+use super::forward::decode_shape;
+use super::recordings::largest_bucket;
+use super::step::{heads, window};
+use super::{CudaOptions, Device, split_len_for};
+use crate::backend::Arithmetic;
+use crate::model::ModelSpec;
+
+/// A choice that depends on the network, the options and the device alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AttentionPlan {
+    /// Decode attention for sequences of one row, prefill attention for longer ones.
+    Fastest,
+    /// Ordered attention for all. Where the tiles of short sequences would leave multiprocessors idle, their splits are
+    /// computed apart, which changes no bit.
+    Ordered {
+        /// The most tiles whose splits are computed apart.
+        most_split: usize,
+        /// The most rows that those have room for together.
+        split_room: usize,
+    },
+}
+
+/// The tiles of a step.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct StepTiles {
+    /// Those whose splits are computed apart.
+    pub split: Vec<Tile>,
+    /// The most rows of one of them.
+    pub split_rows: usize,
+    /// Those that a block computes.
+    pub whole: Vec<Tile>,
+    /// Whether decode attention takes some sequence, of one row.
+    pub decodes: bool,
+}
+
+impl AttentionPlan {
+    pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, device: &Device) -> AttentionPlan {
+        if options.arithmetic == Arithmetic::Fastest {
+            return AttentionPlan::Fastest;
+        }
+        // Two blocks run on a multiprocessor at a time. All steps of a bucket decide alike.
+        let blocks = 2 * device.properties().multiprocessors as usize;
+        let most = largest_bucket(blocks.saturating_sub(1) / spec.kv_heads.max(1)).min(options.max_sequences);
+        AttentionPlan::Ordered { most_split: most, split_room: most.max(attention_ordered::tile_rows(&heads(spec))) }
+    }
+
+    /// The tiles of `sequences`.
+    pub(super) fn tiles(self, sequences: &[Sequence], spec: &ModelSpec) -> StepTiles {
+        let (heads, window) = (heads(spec), window(spec));
+        let AttentionPlan::Ordered { most_split, split_room } = self else {
+            let whole = attention_prefill::plan_tiles(sequences, &heads, window, |sequence| sequence.rows > 1);
+            let decodes = sequences.iter().any(|sequence| sequence.rows == 1);
+            return StepTiles { whole, decodes, ..StepTiles::default() };
+        };
+        let room = attention_ordered::tile_rows(&heads);
+        let is_short = |sequence: &Sequence| (1..=room).contains(&(sequence.rows as usize));
+        let short = sequences.iter().filter(|sequence| is_short(sequence));
+        let (count, rows) = short.fold((0, 0), |(count, rows), s| (count + 1, s.rows.max(rows)));
+        let apart = count <= most_split && count * rows as usize <= split_room;
+        let plan = |takes: &dyn Fn(&Sequence) -> bool| {
+            attention_ordered::plan_tiles(sequences, &heads, window, |sequence| sequence.rows > 0 && takes(sequence))
+        };
+        StepTiles {
+            split: plan(&|sequence| apart && is_short(sequence)),
+            split_rows: if apart { rows as usize } else { 0 },
+            whole: plan(&|sequence| !(apart && is_short(sequence))),
+            decodes: false,
+        }
+    }
+
+    /// How many tiles a step may have at the most: those whose splits are computed apart, and those that are not.
+    pub(super) fn most_tiles(self, spec: &ModelSpec, options: &CudaOptions) -> (usize, usize) {
+        let (rows, sequences) = (options.max_rows, options.max_sequences);
+        match self {
+            AttentionPlan::Fastest => (0, attention_prefill::most_tiles(rows, sequences, &heads(spec))),
+            AttentionPlan::Ordered { most_split, .. } => {
+                (most_split, attention_ordered::most_tiles(rows, sequences, &heads(spec)))
+            }
+        }
+    }
+
+    /// Elements of the workspace that serves any step.
+    pub(super) fn workspace_len(self, spec: &ModelSpec, options: &CudaOptions, device: &Device) -> usize {
+        let most = match self {
+            // Fewer sequences have more splits each: the largest workspace may be that of any number of them.
+            AttentionPlan::Fastest => {
+                let len = |n| decode_shape(n, n, spec, split_len_for(n, spec, device)).workspace_len();
+                (1..=options.max_sequences).map(len).max()
+            }
+            // Tiles of more rows are fewer, and may see a split more.
+            AttentionPlan::Ordered { split_room, .. } => {
+                let room = attention_ordered::tile_rows(&heads(spec));
+                let division = |tile_rows| Division::Split { tile_rows };
+                let len = |rows| ordered_shape(0, split_room / rows, division(rows), spec).workspace_len();
+                (1..=room).map(len).max()
+            }
+        };
+        // A buffer of no elements would take a byte that no plan has.
+        most.unwrap_or(0).max(1)
+    }
+}
+
+/// Ordered attention over `tiles` tiles of a step of `rows` rows.
+pub(super) fn ordered_shape(rows: usize, tiles: usize, division: Division, spec: &ModelSpec) -> OrderedShape {
+    OrderedShape {
+        rows,
+        tiles,
+        heads: heads(spec),
+        window: window(spec),
+        positions: spec.max_positions,
+        split_len: SPLIT_LEN,
+        division,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Config;
+
+    /// Groups of 12: a tile of ordered attention holds 5 rows.
+    fn spec() -> ModelSpec {
+        let json = br#"{"model_type":"starcoder2","vocab_size":50,"sliding_window":20,"max_position_embeddings":200,
+            "hidden_size":1536,"num_attention_heads":24,"num_key_value_heads":2,"eos_token_id":1,"bos_token_id":1}"#;
+        ModelSpec::from_config(&Config::parse(json, "config.json").unwrap()).unwrap()
+    }
+
+    fn tiles(plan: AttentionPlan, rows: &[u32]) -> (Vec<(u32, u32)>, usize, Vec<(u32, u32)>) {
+        let sequence = |rows: &u32| Sequence { rows: *rows, start: 7, ..Sequence::PADDING };
+        let StepTiles { split, split_rows, whole, decodes } =
+            plan.tiles(&rows.iter().map(sequence).collect::<Vec<_>>(), &spec());
+        assert!(!decodes);
+        let sorted = |tiles: Vec<Tile>| {
+            let mut pairs: Vec<(u32, u32)> = tiles.iter().map(|tile| (tile.sequence, tile.first_row)).collect();
+            pairs.sort_unstable();
+            pairs
+        };
+        (sorted(split), split_rows, sorted(whole))
+    }
+
+    #[test]
+    fn short_sequences_are_split_while_there_is_room() {
+        let plan = AttentionPlan::Ordered { most_split: 4, split_room: 8 };
+        assert_eq!(tiles(plan, &[1, 0, 1, 1, 1]), (vec![(0, 0), (2, 0), (3, 0), (4, 0)], 1, vec![]));
+        assert_eq!(tiles(plan, &[1; 5]), (vec![], 0, (0..5).map(|s| (s, 0)).collect()), "blocks enough");
+        assert_eq!(tiles(plan, &[4, 1, 6]), (vec![(0, 0), (1, 0)], 4, vec![(2, 0), (2, 5)]));
+        assert_eq!(tiles(plan, &[5, 2]), (vec![], 0, vec![(0, 0), (1, 0)]), "two tiles of 5 rows have no room");
+        assert_eq!(tiles(plan, &[0, 0]), (vec![], 0, vec![]));
+    }
+}
