@@ -50,7 +50,8 @@ const QUOTES: &str = "\"\"\"";
 /// printed as it comes; greedy unless a --temperature is given. Where the conversation outgrows the model's
 /// positions, its oldest exchange is dropped. Needs an instruct model (nano is one).
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\nIn the conversation:\n{}", indented(COMMANDS)))]
+#[command(after_help = EXAMPLES)]
+#[command(after_long_help = format!("{EXAMPLES}\n\nIn the conversation:\n{}", indented(COMMANDS)))]
 pub struct Chat {
     #[command(flatten)]
     model: ModelArgs,

@@ -127,8 +127,8 @@ impl ServedModel {
             let (tokens, positions) = (prompt.len(), self.positions);
             return Err(ApiError {
                 message: format!(
-                    "the prompt has {tokens} tokens, and there is room for {positions}, prompt and completion together: \
-                     shorten the prompt"
+                    "the prompt has {tokens} tokens, and there is room for {positions}, prompt and completion \
+                     together: shorten the prompt"
                 ),
                 kind: ErrorKind::ExceedsContext { n_prompt_tokens: tokens, n_ctx: positions },
                 param: Some("prompt".to_owned()),

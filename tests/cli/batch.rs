@@ -167,7 +167,8 @@ fn echo_and_log_probabilities_are_those_of_score() {
     let work = Work::new(&[completion(
         "a",
         // lm-eval's request.
-        json!({"model": "x", "prompt": [ids], "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": true}),
+        json!({"model": "x", "prompt": [ids], "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234,
+            "echo": true}),
     )]);
     work.run("out.jsonl", &["-q"]).ok();
     let record = &work.by_id("out.jsonl")["a"];

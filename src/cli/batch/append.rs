@@ -1,8 +1,8 @@
 //! A file of JSON lines that only grows, held by one process at a time.
 //!
 //! A record is one write of a whole line. What a killed process leaves is whole lines and perhaps the beginning of
-//! one more, which [`AppendFile::repair`] cuts off. The file is synced once a second and at the end: a power failure
-//! costs at most the records of the last second, whose lines are then done again.
+//! one more, which [`AppendFile::repair`] cuts off. The file is synced as records come, at most once a second, and at
+//! the end: a power failure may cost the last records, whose lines are then done again.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::super::error::CliError;
 use super::lines::{Line, Lines};
 
+/// A sync takes milliseconds, in which no record is written.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 /// The file.
@@ -22,8 +23,9 @@ pub struct AppendFile {
     file: File,
     /// Bytes of the file; once repaired, of whole lines.
     length: u64,
-    /// When the oldest record that may not be on the disk was written.
-    unsynced: Option<Instant>,
+    last_sync: Option<Instant>,
+    /// Are there records that may not be on the disk?
+    unsynced: bool,
 }
 
 /// What is read of a record.
@@ -52,7 +54,7 @@ impl AppendFile {
             Err(TryLockError::Error(source)) => return Err(error(source)),
         }
         let length = file.metadata().map_err(error)?.len();
-        Ok(AppendFile { path, file, length, unsynced: None })
+        Ok(AppendFile { path, file, length, last_sync: None, unsynced: false })
     }
 
     pub fn path(&self) -> &Path {
@@ -102,14 +104,17 @@ impl AppendFile {
             return Err(error(source));
         }
         self.length += line.len() as u64;
-        let since = *self.unsynced.get_or_insert_with(Instant::now);
-        if since.elapsed() >= SYNC_EVERY { self.sync() } else { Ok(()) }
+        self.unsynced = true;
+        let fresh = self.last_sync.is_some_and(|last| last.elapsed() < SYNC_EVERY);
+        if fresh { Ok(()) } else { self.sync() }
     }
 
     /// Waits until the disk has every record.
     pub fn sync(&mut self) -> Result<(), CliError> {
-        if self.unsynced.take().is_some() {
+        if self.unsynced {
             self.file.sync_data().map_err(|source| CliError::Write { path: self.path.clone(), source })?;
+            self.last_sync = Some(Instant::now());
+            self.unsynced = false;
         }
         Ok(())
     }

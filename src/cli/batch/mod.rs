@@ -203,10 +203,9 @@ fn drain_on_interrupt(progress: &Progress, draining: Arc<AtomicBool>) -> Result<
 /// That the output is not the input, under whatever name.
 fn refuse_same_file(input: &Path, output: &Path) -> Result<(), CliError> {
     // Where one of them is not there, they are not the same.
-    if let (Ok(a), Ok(b)) = (input.canonicalize(), output.canonicalize()) {
-        if a == b {
-            return Err(CliError::Usage(format!("{} is the input, too; give another output file", output.display())));
-        }
+    let same = matches!((input.canonicalize(), output.canonicalize()), (Ok(a), Ok(b)) if a == b);
+    if same {
+        return Err(CliError::Usage(format!("{} is the input, too; give another output file", output.display())));
     }
     Ok(())
 }

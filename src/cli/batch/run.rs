@@ -173,12 +173,12 @@ impl<R: BufRead> State<'_, R> {
         }
         self.requests.remove(&index);
         line.waiting -= 1;
-        if line.waiting == 0 {
-            if let Some(line) = self.open.remove(&slot) {
-                if let Err(error) = self.close(line) {
-                    self.fatal = Some(error);
-                }
-            }
+        if line.waiting > 0 {
+            return;
+        }
+        let Some(line) = self.open.remove(&slot) else { return };
+        if let Err(error) = self.close(line) {
+            self.fatal = Some(error);
         }
     }
 

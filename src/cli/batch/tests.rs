@@ -219,7 +219,7 @@ fn peak_memory() -> u64 {
 /// Its outcome is in docs/batch.md. Run it alone: memory is that of the whole process.
 #[cfg(target_os = "linux")]
 #[test]
-#[ignore = "takes a minute and half a gigabyte of disk: cargo test --release --bin rigel -- --ignored a_million --nocapture"]
+#[ignore = "takes a minute and 0.7 GB of disk: cargo test --bin rigel -- --ignored a_million --nocapture"]
 fn a_million_lines_take_little_memory() {
     const LINES: u32 = 1_000_000;
     let engine = engine(|_| {});
