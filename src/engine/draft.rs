@@ -11,7 +11,7 @@ use crate::text::TokenId;
 /// Does the engine draft tokens?
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Speculation {
-    /// Where the model's device is known to gain from it: on the CPU, and on a GPU only with
+    /// For [`EngineBuilder`](super::EngineBuilder) to decide, by the model's device: on the CPU, and on a GPU only with
     /// [`Arithmetic::BatchInvariant`](crate::backend::Arithmetic::BatchInvariant), where drafts cannot change a text.
     #[default]
     Auto,
@@ -65,7 +65,7 @@ impl PromptLookup {
     pub fn draft(&mut self, tokens: &[TokenId], most: usize) -> &[TokenId] {
         self.draft.clear();
         self.index(tokens);
-        if tokens.len() < self.resting_until {
+        if self.is_resting(tokens.len()) {
             return &self.draft;
         }
         let Some((position, length)) = self.earlier(tokens) else { return &self.draft };
@@ -83,6 +83,11 @@ impl PromptLookup {
         let short = || last(tokens).and_then(|run| self.short.get(&run)).map(|at| (*at, AFTER_SHORT.max(self.grown)));
         let one = || tokens.last().and_then(|token| self.one.get(token)).map(|at| (*at, AFTER_ONE));
         long.or_else(short).or_else(one)
+    }
+
+    /// Is nothing drafted for a sequence of so many tokens, because nothing was accepted lately?
+    pub fn is_resting(&self, tokens: usize) -> bool {
+        tokens < self.resting_until
     }
 
     /// The tokens drafted last.
