@@ -531,3 +531,6 @@ impl Scheduler {
 fn is_live(slots: &[Option<Box<Sequence>>], slot: Slot, ticket: Ticket) -> bool {
     slots[slot.0].as_deref().is_some_and(|sequence| sequence.ticket == ticket)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,213 @@
+//! The scheduler without a backend: every step it plans is possible, and everybody comes to an end.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::checkpoint::Config;
+use crate::engine::generation::{Generation, Replies};
+use crate::engine::output::Verdict;
+use crate::engine::{Limits, Request};
+use crate::kv::PrefixCache;
+use crate::model::ModelSpec;
+use crate::sampling::{Sampled, TokenLogprobs};
+use crate::text::TokenId;
+
+const POSITIONS: usize = 120;
+
+fn limits(window: Option<u32>, cache: CacheGeometry) -> Limits {
+    let json = serde_json::json!({
+        "model_type": "starcoder2", "vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 64,
+        "max_position_embeddings": POSITIONS, "sliding_window": window, "eos_token_id": 49, "bos_token_id": 49,
+    });
+    let spec = ModelSpec::from_config(&Config::parse(json.to_string().as_bytes(), "config.json").unwrap()).unwrap();
+    Limits { spec, cache, tokenizer: None, tokenizer_origin: String::new(), eos_token_ids: [TokenId(49)].into() }
+}
+
+#[derive(Debug, Clone)]
+struct Asked {
+    prompt: usize,
+    max_tokens: u32,
+    n: u32,
+    scored: bool,
+}
+
+fn asked() -> impl Strategy<Value = Asked> {
+    (1usize..60, 0u32..50, prop::sample::select(vec![1u32, 1, 3]), prop::sample::select(vec![false, false, true]))
+        .prop_map(|(prompt, max_tokens, n, scored)| Asked { prompt, max_tokens, n, scored })
+}
+
+/// A draw under way: whose, and how many drafts come before it.
+struct Draw {
+    slot: Slot,
+    ticket: Ticket,
+    drafted: usize,
+}
+
+fn sampled(token: u32) -> Sampled {
+    Sampled { token: TokenId(token), logprobs: None }
+}
+
+/// Checks a step that was just planned.
+fn check(scheduler: &Scheduler, limits: StepLimits, draws: &[Draw]) -> Result<(), TestCaseError> {
+    let (mut rows, mut logits) = (0, 0);
+    for part in scheduler.parts() {
+        let sequence = scheduler.get(part.slot, part.ticket).expect("a live sequence");
+        let wanted = sequence.logits_positions(&part.rows);
+        rows += part.rows.len();
+        logits += wanted.len();
+        prop_assert!(!part.rows.is_empty() && part.rows.start == sequence.computed());
+        prop_assert!(part.drafted == 0 || sequence.drawing.is_none() && !sequence.is_scoring());
+        // Nobody goes on from drafts that are not verified.
+        prop_assert!(draws.iter().all(|draw| draw.ticket != part.ticket || draw.drafted == 0));
+        let targets = sequence.targets(&part.rows).len();
+        prop_assert!(targets == 0 || targets == wanted.len());
+        prop_assert!(
+            sequence.tokens().len() + part.drafted
+                <= sequence.request.prompt.len() + sequence.request.max_tokens as usize
+        );
+        // Every position that a row sees has a page, and so has every row.
+        let size = scheduler.cache.page_size().get();
+        let first = crate::kv::first_visible(part.rows.start as u32, scheduler.cache.window()) / size;
+        for block in first..=(part.rows.end as u32 - 1) / size {
+            prop_assert!(sequence.blocks.page(block).is_some(), "block {block} of {part:?}");
+        }
+    }
+    prop_assert!(rows <= limits.rows && logits <= limits.logits_rows && scheduler.parts().len() <= limits.sequences);
+    let scores: Vec<bool> = scheduler
+        .parts()
+        .iter()
+        .map(|part| scheduler.get(part.slot, part.ticket).is_some_and(|sequence| sequence.is_scoring()))
+        .collect();
+    prop_assert!(scores.is_sorted_by_key(|scores| !scores), "those that score come first");
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_step_is_possible_and_all_end(
+        window in prop::option::of(1u32..50),
+        page_size in 1u32..9,
+        room in 0.2f64..2.0,
+        rows in 1usize..30,
+        prompt_rows in 1usize..30,
+        logits_rows in 1usize..30,
+        sequences in 1usize..12,
+        ahead in any::<bool>(),
+        drafts in any::<bool>(),
+        requests in prop::collection::vec((asked(), 0usize..30), 1..30),
+        luck in prop::collection::vec(0u32..3, 64),
+        cancelled in prop::collection::vec(0usize..400, 0..6),
+    ) {
+        let spec_window = window.and_then(NonZeroU32::new);
+        let whole = CacheGeometry::pages_for_sequence(page_size, POSITIONS as u32, spec_window, 1);
+        let pages = ((f64::from(whole) * room) as u32).max(1);
+        let limits = limits(window, CacheGeometry { page_size, pages });
+        let cache = PageCache::new(NonZeroU32::new(page_size).unwrap(), pages, spec_window, PrefixCache::On);
+        let of_step = StepLimits { rows, prompt_rows, logits_rows, sequences: sequences.min(rows).min(logits_rows) };
+        let speculation = if drafts { Speculation::PromptLookup } else { Speculation::Off };
+        let mut scheduler = Scheduler::new(of_step, cache, speculation);
+        let replies = Replies::default();
+        let mut luck = luck.into_iter().cycle();
+        let mut coming: VecDeque<(Asked, usize)> = requests.into();
+        let mut waiting_for: Vec<Generation> = Vec::new();
+        let mut draws: Vec<Draw> = Vec::new();
+        for step in 0.. {
+            prop_assert!(step < 40_000, "no end");
+            while coming.front().is_some_and(|(_, after)| *after <= step) {
+                let Some((asked, _)) = coming.pop_front() else { break };
+                let prompt = (0..asked.prompt).map(|i| TokenId(i as u32 * 7 % 5)).collect();
+                let request = Request {
+                    max_tokens: asked.max_tokens.min((POSITIONS - asked.prompt) as u32),
+                    n: asked.n,
+                    prompt_logprobs: asked.scored.then_some(0),
+                    ..Request::new(prompt)
+                };
+                if request.check(&limits.spec, limits.cache).is_err() {
+                    continue;
+                }
+                let (request, now) = (Arc::new(request), Instant::now());
+                let (reply, generation) = replies.open(asked.n);
+                waiting_for.push(generation);
+                scheduler.submit(
+                    (0..asked.n).map(|i| Sequence::new(request.clone(), i, &limits, None, reply.clone(), now)),
+                );
+            }
+            if cancelled.contains(&step) && !waiting_for.is_empty() {
+                drop(waiting_for.swap_remove(step % waiting_for.len()));
+                scheduler.sweep_closed();
+            }
+            if scheduler.is_idle() {
+                if coming.is_empty() {
+                    break;
+                }
+                draws.clear();
+                continue;
+            }
+            // As the worker does: tokens that are being drawn are waited for where they have to be known.
+            let waited = !draws.is_empty();
+            let finish = |scheduler: &mut Scheduler, draws: &mut Vec<Draw>, luck: &mut dyn Iterator<Item = u32>| {
+                for Draw { slot, ticket, drafted } in draws.drain(..) {
+                    let Some(sequence) = scheduler.get_mut(slot, ticket) else { continue };
+                    sequence.drawing = None;
+                    // Some drafts are right.
+                    let right = (luck.next().unwrap_or(0) as usize).min(drafted);
+                    let draft = sequence.lookup.as_ref().map_or(Vec::new(), |lookup| lookup.last_draft().to_vec());
+                    let mut verdict = Verdict::GoOn;
+                    for token in draft.iter().take(right).map(|id| id.0).chain([luck.next().unwrap_or(0)]) {
+                        if verdict == Verdict::GoOn {
+                            verdict = sequence.accept(sampled(token), Instant::now());
+                        }
+                    }
+                    let computed = sequence.tokens().len() - 1;
+                    if verdict == Verdict::Ended {
+                        scheduler.remove(slot);
+                    } else if drafted > 0 {
+                        scheduler.advance(slot, ticket, computed);
+                    }
+                }
+            };
+            if !ahead || scheduler.speculates() || draws.iter().any(|draw| draw.drafted > 0) {
+                finish(&mut scheduler, &mut draws, &mut luck);
+            }
+            if scheduler.is_idle() {
+                continue;
+            }
+            scheduler.plan();
+            check(&scheduler, of_step, &draws)?;
+            prop_assert!(waited || !scheduler.parts().is_empty(), "no sequence can go on");
+            let parts = scheduler.parts().to_vec();
+            let draws_after: Vec<bool> = parts
+                .iter()
+                .map(|part| scheduler.get(part.slot, part.ticket).is_some_and(|s| s.draws_after(&part.rows)))
+                .collect();
+            for part in &parts {
+                scheduler.given(part.slot, part.ticket, part.rows.clone(), part.drafted);
+            }
+            finish(&mut scheduler, &mut draws, &mut luck);
+            for (part, draws_after) in parts.iter().zip(draws_after) {
+                let Some(sequence) = scheduler.get_mut(part.slot, part.ticket) else { continue };
+                let targets = sequence.targets(&part.rows).len();
+                if targets > 0 {
+                    sequence.report_prompt(vec![TokenLogprobs { target: None, top: Vec::new() }; targets]);
+                }
+                if draws_after {
+                    sequence.drawing = Some(draws.len() as u32);
+                    draws.push(Draw { slot: part.slot, ticket: part.ticket, drafted: part.drafted });
+                } else if sequence.request.max_tokens == 0 && sequence.has_prompt() && !sequence.is_scoring() {
+                    sequence.output.prompt_done(Instant::now());
+                    scheduler.remove(part.slot);
+                }
+            }
+        }
+        prop_assert_eq!(scheduler.cache.available(), scheduler.cache.pages());
+        for generation in waiting_for {
+            prop_assert!(generation.wait_all().is_ok());
+        }
+    }
+}
