@@ -45,8 +45,12 @@ fn options() -> CudaOptions {
 }
 
 fn cuda<T: Element>(device: &Device, name: &str) -> CudaBackend<T> {
+    cuda_with(device, name, &options())
+}
+
+fn cuda_with<T: Element>(device: &Device, name: &str, options: &CudaOptions) -> CudaBackend<T> {
     let (checkpoint, spec) = golden(name);
-    CudaBackend::new(device, &checkpoint, spec, &options(), &mut |_| {}).unwrap()
+    CudaBackend::new(device, &checkpoint, spec, options, &mut |_| {}).unwrap()
 }
 
 fn cpu(name: &str) -> CpuBackend {
@@ -133,9 +137,10 @@ const STEPS: [StepRows<'static>; 9] = [
     &[(0, 1), (2, 1)],
 ];
 
-fn agrees_with_the_cpu<T: Element>(device: &Device, name: &str) {
+fn agrees_with_the_cpu<T: Element>(device: &Device, name: &str, arithmetic: Arithmetic) {
     let expected = play(&mut cpu(name), &LENGTHS, &STEPS);
-    let found = play(&mut cuda::<T>(device, name), &LENGTHS, &STEPS);
+    let options = CudaOptions { arithmetic, ..options() };
+    let found = play(&mut cuda_with::<T>(device, name, &options), &LENGTHS, &STEPS);
     assert_eq!(found.len(), STEPS.iter().flat_map(|step| step.iter()).map(|(_, rows)| rows).sum::<usize>());
     let (mut total, mut count) = (0.0, 0);
     for (place, expected) in &expected {
@@ -155,10 +160,12 @@ device_test! {
     fn ragged_batches_agree_with_the_cpu() {
         common::on_one_schedule(|bench| {
             // Windows of 24 and 33, groups of 9 and 12, heads of 64 and 128; f32 rounded; f16, without a window.
-            agrees_with_the_cpu::<bf16>(bench.device(), "gqa9");
-            agrees_with_the_cpu::<bf16>(bench.device(), "gqa12");
-            agrees_with_the_cpu::<bf16>(bench.device(), "mha");
-            agrees_with_the_cpu::<f16>(bench.device(), "gqa2-d128");
+            for arithmetic in [Arithmetic::Fastest, Arithmetic::BatchInvariant] {
+                agrees_with_the_cpu::<bf16>(bench.device(), "gqa9", arithmetic);
+                agrees_with_the_cpu::<bf16>(bench.device(), "gqa12", arithmetic);
+                agrees_with_the_cpu::<bf16>(bench.device(), "mha", arithmetic);
+                agrees_with_the_cpu::<f16>(bench.device(), "gqa2-d128", arithmetic);
+            }
         });
     }
 }

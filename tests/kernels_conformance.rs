@@ -405,6 +405,21 @@ device_test! {
     }
 }
 
+/// `(1 + k ε) (1 - k ε) - 1`, which is exact in f64 and in f32, and 0 where the product is rounded before.
+fn fused() -> Case {
+    let sum = |x: &[u32]| {
+        let [a, b, c] = [x[0], x[1], x[2]].map(|bits| f64::from(f32::from_bits(bits)));
+        ((a * b + c) as f32).to_bits()
+    };
+    let of = |k: i32| [k as f32 * f32::EPSILON + 1.0, 1.0 - k as f32 * f32::EPSILON, -1.0].map(f32::to_bits);
+    let input: Vec<u32> = (1..33).flat_map(of).collect();
+    let expected = move |x: &[u32]| x.chunks(3).map(sum).collect::<Vec<u32>>();
+    assert!(expected(&input).iter().all(|bits| f32::from_bits(*bits) < 0.0));
+    let check = move |x: &[u32], found: &[u32]| same(found, &expected(x));
+    let (function, outputs, check) = ("multiply_add_rounded", 32, Box::new(check));
+    Case { function, blocks: 1, threads: 32, input, initial: 0, outputs, check }
+}
+
 device_test! {
     fn math() {
         let on = |function, from: f64, to: f64, exact: fn(f64) -> f64, tolerance: f64| {
@@ -422,6 +437,7 @@ device_test! {
             on("reciprocal_approx", -3.0, 8.0, |x| 1.0 / x, 2f64.powi(-22)),
             on("rsqrt_approx", 1e-3, 1e3, |x| 1.0 / x.sqrt(), 2f64.powi(-21)),
             on("tanh_approx", -6.0, 6.0, f64::tanh, 2f64.powi(-10)),
+            fused(),
         ]);
     }
 }

@@ -32,3 +32,11 @@ KERNEL(conform_tanh_approx, 32)(const uint32_t* in, uint32_t* out) {
     out[lane] = __float_as_uint(tanh_approx(__uint_as_float(in[lane])));
 }
 REGISTER_KERNEL(conform_tanh_approx)
+
+// A fused multiply-add of three words at a time.
+KERNEL(conform_multiply_add_rounded, 32)(const uint32_t* in, uint32_t* out) {
+    const uint32_t* const x = in + 3 * threadIdx.x;
+    const float sum = multiply_add_rounded(__uint_as_float(x[0]), __uint_as_float(x[1]), __uint_as_float(x[2]));
+    out[threadIdx.x] = __float_as_uint(sum);
+}
+REGISTER_KERNEL(conform_multiply_add_rounded)

@@ -43,9 +43,10 @@ impl AttentionPlan {
         if options.arithmetic == Arithmetic::Fastest {
             return AttentionPlan::Fastest;
         }
-        // Two blocks run on a multiprocessor at a time. All steps of a bucket decide alike.
-        let blocks = 2 * device.properties().multiprocessors as usize;
-        let most = largest_bucket(blocks.saturating_sub(1) / spec.kv_heads.max(1)).min(options.max_sequences);
+        // Apart while there are fewer blocks than multiprocessors: from there on partial results, a tenth of the bytes of
+        // keys and values, cost more than they gain. All steps of a bucket decide alike.
+        let multiprocessors = device.properties().multiprocessors as usize;
+        let most = largest_bucket(multiprocessors.saturating_sub(1) / spec.kv_heads.max(1)).min(options.max_sequences);
         AttentionPlan::Ordered { most_split: most, split_room: most.max(attention_ordered::tile_rows(&heads(spec))) }
     }
 
