@@ -75,8 +75,8 @@ struct TileRows {
 // L2); queries; outputs, or for each row, head and split of its tile (kHeadDim + 2) x 4. FLOPs: 4 kHeadDim for each head
 // and pair of row and key that it sees.
 // Alignment: 16 bytes.
-// Registers: at most 200 (attention_ordered_bf16_64 attention_ordered_f16_64)
-// Registers: at most 255 (attention_ordered_bf16_128 attention_ordered_f16_128)
+// Registers: at most 192 (attention_ordered_bf16_64 attention_ordered_f16_64)
+// Registers: at most 248 (attention_ordered_bf16_128 attention_ordered_f16_128)
 template <class T, uint32_t kHeadDim, class Queries>
 DEVICE void attention_ordered(const T* queries, const Cache<T>& cache, T* out, float* workspace,
                               const Sequence* sequences, const uint2* tiles, uint32_t group, uint32_t window,

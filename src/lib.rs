@@ -1,7 +1,26 @@
 //! **Rigel** runs StarCoder2 code models from an unmodified Hugging Face checkpoint directory: one library, one
 //! binary, no Python.
 //!
+//! ```
+//! use rigel::engine::{Engine, Request};
+//! use rigel::text::SpecialTokens;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let engine = Engine::builder().model("nano").build()?;
+//! let prompt = engine.tokenizer()?.encode("def fibonacci(n):\n", SpecialTokens::AsText)?;
+//! let completion = engine.generate(Request { max_tokens: 16, ..Request::new(prompt) })?.wait()?;
+//! println!("{}", completion.text);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`engine::Engine`] runs any number of requests together; [`checkpoint::Checkpoint`], [`text::Tokenizer`] and
+//! [`model::ModelSpec`] are of use alone. More to start from is in `examples/`: embedding, batches, a logits processor,
+//! infill.
+//!
 //! # The house
+//!
+#![doc = include_str!("../docs/house.svg")]
 //!
 //! Each floor imports only from those below it (`tests/floors.rs` holds the crate to it):
 //!

@@ -212,6 +212,31 @@ device_test! {
 }
 
 device_test! {
+    /// Positions on both sides of the end of a split of ordered attention (256), computed by whole tiles, by splits, and
+    /// by several rows that are split together.
+    fn positions_of_several_splits_have_the_bits_of_the_whole() {
+        common::on_one_schedule(|bench| {
+            let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/gqa2-d128");
+            let source = ModelSource::directory(golden).unwrap();
+            let mut backend = backend::<f16>(bench.device(), &source, 16, Arithmetic::BatchInvariant);
+            let tokens = Random(1).tokens(300, backend.spec());
+            let whole = World::alone(&mut *backend, &tokens, MAX_ROWS, 1);
+            let mut world = World::new(&mut *backend, 2);
+            let [a, b] = [tokens.clone(), tokens[..40].to_vec()].map(|tokens| world.add(tokens));
+            world.step(&[(a, 121)], |_| true);
+            world.step(&[(a, 127)], |_| true);
+            // Few enough rows for splits to be computed apart, but for the last.
+            for rows in [1, 5, 1, 1, 4, 1, 32] {
+                world.step(&[(a, rows), (b, 1)], |_| true);
+            }
+            world.step(&[(b, 33), (a, 7)], |_| true);
+            assert_same(&world.found, a, &whole, 300, "gqa2-d128 f16, the longer");
+            assert_same(&world.found, b, &whole, 40, "gqa2-d128 f16, the shorter");
+        });
+    }
+}
+
+device_test! {
     fn company_changes_no_bit() {
         common::on_one_schedule(|bench| {
             on_each_model(bench.device(), &|open, name| {
@@ -346,4 +371,54 @@ device_test! {
             });
         });
     }
+}
+
+/// What the mode costs, for docs/performance.md: bytes and matrix instructions of one decode step of the bundled
+/// model, every sequence at position 100.
+#[test]
+#[ignore = "prints numbers; run with --ignored --nocapture"]
+fn what_a_decode_step_costs() {
+    common::on_one_schedule(|bench| {
+        let Some(interpreter) = bench.interpreter() else { return };
+        for arithmetic in [Arithmetic::Fastest, Arithmetic::BatchInvariant] {
+            let (checkpoint, spec) = {
+                let checkpoint = Checkpoint::open(&ModelSource::nano()).unwrap();
+                let spec = ModelSpec::from_checkpoint(&checkpoint).unwrap();
+                (checkpoint, spec)
+            };
+            let page_size = NonZeroU32::new(64).unwrap();
+            let options = CudaOptions { page_size, pages: 128, max_rows: 64, max_sequences: 64, arithmetic };
+            let mut backend =
+                CudaBackend::<bf16>::new(bench.device(), &checkpoint, spec, &options, &mut |_| {}).unwrap();
+            let pages: Vec<PageId> = (0..128).map(PageId).collect();
+            backend.poison(&pages).unwrap();
+            for count in [1, 16, 64] {
+                let rows = |i: usize| SequenceRows {
+                    rows: i..i + 1,
+                    start: 100,
+                    first_block: 0,
+                    pages: &pages[2 * i..2 * i + 2],
+                };
+                let sequences: Vec<SequenceRows<'_>> = (0..count).map(rows).collect();
+                let (ids, logits_rows) = (vec![TokenId(5); count], (0..count).collect::<Vec<_>>());
+                interpreter.clear_counters();
+                let batch = Batch { token_ids: &ids, sequences: &sequences, logits_rows: &logits_rows };
+                backend.forward(&batch).unwrap();
+                backend.logits(0).unwrap();
+                let (mut bytes, mut of_attention, mut instructions, mut instructions_of_attention) = (0, 0, 0, 0);
+                for launch in interpreter.counters() {
+                    let moved = launch.bytes_read + launch.bytes_written;
+                    (bytes, instructions) = (bytes + moved, instructions + launch.matrix_instructions);
+                    if launch.kernel.starts_with("attention") {
+                        of_attention += moved;
+                        instructions_of_attention += launch.matrix_instructions;
+                    }
+                }
+                println!(
+                    "{arithmetic:?}, {count} sequences: {bytes} bytes ({of_attention} of attention), {instructions} \
+                         matrix instructions ({instructions_of_attention})"
+                );
+            }
+        }
+    });
 }

@@ -141,6 +141,10 @@ fn refuses_what_cannot_be_run() {
     ));
     // And nothing of that harmed the engine: a prompt as long as the model still runs.
     assert!(matches!(refused(Request { n: 0, ..Request::new(ids(&[0])) }), RequestError::Samples { n: 0 }));
+    assert!(matches!(
+        refused(Request { prompt_logprobs: Some(5000), ..Request::new(ids(&[0])) }),
+        RequestError::TooManyLogprobs { field: "prompt_logprobs", found: 5000 }
+    ));
     let banned = SamplingParams { banned_token_ids: ids(&[3, 500]), ..Default::default() };
     assert!(matches!(
         refused(Request { sampling: banned, ..Request::new(ids(&[0])) }),
@@ -310,12 +314,71 @@ fn settled(engine: &Engine, ended: u64) -> Statistics {
     panic!("{ended} sequences were to end: {:?}", engine.statistics());
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+/// What a request of the company test asks for.
+#[derive(Debug, Clone)]
+struct Asked {
+    len: u32,
+    max_tokens: u32,
+    start: u32,
+    n: u32,
+    temperature: f32,
+    scored: bool,
+    salt: bool,
+    /// Dropped after so many events.
+    dropped: Option<usize>,
+}
 
-    /// Requests in random company over a cache that is too small for them: each gets the tokens that it gets alone.
+impl Asked {
+    fn request(&self) -> Request {
+        // Few beginnings, so that they are shared.
+        let prompt: Vec<u32> = (0..self.len).map(|i| (i * i + self.start) % 89).collect();
+        Request {
+            n: self.n,
+            max_tokens: self.max_tokens,
+            sampling: SamplingParams { temperature: self.temperature, seed: 5, ..SamplingParams::default() },
+            prompt_logprobs: self.scored.then_some(1),
+            logprobs: Some(2),
+            cache_salt: self.salt.then(|| "salt".to_owned()),
+            ..Request::new(ids(&prompt))
+        }
+    }
+}
+
+fn asked() -> impl Strategy<Value = Asked> {
+    let numbers = (1u32..80, 0u32..60, 0u32..2, prop::sample::select(vec![1u32, 1, 1, 3]));
+    let temperature = prop::sample::select(vec![0.0f32, 0.0, 3.0]);
+    let scored = prop::sample::select(vec![false, false, false, true]);
+    let dropped = prop::option::weighted(0.15, 0usize..20);
+    (numbers, temperature, scored, any::<bool>(), dropped).prop_map(
+        |((len, max_tokens, start, n), temperature, scored, salt, dropped)| Asked {
+            len,
+            max_tokens,
+            start,
+            n,
+            temperature,
+            scored,
+            salt,
+            dropped,
+        },
+    )
+}
+
+/// What each request gets alone: one at a time, nothing shared, drafted or short.
+fn alone(window: Option<u32>, variety: u32, requests: &[Asked]) -> Vec<Vec<Completion>> {
+    let mut ledger = Ledger::new(window, 8, 64);
+    ledger.variety = variety;
+    let ways = Ways { queue: false, speculation: Speculation::Off, prefix_cache: PrefixCache::Off };
+    let engine = engine_of(ledger.with_pages(200), ways, 1);
+    requests.iter().map(|asked| engine.generate(asked.request()).unwrap().wait_all().unwrap()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 160, ..ProptestConfig::default() })]
+
+    /// Requests in random company over a cache that is too small for them: each gets what it gets alone, tokens and
+    /// log-probabilities, and a greedy one what the books say.
     #[test]
-    fn company_does_not_change_the_tokens(
+    fn company_changes_nothing(
         window in prop::option::of(1u32..60),
         page_size in 1u32..12,
         max_rows in 2usize..40,
@@ -323,34 +386,48 @@ proptest! {
         room in 0.3f64..3.0,
         variety in prop::sample::select(vec![2u32, 5, EOS]),
         max_sequences in 1usize..12,
-        requests in prop::collection::vec((1u32..80, 1u32..60, 0u32..4), 1..24),
+        requests in prop::collection::vec(asked(), 1..24),
         ways in prop::sample::select(all_ways()),
     ) {
+        let expected = alone(window, variety, &requests);
         let mut ledger = Ledger::new(window, page_size, max_rows);
         ledger.variety = variety;
         ledger.max_logits_rows = logits_rows;
         let pages = (f64::from(ledger.cache.pages) * room) as u32;
         let engine = engine_of(ledger.with_pages(pages.max(1)), ways, max_sequences);
         let mut running = Vec::new();
-        for (len, max_tokens, start) in requests {
-            // Few beginnings, so that they are shared.
-            let prompt: Vec<u32> = (0..len).map(|i| (i * i + start / 2) % 89).collect();
-            let request = Request { max_tokens, ..Request::new(ids(&prompt)) };
-            match engine.generate(request) {
-                Ok(generation) => running.push((generation, prompt, max_tokens)),
+        let mut sequences = 0;
+        for (asked, expected) in requests.iter().zip(expected) {
+            match engine.generate(asked.request()) {
+                Ok(generation) => {
+                    sequences += u64::from(asked.n);
+                    running.push((generation, asked, expected));
+                }
                 Err(RequestError::LargerThanCache { needed, pages, .. }) => prop_assert!(needed > pages),
                 Err(error) => prop_assert!(false, "{}", error),
             }
         }
-        let sequences = running.len() as u64;
-        for (generation, prompt, max_tokens) in running {
-            let completion = generation.wait().unwrap();
-            prop_assert_eq!(
-                raw(&completion.token_ids),
-                expected_of(&prompt, max_tokens as usize, window, variety)
-            );
+        for (generation, asked, expected) in running {
+            if let Some(events) = asked.dropped {
+                drop(generation.take(events).collect::<Vec<_>>());
+                continue;
+            }
+            let found = generation.wait_all().unwrap();
+            prop_assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(&expected) {
+                prop_assert_eq!(&found.token_ids, &expected.token_ids);
+                prop_assert_eq!(&found.logprobs, &expected.logprobs);
+                prop_assert_eq!(&found.prompt, &expected.prompt);
+                prop_assert_eq!(&found.reason, &expected.reason);
+            }
+            if asked.temperature == 0.0 {
+                let prompt = raw(&asked.request().prompt);
+                let tokens = expected_of(&prompt, asked.max_tokens as usize, window, variety);
+                prop_assert_eq!(raw(&found[0].token_ids), tokens);
+            }
         }
         let statistics = settled(&engine, sequences);
+        prop_assert_eq!(statistics.failed, 0);
         prop_assert!(ways.prefix_cache == PrefixCache::On || statistics.prefix_hits == 0);
         prop_assert!(ways.speculation == Speculation::PromptLookup || statistics.drafted_tokens == 0);
     }
@@ -658,4 +735,189 @@ fn penalties_and_limits_reach_the_sampler() {
     let banned = SamplingParams { banned_token_ids: ids(&[53, 0]), ..base };
     assert_eq!(raw(&run(banned, 2).token_ids), [1, 49]);
     assert_eq!(VOCAB, EOS as usize + 1);
+}
+
+#[test]
+fn a_request_that_fills_the_cache_to_its_last_slot_runs() {
+    for ways in all_ways() {
+        for (prompt_len, max_tokens) in [(40, 0), (40, 1), (39, 2), (20, 21), (1, 40)] {
+            let engine = engine_of(Ledger::new(None, 4, 16).with_pages(10), ways, 4);
+            let request = Request { max_tokens, ..Request::new(ids(&prompt(prompt_len))) };
+            // Two at once: the younger is sent away, with pages for all but its last token, and comes back.
+            for completion in run_all(&engine, &[request.clone(), request]) {
+                let tokens = expected(&prompt(prompt_len), max_tokens as usize, None);
+                assert_eq!(raw(&completion.token_ids), tokens, "{prompt_len} + {max_tokens}, {ways:?}");
+            }
+            settled(&engine, 2);
+        }
+    }
+}
+
+#[test]
+fn no_draft_stands_behind_a_prompt_that_is_being_scored() {
+    for ways in all_ways() {
+        let mut ledger = Ledger::new(None, 8, 32);
+        ledger.max_logits_rows = 32;
+        let engine = engine_of(ledger.with_pages(200), ways, 8);
+        // One row is left after a first chunk of 32, and its token came before.
+        let repeating: Vec<u32> = (0..33).map(|i| i % 4).collect();
+        let scored = Request { prompt_logprobs: Some(1), max_tokens: 6, ..Request::new(ids(&repeating)) };
+        for completion in run_all(&engine, &[scored.clone(), scored.clone(), scored]) {
+            assert_eq!(completion.prompt.len(), 33);
+            assert_eq!(raw(&completion.token_ids), expected(&repeating, 6, None));
+            for (i, token) in completion.prompt.iter().enumerate() {
+                assert_eq!(token.top[0].0.0, expected(&repeating[..=i], 1, None)[0], "{ways:?}");
+            }
+        }
+        settled(&engine, 3);
+    }
+}
+
+#[test]
+fn drafts_end_well_when_a_crowd_comes() {
+    for queue in [false, true] {
+        let mut ledger = Ledger::new(Some(2), 8, 64);
+        ledger.variety = 3;
+        ledger.max_logits_rows = 64;
+        let gate = Arc::new(Gate::default());
+        let mut hold = gate.hook();
+        let steps = Arc::new(AtomicUsize::new(0));
+        let count = steps.clone();
+        // The crowd comes while drafts are being verified.
+        ledger.hook =
+            Box::new(move |batch| if count.fetch_add(1, Ordering::SeqCst) == 12 { hold(batch) } else { Ok(()) });
+        let ways = Ways { queue, speculation: Speculation::PromptLookup, prefix_cache: PrefixCache::On };
+        let engine = engine_of(ledger.with_pages(2000), ways, 32);
+        let request = |i: u32| Request { max_tokens: 150, ..Request::new(ids(&[i % 3, i % 2, 1, 0, 1])) };
+        let start = |from, to| (from..to).map(|i| (i, engine.generate(request(i)).unwrap())).collect::<Vec<_>>();
+        let mut running = start(0, 4);
+        while gate.forwards.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        running.extend(start(4, 20));
+        gate.open();
+        for (i, generation) in running {
+            let tokens = expected_of(&[i % 3, i % 2, 1, 0, 1], 150, Some(2), 3);
+            assert_eq!(raw(&generation.wait().unwrap().token_ids), tokens);
+        }
+        assert!(settled(&engine, 20).accepted_tokens > 0);
+    }
+}
+
+#[test]
+fn a_scored_row_that_is_not_finite_fails_its_own_request() {
+    let mut ledger = Ledger::new(None, 8, 64);
+    ledger.max_logits_rows = 64;
+    // The row of the token 77 has logits that are not finite.
+    ledger.poisoned_token = Some(77);
+    let engine = ledger.with_pages(100).engine();
+    let mut broken = prompt(20);
+    broken[7] = 77;
+    let scored = |prompt: &[u32]| Request { prompt_logprobs: Some(1), max_tokens: 2, ..Request::new(ids(prompt)) };
+    let [first, second]: [Generation; 2] =
+        [scored(&broken), scored(&prompt(20))].map(|request| engine.generate(request).unwrap());
+    let failure = first.wait().unwrap_err();
+    assert!(matches!(failure, Failure::Sampling { position: 8, .. }), "{failure}");
+    let second = second.wait().unwrap();
+    for (i, token) in second.prompt.iter().enumerate() {
+        assert_eq!(token.top[0].0.0, expected(&prompt(20)[..=i], 1, None)[0]);
+    }
+    settled(&engine, 2);
+}
+
+#[test]
+fn a_failed_step_does_not_take_tokens_that_were_drawn_before_it() {
+    let mut ledger = Ledger::new(None, 8, 8);
+    ledger.queue = Some(Queue::default());
+    ledger.max_logits_rows = 8;
+    let gate = Arc::new(Gate::default());
+    let mut hold = gate.hook();
+    ledger.hook = Box::new(move |batch| {
+        hold(batch)?;
+        match batch.token_ids.iter().any(|id| id.0 == 77) {
+            true => Err(BackendError::Unavailable("a planted failure".into())),
+            false => Ok(()),
+        }
+    });
+    let engine = ledger.with_pages(100).engine();
+    let last_token = engine.generate(Request { max_tokens: 1, ..Request::new(ids(&[1, 2])) }).unwrap();
+    while gate.forwards.load(Ordering::SeqCst) == 0 {
+        std::thread::yield_now();
+    }
+    let failing = engine.generate(Request::new(ids(&[77]))).unwrap();
+    gate.open();
+    assert_eq!(raw(&last_token.wait().unwrap().token_ids), expected(&[1, 2], 1, None));
+    assert!(failing.wait().is_err());
+    settled(&engine, 2);
+}
+
+#[test]
+fn samples_go_on_without_their_first_and_end_with_it() {
+    for ways in all_ways() {
+        let mut ledger = Ledger::new(None, 8, 4);
+        ledger.max_logits_rows = 4;
+        let gate = Arc::new(Gate::default());
+        ledger.hook = gate.hook();
+        let engine = engine_of(ledger.with_pages(100), ways, 8);
+        let many = Request { n: 4, max_tokens: 5, ..Request::new(ids(&prompt(30))) };
+        let dropped = engine.generate(many.clone()).unwrap();
+        let kept = engine.generate(many.clone()).unwrap();
+        let late = engine.generate(Request { timeout: Some(Duration::from_millis(1)), ..many }).unwrap();
+        while gate.forwards.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        drop(dropped);
+        std::thread::sleep(Duration::from_millis(5));
+        gate.open();
+        for completion in kept.wait_all().unwrap() {
+            assert_eq!(raw(&completion.token_ids), expected(&prompt(30), 5, None), "{ways:?}");
+        }
+        assert!(late.wait_all().unwrap().iter().all(|sample| sample.reason == FinishReason::Deadline));
+        let statistics = settled(&engine, 12);
+        assert_eq!((statistics.cancelled, statistics.finished, statistics.expired), (4, 4, 4));
+    }
+}
+
+#[test]
+fn a_generation_is_a_stream_for_any_runtime() {
+    use std::future::poll_fn;
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Wake, Waker};
+
+    use futures_core::Stream;
+
+    /// A runtime of one thread that sleeps until it is woken.
+    struct Sleeper(std::thread::Thread);
+    impl Wake for Sleeper {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        let waker = Waker::from(Arc::new(Sleeper(std::thread::current())));
+        let mut context = Context::from_waker(&waker);
+        let mut future = std::pin::pin!(future);
+        loop {
+            match future.as_mut().poll(&mut context) {
+                Poll::Ready(value) => return value,
+                Poll::Pending => std::thread::park(),
+            }
+        }
+    }
+
+    let engine = Ledger::new(None, 8, 8).with_pages(100).engine();
+    let mut generation = engine.generate(Request { max_tokens: 50, ..Request::new(ids(&[4, 5])) }).unwrap();
+    let mut tokens = Vec::new();
+    // Half of it as a stream, the rest as an iterator.
+    while tokens.len() < 25 {
+        match block_on(poll_fn(|context| Pin::new(&mut generation).poll_next(context))) {
+            Some(Event::Token(token)) => tokens.push(token.id.0),
+            event => panic!("{event:?}"),
+        }
+    }
+    tokens.extend(generation.filter_map(|event| match event {
+        Event::Token(token) => Some(token.id.0),
+        _ => None,
+    }));
+    assert_eq!(tokens, expected(&[4, 5], 50, None));
 }

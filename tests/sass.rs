@@ -297,6 +297,26 @@ fn attention_multiplies_on_tensor_cores_and_copies_past_the_registers() {
     }
 }
 
+/// Matrix instructions and loads of fragments of ordered attention in all, half of prefill's for half of its queries and
+/// all of its keys; for head_dim 64 the queries' four are outside of the loop. Warps without queries jump over them, so
+/// the loop is no one piece of code.
+const ORDERED: [(&str, [usize; 2]); 4] = [
+    ("attention_ordered_bf16_64", [64, 32 + 4]),
+    ("attention_ordered_f16_64", [64, 32 + 4]),
+    ("attention_ordered_bf16_128", [128, 32 + 32 + 8]),
+    ("attention_ordered_f16_128", [128, 32 + 32 + 8]),
+];
+
+#[test]
+fn ordered_attention_multiplies_each_fragment_once() {
+    for ((architecture, kernel), code) in listings("ordered_attention_multiplies_each_fragment_once") {
+        let Some((_, counts)) = ORDERED.iter().find(|(name, _)| *name == kernel) else { continue };
+        let place = format!("{kernel} for {architecture}");
+        assert_eq!(["HMMA", "LDSM.16.M"].map(|operation| count(&code, operation)), *counts, "{place}");
+        assert_eq!(count(&code, "LDGSTS"), count(&code, "LDGSTS.E.BYPASS.128"), "{place}: copies");
+    }
+}
+
 #[test]
 fn sampling_counts_in_shared_memory_and_needs_no_approximate_logarithm() {
     for ((architecture, kernel), code) in listings("sampling_counts_in_shared_memory…") {

@@ -96,7 +96,7 @@ mod gpu {
         };
         let compiled = together(images.iter().map(|image| (image.targets.join(" "), image.name)));
         let mut lines = vec![format!("compiled by nvcc {nvcc}")];
-        lines.extend(compiled.iter().map(|(targets, names)| format!("{names} for {targets}")));
+        lines.extend(compiled.iter().flat_map(|(targets, names)| wrapped(&format!("{names} for {targets}"))));
         Finding::new("kernels", lines)
     }
 
@@ -105,6 +105,22 @@ mod gpu {
         let mut groups = BTreeMap::<String, Vec<&str>>::new();
         pairs.for_each(|(key, name)| groups.entry(key).or_default().push(name));
         groups.into_iter().map(|(key, names)| (key, names.join(", "))).collect()
+    }
+
+    /// The text in lines that a terminal holds beside the subjects' column, cut between words.
+    fn wrapped(text: &str) -> Vec<String> {
+        const WIDTH: usize = 100;
+        let mut lines: Vec<String> = Vec::new();
+        for word in text.split(' ') {
+            match lines.last_mut() {
+                Some(line) if line.len() + 1 + word.len() <= WIDTH => {
+                    line.push(' ');
+                    line.push_str(word);
+                }
+                _ => lines.push(word.to_owned()),
+            }
+        }
+        lines
     }
 
     fn driver_found() -> Finding {
@@ -167,7 +183,7 @@ mod gpu {
             images().iter().map(|image| Ok((device.module(image.name)?.target().to_string(), image.name))).collect();
         let loaded = together(loaded?.into_iter());
         let mut lines = vec![format!("{} free", gib(free))];
-        lines.extend(loaded.iter().map(|(target, names)| format!("loads {names} as {target}")));
+        lines.extend(loaded.iter().flat_map(|(target, names)| wrapped(&format!("loads {names} as {target}"))));
         Ok(lines)
     }
 
@@ -182,6 +198,14 @@ mod gpu {
             assert_eq!(release_number(open), Some("580.95.05"));
             assert_eq!(release_number(closed), Some("550.54.15"));
             assert_eq!(release_number(""), None);
+        }
+
+        #[test]
+        fn long_lists_are_cut_between_words() {
+            let text = ["kernel_name,"; 30].join(" ");
+            let lines = wrapped(&text);
+            assert!(lines.len() > 1 && lines.iter().all(|line| line.len() <= 100), "{lines:?}");
+            assert_eq!(lines.join(" "), text);
         }
 
         #[test]

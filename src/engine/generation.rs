@@ -285,12 +285,15 @@ impl futures_core::Stream for Generation {
         if self.cancel.open == 0 {
             return Poll::Ready(None);
         }
-        let mailbox = self.mailbox.clone();
+        // A waker is foreign code: it is cloned and dropped outside the lock.
+        let (mailbox, waker) = (self.mailbox.clone(), context.waker().clone());
         let mut state = mailbox.lock();
         match self.pop(&mut state) {
             Some(event) => Poll::Ready(Some(event)),
             None => {
-                state.waker = Some(context.waker().clone());
+                let before = state.waker.replace(waker);
+                drop(state);
+                drop(before);
                 Poll::Pending
             }
         }

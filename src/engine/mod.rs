@@ -55,7 +55,7 @@ pub use builder::{Device, EngineBuilder, EngineError, EngineOptions};
 pub use draft::{PromptLookup, Speculation};
 pub use event::{Completion, Event, Failure, Finish, FinishReason, PromptToken, StopCause, Timings, Token};
 pub use generation::Generation;
-pub use request::{MOST_SAMPLES, Request, RequestError};
+pub use request::{MOST_LOGPROBS, MOST_SAMPLES, Request, RequestError};
 pub use statistics::Statistics;
 
 use std::collections::VecDeque;
@@ -66,10 +66,10 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, BackendError};
 use crate::kv::{CacheGeometry, PageCache};
 use crate::model::ModelSpec;
-use crate::text::{TextError, TokenId, Tokenizer};
+use crate::text::{TokenId, Tokenizer};
 
 use generation::Reply;
 use output::TextStream;
@@ -111,8 +111,8 @@ impl Engine {
         let (requests, queue) = channel();
         let shared = Arc::new(Shared::default());
         let geometry = backend.cache();
-        // A backend with pages of no positions has no cache at all; one position a page is the least.
-        let page_size = NonZeroU32::new(geometry.page_size).unwrap_or(NonZeroU32::MIN);
+        let page_size = NonZeroU32::new(geometry.page_size)
+            .ok_or_else(|| BackendError::Unavailable("the backend's pages hold no positions".to_owned()))?;
         let mut cache = PageCache::new(page_size, geometry.pages, limits.spec.window, options.prefix_cache);
         if options.poison_freed_pages {
             cache.watch_forgotten();
@@ -227,11 +227,5 @@ impl Drop for Engine {
             // The thread's own panics were reported to the generations they ended.
             let _ = thread.join();
         }
-    }
-}
-
-impl From<TextError> for RequestError {
-    fn from(error: TextError) -> Self {
-        RequestError::Text(error)
     }
 }

@@ -46,6 +46,9 @@ pub struct Request {
 /// The most samples of one prompt.
 pub const MOST_SAMPLES: u32 = 1024;
 
+/// The most best tokens whose log-probabilities a request may ask for at each position.
+pub const MOST_LOGPROBS: usize = 1024;
+
 impl Request {
     /// A greedy request for up to 256 tokens.
     pub fn new(prompt: Vec<TokenId>) -> Request {
@@ -93,13 +96,25 @@ impl Request {
             });
         }
         self.sampling.validate()?;
-        // Positions fit u32: those of a model do. The last token generated is not computed.
-        let computed = (self.prompt.len() + (self.max_tokens as usize).saturating_sub(1)) as u32;
+        for (field, found) in [("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)] {
+            if let Some(found) = found.filter(|found| *found > MOST_LOGPROBS) {
+                return Err(RequestError::TooManyLogprobs { field, found });
+            }
+        }
+        // Positions fit u32: those of a model do.
+        let computed = self.most_computed() as u32;
         let needed = CacheGeometry::pages_for_sequence(cache.page_size, computed, spec.window, 1);
         if needed > cache.pages {
             return Err(RequestError::LargerThanCache { positions: computed, needed, pages: cache.pages });
         }
         Ok(())
+    }
+}
+
+impl Request {
+    /// The most positions of a sample that are computed: the last token generated is not.
+    pub(super) fn most_computed(&self) -> usize {
+        self.prompt.len() + (self.max_tokens as usize).saturating_sub(1)
     }
 }
 
@@ -162,6 +177,14 @@ pub enum RequestError {
         /// The number found.
         n: u32,
     },
+    /// Log-probabilities of too many tokens were asked for.
+    #[error("{field} is {found}; expected at most {MOST_LOGPROBS} best tokens at each position")]
+    TooManyLogprobs {
+        /// The request's field.
+        field: &'static str,
+        /// The number found.
+        found: usize,
+    },
     /// The request alone would not fit the cache.
     #[error(
         "{positions} positions need {needed} pages of the cache, which has {pages}: lower max_tokens, shorten the \
@@ -184,4 +207,10 @@ pub enum RequestError {
     /// A stop text is empty, or the tokenizer cannot be used for incremental text.
     #[error(transparent)]
     Text(TextError),
+}
+
+impl From<TextError> for RequestError {
+    fn from(error: TextError) -> Self {
+        RequestError::Text(error)
+    }
 }

@@ -10,7 +10,8 @@
 //! Where pages run out, the youngest running sequence gives up its own and waits again, at the head of the queue. The
 //! oldest always goes on, and a request that could not run alone is refused when it comes, so all come to their end.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::ops::Range;
 use std::time::Instant;
 
@@ -38,9 +39,24 @@ const VERIFIED_ROWS: usize = 16;
 /// A waiting sequence that found no room tries again when pages became available, and after so many steps.
 const STEPS_TO_RETRY: u32 = 16;
 
+/// How many waiting sequences a call to sweep may look at.
+const SWEPT_EACH: usize = 1024;
+/// How many that need no room yet one step passes over.
+const MOST_PASSED: usize = 2048;
+
 /// Place of a sequence in the scheduler.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Slot(usize);
+
+/// A waiting sequence that found no room.
+#[derive(Debug, Clone, Copy)]
+struct Blocked {
+    ticket: Ticket,
+    /// Pages that were available then.
+    available: u32,
+    /// Steps since.
+    steps: u32,
+}
 
 /// One sequence's part of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,10 +79,14 @@ pub(super) struct Scheduler {
     /// The oldest first.
     running: Vec<Slot>,
     waiting: VecDeque<Slot>,
-    /// When the head of the queue found no room: the pages that were available then, and the steps since.
-    blocked: Option<(Ticket, u32, u32)>,
+    /// Of live sequences, and of some that have ended.
+    deadlines: BinaryHeap<Reverse<(Instant, Ticket, Slot)>>,
+    /// When the head of the queue found no room.
+    blocked: Option<Blocked>,
     /// Was somebody preempted in this step?
     preempted: bool,
+    /// Calls to sweep since all that wait were looked at.
+    unswept: usize,
     /// The step planned last.
     parts: Vec<Part>,
     pub(super) statistics: Statistics,
@@ -85,8 +105,10 @@ impl Scheduler {
             next_ticket: 0,
             running: Vec::new(),
             waiting: VecDeque::new(),
+            deadlines: BinaryHeap::new(),
             blocked: None,
             preempted: false,
+            unswept: 0,
             parts: Vec::new(),
             statistics,
         }
@@ -94,6 +116,12 @@ impl Scheduler {
 
     /// Puts the samples of a request at the end of the queue.
     pub(super) fn submit(&mut self, samples: impl IntoIterator<Item = Sequence>) {
+        let live = self.running.len() + self.waiting.len();
+        if self.deadlines.len() > 2 * live + 64 {
+            // Most of them are those of sequences that ended in time.
+            let Scheduler { deadlines, slots, .. } = self;
+            deadlines.retain(|Reverse((_, ticket, slot))| is_live(slots, *slot, *ticket));
+        }
         let mut leader = None;
         for mut sequence in samples {
             sequence.ticket = Ticket(self.next_ticket);
@@ -107,6 +135,9 @@ impl Scheduler {
             };
             sequence.leader = leader;
             leader.get_or_insert((slot, sequence.ticket));
+            if let Some(deadline) = sequence.deadline {
+                self.deadlines.push(Reverse((deadline, sequence.ticket, slot)));
+            }
             self.slots[slot.0] = Some(Box::new(sequence));
             self.waiting.push_back(slot);
         }
@@ -118,22 +149,22 @@ impl Scheduler {
     }
 
     /// The sequence at a slot, if it is still the one with this ticket.
-    pub(super) fn get(&mut self, slot: Slot, ticket: Ticket) -> Option<&mut Sequence> {
+    pub(super) fn get_mut(&mut self, slot: Slot, ticket: Ticket) -> Option<&mut Sequence> {
         self.slots[slot.0].as_deref_mut().filter(|sequence| sequence.ticket == ticket)
     }
 
-    /// As [`Scheduler::get`], to be read.
-    pub(super) fn peek(&self, slot: Slot, ticket: Ticket) -> Option<&Sequence> {
+    /// As [`Scheduler::get_mut`], to be read.
+    pub(super) fn get(&self, slot: Slot, ticket: Ticket) -> Option<&Sequence> {
         self.slots[slot.0].as_deref().filter(|sequence| sequence.ticket == ticket)
     }
 
     /// A sequence's rows were given to the backend. Of rows with drafts it is not known yet which of them stand
     /// ([`Scheduler::advance`]).
-    pub(super) fn computed(&mut self, slot: Slot, ticket: Ticket, rows: Range<usize>, drafted: usize) {
+    pub(super) fn given(&mut self, slot: Slot, ticket: Ticket, rows: Range<usize>, drafted: usize) {
         let Some(sequence) = self.get(slot, ticket) else { return };
         let decodes = sequence.has_prompt() && rows.len() == 1 + drafted;
         if !decodes {
-            self.statistics.prefill_rows += rows.len() as u64;
+            self.statistics.prefill_rows += (rows.len() - drafted) as u64;
         }
         if drafted == 0 {
             self.advance(slot, ticket, rows.end);
@@ -158,13 +189,41 @@ impl Scheduler {
     }
 
     /// Takes a sequence out, with its pages.
-    pub(super) fn remove(&mut self, slot: Slot) -> Option<Box<Sequence>> {
-        let mut sequence = self.slots[slot.0].take()?;
+    pub(super) fn remove(&mut self, slot: Slot) {
+        let Some(mut sequence) = self.slots[slot.0].take() else { return };
         sequence.leave(&mut self.cache);
         self.vacant.push(slot);
-        self.running.retain(|running| *running != slot);
-        self.waiting.retain(|waiting| *waiting != slot);
-        Some(sequence)
+        match self.running.iter().position(|running| *running == slot) {
+            Some(at) => drop(self.running.remove(at)),
+            None => self.waiting.retain(|waiting| *waiting != slot),
+        }
+    }
+
+    /// Takes out the sequences that nobody waits for any more. Where many wait, those are looked at when their turn comes,
+    /// or when so many were cancelled that a walk over all of them pays.
+    pub(super) fn sweep_closed(&mut self) {
+        self.unswept += 1;
+        let mut counted = Statistics::default();
+        let mut closed = |sequence: &mut Sequence| {
+            let closed = sequence.output.is_closed();
+            if closed {
+                counted.count_closed(sequence);
+            }
+            closed
+        };
+        if self.waiting.len() <= SWEPT_EACH * self.unswept {
+            self.unswept = 0;
+            self.remove_where(closed);
+        } else {
+            let gone: Vec<Slot> = self
+                .running
+                .iter()
+                .copied()
+                .filter(|slot| self.slots[slot.0].as_deref_mut().is_some_and(&mut closed))
+                .collect();
+            gone.into_iter().for_each(|slot| self.remove(slot));
+        }
+        self.statistics.add_closed(&counted);
     }
 
     /// Takes out every sequence that `gone` says is to go.
@@ -185,15 +244,36 @@ impl Scheduler {
         waiting.retain(&mut stays);
     }
 
-    /// The earliest deadline of all sequences.
-    pub(super) fn earliest_deadline(&self) -> Option<Instant> {
-        self.slots.iter().flatten().filter_map(|sequence| sequence.deadline).min()
+    /// Takes out the sequences whose time is up, each after `expire` was called with it. How many.
+    pub(super) fn remove_late(&mut self, now: Instant, mut expire: impl FnMut(&mut Sequence)) -> u64 {
+        let mut any = false;
+        while let Some(&Reverse((deadline, ticket, slot))) = self.deadlines.peek()
+            && deadline <= now
+        {
+            self.deadlines.pop();
+            any |= is_live(&self.slots, slot, ticket);
+        }
+        let mut late = 0;
+        if any {
+            // One walk for all of them.
+            self.remove_where(|sequence| {
+                let is_late = sequence.deadline.is_some_and(|deadline| deadline <= now);
+                if is_late {
+                    expire(sequence);
+                    late += 1;
+                }
+                is_late
+            });
+        }
+        late
     }
 
-    /// Are so few running that drafts are worth their rows? A draft continues what is known: tokens that are being drawn
-    /// are to be waited for before the next step is planned.
+    /// Are so few running that drafts are worth their rows, and may somebody draft? A draft continues what is known:
+    /// tokens that are being drawn are to be waited for before the next step is planned.
     pub(super) fn speculates(&self) -> bool {
-        self.speculation == Speculation::PromptLookup && 2 * self.running.len() <= VERIFIED_ROWS
+        self.speculation == Speculation::PromptLookup
+            && 2 * self.running.len() <= VERIFIED_ROWS
+            && self.running.iter().any(|slot| self.sequence(*slot).may_draft())
     }
 
     /// Plans the next step. Pages for all rows of it are reserved.
@@ -229,14 +309,16 @@ impl Scheduler {
     fn plan_decoding(&mut self, decoding: Vec<Slot>, room: &mut StepLimits) {
         let speculates = self.speculates();
         let most_drafts = if speculates { (VERIFIED_ROWS / decoding.len().max(1)).saturating_sub(1) } else { 0 };
-        for slot in decoding {
+        let count = decoding.len();
+        for (index, slot) in decoding.into_iter().enumerate() {
             if room.rows.min(room.logits_rows).min(room.sequences) == 0 {
                 break;
             }
             if self.gave_way(slot) {
                 continue;
             }
-            let spare = room.rows.min(room.logits_rows).saturating_sub(1);
+            // Drafts take nothing from those that come after.
+            let spare = room.rows.min(room.logits_rows).saturating_sub(count - index);
             let drafted = self.draft_for(slot, most_drafts.min(spare));
             let start = self.sequence(slot).computed();
             let granted = self.make_room(slot, start + 1 + drafted, start + 1);
@@ -312,7 +394,8 @@ impl Scheduler {
         loop {
             let Scheduler { slots, cache, running, .. } = &mut *self;
             let sequence = slots[slot.0].as_deref_mut()?;
-            let most = sequence.blocks.end(cache) as usize + (cache.available() * cache.page_size().get()) as usize;
+            let available = cache.available() as usize * cache.page_size().get() as usize;
+            let most = sequence.blocks.end(cache) as usize + available;
             if most >= least {
                 let end = end.min(most);
                 return sequence.blocks.reserve(end as u32, cache).is_ok().then_some(end);
@@ -344,9 +427,20 @@ impl Scheduler {
         while room.rows.min(room.prompt_rows).min(room.sequences) > 0 && self.running.len() < self.limits.sequences {
             let Some(&slot) = self.waiting.get(at) else { break };
             let sequence = self.sequence(slot);
+            if sequence.output.is_closed() {
+                let mut counted = Statistics::default();
+                counted.count_closed(sequence);
+                self.statistics.add_closed(&counted);
+                self.waiting.remove(at);
+                self.remove(slot);
+                continue;
+            }
             if sequence.drawing.is_some() || self.waits_for_leader(sequence) {
                 // Others may pass: it needs no room yet.
                 at += 1;
+                if at == MOST_PASSED {
+                    break;
+                }
                 continue;
             }
             if sequence.is_scoring() && room.logits_rows == 0 || !self.enter(slot) {
@@ -365,11 +459,11 @@ impl Scheduler {
         scores
     }
 
-    /// Does its leader still compute the prompt that it will find in the cache?
+    /// Does its leader still compute the prompt that it will find in the cache, or report on it, which comes first?
     fn waits_for_leader(&self, sequence: &Sequence) -> bool {
-        let Some((slot, ticket)) = sequence.leader.filter(|_| self.cache.keeps_prefixes()) else { return false };
-        let leader = self.slots[slot.0].as_deref().filter(|leader| leader.ticket == ticket);
-        leader.is_some_and(|leader| !leader.has_prompt())
+        let Some((slot, ticket)) = sequence.leader else { return false };
+        let waits = |leader: &Sequence| leader.is_scoring() || self.cache.keeps_prefixes() && !leader.has_prompt();
+        self.get(slot, ticket).is_some_and(waits)
     }
 
     /// Takes what the cache has of the sequence's beginning; false, and nothing taken, where there are not enough pages
@@ -378,18 +472,18 @@ impl Scheduler {
         let Scheduler { slots, cache, blocked, running, statistics, .. } = self;
         let Some(sequence) = slots[slot.0].as_deref_mut() else { return false };
         let available = cache.available();
-        if let Some((ticket, pages, steps)) = blocked
+        if let Some(blocked) = blocked
             && !running.is_empty()
-            && *ticket == sequence.ticket
-            && available <= *pages
-            && *steps < STEPS_TO_RETRY
+            && blocked.ticket == sequence.ticket
+            && available <= blocked.available
+            && blocked.steps < STEPS_TO_RETRY
         {
-            *steps += 1;
+            blocked.steps += 1;
             return false;
         }
         let found = sequence.enter(cache);
         let size = cache.page_size().get();
-        let positions = sequence.tokens().len() as u32 + 1;
+        let positions = sequence.positions_to_enter() as u32;
         // Chunks are made to fit, so the least that it needs at once is what one row at a time needs.
         let all = CacheGeometry::pages_for_sequence(size, positions, cache.window(), 1);
         let needed = all.saturating_sub(sequence.blocks.pages().len() as u32);
@@ -397,7 +491,7 @@ impl Scheduler {
         let spare = if running.is_empty() { 0 } else { (cache.pages() / 64).max(1) };
         if cache.available() < needed + spare {
             sequence.leave(cache);
-            *blocked = Some((sequence.ticket, available, 0));
+            *blocked = Some(Blocked { ticket: sequence.ticket, available, steps: 0 });
             return false;
         }
         *blocked = None;
@@ -431,4 +525,9 @@ impl Scheduler {
             ..self.statistics
         }
     }
+}
+
+/// Is the sequence at a slot still the one with this ticket?
+fn is_live(slots: &[Option<Box<Sequence>>], slot: Slot, ticket: Ticket) -> bool {
+    slots[slot.0].as_deref().is_some_and(|sequence| sequence.ticket == ticket)
 }

@@ -140,8 +140,9 @@ impl Sequence {
     }
 
     /// The prompt positions of `rows` to be scored, and what follows each.
-    pub(super) fn targets(&self, rows: &Range<usize>) -> impl Iterator<Item = Option<TokenId>> {
-        let scored = self.scored.max(rows.start)..rows.end.min(self.request.prompt.len());
+    pub(super) fn targets(&self, rows: &Range<usize>) -> impl ExactSizeIterator<Item = Option<TokenId>> {
+        let end = rows.end.min(self.request.prompt.len());
+        let scored = self.scored.max(rows.start).min(end)..end;
         scored.map(|position| self.request.prompt.get(position + 1).copied())
     }
 
@@ -166,7 +167,19 @@ impl Sequence {
     /// May tokens be drafted for it? Not where a choice depends on the tokens before it in other ways than through the
     /// model.
     pub(super) fn takes_drafts(&self) -> bool {
-        self.history.is_none() && self.request.processor.is_none()
+        self.history.is_none() && self.request.processor.is_none() && !self.is_scoring()
+    }
+
+    /// Could tokens be drafted for it in the next step?
+    pub(super) fn may_draft(&self) -> bool {
+        let tokens = self.tokens.len();
+        self.takes_drafts() && self.lookup.as_ref().is_none_or(|lookup| !lookup.is_resting(tokens + 1))
+    }
+
+    /// The positions that it will have computed when it decodes: those of its tokens, and the next one's where that is
+    /// computed at all.
+    pub(super) fn positions_to_enter(&self) -> usize {
+        self.tokens.len().max((self.tokens.len() + 1).min(self.request.most_computed()))
     }
 
     /// The most tokens that may be drafted: with them and the one drawn after them it ends at `max_tokens`.

@@ -2,6 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use super::sequence::Sequence;
+
 /// Counts of an engine, since it was built unless said otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -48,6 +50,25 @@ impl Statistics {
     /// The part of the drafted tokens that the model chose too; none where none were drafted.
     pub fn acceptance_rate(&self) -> Option<f64> {
         (self.drafted_tokens > 0).then(|| self.accepted_tokens as f64 / self.drafted_tokens as f64)
+    }
+}
+
+impl Statistics {
+    /// Counts a sequence that is taken out because nobody waits for it, or because another sample of its request failed.
+    pub(super) fn count_closed(&mut self, sequence: &Sequence) {
+        if sequence.output.is_cancelled() {
+            self.cancelled += 1;
+            self.cancelled_in_prefill += u64::from(sequence.computed() > 0 && !sequence.has_prompt());
+        } else {
+            self.failed += 1;
+        }
+    }
+
+    /// Adds what [`Statistics::count_closed`] counted elsewhere.
+    pub(super) fn add_closed(&mut self, counted: &Statistics) {
+        self.cancelled += counted.cancelled;
+        self.cancelled_in_prefill += counted.cancelled_in_prefill;
+        self.failed += counted.failed;
     }
 }
 

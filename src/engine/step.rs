@@ -46,7 +46,7 @@ impl Step {
         let now = Instant::now();
         for index in 0..scheduler.parts().len() {
             let Part { slot, ticket, rows, drafted } = scheduler.parts()[index].clone();
-            let Some(sequence) = scheduler.get(slot, ticket) else { continue };
+            let Some(sequence) = scheduler.get_mut(slot, ticket) else { continue };
             sequence.output.start(now);
             let first_row = self.token_ids.len();
             let known = sequence.tokens();
@@ -57,6 +57,7 @@ impl Step {
                 self.token_ids.push(token.copied().unwrap_or(TokenId(0)));
                 self.drawn.push(if token.is_some() { None } else { sequence.drawing });
             }
+            let scores = sequence.targets(&rows).len();
             let wanted = sequence.logits_positions(&rows);
             let first = self.logits_rows.len();
             self.logits_rows.extend(wanted.map(|position| first_row + position - rows.start));
@@ -66,7 +67,7 @@ impl Step {
                 drafted,
                 logits: first..self.logits_rows.len(),
                 draws: sequence.draws_after(&rows),
-                scores: if sequence.is_scoring() { self.logits_rows.len() - first } else { 0 },
+                scores,
                 positions: rows,
             });
         }

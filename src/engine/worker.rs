@@ -16,7 +16,7 @@ use super::generation::Replies;
 use super::output::Verdict;
 use super::scheduler::{Scheduler, Slot};
 use super::sequence::{Sequence, Ticket};
-use super::statistics::Board;
+use super::statistics::{Board, Statistics};
 use super::step::Step;
 
 /// The samples of one request.
@@ -43,8 +43,6 @@ pub(super) struct Worker {
     shared: Arc<Shared>,
     /// Cancellations that were swept up.
     cancellations: u32,
-    /// Nobody's time is up before.
-    next_deadline: Option<Instant>,
 }
 
 /// Tokens that are being drawn for one sequence: the next one, and one after each draft.
@@ -71,7 +69,6 @@ impl Worker {
             drawn: Vec::new(),
             shared,
             cancellations: 0,
-            next_deadline: None,
         }
     }
 
@@ -81,7 +78,14 @@ impl Worker {
     pub(super) fn run(mut self) {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.serve())) {
             self.shared.replies.panicked(panic_message(&*panic));
+            let statistics = self.scheduler.statistics();
+            self.shared.board.post(Statistics { running: 0, waiting: 0, ..statistics });
         }
+        // Who waits hears of it before the backend lets go of its memory.
+        let Worker { backend, queue, scheduler, .. } = self;
+        drop(scheduler);
+        drop(queue);
+        drop(backend);
     }
 
     fn serve(&mut self) {
@@ -91,15 +95,17 @@ impl Worker {
                 self.finish_draws();
                 self.shared.board.post(self.scheduler.statistics());
                 let Ok(submission) = self.queue.recv() else { return };
-                self.submit(submission);
+                self.scheduler.submit(submission);
             }
+            // Before the queue is emptied: whoever cancelled by now was sent before.
+            let cancellations = self.shared.replies.cancellations();
             while let Ok(submission) = self.queue.try_recv() {
-                self.submit(submission);
+                self.scheduler.submit(submission);
             }
             if self.shared.stopping.load(Ordering::Relaxed) {
                 return;
             }
-            self.sweep();
+            self.sweep(cancellations);
             if !self.scheduler.is_idle() {
                 self.step();
             }
@@ -107,54 +113,23 @@ impl Worker {
         }
     }
 
-    fn submit(&mut self, submission: Submission) {
-        let deadline = submission.iter().filter_map(|sequence| sequence.deadline).min();
-        self.next_deadline = [self.next_deadline, deadline].into_iter().flatten().min();
-        self.scheduler.submit(submission);
-    }
-
     /// Ends what nobody waits for any more, and those whose time is up.
-    fn sweep(&mut self) {
-        let cancellations = self.shared.replies.cancellations();
+    fn sweep(&mut self, cancellations: u32) {
         if cancellations != self.cancellations {
             self.cancellations = cancellations;
-            self.sweep_closed();
+            self.scheduler.sweep_closed();
         }
         let now = Instant::now();
-        if self.next_deadline.is_some_and(|deadline| now >= deadline) {
-            let mut expired = 0;
-            self.scheduler.remove_where(|sequence| {
-                let late = sequence.deadline.is_some_and(|deadline| now >= deadline);
-                if late {
-                    sequence.output.expire(now);
-                    expired += 1;
-                }
-                late
-            });
-            self.scheduler.statistics.expired += expired;
-            self.next_deadline = self.scheduler.earliest_deadline();
-        }
-    }
-
-    /// Ends the sequences whose consumer is gone, or whose request failed as a whole.
-    fn sweep_closed(&mut self) {
-        let (mut cancelled, mut in_prefill) = (0, 0);
-        self.scheduler.remove_where(|sequence| {
-            if sequence.output.is_cancelled() {
-                cancelled += 1;
-                in_prefill += u64::from(sequence.computed() > 0 && !sequence.has_prompt());
-            }
-            sequence.output.is_closed()
-        });
-        self.scheduler.statistics.cancelled += cancelled;
-        self.scheduler.statistics.cancelled_in_prefill += in_prefill;
+        let late = self.scheduler.remove_late(now, |sequence| sequence.output.expire(now));
+        self.scheduler.statistics.expired += late;
     }
 
     /// Plans a step and computes it. Where the backend has a queue, the tokens drawn in the step before are looked at
     /// while this one is computed.
     fn step(&mut self) {
         let waiting_for_draws = !self.draws.is_empty();
-        if self.scheduler.speculates() {
+        // Of drafts it is not known yet which of them stand.
+        if self.scheduler.speculates() || self.draws.iter().any(|draw| draw.drafted > 0) {
             self.finish_draws();
         }
         self.scheduler.plan();
@@ -183,7 +158,7 @@ impl Worker {
         self.step.run(&mut *self.backend, &self.scheduler)?;
         self.scheduler.statistics.steps += 1;
         for part in &self.step.parts {
-            self.scheduler.computed(part.slot, part.ticket, part.positions.clone(), part.drafted);
+            self.scheduler.given(part.slot, part.ticket, part.positions.clone(), part.drafted);
         }
         self.finish_draws();
         self.score_prompts()?;
@@ -198,26 +173,30 @@ impl Worker {
     fn score_prompts(&mut self) -> Result<(), BackendError> {
         let (mut targets, mut most): (Vec<Option<TokenId>>, usize) = (Vec::new(), 0);
         for part in self.step.parts.iter().filter(|part| part.scores > 0) {
-            let Some(sequence) = self.scheduler.get(part.slot, part.ticket) else { continue };
+            let Some(sequence) = self.scheduler.get_mut(part.slot, part.ticket) else { continue };
             // Those that score come first, so the logits rows before are all of their like.
             targets.resize(part.logits.start, None);
             targets.extend(sequence.targets(&part.positions));
             most = most.max(sequence.request.prompt_logprobs.unwrap_or(0));
         }
         if !targets.is_empty() {
-            let mut found = self.backend.logprobs(&targets, most)?.into_iter();
-            let mut at = 0;
+            let mut found: Vec<_> = self.backend.logprobs(&targets, most)?.into_iter().map(Some).collect();
             for part in self.step.parts.iter().filter(|part| part.scores > 0) {
-                let rows = found.by_ref().skip(part.logits.start - at).take(part.scores);
-                let rows: Result<Vec<TokenLogprobs>, (usize, _)> =
-                    rows.enumerate().map(|(row, logprobs)| logprobs.map_err(|error| (row, error))).collect();
-                at = part.logits.end;
-                let Some(sequence) = self.scheduler.get(part.slot, part.ticket) else { continue };
+                let Some(sequence) = self.scheduler.get_mut(part.slot, part.ticket) else { continue };
+                let first = part.positions.end - part.scores;
+                let of_part = found.get_mut(part.logits.start..part.logits.start + part.scores).unwrap_or_default();
+                let rows: Result<Vec<TokenLogprobs>, Failure> = (first..)
+                    .zip(of_part)
+                    .map(|(row, found)| match found.take() {
+                        Some(Ok(logprobs)) => Ok(logprobs),
+                        Some(Err(source)) => Err(Failure::Sampling { position: row as u32 + 1, source: source.into() }),
+                        None => Err(Failure::Backend(Arc::new(BackendError::MissingSample))),
+                    })
+                    .collect();
                 match rows {
                     Ok(rows) => sequence.report_prompt(rows),
-                    Err((row, source)) => {
-                        let position = (part.positions.end - part.scores + row + 1) as u32;
-                        sequence.output.fail(Failure::Sampling { position, source: source.into() });
+                    Err(failure) => {
+                        sequence.output.fail(failure);
                         self.scheduler.statistics.failed += 1;
                         self.scheduler.remove(part.slot);
                     }
@@ -226,7 +205,7 @@ impl Worker {
         }
         let now = Instant::now();
         for part in self.step.parts.iter().filter(|part| !part.draws) {
-            let Some(sequence) = self.scheduler.get(part.slot, part.ticket) else { continue };
+            let Some(sequence) = self.scheduler.get_mut(part.slot, part.ticket) else { continue };
             if sequence.request.max_tokens == 0 && sequence.has_prompt() {
                 sequence.output.prompt_done(now);
                 self.scheduler.statistics.finished += 1;
@@ -242,7 +221,7 @@ impl Worker {
         self.draws.clear();
         let mut places = Vec::with_capacity(self.step.parts.len());
         for part in self.step.parts.iter().filter(|part| part.draws) {
-            let Some(sequence) = self.scheduler.peek(part.slot, part.ticket) else { continue };
+            let Some(sequence) = self.scheduler.get(part.slot, part.ticket) else { continue };
             places.push(rows.len() as u32);
             for ahead in 0..=part.drafted {
                 rows.push(sequence.sample_row(part.logits.end - 1 - part.drafted + ahead, ahead));
@@ -258,7 +237,7 @@ impl Worker {
                 queue.start_sampling(&rows)?;
                 drop(rows);
                 for (draw, place) in self.draws.iter().zip(places) {
-                    if let Some(sequence) = self.scheduler.get(draw.slot, draw.ticket) {
+                    if let Some(sequence) = self.scheduler.get_mut(draw.slot, draw.ticket) {
                         sequence.drawing = Some(place);
                     }
                 }
@@ -289,7 +268,7 @@ impl Worker {
                 }
                 if failed {
                     // With one sample of a request the others end.
-                    self.sweep_closed();
+                    self.scheduler.sweep_closed();
                 }
             }
             Err(error) => self.fail(draws.iter().map(|draw| (draw.slot, draw.ticket)), error),
@@ -306,7 +285,7 @@ impl Worker {
         mut found: impl Iterator<Item = Result<Sampled, SampleError>>,
         now: Instant,
     ) -> bool {
-        let Some(sequence) = self.scheduler.get(draw.slot, draw.ticket) else {
+        let Some(sequence) = self.scheduler.get_mut(draw.slot, draw.ticket) else {
             found.for_each(drop);
             return false;
         };
@@ -365,30 +344,26 @@ impl Worker {
         outcome == Outcome::Failed
     }
 
-    /// The step could not be computed: those of it fail, and those whose tokens were being drawn.
+    /// The step could not be computed: those of it fail. Tokens that were being drawn were given before it, and stand if
+    /// they can be had.
     fn fail_step(&mut self, error: BackendError) {
-        let draws = std::mem::take(&mut self.draws);
-        if !draws.is_empty()
-            && let Some(queue) = self.backend.queue()
-        {
-            // The next step must find no draws under way. That they failed too is no news.
-            let _ = queue.finish_sampling();
-        }
+        self.finish_draws();
         let parts = std::mem::take(&mut self.step.parts);
-        let of_draws = draws.iter().map(|draw| (draw.slot, draw.ticket));
-        self.fail(of_draws.chain(parts.iter().map(|part| (part.slot, part.ticket))), error);
+        self.fail(parts.iter().map(|part| (part.slot, part.ticket)), error);
     }
 
     fn fail(&mut self, sequences: impl Iterator<Item = (Slot, Ticket)>, error: BackendError) {
         let error = Arc::new(error);
         for (slot, ticket) in sequences {
-            if let Some(sequence) = self.scheduler.get(slot, ticket) {
+            if let Some(sequence) = self.scheduler.get_mut(slot, ticket) {
                 sequence.output.fail(Failure::Backend(error.clone()));
                 self.scheduler.statistics.failed += 1;
                 self.scheduler.remove(slot);
             }
         }
-        self.sweep_closed();
+        // What the device was to write into them may not be there.
+        self.scheduler.cache.forget_idle();
+        self.scheduler.sweep_closed();
     }
 }
 

@@ -160,6 +160,14 @@ impl PageCache {
         }
     }
 
+    /// Frees every idle page: what they hold is not to be found again.
+    pub fn forget_idle(&mut self) {
+        while let Some(page) = self.idle.pop() {
+            self.forget(page);
+            self.free.push(page);
+        }
+    }
+
     /// Takes pages back from one of their users.
     ///
     /// # Panics

@@ -30,6 +30,8 @@ pub struct Ledger {
     /// How many different tokens come out: few make texts that repeat themselves.
     pub variety: u32,
     pub poisoned_logits: bool,
+    /// Rows of this token have logits that are not finite.
+    pub poisoned_token: Option<u32>,
     pub hook: Hook,
     /// Present where the backend has a queue.
     pub queue: Option<Queue>,
@@ -71,6 +73,7 @@ impl Ledger {
             max_logits_rows: 3,
             variety: EOS,
             poisoned_logits: false,
+            poisoned_token: None,
             hook: Box::new(|_| Ok(())),
             queue: None,
             slots: Vec::new(),
@@ -117,7 +120,8 @@ impl Ledger {
                 if batch.logits_rows.contains(&row) {
                     let visible = first_visible(position, self.spec.window)..=position;
                     let token = next_token(visible.map(|p| self.slots[slot(p)].expect("a key")), self.variety);
-                    let mut logits = vec![if self.poisoned_logits { f32::NAN } else { 0.0 }; VOCAB];
+                    let poisoned = self.poisoned_logits || self.poisoned_token == Some(token_ids[row].0);
+                    let mut logits = vec![if poisoned { f32::NAN } else { 0.0 }; VOCAB];
                     logits[token as usize] = 10.0;
                     self.logits.extend(logits);
                 }

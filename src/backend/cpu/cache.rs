@@ -17,6 +17,11 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
+    #[cfg(test)]
+    pub(crate) fn allocated_bytes(&self) -> u64 {
+        4 * (self.keys.len() + self.values.len()) as u64
+    }
+
     /// Bytes of one page, of all layers.
     pub(crate) fn page_bytes(spec: &ModelSpec, page_size: NonZeroU32) -> u64 {
         2 * 4 * (spec.layers * spec.kv_heads * spec.head_dim) as u64 * u64::from(page_size.get())

@@ -93,6 +93,13 @@ impl CpuBackend {
         CpuBackend::with_isa(checkpoint, spec, options, Isa::choose(wanted.as_deref())?)
     }
 
+    /// Bytes that cache and activations of a backend with these options take: what [`CpuBackend::new`] allocates, once.
+    /// Weights stay in their file, norms and biases are small.
+    pub fn planned_bytes(spec: &ModelSpec, options: &CpuOptions) -> u64 {
+        Workspace::bytes(spec, options.max_rows, options.max_rows, threads(options).get())
+            + Cache::page_bytes(spec, options.page_size) * u64::from(options.pages)
+    }
+
     /// How many pages of the cache fit `memory` bytes beside the activations of a backend with these options (whatever
     /// their pages): at most `most`. Half of the memory that the system has left where none is given. The weights stay in
     /// their file.
@@ -106,8 +113,7 @@ impl CpuBackend {
         least: u32,
         most: u32,
     ) -> Result<u32, BackendError> {
-        let threads = threads(options).get();
-        let workspace = Workspace::bytes(spec, options.max_rows, options.max_rows, threads);
+        let workspace = CpuBackend::planned_bytes(spec, &CpuOptions { pages: 0, ..options.clone() });
         let page = Cache::page_bytes(spec, options.page_size);
         let memory = memory.or_else(|| memory::available().map(|available| available / 2)).unwrap_or(u64::MAX);
         let pages = memory.saturating_sub(workspace) / page.max(1);
@@ -121,6 +127,12 @@ impl CpuBackend {
             return Err(BackendError::OutOfMemory { needed, what, advice });
         }
         Ok(u32::try_from(pages).unwrap_or(u32::MAX).min(most))
+    }
+
+    /// Bytes that cache and activations took.
+    #[cfg(test)]
+    fn allocated_bytes(&self) -> u64 {
+        self.workspace.allocated_bytes() + self.cache.allocated_bytes()
     }
 
     /// [`CpuBackend::new`] with the kernels of `isa`, whatever the environment says.

@@ -431,6 +431,23 @@ fn memory_that_cannot_be_had_is_an_error() {
 }
 
 #[test]
+fn what_is_planned_is_what_is_allocated() {
+    let model = Model::new(SMALL, 1);
+    let options =
+        CpuOptions { threads: NonZeroUsize::new(3), page_size: NonZeroU32::new(8).unwrap(), pages: 7, max_rows: 33 };
+    let pages_within = |memory, least| CpuBackend::pages_within(&model.spec, &options, Some(memory), least, 1000);
+    let bytes = CpuBackend::planned_bytes(&model.spec, &options);
+    let backend = CpuBackend::new(&model.checkpoint, model.spec.clone(), options.clone()).unwrap();
+    assert_eq!(backend.allocated_bytes(), bytes);
+    // So many pages fit so much memory, and a byte less is a page less.
+    assert_eq!(pages_within(bytes, 7).unwrap(), 7);
+    assert_eq!(pages_within(bytes - 1, 1).unwrap(), 6);
+    assert_eq!(pages_within(u64::MAX, 1).unwrap(), 1000);
+    let error = pages_within(bytes - 1, 7).unwrap_err();
+    assert!(matches!(error, BackendError::OutOfMemory { needed, .. } if needed == bytes), "{error}");
+}
+
+#[test]
 fn an_instruction_set_that_is_not_there_is_an_error() {
     assert_eq!(Isa::choose(Some("portable")).unwrap(), Isa::Portable);
     assert_eq!(Isa::choose(Some("")).unwrap(), Isa::available().last().unwrap());

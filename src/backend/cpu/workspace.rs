@@ -44,10 +44,12 @@ pub(crate) struct Workspace {
     pub(crate) logits: Rows,
     /// `[threads][..]`: a [`matmul::Scratch`], then an [`attention::Scratch`].
     pub(crate) scratch: Rows,
-    _memory: Memory,
+    /// What the pointers go into.
+    #[cfg_attr(not(test), expect(dead_code, reason = "it is owned, not read"))]
+    memory: Memory,
 }
 
-// SAFETY: the pointers go into `_memory`, which the workspace owns.
+// SAFETY: the pointers go into `memory`, which the workspace owns.
 unsafe impl Send for Workspace {}
 // SAFETY: through `&Workspace` one gets raw pointers; whoever uses them promises that accesses do not race.
 unsafe impl Sync for Workspace {}
@@ -75,11 +77,16 @@ impl Workspace {
             start += rows * stride(n);
             part
         });
-        Ok(Workspace { hidden, normed, qkv, attended, inner, cos, sin, logits, scratch, _memory: memory })
+        Ok(Workspace { hidden, normed, qkv, attended, inner, cos, sin, logits, scratch, memory })
     }
 }
 
 impl Workspace {
+    #[cfg(test)]
+    pub(crate) fn allocated_bytes(&self) -> u64 {
+        4 * self.memory.len() as u64
+    }
+
     /// One row of logits.
     ///
     /// # Safety
