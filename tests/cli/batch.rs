@@ -412,7 +412,7 @@ fn neither_order_nor_shards_nor_company_change_an_answer() {
 
 /// Lines that keep a run busy for a while.
 fn busy(lines: usize) -> Work {
-    let line = |i| json!({"id": format!("{i}"), "prompt": format!("def f{i}("), "max_tokens": 64, "ignore_eos": true});
+    let line = |i| json!({"id": format!("{i}"), "prompt": format!("def f{i}("), "max_tokens": 32, "ignore_eos": true});
     Work::new(&(0..lines).map(line).collect::<Vec<_>>())
 }
 
@@ -441,7 +441,7 @@ fn an_output_has_one_writer() {
 
 #[test]
 fn an_interrupt_finishes_what_is_in_flight() {
-    let work = busy(400);
+    let work = busy(150);
     let child = work.command("out.jsonl", &["--max-in-flight", "8"]).spawn().unwrap();
     wait_for_records(&work.path("out.jsonl"), 3);
     interrupt(&child);
@@ -450,12 +450,12 @@ fn an_interrupt_finishes_what_is_in_flight() {
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.starts_with("finishing what is in flight"), "{stderr}");
     let count = work.records("out.jsonl").len();
-    assert!(count < 400, "the run was over before the interrupt");
+    assert!(count < 150, "the run was over before the interrupt");
     let last = stderr.lines().last().unwrap();
-    assert_eq!(last, format!("error: stopped after {count} of 400 lines; the same command goes on from there"));
+    assert_eq!(last, format!("error: stopped after {count} of 150 lines; the same command goes on from there"));
     let run = work.run("out.jsonl", &["--max-in-flight", "8"]).ok();
-    assert!(run.stderr.contains(&format!("400 of 400 lines, {count} of them by earlier runs")), "{}", run.stderr);
-    assert_eq!(work.by_id("out.jsonl").len(), 400);
+    assert!(run.stderr.contains(&format!("150 of 150 lines, {count} of them by earlier runs")), "{}", run.stderr);
+    assert_eq!(work.by_id("out.jsonl").len(), 150);
 }
 
 #[test]
