@@ -4,7 +4,7 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 
 use half::{bf16, f16};
@@ -13,8 +13,10 @@ use rigel::backend::cuda::kernels::Element;
 use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
 use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows};
 use rigel::checkpoint::{Checkpoint, ModelSource};
-use rigel::kv::PageId;
+use rigel::engine::{self, Completion, Engine, EngineBuilder, Request, Speculation};
+use rigel::kv::{PageId, PrefixCache};
 use rigel::model::ModelSpec;
+use rigel::sampling::SamplingParams;
 use rigel::text::TokenId;
 
 const PAGES: u32 = 96;
@@ -438,4 +440,61 @@ fn what_a_decode_step_costs() {
             }
         }
     });
+}
+
+device_test! {
+    fn an_engine_gives_each_request_the_same_bits_in_any_company() {
+        common::on_one_schedule(|_| {
+            let engine = |change: fn(EngineBuilder) -> EngineBuilder| {
+                let builder = Engine::builder()
+                    .model(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens/gqa2"))
+                    .device(engine::Device::Cuda)
+                    .arithmetic(Arithmetic::BatchInvariant)
+                    .context(NonZeroU32::new(64).unwrap());
+                change(builder).build().unwrap()
+            };
+            // Beginnings that are shared and repeat themselves, so that there is something to find and to draft.
+            let prompt = |len: usize| (0..len).map(|i| TokenId([3, 7, 11, 7][i % 4] + 2 * (i as u32 / 24))).collect();
+            let requests: Vec<Request> = [(5, 9, 0.0), (37, 7, 0.0), (30, 8, 0.8), (37, 6, 0.8), (18, 9, 0.0)]
+                .into_iter()
+                .map(|(len, max_tokens, temperature)| Request {
+                    max_tokens,
+                    sampling: SamplingParams { temperature, seed: 3, ..SamplingParams::default() },
+                    logprobs: Some(2),
+                    ignore_eos: true,
+                    ..Request::new(prompt(len))
+                })
+                .collect();
+            let bits = |completion: Completion| {
+                let logprobs = completion.logprobs.into_iter();
+                let logprobs: Vec<(u32, Vec<u32>)> = logprobs
+                    .map(|l| (l.target.unwrap().to_bits(), l.top.iter().map(|(_, l)| l.to_bits()).collect()))
+                    .collect();
+                (completion.token_ids, logprobs)
+            };
+            let one_by_one = engine(|builder| {
+                builder.max_sequences(NonZeroUsize::MIN).prefix_cache(PrefixCache::Off).speculation(Speculation::Off)
+            });
+            let alone: Vec<_> =
+                requests.iter().map(|request| bits(one_by_one.generate(request.clone()).unwrap().wait().unwrap())).collect();
+            drop(one_by_one);
+            let crowded = engine(|builder| {
+                builder
+                    .max_sequences(NonZeroUsize::new(4).unwrap())
+                    .prefill_chunk(NonZeroU32::new(7).unwrap())
+                    .page_size(NonZeroU32::new(16).unwrap())
+                    .poison_freed_pages()
+            });
+            // Twice: the second time their beginnings are in the cache.
+            for _ in 0..2 {
+                let running: Vec<_> =
+                    requests.iter().map(|request| crowded.generate(request.clone()).unwrap()).collect();
+                for (generation, alone) in running.into_iter().zip(&alone) {
+                    assert_eq!(bits(generation.wait().unwrap()), *alone);
+                }
+            }
+            let statistics = crowded.statistics();
+            assert!(statistics.prefix_hits > 0 && statistics.drafted_tokens > 0, "{statistics:?}");
+        });
+    }
 }
