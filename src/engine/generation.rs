@@ -11,32 +11,57 @@ use super::event::{Completion, Event, Failure};
 
 /// Where events wait for their consumer. Unbounded: a slow consumer costs memory, at most an event a token, and never a
 /// step.
+///
+/// The engine's thread collects the events of a step first, where no consumer looks ([`Reply::send`]), and hands them
+/// over together ([`Replies::flush`]): one lock and one call of the system a step, whatever number of requests a
+/// consumer has.
 #[derive(Debug, Default)]
 struct Mailbox {
+    collected: Collected,
     state: Mutex<State>,
     arrived: Condvar,
 }
 
+/// Events that are not handed over. In a cache line of its own: consumers write the one behind it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Collected(Mutex<Vec<Numbered>>);
+
+/// An event with the number of its request, which tells the requests of one mailbox apart.
+type Numbered = (usize, Event);
+
+/// Locks what no code that can panic runs under.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[derive(Debug, Default)]
 struct State {
-    /// Each with the number of its request, which tells the requests of one mailbox apart.
-    events: VecDeque<(usize, Event)>,
+    events: VecDeque<Numbered>,
     waker: Option<Waker>,
     /// A thread waits for `arrived`, and was not told yet: telling costs a call of the system.
     waiting: bool,
 }
 
 impl Mailbox {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // No code that can panic runs under this lock.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Collects an event. Is it the first since the last were handed over?
+    fn collect(&self, number: usize, event: Event) -> bool {
+        let mut collected = lock(&self.collected.0);
+        collected.push((number, event));
+        collected.len() == 1
     }
 
-    fn put(&self, number: usize, event: Event) {
-        let mut state = self.lock();
-        state.events.push_back((number, event));
+    /// Hands over what was collected.
+    fn flush(&self) {
+        let mut collected = lock(&self.collected.0);
+        if collected.is_empty() {
+            return;
+        }
+        let mut state = lock(&self.state);
+        state.events.extend(collected.drain(..));
         let (waker, waiting) = (state.waker.take(), std::mem::take(&mut state.waiting));
         drop(state);
+        drop(collected);
         if waiting {
             self.arrived.notify_one();
         }
@@ -56,7 +81,7 @@ impl Mailbox {
 #[derive(Debug)]
 pub(super) struct Reply {
     mailbox: Arc<Mailbox>,
-    panicked: Arc<OnceLock<String>>,
+    replies: Replies,
     number: usize,
     cancelled: Arc<AtomicBool>,
     /// Samples that have not ended; 0 after a failure.
@@ -64,7 +89,7 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    /// Sends an event, if the last one was not sent before.
+    /// Sends an event, if the last one was not sent before. It arrives with the next [`Replies::flush`].
     pub(super) fn send(&self, event: Event) {
         // Only one thread sends at a time, so nobody changes it in between.
         let open = self.open.load(Ordering::Relaxed);
@@ -77,7 +102,9 @@ impl Reply {
             _ => open,
         };
         self.open.store(left, Ordering::Relaxed);
-        self.mailbox.put(self.number, event);
+        if self.mailbox.collect(self.number, event) {
+            lock(&self.replies.unflushed).push(self.mailbox.clone());
+        }
     }
 
     /// Nobody waits for more: the consumer is gone, or the last event was sent.
@@ -93,10 +120,14 @@ impl Reply {
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        self.send(Event::Failed(match self.panicked.get() {
-            Some(message) => Failure::Panicked { message: message.clone() },
-            None => Failure::EngineStopped,
-        }));
+        if *self.open.get_mut() > 0 {
+            self.send(Event::Failed(match self.replies.panicked.get() {
+                Some(message) => Failure::Panicked { message: message.clone() },
+                None => Failure::EngineStopped,
+            }));
+            // There may be no engine any more to do so.
+            self.mailbox.flush();
+        }
     }
 }
 
@@ -137,6 +168,8 @@ pub(super) struct Replies {
     cancellations: Arc<AtomicU32>,
     /// The message of the panic that ended the engine's thread.
     panicked: Arc<OnceLock<String>>,
+    /// Mailboxes with events that are not handed over.
+    unflushed: Arc<Mutex<Vec<Arc<Mailbox>>>>,
 }
 
 impl Replies {
@@ -149,6 +182,11 @@ impl Replies {
     pub(super) fn panicked(&self, message: String) {
         // One thread calls it, once.
         let _ = self.panicked.set(message);
+    }
+
+    /// Hands over every event that was sent.
+    pub(super) fn flush(&self) {
+        lock(&self.unflushed).drain(..).for_each(|mailbox| mailbox.flush());
     }
 
     /// Both ends of a request of `samples` samples.
@@ -167,7 +205,7 @@ impl Replies {
         let cancelled = Arc::new(AtomicBool::new(false));
         let reply = Reply {
             mailbox: mailbox.clone(),
-            panicked: self.panicked.clone(),
+            replies: self.clone(),
             number,
             cancelled: cancelled.clone(),
             open: AtomicU32::new(samples),
@@ -196,11 +234,11 @@ impl Generation {
 
     /// Collects the rest of the events, one completion a sample, in their order; an error where the request failed.
     pub fn wait_all(self) -> Result<Vec<Completion>, Failure> {
-        let mut samples: Vec<Collected> = Vec::new();
+        let mut samples: Vec<Gathered> = Vec::new();
         let mut prompt = Vec::new();
-        let at = |samples: &mut Vec<Collected>, sample: u32| {
+        let at = |samples: &mut Vec<Gathered>, sample: u32| {
             let sample = sample as usize;
-            samples.resize_with(samples.len().max(sample + 1), Collected::default);
+            samples.resize_with(samples.len().max(sample + 1), Gathered::default);
             sample
         };
         for event in self {
@@ -220,7 +258,7 @@ impl Generation {
         if let Some(first) = samples.first_mut() {
             first.0.prompt = prompt;
         }
-        Ok(samples.into_iter().map(|Collected(completion)| completion).collect())
+        Ok(samples.into_iter().map(|Gathered(completion)| completion).collect())
     }
 
     fn pop(&mut self, state: &mut State) -> Option<Event> {
@@ -231,11 +269,11 @@ impl Generation {
 }
 
 /// A completion that is being collected.
-struct Collected(Completion);
+struct Gathered(Completion);
 
-impl Default for Collected {
+impl Default for Gathered {
     fn default() -> Self {
-        Collected(Completion {
+        Gathered(Completion {
             prompt: Vec::new(),
             token_ids: Vec::new(),
             logprobs: Vec::new(),
@@ -246,7 +284,7 @@ impl Default for Collected {
     }
 }
 
-impl Collected {
+impl Gathered {
     fn token(&mut self, token: super::Token) {
         self.0.token_ids.push(token.id);
         self.0.logprobs.extend(token.logprobs);
@@ -268,7 +306,7 @@ impl Iterator for Generation {
             return None;
         }
         let mailbox = self.mailbox.clone();
-        let mut state = mailbox.lock();
+        let mut state = lock(&mailbox.state);
         loop {
             if let Some(event) = self.pop(&mut state) {
                 return Some(event);
@@ -287,7 +325,7 @@ impl futures_core::Stream for Generation {
         }
         // A waker is foreign code: it is cloned and dropped outside the lock.
         let (mailbox, waker) = (self.mailbox.clone(), context.waker().clone());
-        let mut state = mailbox.lock();
+        let mut state = lock(&mailbox.state);
         match self.pop(&mut state) {
             Some(event) => Poll::Ready(Some(event)),
             None => {
@@ -321,8 +359,8 @@ impl Many {
     }
 
     /// Waits until there are events, and moves all of them to `events`, each with its request's number.
-    pub(super) fn take(&mut self, events: &mut VecDeque<(usize, Event)>) {
-        let mut state = self.mailbox.lock();
+    pub(super) fn take(&mut self, events: &mut VecDeque<Numbered>) {
+        let mut state = lock(&self.mailbox.state);
         while state.events.is_empty() {
             state = self.mailbox.wait(state);
         }
@@ -360,9 +398,11 @@ mod tests {
 
     #[test]
     fn ends_after_its_last_event() {
-        let (reply, mut generation) = Replies::default().open(1);
+        let replies = Replies::default();
+        let (reply, mut generation) = replies.open(1);
         reply.send(finished(0));
         reply.send(finished(0));
+        replies.flush();
         assert!(reply.is_closed());
         drop(reply);
         assert!(matches!(generation.next(), Some(Event::Finished(_))));
@@ -371,20 +411,24 @@ mod tests {
 
     #[test]
     fn samples_are_collected_apart() {
-        let (reply, generation) = Replies::default().open(2);
+        let replies = Replies::default();
+        let (reply, generation) = replies.open(2);
         for event in [token(1, 7), token(0, 5), finished(1), token(0, 6), finished(0)] {
             assert!(!reply.is_closed());
             reply.send(event);
         }
+        replies.flush();
         let texts: Vec<String> = generation.wait_all().unwrap().into_iter().map(|c| c.text).collect();
         assert_eq!(texts, ["56rest", "7rest"]);
     }
 
     #[test]
     fn a_failure_ends_every_sample() {
-        let (reply, mut generation) = Replies::default().open(3);
+        let replies = Replies::default();
+        let (reply, mut generation) = replies.open(3);
         reply.send(Event::Failed(Failure::EngineStopped));
         reply.send(finished(1));
+        replies.flush();
         assert!(matches!(generation.next(), Some(Event::Failed(_))));
         assert!(generation.next().is_none());
     }
@@ -407,6 +451,7 @@ mod tests {
         assert_eq!(replies.cancellations(), 1);
         let (reply, mut generation) = replies.open(1);
         reply.send(finished(0));
+        replies.flush();
         generation.next();
         drop(generation);
         assert_eq!(replies.cancellations(), 1);
@@ -419,6 +464,7 @@ mod tests {
         let (first, second) = (many.open(10, 1), many.open(11, 2));
         second.send(finished(1));
         first.send(finished(0));
+        replies.flush();
         let mut events = VecDeque::new();
         many.take(&mut events);
         assert_eq!(events.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [11, 10]);
@@ -438,12 +484,15 @@ mod tests {
     #[test]
     fn wakes_a_pending_stream() {
         use futures_core::Stream;
-        let (reply, mut generation) = Replies::default().open(1);
+        let replies = Replies::default();
+        let (reply, mut generation) = replies.open(1);
         let count = Arc::new(Count(AtomicUsize::new(0)));
         let waker = Waker::from(count.clone());
         let mut context = Context::from_waker(&waker);
         assert!(Pin::new(&mut generation).poll_next(&mut context).is_pending());
         reply.send(finished(0));
+        assert_eq!(count.0.load(Ordering::SeqCst), 0);
+        replies.flush();
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
         assert!(matches!(Pin::new(&mut generation).poll_next(&mut context), Poll::Ready(Some(Event::Finished(_)))));
         assert!(matches!(Pin::new(&mut generation).poll_next(&mut context), Poll::Ready(None)));

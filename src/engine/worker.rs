@@ -76,7 +76,10 @@ impl Worker {
     /// panic's message, and so do those that come later. The state that the panic may have torn (backend, pages) goes
     /// with the worker.
     pub(super) fn run(mut self) {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.serve())) {
+        let served = catch_unwind(AssertUnwindSafe(|| self.serve()));
+        // What was sent before stands.
+        self.shared.replies.flush();
+        if let Err(panic) = served {
             self.shared.replies.panicked(panic_message(&*panic));
             let statistics = self.scheduler.statistics();
             self.shared.board.post(Statistics { running: 0, waiting: 0, ..statistics });
@@ -93,6 +96,7 @@ impl Worker {
             if self.scheduler.is_idle() {
                 // Those whose tokens these are have ended.
                 self.finish_draws();
+                self.shared.replies.flush();
                 self.shared.board.post(self.scheduler.statistics());
                 let Ok(submission) = self.queue.recv() else { return };
                 self.scheduler.submit(submission);
@@ -109,6 +113,7 @@ impl Worker {
             if !self.scheduler.is_idle() {
                 self.step();
             }
+            self.shared.replies.flush();
             self.shared.board.post(self.scheduler.statistics());
         }
     }
@@ -275,6 +280,8 @@ impl Worker {
         }
         self.draws = draws;
         self.draws.clear();
+        // Before the next draws are given: nobody waits for the host then.
+        self.shared.replies.flush();
     }
 
     /// Hands a sequence what was drawn for it: the next token, and one after each draft, which stand as long as the
