@@ -214,6 +214,7 @@ proptest! {
             }
         }
         prop_assert_eq!(scheduler.cache.available(), scheduler.cache.pages());
+        replies.flush();
         for generation in waiting_for {
             prop_assert!(generation.wait_all().is_ok());
         }
