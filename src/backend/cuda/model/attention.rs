@@ -131,13 +131,17 @@ mod tests {
         ModelSpec::from_config(&Config::parse(json, "config.json").unwrap()).unwrap()
     }
 
-    fn tiles(plan: AttentionPlan, rows: &[u32]) -> (Vec<(u32, u32)>, usize, Vec<(u32, u32)>) {
+    /// The sequence and the first row of each of some tiles.
+    type Places = Vec<(u32, u32)>;
+
+    /// Split tiles and their rows, and whole tiles.
+    fn tiles(plan: AttentionPlan, rows: &[u32]) -> (Places, usize, Places) {
         let sequence = |rows: &u32| Sequence { rows: *rows, start: 7, ..Sequence::PADDING };
         let StepTiles { split, split_rows, whole, decodes } =
             plan.tiles(&rows.iter().map(sequence).collect::<Vec<_>>(), &spec());
         assert!(!decodes);
         let sorted = |tiles: Vec<Tile>| {
-            let mut pairs: Vec<(u32, u32)> = tiles.iter().map(|tile| (tile.sequence, tile.first_row)).collect();
+            let mut pairs: Places = tiles.iter().map(|tile| (tile.sequence, tile.first_row)).collect();
             pairs.sort_unstable();
             pairs
         };
