@@ -168,11 +168,12 @@ impl Conversation {
     }
 
     fn answer(&mut self, out: &mut Output) -> Result<String, CliError> {
-        let prompt = self.prompt()?;
+        let (prompt, dropped) = self.prompt()?;
         let mut request = self.options.request(&self.engine, prompt)?;
         request.stop_token_ids.extend(self.end);
-        self.interrupts.begin();
         let mut generation = self.engine.generate(request)?;
+        self.interrupts.begin();
+        self.drop_exchanges(dropped);
         let mut answer = Answer::default();
         let reason = loop {
             match next_event(&mut generation, &self.interrupts) {
@@ -203,23 +204,34 @@ impl Conversation {
         Ok(answer.printed)
     }
 
-    /// The conversation as the template writes it, the oldest exchanges dropped where it leaves no room.
-    fn prompt(&mut self) -> Result<Vec<TokenId>, CliError> {
+    /// The conversation as the template writes it, without as many of the oldest exchanges as leave no room; and how many
+    /// those are.
+    fn prompt(&self) -> Result<(Vec<TokenId>, usize), CliError> {
         let positions = self.engine.spec().max_positions;
+        // An answer shrinks to what is left: history is worth more than the last of many tokens asked for.
         let wanted = self.options.max_new_tokens.unwrap_or(DEFAULT_MAX_NEW_TOKENS) as usize;
+        let wanted = wanted.min(positions / 4);
         let mut dropped = 0;
         loop {
-            let messages: Vec<ChatMessage> = self.system.iter().chain(&self.turns).cloned().collect();
+            let turns = &self.turns[2 * dropped..];
+            let messages: Vec<ChatMessage> = self.system.iter().chain(turns).cloned().collect();
             let text = self.template.render(&messages, AddGenerationPrompt::Yes)?;
             let prompt = self.engine.tokenizer()?.encode(&text, SpecialTokens::Parse)?;
-            if prompt.len() + wanted <= positions || self.turns.len() < 3 {
-                if dropped > 0 {
-                    note(&format!("the first {dropped} exchanges were dropped: the model has {positions} positions"));
-                }
-                return Ok(prompt);
+            if prompt.len() + wanted <= positions || turns.len() < 3 {
+                return Ok((prompt, dropped));
             }
-            self.turns.drain(..2);
             dropped += 1;
+        }
+    }
+
+    /// Forgets the oldest exchanges, for good.
+    fn drop_exchanges(&mut self, count: usize) {
+        self.turns.drain(..2 * count);
+        let positions = self.engine.spec().max_positions;
+        match count {
+            0 => {}
+            1 => note(&format!("the first exchange was dropped: the model has {positions} positions")),
+            _ => note(&format!("the first {count} exchanges were dropped: the model has {positions} positions")),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 
 use clap::{Args, ValueEnum};
-use rigel::backend::WeightDtype;
+use rigel::backend::{Arithmetic, WeightDtype};
 use rigel::checkpoint::ModelSource;
 use rigel::engine::{Device, Engine, Speculation};
 use rigel::text::Tokenizer;
@@ -74,6 +74,9 @@ pub struct ModelArgs {
     /// Draft tokens that came after the same ones before; auto does on the CPU. The text is the same either way
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     speculation: SpeculationArg,
+    /// On a GPU, give a request the same log-probabilities, bit for bit, in any company, at some cost. The CPU always does
+    #[arg(long, help_heading = "Model")]
+    batch_invariant: bool,
 }
 
 /// A number of bytes: digits, and a unit or none.
@@ -156,6 +159,9 @@ impl ModelArgs {
         };
         let mut builder = Engine::builder().source(source).device(device).dtype(dtype).speculation(speculation);
         builder = builder.on_load(bar.drawer());
+        if self.batch_invariant {
+            builder = builder.arithmetic(Arithmetic::BatchInvariant);
+        }
         match load {
             Load::One => builder = builder.max_sequences(NonZeroUsize::MIN),
             Load::Many(None) => {}

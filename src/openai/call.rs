@@ -5,7 +5,7 @@ use super::response::{
     AssistantMessage, ChatChoice, ChatResponse, CompletionChoice, CompletionResponse, ResponseBody, Usage,
 };
 use super::{Options, Output, ServedModel};
-use crate::engine::Request;
+use crate::engine::{FinishReason, Request};
 use crate::text::SpecialOutput;
 
 /// What a response is called.
@@ -72,7 +72,7 @@ impl Call {
                             Some(echo) => format!("{echo}{}", sample.text),
                             None => sample.text,
                         };
-                        let finish_reason = sample.reason.as_str();
+                        let finish_reason = finish_reason(&sample.reason);
                         choices.push(CompletionChoice { index: choices.len(), text, logprobs, finish_reason });
                     }
                 }
@@ -83,11 +83,19 @@ impl Call {
                 let choices = samples.enumerate().map(|(index, sample)| ChatChoice {
                     index,
                     logprobs: logprobs.then(|| ChatLogprobs::new(texts, &sample)),
-                    finish_reason: sample.reason.as_str(),
+                    finish_reason: finish_reason(&sample.reason),
                     message: AssistantMessage::new(sample.text),
                 });
                 ResponseBody::Chat(ChatResponse::new(&model.name, identity, choices.collect(), usage))
             }
         }
+    }
+}
+
+/// The wire's word. It has none for time that is up: the text was cut, as it is at `max_tokens`.
+fn finish_reason(reason: &FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Deadline => FinishReason::Length.as_str(),
+        reason => reason.as_str(),
     }
 }

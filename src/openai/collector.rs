@@ -44,7 +44,10 @@ pub enum Collected {
 pub struct Collector {
     prompt_tokens: usize,
     prompt: Vec<PromptToken>,
+    /// Those of which something came.
     samples: Vec<Growing>,
+    /// Samples that have not ended.
+    open: u32,
 }
 
 #[derive(Debug, Default)]
@@ -58,8 +61,15 @@ struct Growing {
 impl Collector {
     /// For a request with a prompt of so many tokens and `n` samples.
     pub fn new(prompt_tokens: usize, n: u32) -> Collector {
-        let samples = (0..n).map(|_| Growing::default()).collect();
-        Collector { prompt_tokens, prompt: Vec::new(), samples }
+        Collector { prompt_tokens, prompt: Vec::new(), samples: Vec::new(), open: n }
+    }
+
+    fn sample(&mut self, sample: u32) -> &mut Growing {
+        let index = sample as usize;
+        if index >= self.samples.len() {
+            self.samples.resize_with(index + 1, Growing::default);
+        }
+        &mut self.samples[index]
     }
 
     /// Takes the request's next event.
@@ -67,18 +77,17 @@ impl Collector {
         match event {
             Event::Prompt(tokens) => self.prompt.extend(tokens),
             Event::Token(token) => {
-                if let Some(sample) = self.samples.get_mut(token.sample as usize) {
-                    sample.token_ids.push(token.id);
-                    sample.logprobs.extend(token.logprobs);
-                    sample.text.push_str(&token.text);
-                }
+                let sample = self.sample(token.sample);
+                sample.token_ids.push(token.id);
+                sample.logprobs.extend(token.logprobs);
+                sample.text.push_str(&token.text);
             }
             Event::Finished(finish) => {
-                if let Some(sample) = self.samples.get_mut(finish.sample as usize) {
-                    sample.text.push_str(&finish.text);
-                    sample.reason = Some(finish.reason);
-                }
-                if self.samples.iter().all(|sample| sample.reason.is_some()) {
+                let sample = self.sample(finish.sample);
+                sample.text.push_str(&finish.text);
+                sample.reason = Some(finish.reason);
+                self.open = self.open.saturating_sub(1);
+                if self.open == 0 {
                     return Collected::Done(self.output());
                 }
             }

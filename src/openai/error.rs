@@ -127,6 +127,8 @@ impl From<&RequestError> for ApiError {
             RequestError::EmptyPrompt => ApiError::invalid(message).of("prompt"),
             RequestError::TokenOutOfRange { field, .. } => ApiError::invalid(message).of(*field),
             RequestError::Sampling(invalid) => ApiError::invalid(message).of(invalid.name),
+            RequestError::TooManyLogprobs { field, .. } => ApiError::invalid(message).of(*field),
+            RequestError::StopWithoutTokenizer | RequestError::Text(_) => ApiError::invalid(message).of("stop"),
             _ => ApiError::invalid(message),
         }
     }

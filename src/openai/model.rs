@@ -23,6 +23,9 @@ pub struct ServedModel {
     positions: usize,
 }
 
+/// The most samples of all prompts of one body together: what is held of a body in flight stays small.
+const MOST_SAMPLES_OF_A_BODY: usize = 1024;
+
 impl ServedModel {
     /// The model that `engine` runs, whose files are at `source`, under the name `name`. A model without tokenizer or
     /// without chat template is fine until a body needs them.
@@ -52,6 +55,20 @@ impl ServedModel {
     /// Text without a tokenizer, a suffix without infill tokens, a prompt that has no room.
     pub fn completion(&self, body: CompletionBody, seed: u64) -> Result<Call, ApiError> {
         let CompletionBody { prompts, suffix, max_tokens, echo, logprobs, mut options } = body;
+        let samples = prompts.len().saturating_mul(options.n as usize);
+        if samples > MOST_SAMPLES_OF_A_BODY {
+            let message = format!(
+                "{} prompts with n {} are {samples} samples; expected at most {MOST_SAMPLES_OF_A_BODY} in one body",
+                prompts.len(),
+                options.n
+            );
+            return Err(ApiError::invalid(message).of("prompt"));
+        }
+        if suffix.is_some() && options.truncate_prompt_tokens.is_some() {
+            let message =
+                "truncate_prompt_tokens would cut the infill prompt's first tokens off; leave it out with suffix";
+            return Err(ApiError::invalid(message).of("truncate_prompt_tokens"));
+        }
         let infill = match &suffix {
             Some(suffix) => {
                 let infill = Infill::from_tokenizer(self.tokenizer()?).map_err(|e| ApiError::from(e).of("suffix"))?;
@@ -79,7 +96,8 @@ impl ServedModel {
             }
             // As many as there are samples before this prompt's own.
             let samples_before = (index as u64).wrapping_mul(u64::from(options.n));
-            let mut request = self.request(ids, Some(max_tokens), &options, seed.wrapping_add(samples_before))?;
+            let mut request =
+                self.request("prompt", ids, Some(max_tokens), &options, seed.wrapping_add(samples_before))?;
             request.logprobs = logprobs;
             request.prompt_logprobs = logprobs.filter(|_| echo);
             requests.push(request);
@@ -100,7 +118,7 @@ impl ServedModel {
         let add = if add_generation_prompt { AddGenerationPrompt::Yes } else { AddGenerationPrompt::No };
         let text = template.render(&messages, add).map_err(|error| ApiError::from(error).of("messages"))?;
         let (ids, _) = truncated(self.tokenizer()?.encode(&text, SpecialTokens::Parse)?, &options);
-        let mut request = self.request(ids, max_tokens, &options, seed)?;
+        let mut request = self.request("messages", ids, max_tokens, &options, seed)?;
         request.logprobs = logprobs;
         Ok(Call::new(vec![request], Format::Chat { logprobs: logprobs.is_some() }, &options))
     }
@@ -115,8 +133,10 @@ impl ServedModel {
         self.tokenizer.as_ref()
     }
 
+    /// `field` is what the prompt was made of.
     fn request(
         &self,
+        field: &str,
         prompt: Vec<TokenId>,
         max_tokens: Option<u32>,
         options: &Options,
@@ -131,7 +151,7 @@ impl ServedModel {
                      together: shorten the prompt"
                 ),
                 kind: ErrorKind::ExceedsContext { n_prompt_tokens: tokens, n_ctx: positions },
-                param: Some("prompt".to_owned()),
+                param: Some(field.to_owned()),
             });
         }
         let room = u32::try_from(room).unwrap_or(u32::MAX);

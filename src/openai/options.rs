@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::ApiError;
 use super::fields::Fields;
+use crate::engine::MOST_SAMPLES;
 use crate::sampling::SamplingParams;
 use crate::text::{SpecialOutput, StopText, TokenId};
 
@@ -75,8 +76,8 @@ impl Options {
         let seed = fields.read("seed", "an integer of 64 bits", |value| {
             value.as_u64().or_else(|| value.as_i64().map(|seed| seed as u64))
         })?;
-        let n = fields.read("n", "an integer of at least 1", |value| {
-            value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0)
+        let n = fields.read("n", "an integer from 1 to 1024", |value| {
+            value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| (1..=MOST_SAMPLES).contains(n))
         })?;
         let special_output = match fields.flag("skip_special_tokens")? {
             Some(false) => SpecialOutput::Keep,

@@ -348,6 +348,16 @@ fn a_file_that_is_not_ours_stays_as_it_is() {
     assert!(run.error(2).contains("no output of rigel batch"), "{}", run.stderr);
     assert_eq!(std::fs::read_to_string(work.path("notes.txt")).unwrap(), "first\nsecond");
     assert!(work.run("in.jsonl", &[]).error(2).contains("is the input, too"));
+    // Errors of an earlier output would be taken for lines that are done.
+    std::fs::write(work.path("new.errors.jsonl"), "{\"custom_id\":\"line-1\"}\nx").unwrap();
+    assert!(work.run("new", &[]).error(2).contains("no output of rigel batch"));
+    assert_eq!(std::fs::read_to_string(work.path("new.errors.jsonl")).unwrap(), "{\"custom_id\":\"line-1\"}\nx");
+    assert!(!work.path("new.manifest.json").exists());
+    // The input by the name of another file that would be written.
+    std::fs::copy(work.path("in.jsonl"), work.path("x.errors.jsonl")).unwrap();
+    let mut twisted = command(&["batch", "--retry-failed"]);
+    twisted.arg(work.path("x.errors.jsonl")).arg(work.path("x"));
+    assert!(finish(twisted, None).error(2).contains("is the input, too"));
     let absent = finish(
         {
             let mut command = command(&["batch", "absent.jsonl"]);
@@ -358,6 +368,27 @@ fn a_file_that_is_not_ours_stays_as_it_is() {
     );
     assert!(absent.error(2).contains("absent.jsonl: "), "{}", absent.stderr);
     assert!(work.run(".", &[]).code != 0);
+}
+
+#[test]
+fn a_line_that_asks_for_too_much_is_one_error() {
+    let many: Vec<&str> = vec!["x"; 600];
+    let lines = [
+        json!({"id": "n", "prompt": "x", "n": 4_000_000_000u32}),
+        json!({"id": "both", "prompt": many, "n": 2}),
+        json!({"id": "cut", "prompt": "x", "suffix": "y", "truncate_prompt_tokens": 2}),
+        json!({"id": "nothing", "prompt": "x", "max_tokens": 1, "allowed_token_ids": [0], "min_tokens": 1}),
+        json!({"id": "good", "prompt": "x", "max_tokens": 1}),
+    ];
+    let work = Work::new(&lines);
+    assert_eq!(work.run("out.jsonl", &["-q"]).code, 1);
+    let errors = work.by_id("out.jsonl.errors.jsonl");
+    let message = |id: &str| errors[id]["error"]["message"].as_str().unwrap().to_owned();
+    assert!(message("n").contains("n is 4000000000; expected an integer from 1 to 1024"), "{}", message("n"));
+    assert!(message("both").contains("1200 samples"), "{}", message("both"));
+    assert!(message("cut").contains("truncate_prompt_tokens"), "{}", message("cut"));
+    assert!(message("nothing").contains("not finite"), "{}", message("nothing"));
+    assert_eq!(work.by_id("out.jsonl").keys().collect::<Vec<_>>(), ["good"]);
 }
 
 #[test]

@@ -67,13 +67,21 @@ fn a_long_conversation_loses_its_oldest_exchange() {
     let long = "x = 1; ".repeat(120);
     let input = format!("{long}\n{long}\n{long}\n{long}\n");
     let run = rigel_stdin(&["chat", "-n", "4"], input).ok();
-    assert!(run.stderr.contains("exchanges were dropped: the model has 2048 positions"), "{}", run.stderr);
+    assert!(run.stderr.contains("dropped: the model has 2048 positions"), "{}", run.stderr);
     assert!(!run.stderr.contains("error"), "{}", run.stderr);
     // One that is too long by itself is said, and the next message is answered.
     let input = format!("{}\n{FIRST}\n", "x = 1; ".repeat(1000));
     let run = rigel_stdin(&["chat", "-n", "4"], input).ok();
     assert!(run.stderr.starts_with("error: the prompt has "), "{}", run.stderr);
     assert_eq!(run.text(), format!("{}\n", expected(&[("user", FIRST)], 4)));
+    // Nor does it cost what was said before.
+    let dir = tempfile::tempdir().unwrap();
+    let saved = dir.path().join("chat.json");
+    let input = format!("{FIRST}\n{}\n/save {}\n", "x = 1; ".repeat(1000), saved.display());
+    rigel_stdin(&["chat", "-n", "4"], input).ok();
+    let chat: serde_json::Value = serde_json::from_slice(&std::fs::read(saved).unwrap()).unwrap();
+    assert_eq!(chat["messages"].as_array().unwrap().len(), 2, "{chat}");
+    assert_eq!(chat["messages"][0]["content"], FIRST);
 }
 
 #[test]

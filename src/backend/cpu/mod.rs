@@ -96,8 +96,8 @@ impl CpuBackend {
     /// Bytes that cache and activations of a backend with these options take: what [`CpuBackend::new`] allocates, once.
     /// Weights stay in their file, norms and biases are small.
     pub fn planned_bytes(spec: &ModelSpec, options: &CpuOptions) -> u64 {
-        Workspace::bytes(spec, options.max_rows, options.max_rows, threads(options).get())
-            + Cache::page_bytes(spec, options.page_size) * u64::from(options.pages)
+        let cache = Cache::page_bytes(spec, options.page_size).saturating_mul(options.pages.into());
+        Workspace::bytes(spec, options.max_rows, options.max_rows, threads(options).get()).saturating_add(cache)
     }
 
     /// How many pages of the cache fit `memory` bytes beside the activations of a backend with these options (whatever
@@ -118,7 +118,7 @@ impl CpuBackend {
         let memory = memory.or_else(|| memory::available().map(|available| available / 2)).unwrap_or(u64::MAX);
         let pages = memory.saturating_sub(workspace) / page.max(1);
         if pages < u64::from(least) {
-            let needed = workspace + page * u64::from(least);
+            let needed = workspace.saturating_add(page.saturating_mul(least.into()));
             let what = format!("activations {workspace} and {least} pages of the cache, {page} each");
             let advice = format!(
                 "{memory} may be used; a lower context makes the cache smaller, a lower prefill chunk or number of \

@@ -57,7 +57,7 @@ unsafe impl Sync for Workspace {}
 impl Workspace {
     /// Bytes that [`Workspace::new`] takes.
     pub(crate) fn bytes(spec: &ModelSpec, max_rows: usize, max_logits_rows: usize, threads: usize) -> u64 {
-        4 * floats(&shapes(spec, max_rows, max_logits_rows, threads)) as u64
+        (floats(&shapes(spec, max_rows, max_logits_rows, threads)) as u64).saturating_mul(4)
     }
 
     pub(crate) fn new(

@@ -74,7 +74,7 @@ impl AppendFile {
     pub fn each_id(&self, mut each: impl FnMut(u32, &str) -> Result<(), CliError>) -> Result<(), CliError> {
         let error = |source| CliError::Read { origin: self.path.display().to_string(), source };
         // A handle of its own, at the file's start.
-        let mut lines = Lines::new(BufReader::new(File::open(&self.path).map_err(error)?.take(self.length)));
+        let mut lines = Lines::of_any_length(BufReader::new(File::open(&self.path).map_err(error)?.take(self.length)));
         while let Some((number, line)) = lines.next().map_err(error)? {
             let head = match line {
                 Line::Bytes(bytes) => serde_json::from_slice::<Head>(bytes).map_err(|error| error.to_string()),
@@ -198,6 +198,16 @@ mod tests {
         }
         std::fs::write(&path, &whole).unwrap();
         assert_eq!(ids(&opened(path)), expected(&["a", "b"]));
+    }
+
+    #[test]
+    fn a_record_of_any_length_is_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = opened(dir.path().join("out.jsonl"));
+        let long = "y".repeat(super::super::lines::MAX_LINE + 1);
+        file.append(&json!({"custom_id": "long", "x": long})).unwrap();
+        file.append(&json!({"custom_id": "short"})).unwrap();
+        assert_eq!(ids(&file), expected(&["long", "short"]));
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub const MAX_LINE: usize = 32 << 20;
 /// Lines of bytes, numbered from 1. Blank ones are counted and left out.
 pub struct Lines<R> {
     reader: R,
+    longest: usize,
     number: u32,
     buffer: Vec<u8>,
 }
@@ -22,7 +23,12 @@ pub enum Line<'a> {
 
 impl<R: BufRead> Lines<R> {
     pub fn new(reader: R) -> Lines<R> {
-        Lines { reader, number: 0, buffer: Vec::new() }
+        Lines { reader, longest: MAX_LINE, number: 0, buffer: Vec::new() }
+    }
+
+    /// Lines of any length: those that were written here.
+    pub fn of_any_length(reader: R) -> Lines<R> {
+        Lines { longest: usize::MAX, ..Lines::new(reader) }
     }
 
     /// The next line that is not blank, and its number; none at the end.
@@ -33,7 +39,7 @@ impl<R: BufRead> Lines<R> {
                 return Err(io::Error::other(format!("more than {} lines; split the file", u32::MAX - 1)));
             }
             self.number += 1;
-            if length > MAX_LINE {
+            if length > self.longest {
                 return Ok(Some((self.number, Line::TooLong)));
             }
             if !self.buffer.trim_ascii().is_empty() {
@@ -63,7 +69,7 @@ impl<R: BufRead> Lines<R> {
                 None => (chunk, false),
             };
             length += line.len();
-            if length <= MAX_LINE {
+            if length <= self.longest {
                 self.buffer.extend_from_slice(line);
             }
             let used = line.len() + usize::from(end);

@@ -200,12 +200,19 @@ fn drain_on_interrupt(progress: &Progress, draining: Arc<AtomicBool>) -> Result<
     })
 }
 
-/// That the output is not the input, under whatever name.
+/// Where the records of lines that failed go.
+fn errors_path(output: &Path) -> PathBuf {
+    beside(output, ".errors.jsonl")
+}
+
+/// That none of the files that are written is the input, under whatever name.
 fn refuse_same_file(input: &Path, output: &Path) -> Result<(), CliError> {
-    // Where one of them is not there, they are not the same.
-    let same = matches!((input.canonicalize(), output.canonicalize()), (Ok(a), Ok(b)) if a == b);
-    if same {
-        return Err(CliError::Usage(format!("{} is the input, too; give another output file", output.display())));
+    for written in [output.to_owned(), errors_path(output), Manifest::path_of(output)] {
+        // Where one of them is not there, they are not the same.
+        let same = matches!((input.canonicalize(), written.canonicalize()), (Ok(a), Ok(b)) if a == b);
+        if same {
+            return Err(CliError::Usage(format!("{} is the input, too; give another output file", written.display())));
+        }
     }
     Ok(())
 }
@@ -269,21 +276,24 @@ fn id_of_line(path: &Path, wanted: u32) -> Option<String> {
 /// The output and its errors, for this process alone and for this manifest.
 fn open_output(path: &Path, manifest: &Manifest) -> Result<(AppendFile, AppendFile), CliError> {
     let mut output = AppendFile::open(path.to_owned())?;
+    let mut errors = AppendFile::open(errors_path(path))?;
     let manifest_path = Manifest::path_of(path);
     match Manifest::read(&manifest_path)? {
         Some(earlier) => manifest.continues(&earlier, path)?,
-        None if output.is_empty() => manifest.write(&manifest_path)?,
         None => {
-            return Err(CliError::Usage(format!(
-                "{} is there and {} is not, so it is no output of rigel batch; give another output file",
-                path.display(),
-                manifest_path.display()
-            )));
+            // What is there already would be taken for lines of this run.
+            if let Some(foreign) = [&output, &errors].into_iter().find(|file| !file.is_empty()) {
+                return Err(CliError::Usage(format!(
+                    "{} is there and {} is not, so it is no output of rigel batch; give another output file, or remove it",
+                    foreign.path().display(),
+                    manifest_path.display()
+                )));
+            }
+            manifest.write(&manifest_path)?;
         }
     }
     // Only now: a file that is not ours stays as it is.
     output.repair()?;
-    let mut errors = AppendFile::open(beside(path, ".errors.jsonl"))?;
     errors.repair()?;
     Ok((output, errors))
 }

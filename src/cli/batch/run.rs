@@ -67,14 +67,15 @@ pub fn run<R: BufRead>(
         next_request: 0,
         next_slot: 0,
         failures_in_a_row: 0,
+        input_error: None,
         fatal: None,
     });
     let requests = std::iter::from_fn(|| state.borrow_mut().next_request());
     engine.generate_all(in_flight, requests, |index, event| state.borrow_mut().event(index, event));
-    let State { sink, fatal, .. } = state.into_inner();
+    let State { sink, fatal, input_error, .. } = state.into_inner();
     sink.output.sync()?;
     sink.errors.sync()?;
-    fatal.map_or(Ok(()), Err)
+    fatal.or(input_error).map_or(Ok(()), Err)
 }
 
 struct State<'a, R> {
@@ -90,7 +91,9 @@ struct State<'a, R> {
     next_request: usize,
     next_slot: Slot,
     failures_in_a_row: u32,
-    /// Why the run cannot go on.
+    /// Why nothing more is read.
+    input_error: Option<CliError>,
+    /// Why nothing more can be recorded.
     fatal: Option<CliError>,
 }
 
@@ -110,14 +113,18 @@ struct OpenLine {
 impl<R: BufRead> State<'_, R> {
     /// The next request; none at the input's end, when draining, and when the run cannot go on.
     fn next_request(&mut self) -> Option<Request> {
+        if self.fatal.is_some() {
+            return None;
+        }
         while self.ready.is_empty() {
-            if self.fatal.is_some() || self.draining.load(Ordering::Relaxed) {
+            if self.input_error.is_some() || self.draining.load(Ordering::Relaxed) {
                 return None;
             }
             match self.read_line() {
                 Ok(true) => {}
                 Ok(false) => return None,
-                Err(error) => self.fatal = Some(error),
+                // What is in flight can still be recorded.
+                Err(error) => self.input_error = Some(error),
             }
         }
         let (slot, part, request) = self.ready.pop_front()?;
@@ -128,7 +135,8 @@ impl<R: BufRead> State<'_, R> {
 
     /// Reads a line and makes its requests ready, or its error a record. False at the end.
     fn read_line(&mut self) -> Result<bool, CliError> {
-        let error = |source| CliError::Read { origin: "the input".to_owned(), source };
+        // Exit code 1: lines were run before.
+        let error = |source: std::io::Error| CliError::Failed(format!("the input cannot be read on: {source}"));
         let Some((number, line)) = self.lines.next().map_err(error)? else { return Ok(false) };
         if !self.sink.ledger.is_open(number) {
             return Ok(true);
@@ -200,7 +208,8 @@ impl<R: BufRead> State<'_, R> {
             // The engine takes nothing more; the line is done again by the next run.
             Some(failure @ (Failure::EngineStopped | Failure::Panicked { .. })) => Err(failure.into()),
             Some(failure) => {
-                let in_the_engine = !matches!(failure, Failure::Refused(_));
+                // A request's own parameters may leave nothing to draw from; a backend fails for everybody.
+                let in_the_engine = matches!(failure, Failure::Backend(_));
                 self.failures_in_a_row = if in_the_engine { self.failures_in_a_row + 1 } else { 0 };
                 self.sink.failed(&custom_id, &ApiError::from(failure.clone()).into())?;
                 if self.failures_in_a_row >= FAILURES_IN_A_ROW {
