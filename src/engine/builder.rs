@@ -343,6 +343,7 @@ impl EngineBuilder {
 struct StepSize {
     page_size: NonZeroU32,
     rows: usize,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU takes as many as it has rows"))]
     sequences: usize,
     /// What one sequence of the whole context needs.
     least_pages: u32,

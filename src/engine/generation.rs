@@ -186,7 +186,9 @@ impl Replies {
 
     /// Hands over every event that was sent.
     pub(super) fn flush(&self) {
-        lock(&self.unflushed).drain(..).for_each(|mailbox| mailbox.flush());
+        // Wakers are foreign code: none runs under the lock.
+        let unflushed = std::mem::take(&mut *lock(&self.unflushed));
+        unflushed.iter().for_each(|mailbox| mailbox.flush());
     }
 
     /// Both ends of a request of `samples` samples.
