@@ -129,7 +129,6 @@ impl From<&RequestError> for ApiError {
             RequestError::Sampling(invalid) => ApiError::invalid(message).of(invalid.name),
             RequestError::TooManyLogprobs { field, .. } => ApiError::invalid(message).of(*field),
             RequestError::StopWithoutTokenizer | RequestError::Text(_) => ApiError::invalid(message).of("stop"),
-            _ => ApiError::invalid(message),
         }
     }
 }
