@@ -9,7 +9,9 @@ use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::work::Work;
-use super::paged::{AttentionInputs, Heads, MOST_POSITIONS, Sequence, check_head_dim, first_visible, window_argument};
+use super::paged::{
+    AttentionInputs, Heads, MOST_POSITIONS, Sequence, check_head_dim, check_workspace, first_visible, window_argument,
+};
 use super::{Check, Element};
 
 const CHECK: Check = Check { kernel: "attention_decode" };
@@ -239,12 +241,12 @@ impl<T: Element> AttentionDecode<T> {
         workspace: SliceMut<'_, f32>,
         out: SliceMut<'_, T>,
     ) -> Result<(), CudaError> {
-        let heads = self.check_heads(&shape)?;
+        let heads = shape.heads.check_dim(CHECK, self.head_dim)?;
         let sizes = inputs.check(CHECK, shape.rows, &heads, shape.window)?;
         let (splits, split_len) = shape.check()?;
         CHECK.matrix("sequences", inputs.sequences.into(), shape.sequences, 1)?;
         CHECK.matrix("out", (&out).into(), shape.rows, heads.width())?;
-        check_workspace(&shape, workspace.as_slice())?;
+        check_workspace(CHECK, shape.workspace_len(), workspace.as_slice())?;
         let tile = RowTile::of(&heads);
         let mut launch = Launch::linear(splits, THREADS);
         launch.grid[1] = sizes.kv_heads * tile.count(&heads) as u32;
@@ -283,13 +285,13 @@ impl<T: Element> AttentionDecode<T> {
         workspace: Slice<'_, f32>,
         out: SliceMut<'_, T>,
     ) -> Result<(), CudaError> {
-        let heads = self.check_heads(&shape)?;
+        let heads = shape.heads.check_dim(CHECK, self.head_dim)?;
         heads.check(CHECK)?;
         let (splits, split_len) = shape.check()?;
         let window = window_argument(CHECK, shape.window)?;
         CHECK.matrix("sequences", sequences.into(), shape.sequences, 1)?;
         CHECK.matrix("out", (&out).into(), shape.rows, heads.width())?;
-        check_workspace(&shape, workspace)?;
+        check_workspace(CHECK, shape.workspace_len(), workspace)?;
         let mut launch = Launch::linear(heads.query as u32, THREADS);
         launch.grid[1] = shape.sequences as u32;
         launch.shared_bytes = (WARPS * (heads.dim + 8 + 2) * 4) as u32;
@@ -303,22 +305,6 @@ impl<T: Element> AttentionDecode<T> {
         // SAFETY: as above, for the attention_decode_merge kernels.
         unsafe { stream.launch(&self.merge, &launch, &arguments) }
     }
-
-    fn check_heads(&self, shape: &DecodeShape) -> Result<Heads, CudaError> {
-        if shape.heads.dim != self.head_dim {
-            return CHECK.fail("head_dim", shape.heads.dim, self.head_dim);
-        }
-        Ok(shape.heads)
-    }
-}
-
-/// A workspace may be longer than this shape needs: one serves all buckets.
-fn check_workspace(shape: &DecodeShape, workspace: Slice<'_, f32>) -> Result<(), CudaError> {
-    let needed = shape.workspace_len();
-    if workspace.len() < needed {
-        return CHECK.fail("workspace", workspace.len(), format_args!("at least {needed} elements"));
-    }
-    CHECK.matrix("workspace", workspace.into(), workspace.len(), 1)
 }
 
 #[cfg(test)]

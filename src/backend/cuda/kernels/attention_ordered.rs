@@ -10,7 +10,9 @@ use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::work::Work;
 use super::attention_prefill::{self, PrefillShape, Tile};
-use super::paged::{AttentionInputs, Heads, MOST_POSITIONS, Sequence, check_head_dim, first_visible, window_argument};
+use super::paged::{
+    AttentionInputs, Heads, MOST_POSITIONS, Sequence, check_head_dim, check_workspace, first_visible, window_argument,
+};
 use super::{Check, Element};
 
 const CHECK: Check = Check { kernel: "attention_ordered" };
@@ -244,12 +246,12 @@ impl<T: Element> AttentionOrdered<T> {
         workspace: SliceMut<'_, f32>,
         out: SliceMut<'_, T>,
     ) -> Result<(), CudaError> {
-        let heads = self.check_heads(&shape)?;
+        let heads = shape.heads.check_dim(CHECK, self.head_dim)?;
         let sizes = inputs.check(CHECK, shape.rows, &heads, shape.window)?;
         let numbers = shape.check()?;
         CHECK.matrix("tiles", tiles.into(), shape.tiles, 1)?;
         CHECK.matrix("out", (&out).into(), shape.rows, heads.width())?;
-        check_workspace(&shape, workspace.as_slice())?;
+        check_workspace(CHECK, shape.workspace_len(), workspace.as_slice())?;
         let mut launch = Launch::linear(numbers.tiles, THREADS);
         launch.grid[1] = sizes.kv_heads;
         launch.grid[2] = numbers.splits;
@@ -291,13 +293,13 @@ impl<T: Element> AttentionOrdered<T> {
         workspace: Slice<'_, f32>,
         out: SliceMut<'_, T>,
     ) -> Result<(), CudaError> {
-        let heads = self.check_heads(&shape)?;
+        let heads = shape.heads.check_dim(CHECK, self.head_dim)?;
         let (_, group) = heads.check(CHECK)?;
         let numbers = shape.check()?;
         let window = window_argument(CHECK, shape.window)?;
         CHECK.matrix("tiles", tiles.into(), shape.tiles, 1)?;
         CHECK.matrix("out", (&out).into(), shape.rows, heads.width())?;
-        check_workspace(&shape, workspace)?;
+        check_workspace(CHECK, shape.workspace_len(), workspace)?;
         let mut launch = Launch::linear(heads.query as u32, MERGE_THREADS);
         launch.grid[1] = numbers.tiles;
         launch.grid[2] = numbers.tile_rows;
@@ -313,22 +315,6 @@ impl<T: Element> AttentionOrdered<T> {
         // SAFETY: as above, for the attention_ordered_merge kernels.
         unsafe { stream.launch(&self.merge, &launch, &arguments) }
     }
-
-    fn check_heads(&self, shape: &OrderedShape) -> Result<Heads, CudaError> {
-        if shape.heads.dim != self.head_dim {
-            return CHECK.fail("head_dim", shape.heads.dim, self.head_dim);
-        }
-        Ok(shape.heads)
-    }
-}
-
-/// A workspace may be longer than this shape needs: one serves all steps.
-fn check_workspace(shape: &OrderedShape, workspace: Slice<'_, f32>) -> Result<(), CudaError> {
-    let needed = shape.workspace_len();
-    if workspace.len() < needed {
-        return CHECK.fail("workspace", workspace.len(), format_args!("at least {needed} elements"));
-    }
-    CHECK.matrix("workspace", workspace.into(), workspace.len(), 1)
 }
 
 #[cfg(test)]

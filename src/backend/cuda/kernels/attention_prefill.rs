@@ -157,9 +157,7 @@ impl<T: Element> AttentionPrefill<T> {
         out: SliceMut<'_, T>,
     ) -> Result<(), CudaError> {
         let PrefillShape { rows, heads, window, .. } = shape;
-        if heads.dim != self.head_dim {
-            return CHECK.fail("head_dim", heads.dim, self.head_dim);
-        }
+        heads.check_dim(CHECK, self.head_dim)?;
         let sizes = inputs.check(CHECK, rows, &heads, window)?;
         let tile_count = CHECK.size("tiles", shape.tiles, i32::MAX as usize)?;
         CHECK.matrix("tiles", tiles.into(), shape.tiles, 1)?;

@@ -101,6 +101,11 @@ impl Heads {
         self.query * self.dim
     }
 
+    /// Checks that they are of the width that the kernel was loaded for.
+    pub(super) fn check_dim(self, check: Check, loaded: usize) -> Result<Heads, CudaError> {
+        if self.dim == loaded { Ok(self) } else { check.fail("head_dim", self.dim, loaded) }
+    }
+
     /// The numbers of key/value heads and of query heads of each.
     pub(super) fn check(&self, check: Check) -> Result<(u32, u32), CudaError> {
         let kv = check.size("the number of key/value heads", self.kv, 1024)?;
@@ -115,6 +120,14 @@ impl Heads {
 /// Checks that there are kernels for heads of `dim` elements.
 pub(super) fn check_head_dim(check: Check, dim: usize) -> Result<(), CudaError> {
     if dim == 64 || dim == 128 { Ok(()) } else { check.fail("head_dim", dim, "64 or 128") }
+}
+
+/// Checks a workspace for partial results. It may be longer than this launch needs: one serves all steps.
+pub(super) fn check_workspace(check: Check, needed: usize, workspace: Slice<'_, f32>) -> Result<(), CudaError> {
+    if workspace.len() < needed {
+        return check.fail("workspace", workspace.len(), format_args!("at least {needed} elements"));
+    }
+    check.matrix("workspace", workspace.into(), workspace.len(), 1)
 }
 
 /// Keys and values of one layer.
