@@ -1,9 +1,7 @@
 //! A body turned into requests, and what is needed to make a response of their samples.
 
 use super::logprobs::{ChatLogprobs, CompletionLogprobs, TokenTexts};
-use super::response::{
-    AssistantMessage, ChatChoice, ChatResponse, CompletionChoice, CompletionResponse, ResponseBody, Usage,
-};
+use super::response::{AssistantMessage, ChatChoice, CompletionChoice, ResponseBody, Usage};
 use super::{Options, Output, ServedModel};
 use crate::engine::{FinishReason, Request};
 use crate::text::SpecialOutput;
@@ -76,7 +74,7 @@ impl Call {
                         choices.push(CompletionChoice { index: choices.len(), text, logprobs, finish_reason });
                     }
                 }
-                ResponseBody::Completion(CompletionResponse::new(&model.name, identity, choices, usage))
+                ResponseBody::completion(&model.name, identity, choices, usage)
             }
             Format::Chat { logprobs } => {
                 let samples = outputs.into_iter().flat_map(|output| output.samples);
@@ -86,7 +84,7 @@ impl Call {
                     finish_reason: finish_reason(&sample.reason),
                     message: AssistantMessage::new(sample.text),
                 });
-                ResponseBody::Chat(ChatResponse::new(&model.name, identity, choices.collect(), usage))
+                ResponseBody::chat(&model.name, identity, choices.collect(), usage)
             }
         }
     }

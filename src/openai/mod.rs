@@ -31,5 +31,5 @@ pub use logprobs::{ChatLogprobs, ChatToken, ChatTop, CompletionLogprobs, TopLogp
 pub use model::ServedModel;
 pub use options::{Defaults, Options};
 pub use response::{
-    AssistantMessage, ChatChoice, ChatResponse, CompletionChoice, CompletionResponse, ResponseBody, Usage,
+    AssistantMessage, ChatChoice, ChatResponse, CompletionChoice, CompletionResponse, Response, ResponseBody, Usage,
 };

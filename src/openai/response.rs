@@ -35,12 +35,12 @@ impl ResponseBody {
     }
 }
 
-/// The response of `/v1/completions`.
+/// The response of an endpoint with choices of `C`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct CompletionResponse {
-    /// `cmpl-…`.
+pub struct Response<C> {
+    /// `cmpl-…` or `chatcmpl-…`.
     pub id: String,
-    /// `text_completion`.
+    /// `text_completion` or `chat.completion`.
     pub object: &'static str,
     /// Seconds since 1970.
     pub created: u64,
@@ -48,18 +48,41 @@ pub struct CompletionResponse {
     pub model: String,
     /// The build that answered.
     pub system_fingerprint: &'static str,
-    /// Samples of the first prompt, then of the second, ….
-    pub choices: Vec<CompletionChoice>,
+    /// The samples: those of the first prompt, then of the second, ….
+    pub choices: Vec<C>,
     /// Tokens.
     pub usage: Usage,
 }
 
-impl CompletionResponse {
-    pub(super) fn new(model: &str, identity: Identity, choices: Vec<CompletionChoice>, usage: Usage) -> Self {
+/// The response of `/v1/completions`.
+pub type CompletionResponse = Response<CompletionChoice>;
+
+/// The response of `/v1/chat/completions`.
+pub type ChatResponse = Response<ChatChoice>;
+
+impl ResponseBody {
+    pub(super) fn completion(model: &str, identity: Identity, choices: Vec<CompletionChoice>, usage: Usage) -> Self {
+        ResponseBody::Completion(Response::new("cmpl", "text_completion", model, identity, choices, usage))
+    }
+
+    pub(super) fn chat(model: &str, identity: Identity, choices: Vec<ChatChoice>, usage: Usage) -> Self {
+        ResponseBody::Chat(Response::new("chatcmpl", "chat.completion", model, identity, choices, usage))
+    }
+}
+
+impl<C> Response<C> {
+    fn new(
+        prefix: &str,
+        object: &'static str,
+        model: &str,
+        identity: Identity,
+        choices: Vec<C>,
+        usage: Usage,
+    ) -> Response<C> {
         let Identity { id, created } = identity;
-        CompletionResponse {
-            id: format!("cmpl-{id}"),
-            object: "text_completion",
+        Response {
+            id: format!("{prefix}-{id}"),
+            object,
             created,
             model: model.to_owned(),
             system_fingerprint: FINGERPRINT,
@@ -80,40 +103,6 @@ pub struct CompletionChoice {
     pub logprobs: Option<CompletionLogprobs>,
     /// `stop` or `length`.
     pub finish_reason: &'static str,
-}
-
-/// The response of `/v1/chat/completions`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ChatResponse {
-    /// `chatcmpl-…`.
-    pub id: String,
-    /// `chat.completion`.
-    pub object: &'static str,
-    /// Seconds since 1970.
-    pub created: u64,
-    /// Who answered.
-    pub model: String,
-    /// The build that answered.
-    pub system_fingerprint: &'static str,
-    /// The samples.
-    pub choices: Vec<ChatChoice>,
-    /// Tokens.
-    pub usage: Usage,
-}
-
-impl ChatResponse {
-    pub(super) fn new(model: &str, identity: Identity, choices: Vec<ChatChoice>, usage: Usage) -> Self {
-        let Identity { id, created } = identity;
-        ChatResponse {
-            id: format!("chatcmpl-{id}"),
-            object: "chat.completion",
-            created,
-            model: model.to_owned(),
-            system_fingerprint: FINGERPRINT,
-            choices,
-            usage,
-        }
-    }
 }
 
 /// One answer.
