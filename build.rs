@@ -2,6 +2,8 @@
 //! `src/backend/cuda/images.rs` embeds them by. Where there is no nvcc the table is empty and the crate builds
 //! without GPU kernels; `RIGEL_REQUIRE_NVCC=1` makes that an error, for releases and CI.
 
+#[path = "build/commit.rs"]
+mod commit;
 #[path = "build/nvcc.rs"]
 mod nvcc;
 #[path = "build/sources.rs"]
@@ -33,6 +35,7 @@ fn run() -> Result<(), String> {
         // A new kernel comes with a new launcher: watching the launchers finds it.
         println!("cargo::rerun-if-changed={watched}");
     }
+    commit::announce(&root);
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return Ok(());
     }

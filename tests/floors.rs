@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const FLOORS: [(&str, u32); 10] = [
+const FLOORS: [(&str, u32); 11] = [
     ("checkpoint", 1),
     ("model", 2),
     ("text", 2),
@@ -11,13 +11,15 @@ const FLOORS: [(&str, u32); 10] = [
     ("sampling", 3),
     ("backend", 4),
     ("engine", 5),
+    ("bench", 5),
     ("openai", 5),
     ("server", 6),
     ("cli", 6),
 ];
 
-/// `openai` turns bodies into the engine's requests: the one room that imports from its own floor.
-const BESIDE: [(&str, &str); 1] = [("openai", "engine")];
+/// `openai` turns bodies into the engine's requests and `bench` times an engine's start: the rooms that import from their
+/// own floor.
+const BESIDE: [(&str, &str); 2] = [("openai", "engine"), ("bench", "engine")];
 
 fn floor(room: &str) -> Option<u32> {
     FLOORS.iter().find(|(name, _)| *name == room).map(|(_, floor)| *floor)

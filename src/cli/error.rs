@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
+use rigel::bench::report::ReportError;
 use rigel::checkpoint::CheckpointError;
 use rigel::engine::{EngineError, Failure, RequestError};
 use rigel::sampling::InvalidParam;
@@ -41,6 +42,9 @@ pub enum CliError {
     Text(#[from] TextError),
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A result of a bench.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     #[error(transparent)]
     Request(RequestError),
     #[error(transparent)]
@@ -82,6 +86,7 @@ impl CliError {
             CliError::StdoutClosed => 0,
             CliError::At { source, .. } => source.code(),
             CliError::Failure(_) | CliError::Stdout(_) | CliError::Write { .. } | CliError::Failed(_) => 1,
+            CliError::Report(ReportError::Write { .. }) => 1,
             CliError::Engine(EngineError::Thread { .. }) => 1,
             CliError::Engine(EngineError::Backend(error)) => match error {
                 rigel::backend::BackendError::Checkpoint(_) => 2,

@@ -4,7 +4,7 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `generate` `respond` `chat` `infill` `batch` `score` `tokenize` `detokenize` `inspect` `doctor` | a command's arguments and what it does |
+//! | `generate` `respond` `chat` `infill` `batch` `score` `tokenize` `detokenize` `inspect` `bench` `doctor` | a command's arguments and what it does |
 //! | `model_args` `sampling_args` | options of several commands |
 //! | `input` | stdin, files, JSON lines |
 //! | `completion` | one request to text or to a JSON object |
@@ -15,6 +15,7 @@
 //! Nothing here knows how a token is computed or chosen, and nothing here loops over steps: that is the engine's.
 
 mod batch;
+mod bench;
 mod chat;
 mod completion;
 mod detokenize;
@@ -79,6 +80,7 @@ enum Command {
     Tokenize(tokenize::Tokenize),
     Detokenize(detokenize::Detokenize),
     Inspect(inspect::Inspect),
+    Bench(bench::Bench),
     Doctor(doctor::Doctor),
 }
 
@@ -94,6 +96,7 @@ impl Command {
             Command::Tokenize(command) => command.run(out),
             Command::Detokenize(command) => command.run(out),
             Command::Inspect(command) => command.run(out),
+            Command::Bench(command) => command.run(out),
             Command::Doctor(command) => command.run(out),
         }
     }

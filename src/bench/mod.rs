@@ -1,0 +1,21 @@
+//! Measuring: what `rigel bench`, `rigel profile` and the benches of this crate share.
+//!
+//! Every figure is a [`Row`] of a [`Report`], with the device, the commit and the command that it came from, the work it
+//! had to do and the share of the limit that the same run measured. Peers (PyTorch and others) write the same rows.
+//!
+//! | module | noun |
+//! |---|---|
+//! | [`report`] | the one JSON schema: [`Report`], [`Row`], [`Ceiling`] |
+//! | [`times`] | [`Times`]: median and spread of one figure |
+//! | [`table`] | [`table::Table`]: Markdown that lines up |
+//! | [`compare`] | two reports, as ratios |
+//!
+//! Nothing here knows of terminals or arguments; `src/cli` prints.
+
+pub mod compare;
+pub mod report;
+pub mod table;
+pub mod times;
+
+pub use report::{Ceiling, DeviceRecord, Limit, Report, Row, Suite};
+pub use times::Times;
