@@ -7,12 +7,14 @@
 mod counts;
 mod description;
 pub mod names;
+mod random;
 mod rope;
 mod spec;
 mod tensors;
 
 pub use counts::Counts;
 pub use description::{Description, StoredDtype, grouped};
+pub use random::Uniform;
 pub use rope::Rope;
 pub use spec::{Activation, ModelSpec, Norm, NormKind};
 

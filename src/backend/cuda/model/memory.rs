@@ -67,7 +67,7 @@ fn largest_step(spec: &ModelSpec, options: &CudaOptions, attention: AttentionPla
 impl Sizes {
     pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, device: &Device) -> Sizes {
         let logits_rows = Sizes::logits_rows(options);
-        let attention = AttentionPlan::new(spec, options, device);
+        let attention = AttentionPlan::new(spec, options, device.properties());
         let step = largest_step(spec, options, attention, logits_rows);
         let page = options.page_size.get() as usize * spec.kv_heads * spec.head_dim;
         Sizes {
@@ -80,7 +80,7 @@ impl Sizes {
             layer_cache: options.pages as usize * page,
             layers: spec.layers,
             step_words: StepLayout::new(step).words(),
-            partials: attention.workspace_len(spec, options, device),
+            partials: attention.workspace_len(spec, options, device.properties()),
             sampler_bytes: Sampler::bytes(device, spec, logits_rows),
         }
     }

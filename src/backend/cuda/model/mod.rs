@@ -6,6 +6,7 @@
 //! | `memory` | what it takes of the GPU's memory, planned line by line |
 //! | `step`, `inputs` | a batch as the kernels are told of it, and its way to the device |
 //! | `attention` | which attention kernels take which sequences |
+//! | [`account`] | what each launch of a step moves and computes |
 //! | `forward` | the pass from token ids to logits, launch by launch |
 //! | `workspace` | activations, logits and the cache |
 //! | `recordings` | decode steps recorded as graphs, one for each bucket of rows |
@@ -17,6 +18,7 @@
 //! device ([`DeviceQueue::forward_drawn`]), so that a step can be given to the GPU before the ids of the step before have
 //! reached the host.
 
+pub mod account;
 mod attention;
 mod changes;
 mod forward;
@@ -38,7 +40,7 @@ use super::kernels::norm::MOST_WIDTH;
 use super::kernels::paged::{LEAST_PAGE, MOST_GROUP};
 use super::layout::{Layout, padded};
 use super::weights::{RopeTable, Weights};
-use super::{Device, Slice, Stream};
+use super::{Device, Properties, Slice, Stream};
 use crate::backend::places::Places;
 use crate::backend::{Arithmetic, Backend, BackendError, Batch, DeviceQueue, LoadProgress, check_page};
 use crate::checkpoint::{Checkpoint, Dtype};
@@ -172,7 +174,7 @@ impl<T: Element> CudaBackend<T> {
             sampler: Sampler::new(device, &stream, &spec, sizes.logits_rows)?,
             places: Places::new(options.max_rows, options.pages),
             max_sequences: options.max_sequences,
-            attention: AttentionPlan::new(&spec, options, device),
+            attention: AttentionPlan::new(&spec, options, device.properties()),
             plan,
             logits_rows: 0,
             host_logits: Vec::new(),
@@ -229,7 +231,7 @@ impl<T: Element> DeviceQueue for CudaBackend<T> {
             None => {
                 let layout = StepLayout::new(exact);
                 send(&mut resident.inputs, &layout)?;
-                let split_len = split_len_for(exact.sequences, &resident.spec, stream.device());
+                let split_len = split_len_for(exact.sequences, &resident.spec, stream.device().properties());
                 resident.pass(sampler.draws(), exact, &layout, split_len).run(stream)?;
             }
         }
@@ -366,8 +368,8 @@ fn check_supported(spec: &ModelSpec, options: &CudaOptions) -> Result<(), Backen
     }
 }
 
-fn split_len_for(sequences: usize, spec: &ModelSpec, device: &Device) -> usize {
-    let multiprocessors = device.properties().multiprocessors as usize;
+fn split_len_for(sequences: usize, spec: &ModelSpec, device: &Properties) -> usize {
+    let multiprocessors = device.multiprocessors as usize;
     split_len(sequences, &heads(spec), window(spec), spec.max_positions, multiprocessors)
 }
 
