@@ -82,6 +82,7 @@ class Process:
     def __init__(self, item, seconds):
         self.item, self.began, self.limit = item, time.monotonic(), seconds
         self.output = tempfile.TemporaryFile()
+        self.found = {}
         if item.part:
             item.part.unlink(missing_ok=True)
         self.error = None
@@ -125,10 +126,10 @@ class Process:
     def parts(self):
         """What its own result holds by now."""
         try:
-            found = json.loads(self.item.part.read_text()) if self.item.part else {}
-        except (OSError, ValueError):
-            found = {}
-        return {kept: found.get(kept, []) for kept in Result.KEPT}
+            self.found = json.loads(self.item.part.read_text()) if self.item.part else {}
+        except (OSError, ValueError):  # none yet, or half of one: the one before stands
+            pass
+        return {kept: self.found.get(kept, []) for kept in Result.KEPT}
 
     def version(self):
         """Changes whenever its own result does."""
@@ -165,6 +166,7 @@ def settle(result, process, expired_own, expired_call):
     result.put(item, status, seconds, note, parts)
     if status == FAILED:
         log(result.path, item, output)
+    process.output.close()
 
 
 def log(path, item, output):
@@ -221,6 +223,7 @@ def run_stage(result, stage, seconds, again=False, tick=0.1):
         for process in running:
             process.kill()
             result.put(process.item, UNFINISHED, process.seconds(), "interrupted", process.parts())
+            process.output.close()
         result.write()
 
 
