@@ -21,15 +21,15 @@ class NoDriver(Exception):
 
 def cuda_device():
     """The DeviceRecord of the first GPU, from its driver."""
-    driver = None
+    driver, reasons = None, []
     for library in LIBRARIES:
         try:
             driver = ctypes.CDLL(library)
             break
         except OSError as error:
-            reason = str(error)
+            reasons.append(str(error))
     if driver is None:
-        raise NoDriver(f"no NVIDIA driver: {reason}")
+        raise NoDriver(f"no NVIDIA driver: {reasons[0]}")
 
     def ask(function, *arguments):
         code = getattr(driver, function)(*arguments)
