@@ -5,6 +5,8 @@
 
 #[path = "common/goldens.rs"]
 mod goldens;
+#[path = "common/root.rs"]
+mod root;
 
 use std::path::Path;
 

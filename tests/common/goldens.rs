@@ -4,8 +4,6 @@
 // Each test binary uses its part.
 #![allow(dead_code)]
 
-mod root;
-
 use std::fs;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -13,8 +11,10 @@ use std::path::{Path, PathBuf};
 use rigel::checkpoint::ModelSource;
 use rigel::engine::{Completion, Device, Engine, Generation, Request};
 use rigel::text::TokenId;
-use root::root;
 use serde::Deserialize;
+
+// A test that has `common` has it from there.
+use crate::root::root;
 
 /// The recorded values of one checkpoint.
 #[derive(Deserialize)]

@@ -4,7 +4,7 @@
 // Each test binary uses its part.
 #![allow(dead_code)]
 
-mod root;
+pub mod root;
 
 use std::env;
 use std::path::PathBuf;
