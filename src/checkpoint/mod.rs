@@ -10,9 +10,11 @@
 
 mod bundled;
 mod config;
+mod config_file;
 mod error;
 mod generation_config;
 mod hub;
+mod in_memory;
 mod index;
 mod json;
 mod mapping;
@@ -21,6 +23,7 @@ mod source;
 mod tensor;
 
 pub use config::{Config, Family};
+pub use config_file::ConfigFile;
 pub use error::CheckpointError;
 pub use generation_config::GenerationConfig;
 pub use source::ModelSource;

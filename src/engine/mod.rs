@@ -9,7 +9,7 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `mod`, `builder` | the engine, and how it comes to be |
+//! | `mod`, `builder`, `loading` | the engine, and how it comes to be |
 //! | `request`, `event`, `generation` | what goes in, what comes out, and the way out |
 //! | `worker` | the step loop |
 //! | `scheduler` | who is computed next, and where |
@@ -43,6 +43,7 @@ mod builder;
 mod draft;
 mod event;
 mod generation;
+mod loading;
 mod output;
 mod request;
 mod scheduler;

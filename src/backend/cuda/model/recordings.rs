@@ -71,12 +71,12 @@ pub(super) struct Recordings {
 
 impl Recordings {
     pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, device: &Device) -> Recordings {
-        let attention = AttentionPlan::new(spec, options, device);
+        let attention = AttentionPlan::new(spec, options, device.properties());
         let most = options.max_sequences.min(options.max_rows).min(Sizes::logits_rows(options));
         let bucket = |rows| {
             let shape = shape(rows, spec, options, attention);
             let recording = if device.is_synchronous() { Recording::Never } else { Recording::New };
-            let split_len = split_len_for(rows, spec, device);
+            let split_len = split_len_for(rows, spec, device.properties());
             Bucket { shape, layout: StepLayout::new(shape), split_len, recording }
         };
         Recordings { buckets: BUCKETS.into_iter().filter(|rows| *rows <= most).map(bucket).collect() }
