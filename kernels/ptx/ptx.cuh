@@ -19,7 +19,7 @@
 //   math.cuh             ex2, lg2, rcp, rsqrt, tanh (approximate)                          sm_75
 //   rounded.cuh          mul.rn, fma.rn                                                    -
 //   grid_dependency.cuh  griddepcontrol                                                    sm_90, nothing below
-//   time.cuh             globaltimer                                                       -
+//   time.cuh             globaltimer, clock64                                              -
 //
 // Hopper's files take their places here with the kernels that need them: mbarrier.cuh, bulk_copy.cuh (TMA),
 // warpgroup.cuh (wgmma, setmaxnreg), cluster.cuh.

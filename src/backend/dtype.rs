@@ -26,9 +26,9 @@ impl WeightDtype {
         }
     }
 
-    /// The dtype of random weights of the network that `config` describes: what was asked for, or F16 where `config` says
+    /// The dtype of weights that nobody stored, of the network that `config` describes: what was asked for, or F16 where `config` says
     /// so, else BF16.
-    pub fn of_random(self, config: &Config) -> Dtype {
+    pub fn of_config(self, config: &Config) -> Dtype {
         match (self, config.dtype.as_deref()) {
             (WeightDtype::F16, _) | (WeightDtype::Auto, Some("float16")) => Dtype::F16,
             _ => Dtype::Bf16,

@@ -7,13 +7,19 @@
 //! |---|---|
 //! | [`report`] | the one JSON schema: [`Report`], [`Row`], [`Ceiling`] |
 //! | [`times`] | [`Times`]: median and spread of one figure |
+//! | [`shapes`] | networks by name or config.json, for measuring without a checkpoint |
 //! | [`table`] | [`table::Table`]: Markdown that lines up |
+//! | `kernels` | every kernel alone, at models' shapes, beside PyTorch's |
 //! | [`compare`] | two reports, as ratios |
 //!
 //! Nothing here knows of terminals or arguments; `src/cli` prints.
 
 pub mod compare;
+mod device;
+#[cfg(feature = "cuda")]
+pub mod kernels;
 pub mod report;
+pub mod shapes;
 pub mod table;
 pub mod times;
 

@@ -18,17 +18,6 @@ pub enum CheckpointError {
         /// What was asked for.
         model: String,
     },
-    /// Neither a config.json nor a model whose configuration is known.
-    #[error(
-        "no such configuration: {config}; expected a config.json, the directory of one, a hub id such as \
-         bigcode/starcoder2-3b, nano, or one of {known}"
-    )]
-    NoSuchConfig {
-        /// What was asked for.
-        config: String,
-        /// The published models.
-        known: String,
-    },
     /// The path exists, but is no directory.
     #[error("{path} is not a directory; give the directory that holds config.json and the weights")]
     NotADirectory {

@@ -10,7 +10,6 @@
 
 mod bundled;
 mod config;
-mod config_file;
 mod error;
 mod generation_config;
 mod hub;
@@ -23,7 +22,6 @@ mod source;
 mod tensor;
 
 pub use config::{Config, Family};
-pub use config_file::ConfigFile;
 pub use error::CheckpointError;
 pub use generation_config::GenerationConfig;
 pub use source::ModelSource;

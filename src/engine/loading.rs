@@ -74,7 +74,7 @@ impl EngineBuilder {
 
     fn load_random(&mut self, placement: Placement, config: Config, seed: u32) -> Result<Loaded, EngineError> {
         let spec = self.limited(ModelSpec::from_config(&config)?);
-        let dtype = self.dtype.of_random(&config);
+        let dtype = self.dtype.of_config(&config);
         match placement {
             Placement::Cpu => {
                 CpuBackend::check_memory(spec.counts().parameters * dtype.size() as u64, "random weights")?;
@@ -171,6 +171,7 @@ impl EngineBuilder {
             rows,
             sequences,
             least_pages: pages(1),
+            whole_pages: whole,
             most_pages: u32::try_from(sequences).unwrap_or(u32::MAX).saturating_mul(whole),
         }
     }
@@ -184,6 +185,9 @@ pub(super) struct StepSize {
     sequences: usize,
     /// What one sequence of the whole context needs.
     pub(super) least_pages: u32,
+    /// What one sequence of the whole context has at the most, where its prompt is computed in chunks.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "plans are of GPUs"))]
+    pub(super) whole_pages: u32,
     /// What as many as there can be in a step need.
     pub(super) most_pages: u32,
 }

@@ -10,6 +10,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `mod`, `builder`, `loading` | the engine, and how it comes to be |
+//! | `plan` | whether a model fits a GPU |
 //! | `request`, `event`, `generation` | what goes in, what comes out, and the way out |
 //! | `worker` | the step loop |
 //! | `scheduler` | who is computed next, and where |
@@ -45,6 +46,8 @@ mod event;
 mod generation;
 mod loading;
 mod output;
+#[cfg(feature = "cuda")]
+mod plan;
 mod request;
 mod scheduler;
 mod sequence;
@@ -56,6 +59,8 @@ pub use builder::{Device, EngineBuilder, EngineError, EngineOptions};
 pub use draft::{PromptLookup, Speculation};
 pub use event::{Completion, Event, Failure, Finish, FinishReason, PromptToken, StopCause, Timings, Token};
 pub use generation::Generation;
+#[cfg(feature = "cuda")]
+pub use plan::GpuPlan;
 pub use request::{MOST_LOGPROBS, MOST_SAMPLES, Request, RequestError};
 pub use statistics::Statistics;
 

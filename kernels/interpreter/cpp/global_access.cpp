@@ -39,4 +39,8 @@ uint64_t global_nanoseconds() {
     return static_cast<uint64_t>(duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count());
 }
 
+uint64_t multiprocessor_cycles() {
+    return 2 * global_nanoseconds();
+}
+
 }  // namespace interpreter

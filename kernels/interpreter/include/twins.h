@@ -79,6 +79,7 @@ void multiply_m16n8k8(float* d, const uint32_t* a, const uint32_t* b, const floa
 void grid_dependency_wait();
 void grid_dependency_launch();
 uint64_t global_nanoseconds();
+uint64_t multiprocessor_cycles();  // two a nanosecond
 
 // math.cuh, convert.cuh
 float exp2_approx(float x);

@@ -61,6 +61,10 @@ impl RowTile {
         }
     }
 
+    fn kernel_name(self, element: &str, head_dim: usize) -> String {
+        format!("attention_decode_split_{element}_{head_dim}x{}", self.heads())
+    }
+
     /// Blocks for the query heads of one KV head.
     fn count(self, heads: &Heads) -> usize {
         heads.group().div_ceil(self.heads())
@@ -72,6 +76,16 @@ impl RowTile {
         let loading = WARPS * stages * 2 * UNIT * head_dim * 2;
         loading.max(WARPS * self.heads() * (head_dim + 8 + 2) * 4)
     }
+}
+
+/// The kernel of [`AttentionDecode::split`].
+pub fn split_kernel_name(element: &str, heads: &Heads) -> String {
+    RowTile::of(heads).kernel_name(element, heads.dim)
+}
+
+/// The kernel of [`AttentionDecode::merge`].
+pub fn merge_kernel_name(element: &str, head_dim: usize) -> String {
+    format!("attention_decode_merge_{element}_{head_dim}")
 }
 
 /// Sizes of one launch.
@@ -189,9 +203,8 @@ impl<T: Element> AttentionDecode<T> {
     pub fn load(device: &Device, head_dim: usize) -> Result<AttentionDecode<T>, CudaError> {
         check_head_dim(CHECK, head_dim)?;
         let module = device.module("attention_decode")?;
-        let split =
-            |tile: RowTile| module.kernel(&format!("attention_decode_split_{}_{head_dim}x{}", T::NAME, tile.heads()));
-        let merge = module.kernel(&format!("attention_decode_merge_{}_{head_dim}", T::NAME))?;
+        let split = |tile: RowTile| module.kernel(&tile.kernel_name(T::NAME, head_dim));
+        let merge = module.kernel(&merge_kernel_name(T::NAME, head_dim))?;
         let splits = [split(RowTile::Heads16)?, split(RowTile::Heads32)?];
         Ok(AttentionDecode { splits, merge, head_dim, element: PhantomData })
     }

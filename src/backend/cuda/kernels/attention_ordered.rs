@@ -46,6 +46,16 @@ pub fn plan_tiles(
     attention_prefill::plan_tiles_of(tile_rows(heads), sequences, window, takes)
 }
 
+/// The kernel of [`AttentionOrdered::first`].
+pub fn kernel_name(element: &str, head_dim: usize) -> String {
+    format!("attention_ordered_{element}_{head_dim}")
+}
+
+/// The kernel of [`AttentionOrdered::merge`].
+pub fn merge_kernel_name(element: &str, head_dim: usize) -> String {
+    format!("attention_ordered_merge_{element}_{head_dim}")
+}
+
 /// Who computes the splits of a tile. A row's bits do not depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Division {
@@ -193,8 +203,8 @@ impl<T: Element> AttentionOrdered<T> {
     pub fn load(device: &Device, head_dim: usize) -> Result<AttentionOrdered<T>, CudaError> {
         check_head_dim(CHECK, head_dim)?;
         let module = device.module("attention_ordered")?;
-        let kernel = module.kernel(&format!("attention_ordered_{}_{head_dim}", T::NAME))?;
-        let merge = module.kernel(&format!("attention_ordered_merge_{}_{head_dim}", T::NAME))?;
+        let kernel = module.kernel(&kernel_name(T::NAME, head_dim))?;
+        let merge = module.kernel(&merge_kernel_name(T::NAME, head_dim))?;
         Ok(AttentionOrdered { kernel, merge, head_dim, element: PhantomData })
     }
 

@@ -83,6 +83,11 @@ pub(super) fn plan_tiles_of(
     tiles.into_iter().map(|(_, tile)| tile).collect()
 }
 
+/// The kernel of [`AttentionPrefill::launch`].
+pub fn kernel_name(element: &str, head_dim: usize) -> String {
+    format!("attention_prefill_{element}_{head_dim}")
+}
+
 /// Sizes of one launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PrefillShape {
@@ -132,8 +137,7 @@ impl<T: Element> AttentionPrefill<T> {
     /// [`CudaError::Operand`] for a `head_dim` that is neither 64 nor 128; those of [`Device::module`].
     pub fn load(device: &Device, head_dim: usize) -> Result<AttentionPrefill<T>, CudaError> {
         check_head_dim(CHECK, head_dim)?;
-        let name = format!("attention_prefill_{}_{head_dim}", T::NAME);
-        let kernel = device.module("attention_prefill")?.kernel(&name)?;
+        let kernel = device.module("attention_prefill")?.kernel(&kernel_name(T::NAME, head_dim))?;
         Ok(AttentionPrefill { kernel, head_dim, element: PhantomData })
     }
 

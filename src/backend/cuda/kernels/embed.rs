@@ -11,7 +11,9 @@ use super::super::stream::Stream;
 use super::super::work::Work;
 use super::{Check, Element, VECTOR};
 
-const CHECK: Check = Check { kernel: "embed_gather" };
+/// The kernel.
+pub const KERNEL: &str = "embed_gather";
+const CHECK: Check = Check { kernel: KERNEL };
 const THREADS: u32 = 128;
 
 /// An id with this bit stands for the token that was drawn in the place that its other bits name (kDrawn of the
@@ -50,7 +52,7 @@ impl<T: Element> Embed<T> {
     /// # Errors
     /// Those of [`Device::module`].
     pub fn load(device: &Device) -> Result<Embed<T>, CudaError> {
-        let gather = device.module("embed")?.kernel("embed_gather")?;
+        let gather = device.module("embed")?.kernel(KERNEL)?;
         Ok(Embed { gather, element: PhantomData })
     }
 

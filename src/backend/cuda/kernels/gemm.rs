@@ -61,6 +61,11 @@ impl Tile {
         }
     }
 
+    /// The kernel that computes it.
+    pub(super) fn kernel_name(self, epilogue: &str, element: &str) -> String {
+        format!("gemm_{epilogue}_{element}_{}x{}", self.rows(), self.columns())
+    }
+
     fn threads(self) -> u32 {
         match self {
             Tile::Rows128Columns256 => 256,
@@ -186,10 +191,7 @@ pub(super) struct Gemm([Kernel; 4]);
 impl Gemm {
     pub(super) fn load(device: &Device, epilogue: &str, element: &str) -> Result<Gemm, CudaError> {
         let module = device.module("gemm_sm80")?;
-        let kernel = |tile: Tile| {
-            let (rows, columns) = (tile.rows(), tile.columns());
-            module.kernel(&format!("gemm_{epilogue}_{element}_{rows}x{columns}"))
-        };
+        let kernel = |tile: Tile| module.kernel(&tile.kernel_name(epilogue, element));
         let [widest, wide, square, flat] = Tile::ALL;
         Ok(Gemm([kernel(widest)?, kernel(wide)?, kernel(square)?, kernel(flat)?]))
     }

@@ -51,10 +51,19 @@ impl Tile {
         }
     }
 
+    fn kernel_name(self, epilogue: &str, element: &str) -> String {
+        format!("gemv_{epilogue}_{element}_{}x{}", self.rows(), self.columns())
+    }
+
     /// One partial sum for each warp, row and column, in f32; 4 floats of padding a row.
     fn shared_bytes(self) -> u32 {
         WARPS * self.rows() * (self.columns() + 4) * 4
     }
+}
+
+/// The kernel that a product of `rows` rows runs as.
+pub(super) fn kernel_name(epilogue: &str, element: &str, rows: usize) -> String {
+    Tile::for_rows(rows).kernel_name(epilogue, element)
 }
 
 /// The kernels of one epilogue and element type, by tile.
@@ -63,10 +72,7 @@ pub(super) struct Gemv([Kernel; 3]);
 impl Gemv {
     pub(super) fn load(device: &Device, epilogue: &str, element: &str) -> Result<Gemv, CudaError> {
         let module = device.module("gemv")?;
-        let kernel = |tile: Tile| {
-            let (rows, columns) = (tile.rows(), tile.columns());
-            module.kernel(&format!("gemv_{epilogue}_{element}_{rows}x{columns}"))
-        };
+        let kernel = |tile: Tile| module.kernel(&tile.kernel_name(epilogue, element));
         let [narrow, wide, tall] = Tile::ALL;
         Ok(Gemv([kernel(narrow)?, kernel(wide)?, kernel(tall)?]))
     }

@@ -7,6 +7,7 @@
 pub mod attention_decode;
 pub mod attention_ordered;
 pub mod attention_prefill;
+pub mod ceilings;
 pub mod embed;
 pub mod gemm;
 pub mod gemv;

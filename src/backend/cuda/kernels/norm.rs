@@ -30,6 +30,17 @@ pub enum NormForm {
     Rms,
 }
 
+impl NormForm {
+    /// The kernel that does it.
+    pub fn kernel_name(self, element: &str) -> String {
+        let form = match self {
+            NormForm::Layer => "layer",
+            NormForm::Rms => "rms",
+        };
+        format!("norm_{form}_{element}")
+    }
+}
+
 /// Normalisation of rows of `T` in one form.
 pub struct Norm<T> {
     kernel: Kernel,
@@ -97,11 +108,7 @@ impl<T: Element> Norm<T> {
     /// # Errors
     /// Those of [`Device::module`].
     pub fn load(device: &Device, form: NormForm) -> Result<Norm<T>, CudaError> {
-        let name = match form {
-            NormForm::Layer => "layer",
-            NormForm::Rms => "rms",
-        };
-        let kernel = device.module("norm")?.kernel(&format!("norm_{name}_{}", T::NAME))?;
+        let kernel = device.module("norm")?.kernel(&form.kernel_name(T::NAME))?;
         Ok(Norm { kernel, form, element: PhantomData })
     }
 

@@ -22,6 +22,11 @@ use crate::backend::Arithmetic;
 /// The longest sum: the kernels count k in 32 bits, some steps beyond the end.
 pub const MOST_DEPTH: usize = i32::MAX as usize & !(VECTOR - 1);
 
+/// The epilogues of [`Head`] and of [`QkvProjection`] in the names of kernels.
+pub const LOGITS: &str = "logits";
+/// See [`LOGITS`].
+pub const BIAS_ROPE_KV: &str = "bias_rope_kv";
+
 /// What happens to a sum of a [`Projection`] before it is rounded and stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Epilogue {
@@ -104,6 +109,19 @@ impl Path {
         match arithmetic {
             Arithmetic::Fastest if shape.rows <= gemv::MOST_ROWS => Path::Gemv,
             Arithmetic::Fastest | Arithmetic::BatchInvariant => Path::Gemm(Plan::choose(device.into(), shape)),
+        }
+    }
+
+    /// `gemv` or `gemm`.
+    pub fn family(self) -> &'static str {
+        self.check().kernel
+    }
+
+    /// The kernel that a product of `rows` rows runs as; `epilogue` and `element` by their names in those of kernels.
+    pub fn kernel_name(self, epilogue: &str, element: &str, rows: usize) -> String {
+        match self {
+            Path::Gemv => gemv::kernel_name(epilogue, element, rows),
+            Path::Gemm(plan) => plan.tile.kernel_name(epilogue, element),
         }
     }
 
@@ -267,7 +285,7 @@ impl<T: Element> Head<T> {
     /// # Errors
     /// Those of [`Device::module`].
     pub fn load(device: &Device) -> Result<Head<T>, CudaError> {
-        Product::load(device, "logits").map(Head)
+        Product::load(device, LOGITS).map(Head)
     }
 
     /// The same, by paths that `arithmetic` allows; without, the fastest.
@@ -344,11 +362,17 @@ impl QkvShape {
         }
     }
 
+    /// The same, of sizes that are known not to overflow.
+    pub fn product_shape(&self) -> ProductShape {
+        let columns = (self.heads + 2 * self.kv_heads) * self.head_dim;
+        ProductShape { rows: self.rows, columns, depth: self.depth }
+    }
+
     /// Work where no row is padding and all positions differ: besides the operands, each row reads its position, page
     /// and rotations, and writes its queries, keys and values of 16 bits.
     pub fn work(&self, bias: BiasTerm) -> Work {
-        let columns = (self.heads + 2 * self.kv_heads) * self.head_dim;
-        let shape = ProductShape { rows: self.rows, columns, depth: self.depth };
+        let shape = self.product_shape();
+        let columns = shape.columns;
         let rotations = self.rows * self.head_dim * 4;
         shape.of(2 * shape.bias(bias) + self.rows * 8 + rotations, 2 * self.rows * columns)
     }
@@ -387,7 +411,7 @@ impl<T: Element> QkvProjection<T> {
     /// # Errors
     /// Those of [`Device::module`].
     pub fn load(device: &Device) -> Result<QkvProjection<T>, CudaError> {
-        Product::load(device, "bias_rope_kv").map(QkvProjection)
+        Product::load(device, BIAS_ROPE_KV).map(QkvProjection)
     }
 
     /// The same, by paths that `arithmetic` allows; without, the fastest.

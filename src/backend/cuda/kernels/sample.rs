@@ -17,6 +17,8 @@ use super::super::stream::Stream;
 use super::super::work::Work;
 use super::Check;
 
+/// The kernel of [`Sample`].
+pub const KERNEL: &str = "sample_rows";
 const CHECK: Check = Check { kernel: "sample" };
 const CHECK_LOGPROBS: Check = Check { kernel: "logprobs" };
 /// kBlock, kGroup, kTokensOfBlock, and the sizes of SelectMemory, Rare and ChangedTokens of the kernels.
@@ -273,6 +275,70 @@ pub struct SampleShape {
     pub set_slots: usize,
 }
 
+/// Blocks over which a greedy row is spread: as many as find work, and no more than one for each multiprocessor in all.
+/// The tokens do not depend on it.
+fn parts(multiprocessors: u32, rows: usize, vocabulary: usize) -> u32 {
+    let useful = vocabulary.div_ceil(GROUP).div_ceil(THREADS as usize);
+    let room = multiprocessors as usize / rows.max(1);
+    room.clamp(1, useful.max(1)) as u32
+}
+
+impl SampleShape {
+    /// The bytes that a launch for these rows moves: their parameters, logits, changes and bitsets once. 1 FLOP for each
+    /// token of a greedy row; of another one about 50, were all its tokens in the race. A greedy row is
+    /// spread over more blocks where there are more multiprocessors.
+    pub fn work(&self, rows: &[RowParams], multiprocessors: u32) -> Work {
+        let words = self.vocabulary.div_ceil(32);
+        let logits = self.vocabulary.div_ceil(GROUP) * GROUP * 4;
+        let parts = parts(multiprocessors, self.rows, self.vocabulary) as usize;
+        let mut work = Work::default();
+        let mut logits_rows: Vec<u32> = Vec::with_capacity(rows.len());
+        for row in rows {
+            // Flags, changes, temperature, logits row.
+            let (mut read, mut written, mut flops) = (28, 0, 0);
+            if !row.is_skipped() {
+                logits_rows.push(row.logits_row);
+                read += size_of::<Change>() * row.changes as usize;
+                if row.flags & MORE != 0 {
+                    read += 16;
+                }
+                if row.allowed != NONE {
+                    read += 4 * words;
+                }
+                written += 4;
+                let penalised = row.seen != NONE && row.repetition_penalty != 1.0;
+                if penalised {
+                    read += 4 * words;
+                }
+                if row.seen != NONE && row.flags & INSERT != 0 {
+                    read += if penalised { 0 } else { 4 };
+                    written += 4;
+                }
+                if row.is_greedy() {
+                    flops += self.vocabulary;
+                } else {
+                    read += 24;
+                    flops += 50 * self.vocabulary;
+                }
+                if row.wants_logprobs() {
+                    read += 4;
+                    written += 8 + 8 * (row.top as usize).min(self.vocabulary);
+                    flops += 15 * self.vocabulary;
+                } else if row.is_greedy() && parts > 1 {
+                    read += 8 * parts + 4;
+                    written += 8 * parts + 4;
+                }
+            }
+            let row = Work { bytes_read: read as u64, bytes_written: written as u64, flops: flops as u64 };
+            work = work + row;
+        }
+        logits_rows.sort_unstable();
+        logits_rows.dedup();
+        work.bytes_read += (logits * logits_rows.len()) as u64;
+        work
+    }
+}
+
 /// What [`Sample::launch`] reads.
 #[derive(Clone, Copy)]
 pub struct SampleInputs<'a> {
@@ -311,74 +377,18 @@ impl Sample {
     /// # Errors
     /// Those of [`Device::module`].
     pub fn load(device: &Device) -> Result<Sample, CudaError> {
-        let kernel = device.module("sample")?.kernel("sample_rows")?;
+        let kernel = device.module("sample")?.kernel(KERNEL)?;
         Ok(Sample { kernel, multiprocessors: device.properties().multiprocessors })
-    }
-
-    /// Blocks over which a greedy row is spread: as many as find work, and no more than one for each multiprocessor in
-    /// all. The tokens do not depend on it.
-    fn parts(&self, rows: usize, vocabulary: usize) -> u32 {
-        let useful = vocabulary.div_ceil(GROUP).div_ceil(THREADS as usize);
-        let room = self.multiprocessors as usize / rows.max(1);
-        room.clamp(1, useful.max(1)) as u32
     }
 
     /// Elements of [`SampleOutputs::partials`] that are enough for launches of 1 to `most_rows` rows.
     pub fn partials(&self, most_rows: usize, vocabulary: usize) -> usize {
-        (1..=most_rows).map(|rows| rows * self.parts(rows, vocabulary) as usize).max().unwrap_or(0)
+        (1..=most_rows).map(|rows| rows * parts(self.multiprocessors, rows, vocabulary) as usize).max().unwrap_or(0)
     }
 
-    /// The bytes that a launch for these rows moves: their parameters, logits, changes and bitsets once. 1 FLOP for each
-    /// token of a greedy row; of another one about 50, were all its tokens in the race.
+    /// [`SampleShape::work`] on this device.
     pub fn work(&self, shape: SampleShape, rows: &[RowParams]) -> Work {
-        let words = shape.vocabulary.div_ceil(32);
-        let logits = shape.vocabulary.div_ceil(GROUP) * GROUP * 4;
-        let parts = self.parts(shape.rows, shape.vocabulary) as usize;
-        let mut work = Work::default();
-        let mut logits_rows: Vec<u32> = Vec::with_capacity(rows.len());
-        for row in rows {
-            // Flags, changes, temperature, logits row.
-            let (mut read, mut written, mut flops) = (28, 0, 0);
-            if !row.is_skipped() {
-                logits_rows.push(row.logits_row);
-                read += size_of::<Change>() * row.changes as usize;
-                if row.flags & MORE != 0 {
-                    read += 16;
-                }
-                if row.allowed != NONE {
-                    read += 4 * words;
-                }
-                written += 4;
-                let penalised = row.seen != NONE && row.repetition_penalty != 1.0;
-                if penalised {
-                    read += 4 * words;
-                }
-                if row.seen != NONE && row.flags & INSERT != 0 {
-                    read += if penalised { 0 } else { 4 };
-                    written += 4;
-                }
-                if row.is_greedy() {
-                    flops += shape.vocabulary;
-                } else {
-                    read += 24;
-                    flops += 50 * shape.vocabulary;
-                }
-                if row.wants_logprobs() {
-                    read += 4;
-                    written += 8 + 8 * (row.top as usize).min(shape.vocabulary);
-                    flops += 15 * shape.vocabulary;
-                } else if row.is_greedy() && parts > 1 {
-                    read += 8 * parts + 4;
-                    written += 8 * parts + 4;
-                }
-            }
-            let row = Work { bytes_read: read as u64, bytes_written: written as u64, flops: flops as u64 };
-            work = work + row;
-        }
-        logits_rows.sort_unstable();
-        logits_rows.dedup();
-        work.bytes_read += (logits * logits_rows.len()) as u64;
-        work
+        shape.work(rows, self.multiprocessors)
     }
 
     /// Chooses one token for each of `inputs.rows`, the same that [`crate::sampling::sample`] chooses on the same
@@ -413,14 +423,14 @@ impl Sample {
             return CHECK.fail("changes", changes, "a number of 32 bits");
         };
         CHECK.matrix("changes", inputs.changes.into(), 1, changes)?;
-        let partials = rows * self.parts(rows, vocabulary) as usize;
+        let partials = rows * parts(self.multiprocessors, rows, vocabulary) as usize;
         if outputs.partials.len() < partials {
             return CHECK.fail("partials", outputs.partials.len(), format_args!("at least {partials} elements"));
         }
         if outputs.counters.len() < rows {
             return CHECK.fail("counters", outputs.counters.len(), format_args!("at least {rows} elements"));
         }
-        let mut launch = Launch::linear(self.parts(rows, vocabulary), THREADS);
+        let mut launch = Launch::linear(parts(self.multiprocessors, rows, vocabulary), THREADS);
         launch.grid[1] = row_count;
         let changed_tokens = vocabulary.div_ceil(TOKENS_OF_BLOCK) * CHANGED_TOKENS_BYTES;
         launch.shared_bytes = (SELECT_BYTES + RARE_BYTES + changed_tokens) as u32;

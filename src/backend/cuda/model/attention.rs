@@ -1,12 +1,13 @@
 //! Which attention kernels take which sequences of a step.
 
+use super::super::Properties;
 use super::super::kernels::attention_ordered::{self, Division, OrderedShape, SPLIT_LEN};
 use super::super::kernels::attention_prefill::{self, Tile};
 use super::super::kernels::paged::Sequence;
 use super::forward::decode_shape;
 use super::recordings::largest_bucket;
 use super::step::{heads, window};
-use super::{CudaOptions, Properties, split_len_for};
+use super::{CudaOptions, split_len_for};
 use crate::backend::Arithmetic;
 use crate::model::ModelSpec;
 
@@ -39,13 +40,13 @@ pub(super) struct StepTiles {
 }
 
 impl AttentionPlan {
-    pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, gpu: &Properties) -> AttentionPlan {
+    pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, device: &Properties) -> AttentionPlan {
         if options.arithmetic == Arithmetic::Fastest {
             return AttentionPlan::Fastest;
         }
         // Apart while there are fewer blocks than multiprocessors: from there on partial results, a tenth of the bytes of
         // keys and values, cost more than they gain. All steps of a bucket decide alike.
-        let multiprocessors = gpu.multiprocessors as usize;
+        let multiprocessors = device.multiprocessors as usize;
         let most = largest_bucket(multiprocessors.saturating_sub(1) / spec.kv_heads.max(1)).min(options.max_sequences);
         AttentionPlan::Ordered { most_split: most, split_room: most.max(attention_ordered::tile_rows(&heads(spec))) }
     }
@@ -86,11 +87,11 @@ impl AttentionPlan {
     }
 
     /// Elements of the workspace that serves any step.
-    pub(super) fn workspace_len(self, spec: &ModelSpec, options: &CudaOptions, gpu: &Properties) -> usize {
+    pub(super) fn workspace_len(self, spec: &ModelSpec, options: &CudaOptions, device: &Properties) -> usize {
         let most = match self {
             // Fewer sequences have more splits each: the largest workspace may be that of any number of them.
             AttentionPlan::Fastest => {
-                let len = |n| decode_shape(n, n, spec, split_len_for(n, spec, gpu)).workspace_len();
+                let len = |n| decode_shape(n, n, spec, split_len_for(n, spec, device)).workspace_len();
                 (1..=options.max_sequences).map(len).max()
             }
             // Tiles of more rows are fewer, and may see a split more.

@@ -57,12 +57,9 @@ pub(super) struct Kernels<T> {
 
 impl<T: Element> Kernels<T> {
     pub(super) fn load(device: &Device, spec: &ModelSpec, arithmetic: Arithmetic) -> Result<Kernels<T>, CudaError> {
-        let form = match spec.norm.kind {
-            NormKind::LayerNorm => NormForm::Layer,
-        };
         Ok(Kernels {
             embed: Embed::load(device)?,
-            norm: Norm::load(device, form)?,
+            norm: Norm::load(device, norm_form(spec.norm.kind))?,
             qkv: QkvProjection::load(device)?.with(arithmetic),
             attention: Attention::load(device, spec.head_dim, arithmetic)?,
             mlp_in: Projection::load(device, Epilogue::BiasGelu)?.with(arithmetic),
@@ -250,6 +247,13 @@ impl<'a, T: Element> Pass<'a, T> {
         // Each array begins at 256 bytes and holds whole elements.
         let short = CudaError::CopyLength { from: range.end, into: inputs.len() };
         inputs.planned(range.clone())?.cast().ok_or(short)
+    }
+}
+
+/// The norm kernel's form of a network's norms.
+pub(super) fn norm_form(kind: NormKind) -> NormForm {
+    match kind {
+        NormKind::LayerNorm => NormForm::Layer,
     }
 }
 

@@ -6,6 +6,7 @@
 //! | `memory` | what it takes of the GPU's memory, planned line by line |
 //! | `step`, `inputs` | a batch as the kernels are told of it, and its way to the device |
 //! | `attention` | which attention kernels take which sequences |
+//! | [`account`] | what each launch of a step moves and computes |
 //! | `forward` | the pass from token ids to logits, launch by launch |
 //! | `workspace` | activations, logits and the cache |
 //! | `recordings` | decode steps recorded as graphs, one for each bucket of rows |
@@ -18,6 +19,7 @@
 //! device ([`DeviceQueue::forward_drawn`]), so that a step can be given to the GPU before the ids of the step before have
 //! reached the host.
 
+pub mod account;
 mod attention;
 mod changes;
 mod forward;
@@ -367,8 +369,9 @@ fn check_supported(spec: &ModelSpec, options: &CudaOptions) -> Result<(), Backen
     }
 }
 
-fn split_len_for(sequences: usize, spec: &ModelSpec, gpu: &Properties) -> usize {
-    split_len(sequences, &heads(spec), window(spec), spec.max_positions, gpu.multiprocessors as usize)
+fn split_len_for(sequences: usize, spec: &ModelSpec, device: &Properties) -> usize {
+    let multiprocessors = device.multiprocessors as usize;
+    split_len(sequences, &heads(spec), window(spec), spec.max_positions, multiprocessors)
 }
 
 impl From<CudaError> for BackendError {

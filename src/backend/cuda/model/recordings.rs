@@ -1,7 +1,7 @@
 //! Decode steps recorded as graphs, one for each bucket of rows.
 
 use super::super::error::CudaError;
-use super::super::{Device, Graph, Stream};
+use super::super::{Device, Graph, Properties, Stream};
 use super::attention::AttentionPlan;
 use super::memory::Sizes;
 use super::step::{StepLayout, StepShape};
@@ -71,30 +71,39 @@ pub(super) struct Recordings {
 
 impl Recordings {
     pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, device: &Device) -> Recordings {
-        let attention = AttentionPlan::new(spec, options, device.properties());
-        let most = options.max_sequences.min(options.max_rows).min(Sizes::logits_rows(options));
-        let bucket = |rows| {
-            let shape = shape(rows, spec, options, attention);
+        let bucket = |shape: StepShape| {
             let recording = if device.is_synchronous() { Recording::Never } else { Recording::New };
-            let split_len = split_len_for(rows, spec, device.properties());
+            let split_len = split_len_for(shape.sequences, spec, device.properties());
             Bucket { shape, layout: StepLayout::new(shape), split_len, recording }
         };
-        Recordings { buckets: BUCKETS.into_iter().filter(|rows| *rows <= most).map(bucket).collect() }
+        Recordings { buckets: bucket_shapes(spec, options, device.properties()).map(bucket).collect() }
     }
 
     /// The smallest bucket that a step of this shape fits into, where each of its sequences has one row.
     pub(super) fn bucket_for(&mut self, exact: StepShape) -> Option<&mut Bucket> {
-        if exact.rows != exact.sequences {
-            return None;
-        }
-        self.buckets.iter_mut().find(|Bucket { shape, .. }| {
-            exact.rows <= shape.rows
-                && exact.blocks <= shape.blocks
-                && exact.tiles <= shape.tiles
-                && exact.split_tiles <= shape.split_tiles
-                && exact.split_rows <= shape.split_rows
-        })
+        self.buckets.iter_mut().find(|bucket| takes(bucket.shape, exact))
     }
+}
+
+/// The shapes of the buckets, in ascending order of rows.
+pub(super) fn bucket_shapes(
+    spec: &ModelSpec,
+    options: &CudaOptions,
+    device: &Properties,
+) -> impl Iterator<Item = StepShape> {
+    let attention = AttentionPlan::new(spec, options, device);
+    let most = options.max_sequences.min(options.max_rows).min(Sizes::logits_rows(options));
+    BUCKETS.into_iter().filter(move |rows| *rows <= most).map(move |rows| shape(rows, spec, options, attention))
+}
+
+/// Whether a step of the shape `exact` fits into a bucket.
+pub(super) fn takes(bucket: StepShape, exact: StepShape) -> bool {
+    exact.rows == exact.sequences
+        && exact.rows <= bucket.rows
+        && exact.blocks <= bucket.blocks
+        && exact.tiles <= bucket.tiles
+        && exact.split_tiles <= bucket.split_tiles
+        && exact.split_rows <= bucket.split_rows
 }
 
 /// A bucket's step: `rows` sequences of one row, each with as many blocks as it may see.

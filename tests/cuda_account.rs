@@ -1,0 +1,218 @@
+//! The account of a step against the step: as many launches as the interpreter ran, the same kernels in the same order,
+//! and of each the bytes that it moved.
+
+mod common;
+
+use std::num::NonZeroU32;
+use std::path::Path;
+
+use half::{bf16, f16};
+use rigel::backend::cuda::kernels::Element;
+use rigel::backend::cuda::model::account::{LaunchAccount, Part, SequenceStep, StepDescription, account};
+use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
+use rigel::backend::cuda::{ComputeCapability, Properties};
+use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows};
+use rigel::checkpoint::{Checkpoint, Config, ModelSource};
+use rigel::kv::PageId;
+use rigel::model::ModelSpec;
+use rigel::sampling::{SampleRow, SamplingParams};
+use rigel::text::TokenId;
+use rigel_interpreter::LaunchCounters;
+
+const PAGE_SIZE: u32 = 16;
+/// Pages of each sequence.
+const PAGES: u32 = 6;
+
+fn options(arithmetic: Arithmetic) -> CudaOptions {
+    CudaOptions {
+        page_size: NonZeroU32::new(PAGE_SIZE).unwrap(),
+        pages: 5 * PAGES,
+        max_rows: 96,
+        max_sequences: 5,
+        arithmetic,
+    }
+}
+
+fn golden(name: &str) -> (Checkpoint, ModelSpec) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name);
+    let checkpoint = Checkpoint::open(&ModelSource::directory(directory).unwrap()).unwrap();
+    let mut spec = ModelSpec::from_checkpoint(&checkpoint).unwrap();
+    spec.untie_stored_head(&checkpoint);
+    (checkpoint, spec)
+}
+
+/// The same kernels in the same order, and the bytes of each within 2 %.
+fn assert_as_counted(declared: &[LaunchAccount], counted: &[LaunchCounters], place: &str) {
+    let names = |names: Vec<&str>| names.join(" ");
+    let expected = names(counted.iter().map(|launch| launch.kernel.as_str()).collect());
+    assert_eq!(names(declared.iter().map(|launch| launch.kernel.as_str()).collect()), expected, "{place}");
+    for (index, (declared, counted)) in declared.iter().zip(counted).enumerate() {
+        for (what, declared_bytes, counted_bytes) in [
+            ("read", declared.work.bytes_read, counted.bytes_read),
+            ("written", declared.work.bytes_written, counted.bytes_written),
+        ] {
+            let off = counted_bytes.abs_diff(declared_bytes) as f64;
+            let LaunchAccount { kernel, part, .. } = declared;
+            assert!(
+                off <= 0.02 * declared_bytes as f64,
+                "{place}, launch {index}, {part} ({kernel}): {counted_bytes} bytes {what}, {declared_bytes} declared"
+            );
+        }
+    }
+}
+
+/// Steps of `(sequence, rows)`: prompts, chunks beside single rows, decode of 1 to 5 sequences, so that steps fit a
+/// bucket or are padded to one. Each is held against its account as it is launched, recorded and replayed.
+const STEPS: [&[(usize, u32)]; 8] = [
+    &[(0, 40), (1, 9), (2, 3)],
+    &[(0, 1)],
+    &[(0, 1), (1, 20), (2, 1)],
+    &[(0, 1), (1, 1), (2, 1)],
+    &[(3, 30), (4, 2)],
+    &[(0, 1), (1, 1), (2, 1), (3, 1), (4, 1)],
+    &[(0, 1), (1, 1), (2, 1), (3, 1)],
+    &[(1, 1), (2, 1), (3, 1)],
+];
+
+fn follows_its_account<T: Element>(bench: &common::Bench, name: &str, arithmetic: Arithmetic) {
+    let Some(interpreter) = bench.interpreter() else { return };
+    let (checkpoint, spec) = golden(name);
+    let options = options(arithmetic);
+    let mut backend = CudaBackend::<T>::new(bench.device(), &checkpoint, spec.clone(), &options, &mut |_| {}).unwrap();
+    let pages: Vec<Vec<PageId>> = (0..5).map(|s| (s * PAGES..(s + 1) * PAGES).map(PageId).collect()).collect();
+    let mut computed = [0u32; 5];
+    for (number, step) in STEPS.into_iter().enumerate() {
+        let described: Vec<SequenceStep> =
+            step.iter().map(|&(sequence, rows)| SequenceStep { rows, start: computed[sequence] }).collect();
+        let total: u32 = step.iter().map(|(_, rows)| rows).sum();
+        // Ids that differ, and none of them that of padding.
+        let ids: Vec<TokenId> = (1..=total).map(TokenId).collect();
+        let mut first = 0;
+        let mut sequences = Vec::new();
+        for &(sequence, rows) in step {
+            let (start, pages) = (computed[sequence], &pages[sequence]);
+            sequences.push(SequenceRows { rows: first..first + rows as usize, start, first_block: 0, pages });
+            first += rows as usize;
+        }
+        let ends: Vec<usize> = sequences.iter().map(|sequence| sequence.rows.end - 1).collect();
+        let params = SamplingParams::default();
+        let draw = |row| SampleRow {
+            logits_row: row,
+            params: &params,
+            position: 0,
+            history: None,
+            banned: &[],
+            processor: None,
+            logprobs: None,
+        };
+        let draws: Vec<SampleRow<'_>> = (0..ends.len()).map(draw).collect();
+        let step_description =
+            StepDescription { sequences: &described, logits_rows: ends.len(), sampled_rows: ends.len() };
+        let declared = account::<T>(&spec, &options, bench.device().properties(), &step_description);
+        // Launched, recorded, replayed.
+        for time in 0..3 {
+            interpreter.clear_counters();
+            backend.forward(&Batch { token_ids: &ids, sequences: &sequences, logits_rows: &ends }).unwrap();
+            backend.sample(&draws).unwrap();
+            let place = format!("{name} {} {arithmetic:?}, step {number}, time {time}", T::NAME);
+            assert_as_counted(&declared, &interpreter.counters(), &place);
+        }
+        step.iter().for_each(|(sequence, rows)| computed[*sequence] += rows);
+    }
+}
+
+device_test! {
+    fn every_launch_moves_what_its_account_says() {
+        common::on_one_schedule(|bench| {
+            for arithmetic in [Arithmetic::Fastest, Arithmetic::BatchInvariant] {
+                follows_its_account::<bf16>(bench, "gqa9", arithmetic);
+                follows_its_account::<f16>(bench, "gqa2-d128", arithmetic);
+            }
+            follows_its_account::<bf16>(bench, "nobias", Arithmetic::Fastest);
+        });
+    }
+}
+
+/// The published 3B, 7B and 15B.
+fn published() -> Vec<ModelSpec> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/configs");
+    let spec = |size: &str| {
+        let json = std::fs::read(directory.join(format!("starcoder2-{size}.json"))).unwrap();
+        ModelSpec::from_config(&Config::parse(&json, "config.json").unwrap()).unwrap()
+    };
+    ["3b", "7b", "15b"].map(spec).to_vec()
+}
+
+fn h200() -> Properties {
+    Properties {
+        name: "NVIDIA H200".to_owned(),
+        compute_capability: ComputeCapability { major: 9, minor: 0 },
+        multiprocessors: 132,
+        shared_bytes: 227 << 10,
+        l2_bytes: 50 << 20,
+        memory_bytes: 141 << 30,
+    }
+}
+
+/// What `rows` decoding sequences at position `start` cost.
+fn decode(spec: &ModelSpec, arithmetic: Arithmetic, rows: usize, start: u32) -> Vec<LaunchAccount> {
+    let options = CudaOptions {
+        page_size: NonZeroU32::new(64).unwrap(),
+        pages: 4096,
+        max_rows: 512,
+        max_sequences: 64,
+        arithmetic,
+    };
+    let sequences = vec![SequenceStep { rows: 1, start }; rows];
+    let step = StepDescription { sequences: &sequences, logits_rows: rows, sampled_rows: rows };
+    account::<bf16>(spec, &options, &h200(), &step)
+}
+
+/// Products and attention itself; norms and merges have FLOPs that `Counts` does not count.
+fn counted_flops(launches: &[LaunchAccount]) -> u64 {
+    let counts =
+        |launch: &&LaunchAccount| !matches!(launch.family, "norm" | "sample") && !launch.kernel.contains("merge");
+    launches.iter().filter(counts).map(|launch| launch.work.flops).sum()
+}
+
+#[test]
+fn a_step_costs_what_the_counts_say() {
+    for spec in published() {
+        let counts = spec.counts();
+        for arithmetic in [Arithmetic::Fastest, Arithmetic::BatchInvariant] {
+            for start in [0, 1000, 4095, 9000] {
+                let place = format!("{} layers, {arithmetic:?}, position {start}", spec.layers);
+                let one = decode(&spec, arithmetic, 1, start);
+                assert_eq!(counted_flops(&one), counts.flops_per_token(start.into()), "{place}");
+                let two = decode(&spec, arithmetic, 2, start);
+                assert_eq!(counted_flops(&two), 2 * counts.flops_per_token(start.into()), "{place}");
+                // Bytes of products, norms and rows of the embedding are those of weights and so many a row more.
+                let read = |launches: &[LaunchAccount]| -> u64 {
+                    let weights = |launch: &&LaunchAccount| !matches!(launch.part, Part::Attention | Part::Sample);
+                    launches.iter().filter(weights).map(|launch| launch.work.bytes_read).sum()
+                };
+                // Rotations are one row's for both, as they stand at one position.
+                let rotations = (spec.layers * spec.head_dim * 4) as u64;
+                let weights = 2 * read(&one) - read(&two) - rotations;
+                let hidden = spec.hidden_size as u64;
+                assert_eq!(weights, counts.weight_bytes_per_token(2) - 2 * hidden, "{place}");
+                // Attention reads the cache once: what it reads more with every position, while none is hidden.
+                if start < 4095 && arithmetic == Arithmetic::Fastest {
+                    let read = |launches: &[LaunchAccount]| -> u64 {
+                        let attention = |l: &&LaunchAccount| l.part == Part::Attention && !l.kernel.contains("merge");
+                        launches.iter().filter(attention).map(|launch| launch.work.bytes_read).sum()
+                    };
+                    // Within a page, so that the tables are as long.
+                    let next = decode(&spec, arithmetic, 1, start + 1);
+                    assert_eq!(read(&next) - read(&one), counts.kv_bytes_per_token(2), "{place}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_step_of_no_rows_launches_nothing() {
+    let spec = &published()[0];
+    assert_eq!(decode(spec, Arithmetic::Fastest, 0, 0), []);
+}
