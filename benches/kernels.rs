@@ -42,7 +42,8 @@ fn measure(criterion: &mut Criterion, stream: &Stream, case: &Case) {
     // Inputs are made when the filter has let the case through.
     let mut inputs: Option<Box<dyn Launches>> = None;
     group.bench_function(BenchmarkId::from_parameter(sizes), |bencher| {
-        let launches = inputs.get_or_insert_with(|| case.prepare::<bf16>(stream, SETS, 0).expect("room for the inputs"));
+        let launches =
+            inputs.get_or_insert_with(|| case.prepare::<bf16>(stream, SETS, 0).expect("room for the inputs"));
         let mut next = 0;
         bencher.iter_custom(|iterations| {
             let start = stream.record().expect("an event");

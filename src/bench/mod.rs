@@ -7,17 +7,21 @@
 //! |---|---|
 //! | [`report`] | the one JSON schema: [`Report`], [`Row`], [`Ceiling`] |
 //! | [`times`] | [`Times`]: median and spread of one figure |
+//! | [`model`] | whole models in llama-bench's words |
 //! | [`shapes`] | networks by name or config.json, for measuring without a checkpoint |
 //! | [`table`] | [`table::Table`]: Markdown that lines up |
 //! | `kernels` | every kernel alone, at models' shapes, beside PyTorch's |
+//! | [`cpu_limits`] | what a processor can do |
 //! | [`compare`] | two reports, as ratios |
 //!
 //! Nothing here knows of terminals or arguments; `src/cli` prints.
 
 pub mod compare;
+pub mod cpu_limits;
 mod device;
 #[cfg(feature = "cuda")]
 pub mod kernels;
+pub mod model;
 pub mod report;
 pub mod shapes;
 pub mod table;
