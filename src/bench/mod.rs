@@ -8,6 +8,8 @@
 //! | [`report`] | the one JSON schema: [`Report`], [`Row`], [`Ceiling`] |
 //! | [`times`] | [`Times`]: median and spread of one figure |
 //! | [`shapes`] | networks by name or config.json, for measuring without a checkpoint |
+//! | [`start`] | from the start of a process to its first token |
+//! | [`synthetic`] | checkpoints of random weights, as files |
 //! | [`table`] | [`table::Table`]: Markdown that lines up |
 //! | `kernels` | every kernel alone, at models' shapes, beside PyTorch's |
 //! | [`compare`] | two reports, as ratios |
@@ -20,6 +22,8 @@ mod device;
 pub mod kernels;
 pub mod report;
 pub mod shapes;
+pub mod start;
+pub mod synthetic;
 pub mod table;
 pub mod times;
 

@@ -3,6 +3,7 @@
 mod compare;
 #[cfg(feature = "cuda")]
 mod kernels;
+mod start;
 
 use clap::{Args, Subcommand};
 
@@ -20,6 +21,7 @@ pub struct Bench {
 enum Command {
     #[cfg(feature = "cuda")]
     Kernels(kernels::Kernels),
+    Start(start::Start),
     Compare(compare::Compare),
 }
 
@@ -28,6 +30,7 @@ impl Bench {
         match self.command {
             #[cfg(feature = "cuda")]
             Command::Kernels(command) => command.run(out),
+            Command::Start(command) => command.run(out),
             Command::Compare(command) => command.run(out),
         }
     }
