@@ -9,6 +9,8 @@
 //! | [`times`] | [`Times`]: median and spread of one figure |
 //! | [`model`] | whole models in llama-bench's words |
 //! | [`shapes`] | networks by name or config.json, for measuring without a checkpoint |
+//! | [`start`] | from the start of a process to its first token |
+//! | [`synthetic`] | checkpoints of random weights, as files |
 //! | [`table`] | [`table::Table`]: Markdown that lines up |
 //! | `kernels` | every kernel alone, at models' shapes, beside PyTorch's |
 //! | [`cpu_limits`] | what a processor can do |
@@ -24,6 +26,8 @@ pub mod kernels;
 pub mod model;
 pub mod report;
 pub mod shapes;
+pub mod start;
+pub mod synthetic;
 pub mod table;
 pub mod times;
 

@@ -14,6 +14,10 @@ mod generate;
 mod help;
 mod infill;
 mod inspect;
+#[cfg(feature = "cuda")]
+mod plan;
 mod respond;
 mod score;
+mod start;
+mod synth;
 mod tokenize;

@@ -4,6 +4,7 @@ mod compare;
 #[cfg(feature = "cuda")]
 mod kernels;
 mod model;
+mod start;
 
 use clap::{Args, Subcommand};
 
@@ -22,6 +23,7 @@ enum Command {
     #[cfg(feature = "cuda")]
     Kernels(kernels::Kernels),
     Model(model::Model),
+    Start(start::Start),
     Compare(compare::Compare),
 }
 
@@ -31,6 +33,7 @@ impl Bench {
             #[cfg(feature = "cuda")]
             Command::Kernels(command) => command.run(out),
             Command::Model(command) => command.run(out),
+            Command::Start(command) => command.run(out),
             Command::Compare(command) => command.run(out),
         }
     }
