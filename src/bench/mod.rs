@@ -9,10 +9,16 @@
 //! | [`times`] | [`Times`]: median and spread of one figure |
 //! | [`table`] | [`table::Table`]: Markdown that lines up |
 //! | [`compare`] | two reports, as ratios |
+//! | [`plot`] | pictures as SVG |
+//! | `profile` | one step launch by launch (with the feature `cuda`) |
 //!
 //! Nothing here knows of terminals or arguments; `src/cli` prints.
 
 pub mod compare;
+mod device;
+pub mod plot;
+#[cfg(feature = "cuda")]
+pub mod profile;
 pub mod report;
 pub mod table;
 pub mod times;

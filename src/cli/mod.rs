@@ -4,7 +4,7 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `generate` `respond` `chat` `infill` `batch` `score` `tokenize` `detokenize` `inspect` `bench` `doctor` | a command's arguments and what it does |
+//! | `generate` `respond` `chat` `infill` `batch` `score` `tokenize` `detokenize` `inspect` `bench` `profile` `doctor` | a command's arguments and what it does |
 //! | `model_args` `sampling_args` | options of several commands |
 //! | `input` | stdin, files, JSON lines |
 //! | `completion` | one request to text or to a JSON object |
@@ -30,6 +30,7 @@ mod load_bar;
 mod log;
 mod model_args;
 mod output;
+mod profile;
 mod respond;
 mod sampling_args;
 mod score;
@@ -81,6 +82,7 @@ enum Command {
     Detokenize(detokenize::Detokenize),
     Inspect(inspect::Inspect),
     Bench(bench::Bench),
+    Profile(profile::Profile),
     Doctor(doctor::Doctor),
 }
 
@@ -97,6 +99,7 @@ impl Command {
             Command::Detokenize(command) => command.run(out),
             Command::Inspect(command) => command.run(out),
             Command::Bench(command) => command.run(out),
+            Command::Profile(command) => command.run(out),
             Command::Doctor(command) => command.run(out),
         }
     }

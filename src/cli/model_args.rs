@@ -118,12 +118,24 @@ enum DeviceArg {
     Cuda,
 }
 
+/// `--dtype`.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum DtypeArg {
+pub enum DtypeArg {
     #[default]
     Auto,
     Bf16,
     F16,
+}
+
+impl DtypeArg {
+    /// As the library has it.
+    pub fn weights(self) -> WeightDtype {
+        match self {
+            DtypeArg::Auto => WeightDtype::Auto,
+            DtypeArg::Bf16 => WeightDtype::Bf16,
+            DtypeArg::F16 => WeightDtype::F16,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -147,17 +159,13 @@ impl ModelArgs {
             DeviceArg::Cpu => Device::Cpu,
             DeviceArg::Cuda => Device::Cuda,
         };
-        let dtype = match self.dtype {
-            DtypeArg::Auto => WeightDtype::Auto,
-            DtypeArg::Bf16 => WeightDtype::Bf16,
-            DtypeArg::F16 => WeightDtype::F16,
-        };
         let speculation = match self.speculation {
             SpeculationArg::Auto => Speculation::Auto,
             SpeculationArg::PromptLookup => Speculation::PromptLookup,
             SpeculationArg::Off => Speculation::Off,
         };
-        let mut builder = Engine::builder().source(source).device(device).dtype(dtype).speculation(speculation);
+        let mut builder =
+            Engine::builder().source(source).device(device).dtype(self.dtype.weights()).speculation(speculation);
         builder = builder.on_load(bar.drawer());
         if self.batch_invariant {
             builder = builder.arithmetic(Arithmetic::BatchInvariant);
