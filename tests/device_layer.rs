@@ -390,7 +390,7 @@ device_test! {
 
 /// Bytes of the parameters of every kernel of a file, as its launcher gives them.
 /// An entry is for those names of its file that begin with its prefix and with that of no entry before it.
-const PARAMETERS: [(&str, &str, &[usize]); 15] = [
+const PARAMETERS: [(&str, &str, &[usize]); 16] = [
     ("attention_decode", "attention_decode_merge_", &[8, 8, 8, 4, 4, 4]),
     ("attention_decode", "attention_decode_split_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4]),
     ("attention_ordered", "attention_ordered_merge_", &[8, 8, 8, 8, 4, 4, 4, 4]),
@@ -405,6 +405,7 @@ const PARAMETERS: [(&str, &str, &[usize]); 15] = [
     ("gemv", "gemv_bias_", &[8, 8, 8, 8, 4, 4, 4]),
     ("logprobs", "logprobs_", &[8, 8, 8, 4, 4, 4]),
     ("norm", "norm_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4]),
+    ("random", "random_fill_", &[8, 8, 4, 4, 4, 4, 4, 4]),
     ("sample", "sample_", &[8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4]),
 ];
 

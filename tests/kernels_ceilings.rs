@@ -15,7 +15,7 @@ device_test! {
             for words in [4, 1000, 4 * 256 * 8 + 4, 1_100_004] {
                 let source: Vec<u32> = (0..words).map(|_| random.bits() as u32).collect();
                 let memory = bench.stream.upload(&source).unwrap();
-                let mut folded = bench.stream.zeroed::<u32>(ceilings.folded_len()).unwrap();
+                let mut folded = bench.stream.zeroed::<u32>(ceilings.folded_len(words)).unwrap();
                 bench.run(ceilings.read_work(words), || ceilings.read(&bench.stream, memory.view(), folded.view_mut()));
                 let folded = bench.stream.download(folded.view()).unwrap();
                 let all = |words: &[u32]| words.iter().fold(0, |sum, word| sum ^ word);
@@ -45,9 +45,9 @@ device_test! {
         on_every_schedule(|bench| {
             let ceilings = Ceilings::load(bench.device()).unwrap();
             let source = bench.stream.zeroed::<u32>(8).unwrap();
-            let mut folded = bench.stream.zeroed::<u32>(ceilings.folded_len() + 4).unwrap();
+            let mut folded = bench.stream.zeroed::<u32>(ceilings.folded_len(8) + 4).unwrap();
             let mut passed = bench.stream.zeroed::<u64>(4).unwrap();
-            let len = ceilings.folded_len();
+            let len = ceilings.folded_len(8);
             let operand = |result: Result<(), CudaError>, what: &str| match result {
                 Err(CudaError::Operand { what: found, .. }) => assert_eq!(found, what),
                 other => panic!("{what}: {other:?}"),

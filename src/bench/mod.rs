@@ -7,7 +7,9 @@
 //! |---|---|
 //! | [`report`] | the one JSON schema: [`Report`], [`Row`], [`Ceiling`] |
 //! | [`times`] | [`Times`]: median and spread of one figure |
+//! | [`shapes`] | networks by name or config.json, for measuring without a checkpoint |
 //! | [`table`] | [`table::Table`]: Markdown that lines up |
+//! | `kernels` | every kernel alone, at models' shapes, beside PyTorch's |
 //! | [`compare`] | two reports, as ratios |
 //! | [`plot`] | pictures as SVG |
 //! | `profile` | one step launch by launch (with the feature `cuda`) |
@@ -16,10 +18,13 @@
 
 pub mod compare;
 mod device;
+#[cfg(feature = "cuda")]
+pub mod kernels;
 pub mod plot;
 #[cfg(feature = "cuda")]
 pub mod profile;
 pub mod report;
+pub mod shapes;
 pub mod table;
 pub mod times;
 

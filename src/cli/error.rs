@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use rigel::bench::report::ReportError;
+use rigel::bench::shapes::ShapesError;
 use rigel::checkpoint::CheckpointError;
 use rigel::engine::{EngineError, Failure, RequestError};
 use rigel::sampling::InvalidParam;
@@ -45,6 +46,9 @@ pub enum CliError {
     /// A result of a bench.
     #[error(transparent)]
     Report(#[from] ReportError),
+    /// A network to measure.
+    #[error(transparent)]
+    Shapes(#[from] ShapesError),
     #[error(transparent)]
     Request(RequestError),
     #[error(transparent)]

@@ -8,7 +8,7 @@
 //! | module | noun |
 //! |---|---|
 //! | [`driver`] | the driver's library: is there one, which CUDA does it support |
-//! | [`Device`] | one GPU: properties, memory, loaded kernels |
+//! | [`Device`], [`Card`] | one GPU: properties, memory, loaded kernels; those known by name |
 //! | [`Stream`], [`Event`], [`Graph`] | work in order, a point in it, a recording of it |
 //! | [`Buffer`], [`Slice`], [`SliceMut`], [`Pinned`] | typed memory with a length, on the device and pinned on the host |
 //! | [`Image`], [`Module`], [`Kernel`] | a fatbin, the fatbin loaded, one function of it |
@@ -20,6 +20,7 @@
 //! | [`model`] | a whole model: [`CudaBackend`](model::CudaBackend) |
 
 mod buffer;
+mod card;
 mod convert;
 mod cubin;
 pub mod cupti;
@@ -43,6 +44,7 @@ mod weights;
 mod work;
 
 pub use buffer::{Buffer, Slice, SliceMut};
+pub use card::Card;
 pub use device::{ComputeCapability, Device, Properties, properties};
 pub use error::CudaError;
 pub use event::Event;

@@ -1,6 +1,8 @@
 //! `rigel bench`: figures that anyone can repeat.
 
 mod compare;
+#[cfg(feature = "cuda")]
+mod kernels;
 
 use clap::{Args, Subcommand};
 
@@ -16,12 +18,16 @@ pub struct Bench {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[cfg(feature = "cuda")]
+    Kernels(kernels::Kernels),
     Compare(compare::Compare),
 }
 
 impl Bench {
     pub fn run(self, out: &mut Output) -> Result<(), CliError> {
         match self.command {
+            #[cfg(feature = "cuda")]
+            Command::Kernels(command) => command.run(out),
             Command::Compare(command) => command.run(out),
         }
     }

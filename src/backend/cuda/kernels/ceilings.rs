@@ -11,8 +11,9 @@ use super::Check;
 
 const CHECK_READ: Check = Check { kernel: "read_words" };
 const CHECK_WAIT: Check = Check { kernel: "wait_and_count" };
-/// kThreads of the kernel.
+/// kThreads and kLoads of the kernel.
 const THREADS: u32 = 256;
+const LOADS: usize = 8;
 const WARPS: usize = THREADS as usize / 32;
 /// Blocks for each multiprocessor: all that run at a time, with 2048 threads there.
 const BLOCKS: u32 = 8;
@@ -40,14 +41,20 @@ impl Ceilings {
         Ok(Ceilings { read: module.kernel("read_words")?, wait: module.kernel("wait_and_count")?, blocks })
     }
 
-    /// Elements of `folded` of [`Ceilings::read`].
-    pub fn folded_len(&self) -> usize {
-        self.blocks as usize * WARPS
+    /// Elements of `folded` of [`Ceilings::read`] for `words` words.
+    pub fn folded_len(&self, words: usize) -> usize {
+        self.blocks_for(words) as usize * WARPS
+    }
+
+    /// As many as find something to read.
+    fn blocks_for(&self, words: usize) -> u32 {
+        let useful = words.div_ceil(WORDS * LOADS * THREADS as usize);
+        u32::try_from(useful).unwrap_or(u32::MAX).clamp(1, self.blocks)
     }
 
     /// What [`Ceilings::read`] moves for `words` words.
     pub fn read_work(&self, words: usize) -> Work {
-        Work { bytes_read: 4 * words as u64, bytes_written: 4 * self.folded_len() as u64, flops: 0 }
+        Work { bytes_read: 4 * words as u64, bytes_written: 4 * self.folded_len(words) as u64, flops: 0 }
     }
 
     /// `folded` = the words of `source` by exclusive or, in [`Ceilings::folded_len`] parts: together those of all.
@@ -60,11 +67,11 @@ impl Ceilings {
             return CHECK_READ.fail("source", source.len(), "a multiple of 4 words, not 0");
         }
         CHECK_READ.matrix("source", source.into(), 1, source.len())?;
-        CHECK_READ.matrix("folded", (&folded).into(), 1, self.folded_len())?;
+        CHECK_READ.matrix("folded", (&folded).into(), 1, self.folded_len(source.len()))?;
         let vectors = (source.len() / WORDS) as u64;
         let arguments = Arguments::new().input(source).output(&folded).scalar(vectors);
         // SAFETY: the arguments are those of read_words, checked above to have the lengths that it indexes.
-        unsafe { stream.launch(&self.read, &Launch::linear(self.blocks, THREADS), &arguments) }
+        unsafe { stream.launch(&self.read, &Launch::linear(self.blocks_for(source.len()), THREADS), &arguments) }
     }
 
     /// `passed` = cycles of a multiprocessor and nanoseconds that go by in a wait of at least `nanoseconds`, which

@@ -14,6 +14,7 @@ pub mod gemv;
 pub mod norm;
 pub mod paged;
 pub mod product;
+pub mod random;
 pub mod sample;
 
 use std::fmt::Display;

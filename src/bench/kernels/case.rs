@@ -1,0 +1,495 @@
+//! What is measured: every kernel at the shapes that the published models give it. Pure arithmetic, no device.
+
+use serde_json::Value;
+
+use crate::backend::cuda::Properties;
+use crate::backend::cuda::Work;
+use crate::backend::cuda::kernels::BiasTerm;
+use crate::backend::cuda::kernels::attention_decode::{DecodeShape, split_len};
+use crate::backend::cuda::kernels::attention_ordered::{self, Division, OrderedShape, SPLIT_LEN};
+use crate::backend::cuda::kernels::attention_prefill::{self, PrefillShape, Tile};
+use crate::backend::cuda::kernels::embed::EmbedShape;
+use crate::backend::cuda::kernels::gemv;
+use crate::backend::cuda::kernels::norm::{Addition, NormForm, NormShape};
+use crate::backend::cuda::kernels::paged::{Heads, Sequence};
+use crate::backend::cuda::kernels::product::{Epilogue, Path, ProductShape, QkvShape};
+use crate::backend::cuda::layout::padded;
+use crate::model::{ModelSpec, NormKind};
+
+use super::super::report::{Row, Suite};
+
+/// Positions of a page: as the engine has them.
+pub(super) const PAGE_SIZE: usize = 64;
+
+/// One kernel at one shape.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Case {
+    /// Whose shapes: `starcoder2-15b`.
+    pub model: String,
+    /// The kernel and its sizes.
+    pub what: What,
+}
+
+/// A launch, or the two of a split attention.
+#[derive(Debug, Clone, PartialEq)]
+pub enum What {
+    /// Rows of the embedding.
+    Embed(EmbedShape),
+    /// A norm, with nothing added.
+    Norm(NormShape, NormForm),
+    /// Queries, keys and values, rotated and written to the cache.
+    Qkv(QkvShape, BiasTerm),
+    /// A matrix of a layer.
+    Product(Part, ProductShape, BiasTerm),
+    /// Logits.
+    Head(ProductShape),
+    /// One row of each of `batch` sequences that hold `context` positions, this one included.
+    Decode {
+        /// Sequences.
+        batch: usize,
+        /// Positions of each.
+        context: usize,
+        /// The launch.
+        shape: DecodeShape,
+    },
+    /// A whole prompt of `length` rows.
+    Prefill {
+        /// Its rows.
+        length: usize,
+        /// The launch.
+        shape: PrefillShape,
+    },
+    /// Batch-invariant attention of one row of each of `batch` sequences.
+    OrderedDecode {
+        /// Sequences.
+        batch: usize,
+        /// Positions of each.
+        context: usize,
+        /// The launch.
+        shape: OrderedShape,
+    },
+    /// Batch-invariant attention of a whole prompt.
+    OrderedPrefill {
+        /// Its rows.
+        length: usize,
+        /// The launch.
+        shape: OrderedShape,
+    },
+    /// A token for each of `rows` rows.
+    Sample {
+        /// Rows.
+        rows: usize,
+        /// Tokens.
+        vocabulary: usize,
+        /// How they are chosen.
+        choice: Choice,
+    },
+    /// Log-probabilities of one target and the five best tokens of each of `rows` rows.
+    Logprobs {
+        /// Rows.
+        rows: usize,
+        /// Tokens.
+        vocabulary: usize,
+    },
+}
+
+/// Which matrix of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Attention's way out.
+    AttentionOut,
+    /// The MLP's way in.
+    MlpIn,
+    /// The MLP's way out.
+    MlpOut,
+}
+
+impl Part {
+    /// As the account of a step calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::AttentionOut => "attention_out",
+            Part::MlpIn => "mlp_in",
+            Part::MlpOut => "mlp_out",
+        }
+    }
+
+    /// What follows its sums.
+    pub fn epilogue(self) -> Epilogue {
+        match self {
+            Part::AttentionOut | Part::MlpOut => Epilogue::BiasResidual,
+            Part::MlpIn => Epilogue::BiasGelu,
+        }
+    }
+}
+
+/// How a token is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// The likeliest.
+    Greedy,
+    /// Temperature 0.8, top-p 0.95.
+    Nucleus,
+}
+
+/// Numbers of rows of products: decoding alone, in batches, and prompts.
+const ROWS: [usize; 12] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048, 8192];
+/// Rows of what is bound by launching or by bytes whatever the number.
+const FEW_ROWS: [usize; 4] = [1, 16, 256, 2048];
+/// Rows with logits.
+const LOGITS_ROWS: [usize; 5] = [1, 8, 32, 64, 256];
+/// Batches and contexts of decode attention.
+const DECODES: [(usize, usize); 9] =
+    [(1, 1024), (1, 4096), (8, 1024), (8, 4096), (32, 4096), (64, 1024), (64, 4096), (256, 1024), (256, 4096)];
+/// Lengths of prompts.
+const LENGTHS: [usize; 5] = [512, 2048, 4096, 8192, 16_384];
+
+impl Case {
+    /// Every kernel at the shapes of `spec`, which is called `model`.
+    pub fn all(model: &str, spec: &ModelSpec, device: &Properties) -> Vec<Case> {
+        let window = spec.window.map(|window| window.get() as usize);
+        let heads = Heads { query: spec.heads, kv: spec.kv_heads, dim: spec.head_dim };
+        let (hidden, inner, vocab) =
+            (padded(spec.hidden_size), padded(spec.intermediate_size), padded(spec.vocab_size));
+        let bias = if spec.bias { BiasTerm::Present } else { BiasTerm::Absent };
+        let NormKind::LayerNorm = spec.norm.kind;
+        let mut all = Vec::new();
+        for rows in FEW_ROWS {
+            all.push(What::Embed(EmbedShape { rows, vocabulary: vocab, width: hidden }));
+        }
+        for rows in FEW_ROWS {
+            let shape = NormShape { rows, width: spec.hidden_size, epsilon: spec.norm.eps };
+            all.push(What::Norm(shape, NormForm::Layer));
+        }
+        for rows in ROWS {
+            let (heads, kv_heads, head_dim) = (spec.heads, spec.kv_heads, spec.head_dim);
+            let shape = QkvShape { rows, depth: hidden, heads, kv_heads, head_dim, page_size: PAGE_SIZE };
+            all.push(What::Qkv(shape, bias));
+        }
+        for (part, columns, depth) in
+            [(Part::AttentionOut, hidden, heads.width()), (Part::MlpIn, inner, hidden), (Part::MlpOut, hidden, inner)]
+        {
+            for rows in ROWS {
+                all.push(What::Product(part, ProductShape { rows, columns, depth }, bias));
+            }
+        }
+        for rows in LOGITS_ROWS {
+            all.push(What::Head(ProductShape { rows, columns: vocab, depth: hidden }));
+        }
+        for (batch, context) in DECODES {
+            let split_len = split_len(batch, &heads, window, spec.max_positions, device.multiprocessors as usize);
+            let positions = spec.max_positions.max(context);
+            let shape = DecodeShape { rows: batch, sequences: batch, heads, window, positions, split_len };
+            all.push(What::Decode { batch, context, shape });
+        }
+        for length in LENGTHS {
+            // Where the window hides nothing the two are the same.
+            let windows = if window.is_some_and(|window| window < length) { vec![window, None] } else { vec![None] };
+            for window in windows {
+                all.push(Case::prefill(length, heads, window));
+            }
+        }
+        for (batch, context) in [(1, 4096), (16, 4096), (64, 4096)] {
+            all.push(Case::ordered_decode(batch, context, heads, window, spec.max_positions));
+        }
+        for length in [2048, 8192] {
+            all.push(Case::ordered_prefill(length, heads, window, spec.max_positions));
+        }
+        for choice in [Choice::Greedy, Choice::Nucleus] {
+            for rows in [1, 64, 256] {
+                all.push(What::Sample { rows, vocabulary: spec.vocab_size, choice });
+            }
+        }
+        for rows in [1, 256] {
+            all.push(What::Logprobs { rows, vocabulary: spec.vocab_size });
+        }
+        all.into_iter().map(|what| Case { model: model.to_owned(), what }).collect()
+    }
+
+    fn prefill(length: usize, heads: Heads, window: Option<usize>) -> What {
+        let shape = PrefillShape { rows: length, tiles: 0, heads, window };
+        let tiles = attention_prefill::plan_tiles(&prompt(length), &heads, window, |_| true).len();
+        What::Prefill { length, shape: PrefillShape { tiles, ..shape } }
+    }
+
+    fn ordered_decode(batch: usize, context: usize, heads: Heads, window: Option<usize>, positions: usize) -> What {
+        let (rows, tiles, positions) = (batch, batch, positions.max(context));
+        let division = Division::Split { tile_rows: 1 };
+        let shape = OrderedShape { rows, tiles, heads, window, positions, split_len: SPLIT_LEN, division };
+        What::OrderedDecode { batch, context, shape }
+    }
+
+    fn ordered_prefill(length: usize, heads: Heads, window: Option<usize>, positions: usize) -> What {
+        let tiles = attention_ordered::plan_tiles(&prompt(length), &heads, window, |_| true).len();
+        let (rows, positions, division) = (length, positions.max(length), Division::Whole);
+        let shape = OrderedShape { rows, tiles, heads, window, positions, split_len: SPLIT_LEN, division };
+        What::OrderedPrefill { length, shape }
+    }
+
+    /// The kernel, and its part in the model where it has several: `gemv mlp_in`, `attention_decode`.
+    pub fn name(&self) -> String {
+        let product = |rows: usize| if rows <= gemv::MOST_ROWS { "gemv" } else { "gemm" };
+        match &self.what {
+            What::Embed(_) => "embed".to_owned(),
+            What::Norm(..) => "norm".to_owned(),
+            What::Qkv(shape, _) => format!("{} qkv", product(shape.rows)),
+            What::Product(part, shape, _) => format!("{} {}", product(shape.rows), part.name()),
+            What::Head(shape) => format!("{} head", product(shape.rows)),
+            What::Decode { .. } => "attention_decode".to_owned(),
+            What::Prefill { .. } => "attention_prefill".to_owned(),
+            What::OrderedDecode { .. } => "attention_ordered decode".to_owned(),
+            What::OrderedPrefill { .. } => "attention_ordered prefill".to_owned(),
+            What::Sample { choice: Choice::Greedy, .. } => "sample greedy".to_owned(),
+            What::Sample { choice: Choice::Nucleus, .. } => "sample nucleus".to_owned(),
+            What::Logprobs { .. } => "logprobs".to_owned(),
+        }
+    }
+
+    /// A row of results for it, without figures yet.
+    pub fn row(&self, device: &Properties) -> Row {
+        let work = self.work();
+        let row = Row::new(Suite::Kernels, self.name());
+        let sizes = self.sizes().into_iter().map(|(name, size)| (name.to_owned(), size)).collect();
+        Row {
+            model: Some(self.model.clone()),
+            shape: sizes,
+            path: self.path(device),
+            bytes: work.bytes(),
+            flops: work.flops,
+            ..row
+        }
+    }
+
+    /// The sizes that tell it from others of its name.
+    fn sizes(&self) -> Vec<(&'static str, Value)> {
+        let number = |size: usize| Value::from(size);
+        let window = |window: Option<usize>| window.map_or(Value::from("none"), Value::from);
+        let product = |rows: usize, columns: usize, depth: usize| {
+            vec![("rows", number(rows)), ("columns", number(columns)), ("depth", number(depth))]
+        };
+        let decode = |batch, context| vec![("batch", number(batch)), ("context", number(context))];
+        let prefill = |length, seen| vec![("length", number(length)), ("window", window(seen))];
+        match &self.what {
+            What::Embed(shape) => vec![("rows", number(shape.rows)), ("width", number(shape.width))],
+            What::Norm(shape, _) => vec![("rows", number(shape.rows)), ("width", number(shape.width))],
+            What::Qkv(shape, _) => product(shape.rows, qkv_columns(shape), shape.depth),
+            What::Product(_, shape, _) | What::Head(shape) => product(shape.rows, shape.columns, shape.depth),
+            What::Decode { batch, context, .. } | What::OrderedDecode { batch, context, .. } => {
+                decode(*batch, *context)
+            }
+            What::Prefill { length, shape } => prefill(*length, shape.window),
+            What::OrderedPrefill { length, shape } => prefill(*length, shape.window),
+            What::Sample { rows, vocabulary, .. } | What::Logprobs { rows, vocabulary } => {
+                vec![("rows", number(*rows)), ("vocabulary", number(*vocabulary))]
+            }
+        }
+    }
+
+    /// The same as `rows=16`, for filters.
+    pub(super) fn sizes_for_filter(&self) -> Vec<String> {
+        let size = |(name, value): (&str, Value)| match value {
+            Value::String(text) => format!("{name}={text}"),
+            number => format!("{name}={number}"),
+        };
+        self.sizes().into_iter().map(size).collect()
+    }
+
+    /// How it is cut up on this device, where that is a choice.
+    fn path(&self, device: &Properties) -> Option<String> {
+        let product = |shape: ProductShape| match Path::choose(device, shape) {
+            Path::Gemv => None,
+            Path::Gemm(plan) => {
+                let (rows, columns) = (plan.tile.rows(), plan.tile.columns());
+                Some(format!("tiles {rows}x{columns}, {} stages", plan.stages))
+            }
+        };
+        match &self.what {
+            What::Qkv(shape, _) => {
+                product(ProductShape { rows: shape.rows, columns: qkv_columns(shape), depth: shape.depth })
+            }
+            What::Product(_, shape, _) | What::Head(shape) => product(*shape),
+            What::Decode { shape, .. } => Some(format!("{} splits of {}", shape.splits(), shape.split_len)),
+            What::OrderedDecode { shape, .. } => Some(format!("{} splits of {}", shape.splits(), shape.split_len)),
+            _ => None,
+        }
+    }
+
+    /// What it must move and compute, as the launchers declare it.
+    pub fn work(&self) -> Work {
+        match &self.what {
+            What::Embed(shape) => shape.work(),
+            What::Norm(shape, form) => shape.work(*form, Addition::None, BiasTerm::Present),
+            What::Qkv(shape, bias) => shape.work(*bias),
+            What::Product(part, shape, bias) => shape.work(part.epilogue(), *bias),
+            What::Head(shape) => shape.logits_work(),
+            What::Decode { batch, context, shape } => {
+                let sequences = decoding(*batch, *context);
+                // What the merge reads is what the split wrote: work that another cut would not have. It counts as time,
+                // not as work.
+                let split = shape.split_work(&sequences, PAGE_SIZE);
+                Work { bytes_written: (shape.rows * shape.heads.width() * 2) as u64, ..split }
+            }
+            What::Prefill { length, shape } => {
+                let tiles = self.tiles();
+                shape.work(&prompt(*length), &tiles, PAGE_SIZE)
+            }
+            What::OrderedDecode { batch, context, shape } => {
+                let work = shape.work(&decoding(*batch, *context), &self.tiles(), PAGE_SIZE);
+                Work { bytes_written: (shape.rows * shape.heads.width() * 2) as u64, ..work }
+            }
+            What::OrderedPrefill { length, shape } => shape.work(&prompt(*length), &self.tiles(), PAGE_SIZE),
+            What::Sample { rows, vocabulary, choice } => {
+                let flops = if *choice == Choice::Greedy { *vocabulary } else { 50 * vocabulary };
+                let row = Work { bytes_read: 4 * *vocabulary as u64, bytes_written: 4, flops: flops as u64 };
+                std::iter::repeat_n(row, *rows).sum()
+            }
+            What::Logprobs { rows, vocabulary } => {
+                let row =
+                    Work { bytes_read: 4 * *vocabulary as u64, bytes_written: 48, flops: 15 * *vocabulary as u64 };
+                std::iter::repeat_n(row, *rows).sum()
+            }
+        }
+    }
+
+    /// The sequences of an attention; none for other kernels.
+    pub(super) fn sequences(&self) -> Vec<Sequence> {
+        match &self.what {
+            What::Decode { batch, context, .. } | What::OrderedDecode { batch, context, .. } => {
+                decoding(*batch, *context)
+            }
+            What::Prefill { length, .. } | What::OrderedPrefill { length, .. } => prompt(*length),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The tiles of an attention that has some.
+    pub(super) fn tiles(&self) -> Vec<Tile> {
+        let sequences = self.sequences();
+        match &self.what {
+            What::Prefill { shape, .. } => {
+                attention_prefill::plan_tiles(&sequences, &shape.heads, shape.window, |_| true)
+            }
+            What::OrderedDecode { shape, .. } | What::OrderedPrefill { shape, .. } => {
+                attention_ordered::plan_tiles(&sequences, &shape.heads, shape.window, |_| true)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Bytes of device memory that one set of its inputs and outputs takes, about.
+    pub(super) fn set_bytes(&self) -> u64 {
+        let product = |shape: &ProductShape, output: usize| {
+            2 * (shape.columns * shape.depth + shape.rows * shape.depth) + output * shape.rows * shape.columns
+        };
+        let bytes = match &self.what {
+            What::Embed(shape) => 2 * (shape.vocabulary + shape.rows) * shape.width,
+            What::Norm(shape, _) => 4 * shape.rows * shape.pitch(),
+            What::Qkv(shape, _) => {
+                let columns = qkv_columns(shape);
+                product(&ProductShape { rows: shape.rows, columns, depth: shape.depth }, 4)
+            }
+            What::Product(_, shape, _) => product(shape, 2),
+            What::Head(shape) => product(shape, 4),
+            What::Decode { shape, .. } => {
+                self.cache_pages() * page_bytes(&shape.heads)
+                    + 4 * shape.rows * shape.heads.width()
+                    + 4 * shape.workspace_len()
+            }
+            What::Prefill { shape, .. } => {
+                self.cache_pages() * page_bytes(&shape.heads) + 4 * shape.rows * shape.heads.width()
+            }
+            What::OrderedDecode { shape, .. } | What::OrderedPrefill { shape, .. } => {
+                self.cache_pages() * page_bytes(&shape.heads)
+                    + 4 * shape.rows * shape.heads.width()
+                    + 4 * shape.workspace_len()
+            }
+            What::Sample { rows, vocabulary, .. } | What::Logprobs { rows, vocabulary } => {
+                4 * rows * padded(*vocabulary)
+            }
+        };
+        bytes as u64
+    }
+
+    /// Pages of the cache that its sequences fill: those that lie before a window are there, too, as in a prefill.
+    pub(super) fn cache_pages(&self) -> usize {
+        let blocks = |sequence: &Sequence| (sequence.start + sequence.rows).div_ceil(PAGE_SIZE as u32) as usize;
+        self.sequences().iter().map(blocks).sum()
+    }
+}
+
+/// Bytes of keys and values in a page of one layer.
+fn page_bytes(heads: &Heads) -> usize {
+    2 * heads.kv * heads.dim * PAGE_SIZE * 2
+}
+
+/// Columns of the product that a projection to queries, keys and values is.
+pub(super) fn qkv_columns(shape: &QkvShape) -> usize {
+    (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+}
+
+/// `batch` sequences of `context` positions each, the last of them in this step. Tables follow each other.
+fn decoding(batch: usize, context: usize) -> Vec<Sequence> {
+    let blocks = context.div_ceil(PAGE_SIZE) as u32;
+    let sequence = |index: u32| Sequence {
+        first_row: index,
+        rows: 1,
+        start: context as u32 - 1,
+        table: index * blocks,
+        ..Sequence::PADDING
+    };
+    (0..batch as u32).map(sequence).collect()
+}
+
+/// One prompt, whole.
+fn prompt(length: usize) -> Vec<Sequence> {
+    vec![Sequence { rows: length as u32, ..Sequence::PADDING }]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::example_device;
+    use super::*;
+    use crate::checkpoint::Config;
+
+    fn all() -> Vec<Case> {
+        let json = include_bytes!("../../../models/configs/starcoder2-15b.json");
+        let spec = ModelSpec::from_config(&Config::parse(json, "config.json").unwrap()).unwrap();
+        Case::all("starcoder2-15b", &spec, &example_device())
+    }
+
+    #[test]
+    fn rows_are_told_apart_by_name_and_sizes() {
+        let rows: Vec<Row> = all().iter().map(|case| case.row(&example_device())).collect();
+        let mut keys: Vec<_> = rows.iter().map(Row::key).collect();
+        assert!(keys.len() > 80, "{}", keys.len());
+        let count = keys.len();
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), count);
+        for kernel in ["embed", "norm", "gemv mlp_in", "gemm head", "attention_decode", "attention_prefill", "logprobs"]
+        {
+            assert!(rows.iter().any(|row| row.name == kernel), "{kernel}");
+        }
+    }
+
+    #[test]
+    fn work_is_that_of_the_formulas() {
+        let find = |name: &str, sizes: &str| {
+            let rows: Vec<Row> = all().iter().map(|case| case.row(&example_device())).collect();
+            rows.into_iter().find(|row| row.name == name && row.sizes() == sizes).unwrap()
+        };
+        // 24576 x 6144 weights of 2 bytes, a row of each, biases.
+        let gemv = find("gemv mlp_in", "columns 24576, depth 6144, rows 1");
+        assert_eq!(gemv.bytes, 2 * (24_576 * 6144 + 6144 + 24_576 + 24_576));
+        assert_eq!(gemv.flops, 2 * 24_576 * 6144);
+        // 4096 keys and values of 4 heads of 128, 64 sequences; 48 query heads in and out.
+        let decode = find("attention_decode", "batch 64, context 4096");
+        let tables = 20 + 4 * 64;
+        assert_eq!(decode.bytes, 64 * (4096 * 2 * 4 * 128 * 2 + 2 * 48 * 128 * 2 + tables));
+        // Pairs under the diagonal, 48 heads, two products of 128 multiply-adds.
+        let prefill = find("attention_prefill", "length 8192, window none");
+        assert_eq!(prefill.flops, 8192 * 8193 / 2 * 48 * 4 * 128);
+        let window = find("attention_prefill", "length 8192, window 4096");
+        assert_eq!(window.flops, (4096 * 4097 / 2 + 4096 * 4096) * 48 * 4 * 128);
+    }
+}

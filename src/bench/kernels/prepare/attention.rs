@@ -1,0 +1,182 @@
+//! Attention, over pages that lie in no order.
+
+use crate::backend::cuda::kernels::Element;
+use crate::backend::cuda::kernels::attention_decode::{AttentionDecode, DecodeShape};
+use crate::backend::cuda::kernels::attention_ordered::{AttentionOrdered, OrderedShape};
+use crate::backend::cuda::kernels::attention_prefill::{AttentionPrefill, PrefillShape, Tile};
+use crate::backend::cuda::kernels::paged::{AttentionInputs, CacheView, Heads, Sequence};
+use crate::backend::cuda::{Buffer, CudaError, Stream};
+
+use super::super::case::{Case, PAGE_SIZE};
+use super::super::timer::Launches;
+use super::{Filler, set_of};
+
+/// Queries, keys, values and outputs.
+struct Set<T> {
+    queries: Buffer<T>,
+    keys: Buffer<T>,
+    values: Buffer<T>,
+    out: Buffer<T>,
+}
+
+/// What all sets share: the sequences and where their pages lie.
+struct Step {
+    sequences: Buffer<Sequence>,
+    block_tables: Buffer<u32>,
+    tiles: Buffer<Tile>,
+    pages: usize,
+}
+
+impl Step {
+    fn new(stream: &Stream, case: &Case) -> Result<Step, CudaError> {
+        let pages = case.cache_pages();
+        // Pages of a running engine follow no order; a stride that shares no factor with their number is one.
+        let stride = (pages / 2..).map(|stride| 2 * stride + 1).find(|stride| coprime(*stride, pages)).unwrap_or(1);
+        let tables: Vec<u32> = (0..pages).map(|block| ((block * stride) % pages) as u32).collect();
+        Ok(Step {
+            sequences: stream.upload(&case.sequences())?,
+            block_tables: stream.upload(&tables)?,
+            tiles: stream.upload(&case.tiles())?,
+            pages,
+        })
+    }
+
+    fn sets<T: Element>(
+        &self,
+        filler: &Filler<T>,
+        rows: usize,
+        heads: &Heads,
+        sets: usize,
+    ) -> Result<Vec<Set<T>>, CudaError> {
+        let (queries, cache) = (rows * heads.width(), self.pages * heads.kv * PAGE_SIZE * heads.dim);
+        let set = |set| {
+            Ok(Set {
+                queries: filler.activations(queries, set, 0)?,
+                keys: filler.activations(cache, set, 1)?,
+                values: filler.activations(cache, set, 2)?,
+                out: filler.stream.zeroed(queries)?,
+            })
+        };
+        (0..sets).map(set).collect()
+    }
+
+    fn inputs<'a, T>(
+        &'a self,
+        queries: &'a Buffer<T>,
+        keys: &'a Buffer<T>,
+        values: &'a Buffer<T>,
+    ) -> AttentionInputs<'a, T>
+    where
+        T: Element,
+    {
+        AttentionInputs {
+            queries: queries.view(),
+            cache: CacheView { keys: keys.view(), values: values.view(), pages: self.pages, page_size: PAGE_SIZE },
+            sequences: self.sequences.view(),
+            block_tables: self.block_tables.view(),
+        }
+    }
+}
+
+fn coprime(a: usize, b: usize) -> bool {
+    let (mut a, mut b) = (a, b);
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a == 1
+}
+
+/// One row a sequence.
+pub struct Decode<T> {
+    kernels: AttentionDecode<T>,
+    shape: DecodeShape,
+    step: Step,
+    workspace: Buffer<f32>,
+    sets: Vec<Set<T>>,
+}
+
+impl<T: Element> Decode<T> {
+    pub fn new(filler: &Filler<T>, case: &Case, shape: DecodeShape, sets: usize) -> Result<Decode<T>, CudaError> {
+        let step = Step::new(&filler.stream, case)?;
+        let sets = step.sets(filler, shape.rows, &shape.heads, sets)?;
+        let kernels = AttentionDecode::load(filler.stream.device(), shape.heads.dim)?;
+        Ok(Decode { kernels, shape, step, workspace: filler.stream.zeroed(shape.workspace_len())?, sets })
+    }
+}
+
+impl<T: Element> Launches for Decode<T> {
+    fn sets(&self) -> usize {
+        self.sets.len()
+    }
+
+    fn launch(&mut self, stream: &Stream, set: usize) -> Result<(), CudaError> {
+        let Decode { kernels, shape, step, workspace, sets } = self;
+        let Some(Set { queries, keys, values, out }) = set_of(sets, set) else { return Ok(()) };
+        let inputs = step.inputs(queries, keys, values);
+        // SAFETY: the case's sequences are rows of the step, and every block of theirs has an entry in the tables that
+        // is below the number of pages.
+        unsafe { kernels.launch(stream, *shape, inputs, workspace.view_mut(), out.view_mut()) }
+    }
+}
+
+/// A whole prompt.
+pub struct Prefill<T> {
+    kernels: AttentionPrefill<T>,
+    shape: PrefillShape,
+    step: Step,
+    sets: Vec<Set<T>>,
+}
+
+impl<T: Element> Prefill<T> {
+    pub fn new(filler: &Filler<T>, case: &Case, shape: PrefillShape, sets: usize) -> Result<Prefill<T>, CudaError> {
+        let step = Step::new(&filler.stream, case)?;
+        let sets = step.sets(filler, shape.rows, &shape.heads, sets)?;
+        Ok(Prefill { kernels: AttentionPrefill::load(filler.stream.device(), shape.heads.dim)?, shape, step, sets })
+    }
+}
+
+impl<T: Element> Launches for Prefill<T> {
+    fn sets(&self) -> usize {
+        self.sets.len()
+    }
+
+    fn launch(&mut self, stream: &Stream, set: usize) -> Result<(), CudaError> {
+        let Prefill { kernels, shape, step, sets } = self;
+        let Some(Set { queries, keys, values, out }) = set_of(sets, set) else { return Ok(()) };
+        let inputs = step.inputs(queries, keys, values);
+        // SAFETY: as above; the tiles are those of these sequences.
+        unsafe { kernels.launch(stream, *shape, inputs, step.tiles.view(), out.view_mut()) }
+    }
+}
+
+/// Either, batch-invariant.
+pub struct Ordered<T> {
+    kernels: AttentionOrdered<T>,
+    shape: OrderedShape,
+    step: Step,
+    workspace: Buffer<f32>,
+    sets: Vec<Set<T>>,
+}
+
+impl<T: Element> Ordered<T> {
+    pub fn new(filler: &Filler<T>, case: &Case, shape: OrderedShape, sets: usize) -> Result<Ordered<T>, CudaError> {
+        let step = Step::new(&filler.stream, case)?;
+        let sets = step.sets(filler, shape.rows, &shape.heads, sets)?;
+        let kernels = AttentionOrdered::load(filler.stream.device(), shape.heads.dim)?;
+        Ok(Ordered { kernels, shape, step, workspace: filler.stream.zeroed(shape.workspace_len())?, sets })
+    }
+}
+
+impl<T: Element> Launches for Ordered<T> {
+    fn sets(&self) -> usize {
+        self.sets.len()
+    }
+
+    fn launch(&mut self, stream: &Stream, set: usize) -> Result<(), CudaError> {
+        let Ordered { kernels, shape, step, workspace, sets } = self;
+        let Some(Set { queries, keys, values, out }) = set_of(sets, set) else { return Ok(()) };
+        let inputs = step.inputs(queries, keys, values);
+        // SAFETY: as above; a split tile holds the one row of its sequence.
+        unsafe { kernels.launch(stream, *shape, inputs, step.tiles.view(), workspace.view_mut(), out.view_mut()) }
+    }
+}

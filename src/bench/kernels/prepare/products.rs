@@ -1,0 +1,166 @@
+//! Products with weight matrices.
+
+use crate::backend::cuda::kernels::product::{
+    Epilogue, Head, ProductInputs, ProductShape, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
+};
+use crate::backend::cuda::kernels::{BiasTerm, Element};
+use crate::backend::cuda::{Buffer, CudaError, Stream};
+
+use super::super::case::qkv_columns;
+use super::super::timer::Launches;
+use super::{Filler, set_of, spread};
+
+/// What every product reads.
+struct Operands<T> {
+    x: Buffer<T>,
+    weights: Buffer<T>,
+    bias: Option<Buffer<T>>,
+}
+
+impl<T: Element> Operands<T> {
+    fn new(filler: &Filler<T>, set: usize, shape: ProductShape, bias: BiasTerm) -> Result<Operands<T>, CudaError> {
+        let ProductShape { rows, columns, depth } = shape;
+        let bias = match bias {
+            BiasTerm::Present => Some(filler.filled(columns, set, 2, 0.0, spread::BIASES)?),
+            BiasTerm::Absent => None,
+        };
+        Ok(Operands {
+            x: filler.activations(rows * depth, set, 0)?,
+            weights: filler.filled(columns * depth, set, 1, 0.0, spread::WEIGHTS)?,
+            bias,
+        })
+    }
+
+    fn inputs(&self) -> ProductInputs<'_, T> {
+        ProductInputs { x: self.x.view(), weights: self.weights.view(), bias: self.bias.as_ref().map(Buffer::view) }
+    }
+}
+
+/// A matrix of a layer.
+pub struct Layer<T> {
+    kernels: Projection<T>,
+    shape: ProductShape,
+    sets: Vec<(Operands<T>, Buffer<T>)>,
+}
+
+impl<T: Element> Layer<T> {
+    pub fn new(
+        filler: &Filler<T>,
+        epilogue: Epilogue,
+        shape: ProductShape,
+        bias: BiasTerm,
+        sets: usize,
+    ) -> Result<Layer<T>, CudaError> {
+        let set = |set| {
+            // What an epilogue adds to; others overwrite it.
+            let out = filler.activations(shape.rows * shape.columns, set, 3)?;
+            Ok((Operands::new(filler, set, shape, bias)?, out))
+        };
+        Ok(Layer {
+            kernels: Projection::load(filler.stream.device(), epilogue)?,
+            shape,
+            sets: (0..sets).map(set).collect::<Result<_, CudaError>>()?,
+        })
+    }
+}
+
+impl<T: Element> Launches for Layer<T> {
+    fn sets(&self) -> usize {
+        self.sets.len()
+    }
+
+    fn launch(&mut self, stream: &Stream, set: usize) -> Result<(), CudaError> {
+        let Some((operands, out)) = set_of(&mut self.sets, set) else { return Ok(()) };
+        self.kernels.launch(stream, self.shape, operands.inputs(), out.view_mut())
+    }
+}
+
+/// The head.
+pub struct Logits<T> {
+    kernels: Head<T>,
+    shape: ProductShape,
+    sets: Vec<(Operands<T>, Buffer<f32>)>,
+}
+
+impl<T: Element> Logits<T> {
+    pub fn new(filler: &Filler<T>, shape: ProductShape, sets: usize) -> Result<Logits<T>, CudaError> {
+        let set = |set| {
+            let out = filler.stream.zeroed::<f32>(shape.rows * shape.columns)?;
+            Ok((Operands::new(filler, set, shape, BiasTerm::Absent)?, out))
+        };
+        let kernels = Head::load(filler.stream.device())?;
+        Ok(Logits { kernels, shape, sets: (0..sets).map(set).collect::<Result<_, CudaError>>()? })
+    }
+}
+
+impl<T: Element> Launches for Logits<T> {
+    fn sets(&self) -> usize {
+        self.sets.len()
+    }
+
+    fn launch(&mut self, stream: &Stream, set: usize) -> Result<(), CudaError> {
+        let Some((operands, out)) = set_of(&mut self.sets, set) else { return Ok(()) };
+        self.kernels.launch(stream, self.shape, operands.x.view(), operands.weights.view(), out.view_mut())
+    }
+}
+
+/// Queries, keys and values: each row the next position of a sequence of its own.
+pub struct Qkv<T> {
+    kernels: QkvProjection<T>,
+    shape: QkvShape,
+    positions: Buffer<u32>,
+    row_pages: Buffer<u32>,
+    rotations: Buffer<f32>,
+    sets: Vec<QkvSet<T>>,
+}
+
+struct QkvSet<T> {
+    operands: Operands<T>,
+    queries: Buffer<T>,
+    keys: Buffer<T>,
+    values: Buffer<T>,
+}
+
+impl<T: Element> Qkv<T> {
+    pub fn new(filler: &Filler<T>, shape: QkvShape, bias: BiasTerm, sets: usize) -> Result<Qkv<T>, CudaError> {
+        let QkvShape { rows, depth, heads, kv_heads, head_dim, page_size } = shape;
+        let stream = &filler.stream;
+        let product = ProductShape { rows, columns: qkv_columns(&shape), depth };
+        let cache = rows * kv_heads * page_size * head_dim;
+        let set = |set| {
+            Ok(QkvSet {
+                operands: Operands::new(filler, set, product, bias)?,
+                queries: stream.zeroed(rows * heads * head_dim)?,
+                keys: stream.alloc(cache)?,
+                values: stream.alloc(cache)?,
+            })
+        };
+        // Angles of a turn in 64 steps: what they are does not matter to the time.
+        let positions: Vec<u32> = (0..rows as u32).map(|row| row % 64).collect();
+        let turn = |index: usize| (index / head_dim * (index % head_dim / 2)) as f32 * 0.1;
+        let rotation = |index: usize| if index.is_multiple_of(2) { turn(index).cos() } else { turn(index).sin() };
+        let rotations: Vec<f32> = (0..64 * head_dim).map(rotation).collect();
+        Ok(Qkv {
+            kernels: QkvProjection::load(stream.device())?,
+            shape,
+            positions: stream.upload(&positions)?,
+            row_pages: stream.upload(&(0..rows as u32).collect::<Vec<_>>())?,
+            rotations: stream.upload(&rotations)?,
+            sets: (0..sets).map(set).collect::<Result<_, CudaError>>()?,
+        })
+    }
+}
+
+impl<T: Element> Launches for Qkv<T> {
+    fn sets(&self) -> usize {
+        self.sets.len()
+    }
+
+    fn launch(&mut self, stream: &Stream, set: usize) -> Result<(), CudaError> {
+        let Some(QkvSet { operands, queries, keys, values }) = set_of(&mut self.sets, set) else { return Ok(()) };
+        let (positions, row_pages) = (self.positions.view(), self.row_pages.view());
+        let rows = QkvRows { positions, row_pages, rotations: self.rotations.view() };
+        let out = QkvOutputs { queries: queries.view_mut(), keys: keys.view_mut(), values: values.view_mut() };
+        self.kernels.launch(stream, self.shape, operands.inputs(), rows, out)
+    }
+}
