@@ -15,6 +15,8 @@
 //! | `kernels` | every kernel alone, at models' shapes, beside PyTorch's |
 //! | [`cpu_limits`] | what a processor can do |
 //! | [`compare`] | two reports, as ratios |
+//! | [`plot`] | pictures as SVG |
+//! | `profile` | one step launch by launch (with the feature `cuda`) |
 //!
 //! Nothing here knows of terminals or arguments; `src/cli` prints.
 
@@ -24,6 +26,9 @@ mod device;
 #[cfg(feature = "cuda")]
 pub mod kernels;
 pub mod model;
+pub mod plot;
+#[cfg(feature = "cuda")]
+pub mod profile;
 pub mod report;
 pub mod shapes;
 pub mod start;

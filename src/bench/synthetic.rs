@@ -188,7 +188,9 @@ impl Synthetic<'_> {
 
     /// The tensors in their order, a new file where the next does not fit.
     fn shards(&self) -> Vec<Shard> {
-        let mut groups: Vec<(Vec<(ExpectedTensor, Range<u64>)>, u64)> = Vec::new();
+        /// Tensors of one file and where they lie among its bytes, and where the last ends.
+        type Group = (Vec<(ExpectedTensor, Range<u64>)>, u64);
+        let mut groups: Vec<Group> = Vec::new();
         for tensor in self.shapes.spec.tensors() {
             let bytes = (tensor.shape.iter().product::<usize>() * self.dtype.size()) as u64;
             if groups.last().is_none_or(|(tensors, end)| !tensors.is_empty() && end + bytes > self.shard_bytes) {
@@ -200,7 +202,7 @@ impl Synthetic<'_> {
             }
         }
         let count = groups.len();
-        let shard = |(number, (tensors, bytes)): (usize, (Vec<_>, u64))| {
+        let shard = |(number, (tensors, bytes)): (usize, Group)| {
             let name = match count {
                 1 => "model.safetensors".to_owned(),
                 _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),

@@ -4,6 +4,8 @@
 // Each test binary uses its part.
 #![allow(dead_code)]
 
+// The kernel tests' helpers, which some binaries have beside these, have it too.
+#[allow(clippy::duplicate_mod)]
 mod root;
 
 use std::fs;

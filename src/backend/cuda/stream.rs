@@ -12,6 +12,7 @@ use super::error::{CudaError, Naming};
 use super::event::Event;
 use super::graph::Graph;
 use super::pinned::{PinnedMemory, PinnedSlice, PinnedSliceMut};
+use super::trace::{COPY, Trace};
 
 /// A queue of work on one [`Device`]. Calls return before their work is done, except where said; a failure of the
 /// work comes out of a later call, [`Stream::synchronize`] at the latest.
@@ -19,11 +20,12 @@ use super::pinned::{PinnedMemory, PinnedSlice, PinnedSliceMut};
 pub struct Stream {
     device: Device,
     inner: Arc<CudaStream>,
+    trace: Arc<Trace>,
 }
 
 impl Stream {
     pub(super) fn new(device: Device, inner: Arc<CudaStream>) -> Stream {
-        Stream { device, inner }
+        Stream { device, inner, trace: Arc::default() }
     }
 
     /// The device that it works on.
@@ -251,7 +253,8 @@ impl Stream {
         memory.before_copy(&self.inner)?;
         let copied = copy();
         memory.after_copy(&self.inner)?;
-        copied
+        copied?;
+        self.trace.mark(self, COPY)
     }
 
     /// Marks this point of its work. The event keeps time.
@@ -296,6 +299,11 @@ impl Stream {
         worked?;
         let no_graph = || CudaError::Driver { call: "cuStreamEndCapture", answer: "no graph".to_owned() };
         Ok(Graph::new(graph?.ok_or_else(no_graph)?, self.clone(), pinned?))
+    }
+
+    /// Events behind its launches, where somebody wants to know when they ran.
+    pub(super) fn trace(&self) -> &Trace {
+        &self.trace
     }
 
     pub(super) fn inner(&self) -> &CudaStream {

@@ -183,6 +183,11 @@ impl<T: Element> CudaBackend<T> {
         })
     }
 
+    /// The stream that its work runs on, for those who measure it.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
     /// What it has taken of the GPU's memory.
     pub fn memory_plan(&self) -> &MemoryPlan {
         &self.plan
