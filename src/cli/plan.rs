@@ -241,21 +241,26 @@ fn limits(builder: &EngineBuilder, spec: &ModelSpec, plan: &GpuPlan) -> Result<V
     Card::all().into_iter().map(limit).collect()
 }
 
-/// `31.9 GB`
-fn gigabytes(bytes: u64) -> String {
-    format!("{} GB", digits(bytes as f64 / 1e9))
+/// `31.9 GB`, `201 MB`, `54.8 kB`
+fn size(bytes: u64) -> String {
+    let (unit, name) = match bytes {
+        1_000_000_000.. => (1e9, "GB"),
+        1_000_000.. => (1e6, "MB"),
+        _ => (1e3, "kB"),
+    };
+    format!("{} {name}", digits(bytes as f64 / unit))
 }
 
 fn text(record: &Record<'_>) -> String {
     let Record { model, dtype, gpu, sequences, context, prefill_chunk, .. } = record;
     let mut table = Table::new(&["on the GPU", ">bytes", ">"]);
     for Line { what, bytes } in &record.lines {
-        table.row([(*what).to_owned(), grouped(*bytes), gigabytes(*bytes)]);
+        table.row([(*what).to_owned(), grouped(*bytes), size(*bytes)]);
     }
-    table.row(["all".to_owned(), grouped(record.needed_bytes), gigabytes(record.needed_bytes)]);
-    table.row(["there is".to_owned(), grouped(record.memory_bytes), gigabytes(record.memory_bytes)]);
+    table.row(["all".to_owned(), grouped(record.needed_bytes), size(record.needed_bytes)]);
+    table.row(["there is".to_owned(), grouped(record.memory_bytes), size(record.memory_bytes)]);
     if let Some(left) = record.memory_bytes.checked_sub(record.needed_bytes) {
-        table.row(["left".to_owned(), grouped(left), gigabytes(left)]);
+        table.row(["left".to_owned(), grouped(left), size(left)]);
     }
     let mut cards = Table::new(&["GPU", ">GB", ">GB/s", ">tokens/s", ">at the context", "fits"]);
     for limit in &record.limits {
@@ -291,7 +296,7 @@ fn text(record: &Record<'_>) -> String {
 /// What is missing, and what would fit.
 fn refusal(record: &Record<'_>) -> String {
     let Record { sequences, context, .. } = record;
-    let missing = gigabytes(record.needed_bytes.saturating_sub(record.memory_bytes));
+    let missing = size(record.needed_bytes.saturating_sub(record.memory_bytes));
     let mut ways = Vec::new();
     ways.extend(record.most_sequences.map(|most| format!("{most} sequences of {context} positions")));
     ways.extend(record.longest_context.map(|longest| format!("{sequences} sequences of {longest} positions")));

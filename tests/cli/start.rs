@@ -37,6 +37,9 @@ fn a_cpu_has_the_phases_that_it_has() {
 #[cfg(feature = "cuda")]
 #[test]
 fn a_gpu_has_all_of_them() {
+    use rigel::backend::cuda::layout::Layout;
+    use rigel::checkpoint::{Checkpoint, ModelSource};
+    use rigel::model::ModelSpec;
     if rigel::backend::cuda::images().is_empty() {
         return eprintln!("a_gpu_has_all_of_them: skipped, this build has no kernels; run tools/install-nvcc");
     }
@@ -45,7 +48,9 @@ fn a_gpu_has_all_of_them() {
         assert!(names.iter().any(|row| row == name), "{name}: {names:?}");
     }
     let upload = report.rows.iter().find(|row| row.name == "upload").unwrap();
-    assert_eq!(upload.bytes, 7_890_688);
+    let nano = Checkpoint::open(&ModelSource::nano()).unwrap();
+    let layout = Layout::new(&ModelSpec::from_checkpoint(&nano).unwrap());
+    assert_eq!(upload.bytes, layout.bytes());
     assert!(upload.of_limit.is_some() && upload.values.contains_key("link_bytes_per_second"));
     assert_eq!(report.device.kind, "cuda");
 }
