@@ -13,7 +13,6 @@ mod goldens;
 use std::fmt;
 use std::path::Path;
 
-use common::root;
 use goldens::{Cut, Golden, Greedy, WHOLE};
 use rigel::engine::{Completion, Device, Engine};
 

@@ -15,8 +15,8 @@ use rigel::backend::cuda::layout::Layout;
 use rigel::backend::cuda::upload::{Ring, Write, fill};
 use rigel::backend::cuda::{CudaError, Device, LinearWeights, RopeTable, Slice, UploadError, Weights};
 use rigel::backend::{BackendError, LoadProgress};
-use rigel::checkpoint::{Checkpoint, CheckpointError, Dtype, ModelSource};
-use rigel::model::ModelSpec;
+use rigel::checkpoint::{Checkpoint, CheckpointError, Config, Dtype, ModelSource};
+use rigel::model::{ModelSpec, random_checkpoint};
 use rigel_interpreter::{DeviceProfile, Interpreter};
 
 /// Pieces of every alignment against rows and tensors: one, a few, very many; more and fewer threads than those.
@@ -502,6 +502,43 @@ device_test! {
             let parameters = spec.counts().parameters as usize;
             assert_eq!(owners.len(), parameters);
             assert!(owners.keys().all(|element| *element < weights.layout().elements()));
+        });
+    }
+}
+
+/// Odd sizes, with and without biases and a head of its own.
+const ODD_CONFIGS: [&str; 3] = [
+    r#"{"model_type":"starcoder2","vocab_size":51,"hidden_size":36,"intermediate_size":75,"num_hidden_layers":2,
+        "num_attention_heads":6,"num_key_value_heads":3,"head_dim":10,"tie_word_embeddings":false}"#,
+    r#"{"model_type":"starcoder2","vocab_size":1031,"hidden_size":7,"intermediate_size":1,"num_hidden_layers":1,
+        "num_attention_heads":1,"num_key_value_heads":1,"head_dim":2,"use_bias":false}"#,
+    r#"{"model_type":"starcoder2","vocab_size":3,"hidden_size":264,"intermediate_size":13,"num_hidden_layers":3,
+        "num_attention_heads":4,"num_key_value_heads":1,"head_dim":6}"#,
+];
+
+fn random_weights_are_the_checkpoint_s<T: Half>(bench: &Bench) {
+    for json in ODD_CONFIGS {
+        let config = Config::parse(json.as_bytes(), "config.json").unwrap();
+        let spec = ModelSpec::from_config(&config).unwrap();
+        let checkpoint = random_checkpoint(config, T::DTYPE, 42).unwrap();
+        let uploaded = Weights::<T>::load(&bench.stream, &checkpoint, &spec, &mut |_| {}).unwrap();
+        let bits = |weights: &Weights<T>| {
+            let arena = bench.download(weights.arena());
+            bytemuck::cast_slice::<T, u16>(&arena).to_vec()
+        };
+        let random = bits(&Weights::<T>::random(&bench.stream, &spec, 42).unwrap());
+        assert!(bits(&uploaded) == random, "{json}");
+        let other = bits(&Weights::<T>::random(&bench.stream, &spec, 43).unwrap());
+        let same = random.iter().zip(&other).filter(|(one, other)| one == other && **one != 0).count();
+        assert!(same * 4 < random.len(), "{same} of {} elements of another seed are the same", random.len());
+    }
+}
+
+device_test! {
+    fn random_weights_made_on_the_device_are_those_of_a_checkpoint_in_memory() {
+        common::on_one_schedule(|bench| {
+            random_weights_are_the_checkpoint_s::<bf16>(bench);
+            random_weights_are_the_checkpoint_s::<f16>(bench);
         });
     }
 }

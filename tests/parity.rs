@@ -5,8 +5,6 @@
 
 #[path = "common/goldens.rs"]
 mod goldens;
-#[path = "common/root.rs"]
-mod root;
 
 use std::path::Path;
 

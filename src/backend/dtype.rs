@@ -1,6 +1,6 @@
 //! In which dtype a GPU holds the weights.
 
-use crate::checkpoint::{Checkpoint, Dtype};
+use crate::checkpoint::{Checkpoint, Config, Dtype};
 use crate::model::ModelSpec;
 
 /// In which dtype a GPU holds the weights. The CPU uses them as they are stored.
@@ -23,6 +23,15 @@ impl WeightDtype {
             WeightDtype::F16 => Dtype::F16,
             WeightDtype::Auto if matrix_dtypes(checkpoint, spec) == [Dtype::F16] => Dtype::F16,
             WeightDtype::Auto => Dtype::Bf16,
+        }
+    }
+
+    /// The dtype of weights that nobody stored, of the network that `config` describes: what was asked for, or F16 where `config` says
+    /// so, else BF16.
+    pub fn of_config(self, config: &Config) -> Dtype {
+        match (self, config.dtype.as_deref()) {
+            (WeightDtype::F16, _) | (WeightDtype::Auto, Some("float16")) => Dtype::F16,
+            _ => Dtype::Bf16,
         }
     }
 

@@ -18,7 +18,9 @@ pub const PUBLISHED: [(&str, &str); 3] = [
 pub struct Shapes {
     /// `starcoder2-15b`, or the name of the folder or file that it came from.
     pub name: String,
-    /// Its config.json.
+    /// Its config.json, as it was written.
+    pub json: String,
+    /// What that says.
     pub config: Config,
     /// What follows from that.
     pub spec: ModelSpec,
@@ -77,10 +79,16 @@ impl Shapes {
         PUBLISHED.iter().map(|(name, json)| Shapes::parse(name, json.as_bytes(), name)).collect()
     }
 
-    fn parse(name: &str, bytes: &[u8], file: &str) -> Result<Shapes, ShapesError> {
+    /// The network that the content of a config.json describes; `file` is its path, for messages.
+    ///
+    /// # Errors
+    /// [`ShapesError::Config`].
+    pub fn parse(name: &str, bytes: &[u8], file: &str) -> Result<Shapes, ShapesError> {
         let config = Config::parse(bytes, file)?;
         let spec = ModelSpec::from_config(&config)?;
-        Ok(Shapes { name: name.to_owned(), config, spec })
+        // It was parsed: it is UTF-8.
+        let json = String::from_utf8_lossy(bytes).into_owned();
+        Ok(Shapes { name: name.to_owned(), json, config, spec })
     }
 }
 

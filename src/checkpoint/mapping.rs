@@ -1,4 +1,5 @@
-//! The bytes of one weight file: a read-only memory map, or a slice that is part of the program.
+//! The bytes of one weight file: a read-only memory map of it, or of memory that was made in its place, or a slice that
+//! is part of the program.
 
 use std::fs::File;
 use std::path::Path;
@@ -46,6 +47,11 @@ impl Mapping {
     /// Bytes that are part of the program.
     pub fn of_static(bytes: &'static [u8], file: String) -> Mapping {
         Mapping { file, content: Content::Static(bytes) }
+    }
+
+    /// Bytes that are in no file.
+    pub fn of_memory(map: memmap2::Mmap, file: String) -> Mapping {
+        Mapping { file, content: Content::Mapped(map) }
     }
 
     /// The whole file.

@@ -13,6 +13,7 @@ mod config;
 mod error;
 mod generation_config;
 mod hub;
+mod in_memory;
 mod index;
 mod json;
 mod mapping;

@@ -26,13 +26,25 @@ pub struct ModelSource {
 #[derive(Debug, Clone)]
 enum Place {
     Bundled,
-    Directory { path: PathBuf, hub_id: Option<String> },
+    /// In memory, under a name for messages: there are no files.
+    Memory {
+        name: String,
+    },
+    Directory {
+        path: PathBuf,
+        hub_id: Option<String>,
+    },
 }
 
 impl ModelSource {
     /// The small checkpoint that is part of the binary.
     pub fn nano() -> ModelSource {
         ModelSource { place: Place::Bundled }
+    }
+
+    /// A checkpoint that is in no file; `name` is for messages.
+    pub(crate) fn in_memory(name: &str) -> ModelSource {
+        ModelSource { place: Place::Memory { name: name.to_owned() } }
     }
 
     /// Finds `model`: an existing directory, else a hub id `org/name` in the local Hugging Face cache, else `nano`, the
@@ -85,6 +97,7 @@ impl ModelSource {
     pub(super) fn read_up_to(&self, name: &str, limit: u64) -> Result<Option<Cow<'static, [u8]>>, CheckpointError> {
         let path = match &self.place {
             Place::Bundled => return Ok(bundled::file(name).map(Cow::Borrowed)),
+            Place::Memory { .. } => return Ok(None),
             Place::Directory { path, .. } => path.join(name),
         };
         let wrong = |found: String| CheckpointError::File {
@@ -118,6 +131,7 @@ impl ModelSource {
     pub(super) fn has(&self, name: &str) -> Result<bool, CheckpointError> {
         let path = match &self.place {
             Place::Bundled => return Ok(bundled::file(name).is_some()),
+            Place::Memory { .. } => return Ok(false),
             Place::Directory { path, .. } => path.join(name),
         };
         match fs::metadata(&path) {
@@ -139,7 +153,7 @@ impl ModelSource {
         let mapping = match &self.place {
             Place::Bundled => bundled::file(name).map(|bytes| Mapping::of_static(bytes, file.clone())),
             Place::Directory { path, .. } if self.has(name)? => Some(Mapping::open(&path.join(name), file.clone())?),
-            Place::Directory { .. } => None,
+            Place::Directory { .. } | Place::Memory { .. } => None,
         };
         mapping.ok_or_else(|| CheckpointError::MissingFile { file, advice: self.how_to_get(name) })
     }
@@ -156,7 +170,7 @@ impl ModelSource {
     /// The path of the file `name`, for messages.
     pub fn describe(&self, name: &str) -> String {
         match &self.place {
-            Place::Bundled => format!("{self}/{name}"),
+            Place::Bundled | Place::Memory { .. } => format!("{self}/{name}"),
             Place::Directory { path, .. } => path.join(name).display().to_string(),
         }
     }
@@ -165,6 +179,7 @@ impl ModelSource {
     pub(super) fn how_to_get(&self, name: &str) -> String {
         match &self.place {
             Place::Bundled => "rebuild rigel from a complete source tree".to_owned(),
+            Place::Memory { .. } => format!("use a model with a {name}"),
             Place::Directory { hub_id: Some(id), .. } => format!("download it with `hf download {id}`"),
             Place::Directory { .. } => {
                 format!("copy {name} from the model's repository, or check that this is a Hugging Face checkpoint")
@@ -178,6 +193,7 @@ impl fmt::Display for ModelSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
             Place::Bundled => write!(f, "{NANO} (bundled)"),
+            Place::Memory { name } => f.write_str(name),
             Place::Directory { hub_id: Some(id), .. } => f.write_str(id),
             Place::Directory { path, hub_id: None } => write!(f, "{}", path.display()),
         }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use rigel::bench::report::ReportError;
 use rigel::bench::shapes::ShapesError;
+use rigel::bench::synthetic::SyntheticError;
 use rigel::checkpoint::CheckpointError;
 use rigel::engine::{EngineError, Failure, RequestError};
 use rigel::sampling::InvalidParam;
@@ -49,6 +50,9 @@ pub enum CliError {
     /// A network to measure.
     #[error(transparent)]
     Shapes(#[from] ShapesError),
+    /// A checkpoint of random weights.
+    #[error(transparent)]
+    Synthetic(#[from] SyntheticError),
     #[error(transparent)]
     Request(RequestError),
     #[error(transparent)]
@@ -91,6 +95,7 @@ impl CliError {
             CliError::At { source, .. } => source.code(),
             CliError::Failure(_) | CliError::Stdout(_) | CliError::Write { .. } | CliError::Failed(_) => 1,
             CliError::Report(ReportError::Write { .. }) => 1,
+            CliError::Synthetic(SyntheticError::DiskFull { .. } | SyntheticError::Write { .. }) => 1,
             CliError::Engine(EngineError::Thread { .. }) => 1,
             CliError::Engine(EngineError::Backend(error)) => match error {
                 rigel::backend::BackendError::Checkpoint(_) => 2,

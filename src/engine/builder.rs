@@ -3,18 +3,15 @@
 use std::fmt;
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 
-use crate::backend::cpu::{CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
-use crate::backend::cuda::model::CudaOptions;
-#[cfg(feature = "cuda")]
-use crate::backend::cuda::{self, CudaError};
+use crate::backend::cuda::CudaError;
 use crate::backend::{Arithmetic, Backend, BackendError, LoadProgress, WeightDtype};
-use crate::checkpoint::{Checkpoint, CheckpointError, Dtype, ModelSource};
-use crate::kv::{CacheGeometry, PrefixCache};
-use crate::model::ModelSpec;
+use crate::checkpoint::{CheckpointError, Config, Dtype, ModelSource};
+use crate::kv::PrefixCache;
 use crate::text::{TextError, TokenId, Tokenizer};
 
 use super::draft::Speculation;
+use super::loading::Loaded;
 use super::{Engine, Limits};
 
 /// Where the model runs.
@@ -72,16 +69,16 @@ pub enum EngineError {
 /// Describes an engine; [`EngineBuilder::build`] loads the model.
 #[derive(Debug, Default)]
 pub struct EngineBuilder {
-    source: Option<Source>,
-    device: Device,
-    dtype: WeightDtype,
-    threads: Option<NonZeroUsize>,
-    page_size: Option<NonZeroU32>,
-    context: Option<NonZeroU32>,
-    memory: Option<NonZeroU64>,
-    arithmetic: Arithmetic,
-    options: EngineOptions,
-    on_load: OnLoad,
+    pub(super) source: Option<Source>,
+    pub(super) device: Device,
+    pub(super) dtype: WeightDtype,
+    pub(super) threads: Option<NonZeroUsize>,
+    pub(super) page_size: Option<NonZeroU32>,
+    pub(super) context: Option<NonZeroU32>,
+    pub(super) memory: Option<NonZeroU64>,
+    pub(super) arithmetic: Arithmetic,
+    pub(super) options: EngineOptions,
+    pub(super) on_load: OnLoad,
 }
 
 /// How an engine goes about its requests, whatever its backend is.
@@ -102,12 +99,12 @@ pub struct EngineOptions {
 
 /// Whom to tell how far the weights have come.
 #[derive(Default)]
-struct OnLoad(Option<Box<dyn FnMut(LoadProgress) + Send>>);
+pub(super) struct OnLoad(Option<Box<dyn FnMut(LoadProgress) + Send>>);
 
 impl OnLoad {
     /// Tells them, if there is anybody.
     #[cfg(feature = "cuda")]
-    fn report(&mut self, progress: LoadProgress) {
+    pub(super) fn report(&mut self, progress: LoadProgress) {
         if let Some(report) = &mut self.0 {
             report(progress);
         }
@@ -120,28 +117,13 @@ impl fmt::Debug for OnLoad {
     }
 }
 
+/// Where the weights come from.
 #[derive(Debug)]
-enum Source {
+pub(super) enum Source {
     Name(String),
     Resolved(ModelSource),
+    Random { config: Box<Config>, seed: u32 },
 }
-
-/// Positions a page of the CPU's cache holds: small enough that little of a page outlives the window, large enough
-/// that a page's keys are one long stream.
-const CPU_PAGE_SIZE: NonZeroU32 = NonZeroU32::new(64).unwrap();
-/// Prompt rows a step of the CPU: enough that reading the weights is small beside the arithmetic on them.
-const CPU_PREFILL_CHUNK: NonZeroU32 = NonZeroU32::new(256).unwrap();
-/// Sequences of a step of the CPU: enough that reading the weights is shared by many tokens.
-const CPU_SEQUENCES: NonZeroUsize = NonZeroUsize::new(32).unwrap();
-/// Positions a page of a GPU's cache holds: one tile of the attention kernels.
-#[cfg(feature = "cuda")]
-const CUDA_PAGE_SIZE: NonZeroU32 = NonZeroU32::new(64).unwrap();
-/// Prompt rows a step of a GPU: enough for its products to be bound by arithmetic, with room to spare.
-#[cfg(feature = "cuda")]
-const CUDA_PREFILL_CHUNK: NonZeroU32 = NonZeroU32::new(2048).unwrap();
-/// Sequences of a step of a GPU: where its products begin to be bound by arithmetic.
-#[cfg(feature = "cuda")]
-const CUDA_SEQUENCES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 impl EngineBuilder {
     /// A directory, a hub id found in the local Hugging Face cache, or `nano`, the bundled model; see
@@ -154,6 +136,14 @@ impl EngineBuilder {
     /// Files found already.
     pub fn source(mut self, source: ModelSource) -> Self {
         self.source = Some(Source::Resolved(source));
+        self
+    }
+
+    /// No files: random weights for the network that `config` describes, to measure with. On a GPU they are made there,
+    /// in the dtype of [`EngineBuilder::dtype`]; on the CPU in memory, by all threads. Either way, equal seeds give equal
+    /// weights. [`WeightDtype::Auto`] is F16 where `config` says so, else BF16. There is no tokenizer.
+    pub fn dummy_weights(mut self, config: Config, seed: u32) -> Self {
+        self.source = Some(Source::Random { config: Box::new(config), seed });
         self
     }
 
@@ -244,145 +234,14 @@ impl EngineBuilder {
 
     /// Opens the checkpoint, checks it, brings the device up and starts the engine's thread.
     pub fn build(mut self) -> Result<Engine, EngineError> {
-        // What is wrong with the device is said before any file is read.
-        let placement = self.placement()?;
-        let source = match self.source.take() {
-            None => ModelSource::nano(),
-            Some(Source::Name(name)) => ModelSource::resolve(&name)?,
-            Some(Source::Resolved(source)) => source,
-        };
-        let checkpoint = Checkpoint::open(&source)?;
-        let mut spec = ModelSpec::from_checkpoint(&checkpoint)?;
-        spec.untie_stored_head(&checkpoint);
-        if let Some(context) = self.context {
-            spec.max_positions = spec.max_positions.min(context.get() as usize);
-        }
+        let Loaded { backend, source } = self.load()?;
         let tokenizer = Tokenizer::from_source(&source)?;
-        let backend = match placement {
-            Placement::Cpu => self.cpu_backend(&checkpoint, spec)?,
-            #[cfg(feature = "cuda")]
-            Placement::Cuda(device) => self.cuda_backend(&device, &checkpoint, spec)?,
-        };
         Engine::with_backend(backend, tokenizer, source.describe("tokenizer.json"), self.options)
     }
 
-    /// Where the model is to run: the device asked for, or for [`Device::Auto`] a GPU if there is one.
-    fn placement(&self) -> Result<Placement, EngineError> {
-        match self.device {
-            Device::Cpu => Ok(Placement::Cpu),
-            #[cfg(feature = "cuda")]
-            Device::Cuda => open_gpu().map(Placement::Cuda).map_err(EngineError::Cuda),
-            #[cfg(feature = "cuda")]
-            Device::Auto => Ok(open_gpu().map_or_else(|error| cpu_instead(&error), Placement::Cuda)),
-            #[cfg(not(feature = "cuda"))]
-            Device::Cuda => Err(EngineError::NoCudaFeature),
-            #[cfg(not(feature = "cuda"))]
-            Device::Auto => Ok(Placement::Cpu),
-        }
-    }
-
-    fn cpu_backend(&mut self, checkpoint: &Checkpoint, spec: ModelSpec) -> Result<Box<dyn Backend>, EngineError> {
-        no_dtype_on_cpu(self.dtype)?;
-        let step = self.step(&spec, CPU_PAGE_SIZE, CPU_PREFILL_CHUNK, CPU_SEQUENCES);
-        let memory = self.memory.map(NonZeroU64::get);
-        let options = CpuOptions { threads: self.threads, page_size: step.page_size, pages: 0, max_rows: step.rows };
-        let pages = CpuBackend::pages_within(&spec, &options, memory, step.least_pages, step.most_pages)?;
-        if self.options.speculation == Speculation::Auto {
-            self.options.speculation = Speculation::PromptLookup;
-        }
-        Ok(Box::new(CpuBackend::new(checkpoint, spec, CpuOptions { pages, ..options })?))
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_backend(
-        &mut self,
-        device: &cuda::Device,
-        checkpoint: &Checkpoint,
-        spec: ModelSpec,
-    ) -> Result<Box<dyn Backend>, EngineError> {
-        let dtype = self.dtype.resolve_and_log(checkpoint, &spec);
-        let step = self.step(&spec, CUDA_PAGE_SIZE, CUDA_PREFILL_CHUNK, CUDA_SEQUENCES);
-        let options = CudaOptions {
-            page_size: step.page_size,
-            pages: 0,
-            max_rows: step.rows,
-            max_sequences: step.sequences,
-            arithmetic: self.arithmetic,
-        };
-        let memory = self.memory.map(NonZeroU64::get);
-        let pages = cuda::model::pages_within(device, &spec, &options, memory, step.least_pages)?;
-        let options = CudaOptions { pages: pages.min(step.most_pages), ..options };
-        if self.options.speculation == Speculation::Auto && self.arithmetic == Arithmetic::BatchInvariant {
-            self.options.speculation = Speculation::PromptLookup;
-        }
-        let report = &mut |progress| self.on_load.report(progress);
-        Ok(cuda::model::load(device, checkpoint, spec, dtype, &options, report)?)
-    }
-
-    /// What a step holds, from what was asked for and the device's defaults.
-    fn step(&self, spec: &ModelSpec, page_size: NonZeroU32, chunk: NonZeroU32, sequences: NonZeroUsize) -> StepSize {
-        let page_size = self.page_size.unwrap_or(page_size);
-        let sequences = self.options.max_sequences.unwrap_or(sequences).get();
-        // More rows than all positions of all sequences can never come together.
-        let max_positions: u32 = spec.max_positions.try_into().unwrap_or(u32::MAX);
-        let all_rows = spec.max_positions.saturating_mul(sequences);
-        let rows = (self.options.prefill_chunk.unwrap_or(chunk).get() as usize).min(all_rows).max(sequences);
-        let pages = |rows: u32| CacheGeometry::pages_for_sequence(page_size.get(), max_positions, spec.window, rows);
-        let whole = pages(rows.try_into().unwrap_or(u32::MAX));
-        StepSize {
-            page_size,
-            rows,
-            sequences,
-            least_pages: pages(1),
-            most_pages: u32::try_from(sequences).unwrap_or(u32::MAX).saturating_mul(whole),
-        }
-    }
-}
-
-/// Sizes of a step and of the cache.
-struct StepSize {
-    page_size: NonZeroU32,
-    rows: usize,
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU takes as many as it has rows"))]
-    sequences: usize,
-    /// What one sequence of the whole context needs.
-    least_pages: u32,
-    /// What as many as there can be in a step need.
-    most_pages: u32,
-}
-
-/// Where a model runs.
-enum Placement {
-    Cpu,
-    #[cfg(feature = "cuda")]
-    Cuda(cuda::Device),
-}
-
-/// The first GPU, where this build has kernels for it.
-#[cfg(feature = "cuda")]
-fn open_gpu() -> Result<cuda::Device, CudaError> {
-    if cuda::images().is_empty() {
-        return Err(CudaError::BuiltWithoutKernels);
-    }
-    cuda::Device::open(0)
-}
-
-/// The CPU, since there is no GPU; where there is one that cannot be used, a warning says why.
-#[cfg(feature = "cuda")]
-fn cpu_instead(error: &CudaError) -> Placement {
-    match error {
-        CudaError::NoDriver | CudaError::NoDevice | CudaError::BuiltWithoutKernels => tracing::debug!("{error}"),
-        _ => tracing::warn!("using the CPU: {error}"),
-    }
-    Placement::Cpu
-}
-
-/// That no dtype is asked of the CPU.
-fn no_dtype_on_cpu(dtype: WeightDtype) -> Result<(), EngineError> {
-    match dtype {
-        WeightDtype::Auto => Ok(()),
-        WeightDtype::Bf16 => Err(EngineError::DtypeOnCpu { dtype: Dtype::Bf16 }),
-        WeightDtype::F16 => Err(EngineError::DtypeOnCpu { dtype: Dtype::F16 }),
+    /// The backend alone, as [`EngineBuilder::build`] sets it up: for those who measure forward passes.
+    pub fn build_backend(mut self) -> Result<Box<dyn Backend>, EngineError> {
+        Ok(self.load()?.backend)
     }
 }
 

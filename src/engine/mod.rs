@@ -9,7 +9,8 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `mod`, `builder` | the engine, and how it comes to be |
+//! | `mod`, `builder`, `loading` | the engine, and how it comes to be |
+//! | `plan` | whether a model fits a GPU |
 //! | `request`, `event`, `generation` | what goes in, what comes out, and the way out |
 //! | `worker` | the step loop |
 //! | `scheduler` | who is computed next, and where |
@@ -43,7 +44,10 @@ mod builder;
 mod draft;
 mod event;
 mod generation;
+mod loading;
 mod output;
+#[cfg(feature = "cuda")]
+mod plan;
 mod request;
 mod scheduler;
 mod sequence;
@@ -55,6 +59,8 @@ pub use builder::{Device, EngineBuilder, EngineError, EngineOptions};
 pub use draft::{PromptLookup, Speculation};
 pub use event::{Completion, Event, Failure, Finish, FinishReason, PromptToken, StopCause, Timings, Token};
 pub use generation::Generation;
+#[cfg(feature = "cuda")]
+pub use plan::GpuPlan;
 pub use request::{MOST_LOGPROBS, MOST_SAMPLES, Request, RequestError};
 pub use statistics::Statistics;
 

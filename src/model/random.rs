@@ -1,6 +1,32 @@
 //! Random weights whose every element depends on its name and its place alone: the same bits here, on a GPU
 //! (`kernels/random.cu`) and in PyTorch (`tools/peers`), with nothing but a seed handed from one to the other.
 
+use rayon::prelude::*;
+
+use super::spec::ModelSpec;
+use crate::checkpoint::{Checkpoint, CheckpointError, Config, Dtype, ExpectedTensor};
+
+/// Elements that one thread makes at a time.
+const PIECE: usize = 1 << 16;
+
+/// A checkpoint in memory of the network that `config` describes, with random weights of `dtype`, made by all threads.
+/// The same weights as [`Uniform::of_tensor`] has for each of its tensors, each rounded to `dtype`.
+///
+/// # Errors
+/// A network that is not supported; no memory.
+pub fn random_checkpoint(config: Config, dtype: Dtype, seed: u32) -> Result<Checkpoint, CheckpointError> {
+    let tensors = ModelSpec::from_config(&config)?.tensors();
+    let name = random_name(&config);
+    Checkpoint::in_memory(config, &name, dtype, &tensors, |tensor: &ExpectedTensor, bytes: &mut [u8]| {
+        Uniform::of_tensor(seed, &tensor.name).fill(dtype, bytes);
+    })
+}
+
+/// What messages call a network of random weights.
+pub(crate) fn random_name(config: &Config) -> String {
+    format!("random weights of {}", config.file)
+}
+
 /// Even distribution over `centre - range ..= centre + range`, and which of its streams.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Uniform {
@@ -35,6 +61,34 @@ impl Uniform {
         // Exact, all three: 24 bits fit, and so does the difference.
         let centred = 2.0 * ((bits >> 8) as f32 * (1.0 / (1 << 24) as f32)) - 1.0;
         self.centre + self.range * centred
+    }
+
+    /// Writes the elements from `first` on into `bytes`, little-endian, rounded to `dtype`.
+    pub fn write(&self, dtype: Dtype, first: u32, bytes: &mut [u8]) {
+        let values = (0..).map(|place: u32| self.value(first.wrapping_add(place)));
+        match dtype {
+            Dtype::F32 => {
+                let (elements, _) = bytes.as_chunks_mut();
+                elements.iter_mut().zip(values).for_each(|(element, value)| *element = value.to_le_bytes());
+            }
+            Dtype::F16 => {
+                let (elements, _) = bytes.as_chunks_mut();
+                let halves = values.map(half::f16::from_f32);
+                elements.iter_mut().zip(halves).for_each(|(element, value)| *element = value.to_le_bytes());
+            }
+            Dtype::Bf16 => {
+                let (elements, _) = bytes.as_chunks_mut();
+                let halves = values.map(half::bf16::from_f32);
+                elements.iter_mut().zip(halves).for_each(|(element, value)| *element = value.to_le_bytes());
+            }
+        }
+    }
+
+    /// [`Uniform::write`] from the first element on, by all threads.
+    pub fn fill(&self, dtype: Dtype, bytes: &mut [u8]) {
+        let pieces = bytes.par_chunks_mut(PIECE * dtype.size()).enumerate();
+        // Indices of 2^32 and more come round to the beginning.
+        pieces.for_each(|(piece, bytes)| self.write(dtype, (piece * PIECE) as u32, bytes));
     }
 }
 
@@ -95,6 +149,33 @@ mod tests {
         assert!(mean.abs() < 3e-4 && (deviation - 0.035 / 3f64.sqrt()).abs() < 2e-4, "{mean} {deviation}");
         let same = (0..1000).filter(|index| uniform.value(*index) == uniform.value(index + 1)).count();
         assert_eq!(same, 0, "neighbours differ");
+    }
+
+    #[test]
+    fn bytes_are_the_values_rounded_whoever_writes_them() {
+        let uniform = Uniform { seed: 3, centre: 0.5, range: 2.0 };
+        let elements = 2 * PIECE + 17;
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+            let mut bytes = vec![0xff; elements * dtype.size()];
+            uniform.fill(dtype, &mut bytes);
+            let element = |index: usize| {
+                let bytes = &bytes[index * dtype.size()..][..dtype.size()];
+                match dtype {
+                    Dtype::F32 => f32::from_le_bytes(bytes.try_into().unwrap()),
+                    Dtype::F16 => half::f16::from_le_bytes(bytes.try_into().unwrap()).to_f32(),
+                    Dtype::Bf16 => half::bf16::from_le_bytes(bytes.try_into().unwrap()).to_f32(),
+                }
+            };
+            let step = match dtype {
+                Dtype::F32 => 0.0,
+                Dtype::F16 => 1.0 / 2048.0,
+                Dtype::Bf16 => 1.0 / 256.0,
+            };
+            for index in (0..elements).step_by(97).chain([PIECE - 1, PIECE, elements - 1]) {
+                let value = uniform.value(index as u32);
+                assert!((element(index) - value).abs() <= value.abs() * step, "{dtype} {index}");
+            }
+        }
     }
 
     #[test]

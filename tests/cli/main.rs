@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod batch;
+mod bench;
 mod chat;
 mod common;
 #[cfg(feature = "cuda")]
@@ -13,6 +14,10 @@ mod generate;
 mod help;
 mod infill;
 mod inspect;
+#[cfg(feature = "cuda")]
+mod plan;
 mod respond;
 mod score;
+mod start;
+mod synth;
 mod tokenize;

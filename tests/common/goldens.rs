@@ -4,6 +4,10 @@
 // Each test binary uses its part.
 #![allow(dead_code)]
 
+// The kernel tests' helpers, which some binaries have beside these, have it too.
+#[allow(clippy::duplicate_mod)]
+mod root;
+
 use std::fs;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -11,10 +15,8 @@ use std::path::{Path, PathBuf};
 use rigel::checkpoint::ModelSource;
 use rigel::engine::{Completion, Device, Engine, Generation, Request};
 use rigel::text::TokenId;
+use root::root;
 use serde::Deserialize;
-
-// A test that has `common` has it from there.
-use crate::root::root;
 
 /// The recorded values of one checkpoint.
 #[derive(Deserialize)]

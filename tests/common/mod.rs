@@ -4,7 +4,9 @@
 // Each test binary uses its part.
 #![allow(dead_code)]
 
-pub mod root;
+// The goldens' helpers, which some binaries have beside these, have it too.
+#[allow(clippy::duplicate_mod)]
+mod root;
 
 use std::env;
 use std::path::PathBuf;

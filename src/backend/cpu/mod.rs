@@ -129,6 +129,21 @@ impl CpuBackend {
         Ok(u32::try_from(pages).unwrap_or(u32::MAX).min(most))
     }
 
+    /// That the system has `bytes` of memory left, for `what`, where it says how much it has.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`].
+    pub fn check_memory(bytes: u64, what: &str) -> Result<(), BackendError> {
+        match memory::available() {
+            Some(available) if bytes > available => Err(BackendError::OutOfMemory {
+                needed: bytes,
+                what: what.to_owned(),
+                advice: format!("{available} are left in this machine's memory; use a smaller network"),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Bytes that cache and activations took.
     #[cfg(test)]
     fn allocated_bytes(&self) -> u64 {
@@ -229,6 +244,14 @@ impl Backend for CpuBackend {
             });
         });
         drawn.into_iter().map(|drawn| drawn.into_inner().ok_or(BackendError::MissingSample)).collect()
+    }
+
+    fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), BackendError> {
+        for page in [from, to] {
+            check_page(page, self.cache.geometry())?;
+        }
+        self.cache.copy_page(from, to);
+        Ok(())
     }
 
     fn poison(&mut self, pages: &[PageId]) -> Result<(), BackendError> {

@@ -8,19 +8,22 @@
 //! | module | noun |
 //! |---|---|
 //! | [`driver`] | the driver's library: is there one, which CUDA does it support |
-//! | [`Device`] | one GPU: properties, memory, loaded kernels |
+//! | [`Device`], [`Card`] | one GPU: properties, memory, loaded kernels; those known by name |
 //! | [`Stream`], [`Event`], [`Graph`] | work in order, a point in it, a recording of it |
 //! | [`Buffer`], [`Slice`], [`SliceMut`], [`Pinned`] | typed memory with a length, on the device and pinned on the host |
 //! | [`Image`], [`Module`], [`Kernel`] | a fatbin, the fatbin loaded, one function of it |
 //! | [`Launch`], [`Arguments`], [`Work`] | a launch, what it is given, what it must move and compute |
+//! | [`trace`], [`cupti`] | when launches ran |
 //! | [`kernels`] | one launcher for each `kernels/*.cu` |
 //! | [`layout`], [`upload`] | where each weight lies in device memory, and its way there |
 //! | [`Weights`], [`RopeTable`] | the weights of a model, and its rotations |
 //! | [`model`] | a whole model: [`CudaBackend`](model::CudaBackend) |
 
 mod buffer;
+mod card;
 mod convert;
 mod cubin;
+pub mod cupti;
 mod device;
 pub mod driver;
 mod error;
@@ -35,11 +38,13 @@ pub mod model;
 mod module;
 mod pinned;
 mod stream;
+pub mod trace;
 pub mod upload;
 mod weights;
 mod work;
 
 pub use buffer::{Buffer, Slice, SliceMut};
+pub use card::Card;
 pub use device::{ComputeCapability, Device, Properties, properties};
 pub use error::CudaError;
 pub use event::Event;

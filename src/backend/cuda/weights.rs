@@ -5,12 +5,13 @@ use std::ops::Range;
 use super::buffer::{Buffer, Slice};
 use super::kernels::Element;
 use super::kernels::norm::NormWeights;
+use super::kernels::random::{Random, RandomShape};
 use super::layout::{Layout, LinearLayout, NormLayout, Region};
 use super::stream::Stream;
 use super::upload::{Ring, UploadError, fill, upload};
 use crate::backend::{LoadProgress, check_tensors};
 use crate::checkpoint::Checkpoint;
-use crate::model::{ModelSpec, Rope};
+use crate::model::{ModelSpec, Rope, Uniform};
 
 /// All weights, in one allocation. What each slice is, its padding and the order of its rows: [`Layout`].
 pub struct Weights<T> {
@@ -82,6 +83,26 @@ impl<T: Element> Weights<T> {
         let copies = stream.device().stream()?;
         copies.wait(&stream.record()?)?;
         upload(&copies, checkpoint, &layout, &mut arena, ring, progress)?;
+        Ok(Weights { arena, layout })
+    }
+
+    /// Random weights, made on the device: those that a checkpoint of this `seed` holds in `T`
+    /// ([`random_checkpoint`](crate::model::random_checkpoint)), bit for bit. Returns when all of them are there.
+    ///
+    /// # Errors
+    /// Too little device memory; any other failure of the device; a tensor of 2³² elements or more.
+    pub fn random(stream: &Stream, spec: &ModelSpec, seed: u32) -> Result<Weights<T>, UploadError> {
+        let layout = Layout::new(spec);
+        let random = Random::load(stream.device())?;
+        // What lies between the tensors is zero.
+        let mut arena = stream.zeroed::<T>(layout.elements())?;
+        for part in layout.parts() {
+            let shape = RandomShape { rows: part.rows, columns: part.columns, stride: part.stride };
+            // Cannot fail: the arena was allocated for this layout, all parts of which lie inside it.
+            let out = arena.slice_mut(part.range()).expect("a part of the layout lies inside the arena");
+            random.fill(stream, shape, part.order, Uniform::of_tensor(seed, &part.tensor), out)?;
+        }
+        stream.synchronize()?;
         Ok(Weights { arena, layout })
     }
 

@@ -6,16 +6,16 @@ use crate::backend::BackendError;
 use crate::kv::CacheGeometry;
 use crate::model::ModelSpec;
 
-use super::super::Device;
 use super::super::layout::{ELEMENT_BYTES, Layout, padded};
 use super::super::weights::RopeTable;
+use super::super::{Device, Properties};
 use super::attention::AttentionPlan;
 use super::sampler::Sampler;
 use super::step::{StepLayout, StepShape};
 use super::{CudaOptions, check_supported};
 
 /// What the driver takes for itself while a model runs, such as recorded steps: kept free, not allocated.
-const DRIVER_BYTES: u64 = 256 << 20;
+pub const DRIVER_BYTES: u64 = 256 << 20;
 /// The most rows of logits of a step: f32 `[.., vocab]`, 50 MB for the published vocabulary.
 const MOST_LOGITS_ROWS: usize = 256;
 
@@ -65,9 +65,9 @@ fn largest_step(spec: &ModelSpec, options: &CudaOptions, attention: AttentionPla
 }
 
 impl Sizes {
-    pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, device: &Device) -> Sizes {
+    pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, gpu: &Properties) -> Sizes {
         let logits_rows = Sizes::logits_rows(options);
-        let attention = AttentionPlan::new(spec, options, device.properties());
+        let attention = AttentionPlan::new(spec, options, gpu);
         let step = largest_step(spec, options, attention, logits_rows);
         let page = options.page_size.get() as usize * spec.kv_heads * spec.head_dim;
         Sizes {
@@ -80,8 +80,8 @@ impl Sizes {
             layer_cache: options.pages as usize * page,
             layers: spec.layers,
             step_words: StepLayout::new(step).words(),
-            partials: attention.workspace_len(spec, options, device.properties()),
-            sampler_bytes: Sampler::bytes(device, spec, logits_rows),
+            partials: attention.workspace_len(spec, options, gpu),
+            sampler_bytes: Sampler::bytes(gpu, spec, logits_rows),
         }
     }
 
@@ -112,6 +112,16 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
+    /// What a model of `spec` with these options takes of a GPU like `gpu`: what loading it allocates there. No device is
+    /// needed.
+    ///
+    /// # Errors
+    /// A network or options that the kernels are not written for.
+    pub fn of(spec: &ModelSpec, options: &CudaOptions, gpu: &Properties) -> Result<MemoryPlan, BackendError> {
+        check_supported(spec, options)?;
+        Ok(MemoryPlan::new(spec, &Layout::new(spec), &Sizes::new(spec, options, gpu)))
+    }
+
     pub(super) fn new(spec: &ModelSpec, layout: &Layout, sizes: &Sizes) -> MemoryPlan {
         let elements = |count: usize| (count * ELEMENT_BYTES) as u64;
         let line = |what, bytes| MemoryLine { what, bytes };
@@ -146,7 +156,7 @@ impl MemoryPlan {
     }
 
     /// All lines, and what is left for the driver.
-    fn needed(&self) -> u64 {
+    pub fn needed(&self) -> u64 {
         self.bytes().saturating_add(DRIVER_BYTES)
     }
 
@@ -174,22 +184,35 @@ pub fn pages_within(
     memory: Option<u64>,
     least: u32,
 ) -> Result<u32, BackendError> {
-    check_supported(spec, options)?;
-    let plan = |pages| {
-        let options = CudaOptions { pages, ..options.clone() };
-        MemoryPlan::new(spec, &Layout::new(spec), &Sizes::new(spec, &options, device))
-    };
     let (free, _) = device.memory()?;
     let room = memory.unwrap_or(free - free / 10).min(free);
-    let (rest, page) = (plan(0).needed(), plan(1).bytes() - plan(0).bytes());
+    match most_pages(device.properties(), spec, options, room)? {
+        Some(pages) if pages >= least => Ok(pages),
+        _ => {
+            let room = format!("{} may be taken of the {} that are free on the GPU", Bytes(room), Bytes(free));
+            let options = CudaOptions { pages: least, ..options.clone() };
+            Err(MemoryPlan::of(spec, &options, device.properties())?.shortage(&room))
+        }
+    }
+}
+
+/// How many pages a model's cache may have on a GPU like `gpu`, where the model may take `room` bytes, the driver's part
+/// included; none where not even all else fits. `options.pages` is not looked at.
+///
+/// # Errors
+/// A network or options that the kernels are not written for.
+pub fn most_pages(
+    gpu: &Properties,
+    spec: &ModelSpec,
+    options: &CudaOptions,
+    room: u64,
+) -> Result<Option<u32>, BackendError> {
+    let plan = |pages| MemoryPlan::of(spec, &CudaOptions { pages, ..options.clone() }, gpu);
+    let (rest, page) = (plan(0)?.needed(), plan(1)?.bytes() - plan(0)?.bytes());
     // The kernels number the slots of all heads in 32 bits.
     let most = u32::MAX / options.page_size.get().saturating_mul(spec.kv_heads as u32).max(1);
-    let pages = room.saturating_sub(rest).checked_div(page).unwrap_or(0).min(most.into()) as u32;
-    if pages >= least && room >= rest {
-        return Ok(pages);
-    }
-    let room = format!("{} may be taken of the {} that are free on the GPU", Bytes(room), Bytes(free));
-    Err(plan(least).shortage(&room))
+    let left = room.checked_sub(rest);
+    Ok(left.map(|left| left.checked_div(page).unwrap_or(0).min(most.into()) as u32))
 }
 
 /// `weights 6.06 GB, key/value cache 126 MB, …`

@@ -10,6 +10,7 @@
 //! | `forward` | the pass from token ids to logits, launch by launch |
 //! | `workspace` | activations, logits and the cache |
 //! | `recordings` | decode steps recorded as graphs, one for each bucket of rows |
+//! | `source` | where the weights come from |
 //! | `sampler`, `changes` | draws and log-probabilities on the device |
 //!
 //! A decode step, in which every sequence has one row, is padded to the next bucket, recorded the second time its bucket
@@ -26,12 +27,14 @@ mod inputs;
 mod memory;
 mod recordings;
 mod sampler;
+mod source;
 mod step;
 mod workspace;
 
 use std::num::NonZeroU32;
 
-pub use memory::{MemoryLine, MemoryPlan, pages_within};
+pub use memory::{DRIVER_BYTES, MemoryLine, MemoryPlan, most_pages, pages_within};
+pub use source::WeightSource;
 
 use super::error::CudaError;
 use super::kernels::Element;
@@ -43,7 +46,7 @@ use super::weights::{RopeTable, Weights};
 use super::{Device, Properties, Slice, Stream};
 use crate::backend::places::Places;
 use crate::backend::{Arithmetic, Backend, BackendError, Batch, DeviceQueue, LoadProgress, check_page};
-use crate::checkpoint::{Checkpoint, Dtype};
+use crate::checkpoint::Dtype;
 use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
 use crate::sampling::{self, NotFinite, SampleError, SampleRow, Sampled, TokenLogprobs};
@@ -72,24 +75,22 @@ pub struct CudaOptions {
     pub arithmetic: Arithmetic,
 }
 
-/// Loads the weights of `checkpoint` in `dtype`, F16 or BF16, onto `device`. `progress` is called while they travel.
+/// Brings the weights of `source` in `dtype`, F16 or BF16, onto `device`. `progress` is called while they travel.
 ///
 /// # Errors
 /// A network or options that the kernels are not written for; a tensor that is missing or misshapen; too little free
 /// memory, found before anything is loaded; a failure of the device.
-pub fn load(
+pub fn load<'a>(
     device: &Device,
-    checkpoint: &Checkpoint,
+    source: impl Into<WeightSource<'a>>,
     spec: ModelSpec,
     dtype: Dtype,
     options: &CudaOptions,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Box<dyn Backend>, BackendError> {
     Ok(match dtype {
-        Dtype::F16 => Box::new(CudaBackend::<half::f16>::new(device, checkpoint, spec, options, progress)?),
-        Dtype::Bf16 | Dtype::F32 => {
-            Box::new(CudaBackend::<half::bf16>::new(device, checkpoint, spec, options, progress)?)
-        }
+        Dtype::F16 => Box::new(CudaBackend::<half::f16>::new(device, source, spec, options, progress)?),
+        Dtype::Bf16 | Dtype::F32 => Box::new(CudaBackend::<half::bf16>::new(device, source, spec, options, progress)?),
     })
 }
 
@@ -143,15 +144,15 @@ impl<T: Element> CudaBackend<T> {
     ///
     /// # Errors
     /// Those of [`load`].
-    pub fn new(
+    pub fn new<'a>(
         device: &Device,
-        checkpoint: &Checkpoint,
+        source: impl Into<WeightSource<'a>>,
         spec: ModelSpec,
         options: &CudaOptions,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<CudaBackend<T>, BackendError> {
         check_supported(&spec, options)?;
-        let sizes = Sizes::new(&spec, options, device);
+        let sizes = Sizes::new(&spec, options, device.properties());
         let plan = MemoryPlan::new(&spec, &Layout::new(&spec), &sizes);
         let (free, _) = device.memory()?;
         plan.check(free)?;
@@ -166,7 +167,7 @@ impl<T: Element> CudaBackend<T> {
                 cache: Cache::new(&stream, &sizes, geometry)?,
                 inputs: Inputs::new(device, &stream, sizes.step_words)?,
                 rope: RopeTable::load(&stream, &spec, spec.max_positions)?,
-                weights: Weights::load(&stream, checkpoint, &spec, progress)?,
+                weights: source.into().load(&stream, &spec, progress)?,
                 workspace: Workspace::new(&stream, &sizes)?,
                 spec: spec.clone(),
             },
@@ -180,6 +181,11 @@ impl<T: Element> CudaBackend<T> {
             host_logits: Vec::new(),
             stream,
         })
+    }
+
+    /// The stream that its work runs on, for those who measure it.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
     }
 
     /// What it has taken of the GPU's memory.
@@ -326,6 +332,13 @@ impl<T: Element> Backend for CudaBackend<T> {
             self.resident.cache.poison(&self.stream, *page)?;
         }
         Ok(())
+    }
+
+    fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), BackendError> {
+        for page in [from, to] {
+            check_page(page, self.resident.cache.geometry())?;
+        }
+        Ok(self.resident.cache.copy_page(&self.stream, from, to)?)
     }
 
     fn queue(&mut self) -> Option<&mut dyn DeviceQueue> {

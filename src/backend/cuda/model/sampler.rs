@@ -6,7 +6,7 @@ use super::super::kernels::sample::{
     Change, Insertion, Logprobs, LogprobsRow, LogprobsShape, MOST_TOP, MOST_VOCABULARY, NO_TOKEN, RowLogprobs,
     RowParams, Sample, SampleInputs, SampleOutputs, SampleShape, set_words,
 };
-use super::super::{Buffer, Device, Pinned, Slice, Stream};
+use super::super::{Buffer, Device, Pinned, Properties, Slice, Stream};
 use super::changes;
 use crate::model::ModelSpec;
 use crate::sampling::{NotFinite, SampleError, SampleRow, Sampled, SeenTokens, TokenLogprobs};
@@ -27,13 +27,13 @@ struct Lengths {
 }
 
 impl Lengths {
-    fn new(device: &Device, spec: &ModelSpec, rows: usize) -> Lengths {
+    fn new(gpu: &Properties, spec: &ModelSpec, rows: usize) -> Lengths {
         Lengths {
             rows,
             sets: rows * SETS_OF_ROW * set_words(spec.vocab_size),
             changes: spec.vocab_size.max(rows * CHANGES_OF_ROW),
             // A row is spread over several blocks as long as there is no more than one for each multiprocessor in all.
-            partials: rows.max(device.properties().multiprocessors as usize),
+            partials: rows.max(gpu.multiprocessors as usize),
         }
     }
 
@@ -164,12 +164,12 @@ pub(super) struct Sampler {
 
 impl Sampler {
     /// Bytes on the device for draws from up to `rows` rows of logits.
-    pub(super) fn bytes(device: &Device, spec: &ModelSpec, rows: usize) -> u64 {
-        Lengths::new(device, spec, rows).bytes() as u64
+    pub(super) fn bytes(gpu: &Properties, spec: &ModelSpec, rows: usize) -> u64 {
+        Lengths::new(gpu, spec, rows).bytes() as u64
     }
 
     pub(super) fn new(device: &Device, stream: &Stream, spec: &ModelSpec, rows: usize) -> Result<Sampler, CudaError> {
-        let lengths = Lengths::new(device, spec, rows);
+        let lengths = Lengths::new(device.properties(), spec, rows);
         Ok(Sampler {
             sample: Sample::load(device)?,
             logprobs: Logprobs::load(device)?,

@@ -1,0 +1,228 @@
+//! From what a builder was told to a backend with weights: which device, how large a step and the cache are, and where the
+//! weights come from.
+
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+
+#[cfg(feature = "cuda")]
+use crate::backend::Arithmetic;
+use crate::backend::cpu::{CpuBackend, CpuOptions};
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::model::{CudaOptions, WeightSource};
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::{self, CudaError};
+use crate::backend::{Backend, WeightDtype};
+use crate::checkpoint::{Checkpoint, Config, Dtype, ModelSource};
+use crate::kv::CacheGeometry;
+#[cfg(feature = "cuda")]
+use crate::model::random_name;
+use crate::model::{ModelSpec, random_checkpoint};
+
+use super::builder::{Device, EngineBuilder, EngineError, Source};
+use super::draft::Speculation;
+
+/// Positions a page of the CPU's cache holds: small enough that little of a page outlives the window, large enough
+/// that a page's keys are one long stream.
+const CPU_PAGE_SIZE: NonZeroU32 = NonZeroU32::new(64).unwrap();
+/// Prompt rows a step of the CPU: enough that reading the weights is small beside the arithmetic on them.
+const CPU_PREFILL_CHUNK: NonZeroU32 = NonZeroU32::new(256).unwrap();
+/// Sequences of a step of the CPU: enough that reading the weights is shared by many tokens.
+const CPU_SEQUENCES: NonZeroUsize = NonZeroUsize::new(32).unwrap();
+/// Positions a page of a GPU's cache holds: one tile of the attention kernels.
+#[cfg(feature = "cuda")]
+const CUDA_PAGE_SIZE: NonZeroU32 = NonZeroU32::new(64).unwrap();
+/// Prompt rows a step of a GPU: enough for its products to be bound by arithmetic, with room to spare.
+#[cfg(feature = "cuda")]
+const CUDA_PREFILL_CHUNK: NonZeroU32 = NonZeroU32::new(2048).unwrap();
+/// Sequences of a step of a GPU: where its products begin to be bound by arithmetic.
+#[cfg(feature = "cuda")]
+const CUDA_SEQUENCES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+
+/// A backend, and the files that belong to it.
+pub(super) struct Loaded {
+    pub(super) backend: Box<dyn Backend>,
+    pub(super) source: ModelSource,
+}
+
+impl EngineBuilder {
+    /// Brings the device up and the weights to it.
+    pub(super) fn load(&mut self) -> Result<Loaded, EngineError> {
+        // What is wrong with the device is said before any file is read.
+        let placement = self.placement()?;
+        let source = match self.source.take() {
+            None => ModelSource::nano(),
+            Some(Source::Name(name)) => ModelSource::resolve(&name)?,
+            Some(Source::Resolved(source)) => source,
+            Some(Source::Random { config, seed }) => return self.load_random(placement, *config, seed),
+        };
+        let checkpoint = Checkpoint::open(&source)?;
+        let mut spec = ModelSpec::from_checkpoint(&checkpoint)?;
+        spec.untie_stored_head(&checkpoint);
+        let spec = self.limited(spec);
+        let backend = match placement {
+            Placement::Cpu => {
+                no_dtype_on_cpu(self.dtype)?;
+                self.cpu_backend(&checkpoint, spec)?
+            }
+            #[cfg(feature = "cuda")]
+            Placement::Cuda(device) => {
+                let dtype = self.dtype.resolve_and_log(&checkpoint, &spec);
+                self.cuda_backend(&device, (&checkpoint).into(), dtype, spec)?
+            }
+        };
+        Ok(Loaded { backend, source })
+    }
+
+    fn load_random(&mut self, placement: Placement, config: Config, seed: u32) -> Result<Loaded, EngineError> {
+        let spec = self.limited(ModelSpec::from_config(&config)?);
+        let dtype = self.dtype.of_config(&config);
+        match placement {
+            Placement::Cpu => {
+                CpuBackend::check_memory(spec.counts().parameters * dtype.size() as u64, "random weights")?;
+                let checkpoint = random_checkpoint(config, dtype, seed)?;
+                Ok(Loaded { backend: self.cpu_backend(&checkpoint, spec)?, source: checkpoint.source().clone() })
+            }
+            #[cfg(feature = "cuda")]
+            Placement::Cuda(device) => {
+                let source = ModelSource::in_memory(&random_name(&config));
+                Ok(Loaded { backend: self.cuda_backend(&device, WeightSource::Random { seed }, dtype, spec)?, source })
+            }
+        }
+    }
+
+    /// With as many positions as were asked for.
+    pub(super) fn limited(&self, mut spec: ModelSpec) -> ModelSpec {
+        if let Some(context) = self.context {
+            spec.max_positions = spec.max_positions.min(context.get() as usize);
+        }
+        spec
+    }
+
+    /// Where the model is to run: the device asked for, or for [`Device::Auto`] a GPU if there is one.
+    fn placement(&self) -> Result<Placement, EngineError> {
+        match self.device {
+            Device::Cpu => Ok(Placement::Cpu),
+            #[cfg(feature = "cuda")]
+            Device::Cuda => open_gpu().map(Placement::Cuda).map_err(EngineError::Cuda),
+            #[cfg(feature = "cuda")]
+            Device::Auto => Ok(open_gpu().map_or_else(|error| cpu_instead(&error), Placement::Cuda)),
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda => Err(EngineError::NoCudaFeature),
+            #[cfg(not(feature = "cuda"))]
+            Device::Auto => Ok(Placement::Cpu),
+        }
+    }
+
+    fn cpu_backend(&mut self, checkpoint: &Checkpoint, spec: ModelSpec) -> Result<Box<dyn Backend>, EngineError> {
+        let step = self.step(&spec, CPU_PAGE_SIZE, CPU_PREFILL_CHUNK, CPU_SEQUENCES);
+        let memory = self.memory.map(NonZeroU64::get);
+        let options = CpuOptions { threads: self.threads, page_size: step.page_size, pages: 0, max_rows: step.rows };
+        let pages = CpuBackend::pages_within(&spec, &options, memory, step.least_pages, step.most_pages)?;
+        if self.options.speculation == Speculation::Auto {
+            self.options.speculation = Speculation::PromptLookup;
+        }
+        Ok(Box::new(CpuBackend::new(checkpoint, spec, CpuOptions { pages, ..options })?))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_backend(
+        &mut self,
+        device: &cuda::Device,
+        source: WeightSource<'_>,
+        dtype: Dtype,
+        spec: ModelSpec,
+    ) -> Result<Box<dyn Backend>, EngineError> {
+        let (step, options) = self.cuda_step(&spec);
+        let memory = self.memory.map(NonZeroU64::get);
+        let pages = cuda::model::pages_within(device, &spec, &options, memory, step.least_pages)?;
+        let options = CudaOptions { pages: pages.min(step.most_pages), ..options };
+        if self.options.speculation == Speculation::Auto && self.arithmetic == Arithmetic::BatchInvariant {
+            self.options.speculation = Speculation::PromptLookup;
+        }
+        let report = &mut |progress| self.on_load.report(progress);
+        Ok(cuda::model::load(device, source, spec, dtype, &options, report)?)
+    }
+
+    /// A GPU's step, and the options that follow from it, without pages.
+    #[cfg(feature = "cuda")]
+    pub(super) fn cuda_step(&self, spec: &ModelSpec) -> (StepSize, CudaOptions) {
+        let step = self.step(spec, CUDA_PAGE_SIZE, CUDA_PREFILL_CHUNK, CUDA_SEQUENCES);
+        let options = CudaOptions {
+            page_size: step.page_size,
+            pages: 0,
+            max_rows: step.rows,
+            max_sequences: step.sequences,
+            arithmetic: self.arithmetic,
+        };
+        (step, options)
+    }
+
+    /// What a step holds, from what was asked for and the device's defaults.
+    fn step(&self, spec: &ModelSpec, page_size: NonZeroU32, chunk: NonZeroU32, sequences: NonZeroUsize) -> StepSize {
+        let page_size = self.page_size.unwrap_or(page_size);
+        let sequences = self.options.max_sequences.unwrap_or(sequences).get();
+        // More rows than all positions of all sequences can never come together.
+        let max_positions: u32 = spec.max_positions.try_into().unwrap_or(u32::MAX);
+        let all_rows = spec.max_positions.saturating_mul(sequences);
+        let rows = (self.options.prefill_chunk.unwrap_or(chunk).get() as usize).min(all_rows).max(sequences);
+        let pages = |rows: u32| CacheGeometry::pages_for_sequence(page_size.get(), max_positions, spec.window, rows);
+        let whole = pages(rows.try_into().unwrap_or(u32::MAX));
+        StepSize {
+            page_size,
+            rows,
+            sequences,
+            least_pages: pages(1),
+            whole_pages: whole,
+            most_pages: u32::try_from(sequences).unwrap_or(u32::MAX).saturating_mul(whole),
+        }
+    }
+}
+
+/// Sizes of a step and of the cache.
+pub(super) struct StepSize {
+    page_size: NonZeroU32,
+    rows: usize,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU takes as many as it has rows"))]
+    sequences: usize,
+    /// What one sequence of the whole context needs.
+    pub(super) least_pages: u32,
+    /// What one sequence of the whole context has at the most, where its prompt is computed in chunks.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "plans are of GPUs"))]
+    pub(super) whole_pages: u32,
+    /// What as many as there can be in a step need.
+    pub(super) most_pages: u32,
+}
+
+/// Where a model runs.
+enum Placement {
+    Cpu,
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::Device),
+}
+
+/// The first GPU, where this build has kernels for it.
+#[cfg(feature = "cuda")]
+fn open_gpu() -> Result<cuda::Device, CudaError> {
+    if cuda::images().is_empty() {
+        return Err(CudaError::BuiltWithoutKernels);
+    }
+    cuda::Device::open(0)
+}
+
+/// The CPU, since there is no GPU; where there is one that cannot be used, a warning says why.
+#[cfg(feature = "cuda")]
+fn cpu_instead(error: &CudaError) -> Placement {
+    match error {
+        CudaError::NoDriver | CudaError::NoDevice | CudaError::BuiltWithoutKernels => tracing::debug!("{error}"),
+        _ => tracing::warn!("using the CPU: {error}"),
+    }
+    Placement::Cpu
+}
+
+/// That no dtype is asked of the CPU.
+fn no_dtype_on_cpu(dtype: WeightDtype) -> Result<(), EngineError> {
+    match dtype {
+        WeightDtype::Auto => Ok(()),
+        WeightDtype::Bf16 => Err(EngineError::DtypeOnCpu { dtype: Dtype::Bf16 }),
+        WeightDtype::F16 => Err(EngineError::DtypeOnCpu { dtype: Dtype::F16 }),
+    }
+}

@@ -1,0 +1,205 @@
+//! Whether a model fits a GPU, before there is one: what a builder's engine would allocate there, by the code that
+//! allocates it.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+
+use crate::backend::cuda::Properties;
+use crate::backend::cuda::model::{CudaOptions, DRIVER_BYTES, MemoryPlan, most_pages};
+use crate::model::ModelSpec;
+
+use super::builder::{EngineBuilder, EngineError};
+
+/// What an engine takes of a GPU so that all sequences of a step can have the whole context at once.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GpuPlan {
+    /// What is allocated, line by line, with `pages_for_all` pages.
+    pub memory: MemoryPlan,
+    /// Bytes kept free for the driver.
+    pub driver_bytes: u64,
+    /// Bytes that there are.
+    pub room: u64,
+    /// The most sequences of a step.
+    pub sequences: usize,
+    /// Positions of a sequence.
+    pub positions: usize,
+    /// The most rows of a step.
+    pub rows: usize,
+    /// Positions of a page.
+    pub page_size: u32,
+    /// Pages that one sequence of the whole context has at the most.
+    pub pages_of_sequence: u32,
+    /// Pages that one sequence needs to come to its end, a token a step; without them the engine does not start.
+    pub least_pages: u32,
+    /// Pages of all sequences.
+    pub pages_for_all: u32,
+    /// Pages that there is room for beside all else; none where not even all else fits.
+    pub pages: Option<u32>,
+}
+
+impl GpuPlan {
+    /// Whether all of it fits.
+    pub fn fits(&self) -> bool {
+        self.pages.is_some_and(|pages| pages >= self.pages_for_all)
+    }
+
+    /// Whether the engine starts, be it with a smaller cache: sequences then wait for pages.
+    pub fn starts(&self) -> bool {
+        self.pages.is_some_and(|pages| pages >= self.least_pages)
+    }
+
+    /// All lines and the driver's part.
+    pub fn needed(&self) -> u64 {
+        self.memory.needed()
+    }
+
+    /// Sequences of the whole context that the cache has room for at once.
+    pub fn whole_sequences(&self) -> u32 {
+        self.pages.unwrap_or(0) / self.pages_of_sequence.max(1)
+    }
+}
+
+impl EngineBuilder {
+    /// What [`EngineBuilder::build`] would allocate on a GPU like `gpu` where the model may take `room` bytes, with these
+    /// options. No device is needed and nothing is read. Where it [fits](GpuPlan::fits), it is what is allocated.
+    ///
+    /// # Errors
+    /// A network or options that the kernels are not written for.
+    pub fn plan(&self, spec: &ModelSpec, gpu: &Properties, room: u64) -> Result<GpuPlan, EngineError> {
+        let spec = self.limited(spec.clone());
+        let (step, options) = self.cuda_step(&spec);
+        let options = CudaOptions { pages: step.most_pages, ..options };
+        Ok(GpuPlan {
+            memory: MemoryPlan::of(&spec, &options, gpu)?,
+            driver_bytes: DRIVER_BYTES,
+            room,
+            sequences: options.max_sequences,
+            positions: spec.max_positions,
+            rows: options.max_rows,
+            page_size: options.page_size.get(),
+            pages_of_sequence: step.whole_pages,
+            least_pages: step.least_pages,
+            pages_for_all: step.most_pages,
+            pages: most_pages(gpu, &spec, &options, room)?,
+        })
+    }
+
+    /// The longest context with which as many sequences as asked for fit; none where not even one position does.
+    ///
+    /// # Errors
+    /// Those of [`EngineBuilder::plan`].
+    pub fn longest_context(
+        &self,
+        spec: &ModelSpec,
+        gpu: &Properties,
+        room: u64,
+    ) -> Result<Option<NonZeroU32>, EngineError> {
+        let most = u32::try_from(spec.max_positions).unwrap_or(u32::MAX);
+        let fits = |positions: u32| {
+            let Some(context) = NonZeroU32::new(positions) else { return Ok::<_, EngineError>(true) };
+            Ok(self.options_alone().context(context).plan(spec, gpu, room)?.fits())
+        };
+        Ok(NonZeroU32::new(largest(most, fits)?))
+    }
+
+    /// The most sequences that fit with the context asked for; none where not even one does. No more than the GPU's cache
+    /// can have pages.
+    ///
+    /// # Errors
+    /// Those of [`EngineBuilder::plan`].
+    pub fn most_sequences(
+        &self,
+        spec: &ModelSpec,
+        gpu: &Properties,
+        room: u64,
+    ) -> Result<Option<NonZeroUsize>, EngineError> {
+        let one = self.options_alone().max_sequences(NonZeroUsize::MIN).plan(spec, gpu, room)?;
+        // One more than the pages alone allow never fits.
+        let most = one.whole_sequences().min(MOST_SEQUENCES);
+        let fits = |sequences: u32| {
+            let Some(sequences) = NonZeroUsize::new(sequences as usize) else { return Ok::<_, EngineError>(true) };
+            Ok(self.options_alone().max_sequences(sequences).plan(spec, gpu, room)?.fits())
+        };
+        Ok(NonZeroUsize::new(largest(most, fits)? as usize))
+    }
+
+    /// A builder with the same options and without a model.
+    fn options_alone(&self) -> EngineBuilder {
+        EngineBuilder {
+            page_size: self.page_size,
+            context: self.context,
+            arithmetic: self.arithmetic,
+            options: self.options.clone(),
+            ..EngineBuilder::default()
+        }
+    }
+}
+
+/// Beyond that a step is no longer one of a GPU.
+const MOST_SEQUENCES: u32 = 1 << 16;
+
+/// The largest of `0..=most` that fits, where all below it do; 0 does.
+fn largest<E>(most: u32, mut fits: impl FnMut(u32) -> Result<bool, E>) -> Result<u32, E> {
+    let (mut low, mut high) = (0, most);
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        if fits(middle)? {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    Ok(low)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cuda::Card;
+    use crate::checkpoint::Config;
+
+    fn b15() -> ModelSpec {
+        let json = include_bytes!("../../models/configs/starcoder2-15b.json");
+        ModelSpec::from_config(&Config::parse(json, "config.json").unwrap()).unwrap()
+    }
+
+    fn asked(sequences: usize, context: u32) -> EngineBuilder {
+        let (sequences, context) = (NonZeroUsize::new(sequences).unwrap(), NonZeroU32::new(context).unwrap());
+        EngineBuilder::default().max_sequences(sequences).context(context)
+    }
+
+    #[test]
+    fn the_largest_that_fits() {
+        let found = |most, limit| largest(most, |n| Ok::<_, ()>(n <= limit));
+        for (most, limit) in [(0, 0), (1, 0), (1, 1), (10, 0), (10, 9), (10, 10), (10, 99), (u32::MAX, u32::MAX - 1)] {
+            assert_eq!(found(most, limit), Ok(most.min(limit)), "{most} {limit}");
+        }
+        assert_eq!(largest(5, |_| Err(7)), Err(7));
+    }
+
+    #[test]
+    fn a_plan_s_lines_are_the_shapes_and_its_limits_are_limits() {
+        let (spec, gpu) = (b15(), Card::find("h100").unwrap().properties);
+        let room = 60_000_000_000;
+        let plan = asked(8, 4096).plan(&spec, &gpu, room).unwrap();
+        let line = |what| plan.memory.lines.iter().find(|line| line.what == what).unwrap().bytes;
+        assert_eq!(line("weights"), 2 * spec.counts().parameters);
+        // Whole pages of 64, which a chunk of 2048 rows may begin and end within.
+        assert_eq!(line("key/value cache"), u64::from(plan.pages_for_all) * 64 * spec.counts().kv_bytes_per_token(2));
+        assert_eq!(plan.pages_for_all, 8 * plan.pages_of_sequence);
+        assert!(plan.fits() && plan.starts() && plan.needed() <= room, "{plan:?}");
+
+        let most = asked(8, 4096).most_sequences(&spec, &gpu, room).unwrap().unwrap().get();
+        assert!(asked(most, 4096).plan(&spec, &gpu, room).unwrap().fits());
+        assert!(!asked(most + 1, 4096).plan(&spec, &gpu, room).unwrap().fits(), "{most}");
+        let crowd = asked(400, 4096);
+        assert!(!crowd.plan(&spec, &gpu, room).unwrap().fits() && crowd.plan(&spec, &gpu, room).unwrap().starts());
+        let longest = crowd.longest_context(&spec, &gpu, room).unwrap().unwrap().get();
+        assert!(longest < 4096 && asked(400, longest).plan(&spec, &gpu, room).unwrap().fits());
+        assert!(!asked(400, longest + 1).plan(&spec, &gpu, room).unwrap().fits(), "{longest}");
+
+        let nothing = asked(8, 4096).plan(&spec, &gpu, 20_000_000_000).unwrap();
+        assert!(!nothing.fits() && !nothing.starts() && nothing.pages.is_none());
+        assert_eq!(asked(8, 4096).most_sequences(&spec, &gpu, 20_000_000_000).unwrap(), None);
+        assert_eq!(asked(8, 4096).longest_context(&spec, &gpu, 20_000_000_000).unwrap(), None);
+    }
+}
