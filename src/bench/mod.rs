@@ -11,6 +11,7 @@
 //! | [`table`] | [`table::Table`]: Markdown that lines up |
 //! | `kernels` | every kernel alone, at models' shapes, beside PyTorch's |
 //! | [`compare`] | two reports, as ratios |
+//! | [`document`] | the measured part of docs/performance.md |
 //! | [`plot`] | pictures as SVG |
 //! | `profile` | one step launch by launch (with the feature `cuda`) |
 //!
@@ -18,6 +19,7 @@
 
 pub mod compare;
 mod device;
+pub mod document;
 #[cfg(feature = "cuda")]
 pub mod kernels;
 pub mod plot;

@@ -13,6 +13,8 @@ mod generate;
 mod help;
 mod infill;
 mod inspect;
+#[cfg(feature = "cuda")]
+mod profile;
 mod respond;
 mod score;
 mod tokenize;

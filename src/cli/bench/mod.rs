@@ -3,6 +3,7 @@
 mod compare;
 #[cfg(feature = "cuda")]
 mod kernels;
+mod report;
 
 use clap::{Args, Subcommand};
 
@@ -21,6 +22,7 @@ enum Command {
     #[cfg(feature = "cuda")]
     Kernels(kernels::Kernels),
     Compare(compare::Compare),
+    Report(report::Report),
 }
 
 impl Bench {
@@ -29,6 +31,7 @@ impl Bench {
             #[cfg(feature = "cuda")]
             Command::Kernels(command) => command.run(out),
             Command::Compare(command) => command.run(out),
+            Command::Report(command) => command.run(out),
         }
     }
 }
