@@ -15,6 +15,7 @@
 //! | `kernels` | every kernel alone, at models' shapes, beside PyTorch's |
 //! | [`cpu_limits`] | what a processor can do |
 //! | [`compare`] | two reports, as ratios |
+//! | [`document`] | the measured part of docs/performance.md |
 //! | [`plot`] | pictures as SVG |
 //! | `profile` | one step launch by launch (with the feature `cuda`) |
 //!
@@ -23,6 +24,7 @@
 pub mod compare;
 pub mod cpu_limits;
 mod device;
+pub mod document;
 #[cfg(feature = "cuda")]
 pub mod kernels;
 pub mod model;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
+use rigel::bench::document::DocumentError;
 use rigel::bench::report::ReportError;
 use rigel::bench::shapes::ShapesError;
 use rigel::bench::synthetic::SyntheticError;
@@ -47,6 +48,9 @@ pub enum CliError {
     /// A result of a bench.
     #[error(transparent)]
     Report(#[from] ReportError),
+    /// The page made of them.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
     /// A network to measure.
     #[error(transparent)]
     Shapes(#[from] ShapesError),

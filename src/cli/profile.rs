@@ -13,6 +13,7 @@ const EXAMPLES: &str = "\
 Examples:
   rigel profile --html profile.html
   rigel profile --model bigcode/starcoder2-3b --batch 32 --depth 4096 --svg profile.svg
+  rigel profile --dummy-weights 15b --depth 4096 --json profile.json
   rigel profile --cupti /usr/local/cuda/extras/CUPTI/lib64/libcupti.so.13 --ceilings result.json";
 
 /// Where the time of a step goes: each kernel's time, bytes, FLOPs and share of its own limit
@@ -25,6 +26,9 @@ Examples:
 pub struct Profile {
     #[command(flatten)]
     model: ModelArg,
+    /// Random weights of this network, made on the GPU: 3b, 7b, 15b, a config.json or a folder with one
+    #[arg(long, value_name = "CONFIG", conflicts_with = "model", help_heading = "Model")]
+    dummy_weights: Option<String>,
     /// Dtype of the weights; auto keeps f16 and makes bf16 of all else
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     dtype: DtypeArg,
@@ -46,7 +50,7 @@ pub struct Profile {
     /// Take events, also where CUPTI is found
     #[arg(long, help_heading = "Times")]
     events: bool,
-    /// A result of this card whose ceilings shares are of
+    /// A result of this card whose ceilings shares are of [default: they are measured first]
     #[arg(long, value_name = "RESULT.json", help_heading = "Times")]
     ceilings: Option<PathBuf>,
     /// Write the picture as a page of its own
@@ -58,6 +62,12 @@ pub struct Profile {
     /// Write the result
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     json: Option<PathBuf>,
+    /// For tests: bytes that the read of memory reads
+    #[arg(long, hide = true, value_name = "BYTES")]
+    ceiling_bytes: Option<u64>,
+    /// For tests: size of the product
+    #[arg(long, hide = true, value_name = "N")]
+    ceiling_product: Option<usize>,
 }
 
 impl Profile {
@@ -81,13 +91,16 @@ mod gpu {
 
     use rigel::backend::cuda::cupti::{Cupti, CuptiError};
     use rigel::backend::cuda::kernels::Element;
-    use rigel::backend::cuda::model::CudaBackend;
+    use rigel::backend::cuda::model::{CudaBackend, WeightSource};
     use rigel::backend::cuda::trace::{EventTimes, LaunchTimes};
     use rigel::backend::cuda::{CudaError, Device, images};
     use rigel::backend::{Arithmetic, BackendError, WeightDtype};
+    use rigel::bench::kernels::{CeilingSizes, KernelBench, Options};
     use rigel::bench::profile::{Plan, ProfileError, Timeline, html, profile, svg};
     use rigel::bench::report::Ceilings;
-    use rigel::bench::{DeviceRecord, Report};
+    use rigel::bench::shapes::Shapes;
+    use rigel::bench::table::digits;
+    use rigel::bench::{Ceiling, DeviceRecord, Limit, Report};
     use rigel::checkpoint::{Checkpoint, Dtype};
     use rigel::engine::EngineError;
     use rigel::model::ModelSpec;
@@ -96,12 +109,10 @@ mod gpu {
     use super::{CliError, Output, Profile};
 
     pub fn run(arguments: Profile, out: &mut Output) -> Result<(), CliError> {
-        let checkpoint = Checkpoint::open(&arguments.model.source()?)?;
-        let mut spec = ModelSpec::from_checkpoint(&checkpoint)?;
-        spec.untie_stored_head(&checkpoint);
+        let network = arguments.network()?;
         let plan = arguments.plan();
         // What does not fit the model is said before a GPU is looked for.
-        plan.options(&spec).map_err(failed)?;
+        plan.options(&network.spec).map_err(failed)?;
         let earlier = arguments.ceilings.as_deref().map(Report::read).transpose()?;
 
         // Ahead of the device: so it sees all of its launches.
@@ -111,21 +122,27 @@ mod gpu {
         }
         let device = Device::open(0).map_err(EngineError::Cuda)?;
         let mut report = Report::begin(DeviceRecord::of_gpu(&device));
-        report.ceilings = earlier.map(|report| report.ceilings).unwrap_or_default();
+        match earlier {
+            Some(earlier) => report.ceilings = earlier.ceilings,
+            None => arguments.measure_ceilings(&device, &mut report).map_err(EngineError::Cuda)?,
+        }
         let ceilings = report.ceilings();
-        let timelines = match WeightDtype::from(arguments.dtype).resolve_and_log(&checkpoint, &spec) {
-            Dtype::F16 => timelines::<half::f16>(&device, &checkpoint, spec, &plan, times.as_mut(), &ceilings),
-            Dtype::Bf16 | Dtype::F32 => {
-                timelines::<half::bf16>(&device, &checkpoint, spec, &plan, times.as_mut(), &ceilings)
-            }
+        let timelines = match network.dtype {
+            Dtype::F16 => timelines::<half::f16>(&device, &network, &plan, times.as_mut(), &ceilings),
+            Dtype::Bf16 | Dtype::F32 => timelines::<half::bf16>(&device, &network, &plan, times.as_mut(), &ceilings),
         };
         let timelines = timelines.map_err(failed)?;
 
         report.rows = timelines.iter().flat_map(Timeline::rows).collect();
-        report.rows.iter_mut().for_each(|row| row.model = Some(arguments.model.name()));
-        let (model, Report { commit, date, command, .. }) = (arguments.model.name(), &report);
-        let caption = format!("{model} on {}, {date}, commit {commit}: {command}", report.device.name);
+        report.rows.iter_mut().for_each(|row| row.model = Some(network.name.clone()));
+        let (Report { commit, date, command, .. }, Network { name, .. }) = (&report, &network);
+        let caption = format!("{name} on {}, {date}, commit {commit}: {command}", report.device.name);
         out.line(&caption)?;
+        for Ceiling { limit, by, per_second, how } in &report.ceilings {
+            let unit = if *limit == Limit::Bytes { "TB/s" } else { "TFLOP/s" };
+            out.line(&format!("ceiling: {} {unit} by {by}, {how}", digits(per_second / 1e12)))?;
+        }
+        report.invalid.iter().try_for_each(|why| out.line(&format!("invalid: {why}")))?;
         if !times.sees_gaps() {
             out.line("times: events, which see no gaps between kernels; give CUPTI's library with --cupti")?;
         }
@@ -145,7 +162,44 @@ mod gpu {
         Ok(())
     }
 
+    /// What is profiled.
+    struct Network {
+        name: String,
+        spec: ModelSpec,
+        dtype: Dtype,
+        /// None: random weights.
+        checkpoint: Option<Checkpoint>,
+    }
+
     impl Profile {
+        fn network(&self) -> Result<Network, CliError> {
+            if let Some(config) = &self.dummy_weights {
+                let Shapes { name, spec, .. } = Shapes::resolve(config)?;
+                let dtype = match WeightDtype::from(self.dtype) {
+                    WeightDtype::F16 => Dtype::F16,
+                    WeightDtype::Auto | WeightDtype::Bf16 => Dtype::Bf16,
+                };
+                return Ok(Network { name, spec, dtype, checkpoint: None });
+            }
+            let checkpoint = Checkpoint::open(&self.model.source()?)?;
+            let mut spec = ModelSpec::from_checkpoint(&checkpoint)?;
+            spec.untie_stored_head(&checkpoint);
+            let dtype = WeightDtype::from(self.dtype).resolve_and_log(&checkpoint, &spec);
+            Ok(Network { name: self.model.name(), spec, dtype, checkpoint: Some(checkpoint) })
+        }
+
+        /// What the device can do, into `report`.
+        fn measure_ceilings(&self, device: &Device, report: &mut Report) -> Result<(), CudaError> {
+            let usual = CeilingSizes::default();
+            let ceilings = CeilingSizes {
+                read_bytes: self.ceiling_bytes.unwrap_or(usual.read_bytes),
+                product: self.ceiling_product.unwrap_or(usual.product),
+                budget: usual.budget,
+            };
+            let options = Options { ceilings, ..Options::default() };
+            KernelBench::<half::bf16>::new(device, options, None)?.measure_ceilings(report)
+        }
+
         fn plan(&self) -> Plan {
             Plan {
                 prefill: self.prefill.get(),
@@ -174,15 +228,15 @@ mod gpu {
 
     fn timelines<T: Element>(
         device: &Device,
-        checkpoint: &Checkpoint,
-        spec: ModelSpec,
+        network: &Network,
         plan: &Plan,
         times: &mut dyn LaunchTimes,
         ceilings: &Ceilings,
     ) -> Result<[Timeline; 2], ProfileError> {
-        let options = plan.options(&spec)?;
+        let options = plan.options(&network.spec)?;
+        let source = network.checkpoint.as_ref().map_or(WeightSource::Random { seed: 0 }, WeightSource::Checkpoint);
         let bar = &mut LoadBar::unless(false).drawer();
-        let mut backend = CudaBackend::<T>::new(device, checkpoint, spec, &options, bar)?;
+        let mut backend = CudaBackend::<T>::new(device, source, network.spec.clone(), &options, bar)?;
         profile(&mut backend, plan, times, ceilings)
     }
 

@@ -16,6 +16,8 @@ mod infill;
 mod inspect;
 #[cfg(feature = "cuda")]
 mod plan;
+#[cfg(feature = "cuda")]
+mod profile;
 mod respond;
 mod score;
 mod start;

@@ -1,7 +1,9 @@
 //! Pictures as SVG: small enough to write by hand, and no script is needed to read them.
 
+mod axes;
 mod svg;
 
+pub use axes::{Axes, Scale};
 pub(crate) use svg::escaped;
 pub use svg::{Anchor, Svg};
 

@@ -217,20 +217,20 @@ fn legend(svg: &mut Svg, y: f64, sees_gaps: bool) {
     svg.text([16.0, y + 12.0], Anchor::Start, 12.0, INK, "share of a launch's own limit:");
     const STEPS: usize = 40;
     for step in 0..STEPS {
-        let x = 190.0 + step as f64 * 5.0;
+        let x = 230.0 + step as f64 * 5.0;
         svg.rect([x, y, 5.2, 14.0], &share_colour(Some((step as f64 + 0.5) / STEPS as f64)), None);
     }
     for (share, text) in [(0.0, "0 %"), (0.5, "50 %"), (1.0, "100 %")] {
-        svg.text([190.0 + share * 200.0, y + 28.0], Anchor::Middle, 10.0, MUTED, text);
+        svg.text([230.0 + share * 200.0, y + 28.0], Anchor::Middle, 10.0, MUTED, text);
     }
-    svg.rect([430.0, y, 14.0, 14.0], UNKNOWN, None);
-    svg.text([450.0, y + 12.0], Anchor::Start, 12.0, INK, "limit not known");
-    svg.rect([570.0, y, 14.0, 14.0], GAP, None);
+    svg.rect([470.0, y, 14.0, 14.0], UNKNOWN, None);
+    svg.text([490.0, y + 12.0], Anchor::Start, 12.0, INK, "limit not known");
+    svg.rect([620.0, y, 14.0, 14.0], GAP, None);
     let gaps = match sees_gaps {
         true => "nothing runs",
         false => "nothing runs (not seen here: an event behind each launch, gaps count to the launch behind them)",
     };
-    svg.text([590.0, y + 12.0], Anchor::Start, 12.0, INK, gaps);
+    svg.text([640.0, y + 12.0], Anchor::Start, 12.0, INK, gaps);
 }
 
 #[cfg(test)]

@@ -366,7 +366,7 @@ mod tests {
         assert_eq!(timeline.of_limit(), Some(6.0 / 13.0));
         let table = timeline.table().to_string();
         assert!(
-            table.contains("| mlp_in   |        1 | 6.00 |        46 % |     - |     0.50 |         50 % | FLOPs |"),
+            table.contains("| mlp_in   |        1 | 6.00 |        46 % |    - |    0.50 |         50 % | FLOPs |"),
             "{table}"
         );
         assert_eq!(timeline.summary(), "3 launches 13.0 µs, gaps 1.00 µs (7.7 %), step 13.0 µs; 46 % of the limit");

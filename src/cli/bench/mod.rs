@@ -4,6 +4,7 @@ mod compare;
 #[cfg(feature = "cuda")]
 mod kernels;
 mod model;
+mod report;
 mod start;
 
 use clap::{Args, Subcommand};
@@ -25,6 +26,7 @@ enum Command {
     Model(model::Model),
     Start(start::Start),
     Compare(compare::Compare),
+    Report(report::Report),
 }
 
 impl Bench {
@@ -35,6 +37,7 @@ impl Bench {
             Command::Model(command) => command.run(out),
             Command::Start(command) => command.run(out),
             Command::Compare(command) => command.run(out),
+            Command::Report(command) => command.run(out),
         }
     }
 }
