@@ -5,7 +5,6 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
-use std::path::Path;
 
 use half::{bf16, f16};
 use rigel::backend::cpu::{CpuBackend, CpuOptions};
@@ -27,7 +26,7 @@ const MAX_ROWS: usize = 48;
 const MAX_SEQUENCES: usize = 5;
 
 fn golden(name: &str) -> (Checkpoint, ModelSpec) {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name);
+    let directory = common::root().join("tests/goldens").join(name);
     let checkpoint = Checkpoint::open(&ModelSource::directory(directory).unwrap()).unwrap();
     let mut spec = ModelSpec::from_checkpoint(&checkpoint).unwrap();
     spec.untie_stored_head(&checkpoint);

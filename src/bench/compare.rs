@@ -81,6 +81,6 @@ mod tests {
         let found: Vec<_> = pairs.iter().map(|pair| (pair.first.sizes(), pair.speedup())).collect();
         assert_eq!(found, [("rows 1".to_owned(), Some(4.0)), ("rows 2".to_owned(), Some(1.0))]);
         let text = table(&pairs).to_string();
-        assert!(text.contains("| 4.00 x |") && text.contains("~ 1.00 x"), "{text}");
+        assert!(text.contains(" 4.00 x |") && text.contains("~ 1.00 x"), "{text}");
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::plot::escaped;
+
 /// Rows of cells under a head.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
@@ -43,6 +45,17 @@ impl Table {
     /// Whether it has no row.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
+    }
+
+    /// Head and rows as HTML's `tr`, without the `table` around them.
+    pub fn to_html(&self) -> String {
+        let line = |cells: &mut dyn Iterator<Item = &str>, element: &str| {
+            let cell = |cell: &str| format!("<{element}>{}</{element}>", escaped(&cell.replace("\\|", "|")));
+            format!("<tr>{}</tr>\n", cells.map(cell).collect::<String>())
+        };
+        let head = line(&mut self.columns.iter().map(|column| column.name.as_str()), "th");
+        let rows = self.rows.iter().map(|row| line(&mut row.iter().map(String::as_str), "td"));
+        rows.fold(head, |html, row| html + &row)
     }
 
     /// The widest cell of each column, in characters.
@@ -110,6 +123,8 @@ mod tests {
 | a\\|b   |      |
 ";
         assert_eq!(table.to_string(), expected);
+        let html = "<tr><th>kernel</th><th>µs</th></tr>\n<tr><td>gemv</td><td>1.23</td></tr>\n";
+        assert_eq!(table.to_html(), html.to_owned() + "<tr><td>a|b</td><td></td></tr>\n");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `generate` `respond` `chat` `infill` `batch` `score` `tokenize` `detokenize` `inspect` `plan` `synth` `bench` `doctor` | a command's arguments and what it does |
+//! | `generate` `respond` `chat` `infill` `batch` `score` `tokenize` `detokenize` `inspect` `plan` `synth` `bench` `profile` `doctor` | a command's arguments and what it does |
 //! | `model_args` `sampling_args` | options of several commands |
 //! | `input` | stdin, files, JSON lines |
 //! | `completion` | one request to text or to a JSON object |
@@ -32,6 +32,7 @@ mod model_args;
 mod output;
 #[cfg(feature = "cuda")]
 mod plan;
+mod profile;
 mod respond;
 mod sampling_args;
 mod score;
@@ -87,6 +88,7 @@ enum Command {
     Plan(plan::Plan),
     Synth(synth::Synth),
     Bench(bench::Bench),
+    Profile(profile::Profile),
     Doctor(doctor::Doctor),
 }
 
@@ -106,6 +108,7 @@ impl Command {
             Command::Plan(command) => command.run(out),
             Command::Synth(command) => command.run(out),
             Command::Bench(command) => command.run(out),
+            Command::Profile(command) => command.run(out),
             Command::Doctor(command) => command.run(out),
         }
     }

@@ -5,7 +5,7 @@ use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use clap::{Args, ValueEnum};
 use rigel::backend::{Arithmetic, WeightDtype};
 use rigel::checkpoint::ModelSource;
-use rigel::engine::{Device, Engine, Speculation};
+use rigel::engine::{Device, Engine, EngineBuilder, Speculation};
 use rigel::text::Tokenizer;
 
 use super::error::CliError;
@@ -162,20 +162,21 @@ impl ModelArgs {
 
     /// Loads the model and starts the engine.
     pub fn engine(&self, source: ModelSource, bar: LoadBar, load: Load) -> Result<Engine, CliError> {
+        Ok(self.builder(load).source(source).on_load(bar.drawer()).build()?)
+    }
+
+    /// An engine to be, of everything but the model.
+    pub fn builder(&self, load: Load) -> EngineBuilder {
         let speculation = match self.speculation {
             SpeculationArg::Auto => Speculation::Auto,
             SpeculationArg::PromptLookup => Speculation::PromptLookup,
             SpeculationArg::Off => Speculation::Off,
         };
         let mut builder = Engine::builder()
-            .source(source)
             .device(self.device.into())
             .dtype(self.dtype.into())
+            .arithmetic(self.arithmetic())
             .speculation(speculation);
-        builder = builder.on_load(bar.drawer());
-        if self.batch_invariant {
-            builder = builder.arithmetic(Arithmetic::BatchInvariant);
-        }
         match load {
             Load::One => builder = builder.max_sequences(NonZeroUsize::MIN),
             Load::Many(None) => {}
@@ -193,7 +194,23 @@ impl ModelArgs {
         if let Some(rows) = self.prefill_chunk {
             builder = builder.prefill_chunk(rows);
         }
-        Ok(builder.build()?)
+        builder
+    }
+
+    /// `--device`.
+    pub fn device(&self) -> Device {
+        self.device.into()
+    }
+
+    /// `--batch-invariant`.
+    pub fn arithmetic(&self) -> Arithmetic {
+        if self.batch_invariant { Arithmetic::BatchInvariant } else { Arithmetic::Fastest }
+    }
+
+    /// Threads that the CPU backend gets.
+    pub fn cpu_threads(&self) -> usize {
+        let all = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        self.threads.map_or_else(all, NonZeroUsize::get)
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod batch;
+mod bench;
 mod chat;
 mod common;
 #[cfg(feature = "cuda")]

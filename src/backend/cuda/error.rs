@@ -13,6 +13,9 @@ pub enum CudaError {
     /// No library of the driver was found.
     #[error("no CUDA driver: libcuda.so was not found; install NVIDIA's driver 580 or newer, or use --device cpu")]
     NoDriver,
+    /// CUPTI, where it was asked for.
+    #[error(transparent)]
+    Cupti(#[from] super::cupti::CuptiError),
     /// The driver is older than the compiler that made the kernels.
     #[error(
         "the CUDA driver is too old: it supports CUDA {found}, the kernels need CUDA {needed}; install NVIDIA's driver \

@@ -153,7 +153,8 @@ impl Stream {
             sys::cuLaunchKernelEx(&config, kernel.handle(), pointers.as_mut_ptr(), std::ptr::null_mut()).result()
         }
         .named("cuLaunchKernelEx")?;
-        self.wait_where_synchronous(|| kernel.name().to_owned())
+        self.wait_where_synchronous(|| kernel.name().to_owned())?;
+        self.trace().mark(self, kernel.name())
     }
 
     fn check_limits(&self, kernel: &Kernel, launch: &Launch) -> Result<(), CudaError> {

@@ -13,6 +13,7 @@
 //! | [`Buffer`], [`Slice`], [`SliceMut`], [`Pinned`] | typed memory with a length, on the device and pinned on the host |
 //! | [`Image`], [`Module`], [`Kernel`] | a fatbin, the fatbin loaded, one function of it |
 //! | [`Launch`], [`Arguments`], [`Work`] | a launch, what it is given, what it must move and compute |
+//! | [`trace`], [`cupti`] | when launches ran |
 //! | [`kernels`] | one launcher for each `kernels/*.cu` |
 //! | [`layout`], [`upload`] | where each weight lies in device memory, and its way there |
 //! | [`Weights`], [`RopeTable`] | the weights of a model, and its rotations |
@@ -22,6 +23,7 @@ mod buffer;
 mod card;
 mod convert;
 mod cubin;
+pub mod cupti;
 mod device;
 pub mod driver;
 mod error;
@@ -36,6 +38,7 @@ pub mod model;
 mod module;
 mod pinned;
 mod stream;
+pub mod trace;
 pub mod upload;
 mod weights;
 mod work;

@@ -12,6 +12,7 @@ use super::error::{CudaError, Naming};
 use super::event::Event;
 use super::graph::Graph;
 use super::pinned::{PinnedMemory, PinnedSlice, PinnedSliceMut};
+use super::trace::{COPY, Trace};
 
 /// A queue of work on one [`Device`]. Calls return before their work is done, except where said; a failure of the
 /// work comes out of a later call, [`Stream::synchronize`] at the latest.
@@ -19,11 +20,12 @@ use super::pinned::{PinnedMemory, PinnedSlice, PinnedSliceMut};
 pub struct Stream {
     device: Device,
     inner: Arc<CudaStream>,
+    trace: Arc<Trace>,
 }
 
 impl Stream {
     pub(super) fn new(device: Device, inner: Arc<CudaStream>) -> Stream {
-        Stream { device, inner }
+        Stream { device, inner, trace: Arc::default() }
     }
 
     /// The device that it works on.
@@ -149,6 +151,37 @@ impl Stream {
             .named("cuMemcpyDtoDAsync")
     }
 
+    /// Copies `len` elements of a buffer from one place of it to another, which do not overlap.
+    ///
+    /// # Errors
+    /// [`CudaError::CopyLength`] for places that overlap or lie outside.
+    pub fn copy_within<T: Pod>(
+        &self,
+        buffer: &mut Buffer<T>,
+        from: usize,
+        to: usize,
+        len: usize,
+    ) -> Result<(), CudaError> {
+        let overlap = from.abs_diff(to) < len && from != to;
+        let wrong = CudaError::CopyLength { from: from.max(to).saturating_add(len), into: buffer.len() };
+        let [Some(source), Some(destination)] = [from, to].map(|start| {
+            let end = start.checked_add(len)?;
+            buffer.slice(start..end).map(|part| part.pointer())
+        }) else {
+            return Err(wrong);
+        };
+        if overlap {
+            return Err(wrong);
+        }
+        if len == 0 || from == to {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: both places lie in the buffer, which is borrowed to be written, and do not overlap.
+        unsafe { result::memcpy_dtod_async(destination, source, len * size_of::<T>(), self.inner.cu_stream()) }
+            .named("cuMemcpyDtoDAsync")
+    }
+
     /// Copies from pinned memory while the host goes on: from a whole [`Pinned`](super::Pinned) or a
     /// [`Pinned::slice`](super::Pinned::slice) of it. Where the stream records, each replay copies the elements as they
     /// are then.
@@ -220,7 +253,8 @@ impl Stream {
         memory.before_copy(&self.inner)?;
         let copied = copy();
         memory.after_copy(&self.inner)?;
-        copied
+        copied?;
+        self.trace.mark(self, COPY)
     }
 
     /// Marks this point of its work. The event keeps time.
@@ -265,6 +299,11 @@ impl Stream {
         worked?;
         let no_graph = || CudaError::Driver { call: "cuStreamEndCapture", answer: "no graph".to_owned() };
         Ok(Graph::new(graph?.ok_or_else(no_graph)?, self.clone(), pinned?))
+    }
+
+    /// Events behind its launches, where somebody wants to know when they ran.
+    pub(super) fn trace(&self) -> &Trace {
+        &self.trace
     }
 
     pub(super) fn inner(&self) -> &CudaStream {

@@ -3,6 +3,7 @@
 mod compare;
 #[cfg(feature = "cuda")]
 mod kernels;
+mod model;
 mod start;
 
 use clap::{Args, Subcommand};
@@ -21,6 +22,7 @@ pub struct Bench {
 enum Command {
     #[cfg(feature = "cuda")]
     Kernels(kernels::Kernels),
+    Model(model::Model),
     Start(start::Start),
     Compare(compare::Compare),
 }
@@ -30,6 +32,7 @@ impl Bench {
         match self.command {
             #[cfg(feature = "cuda")]
             Command::Kernels(command) => command.run(out),
+            Command::Model(command) => command.run(out),
             Command::Start(command) => command.run(out),
             Command::Compare(command) => command.run(out),
         }

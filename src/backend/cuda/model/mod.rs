@@ -183,6 +183,11 @@ impl<T: Element> CudaBackend<T> {
         })
     }
 
+    /// The stream that its work runs on, for those who measure it.
+    pub fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
     /// What it has taken of the GPU's memory.
     pub fn memory_plan(&self) -> &MemoryPlan {
         &self.plan
@@ -327,6 +332,13 @@ impl<T: Element> Backend for CudaBackend<T> {
             self.resident.cache.poison(&self.stream, *page)?;
         }
         Ok(())
+    }
+
+    fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), BackendError> {
+        for page in [from, to] {
+            check_page(page, self.resident.cache.geometry())?;
+        }
+        Ok(self.resident.cache.copy_page(&self.stream, from, to)?)
     }
 
     fn queue(&mut self) -> Option<&mut dyn DeviceQueue> {
