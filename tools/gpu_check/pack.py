@@ -101,8 +101,8 @@ def names_of_tests(binary, *options):
     return [line[: -len(": test")] for line in done.stdout.splitlines() if line.endswith(": test")]
 
 
-def lay_out(root, files, folder):
-    """Copies and strips, and returns the manifest."""
+def lay_out(files, folder):
+    """Copies and strips, and returns what the manifest says of the files."""
     for name, source in files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -111,9 +111,6 @@ def lay_out(root, files, folder):
             subprocess.run(["strip", "--strip-all", target], check=True)
     binaries = {Path(name).name: folder / name for name in sorted(files) if name.startswith("bin/tests/")}
     return {
-        "schema": SCHEMA,
-        "commit": report.commit_of(root),
-        "packed": report.now(),
         "files": {name: (folder / name).stat().st_size for name in sorted(files)},
         "tests": {name: names_of_tests(path) for name, path in binaries.items()},
         "ignored": {name: names_of_tests(path, "--ignored") for name, path in binaries.items()},
@@ -146,15 +143,17 @@ def pack(root, out, *, build):
     remembered = root / LAST_BUILD
     if build:
         built = build_all(root)
-        remembered.write_text(json.dumps({name: str(path) for name, path in built.items()}))
+        commit = report.commit_of(root)
+        remembered.write_text(json.dumps({"commit": commit, "files": {name: str(it) for name, it in built.items()}}))
     elif remembered.exists():
-        built = {name: Path(path) for name, path in json.loads(remembered.read_text()).items()}
+        before = json.loads(remembered.read_text())
+        commit, built = before["commit"], {name: Path(path) for name, path in before["files"].items()}
     else:
         raise Refused("nothing was built yet; leave out --no-build")
     unfinished = out.with_name(out.name + ".unfinished")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        manifest = lay_out(root, data(root) | built, folder)
+        manifest = lay_out(data(root) | built, folder) | {"schema": SCHEMA, "commit": commit, "packed": report.now()}
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         print("gpu-check: compressing", sum(manifest["files"].values()) >> 20, "MiB", file=sys.stderr)
         archive(folder, unfinished)
