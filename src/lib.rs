@@ -27,7 +27,7 @@
 //! | floor | room | what lives there |
 //! |---|---|---|
 //! | 6 | `main.rs`, `cli/` | the `rigel` command: arguments, progress bars, printing |
-//! | 5 | [`bench`] | measuring: reports, kernels against their limits, models in llama-bench's terms; imports from `engine` |
+//! | 5 | [`bench`](mod@bench) | measuring: reports, kernels against their limits, models in llama-bench's terms; imports from `engine` |
 //! | 5 | [`openai`] | OpenAI's wire types, turned into requests and back; imports from `engine`, on its own floor |
 //! | 5 | [`engine`] | [`engine::Engine`], [`engine::Request`], [`engine::Event`]: the only generation loop |
 //! | 4 | [`backend`] | one forward pass over a ragged batch: the trait, [`backend::cpu`] and `backend::cuda` |

@@ -203,7 +203,7 @@ impl Synthetic<'_> {
             }
         }
         let count = groups.len();
-        let shard = |(number, (tensors, bytes)): (usize, (Vec<_>, u64))| {
+        let shard = |(number, (tensors, bytes)): (usize, (Vec<Placed>, u64))| {
             let name = match count {
                 1 => "model.safetensors".to_owned(),
                 _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),

@@ -14,6 +14,7 @@ mod tensors;
 
 pub use counts::Counts;
 pub use description::{Description, StoredDtype, grouped};
+#[cfg(feature = "cuda")]
 pub(crate) use random::random_name;
 pub use random::{Uniform, random_checkpoint};
 pub use rope::Rope;
