@@ -70,6 +70,8 @@ class Result:
         report.write(whole, self.path)
 
     def is_settled(self, item, again):
+        if item.makes:
+            return False  # another machine has it not
         status = self.items.get(item.key, {}).get("status")
         settled = {DONE} if again else {DONE, FAILED, EXPIRED}
         # What was missing may be there on another machine.
@@ -188,7 +190,9 @@ def run_stage(result, stage, seconds, again=False, tick=0.1):
     for item in stage.items:
         if result.is_settled(item, again):
             continue
-        if item.missing:
+        if item.makes and item.makes.exists():
+            result.put(item, DONE, 0, "there already")
+        elif item.missing:
             result.put(item, MISSING, 0, item.missing, {"rows": [missing_row(item)] if item.judge or item.part else []})
         else:
             waiting.append(item)
@@ -292,7 +296,7 @@ def run(root, options):
     with tempfile.TemporaryDirectory() as parts:
         scratch = options.scratch or Path(tempfile.gettempdir(), "rigel-gpu-check-scratch")
         scratch.mkdir(parents=True, exist_ok=True)
-        places = stages.Places(root, manifest, options.python, scratch, Path(parts))
+        places = stages.Places(root, manifest, options.python, scratch, Path(parts), out)
         places.no_peers = no_peers
         every = stages.all_stages(places)
         chosen = [stage for stage in every if options.stage in (None, stage.name)]

@@ -38,6 +38,8 @@ class Item:
     part: Optional[Path] = None
     # Of an item without a part: its row, from exit code, output and seconds.
     judge: Optional[Callable] = None
+    # What it leaves behind for the items after it. Whole where it exists: it is written aside and renamed.
+    makes: Optional[Path] = None
     # Why it cannot run here.
     missing: Optional[str] = None
 
@@ -54,8 +56,8 @@ class Stage:
 class Places:
     """Where things are in a pack, and on this machine."""
 
-    def __init__(self, root, manifest, python, scratch, parts):
-        self.root, self.manifest, self.parts = root, manifest, parts
+    def __init__(self, root, manifest, python, scratch, parts, pictures):
+        self.root, self.manifest, self.parts, self.pictures = root, manifest, parts, pictures
         self.python, self.scratch = python, scratch
         self.rigel = str(root / "bin/rigel")
         # Why there are no peers; set where Python was tried.
@@ -205,22 +207,28 @@ def generate(places):
     return Stage("generate", "transformers' generate on the same weights", items)
 
 
-def profile(places):
-    def one(size):
-        key = f"profile/{size}"
-        picture = ["--svg", str(places.part(key).with_suffix(".svg"))]
-        return command(places, key, [places.rigel, "profile", "--dummy-weights", places.config(size), *picture], 240)
+def checkpoint(places, stage):
+    """The checkpoint that a stage loads, and the item that makes it."""
+    folder = places.scratch / "starcoder2-3b"
+    line = [places.rigel, "synth", places.config("3b"), "--out", str(folder)]
+    return str(folder), Item(f"{stage}/a checkpoint to load", line, 300, makes=folder)
 
-    return Stage("profile", "one decode step and one prefill as a timeline", [one("15b"), one("3b")])
+
+def profile(places):
+    folder, made = checkpoint(places, "profile")
+
+    def one(name, *words):
+        key = f"profile/{name}"
+        picture = ["--svg", str(places.pictures / f"profile-{name.replace(' ', '-')}.svg")]
+        return command(places, key, [places.rigel, "profile", "--model", folder, *words, *picture], 240)
+
+    items = [made, one("3b"), one("3b at batch 64", "--batch", "64")]
+    return Stage("profile", "one decode step and one prefill as a timeline", items)
 
 
 def start(places):
-    checkpoint = places.scratch / "starcoder2-3b"
-    made = Item("start/a checkpoint to load", [places.rigel, "synth", places.config("3b"), "--out", str(checkpoint)], 300)
-    made.judge = lambda code, output, seconds: None
-    # What an earlier call wrote is whole: it is written aside and renamed.
-    made.missing = "it is there already" if checkpoint.exists() else None
-    bench = command(places, "start/3b", [places.rigel, "bench", "start", "--model", str(checkpoint)], 300)
+    folder, made = checkpoint(places, "start")
+    bench = command(places, "start/3b", [places.rigel, "bench", "start", "--model", folder], 400)
     return Stage("start", "from the start of the process to the first token", [made, bench])
 
 

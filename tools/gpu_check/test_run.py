@@ -156,6 +156,18 @@ class Run(unittest.TestCase):
         self.assertEqual(self.statuses(), {"kernels/peer": "done"})
         self.assertEqual(len(self.read()["rows"]), 1)
 
+    def test_what_later_items_need_is_made_once_on_each_machine(self):
+        made = self.folder / "checkpoint"
+        item = lambda: self.noting("a", f"open({str(made)!r}, 'w'); print('1 passed')")
+        for expected in ("a ", "a ", "a a "):
+            needed = item()
+            needed.makes = made
+            run.run_stage(self.result(), self.stage(needed), 60)
+            self.assertEqual((self.folder / "ran").read_text(), expected)
+            self.assertEqual(self.statuses(), {"tests/a": "done"})
+            if expected == "a " and len(self.read()["rows"]) == 0:
+                made.unlink()  # as on another machine
+
     def test_a_program_that_is_not_there_fails(self):
         item = stages.Item("kernels/none", ["/nowhere/rigel"], 30)
         run.run_stage(self.result(), self.stage(item), 60)
