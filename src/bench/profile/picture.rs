@@ -109,7 +109,7 @@ fn draw(svg: &mut Svg, timeline: &Timeline, top: f64) {
 fn first_layers(timeline: &Timeline) -> (String, f64) {
     let layers = timeline.spans.iter().filter_map(|span| span.layer).max().map_or(0, |last| last + 1);
     let shown = layers.min(ENLARGED_LAYERS);
-    let last = timeline.spans.iter().filter(|span| span.layer.is_some_and(|layer| layer < shown)).last();
+    let last = timeline.spans.iter().rfind(|span| span.layer.is_some_and(|layer| layer < shown));
     let title = match shown {
         0 => "enlarged".to_owned(),
         1 => format!("up to the end of the first layer of {layers}"),
