@@ -12,13 +12,13 @@ mod synthetic;
 
 use std::hint::black_box;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
 use rigel::backend::cpu::{CpuBackend, CpuOptions};
 use rigel::backend::{Backend, Batch, SequenceRows};
+use rigel::bench::cpu_limits::{READERS, multiply_add_peak, read};
 use rigel::checkpoint::{Checkpoint, ModelSource};
 use rigel::kv::PageId;
 use rigel::model::ModelSpec;
@@ -161,127 +161,4 @@ impl Model {
 /// The weights, in pieces of at most a megabyte.
 fn stretches(checkpoint: &Checkpoint) -> Vec<&[u8]> {
     checkpoint.tensors().flat_map(|tensor| tensor.bytes().chunks(1 << 20)).collect()
-}
-
-type Reader = (&'static str, fn(&[u8]) -> u64);
-
-/// Ways to read memory; the fastest one is the yardstick.
-const READERS: [Reader; 3] = [
-    ("eight streams of 512 bits", read_vectors::<8>),
-    ("one stream of 512 bits, prefetched", read_vectors::<1>),
-    ("a sum of integers, as the compiler has it", read_integers),
-];
-
-/// Sums all bytes up on all threads; pieces go to whoever is free.
-fn read(stretches: &[&[u8]], threads: usize, reader: fn(&[u8]) -> u64) {
-    let next = AtomicUsize::new(0);
-    thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                let mut sum = 0u64;
-                while let Some(stretch) = stretches.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    sum = sum.wrapping_add(reader(stretch));
-                }
-                black_box(sum);
-            });
-        }
-    });
-}
-
-fn read_integers(bytes: &[u8]) -> u64 {
-    bytes.chunks_exact(8).fold(0u64, |sum, x| sum.wrapping_add(u64::from_le_bytes(x.try_into().expect("eight bytes"))))
-}
-
-fn read_vectors<const STREAMS: usize>(bytes: &[u8]) -> u64 {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
-        // SAFETY: the machine has AVX-512.
-        return unsafe { read_avx512::<STREAMS>(bytes) };
-    }
-    read_integers(bytes)
-}
-
-/// `STREAMS` neighbouring parts of `bytes` at once.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn read_avx512<const STREAMS: usize>(bytes: &[u8]) -> u64 {
-    use std::arch::x86_64::*;
-    let part = bytes.len() / STREAMS / 256 * 256;
-    let mut sums = [_mm512_setzero_si512(); 8];
-    for at in (0..part).step_by(256) {
-        for stream in 0..STREAMS {
-            for line in 0..4 {
-                // SAFETY: `at + 255` lies in the part, the part in `bytes`; a prefetch may lie beyond.
-                let x = unsafe {
-                    let from = bytes.as_ptr().add(stream * part + at + line * 64);
-                    if STREAMS == 1 {
-                        _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(4096).cast());
-                    }
-                    _mm512_loadu_si512(from.cast())
-                };
-                let sum = &mut sums[(stream * 4 + line) % 8];
-                *sum = _mm512_add_epi64(*sum, x);
-            }
-        }
-    }
-    sums.into_iter().fold(0u64, |sum, x| sum.wrapping_add(_mm512_reduce_add_epi64(x) as u64))
-}
-
-/// f32 operations a second of multiply-adds in registers, on all threads.
-fn multiply_add_peak(threads: usize) -> f64 {
-    // Some 100 ms: long enough for the system to give each thread its core.
-    const ROUNDS: usize = 40_000_000;
-    let start = Instant::now();
-    let per_round = thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(|| multiply_add(ROUNDS))).collect();
-        workers.into_iter().map(|worker| worker.join().expect("does not panic")).sum::<usize>()
-    });
-    (per_round * ROUNDS) as f64 / start.elapsed().as_secs_f64()
-}
-
-/// Returns the operations of a round.
-fn multiply_add(rounds: usize) -> usize {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the machine has AVX-512.
-            return unsafe { multiply_add_avx512(rounds) };
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: the machine has AVX2 and FMA.
-            return unsafe { multiply_add_avx2(rounds) };
-        }
-    }
-    let mut sums = [1.0f32; 64];
-    for _ in 0..rounds {
-        sums.iter_mut().for_each(|sum| *sum = *sum * black_box(0.5) + 0.25);
-    }
-    black_box(sums);
-    2 * 64
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn multiply_add_avx512(rounds: usize) -> usize {
-    use std::arch::x86_64::*;
-    let (a, b) = (_mm512_set1_ps(black_box(0.5)), _mm512_set1_ps(black_box(0.25)));
-    let mut sums = [a; 16];
-    for _ in 0..rounds {
-        sums.iter_mut().for_each(|sum| *sum = _mm512_fmadd_ps(*sum, a, b));
-    }
-    black_box(sums);
-    2 * 16 * 16
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn multiply_add_avx2(rounds: usize) -> usize {
-    use std::arch::x86_64::*;
-    let (a, b) = (_mm256_set1_ps(black_box(0.5)), _mm256_set1_ps(black_box(0.25)));
-    let mut sums = [a; 12];
-    for _ in 0..rounds {
-        sums.iter_mut().for_each(|sum| *sum = _mm256_fmadd_ps(*sum, a, b));
-    }
-    black_box(sums);
-    2 * 12 * 8
 }

@@ -139,7 +139,7 @@ device_test! {
             let samples = timer.time(&mut fill, Duration::from_millis(2)).unwrap();
             // Warm-up, estimate, and one recording of whole rounds, however often it was replayed.
             assert_eq!(fill.1.len(), 3 + 3 + samples.recorded);
-            assert!(samples.recorded > 1 && samples.recorded % 3 == 0, "{samples:?}");
+            assert!(samples.recorded > 1 && samples.recorded.is_multiple_of(3), "{samples:?}");
             assert!(fill.1.iter().enumerate().all(|(index, set)| *set == index % 3), "{:?}", fill.1);
             assert!(samples.us.len() >= 3 && samples.us.iter().all(|us| *us >= 0.0), "{samples:?}");
             assert!(samples.clock.iter().all(|clock| *clock > 0.0));

@@ -4,8 +4,7 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU32;
-use std::path::Path;
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 
 use half::{bf16, f16};
 use rigel::backend::cpu::{CpuBackend, CpuOptions};
@@ -13,7 +12,7 @@ use rigel::backend::cuda::kernels::Element;
 use rigel::backend::cuda::model::{CudaBackend, CudaOptions, pages_within};
 use rigel::backend::cuda::{Arguments, Device, Launch};
 use rigel::backend::{Arithmetic, Backend, BackendError, Batch, DeviceQueue, SequenceRows};
-use rigel::checkpoint::{Checkpoint, ModelSource};
+use rigel::checkpoint::{Checkpoint, Config, ModelSource};
 use rigel::engine::{self, Engine, Failure, Request};
 use rigel::kv::{BlockTable, PageCache, PageId, PrefixCache};
 use rigel::model::ModelSpec;
@@ -27,7 +26,7 @@ const MAX_ROWS: usize = 48;
 const MAX_SEQUENCES: usize = 5;
 
 fn golden(name: &str) -> (Checkpoint, ModelSpec) {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name);
+    let directory = common::root().join("tests/goldens").join(name);
     let checkpoint = Checkpoint::open(&ModelSource::directory(directory).unwrap()).unwrap();
     let mut spec = ModelSpec::from_checkpoint(&checkpoint).unwrap();
     spec.untie_stored_head(&checkpoint);
@@ -696,6 +695,77 @@ device_test! {
             }
             drop(engine);
             Interpreter::load().take_reports();
+        });
+    }
+}
+
+/// A network that the kernels take, of odd sizes otherwise.
+const CONFIG: &str = r#"{"model_type":"starcoder2","vocab_size":301,"hidden_size":72,"intermediate_size":130,
+    "num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,"head_dim":64,"sliding_window":100,
+    "max_position_embeddings":1000}"#;
+
+fn config() -> Config {
+    Config::parse(CONFIG.as_bytes(), "config.json").unwrap()
+}
+
+device_test! {
+    fn what_is_planned_without_a_device_is_what_loading_allocates() {
+        common::on_one_schedule(|bench| {
+            let Some(interpreter) = bench.interpreter() else { return };
+            let gpu = bench.device().properties().clone();
+            let (free, _) = bench.device().memory().unwrap();
+            let spec = ModelSpec::from_config(&config()).unwrap();
+            for (sequences, context, chunk, arithmetic) in [
+                (1, 1000, 2048, Arithmetic::Fastest),
+                (7, 300, 64, Arithmetic::Fastest),
+                (20, 64, 16, Arithmetic::BatchInvariant),
+            ] {
+                let asked = || {
+                    let builder = Engine::builder().device(engine::Device::Cuda).dummy_weights(config(), 5);
+                    let builder = builder.max_sequences(NonZeroUsize::new(sequences).unwrap()).arithmetic(arithmetic);
+                    let context = NonZeroU32::new(context).unwrap();
+                    builder.context(context).prefill_chunk(NonZeroU32::new(chunk).unwrap())
+                };
+                let plan = asked().plan(&spec, &gpu, free - free / 10).unwrap();
+                assert!(plan.fits(), "{plan:?}");
+                // With all the pages, and with too little memory for two of them.
+                let two_pages = 2 * 2 * (2 * 64 * 2 * 64 * 2);
+                for (room, pages) in [(plan.needed(), plan.pages_for_all), (plan.needed() - 1, plan.pages_for_all - 1),
+                    (plan.needed() - two_pages, plan.pages_for_all - 2)] {
+                    let limited = asked().plan(&spec, &gpu, room).unwrap();
+                    assert_eq!(limited.pages, Some(pages));
+                    let build = asked().memory(NonZeroU64::new(room).unwrap());
+                    if pages < limited.least_pages {
+                        assert!(build.build_backend().is_err() && !limited.starts());
+                        continue;
+                    }
+                    let before = interpreter.allocated_bytes();
+                    let backend = build.build_backend().unwrap();
+                    assert_eq!((backend.cache().pages, limited.fits()), (pages, pages == plan.pages_for_all));
+                    let missing = u64::from(plan.pages_for_all - pages) * two_pages / 2;
+                    assert_eq!(interpreter.allocated_bytes() - before, limited.memory.bytes() - missing);
+                }
+            }
+        });
+    }
+}
+
+device_test! {
+    fn dummy_weights_are_one_network_on_either_device() {
+        common::on_one_schedule(|_| {
+            let logits = |device| {
+                let builder = Engine::builder().device(device).dummy_weights(config(), 9);
+                let mut backend = builder.max_sequences(NonZeroUsize::MIN).build_backend().unwrap();
+                let token_ids: Vec<TokenId> = (0..20).map(|i| TokenId(i * 37 % 301)).collect();
+                let sequence = SequenceRows { rows: 0..20, start: 0, first_block: 0, pages: &[PageId(0)] };
+                let batch = Batch { token_ids: &token_ids, sequences: &[sequence], logits_rows: &[19] };
+                backend.forward(&batch).unwrap();
+                backend.logits(0).unwrap().to_vec()
+            };
+            let (cpu, cuda) = (logits(engine::Device::Cpu), logits(engine::Device::Cuda));
+            let spread = cpu.iter().fold(0.0f32, |most, logit| most.max(logit.abs()));
+            let off = cpu.iter().zip(&cuda).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+            assert!(off < 0.05 * spread, "logits up to {spread} are up to {off} apart");
         });
     }
 }

@@ -5,7 +5,6 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::Path;
 
 use half::{bf16, f16};
 use rigel::backend::cuda::Device;
@@ -29,7 +28,7 @@ type Open<'a> = &'a dyn Fn(u32, Arithmetic) -> Box<dyn Backend>;
 
 /// bf16 with a window of 24, heads of 64 and groups of 9; f16 without a window, heads of 128 and groups of 2.
 fn on_each_model(device: &Device, check: &dyn Fn(Open<'_>, &str)) {
-    let golden = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name);
+    let golden = |name: &str| common::root().join("tests/goldens").join(name);
     let source = |name: &str| ModelSource::directory(golden(name)).unwrap();
     check(&|page, arithmetic| backend::<bf16>(device, &source("gqa9"), page, arithmetic), "gqa9 bf16");
     check(&|page, arithmetic| backend::<f16>(device, &source("gqa2-d128"), page, arithmetic), "gqa2-d128 f16");
@@ -218,7 +217,7 @@ device_test! {
     /// by several rows that are split together.
     fn positions_of_several_splits_have_the_bits_of_the_whole() {
         common::on_one_schedule(|bench| {
-            let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/gqa2-d128");
+            let golden = common::root().join("tests/goldens/gqa2-d128");
             let source = ModelSource::directory(golden).unwrap();
             let mut backend = backend::<f16>(bench.device(), &source, 16, Arithmetic::BatchInvariant);
             let tokens = Random(1).tokens(300, backend.spec());
@@ -242,7 +241,7 @@ device_test! {
     /// With so many rows a block computes a whole tile, launch by launch and replayed.
     fn a_row_among_many_has_the_bits_of_one() {
         common::on_one_schedule(|bench| {
-            let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/gqa9");
+            let golden = common::root().join("tests/goldens/gqa9");
             let source = ModelSource::directory(golden).unwrap();
             let mut backend = backend::<bf16>(bench.device(), &source, 16, Arithmetic::BatchInvariant);
             let tokens = Random(1).tokens(5, backend.spec());
@@ -447,7 +446,7 @@ device_test! {
         common::on_one_schedule(|_| {
             let engine = |change: fn(EngineBuilder) -> EngineBuilder| {
                 let builder = Engine::builder()
-                    .model(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens/gqa2"))
+                    .model(common::root().join("tests/goldens/gqa2").display().to_string())
                     .device(engine::Device::Cuda)
                     .arithmetic(Arithmetic::BatchInvariant)
                     .context(NonZeroU32::new(64).unwrap());

@@ -444,3 +444,23 @@ device_test! {
         });
     }
 }
+
+device_test! {
+    fn memory_that_was_freed_can_be_had_again_and_given_back() {
+        common::on_one_schedule(|bench| {
+            let free = || bench.device().memory().unwrap().0;
+            bench.device().release_freed_memory().unwrap();
+            let before = free();
+            let buffer = bench.stream.alloc::<u8>(64 << 20).unwrap();
+            bench.stream.synchronize().unwrap();
+            let during = free();
+            assert!(before - during >= 64 << 20, "{before} before, {during} with 64 MiB in use");
+            drop(buffer);
+            bench.stream.synchronize().unwrap();
+            // The pool has kept it: to this process it is free all the same.
+            assert!(free() >= during + (64 << 20), "{} after", free());
+            bench.device().release_freed_memory().unwrap();
+            assert!(free() >= during + (64 << 20), "{} given back", free());
+        });
+    }
+}

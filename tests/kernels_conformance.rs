@@ -456,8 +456,8 @@ device_test! {
 #[test]
 fn no_function_is_left_out() {
     let read = |folder: &str, extension: &str| -> String {
-        let folder = format!("{}/kernels/{folder}", env!("CARGO_MANIFEST_DIR"));
-        let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder}: {error}"));
+        let folder = common::root().join("kernels").join(folder);
+        let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
         let paths = entries.flatten().map(|entry| entry.path());
         let mut texts = paths.filter(|path| path.extension().is_some_and(|it| it == extension));
         texts.by_ref().map(|path| std::fs::read_to_string(path).unwrap()).collect()

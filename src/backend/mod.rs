@@ -142,6 +142,16 @@ pub trait Backend: Send {
         Ok(())
     }
 
+    /// For benches: copies keys and values of page `from` to page `to` in every layer, behind the work that was given
+    /// before. So many sequences get a past of which one was computed, each in pages of its own. The default cannot.
+    ///
+    /// # Errors
+    /// [`BackendError::InvalidBatch`] for a page that is none of the cache, or a backend that cannot; what the device
+    /// says.
+    fn copy_page(&mut self, _from: PageId, _to: PageId) -> Result<(), BackendError> {
+        Err(BackendError::InvalidBatch("this backend copies no pages".to_owned()))
+    }
+
     /// The device's queue, where work is queued and not waited for. The default has none.
     fn queue(&mut self) -> Option<&mut dyn DeviceQueue> {
         None

@@ -9,6 +9,7 @@ use clap::error::ErrorKind;
 use rigel::bench::document::DocumentError;
 use rigel::bench::report::ReportError;
 use rigel::bench::shapes::ShapesError;
+use rigel::bench::synthetic::SyntheticError;
 use rigel::checkpoint::CheckpointError;
 use rigel::engine::{EngineError, Failure, RequestError};
 use rigel::sampling::InvalidParam;
@@ -53,6 +54,9 @@ pub enum CliError {
     /// A network to measure.
     #[error(transparent)]
     Shapes(#[from] ShapesError),
+    /// A checkpoint of random weights.
+    #[error(transparent)]
+    Synthetic(#[from] SyntheticError),
     #[error(transparent)]
     Request(RequestError),
     #[error(transparent)]
@@ -95,6 +99,7 @@ impl CliError {
             CliError::At { source, .. } => source.code(),
             CliError::Failure(_) | CliError::Stdout(_) | CliError::Write { .. } | CliError::Failed(_) => 1,
             CliError::Report(ReportError::Write { .. }) => 1,
+            CliError::Synthetic(SyntheticError::DiskFull { .. } | SyntheticError::Write { .. }) => 1,
             CliError::Engine(EngineError::Thread { .. }) => 1,
             CliError::Engine(EngineError::Backend(error)) => match error {
                 rigel::backend::BackendError::Checkpoint(_) => 2,

@@ -1,11 +1,11 @@
-//! The progress bar of weights on their way to a GPU.
+//! The progress bar of weights on their way to a GPU, or to a file.
 
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressState, ProgressStyle};
 use rigel::backend::LoadProgress;
 
-const BAR: &str = "loading weights {bar:32} {bytes}/{total_bytes} at {rate}";
+const BAR: &str = "{msg} {bar:32} {bytes}/{total_bytes} at {rate}";
 /// What is loaded sooner gets no bar.
 const AT_ONCE: Duration = Duration::from_millis(300);
 
@@ -26,12 +26,17 @@ impl LoadBar {
 
     /// What draws it: a function for every piece of news, the bar gone with the last one or with the function.
     pub fn drawer(self) -> impl FnMut(LoadProgress) + Send + 'static {
+        self.drawer_of("loading weights")
+    }
+
+    /// The same for what is called `what`.
+    pub fn drawer_of(self, what: &'static str) -> impl FnMut(LoadProgress) + Send + 'static {
         let mut bar = None;
         move |progress| {
             let LoadProgress { done_bytes, total_bytes, elapsed } = progress;
             let done = done_bytes >= total_bytes;
             if self == LoadBar::Shown && bar.is_none() && elapsed >= AT_ONCE && !done {
-                bar = Some(new_bar(total_bytes, elapsed));
+                bar = Some(new_bar(what, total_bytes, elapsed));
             }
             let Some(bar) = &bar else { return };
             bar.set_position(done_bytes);
@@ -42,10 +47,11 @@ impl LoadBar {
     }
 }
 
-fn new_bar(total_bytes: u64, elapsed: Duration) -> ProgressBar {
+fn new_bar(what: &'static str, total_bytes: u64, elapsed: Duration) -> ProgressBar {
     // Hidden by itself where stderr is no terminal.
     let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr())
         .with_elapsed(elapsed)
+        .with_message(what)
         // Where loading fails, the error alone stays.
         .with_finish(ProgressFinish::AndClear);
     // The template is a constant that a test runs through; without it the bar looks plainer.

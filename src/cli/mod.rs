@@ -4,7 +4,7 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `generate` `respond` `chat` `infill` `batch` `score` `tokenize` `detokenize` `inspect` `bench` `profile` `doctor` | a command's arguments and what it does |
+//! | `generate` `respond` `chat` `infill` `batch` `score` `tokenize` `detokenize` `inspect` `plan` `synth` `bench` `profile` `doctor` | a command's arguments and what it does |
 //! | `model_args` `sampling_args` | options of several commands |
 //! | `input` | stdin, files, JSON lines |
 //! | `completion` | one request to text or to a JSON object |
@@ -30,10 +30,13 @@ mod load_bar;
 mod log;
 mod model_args;
 mod output;
+#[cfg(feature = "cuda")]
+mod plan;
 mod profile;
 mod respond;
 mod sampling_args;
 mod score;
+mod synth;
 mod tokenize;
 
 use std::io::Write;
@@ -81,6 +84,9 @@ enum Command {
     Tokenize(tokenize::Tokenize),
     Detokenize(detokenize::Detokenize),
     Inspect(inspect::Inspect),
+    #[cfg(feature = "cuda")]
+    Plan(plan::Plan),
+    Synth(synth::Synth),
     Bench(bench::Bench),
     Profile(profile::Profile),
     Doctor(doctor::Doctor),
@@ -98,6 +104,9 @@ impl Command {
             Command::Tokenize(command) => command.run(out),
             Command::Detokenize(command) => command.run(out),
             Command::Inspect(command) => command.run(out),
+            #[cfg(feature = "cuda")]
+            Command::Plan(command) => command.run(out),
+            Command::Synth(command) => command.run(out),
             Command::Bench(command) => command.run(out),
             Command::Profile(command) => command.run(out),
             Command::Doctor(command) => command.run(out),

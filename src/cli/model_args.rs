@@ -5,7 +5,7 @@ use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use clap::{Args, ValueEnum};
 use rigel::backend::{Arithmetic, WeightDtype};
 use rigel::checkpoint::ModelSource;
-use rigel::engine::{Device, Engine, Speculation};
+use rigel::engine::{Device, Engine, EngineBuilder, Speculation};
 use rigel::text::Tokenizer;
 
 use super::error::CliError;
@@ -80,7 +80,7 @@ pub struct ModelArgs {
 }
 
 /// A number of bytes: digits, and a unit or none.
-fn bytes(text: &str) -> Result<NonZeroU64, String> {
+pub fn bytes(text: &str) -> Result<NonZeroU64, String> {
     const UNITS: [(&str, u64); 10] = [
         ("KiB", 1 << 10),
         ("MiB", 1 << 20),
@@ -111,31 +111,19 @@ pub enum Load {
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum DeviceArg {
+pub enum DeviceArg {
     #[default]
     Auto,
     Cpu,
     Cuda,
 }
 
-/// `--dtype`.
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub enum DtypeArg {
     #[default]
     Auto,
     Bf16,
     F16,
-}
-
-impl DtypeArg {
-    /// As the library has it.
-    pub fn weights(self) -> WeightDtype {
-        match self {
-            DtypeArg::Auto => WeightDtype::Auto,
-            DtypeArg::Bf16 => WeightDtype::Bf16,
-            DtypeArg::F16 => WeightDtype::F16,
-        }
-    }
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -146,6 +134,26 @@ enum SpeculationArg {
     Off,
 }
 
+impl From<DtypeArg> for WeightDtype {
+    fn from(dtype: DtypeArg) -> WeightDtype {
+        match dtype {
+            DtypeArg::Auto => WeightDtype::Auto,
+            DtypeArg::Bf16 => WeightDtype::Bf16,
+            DtypeArg::F16 => WeightDtype::F16,
+        }
+    }
+}
+
+impl From<DeviceArg> for Device {
+    fn from(device: DeviceArg) -> Device {
+        match device {
+            DeviceArg::Auto => Device::Auto,
+            DeviceArg::Cpu => Device::Cpu,
+            DeviceArg::Cuda => Device::Cuda,
+        }
+    }
+}
+
 impl ModelArgs {
     /// `--context`.
     pub fn context(&self) -> Option<u32> {
@@ -154,22 +162,21 @@ impl ModelArgs {
 
     /// Loads the model and starts the engine.
     pub fn engine(&self, source: ModelSource, bar: LoadBar, load: Load) -> Result<Engine, CliError> {
-        let device = match self.device {
-            DeviceArg::Auto => Device::Auto,
-            DeviceArg::Cpu => Device::Cpu,
-            DeviceArg::Cuda => Device::Cuda,
-        };
+        Ok(self.builder(load).source(source).on_load(bar.drawer()).build()?)
+    }
+
+    /// An engine to be, of everything but the model.
+    pub fn builder(&self, load: Load) -> EngineBuilder {
         let speculation = match self.speculation {
             SpeculationArg::Auto => Speculation::Auto,
             SpeculationArg::PromptLookup => Speculation::PromptLookup,
             SpeculationArg::Off => Speculation::Off,
         };
-        let mut builder =
-            Engine::builder().source(source).device(device).dtype(self.dtype.weights()).speculation(speculation);
-        builder = builder.on_load(bar.drawer());
-        if self.batch_invariant {
-            builder = builder.arithmetic(Arithmetic::BatchInvariant);
-        }
+        let mut builder = Engine::builder()
+            .device(self.device.into())
+            .dtype(self.dtype.into())
+            .arithmetic(self.arithmetic())
+            .speculation(speculation);
         match load {
             Load::One => builder = builder.max_sequences(NonZeroUsize::MIN),
             Load::Many(None) => {}
@@ -187,7 +194,23 @@ impl ModelArgs {
         if let Some(rows) = self.prefill_chunk {
             builder = builder.prefill_chunk(rows);
         }
-        Ok(builder.build()?)
+        builder
+    }
+
+    /// `--device`.
+    pub fn device(&self) -> Device {
+        self.device.into()
+    }
+
+    /// `--batch-invariant`.
+    pub fn arithmetic(&self) -> Arithmetic {
+        if self.batch_invariant { Arithmetic::BatchInvariant } else { Arithmetic::Fastest }
+    }
+
+    /// Threads that the CPU backend gets.
+    pub fn cpu_threads(&self) -> usize {
+        let all = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        self.threads.map_or_else(all, NonZeroUsize::get)
     }
 }
 

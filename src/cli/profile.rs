@@ -175,7 +175,7 @@ mod gpu {
         fn network(&self) -> Result<Network, CliError> {
             if let Some(config) = &self.dummy_weights {
                 let Shapes { name, spec, .. } = Shapes::resolve(config)?;
-                let dtype = match self.dtype.weights() {
+                let dtype = match WeightDtype::from(self.dtype) {
                     WeightDtype::F16 => Dtype::F16,
                     WeightDtype::Auto | WeightDtype::Bf16 => Dtype::Bf16,
                 };
@@ -184,7 +184,7 @@ mod gpu {
             let checkpoint = Checkpoint::open(&self.model.source()?)?;
             let mut spec = ModelSpec::from_checkpoint(&checkpoint)?;
             spec.untie_stored_head(&checkpoint);
-            let dtype = self.dtype.weights().resolve_and_log(&checkpoint, &spec);
+            let dtype = WeightDtype::from(self.dtype).resolve_and_log(&checkpoint, &spec);
             Ok(Network { name: self.model.name(), spec, dtype, checkpoint: Some(checkpoint) })
         }
 

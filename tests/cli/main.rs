@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod batch;
+mod bench;
 mod chat;
 mod common;
 #[cfg(feature = "cuda")]
@@ -14,7 +15,11 @@ mod help;
 mod infill;
 mod inspect;
 #[cfg(feature = "cuda")]
+mod plan;
+#[cfg(feature = "cuda")]
 mod profile;
 mod respond;
 mod score;
+mod start;
+mod synth;
 mod tokenize;

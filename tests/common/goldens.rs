@@ -4,6 +4,10 @@
 // Each test binary uses its part.
 #![allow(dead_code)]
 
+// The kernel tests' helpers, which some binaries have beside these, have it too.
+#[allow(clippy::duplicate_mod)]
+mod root;
+
 use std::fs;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -11,6 +15,7 @@ use std::path::{Path, PathBuf};
 use rigel::checkpoint::ModelSource;
 use rigel::engine::{Completion, Device, Engine, Generation, Request};
 use rigel::text::TokenId;
+use root::root;
 use serde::Deserialize;
 
 /// The recorded values of one checkpoint.
@@ -51,7 +56,7 @@ pub struct Greedy {
 }
 
 fn goldens() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
+    root().join("tests/goldens")
 }
 
 pub fn read_golden(name: &str) -> Golden {
@@ -75,7 +80,7 @@ pub fn random_checkpoints() -> Vec<(String, PathBuf)> {
 
 /// The bundled model: name and directory.
 pub fn nano() -> (String, PathBuf) {
-    ("nano".to_owned(), Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano"))
+    ("nano".to_owned(), root().join("models/nano"))
 }
 
 /// Every checkpoint with a golden.

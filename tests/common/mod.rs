@@ -4,7 +4,12 @@
 // Each test binary uses its part.
 #![allow(dead_code)]
 
+// The goldens' helpers, which some binaries have beside these, have it too.
+#[allow(clippy::duplicate_mod)]
+mod root;
+
 use std::env;
+use std::path::PathBuf;
 use std::process::Command;
 
 use rigel::backend::cuda::kernels::Element;
@@ -52,11 +57,25 @@ macro_rules! device_test {
     };
 }
 
+/// The root of the repository, or what stands for it.
+pub fn root() -> PathBuf {
+    root::root()
+}
+
 /// `kernels/conformance/<file>.cu`, compiled: no part of the binary, read from where build.rs left it.
 pub fn conformance_image(file: &'static str) -> Image {
-    let path = format!("{}/conformance/{file}.fatbin", env!("OUT_DIR"));
-    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let path = root::conformance_fatbin(file);
+    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     Image { name: file, targets: &["sm_80", "compute_80", "sm_90"], fatbin: for_ever(&bytes) }
+}
+
+/// Whether this test needs what the interpreter alone can do, and runs on a GPU: it says so then and ends.
+pub fn skipped_on_a_gpu(test: &str, needs: &str) -> bool {
+    let skipped = env::var("RIGEL_TEST_DEVICE").is_ok_and(|device| device == "cuda");
+    if skipped {
+        println!("{test}: skipped on a GPU, it needs {needs}");
+    }
+    skipped
 }
 
 /// A copy aligned for the driver's 8-byte words, which lives as long as the process.

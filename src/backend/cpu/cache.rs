@@ -63,6 +63,22 @@ impl Cache {
         (self.keys.as_ptr().wrapping_add(at), self.values.as_ptr().wrapping_add(at))
     }
 
+    /// Copies a page of the cache to another one in every layer. Both are pages of the cache.
+    pub(crate) fn copy_page(&mut self, from: PageId, to: PageId) {
+        let stride = self.page_stride();
+        let layers = self.keys.len() / stride / self.geometry.pages as usize;
+        for layer in 0..layers {
+            let first = layer * self.geometry.pages as usize;
+            let [source, destination] = [from, to].map(|page| (first + page.0 as usize) * stride);
+            for memory in [&self.keys, &self.values] {
+                let memory = memory.as_ptr();
+                // SAFETY: both pages lie in the cache, which is borrowed exclusively; a page is copied to itself or to
+                // one that it does not overlap.
+                unsafe { std::ptr::copy(memory.add(source), memory.add(destination), stride) };
+            }
+        }
+    }
+
     /// Fills a page of the cache with NaN in every layer, to show that nobody reads it.
     pub(crate) fn poison(&mut self, page: PageId) {
         let stride = self.page_stride();

@@ -246,6 +246,14 @@ impl Backend for CpuBackend {
         drawn.into_iter().map(|drawn| drawn.into_inner().ok_or(BackendError::MissingSample)).collect()
     }
 
+    fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), BackendError> {
+        for page in [from, to] {
+            check_page(page, self.cache.geometry())?;
+        }
+        self.cache.copy_page(from, to);
+        Ok(())
+    }
+
     fn poison(&mut self, pages: &[PageId]) -> Result<(), BackendError> {
         for page in pages {
             check_page(*page, self.cache.geometry())?;

@@ -148,13 +148,41 @@ impl Device {
         &self.0.properties
     }
 
-    /// Bytes free now, and in all.
+    /// Bytes that this process can still allocate, and those that the GPU has: what is free, and what its own pool keeps
+    /// of memory that was freed.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
     pub fn memory(&self) -> Result<(u64, u64), CudaError> {
         let (free, total) = self.0.context.mem_get_info().named("cuMemGetInfo")?;
-        Ok((free as u64, total as u64))
+        let kept = match self.pool()? {
+            None => 0,
+            Some(pool) => {
+                let reserved = pool_bytes(pool, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+                reserved.saturating_sub(pool_bytes(pool, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?)
+            }
+        };
+        Ok((free as u64 + kept, total as u64))
+    }
+
+    /// Gives memory that was freed back to the GPU, where its pool keeps it for this process alone. What was freed on a
+    /// stream counts once the stream has come to it: synchronise first.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn release_freed_memory(&self) -> Result<(), CudaError> {
+        let Some(pool) = self.pool()? else { return Ok(()) };
+        // SAFETY: the pool is the device's own.
+        unsafe { result::mem_pool::trim_to(pool, 0) }.named("cuMemPoolTrimTo")
+    }
+
+    /// The pool that buffers come from, where the driver has pools.
+    fn pool(&self) -> Result<Option<sys::CUmemoryPool>, CudaError> {
+        if !self.0.context.has_async_alloc() {
+            return Ok(None);
+        }
+        self.0.context.bind_to_thread().named("cuCtxSetCurrent")?;
+        default_pool(&self.0.context).map(Some)
     }
 
     /// A new stream: work on it runs in order, and beside that of other streams.
@@ -228,10 +256,22 @@ fn find_image(name: &str) -> Result<&'static Image, CudaError> {
 fn keep_freed_memory(context: &CudaContext) -> Result<(), CudaError> {
     let mut threshold = u64::MAX;
     let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: the device is that of an open context.
-    let pool =
-        unsafe { result::device::get_default_mem_pool(context.cu_device()) }.named("cuDeviceGetDefaultMemPool")?;
+    let pool = default_pool(context)?;
     // SAFETY: the pool is the device's own; this attribute is read from a u64, which outlives the call.
     unsafe { result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast()) }
         .named("cuMemPoolSetAttribute")
+}
+
+fn default_pool(context: &CudaContext) -> Result<sys::CUmemoryPool, CudaError> {
+    // SAFETY: the device is that of an open context.
+    unsafe { result::device::get_default_mem_pool(context.cu_device()) }.named("cuDeviceGetDefaultMemPool")
+}
+
+/// One of a pool's counts of bytes.
+fn pool_bytes(pool: sys::CUmemoryPool, attribute: sys::CUmemPool_attribute) -> Result<u64, CudaError> {
+    let mut bytes = 0u64;
+    // SAFETY: the pool is a device's own; the counts are written as a u64, which outlives the call.
+    unsafe { result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast()) }
+        .named("cuMemPoolGetAttribute")?;
+    Ok(bytes)
 }

@@ -104,7 +104,13 @@ impl<T: Element> KernelBench<T> {
             }
         }
         report.check_ceilings();
-        Ok(())
+        self.give_memory_back()
+    }
+
+    /// So that peers, and a model behind this bench, find the memory that the last inputs took.
+    fn give_memory_back(&self) -> Result<(), CudaError> {
+        self.timer.stream().synchronize()?;
+        self.timer.stream().device().release_freed_memory()
     }
 
     /// Measures one case: our row, then a row for each peer. What cannot be measured says why in its row.
@@ -148,6 +154,8 @@ impl<T: Element> KernelBench<T> {
         {
             tracing::warn!("peers: {error}");
         }
+        drop(ours);
+        self.give_memory_back()?;
         row.times = Times::of(samples);
         row.marks.extend(clocks.into_iter().find_map(|clock| timer::clock_mark(self.clock, clock)));
         ceilings.judge(&mut row);

@@ -3,7 +3,9 @@
 mod compare;
 #[cfg(feature = "cuda")]
 mod kernels;
+mod model;
 mod report;
+mod start;
 
 use clap::{Args, Subcommand};
 
@@ -21,6 +23,8 @@ pub struct Bench {
 enum Command {
     #[cfg(feature = "cuda")]
     Kernels(kernels::Kernels),
+    Model(model::Model),
+    Start(start::Start),
     Compare(compare::Compare),
     Report(report::Report),
 }
@@ -30,6 +34,8 @@ impl Bench {
         match self.command {
             #[cfg(feature = "cuda")]
             Command::Kernels(command) => command.run(out),
+            Command::Model(command) => command.run(out),
+            Command::Start(command) => command.run(out),
             Command::Compare(command) => command.run(out),
             Command::Report(command) => command.run(out),
         }

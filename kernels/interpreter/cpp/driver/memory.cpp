@@ -1,4 +1,5 @@
 // Memory: allocation, copies, fills, pinned host memory.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -13,6 +14,7 @@ using namespace interpreter;
 
 struct Pool {
     uint64_t release_threshold;
+    size_t reserved;
 };
 
 namespace interpreter {
@@ -22,6 +24,12 @@ size_t allocated_bytes = 0;
 namespace {
 Pool default_pool;
 std::map<uintptr_t, size_t> pinned;  // start → bytes
+
+// Bytes that the pool has of the device's memory: those in use, and those it was told to keep when they were freed.
+size_t reserved() {
+    const size_t kept = default_pool.release_threshold ? default_pool.reserved : 0;
+    return std::max<size_t>(allocated_bytes, kept);
+}
 
 void* pointer(CUdeviceptr address) { return reinterpret_cast<void*>(address); }
 
@@ -79,7 +87,8 @@ void fetch(HostWork& work, void* host, const void* device, size_t bytes) {
 DRIVER_API cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
     BEGIN_DRIVER_CALL;
     *total = played.memory_bytes;
-    *free_bytes = played.memory_bytes - allocated_bytes;
+    // What the pool keeps is not free to anybody else.
+    *free_bytes = played.memory_bytes - std::min<size_t>(reserved(), played.memory_bytes);
     return CUDA_SUCCESS;
 }
 DRIVER_API cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
@@ -89,6 +98,7 @@ DRIVER_API cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
     void* made = allocations.allocate(bytes);
     if (!made) return CUDA_ERROR_OUT_OF_MEMORY;
     allocated_bytes += bytes;
+    default_pool.reserved = reserved();
     *address = reinterpret_cast<CUdeviceptr>(made);
     return CUDA_SUCCESS;
 }
@@ -225,7 +235,8 @@ DRIVER_API cuMemHostUnregister(void* host) {
     return pinned.erase(reinterpret_cast<uintptr_t>(host)) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
-// One pool, which keeps nothing: attributes are stored and have no effect.
+// One pool. With a release threshold it keeps all that was freed until it is trimmed; how much above the threshold a real
+// one gives back, and when, is not played.
 DRIVER_API cuDeviceGetDefaultMemPool(Pool** pool, CUdevice) {
     *pool = &default_pool;
     return CUDA_SUCCESS;
@@ -236,8 +247,13 @@ DRIVER_API cuMemPoolSetAttribute(Pool* pool, int attribute, void* value) {
     return CUDA_SUCCESS;
 }
 DRIVER_API cuMemPoolGetAttribute(Pool* pool, int attribute, void* value) {
-    const uint64_t stored = attribute == 4 ? pool->release_threshold : allocated_bytes;
+    enum { ReleaseThreshold = 4, ReservedCurrent = 5 };
+    const uint64_t stored = attribute == ReleaseThreshold ? pool->release_threshold : attribute == ReservedCurrent ? reserved() : allocated_bytes;
     std::memcpy(value, &stored, 8);
     return CUDA_SUCCESS;
 }
-DRIVER_API cuMemPoolTrimTo(Pool*, size_t) { return CUDA_SUCCESS; }
+DRIVER_API cuMemPoolTrimTo(Pool* pool, size_t keep) {
+    BEGIN_DRIVER_CALL;
+    pool->reserved = std::max<size_t>(allocated_bytes, std::min(pool->reserved, keep));
+    return CUDA_SUCCESS;
+}

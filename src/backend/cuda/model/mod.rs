@@ -334,6 +334,13 @@ impl<T: Element> Backend for CudaBackend<T> {
         Ok(())
     }
 
+    fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), BackendError> {
+        for page in [from, to] {
+            check_page(page, self.resident.cache.geometry())?;
+        }
+        Ok(self.resident.cache.copy_page(&self.stream, from, to)?)
+    }
+
     fn queue(&mut self) -> Option<&mut dyn DeviceQueue> {
         Some(self)
     }

@@ -98,6 +98,17 @@ impl<T: Element> Cache<T> {
         Ok((self.keys.planned_mut(range.clone())?, self.values.planned_mut(range)?))
     }
 
+    /// Copies a page of the cache to another one in every layer.
+    pub(super) fn copy_page(&mut self, stream: &Stream, from: PageId, to: PageId) -> Result<(), CudaError> {
+        let Some(elements) = self.layer.checked_div(self.geometry.pages as usize) else { return Ok(()) };
+        for start in (0..self.keys.len()).step_by(self.layer.max(1)) {
+            let [from, to] = [from, to].map(|page| start + page.0 as usize * elements);
+            stream.copy_within(&mut self.keys, from, to, elements)?;
+            stream.copy_within(&mut self.values, from, to, elements)?;
+        }
+        Ok(())
+    }
+
     /// Fills a page of the cache with NaN in every layer: all ones are that in both element types.
     pub(super) fn poison(&mut self, stream: &Stream, page: PageId) -> Result<(), CudaError> {
         let Some(elements) = self.layer.checked_div(self.geometry.pages as usize) else { return Ok(()) };

@@ -1,0 +1,96 @@
+//! `rigel synth`: a checkpoint of random weights.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use clap::{Args, ValueEnum};
+use rigel::bench::shapes::Shapes;
+use rigel::bench::synthetic::{Synthetic, SyntheticError, Written};
+use rigel::checkpoint::{Dtype, ModelSource};
+use rigel::model::grouped;
+
+use super::error::CliError;
+use super::interrupt;
+use super::load_bar::LoadBar;
+use super::model_args::bytes;
+use super::output::Output;
+
+const EXAMPLES: &str = "\
+Examples:
+  rigel synth 3b --out ./random-3b
+  rigel synth 15b --out /data/random-15b --shard-size 10GB
+  rigel synth config.json --out ./tiny --dtype f32 --seed 7 --tokenizer nano";
+
+/// Writes a checkpoint of random weights: config.json and shards, as Hugging Face has them
+///
+/// Equal seeds give equal weights, those of --dummy-weights too. Written by all threads into DIR.unfinished, then renamed:
+/// DIR is there whole or not at all.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Synth {
+    /// 3b, 7b, 15b, a config.json, or a folder that holds one
+    #[arg(value_name = "NAME|CONFIG")]
+    config: String,
+    /// Where to; must not exist
+    #[arg(long, short, value_name = "DIR")]
+    out: PathBuf,
+    /// Dtype of the weights
+    #[arg(long, value_enum, default_value_t)]
+    dtype: StoredArg,
+    /// The most bytes of one file, but for a tensor that is larger by itself
+    #[arg(long, value_name = "SIZE", value_parser = bytes, default_value = "5GB", allow_negative_numbers = true)]
+    shard_size: std::num::NonZeroU64,
+    /// Another seed, other weights
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u32,
+    /// Copy the tokenizer of this model: a directory, a hub id, or nano
+    #[arg(long, value_name = "MODEL")]
+    tokenizer: Option<String>,
+    /// Show no progress bar
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum StoredArg {
+    #[default]
+    Bf16,
+    F16,
+    F32,
+}
+
+impl Synth {
+    pub fn run(self, out: &mut Output) -> Result<(), CliError> {
+        let shapes = Shapes::resolve(&self.config)?;
+        let dtype = match self.dtype {
+            StoredArg::Bf16 => Dtype::Bf16,
+            StoredArg::F16 => Dtype::F16,
+            StoredArg::F32 => Dtype::F32,
+        };
+        let tokenizer = self.tokenizer.as_deref().map(ModelSource::resolve).transpose()?;
+        let synthetic =
+            Synthetic { shapes: &shapes, dtype, seed: self.seed, shard_bytes: self.shard_size.get(), tokenizer };
+        let interrupted = Arc::new(AtomicBool::new(false));
+        let seen = interrupted.clone();
+        interrupt::on_interrupt(move |_| seen.store(true, Ordering::Relaxed))?;
+        let bar = Mutex::new(LoadBar::unless(self.quiet).drawer_of("writing weights"));
+        let written = synthetic.write(&self.out, &|progress| {
+            // A panic elsewhere leaves a bar that can still be drawn.
+            let mut draw = bar.lock().unwrap_or_else(PoisonError::into_inner);
+            (*draw)(progress);
+            if interrupted.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        drop(bar);
+        match written {
+            Ok(Written { bytes, shards }) => {
+                let files = if shards == 1 { "file" } else { "files" };
+                let (bytes, out_name) = (grouped(bytes), self.out.display());
+                out.line(&format!("{}: {bytes} bytes of {dtype} in {shards} {files} in {out_name}", shapes.name))
+            }
+            Err(SyntheticError::Stopped) => interrupt::exit(),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

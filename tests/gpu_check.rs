@@ -1,0 +1,124 @@
+//! tools/gpu-check: what it packs can run away from the sources, and it says what is wrong with a pack.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::json;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Python's answer to code that may import the tool's modules.
+fn python(code: &str) -> String {
+    let paths = "import sys; sys.path[:0] = ['tools', 'tools/peers']; ";
+    let output = Command::new("python3").args(["-B", "-c", &format!("{paths}{code}")]).current_dir(ROOT).output();
+    let output = output.expect("python3, which tools/install-nvcc needs, too");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn packed_tests_find_their_files_by_the_variable() {
+    let packed = "from gpu_check.pack import TESTS; from pathlib import Path; \
+                  print(*[p.stem for p in Path('tests').glob('*.rs') if TESTS.fullmatch(p.stem)])";
+    let names = python(packed);
+    let names: Vec<&str> = names.split_whitespace().collect();
+    for one in ["kernels_norm", "kernels_conformance", "cuda_parity", "cuda_backend", "device_layer"] {
+        assert!(names.contains(&one), "{one} is not packed: {names:?}");
+    }
+    let files = names.iter().map(|name| format!("tests/{name}.rs"));
+    for file in files.chain(["attention", "goldens", "mod", "product"].map(|name| format!("tests/common/{name}.rs"))) {
+        let text = fs::read_to_string(Path::new(ROOT).join(&file)).unwrap();
+        for place in ["CARGO_MANIFEST_DIR", "OUT_DIR", "CARGO_BIN_EXE"] {
+            assert!(!text.contains(place), "{file} names {place}: away from here it is not there; use common::root()");
+        }
+    }
+}
+
+#[test]
+fn everything_that_is_to_be_packed_exists() {
+    let data = python("from gpu_check.pack import DATA; print(*DATA)");
+    for path in data.split_whitespace() {
+        assert!(Path::new(ROOT).join(path).exists(), "{path}");
+    }
+    // What the stages name.
+    for file in ["parity.py", "generate.py", "kernels.py", "report.py"] {
+        assert!(Path::new(ROOT).join("tools/peers").join(file).exists(), "{file}");
+    }
+}
+
+#[test]
+fn the_runner_does_what_its_own_tests_say() {
+    let output = Command::new("python3").arg("tools/gpu_check/test_run.py").current_dir(ROOT).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn copy(from: &Path, to: &Path) {
+    if from.is_dir() {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            copy(&entry.path(), &to.join(entry.file_name()));
+        }
+    } else {
+        fs::copy(from, to).unwrap();
+    }
+}
+
+fn program(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// A pack whose programs are scripts.
+fn pack(folder: &Path) {
+    for name in ["gpu-check", "gpu_check", "peers"] {
+        fs::create_dir_all(folder.join("tools")).unwrap();
+        copy(&Path::new(ROOT).join("tools").join(name), &folder.join("tools").join(name));
+    }
+    program(&folder.join("bin/rigel"), "#!/bin/sh\necho rigel 0.1.0\n");
+    program(&folder.join("bin/tests/kernels_norm"), "#!/bin/sh\necho 'layer_norm: test'\n");
+    let manifest = json!({
+        "schema": "rigel-gpu-check-1",
+        "commit": "0123456789ab",
+        "files": {"bin/rigel": fs::metadata(folder.join("bin/rigel")).unwrap().len()},
+        "tests": {"kernels_norm": ["layer_norm"]},
+        "ignored": {},
+    });
+    fs::write(folder.join("manifest.json"), manifest.to_string()).unwrap();
+}
+
+fn check(folder: &Path) -> Output {
+    let mut command = Command::new(folder.join("tools/gpu-check"));
+    // A Python that has no peers: it is tried, and its absence said.
+    command.args(["run", "--stage", "profile", "--budget", "1", "--python", "/nowhere/python"]);
+    command.output().expect("it starts")
+}
+
+#[test]
+fn what_is_wrong_with_a_pack_is_one_line() {
+    let refused = |folder: &Path, part: &str| {
+        let output = check(folder);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains(part) && error.lines().count() == 1, "{error}");
+    };
+    refused(Path::new(ROOT), "is a checkout, no pack");
+
+    let folder = tempfile::tempdir().unwrap();
+    pack(folder.path());
+    let said = String::from_utf8(check(folder.path()).stdout).unwrap();
+    assert!(said.contains("pack of commit 0123456789ab: 1 files whole; rigel 0.1.0 starts; 1 test binaries"), "{said}");
+    assert!(said.contains("no peers: "), "{said}");
+
+    program(&folder.path().join("bin/tests/kernels_norm"), "#!/bin/sh\necho 'rms_norm: test'\n");
+    refused(folder.path(), "has other tests than the manifest says");
+    program(&folder.path().join("bin/tests/kernels_norm"), "#!/bin/sh\nexit 127\n");
+    refused(folder.path(), "bin/tests/kernels_norm does not start here");
+    program(&folder.path().join("bin/rigel"), "#!/bin/sh\n");
+    refused(folder.path(), "unpack the archive again");
+    fs::write(folder.path().join("manifest.json"), "{\"schema\": \"other\"}").unwrap();
+    refused(folder.path(), "expected 'rigel-gpu-check-1'");
+}
