@@ -251,11 +251,16 @@ fn check(call: &'static str, code: u32) -> Result<(), CuptiError> {
 fn load(path: &Path) -> Result<Library, CuptiError> {
     // SAFETY: a library that the user names, or NVIDIA's own: its initialisers may be run at any time.
     unsafe { Library::new(path) }
-        .map_err(|error| CuptiError::NotCupti { file: path.display().to_string(), reason: error.to_string() })
+        .map_err(|error| CuptiError::NotCupti { file: path.display().to_string(), reason: said(&error) })
+}
+
+/// What the loader said: the error itself names the call alone.
+fn said(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 fn functions(library: &Library, file: &str) -> Result<Functions, CuptiError> {
-    let wrong = |error: libloading::Error| CuptiError::NotCupti { file: file.to_owned(), reason: error.to_string() };
+    let wrong = |error: libloading::Error| CuptiError::NotCupti { file: file.to_owned(), reason: said(&error) };
     // SAFETY: the types are those of cupti_activity.h and cupti_version.h, alike in all versions that are accepted.
     unsafe {
         Ok(Functions {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::super::plot::{Anchor, Axes, INK, Scale, Svg, UNKNOWN};
 use super::super::report::{Report, Row, Suite};
 use super::super::table::digits;
+use super::super::times::Times;
 use super::tables::largest;
 use super::{measured, median, peers, size};
 
@@ -175,7 +176,7 @@ fn beside_peers(report: &Report, rows: &[&Row]) -> Option<String> {
     for (index, (name, ratios)) in bars.iter().enumerate() {
         let y = 48.0 + index as f64 * bar;
         let place = |ratio: f64| axes.point(ratio, 0.0)[0];
-        let middle = ratios[ratios.len() / 2];
+        let middle = Times::of(ratios.clone()).map_or(0.0, |ratios| ratios.median_us);
         let colour = if middle >= 1.0 { COLOURS[0] } else { COLOURS[1] };
         let (least, most) = (ratios[0], ratios[ratios.len() - 1]);
         let text =
