@@ -29,15 +29,24 @@ impl Pair<'_> {
     }
 }
 
-/// The rows of the same key by the same hand, in the first report's order. Of rows that a report has twice, the last
-/// counts.
+/// The rows of the same key by the same hand, in the first report's order; where no two are by the same, those of the same
+/// key, such as ours beside a peer's. Of rows that a report has twice, the last counts.
 pub fn pairs<'a>(first: &'a Report, second: &'a Report) -> Vec<Pair<'a>> {
     let key = |row: &'a Row| (row.key(), row.by.as_str());
     let of_second: BTreeMap<_, &Row> = second.rows.iter().map(|row| (key(row), row)).collect();
     let of_first: BTreeMap<_, &Row> = first.rows.iter().map(|row| (key(row), row)).collect();
     let is_last = |row: &&'a Row| of_first.get(&key(row)).is_some_and(|last| std::ptr::eq(*last, *row));
     let both = |row: &'a Row| Some(Pair { first: row, second: of_second.get(&key(row))? });
-    first.rows.iter().filter(is_last).filter_map(both).collect()
+    let same: Vec<Pair<'a>> = first.rows.iter().filter(is_last).filter_map(both).collect();
+    if !same.is_empty() {
+        return same;
+    }
+    // Ours and a peer's: whoever did it.
+    let others = |row: &'a Row| {
+        let of_key = second.rows.iter().filter(move |other| other.key() == row.key());
+        of_key.map(move |other| Pair { first: row, second: other })
+    };
+    first.rows.iter().filter(is_last).flat_map(others).collect()
 }
 
 /// Figures of both, and how many times as fast the second is; `~` before a ratio that is within the spreads.
@@ -53,7 +62,8 @@ pub fn table(pairs: &[Pair<'_>]) -> Table {
         let tilde = if pair.within_spread() { "~ " } else { "" };
         let ratio = pair.speedup().map_or("-".to_owned(), |ratio| format!("{tilde}{} x", digits(ratio)));
         let model = first.model.clone().unwrap_or_default();
-        table.row([first.name.clone(), model, first.sizes(), first.by.clone(), us(first), us(second), ratio]);
+        let by = if first.by == second.by { first.by.clone() } else { format!("{} : {}", first.by, second.by) };
+        table.row([first.name.clone(), model, first.sizes(), by, us(first), us(second), ratio]);
     }
     table
 }
@@ -80,6 +90,12 @@ mod tests {
         let pairs = pairs(&first, &second);
         let found: Vec<_> = pairs.iter().map(|pair| (pair.first.sizes(), pair.speedup())).collect();
         assert_eq!(found, [("rows 1".to_owned(), Some(4.0)), ("rows 2".to_owned(), Some(1.0))]);
+        // A peer's result beside ours.
+        let mut peer = second.clone();
+        peer.rows.iter_mut().for_each(|row| row.by = "torch".to_owned());
+        let beside = super::pairs(&first, &peer);
+        assert_eq!(beside.len(), 2);
+        assert!(table(&beside).to_string().contains("| rigel : torch |"));
         let text = table(&pairs).to_string();
         assert!(text.contains(" 4.00 x |") && text.contains("~ 1.00 x"), "{text}");
     }

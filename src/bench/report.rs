@@ -260,8 +260,11 @@ impl Ceilings {
 
 /// What a device is known to reach, by the beginning of its name: bytes and FLOPs a second of bf16 (reference: a
 /// device-to-device copy, and a cuBLAS product of 8192³ on random data).
-const KNOWN: [(&str, f64, f64); 3] =
-    [("NVIDIA H200", 4.2e12, 750e12), ("NVIDIA H100", 3.0e12, 750e12), ("NVIDIA A100-SXM4-80GB", 1.7e12, 260e12)];
+const KNOWN: [(&str, f64, f64); 3] = [
+    ("NVIDIA H200", 4.2e12, 750e12),
+    ("NVIDIA H100 80GB HBM3", 3.0e12, 750e12),
+    ("NVIDIA A100-SXM4-80GB", 1.7e12, 260e12),
+];
 
 impl Report {
     /// An empty one, begun now by this process.
@@ -286,14 +289,17 @@ impl Report {
         Ceilings::of(&self.ceilings)
     }
 
-    /// Marks the run invalid where a ceiling is too far below what the device is known for, or was not measured.
+    /// Marks the run invalid where a ceiling is too far below what the device is known for, or was not measured. FLOPs
+    /// are looked at where a peer measured them, too: that our own product is slower says nothing of the device.
     pub fn check_ceilings(&mut self) {
         let Some((_, bytes, flops)) = KNOWN.iter().find(|(name, ..)| self.device.name.starts_with(name)) else {
             return;
         };
         let found = self.ceilings();
         let limits = [("TB/s", 1e12, *bytes, found.bytes), ("TFLOP/s", 1e12, *flops, found.flops)];
-        for (unit, scale, known, found) in limits {
+        let by_peer = |ceiling: &Ceiling| ceiling.limit == Limit::Flops && ceiling.by != "rigel";
+        let peers = self.ceilings.iter().any(by_peer);
+        for (unit, scale, known, found) in limits.into_iter().take(if peers { 2 } else { 1 }) {
             let found = found.unwrap_or(0.0);
             if found < LEAST_SHARE_OF_KNOWN * known {
                 let (found, known) = (found / scale, known / scale);
@@ -429,7 +435,10 @@ mod tests {
     fn the_larger_ceiling_counts_and_low_ones_make_a_run_invalid() {
         let mut report = Report::begin(h200());
         report.ceilings = vec![ceiling(Limit::Bytes, "rigel", 3.9e12), ceiling(Limit::Bytes, "torch", 4.3e12)];
-        report.ceilings.push(ceiling(Limit::Flops, "rigel", 600e12));
+        report.ceilings.push(ceiling(Limit::Flops, "rigel", 500e12));
+        report.check_ceilings();
+        assert!(report.invalid.is_empty(), "our own product alone is no measure of the card");
+        report.ceilings.push(ceiling(Limit::Flops, "torch", 600e12));
         assert_eq!(report.ceilings().bytes, Some(4.3e12));
         report.check_ceilings();
         assert_eq!(report.invalid.len(), 1, "{:?}", report.invalid);

@@ -400,7 +400,8 @@ class Server:
             most = torch.cuda.mem_get_info(self.device)[0] // 3 if cuda else 1 << 28
             count = min(1 << 32, most) // (1 << 20) << 20
             text = f"{count / (1 << 30):g} GiB"
-            source = torch.zeros(count // 4, dtype=torch.float32, device=self.device)
+            # Random: zeros keep the memory's wires still.
+            source = fill(torch.empty(count // 4, dtype=torch.float32, device=self.device), 0, ACTIVATIONS)
             target = torch.empty_like(source)
             measured = [
                 {"per_second": rate(2 * count, lambda: target.copy_(source)), "how": f"copy_ of {text}, read + written"},

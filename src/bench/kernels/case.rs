@@ -13,8 +13,11 @@ use crate::backend::cuda::kernels::gemv;
 use crate::backend::cuda::kernels::norm::{Addition, NormForm, NormShape};
 use crate::backend::cuda::kernels::paged::{Heads, Sequence};
 use crate::backend::cuda::kernels::product::{Epilogue, Path, ProductShape, QkvShape};
+use crate::backend::cuda::kernels::sample::{LogprobsRow, LogprobsShape, RowParams, SampleShape};
 use crate::backend::cuda::layout::padded;
 use crate::model::{ModelSpec, NormKind};
+use crate::sampling::SamplingParams;
+use crate::text::TokenId;
 
 use super::super::report::{Row, Suite};
 
@@ -130,6 +133,33 @@ pub enum Choice {
     Greedy,
     /// Temperature 0.8, top-p 0.95.
     Nucleus,
+}
+
+impl Choice {
+    /// What `rows` rows ask for, each of its own logits row.
+    pub(super) fn rows(self, rows: usize) -> Vec<RowParams> {
+        let params = match self {
+            Choice::Greedy => SamplingParams::default(),
+            Choice::Nucleus => SamplingParams { temperature: 0.8, top_p: 0.95, ..SamplingParams::default() },
+        };
+        (0..rows as u32).map(|row| RowParams::new(&params, row, row)).collect()
+    }
+}
+
+/// The launch that draws for `rows` rows.
+pub(super) fn sample_shape(rows: usize, vocabulary: usize) -> SampleShape {
+    SampleShape { rows, logits_rows: rows, vocabulary, pitch: padded(vocabulary), set_slots: 0 }
+}
+
+/// The launch that scores `rows` rows.
+pub(super) fn logprobs_shape(rows: usize, vocabulary: usize) -> LogprobsShape {
+    LogprobsShape { rows, logits_rows: rows, vocabulary, pitch: padded(vocabulary) }
+}
+
+/// A target and the five best tokens of each row.
+pub(super) fn logprobs_rows(rows: usize, vocabulary: usize) -> Vec<LogprobsRow> {
+    let row = |row: u32| LogprobsRow::new(row, Some(TokenId(row % vocabulary as u32)), 5);
+    (0..rows as u32).map(row).collect()
 }
 
 /// Numbers of rows of products: decoding alone, in batches, and prompts.
@@ -338,15 +368,10 @@ impl Case {
                 Work { bytes_written: (shape.rows * shape.heads.width() * 2) as u64, ..work }
             }
             What::OrderedPrefill { length, shape } => shape.work(&prompt(*length), &self.tiles(), PAGE_SIZE),
-            What::Sample { rows, vocabulary, choice } => {
-                let flops = if *choice == Choice::Greedy { *vocabulary } else { 50 * vocabulary };
-                let row = Work { bytes_read: 4 * *vocabulary as u64, bytes_written: 4, flops: flops as u64 };
-                std::iter::repeat_n(row, *rows).sum()
-            }
+            // On a device of one multiprocessor: none of it is partial results.
+            What::Sample { rows, vocabulary, choice } => sample_shape(*rows, *vocabulary).work(&choice.rows(*rows), 1),
             What::Logprobs { rows, vocabulary } => {
-                let row =
-                    Work { bytes_read: 4 * *vocabulary as u64, bytes_written: 48, flops: 15 * *vocabulary as u64 };
-                std::iter::repeat_n(row, *rows).sum()
+                logprobs_shape(*rows, *vocabulary).work(&logprobs_rows(*rows, *vocabulary))
             }
         }
     }
@@ -382,11 +407,14 @@ impl Case {
             2 * (shape.columns * shape.depth + shape.rows * shape.depth) + output * shape.rows * shape.columns
         };
         let bytes = match &self.what {
-            What::Embed(shape) => 2 * (shape.vocabulary + shape.rows) * shape.width,
+            // The table is shared by all sets.
+            What::Embed(shape) => 4 * shape.rows * shape.width,
             What::Norm(shape, _) => 4 * shape.rows * shape.pitch(),
             What::Qkv(shape, _) => {
                 let columns = qkv_columns(shape);
-                product(&ProductShape { rows: shape.rows, columns, depth: shape.depth }, 4)
+                // A page of keys and one of values for each row.
+                let cache = 4 * shape.rows * shape.kv_heads * shape.page_size * shape.head_dim;
+                product(&ProductShape { rows: shape.rows, columns, depth: shape.depth }, 4) + cache
             }
             What::Product(_, shape, _) => product(shape, 2),
             What::Head(shape) => product(shape, 4),

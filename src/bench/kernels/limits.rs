@@ -29,11 +29,11 @@ impl Default for CeilingSizes {
     }
 }
 
-/// The ceilings, and the clock in GHz that they were measured at: what the rest of the run is held against.
+/// The ceilings.
 ///
 /// # Errors
 /// Those of the device.
-pub fn measure(timer: &mut Timer, sizes: CeilingSizes) -> Result<(Vec<Ceiling>, f64), CudaError> {
+pub fn measure(timer: &mut Timer, sizes: CeilingSizes) -> Result<Vec<Ceiling>, CudaError> {
     let stream = timer.stream().clone();
     let (free, _) = stream.device().memory()?;
     let bytes = sizes.read_bytes.min(free / 2).next_multiple_of(16);
@@ -50,12 +50,11 @@ pub fn measure(timer: &mut Timer, sizes: CeilingSizes) -> Result<(Vec<Ceiling>, 
 
     let per_second = |count: f64, us: Vec<f64>| Times::of(us).map_or(0.0, |times| count / times.seconds().max(1e-9));
     let ceiling = |limit, per_second, how| Ceiling { limit, by: "rigel".to_owned(), per_second, how };
-    let clock = multiplying.clock[1];
     let ceilings = vec![
         ceiling(Limit::Bytes, per_second(bytes as f64, reading.us), format!("read of {} MiB", bytes >> 20)),
         ceiling(Limit::Flops, per_second(2.0 * (n as f64).powi(3), multiplying.us), format!("bf16 {n} x {n} x {n}")),
     ];
-    Ok((ceilings, clock))
+    Ok(ceilings)
 }
 
 /// A read of memory and nothing else. Its random words keep the memory's wires as busy as weights do.

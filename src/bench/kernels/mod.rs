@@ -61,7 +61,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { budget: Duration::from_millis(150), ceilings: CeilingSizes::default(), seed: 0, most_sets: 64 }
+        Options { budget: Duration::from_millis(150), ceilings: CeilingSizes::default(), seed: 0, most_sets: 256 }
     }
 }
 
@@ -70,8 +70,6 @@ pub struct KernelBench<T> {
     timer: Timer,
     options: Options,
     peers: Option<Peers>,
-    /// GHz, when the ceilings were measured.
-    clock: f64,
     element: std::marker::PhantomData<T>,
 }
 
@@ -82,7 +80,7 @@ impl<T: Element> KernelBench<T> {
     /// Those of the device.
     pub fn new(device: &Device, options: Options, peers: Option<Peers>) -> Result<KernelBench<T>, CudaError> {
         let timer = Timer::new(device.stream()?)?;
-        Ok(KernelBench { timer, options, peers, clock: 0.0, element: std::marker::PhantomData })
+        Ok(KernelBench { timer, options, peers, element: std::marker::PhantomData })
     }
 
     fn stream(&self) -> Stream {
@@ -94,9 +92,7 @@ impl<T: Element> KernelBench<T> {
     /// # Errors
     /// Those of the device.
     pub fn measure_ceilings(&mut self, report: &mut Report) -> Result<(), CudaError> {
-        let (ceilings, clock) = limits::measure(&mut self.timer, self.options.ceilings)?;
-        report.ceilings.extend(ceilings);
-        self.clock = clock;
+        report.ceilings.extend(limits::measure(&mut self.timer, self.options.ceilings)?);
         if let Some(peers) = &mut self.peers {
             match peers.ceilings() {
                 Ok(ceilings) => report.ceilings.extend(ceilings),
@@ -134,7 +130,10 @@ impl<T: Element> KernelBench<T> {
         let sides = if self.peers.is_some() { 3 } else { 1 };
         let most = (room / sides / bytes.max(1)).max(1) as usize;
         let sets = prepare::sets_past_cache(bytes, l2_bytes).min(most).min(self.options.most_sets.max(1));
-        let mut ours = case.prepare::<T>(&stream, sets, self.options.seed)?;
+        let mut ours = match case.prepare::<T>(&stream, sets, self.options.seed) {
+            Ok(ours) => ours,
+            Err(error) => return self.without_us(row, error),
+        };
         let (prepared, mut missing) = self.prepare_peers(case, sets, &row);
 
         let mut samples = Vec::new();
@@ -144,7 +143,13 @@ impl<T: Element> KernelBench<T> {
         let budget = self.options.budget / turns;
         let mut clocks = Vec::new();
         for _ in 0..turns {
-            let Samples { us, clock, .. } = self.timer.time(ours.as_mut(), budget)?;
+            let Samples { us, clock, .. } = match self.timer.time(ours.as_mut(), budget) {
+                Ok(samples) => samples,
+                Err(error) => {
+                    drop(ours);
+                    return self.without_us(row, error);
+                }
+            };
             samples.extend(us);
             clocks.push(clock);
             self.turn_of_peers(&mut theirs, budget, &mut missing, &row);
@@ -157,7 +162,12 @@ impl<T: Element> KernelBench<T> {
         drop(ours);
         self.give_memory_back()?;
         row.times = Times::of(samples);
-        row.marks.extend(clocks.into_iter().find_map(|clock| timer::clock_mark(self.clock, clock)));
+        if (sets as u64).saturating_mul(bytes) < 2 * l2_bytes {
+            row.marks.push("inputs fit the second-level cache".to_owned());
+        }
+        row.marks.extend(clocks.iter().find_map(|clock| timer::clock_mark(*clock)));
+        let slowest = clocks.iter().flatten().copied().min_by(f64::total_cmp);
+        row.values.extend(slowest.map(|clock| ("clock_ghz".to_owned(), clock)));
         ceilings.judge(&mut row);
         let mut rows = vec![row];
         for (by, samples, path) in theirs.into_iter().filter(|(_, samples, _)| !samples.is_empty()) {
@@ -168,6 +178,21 @@ impl<T: Element> KernelBench<T> {
         }
         rows.extend(missing);
         Ok(rows)
+    }
+
+    /// A row that says what the device said of it, where the device can go on: it did not begin the work.
+    fn without_us(&mut self, mut row: Row, error: CudaError) -> Result<Vec<Row>, CudaError> {
+        if !matches!(error, CudaError::OutOfMemory { .. } | CudaError::Operand { .. } | CudaError::LaunchLimit { .. }) {
+            return Err(error);
+        }
+        row.missing = Some(error.to_string());
+        if let Some(peers) = &mut self.peers
+            && let Err(error) = peers.release()
+        {
+            tracing::warn!("peers: {error}");
+        }
+        self.give_memory_back()?;
+        Ok(vec![row])
     }
 
     /// Names of those who can do the case, and a row for each who cannot.

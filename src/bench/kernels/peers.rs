@@ -179,7 +179,11 @@ impl Peers {
         let line = format!("{request}\n");
         self.requests.write_all(line.as_bytes()).and_then(|()| self.requests.flush()).map_err(|_| gone())?;
         let reply = self.replies.recv_timeout(PATIENCE).map_err(|error| match error {
-            RecvTimeoutError::Timeout => PeerError(format!("no reply within {} s", PATIENCE.as_secs())),
+            RecvTimeoutError::Timeout => {
+                // A late reply would be taken for that of the next request.
+                let _ = self.child.kill();
+                PeerError(format!("no reply within {} s; the peers are asked no more", PATIENCE.as_secs()))
+            }
             RecvTimeoutError::Disconnected => gone(),
         })?;
         let value: Value = serde_json::from_str(&reply).map_err(|error| PeerError(format!("a reply: {error}")))?;

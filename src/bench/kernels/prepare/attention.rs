@@ -30,9 +30,7 @@ struct Step {
 impl Step {
     fn new(stream: &Stream, case: &Case) -> Result<Step, CudaError> {
         let pages = case.cache_pages();
-        // Pages of a running engine follow no order; a stride that shares no factor with their number is one.
-        let stride = (pages / 2..).map(|stride| 2 * stride + 1).find(|stride| coprime(*stride, pages)).unwrap_or(1);
-        let tables: Vec<u32> = (0..pages).map(|block| ((block * stride) % pages) as u32).collect();
+        let tables = scattered(pages);
         Ok(Step {
             sequences: stream.upload(&case.sequences())?,
             block_tables: stream.upload(&tables)?,
@@ -76,6 +74,14 @@ impl Step {
             block_tables: self.block_tables.view(),
         }
     }
+}
+
+/// Every page once, neighbours far from each other, as in an engine that has run for a while: steps of the golden section,
+/// or of the next number that shares no factor with that of the pages.
+fn scattered(pages: usize) -> Vec<u32> {
+    let golden = pages * 618 / 1000;
+    let stride = (golden.max(1)..).find(|stride| coprime(*stride, pages)).unwrap_or(1);
+    (0..pages).map(|block| (block * stride % pages) as u32).collect()
 }
 
 fn coprime(a: usize, b: usize) -> bool {
@@ -178,5 +184,21 @@ impl<T: Element> Launches for Ordered<T> {
         let inputs = step.inputs(queries, keys, values);
         // SAFETY: as above; a split tile holds the one row of its sequence.
         unsafe { kernels.launch(stream, *shape, inputs, step.tiles.view(), workspace.view_mut(), out.view_mut()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_lie_in_no_order() {
+        for pages in [1, 2, 3, 16, 64, 1000, 16_384] {
+            let mut table = scattered(pages);
+            let near = table.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) < pages as u32 / 4).count();
+            assert_eq!(near, 0, "{pages} pages: {table:?}");
+            table.sort_unstable();
+            assert!(table.iter().copied().eq(0..pages as u32), "{pages} pages: each once");
+        }
     }
 }

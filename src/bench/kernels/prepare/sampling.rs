@@ -7,10 +7,8 @@ use crate::backend::cuda::kernels::sample::{
 use crate::backend::cuda::layout::padded;
 use crate::backend::cuda::{Buffer, CudaError, Stream};
 use crate::model::Uniform;
-use crate::sampling::SamplingParams;
-use crate::text::TokenId;
 
-use super::super::case::Choice;
+use super::super::case::{Choice, logprobs_rows, logprobs_shape, sample_shape};
 use super::super::timer::Launches;
 use super::STREAMS_OF_SET;
 
@@ -52,15 +50,10 @@ impl Draws {
         seed: u32,
     ) -> Result<Draws, CudaError> {
         let kernel = Sample::load(stream.device())?;
-        let params = match choice {
-            Choice::Greedy => SamplingParams::default(),
-            Choice::Nucleus => SamplingParams { temperature: 0.8, top_p: 0.95, ..SamplingParams::default() },
-        };
-        let of_row = |row: u32| RowParams::new(&params, row, row);
-        let shape = SampleShape { rows, logits_rows: rows, vocabulary, pitch: padded(vocabulary), set_slots: 0 };
+        let shape = sample_shape(rows, vocabulary);
         Ok(Draws {
             shape,
-            rows: stream.upload(&(0..rows as u32).map(of_row).collect::<Vec<_>>())?,
+            rows: stream.upload(&choice.rows(rows))?,
             changes: stream.zeroed(0)?,
             tokens: stream.zeroed(rows)?,
             logprobs: stream.zeroed(rows)?,
@@ -103,11 +96,10 @@ pub struct Scores {
 
 impl Scores {
     pub fn new(stream: &Stream, rows: usize, vocabulary: usize, sets: usize, seed: u32) -> Result<Scores, CudaError> {
-        let row = |row: u32| LogprobsRow::new(row, Some(TokenId(row % vocabulary as u32)), 5);
         Ok(Scores {
             kernel: Logprobs::load(stream.device())?,
-            shape: LogprobsShape { rows, logits_rows: rows, vocabulary, pitch: padded(vocabulary) },
-            rows: stream.upload(&(0..rows as u32).map(row).collect::<Vec<_>>())?,
+            shape: logprobs_shape(rows, vocabulary),
+            rows: stream.upload(&logprobs_rows(rows, vocabulary))?,
             out: stream.zeroed(rows)?,
             sets: (0..sets).map(|set| logits(stream, rows, vocabulary, set, seed)).collect::<Result<_, _>>()?,
         })
