@@ -93,7 +93,7 @@ mod gpu {
     use rigel::backend::cuda::kernels::Element;
     use rigel::backend::cuda::model::{CudaBackend, WeightSource};
     use rigel::backend::cuda::trace::{EventTimes, LaunchTimes};
-    use rigel::backend::cuda::{CudaError, Device, images};
+    use rigel::backend::cuda::{CudaError, Device, driver, images};
     use rigel::backend::{Arithmetic, BackendError, WeightDtype};
     use rigel::bench::kernels::{CeilingSizes, KernelBench, Options};
     use rigel::bench::profile::{Plan, ProfileError, Timeline, html, profile, svg};
@@ -115,11 +115,13 @@ mod gpu {
         plan.options(&network.spec).map_err(failed)?;
         let earlier = arguments.ceilings.as_deref().map(Report::read).transpose()?;
 
-        // Ahead of the device: so it sees all of its launches.
-        let mut times = arguments.times()?;
         if images().is_empty() {
             return Err(EngineError::Cuda(CudaError::BuiltWithoutKernels).into());
         }
+        // Without a driver CUPTI fails with a number that says little.
+        driver::device_count().map_err(EngineError::Cuda)?;
+        // Ahead of the device: so it sees all of its launches.
+        let mut times = arguments.times()?;
         let device = Device::open(0).map_err(EngineError::Cuda)?;
         let mut report = Report::begin(DeviceRecord::of_gpu(&device));
         match earlier {

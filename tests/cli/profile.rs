@@ -35,7 +35,7 @@ fn a_profile_that_cannot_be_says_why() {
     assert!(rigel_on(&[NO_GPU], &["profile", "--events"]).error(2).contains("sees no GPU"));
     let deep = rigel(&["profile", "--depth", "99999999"]);
     assert!(deep.error(2).starts_with("--depth is 99999999; expected 0 to "), "{}", deep.stderr);
-    let cupti = rigel(&["profile", "--cupti", "/nowhere/libcupti.so"]);
+    let cupti = rigel_on(&[], &["profile", "--cupti", "/nowhere/libcupti.so"]);
     assert!(cupti.error(2).starts_with("--cupti /nowhere/libcupti.so: "), "{}", cupti.stderr);
 }
 
