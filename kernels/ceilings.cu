@@ -15,7 +15,7 @@ static constexpr uint32_t kLoads = 8;
 // lie next to each other in memory.
 // Bytes: 16 vectors read, 32 gridDim.x written. FLOPs: 0.
 // Alignment: source 16 bytes.
-// Registers: at most 64 (read_words)
+// Registers: at most 40 (read_words)
 KERNEL(read_words, kThreads)(const uint32_t* source, uint32_t* folded, uint64_t vectors) {
     grid_dependency_launch();
     grid_dependency_wait();

@@ -558,8 +558,12 @@ device_test! {
                 assert_eq!(pages(Some(rest), 0).unwrap(), 0);
                 let (free, _) = device.memory().unwrap();
                 let by_default = pages(None, 1).unwrap();
-                assert_eq!(u64::from(by_default), (free - free / 10 - rest) / page);
-                assert_eq!(u64::from(pages(Some(u64::MAX), 1).unwrap()), (free - rest) / page, "no more than is free");
+                // On a GPU others take and give memory meanwhile: a hundredth.
+                let room = if bench.interpreter().is_some() { 0 } else { free / page / 100 };
+                let near = |found: u32, expected: u64| u64::from(found).abs_diff(expected) <= room;
+                assert!(near(by_default, (free - free / 10 - rest) / page), "{by_default} of {free} bytes");
+                let most = pages(Some(u64::MAX), 1).unwrap();
+                assert!(near(most, (free - rest) / page), "{most} pages of {free} bytes, no more than are free");
                 for (memory, least) in [(rest + 5 * page, 6), (rest - 1, 0), (1000, 1)] {
                     let error = pages(Some(memory), least).unwrap_err().to_string();
                     let needed = rest + u64::from(least) * page;
@@ -653,9 +657,9 @@ fn fault(bench: &common::Bench) {
 device_test! {
     fn after_a_kernel_has_failed_every_call_says_so_and_nothing_panics() {
         common::on_one_schedule(|bench| {
-            if bench.interpreter().is_none() {
-                // On a GPU the fault is real, and the process would not be able to end the test cleanly.
-                eprintln!("skipped on a GPU: the fault is planted by the interpreter");
+            // On a GPU the fault would be real, and the process not able to end the test cleanly.
+            let test = "after_a_kernel_has_failed_every_call_says_so_and_nothing_panics";
+            if common::skipped_on_a_gpu(test, "a fault that the interpreter plants") {
                 return;
             }
             let mut backend = cuda::<bf16>(bench.device(), "gqa9");
@@ -679,8 +683,8 @@ device_test! {
 device_test! {
     fn an_engine_whose_gpu_has_failed_answers_each_request_with_the_error_and_ends() {
         common::on_one_schedule(|bench| {
-            if bench.interpreter().is_none() {
-                eprintln!("skipped on a GPU: the fault is planted by the interpreter");
+            let test = "an_engine_whose_gpu_has_failed_answers_each_request_with_the_error_and_ends";
+            if common::skipped_on_a_gpu(test, "a fault that the interpreter plants") {
                 return;
             }
             let context = NonZeroU32::new(32).unwrap();
@@ -711,7 +715,12 @@ fn config() -> Config {
 device_test! {
     fn what_is_planned_without_a_device_is_what_loading_allocates() {
         common::on_one_schedule(|bench| {
-            let Some(interpreter) = bench.interpreter() else { return };
+            let test = "what_is_planned_without_a_device_is_what_loading_allocates";
+            let (Some(interpreter), false) =
+                (bench.interpreter(), common::skipped_on_a_gpu(test, "a count of all allocations"))
+            else {
+                return;
+            };
             let gpu = bench.device().properties().clone();
             let (free, _) = bench.device().memory().unwrap();
             let spec = ModelSpec::from_config(&config()).unwrap();

@@ -390,12 +390,14 @@ device_test! {
 
 /// Bytes of the parameters of every kernel of a file, as its launcher gives them.
 /// An entry is for those names of its file that begin with its prefix and with that of no entry before it.
-const PARAMETERS: [(&str, &str, &[usize]); 16] = [
+const PARAMETERS: [(&str, &str, &[usize]); 18] = [
     ("attention_decode", "attention_decode_merge_", &[8, 8, 8, 4, 4, 4]),
     ("attention_decode", "attention_decode_split_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4]),
     ("attention_ordered", "attention_ordered_merge_", &[8, 8, 8, 8, 4, 4, 4, 4]),
     ("attention_ordered", "attention_ordered_", &[8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4]),
     ("attention_prefill", "attention_prefill_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4]),
+    ("ceilings", "read_words", &[8, 8, 8]),
+    ("ceilings", "wait_and_count", &[8, 8]),
     ("embed", "embed_gather", &[8, 8, 8, 8, 4, 4, 4]),
     ("gemm_sm80", "gemm_bias_rope_kv_", &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4]),
     ("gemm_sm80", "gemm_logits_", &[8, 8, 8, 4, 4, 4, 4, 4]),
@@ -448,19 +450,22 @@ device_test! {
 device_test! {
     fn memory_that_was_freed_can_be_had_again_and_given_back() {
         common::on_one_schedule(|bench| {
+            // A sixteenth of the device, so that on a GPU what other processes take meanwhile is little beside it.
+            let bytes = (bench.device().memory().unwrap().1 / 16) as usize;
             let free = || bench.device().memory().unwrap().0;
+            let least = bytes as u64 / 2;
             bench.device().release_freed_memory().unwrap();
             let before = free();
-            let buffer = bench.stream.alloc::<u8>(64 << 20).unwrap();
+            let buffer = bench.stream.alloc::<u8>(bytes).unwrap();
             bench.stream.synchronize().unwrap();
             let during = free();
-            assert!(before - during >= 64 << 20, "{before} before, {during} with 64 MiB in use");
+            assert!(before.saturating_sub(during) >= least, "{before} before, {during} with {bytes} in use");
             drop(buffer);
             bench.stream.synchronize().unwrap();
             // The pool has kept it: to this process it is free all the same.
-            assert!(free() >= during + (64 << 20), "{} after", free());
+            assert!(free() >= during + least, "{} after", free());
             bench.device().release_freed_memory().unwrap();
-            assert!(free() >= during + (64 << 20), "{} given back", free());
+            assert!(free() >= during + least, "{} given back", free());
         });
     }
 }

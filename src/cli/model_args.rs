@@ -198,6 +198,7 @@ impl ModelArgs {
     }
 
     /// `--device`.
+    #[cfg(feature = "cuda")]
     pub fn device(&self) -> Device {
         self.device.into()
     }

@@ -28,7 +28,7 @@ SCHEMA = "rigel-gpu-check-1"
 FOLDER = "rigel-gpu-check"
 MOST_BYTES = 50 << 20
 # cuda_account is about what the interpreter counts.
-TESTS = re.compile(r"kernels_\w+|cuda_(?!account)\w+|device_layer")
+TESTS = re.compile(r"kernels_\w+|cuda_(?!account)\w+|bench_kernels|bench_model|device_layer")
 BENCHES = ("kernels",)
 DATA = ("tests/goldens", "models/nano", "models/configs", "kernels/ptx", "kernels/conformance", "tools/peers")
 DATA += ("tools/gpu_check", "tools/gpu-check", "LICENSE")

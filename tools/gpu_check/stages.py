@@ -188,6 +188,7 @@ def kernels(places):
 def model(places):
     def one(size, batches, *words):
         line = [places.rigel, "bench", "model", "--dummy-weights", places.config(size), "-b", batches, *words]
+        line += ["--device", "cuda"]
         return command(places, f"model/{size} at batch {batches}", [*line, "-o", "json"], 400)
 
     lengths = ["-p", PROMPTS, "-n", "128", "-d", DEPTHS, "-r", "5"]
@@ -228,7 +229,7 @@ def profile(places):
 
 def start(places):
     folder, made = checkpoint(places, "start")
-    bench = command(places, "start/3b", [places.rigel, "bench", "start", "--model", folder], 400)
+    bench = command(places, "start/3b", [places.rigel, "bench", "start", "--device", "cuda", "--model", folder], 400)
     return Stage("start", "from the start of the process to the first token", [made, bench])
 
 

@@ -157,7 +157,7 @@ def parse():
     add = parser.add_argument
     add("--config", type=Path, required=True, help="config.json of the model")
     add("--layers", type=int, help="as many layers and no more, for a try")
-    add("--seed", type=int, default=1)
+    add("--seed", type=int, default=0)
     add("--dtype", choices=list(DTYPES), default="bf16")
     add("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
     add("-p", "--prompts", type=numbers, default=[512, 4096], help="prompts to time [512,4096]")

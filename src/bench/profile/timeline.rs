@@ -296,6 +296,11 @@ impl Timeline {
             row("step", self.wall_us(), sum(|span| span.bytes), sum(|span| span.flops), self.of_limit(), None);
         step.values.insert("kernels_us".to_owned(), self.kernels_us());
         step.values.extend(self.idle_us().map(|idle| ("gaps_us".to_owned(), idle)));
+        if let (Step::Decode { .. }, Some(idle)) = (self.step, self.idle_us())
+            && self.wall_us() > 0.0
+        {
+            step.values.insert("gpu_idle".to_owned(), idle / self.wall_us());
+        }
         let mut rows = vec![step];
         for total in self.parts() {
             let limit = total.least.map(|(_, limit)| limit);
@@ -373,7 +378,7 @@ mod tests {
 
         let rows = timeline.rows();
         assert_eq!(rows.len(), 1 + 4 + 4);
-        assert_eq!(rows[0].values["gaps_us"], 1.0);
+        assert_eq!((rows[0].values["gaps_us"], rows[0].values["gpu_idle"]), (1.0, 1.0 / 13.0));
         assert_eq!((rows[8].values["start_us"], rows[8].values["gap_us"]), (9.0, -1.0));
         assert_eq!(rows[8].sizes(), "batch 1, depth 7, index 3, kernel gemv, layer 0, part mlp_out");
     }
