@@ -3,7 +3,6 @@
 mod common;
 
 use std::num::NonZeroU32;
-use std::path::Path;
 
 use half::bf16;
 use rigel::backend::cuda::model::account::Part;
@@ -18,7 +17,7 @@ use rigel::model::ModelSpec;
 use rigel::text::TokenId;
 
 fn golden(name: &str) -> (Checkpoint, ModelSpec) {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name);
+    let directory = common::root().join("tests/goldens").join(name);
     let checkpoint = Checkpoint::open(&ModelSource::directory(directory).unwrap()).unwrap();
     let mut spec = ModelSpec::from_checkpoint(&checkpoint).unwrap();
     spec.untie_stored_head(&checkpoint);

@@ -18,6 +18,8 @@ from . import pack, stages, summary
 KEPT_OUTPUT = 200_000
 # An item is not begun with less time than this.
 LEAST_SECONDS = 5
+# Calls that an item may be cut off by the end of.
+MOST_TRIES = 3
 DONE, FAILED, EXPIRED, MISSING, UNFINISHED = "done", "failed", "timed out", "missing", "unfinished"
 
 
@@ -147,9 +149,10 @@ def settle(result, process, expired_own, expired_call):
     parts = process.parts()
     code = process.process.returncode if process.process else 127
     if expired_call:
-        # Killed so that this call ends in time; the next one has more of it. Not for ever.
-        tries = result.items.get(item.key, {}).get("tries", 0)
-        status, note = (EXPIRED, f"twice no time for it, {seconds:.0f} s") if tries else (UNFINISHED, "")
+        # Killed so that this call ends in time; the next one begins with it. Not for ever.
+        tries = result.items.get(item.key, {}).get("tries", 0) + 1
+        late = f"no time for it in {tries} calls, at last {seconds:.0f} s"
+        status, note = (EXPIRED, late) if tries >= MOST_TRIES else (UNFINISHED, "")
     elif expired_own:
         status, note = EXPIRED, f"killed after {seconds:.0f} s"
     elif code:
