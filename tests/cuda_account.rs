@@ -10,9 +10,9 @@ use half::{bf16, f16};
 use rigel::backend::cuda::kernels::Element;
 use rigel::backend::cuda::model::account::{LaunchAccount, Part, SequenceStep, StepDescription, account};
 use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
-use rigel::backend::cuda::{ComputeCapability, Properties};
+use rigel::backend::cuda::{Card, Properties};
 use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows};
-use rigel::checkpoint::{Checkpoint, Config, ModelSource};
+use rigel::checkpoint::Config;
 use rigel::kv::PageId;
 use rigel::model::ModelSpec;
 use rigel::sampling::{SampleRow, SamplingParams};
@@ -31,14 +31,6 @@ fn options(arithmetic: Arithmetic) -> CudaOptions {
         max_sequences: 5,
         arithmetic,
     }
-}
-
-fn golden(name: &str) -> (Checkpoint, ModelSpec) {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name);
-    let checkpoint = Checkpoint::open(&ModelSource::directory(directory).unwrap()).unwrap();
-    let mut spec = ModelSpec::from_checkpoint(&checkpoint).unwrap();
-    spec.untie_stored_head(&checkpoint);
-    (checkpoint, spec)
 }
 
 /// The same kernels in the same order, and the bytes of each within 2 %.
@@ -76,7 +68,7 @@ const STEPS: [&[(usize, u32)]; 8] = [
 
 fn follows_its_account<T: Element>(bench: &common::Bench, name: &str, arithmetic: Arithmetic) {
     let Some(interpreter) = bench.interpreter() else { return };
-    let (checkpoint, spec) = golden(name);
+    let (checkpoint, spec) = common::golden(name);
     let options = options(arithmetic);
     let mut backend = CudaBackend::<T>::new(bench.device(), &checkpoint, spec.clone(), &options, &mut |_| {}).unwrap();
     let pages: Vec<Vec<PageId>> = (0..5).map(|s| (s * PAGES..(s + 1) * PAGES).map(PageId).collect()).collect();
@@ -144,14 +136,7 @@ fn published() -> Vec<ModelSpec> {
 }
 
 fn h200() -> Properties {
-    Properties {
-        name: "NVIDIA H200".to_owned(),
-        compute_capability: ComputeCapability { major: 9, minor: 0 },
-        multiprocessors: 132,
-        shared_bytes: 227 << 10,
-        l2_bytes: 50 << 20,
-        memory_bytes: 141 << 30,
-    }
+    Card::h200().properties
 }
 
 /// What `rows` decoding sequences at position `start` cost.

@@ -12,7 +12,7 @@ use rigel::backend::cuda::kernels::Element;
 use rigel::backend::cuda::model::{CudaBackend, CudaOptions, pages_within};
 use rigel::backend::cuda::{Arguments, Device, Launch};
 use rigel::backend::{Arithmetic, Backend, BackendError, Batch, DeviceQueue, SequenceRows};
-use rigel::checkpoint::{Checkpoint, Config, ModelSource};
+use rigel::checkpoint::Config;
 use rigel::engine::{self, Engine, Failure, Request};
 use rigel::kv::{BlockTable, PageCache, PageId, PrefixCache};
 use rigel::model::ModelSpec;
@@ -24,14 +24,6 @@ const PAGE_SIZE: NonZeroU32 = NonZeroU32::new(16).unwrap();
 const PAGES: u32 = 40;
 const MAX_ROWS: usize = 48;
 const MAX_SEQUENCES: usize = 5;
-
-fn golden(name: &str) -> (Checkpoint, ModelSpec) {
-    let directory = common::root().join("tests/goldens").join(name);
-    let checkpoint = Checkpoint::open(&ModelSource::directory(directory).unwrap()).unwrap();
-    let mut spec = ModelSpec::from_checkpoint(&checkpoint).unwrap();
-    spec.untie_stored_head(&checkpoint);
-    (checkpoint, spec)
-}
 
 fn options() -> CudaOptions {
     CudaOptions {
@@ -48,12 +40,12 @@ fn cuda<T: Element>(device: &Device, name: &str) -> CudaBackend<T> {
 }
 
 fn cuda_with<T: Element>(device: &Device, name: &str, options: &CudaOptions) -> CudaBackend<T> {
-    let (checkpoint, spec) = golden(name);
+    let (checkpoint, spec) = common::golden(name);
     CudaBackend::new(device, &checkpoint, spec, options, &mut |_| {}).unwrap()
 }
 
 fn cpu(name: &str) -> CpuBackend {
-    let (checkpoint, spec) = golden(name);
+    let (checkpoint, spec) = common::golden(name);
     let options = CpuOptions { threads: None, page_size: PAGE_SIZE, pages: PAGES, max_rows: MAX_ROWS };
     CpuBackend::new(&checkpoint, spec, options).unwrap()
 }
@@ -525,7 +517,7 @@ device_test! {
             let cases = [("gqa9", &few), ("nobias-theta", &many), ("gqa2-d128", &few), ("gqa2-d128", &invariant)];
             for (name, options) in cases {
                 let before = interpreter.allocated_bytes();
-                let (checkpoint, spec) = golden(name);
+                let (checkpoint, spec) = common::golden(name);
                 let load = CudaBackend::<bf16>::new(bench.device(), &checkpoint, spec, options, &mut |_| {});
                 let mut backend = load.unwrap();
                 let planned = backend.memory_plan().bytes();
@@ -545,7 +537,7 @@ device_test! {
         common::on_one_schedule(|bench| {
             let device = bench.device();
             for arithmetic in [Arithmetic::Fastest, Arithmetic::BatchInvariant] {
-                let (checkpoint, spec) = golden("gqa9");
+                let (checkpoint, spec) = common::golden("gqa9");
                 let options = CudaOptions { max_sequences: 64, arithmetic, ..options() };
                 let page = 2 * (spec.layers * 16 * spec.kv_heads * spec.head_dim * 2) as u64;
                 let load = CudaBackend::<bf16>::new(device, &checkpoint, spec.clone(), &options, &mut |_| {});
@@ -584,7 +576,7 @@ device_test! {
     fn what_does_not_fit_or_is_not_supported_is_said_before_anything_is_loaded() {
         common::on_one_schedule(|bench| {
             let refused = |device: &Device, change: &dyn Fn(&mut ModelSpec, &mut CudaOptions)| {
-                let (checkpoint, mut spec) = golden("gqa9");
+                let (checkpoint, mut spec) = common::golden("gqa9");
                 let mut options = options();
                 change(&mut spec, &mut options);
                 let mut travelled = false;

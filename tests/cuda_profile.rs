@@ -11,23 +11,13 @@ use rigel::backend::cuda::trace::{COPY, EventTimes, LaunchTimes};
 use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows};
 use rigel::bench::profile::{Plan, Step, profile};
 use rigel::bench::report::Ceilings;
-use rigel::checkpoint::{Checkpoint, ModelSource};
 use rigel::kv::PageId;
-use rigel::model::ModelSpec;
 use rigel::text::TokenId;
-
-fn golden(name: &str) -> (Checkpoint, ModelSpec) {
-    let directory = common::root().join("tests/goldens").join(name);
-    let checkpoint = Checkpoint::open(&ModelSource::directory(directory).unwrap()).unwrap();
-    let mut spec = ModelSpec::from_checkpoint(&checkpoint).unwrap();
-    spec.untie_stored_head(&checkpoint);
-    (checkpoint, spec)
-}
 
 device_test! {
     fn a_prefill_and_a_decode_step_are_watched() {
         common::on_one_schedule(|bench| {
-            let (checkpoint, spec) = golden("gqa9");
+            let (checkpoint, spec) = common::golden("gqa9");
             for arithmetic in [Arithmetic::Fastest, Arithmetic::BatchInvariant] {
                 // Deeper than the window, in chunks; a batch that is padded to a recording's.
                 let plan = Plan { prefill: 20, batch: 3, depth: 45, arithmetic };
@@ -57,7 +47,7 @@ device_test! {
 device_test! {
     fn a_stream_that_was_watched_does_what_it_did() {
         common::on_one_schedule(|bench| {
-            let (checkpoint, spec) = golden("gqa9");
+            let (checkpoint, spec) = common::golden("gqa9");
             let options = CudaOptions {
                 page_size: NonZeroU32::new(16).unwrap(),
                 pages: 2,
@@ -98,7 +88,7 @@ device_test! {
 
 #[test]
 fn sizes_that_the_model_has_no_room_for_are_said() {
-    let (_, spec) = golden("gqa9");
+    let (_, spec) = common::golden("gqa9");
     let plan = Plan { prefill: 20, batch: 3, depth: 45, arithmetic: Arithmetic::Fastest };
     let error = |plan: Plan| plan.options(&spec).unwrap_err().to_string();
     let most = spec.max_positions;

@@ -6,7 +6,7 @@ mod common;
 use std::collections::HashMap;
 use std::fs;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use common::{Bench, Half};
@@ -28,17 +28,6 @@ const RINGS: [Ring; 3] = [
 
 fn goldens() -> PathBuf {
     common::root().join("tests/goldens")
-}
-
-fn open(directory: &Path) -> (Checkpoint, ModelSpec) {
-    let checkpoint = Checkpoint::open(&ModelSource::directory(directory).unwrap()).unwrap();
-    let mut spec = ModelSpec::from_checkpoint(&checkpoint).unwrap();
-    spec.untie_stored_head(&checkpoint);
-    (checkpoint, spec)
-}
-
-fn golden(name: &str) -> (Checkpoint, ModelSpec) {
-    open(&goldens().join(name))
 }
 
 /// Every checkpoint of `tests/goldens`.
@@ -205,7 +194,7 @@ device_test! {
     fn every_element_is_the_checkpoint_s_in_its_place() {
         common::on_every_schedule(|bench| {
             for (index, name) in all_goldens().iter().enumerate() {
-                let (checkpoint, spec) = golden(name);
+                let (checkpoint, spec) = common::golden(name);
                 // All rings and all checkpoints in each dtype; the combinations in turns.
                 let ring = |turn: usize| RINGS[(index + turn) % RINGS.len()];
                 check(bench, &load::<bf16>(bench, ring(0), &checkpoint, &spec).unwrap(), &checkpoint, &spec);
@@ -218,7 +207,7 @@ device_test! {
 device_test! {
     fn pieces_and_threads_make_no_difference() {
         common::on_every_schedule(|bench| {
-            let (checkpoint, spec) = golden("nobias-theta");
+            let (checkpoint, spec) = common::golden("nobias-theta");
             let arena = |ring| bench.download(load::<bf16>(bench, ring, &checkpoint, &spec).unwrap().arena());
             let expected = arena(Ring::default());
             for buffer_bytes in [0, 256, 300, 4096, 4097, 1 << 17, usize::MAX / 2] {
@@ -248,7 +237,7 @@ device_test! {
         }
         let interpreter = Interpreter::load();
         for name in all_goldens() {
-            let (checkpoint, spec) = golden(&name);
+            let (checkpoint, spec) = common::golden(&name);
             let bytes = Layout::new(&spec).bytes();
             // A device with exactly that many bytes has room for them, one with a byte less has not.
             for (memory, fits) in [(bytes, true), (bytes - 1, false)] {
@@ -276,7 +265,7 @@ fn with_element(name: &str, tensor: &str, element: usize, value: f32) -> (tempfi
         let entry = entry.unwrap();
         fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
     }
-    let (checkpoint, _) = open(copy.path());
+    let (checkpoint, _) = common::open(copy.path());
     let stored = checkpoint.tensor(tensor).unwrap();
     let (file, dtype) = (stored.file().to_owned(), stored.dtype());
     let mut bytes = fs::read(&file).unwrap();
@@ -307,7 +296,7 @@ device_test! {
                 ("gqa12", "model.norm.weight", 1, 71, 131072.0),
             ] {
                 let (copy, file) = with_element(name, tensor, element, value);
-                let (checkpoint, spec) = open(copy.path());
+                let (checkpoint, spec) = common::open(copy.path());
                 for ring in RINGS {
                     let error = load::<f16>(bench, ring, &checkpoint, &spec).err().expect("it does not fit");
                     assert!(matches!(error, UploadError::Checkpoint(CheckpointError::Tensor { .. })), "{error}");
@@ -333,7 +322,7 @@ device_test! {
         common::on_every_schedule(|bench| {
             for value in [f32::INFINITY, f32::NEG_INFINITY, f32::from_bits(0x7f80_0001), f32::from_bits(0xffff_ffff)] {
                 let (copy, _) = with_element("mha", "model.norm.bias", 5, value);
-                let (checkpoint, spec) = open(copy.path());
+                let (checkpoint, spec) = common::open(copy.path());
                 let b = load::<bf16>(bench, RINGS[1], &checkpoint, &spec).unwrap();
                 let h = load::<f16>(bench, RINGS[1], &checkpoint, &spec).unwrap();
                 let b = bench.download(b.final_norm().bias.unwrap())[5].to_f32();
@@ -349,7 +338,7 @@ device_test! {
 device_test! {
     fn a_checkpoint_that_is_not_the_network_s_is_refused() {
         common::on_every_schedule(|bench| {
-            let (checkpoint, spec) = golden("gqa9");
+            let (checkpoint, spec) = common::golden("gqa9");
             let refused = |spec: &ModelSpec| {
                 let error = load::<bf16>(bench, RINGS[0], &checkpoint, spec).err().expect("it is another network");
                 assert!(matches!(error, UploadError::Checkpoint(_)));
@@ -366,7 +355,7 @@ device_test! {
 device_test! {
     fn progress_counts_to_the_end() {
         common::on_every_schedule(|bench| {
-            let (checkpoint, spec) = golden("gqa12");
+            let (checkpoint, spec) = common::golden("gqa12");
             let total = Layout::new(&spec).bytes();
             for ring in RINGS {
                 let mut seen: Vec<LoadProgress> = Vec::new();
@@ -460,7 +449,7 @@ device_test! {
     fn the_rope_table_is_the_angles_of_every_position() {
         common::on_every_schedule(|bench| {
             for name in ["gqa2-d128", "nobias-theta", "gqa9"] {
-                let (_, spec) = golden(name);
+                let (_, spec) = common::golden(name);
                 for positions in [1, 2, 5000] {
                     let table = RopeTable::load(&bench.stream, &spec, positions).unwrap();
                     let pairs = spec.head_dim / 2;
@@ -487,7 +476,7 @@ device_test! {
     fn tensors_take_256_bytes_each_at_the_least_and_none_twice() {
         // Of a network by hand, against a map of the arena.
         common::on_every_schedule(|bench| {
-            let (checkpoint, spec) = golden("head-conflict");
+            let (checkpoint, spec) = common::golden("head-conflict");
             assert!(!spec.tied_head, "its two matrices differ");
             let weights = load::<bf16>(bench, RINGS[1], &checkpoint, &spec).unwrap();
             let mut owners: HashMap<usize, &str> = HashMap::new();

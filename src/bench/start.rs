@@ -188,15 +188,7 @@ type Gpu = std::convert::Infallible;
 /// The GPU that the builder will take, opened; none where it takes the CPU.
 #[cfg(feature = "cuda")]
 fn open(device: Device) -> Result<Option<Gpu>, EngineError> {
-    let opened = || match cuda::images().is_empty() {
-        true => Err(cuda::CudaError::BuiltWithoutKernels),
-        false => cuda::Device::open(0),
-    };
-    match device {
-        Device::Cpu => Ok(None),
-        Device::Cuda => Ok(Some(opened()?)),
-        Device::Auto => Ok(opened().ok()),
-    }
+    device.gpu()
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -102,9 +102,9 @@ impl EngineBuilder {
         match self.device {
             Device::Cpu => Ok(Placement::Cpu),
             #[cfg(feature = "cuda")]
-            Device::Cuda => open_gpu().map(Placement::Cuda).map_err(EngineError::Cuda),
+            Device::Cuda => cuda::Device::first().map(Placement::Cuda).map_err(EngineError::Cuda),
             #[cfg(feature = "cuda")]
-            Device::Auto => Ok(open_gpu().map_or_else(|error| cpu_instead(&error), Placement::Cuda)),
+            Device::Auto => Ok(cuda::Device::first().map_or_else(|error| cpu_instead(&error), Placement::Cuda)),
             #[cfg(not(feature = "cuda"))]
             Device::Cuda => Err(EngineError::NoCudaFeature),
             #[cfg(not(feature = "cuda"))]
@@ -199,13 +199,19 @@ enum Placement {
     Cuda(cuda::Device),
 }
 
-/// The first GPU, where this build has kernels for it.
 #[cfg(feature = "cuda")]
-fn open_gpu() -> Result<cuda::Device, CudaError> {
-    if cuda::images().is_empty() {
-        return Err(CudaError::BuiltWithoutKernels);
+impl Device {
+    /// The GPU that a model so placed takes, opened; none where it takes the CPU.
+    ///
+    /// # Errors
+    /// For [`Device::Cuda`]: those of [`cuda::Device::first`].
+    pub fn gpu(self) -> Result<Option<cuda::Device>, EngineError> {
+        match self {
+            Device::Cpu => Ok(None),
+            Device::Cuda => cuda::Device::first().map(Some).map_err(EngineError::Cuda),
+            Device::Auto => Ok(cuda::Device::first().ok()),
+        }
     }
-    cuda::Device::open(0)
 }
 
 /// The CPU, since there is no GPU; where there is one that cannot be used, a warning says why.

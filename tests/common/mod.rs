@@ -9,11 +9,13 @@
 mod root;
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rigel::backend::cuda::kernels::Element;
 use rigel::backend::cuda::{Buffer, CudaError, Device, Image, Slice, Stream, Work};
+use rigel::checkpoint::{Checkpoint, ModelSource};
+use rigel::model::ModelSpec;
 use rigel_interpreter::{AsyncPolicy, DeviceProfile, Interpreter, LaunchCounters};
 
 /// Set in the process that runs one test's body.
@@ -67,6 +69,19 @@ pub fn conformance_image(file: &'static str) -> Image {
     let path = root::conformance_fatbin(file);
     let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     Image { name: file, targets: &["sm_80", "compute_80", "sm_90"], fatbin: for_ever(&bytes) }
+}
+
+/// The checkpoint in `directory`, and the network that it is.
+pub fn open(directory: &Path) -> (Checkpoint, ModelSpec) {
+    let checkpoint = Checkpoint::open(&ModelSource::directory(directory).unwrap()).unwrap();
+    let mut spec = ModelSpec::from_checkpoint(&checkpoint).unwrap();
+    spec.untie_stored_head(&checkpoint);
+    (checkpoint, spec)
+}
+
+/// The checkpoint `tests/goldens/<name>`, and the network that it is.
+pub fn golden(name: &str) -> (Checkpoint, ModelSpec) {
+    open(&root().join("tests/goldens").join(name))
 }
 
 /// Whether this test needs what the interpreter alone can do, and runs on a GPU: it says so then and ends.

@@ -136,6 +136,14 @@ impl Device {
         Ok(Device(Arc::new(Inner { context, properties, modules, synchronous, recorded })))
     }
 
+    /// Opens the first GPU, where this build has kernels for it.
+    ///
+    /// # Errors
+    /// [`CudaError::BuiltWithoutKernels`], and those of [`Device::open`].
+    pub fn first() -> Result<Device, CudaError> {
+        if images().is_empty() { Err(CudaError::BuiltWithoutKernels) } else { Device::open(0) }
+    }
+
     /// Whether `RIGEL_CUDA_SYNC` was set, to anything but 0, when it was opened: then every launch and replay is waited
     /// for, so that [`CudaError::KernelFailed`] comes from the launch that failed and names its kernel. Slow, for
     /// finding faults. A failed replay does not say which of its kernels it was: do not record while this is set.

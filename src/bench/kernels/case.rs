@@ -475,19 +475,23 @@ fn prompt(length: usize) -> Vec<Sequence> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::example_device;
     use super::*;
+    use crate::backend::cuda::Card;
     use crate::checkpoint::Config;
+
+    fn h200() -> Properties {
+        Card::h200().properties
+    }
 
     fn all() -> Vec<Case> {
         let json = include_bytes!("../../../models/configs/starcoder2-15b.json");
         let spec = ModelSpec::from_config(&Config::parse(json, "config.json").unwrap()).unwrap();
-        Case::all("starcoder2-15b", &spec, &example_device())
+        Case::all("starcoder2-15b", &spec, &h200())
     }
 
     #[test]
     fn rows_are_told_apart_by_name_and_sizes() {
-        let rows: Vec<Row> = all().iter().map(|case| case.row(&example_device())).collect();
+        let rows: Vec<Row> = all().iter().map(|case| case.row(&h200())).collect();
         let mut keys: Vec<_> = rows.iter().map(Row::key).collect();
         assert!(keys.len() > 80, "{}", keys.len());
         let count = keys.len();
@@ -503,7 +507,7 @@ mod tests {
     #[test]
     fn work_is_that_of_the_formulas() {
         let find = |name: &str, sizes: &str| {
-            let rows: Vec<Row> = all().iter().map(|case| case.row(&example_device())).collect();
+            let rows: Vec<Row> = all().iter().map(|case| case.row(&h200())).collect();
             rows.into_iter().find(|row| row.name == name && row.sizes() == sizes).unwrap()
         };
         // 24576 x 6144 weights of 2 bytes, a row of each, biases.

@@ -27,24 +27,12 @@ pub use timer::{Launches, Samples, Timer};
 use super::report::{Ceilings, Report, Row};
 use super::times::Times;
 use crate::backend::cuda::kernels::Element;
-use crate::backend::cuda::{ComputeCapability, CudaError, Device, Properties, Stream};
+use crate::backend::cuda::{CudaError, Device, Stream};
 
 /// What is left free when it is asked whether a case fits: for the driver, and for peers' own buffers.
 const SPARE_BYTES: u64 = 512 << 20;
 /// Ours and theirs take turns, so that both see the same moods of the card.
 const TURNS: u32 = 3;
-
-/// A GPU to ask for cases of where there is none: an H200. Kernels, models and sizes are the same on all.
-pub fn example_device() -> Properties {
-    Properties {
-        name: "NVIDIA H200".to_owned(),
-        compute_capability: ComputeCapability { major: 9, minor: 0 },
-        multiprocessors: 132,
-        shared_bytes: 227 << 10,
-        l2_bytes: 50 << 20,
-        memory_bytes: 141 << 30,
-    }
-}
 
 /// How a run measures.
 #[derive(Debug, Clone, Copy)]

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use rigel::backend::cuda::Device;
 use rigel::backend::cuda::kernels::Element;
+use rigel::backend::cuda::{Card, Device};
 use rigel::bench::kernels::{Case, CeilingSizes, Filter, KernelBench, Options, Peers};
 use rigel::bench::report::{Ceilings, DeviceRecord, Limit, Report, Row};
 use rigel::bench::shapes::Shapes;
@@ -73,18 +73,16 @@ impl Kernels {
             [] => Shapes::published()?,
             models => models.iter().map(|model| Shapes::resolve(model)).collect::<Result<_, _>>()?,
         };
-        // A filter that means nothing is said before anything is opened.
         let filter = Filter::new(&self.filter.join(" "));
+        // A filter that means nothing is said before anything is opened: kernels, models and sizes are the same on all GPUs.
+        let h200 = Card::h200().properties;
+        let listed = filter.select(all(&shapes, &h200)).map_err(usage)?;
         if self.list {
-            // The shapes do not depend on the device, but for how they are cut up.
-            let cases = filter.select(all(&shapes, &rigel::bench::kernels::example_device())).map_err(usage)?;
-            let line = |case: &Case| {
-                let row = case.row(&rigel::bench::kernels::example_device());
+            return listed.iter().try_for_each(|case| {
+                let row = case.row(&h200);
                 out.line(&format!("{}  {}  {}", case.model, row.name, row.sizes()))
-            };
-            return cases.iter().try_for_each(line);
+            });
         }
-        filter.select(all(&shapes, &rigel::bench::kernels::example_device())).map_err(usage)?;
         let device = Device::open(0).map_err(EngineError::Cuda)?;
         let cases = filter.select(all(&shapes, device.properties())).map_err(usage)?;
         match self.dtype {

@@ -141,23 +141,11 @@ enum Device {
 impl Device {
     /// The one that the engine takes.
     fn find(model: &ModelArgs) -> Result<Device, CliError> {
-        let cpu = Device::Cpu { threads: model.cpu_threads() };
         #[cfg(feature = "cuda")]
-        match model.device() {
-            rigel::engine::Device::Cpu => {}
-            rigel::engine::Device::Cuda => {
-                let device = rigel::backend::cuda::Device::open(0).map_err(EngineError::Cuda)?;
-                return Ok(Device::Cuda(device));
-            }
-            rigel::engine::Device::Auto => {
-                if !rigel::backend::cuda::images().is_empty()
-                    && let Ok(device) = rigel::backend::cuda::Device::open(0)
-                {
-                    return Ok(Device::Cuda(device));
-                }
-            }
+        if let Some(gpu) = model.device().gpu()? {
+            return Ok(Device::Cuda(gpu));
         }
-        Ok(cpu)
+        Ok(Device::Cpu { threads: model.cpu_threads() })
     }
 }
 
