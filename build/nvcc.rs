@@ -25,6 +25,9 @@ const FLAGS: [&str; 8] = [
     "-Xptxas=-warn-lmem-usage",
 ];
 
+/// A note to ptxas, an error here: matrix instructions that wait for each other, a setmaxnreg that is ignored.
+const LOSS: &str = "Potential Performance Loss";
+
 /// A compiler that was found and answered with its version.
 pub struct Nvcc {
     path: PathBuf,
@@ -103,6 +106,9 @@ impl Nvcc {
             let report = String::from_utf8_lossy(&report);
             if !output.status.success() {
                 return Err(format!("{}: nvcc failed\n{}", source.path.display(), without_notes(&report)));
+            }
+            if let Some(loss) = report.lines().find(|line| line.contains(LOSS)) {
+                return Err(format!("{}: {loss}", source.path.display()));
             }
             let path = file("ptxas");
             fs::write(&path, &*report).map_err(|error| format!("{}: {error}", path.display()))

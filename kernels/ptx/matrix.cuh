@@ -1,5 +1,5 @@
-// Tensor-core instructions of sm_80: ldmatrix and mma.sync. All 32 lanes of the warp take part.
-// PTX ISA: Warp Level Matrix Instructions, ldmatrix and mma (fragment layouts are drawn there).
+// Tensor-core instructions of a warp: ldmatrix, stmatrix and mma.sync. All 32 lanes of the warp take part.
+// PTX ISA: Warp Level Matrix Instructions, ldmatrix, stmatrix and mma (fragment layouts are drawn there).
 #pragma once
 #include "language.cuh"
 
@@ -71,6 +71,29 @@ DEVICE void load_matrix_x4_transposed(uint32_t (&fragment)[4], uint32_t shared_r
                  : "memory");
 #else
     interpreter::load_matrix(fragment, 4, interpreter::Layout::Transposed, shared_row_address);
+#endif
+}
+
+// stmatrix (sm_90) is ldmatrix the other way: lane l gives of each matrix m, in register m, the elements that ldmatrix would
+// hand it, and lane 8 m + r the address that row r of matrix m goes to.
+
+DEVICE void store_matrix_x4(uint32_t shared_row_address, const uint32_t (&fragment)[4]) {
+#if ON_GPU
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_row_address), "r"(fragment[0]),
+                 "r"(fragment[1]), "r"(fragment[2]), "r"(fragment[3])
+                 : "memory");
+#else
+    interpreter::store_matrix(fragment, 4, interpreter::Layout::AsStored, shared_row_address);
+#endif
+}
+
+DEVICE void store_matrix_x4_transposed(uint32_t shared_row_address, const uint32_t (&fragment)[4]) {
+#if ON_GPU
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_row_address), "r"(fragment[0]),
+                 "r"(fragment[1]), "r"(fragment[2]), "r"(fragment[3])
+                 : "memory");
+#else
+    interpreter::store_matrix(fragment, 4, interpreter::Layout::Transposed, shared_row_address);
 #endif
 }
 

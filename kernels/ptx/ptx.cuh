@@ -14,15 +14,16 @@
 //   atomic.cuh           atom, red                                                         sm_70
 //   shared_atomic.cuh    atom.shared                                                       sm_70
 //   async_copy.cuh       cp.async, commit_group, wait_group                                sm_80
-//   matrix.cuh           ldmatrix, mma.sync                                                sm_80
+//   matrix.cuh           ldmatrix, mma.sync, stmatrix                                      sm_80, stmatrix sm_90
 //   convert.cuh          cvt.rn.bf16x2.f32, cvt.rn.f16x2.f32 and back                      sm_80
 //   math.cuh             ex2, lg2, rcp, rsqrt, tanh (approximate)                          sm_75
 //   rounded.cuh          mul.rn, fma.rn                                                    -
 //   grid_dependency.cuh  griddepcontrol                                                    sm_90, nothing below
+//   mbarrier.cuh         mbarrier                                                          sm_90
+//   bulk_copy.cuh        cp.async.bulk, cp.async.bulk.tensor (TMA), fence.proxy.async      sm_90
+//   cluster.cuh          %cluster_ctarank, barrier.cluster, mapa, ld.shared::cluster       sm_90
+//   warpgroup.cuh        wgmma, setmaxnreg                                                 sm_90a
 //   time.cuh             globaltimer, clock64                                              -
-//
-// Hopper's files take their places here with the kernels that need them: mbarrier.cuh, bulk_copy.cuh (TMA),
-// warpgroup.cuh (wgmma, setmaxnreg), cluster.cuh.
 #pragma once
 #include "language.cuh"
 
@@ -30,13 +31,17 @@
 #include "async_copy.cuh"
 #include "atomic.cuh"
 #include "barrier.cuh"
+#include "bulk_copy.cuh"
+#include "cluster.cuh"
 #include "convert.cuh"
 #include "grid_dependency.cuh"
 #include "math.cuh"
 #include "matrix.cuh"
+#include "mbarrier.cuh"
 #include "memory.cuh"
 #include "order.cuh"
 #include "rounded.cuh"
 #include "shared_atomic.cuh"
 #include "time.cuh"
 #include "warp.cuh"
+#include "warpgroup.cuh"

@@ -48,7 +48,7 @@ void prefetch(const void* address);
 
 // order.cuh, atomic.cuh
 enum class Order { Relaxed, Acquire, Release, AcqRel };
-enum class Scope { Block, Gpu, System };
+enum class Scope { Block, Cluster, Gpu, System };
 uint32_t load_u32(const uint32_t* address, Order order);
 void store_u32(uint32_t* address, uint32_t value, Order order);
 void fence(Scope scope);
@@ -72,8 +72,47 @@ void copy_async_wait_all();
 enum class Layout { AsStored, Transposed };
 enum class Element { Bf16, F16 };
 void load_matrix(uint32_t* fragment, int count, Layout layout, uint32_t shared_row_address);
+void store_matrix(const uint32_t* fragment, int count, Layout layout, uint32_t shared_row_address);
 void multiply_m16n8k16(float* d, const uint32_t* a, const uint32_t* b, const float* c, Element element);
 void multiply_m16n8k8(float* d, const uint32_t* a, const uint32_t* b, const float* c, Element element);
+
+// mbarrier.cuh
+void mbarrier_init(uint32_t barrier, uint32_t arrivals);
+void mbarrier_init_fence();
+void mbarrier_arrive(uint32_t barrier, uint32_t expected_bytes);
+void mbarrier_arrive_cluster(uint32_t barrier);
+void mbarrier_wait(uint32_t barrier, uint32_t parity, Scope scope);
+
+// bulk_copy.cuh
+enum class BulkWait { Read, Written };
+void fence_proxy_async();
+void bulk_load(uint32_t shared_destination, const void* global_source, uint32_t bytes, uint32_t barrier);
+void bulk_store(void* global_destination, uint32_t shared_source, uint32_t bytes);
+void tensor_load(uint32_t shared_destination, const void* map, const int* at, int dimensions, uint32_t barrier);
+void tensor_load_multicast(uint32_t shared_destination, const void* map, const int* at, int dimensions, uint32_t barrier,
+                           uint32_t blocks);
+void tensor_store(const void* map, const int* at, int dimensions, uint32_t shared_source);
+void bulk_commit();
+void bulk_wait(int pending, BulkWait until);
+
+// cluster.cuh
+uint32_t cluster_rank();
+uint32_t cluster_blocks();
+void cluster_arrive();
+void cluster_wait();
+uint32_t cluster_address(uint32_t shared_address, uint32_t rank);
+uint32_t load_cluster(uint32_t cluster_address);
+
+// warpgroup.cuh
+enum class RegisterChange { Decrease, Increase };
+void warpgroup_fence();
+void warpgroup_commit();
+void warpgroup_wait(int pending);
+void warpgroup_registers(uint32_t registers, RegisterChange change);
+void warpgroup_multiply(float* d, uint32_t columns, uint64_t a, uint64_t b, uint32_t accumulate, int major_a, int major_b,
+                        Element element);
+void warpgroup_multiply(float* d, uint32_t columns, const uint32_t* a, uint64_t b, uint32_t accumulate, int major_b,
+                        Element element);
 
 // grid_dependency.cuh, time.cuh
 void grid_dependency_wait();

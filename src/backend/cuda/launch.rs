@@ -9,6 +9,7 @@ use super::buffer::{Slice, SliceMut};
 use super::error::{CudaError, Naming};
 use super::module::Kernel;
 use super::stream::Stream;
+use super::tensor_map::TensorMap;
 
 /// Threads, shared memory and start of a launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,13 +52,19 @@ impl Launch {
 
 /// As many parameters as any kernel here has, with room.
 const MOST: usize = 24;
+/// And tensor maps among them.
+const MOST_MAPS: usize = 5;
+const TENSOR_MAP_BYTES: usize = size_of::<TensorMap>();
 
 /// The arguments of one launch, in the order of the kernel's parameters.
 #[derive(Debug, Clone, Default)]
 pub struct Arguments {
+    /// Of a tensor map its index in `maps`.
     values: [u64; MOST],
     sizes: [usize; MOST],
     len: usize,
+    maps: [TensorMap; MOST_MAPS],
+    maps_len: usize,
 }
 
 impl Arguments {
@@ -89,6 +96,19 @@ impl Arguments {
         let bytes = bytemuck::bytes_of(&value);
         bytemuck::bytes_of_mut(&mut self.values[self.len])[..bytes.len()].copy_from_slice(bytes);
         self.sizes[self.len] = bytes.len();
+        self.len += 1;
+        self
+    }
+
+    /// A tensor map, by value.
+    ///
+    /// # Panics
+    /// For more than 24 arguments or 5 tensor maps: both are fixed when a launcher is written.
+    pub fn tensor_map(mut self, map: &TensorMap) -> Arguments {
+        self.maps[self.maps_len] = *map;
+        self.values[self.len] = self.maps_len as u64;
+        self.sizes[self.len] = TENSOR_MAP_BYTES;
+        self.maps_len += 1;
         self.len += 1;
         self
     }
@@ -145,9 +165,12 @@ impl Stream {
             numAttrs: attributes.len() as u32,
         };
         // The driver copies the values before it returns; it takes them by mutable pointer all the same.
-        let mut values = arguments.values;
-        let mut pointers: [*mut c_void; MOST] = std::array::from_fn(|index| (&raw mut values[index]).cast());
-        // SAFETY: configuration, attributes, values and pointers outlive the call; number and sizes of the arguments
+        let (mut values, mut maps) = (arguments.values, arguments.maps);
+        let mut pointers: [*mut c_void; MOST] = std::array::from_fn(|index| match arguments.sizes[index] {
+            TENSOR_MAP_BYTES => (&raw mut maps[arguments.values[index] as usize]).cast(),
+            _ => (&raw mut values[index]).cast(),
+        });
+        // SAFETY: configuration, attributes, values, maps and pointers outlive the call; number and sizes of the arguments
         // were compared with the kernel's; what they mean is the caller's promise.
         unsafe {
             sys::cuLaunchKernelEx(&config, kernel.handle(), pointers.as_mut_ptr(), std::ptr::null_mut()).result()

@@ -13,6 +13,7 @@
 //! | [`Buffer`], [`Slice`], [`SliceMut`], [`Pinned`] | typed memory with a length, on the device and pinned on the host |
 //! | [`Image`], [`Module`], [`Kernel`] | a fatbin, the fatbin loaded, one function of it |
 //! | [`Launch`], [`Arguments`], [`Work`] | a launch, what it is given, what it must move and compute |
+//! | [`TensorMap`] | a tensor as Hopper's copy engine takes it |
 //! | [`trace`], [`cupti`] | when launches ran |
 //! | [`kernels`] | one launcher for each `kernels/*.cu` |
 //! | [`layout`], [`upload`] | where each weight lies in device memory, and its way there |
@@ -38,6 +39,7 @@ pub mod model;
 mod module;
 mod pinned;
 mod stream;
+mod tensor_map;
 pub mod trace;
 pub mod upload;
 mod weights;
@@ -55,6 +57,7 @@ pub use launch::{Arguments, Launch, Overlap};
 pub use module::{Kernel, Module};
 pub use pinned::{Pinned, PinnedSlice, PinnedSliceMut};
 pub use stream::Stream;
+pub use tensor_map::{Dimension, Swizzle, TensorMap};
 pub use upload::UploadError;
 pub use weights::{LayerWeights, LinearWeights, RopeTable, Weights};
 pub use work::Work;

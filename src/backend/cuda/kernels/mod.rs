@@ -20,6 +20,7 @@ pub mod sample;
 use std::fmt::Display;
 
 use bytemuck::Pod;
+use cudarc::driver::sys::CUtensorMapDataType;
 
 use super::buffer::{Slice, SliceMut};
 use super::error::CudaError;
@@ -34,16 +35,21 @@ pub trait Element: Pod + Send + Sync + sealed::Sealed {
     const NAME: &'static str;
     /// Its dtype in checkpoints.
     const DTYPE: Dtype;
+    /// Its type in tensor maps.
+    #[doc(hidden)]
+    const TENSOR_MAP_TYPE: CUtensorMapDataType;
 }
 
 impl Element for half::bf16 {
     const NAME: &'static str = "bf16";
     const DTYPE: Dtype = Dtype::Bf16;
+    const TENSOR_MAP_TYPE: CUtensorMapDataType = CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
 }
 
 impl Element for half::f16 {
     const NAME: &'static str = "f16";
     const DTYPE: Dtype = Dtype::F16;
+    const TENSOR_MAP_TYPE: CUtensorMapDataType = CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
 }
 
 /// Whether a launch has a bias, for what it must move.
