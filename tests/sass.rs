@@ -118,7 +118,7 @@ const GEMV_LOOPS: [(&str, usize, usize); 3] = [("_8x16", 8, 16), ("_8x32", 8, 16
 #[test]
 fn gemv_multiplies_on_tensor_cores_and_asks_for_weights_16_bytes_at_a_time() {
     for ((architecture, kernel), code) in listings("gemv_multiplies_on_tensor_cores…") {
-        if !kernel.starts_with("gemv_") {
+        if !kernel.starts_with("gemv_") || kernel.starts_with("gemv_normed_") {
             continue;
         }
         let place = format!("{kernel} for {architecture}");
@@ -139,6 +139,28 @@ fn gemv_multiplies_on_tensor_cores_and_asks_for_weights_16_bytes_at_a_time() {
         let store = if kernel.contains("_logits_") { "STG.E.64" } else { "STG.E" };
         let stores: Vec<&str> = code.iter().map(|i| i.operation.as_str()).filter(|it| it.starts_with("STG")).collect();
         assert_eq!(stores, [store], "{place}: one store of two columns");
+        if architecture == "sm_90" {
+            let wait = code.iter().position(|i| i.operation == "ACQBULK").expect("griddepcontrol.wait");
+            let ahead = count(&code[..wait], "LDG.E.NA.128.CONSTANT");
+            assert_eq!(ahead, 8, "{place}: loads of weights before griddepcontrol.wait");
+            assert!(only_constants(&code[..wait]), "{place}: more than weights is read before griddepcontrol.wait");
+        }
+    }
+}
+
+#[test]
+fn gemv_normed_asks_for_weights_before_the_rows_and_reads_those_from_shared_memory() {
+    for ((architecture, kernel), code) in listings("gemv_normed_asks_for_weights…") {
+        if !kernel.starts_with("gemv_normed_") {
+            continue;
+        }
+        let place = format!("{kernel} for {architecture}");
+        let body = main_loop(&code, &place);
+        assert_eq!((count(body, "HMMA"), count(&code, "HMMA")), (8, 8), "{place}: matrix instructions");
+        assert_eq!(count(body, "LDG"), count(body, "LDG.E.NA.128.CONSTANT"), "{place}: weights alone come from memory");
+        assert_eq!(count(&code, "LDG.E.NA.128.CONSTANT"), 16, "{place}: loads of weights");
+        assert!(count(body, "LDS.128") >= 4, "{place}: activations come from shared memory");
+        assert_eq!(count(&code, "LD.E"), 0, "{place}: accesses of unknown memory");
         if architecture == "sm_90" {
             let wait = code.iter().position(|i| i.operation == "ACQBULK").expect("griddepcontrol.wait");
             let ahead = count(&code[..wait], "LDG.E.NA.128.CONSTANT");

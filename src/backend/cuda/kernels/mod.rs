@@ -11,6 +11,7 @@ pub mod ceilings;
 pub mod embed;
 pub mod gemm;
 pub mod gemv;
+pub mod gemv_normed;
 pub mod norm;
 pub mod paged;
 pub mod product;

@@ -153,15 +153,19 @@ struct Product<T> {
 }
 
 /// A launch's sizes, checked, as the kernels take them.
-struct Sizes {
+pub(super) struct Sizes {
     rows: u32,
-    columns: u32,
+    pub(super) columns: u32,
     depth: u32,
 }
 
 impl Sizes {
     fn of(check: Check, path: Path, shape: ProductShape) -> Result<Sizes, CudaError> {
         let most_rows = if path == Path::Gemv { gemv::MOST_ROWS } else { i32::MAX as usize };
+        Sizes::up_to(check, most_rows, shape)
+    }
+
+    pub(super) fn up_to(check: Check, most_rows: usize, shape: ProductShape) -> Result<Sizes, CudaError> {
         Ok(Sizes {
             rows: check.size("rows", shape.rows, most_rows)?,
             columns: check.width("columns", shape.columns, i32::MAX as usize & !(VECTOR - 1))?,
@@ -169,7 +173,7 @@ impl Sizes {
         })
     }
 
-    fn append(&self, arguments: Arguments) -> Arguments {
+    pub(super) fn append(&self, arguments: Arguments) -> Arguments {
         arguments.scalar(self.rows).scalar(self.columns).scalar(self.depth)
     }
 }
@@ -354,7 +358,7 @@ impl QkvShape {
     ///
     /// # Errors
     /// [`CudaError::Operand`] for sizes that overflow.
-    fn product(&self, check: Check) -> Result<ProductShape, CudaError> {
+    pub(super) fn product(&self, check: Check) -> Result<ProductShape, CudaError> {
         let all = self.kv_heads.checked_mul(2).and_then(|kv| kv.checked_add(self.heads));
         match all.and_then(|all| all.checked_mul(self.head_dim)) {
             Some(columns) => Ok(ProductShape { rows: self.rows, columns, depth: self.depth }),
@@ -366,6 +370,54 @@ impl QkvShape {
     pub fn product_shape(&self) -> ProductShape {
         let columns = (self.heads + 2 * self.kv_heads) * self.head_dim;
         ProductShape { rows: self.rows, columns, depth: self.depth }
+    }
+
+    /// Checks what the epilogue of queries, keys and values takes, and appends it to a kernel's arguments behind the bias.
+    pub(super) fn append<T: Element>(
+        &self,
+        check: Check,
+        arguments: Arguments,
+        rows: QkvRows<'_>,
+        out: &QkvOutputs<'_, T>,
+    ) -> Result<Arguments, CudaError> {
+        let QkvShape { heads, kv_heads, head_dim, page_size, .. } = *self;
+        if head_dim != 64 && head_dim != 128 {
+            return check.fail("head_dim", head_dim, "64 or 128");
+        }
+        let head_count = check.size("heads", heads, i32::MAX as usize)?;
+        let kv_head_count = check.size("kv_heads", kv_heads, i32::MAX as usize)?;
+        let page_slots = check.size("page_size", page_size, 1 << 30)?;
+        if !page_slots.is_power_of_two() {
+            return check.fail("page_size", page_size, "a power of two");
+        }
+        check.matrix("queries", (&out.queries).into(), self.rows, heads * head_dim)?;
+        for (what, found) in [("positions", rows.positions.len()), ("row_pages", rows.row_pages.len())] {
+            if found != self.rows {
+                return check.fail(what, found, format_args!("{} elements", self.rows));
+            }
+        }
+        let table_rows = rows.rotations.len() / head_dim;
+        check.matrix("rotations", rows.rotations.into(), table_rows, head_dim)?;
+        let table_rows = check.size("positions of the table", table_rows, i32::MAX as usize)?;
+        // Columns that fit into 32 bits times a page of 30.
+        let page_elements = kv_heads * page_size * head_dim;
+        let pages = out.keys.len() / page_elements;
+        check.matrix("keys", (&out.keys).into(), pages, page_elements)?;
+        check.matrix("values", (&out.values).into(), pages, page_elements)?;
+        let pages = check.size("pages", pages, i32::MAX as usize)?;
+        Ok(arguments
+            .output(&out.queries)
+            .output(&out.keys)
+            .output(&out.values)
+            .input(rows.positions)
+            .input(rows.row_pages)
+            .input(rows.rotations)
+            .scalar(table_rows)
+            .scalar(pages)
+            .scalar(head_count)
+            .scalar(kv_head_count)
+            .scalar(head_dim.trailing_zeros())
+            .scalar(page_slots.trailing_zeros()))
     }
 
     /// Work where no row is padding and all positions differ: besides the operands, each row reads its position, page
@@ -453,50 +505,10 @@ impl<T: Element> QkvProjection<T> {
         out: QkvOutputs<'_, T>,
     ) -> Result<(), CudaError> {
         let check = path.check();
-        let QkvShape { heads, kv_heads, head_dim, page_size, .. } = shape;
-        if head_dim != 64 && head_dim != 128 {
-            return check.fail("head_dim", head_dim, "64 or 128");
-        }
-        let head_count = check.size("heads", heads, i32::MAX as usize)?;
-        let kv_head_count = check.size("kv_heads", kv_heads, i32::MAX as usize)?;
-        let page_slots = check.size("page_size", page_size, 1 << 30)?;
-        if !page_slots.is_power_of_two() {
-            return check.fail("page_size", page_size, "a power of two");
-        }
         let product = shape.product(check)?;
         let sizes = Sizes::of(check, path, product)?;
-        let arguments = check_operands(check, product, inputs)?;
-        check.matrix("queries", (&out.queries).into(), shape.rows, heads * head_dim)?;
-        for (what, found) in [("positions", rows.positions.len()), ("row_pages", rows.row_pages.len())] {
-            if found != shape.rows {
-                return check.fail(what, found, format_args!("{} elements", shape.rows));
-            }
-        }
-        let table_rows = rows.rotations.len() / head_dim;
-        check.matrix("rotations", rows.rotations.into(), table_rows, head_dim)?;
-        let table_rows = check.size("positions of the table", table_rows, i32::MAX as usize)?;
-        // Columns that fit into 32 bits times a page of 30.
-        let page_elements = kv_heads * page_size * head_dim;
-        let pages = out.keys.len() / page_elements;
-        check.matrix("keys", (&out.keys).into(), pages, page_elements)?;
-        check.matrix("values", (&out.values).into(), pages, page_elements)?;
-        let pages = check.size("pages", pages, i32::MAX as usize)?;
-
-        let arguments = arguments
-            .optional_input(inputs.bias)
-            .output(&out.queries)
-            .output(&out.keys)
-            .output(&out.values)
-            .input(rows.positions)
-            .input(rows.row_pages)
-            .input(rows.rotations)
-            .scalar(table_rows)
-            .scalar(pages)
-            .scalar(head_count)
-            .scalar(kv_head_count)
-            .scalar(head_dim.trailing_zeros())
-            .scalar(page_slots.trailing_zeros());
-        let arguments = sizes.append(arguments);
+        let arguments = check_operands(check, product, inputs)?.optional_input(inputs.bias);
+        let arguments = sizes.append(shape.append(check, arguments, rows, &out)?);
         // SAFETY: the arguments are those of the kernels for queries, keys and values, checked above to have the
         // lengths that they index; positions and pages that lie outside of the table or the cache are not followed.
         unsafe { self.0.launch(stream, path, product, arguments) }
