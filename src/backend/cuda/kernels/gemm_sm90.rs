@@ -266,9 +266,8 @@ mod tests {
 
     #[test]
     fn no_more_clusters_run_than_there_are_tiles_or_multiprocessors() {
-        let clusters = |rows, columns, cluster| {
-            Plan::with_tile(H200, shape(rows, columns), Tile::Columns256, cluster).clusters
-        };
+        let clusters =
+            |rows, columns, cluster| Plan::with_tile(H200, shape(rows, columns), Tile::Columns256, cluster).clusters;
         assert_eq!(clusters(8192, 24_576, 1), 132);
         assert_eq!(clusters(8192, 24_576, 2), 66);
         assert_eq!(clusters(200, 520, 1), 6);

@@ -218,7 +218,11 @@ impl<T: Element> Product<T> {
             Path::GemmSm90(plan) => {
                 let Some(kernels) = &self.gemm_sm90 else {
                     let found = stream.device().properties().compute_capability;
-                    return gemm_sm90::CHECK.fail("compute capability", found, "9.0, and kernels that were built for it");
+                    return gemm_sm90::CHECK.fail(
+                        "compute capability",
+                        found,
+                        "9.0, and kernels that were built for it",
+                    );
                 };
                 // SAFETY: the caller's promise.
                 unsafe { kernels.launch(stream, plan, shape, arguments) }
