@@ -62,14 +62,14 @@ DEVICE uint32_t wide_piece_offset(uint32_t row, uint32_t chunk) { return row * k
 //   group       rows of tiles (of a cluster's tiles) that are computed together, at least 1
 //
 // Roles. Warpgroup 0 fills a ring of stages by the copy engine: one thread asks for x and weights of 64 k a stage, and
-// runs ahead of the products, over the ends of tiles too. Warpgroups 1 and 2 multiply, 64 rows x kColumns each, by wgmma
-// of m64nNk16 from shared memory, four a stage. One stage's are under way while the next one's are given; a warp hands a
-// stage back once it has waited for its own. Blocks stay: a cluster computes tiles first, first + clusters, ... so that
-// the copies of a tile run under the end of the one before it.
+// runs ahead of the products, over the ends of tiles too. Warpgroups 1 and 2 multiply, 64 rows x kColumns each, by
+// wgmma of m64nNk16 from shared memory, four a stage. One stage's are under way while the next one's are given; a warp
+// hands a stage back once it has waited for its own. Blocks stay: a cluster computes tiles first, first + clusters, ...
+// so that the copies of a tile run under the end of the one before it.
 //
-// Registers. 168 x 384 threads is what a multiprocessor has of them (65,536) at the start; the filler gives back all but
-// 40, and the others take 232: 128 x 40 + 256 x 232 = 64,512. A lane has kColumns / 2 sums, 128 at the widest, and for a
-// plain matrix the bias of as many columns, 32 pairs.
+// Registers. 168 x 384 threads is what a multiprocessor has of them (65,536) at the start; the filler gives back all
+// but 40, and the others take 232: 128 x 40 + 256 x 232 = 64,512. A lane has kColumns / 2 sums, 128 at the widest, and
+// for a plain matrix the bias of as many columns, 32 pairs.
 //
 // Tiles. An m64n256k16 takes 128 cycles of the tensor cores (2048 multiply-adds a cycle) and reads 2 KiB of x and 8 KiB
 // of weights in shared memory, of the 16 KiB that 128 cycles give. From L2 come, for 64 k, alone and in a cluster,
@@ -83,18 +83,19 @@ DEVICE uint32_t wide_piece_offset(uint32_t row, uint32_t chunk) { return row * k
 // Clusters of two have the same columns and neighbouring rows of tiles: each block loads its own x, and half of the
 // weights into both. A stage is empty when the warps of both blocks have read theirs.
 //
-// Stages: 192 KiB of shared memory, 4, 4, 6 or 8 by width; 32 KiB are the output's, of 227. At 4 stages of 48 KiB three,
-// 144 KiB, are under way while one is multiplied: 3072 cycles, 1.7 us at 1.8 GHz, for a latency of 0.7 us.
+// Stages: 192 KiB of shared memory, 4, 4, 6 or 8 by width; 32 KiB are the output's, of 227. At 4 stages of 48 KiB
+// three, 144 KiB, are under way while one is multiplied: 3072 cycles, 1.7 us at 1.8 GHz, for a latency of 0.7 us.
 //
 // Order of the sum: k ascending, 16 at a time, in one accumulator, whatever the tile.
 //
 // Order of the tiles: clusters go down `group` rows of them, then to the next column, so that those that run together
 // share rows and columns in L2; the launcher picks `group` by how many run together.
 //
-// End. A plain matrix leaves in pieces of 64 rows x 64 columns, two a warpgroup: stmatrix into the swizzled piece, and a
-// store by the copy engine, which clips what lies past the ends, while the next piece is made. What a residual is added
-// to comes in the same way beforehand, the first two pieces during the products. Keys and values go to pages and logits
-// are f32: a warp makes 16 rows of 128 bytes in its part of a piece, and 8 lanes store the 128 bytes of a row, 16 each.
+// End. A plain matrix leaves in pieces of 64 rows x 64 columns, two a warpgroup: stmatrix into the swizzled piece, and
+// a store by the copy engine, which clips what lies past the ends, while the next piece is made. What a residual is
+// added to comes in the same way beforehand, the first two pieces during the products. Keys and values go to pages and
+// logits are f32: a warp makes 16 rows of 128 bytes in its part of a piece, and 8 lanes store the 128 bytes of a row,
+// 16 each.
 //
 // Before the wait for earlier work: barriers, maps, and the weights of as many stages as there are.
 //
@@ -153,9 +154,10 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
         const uint32_t part = Tile::kColumns / cluster, part_bytes = part * kRowBytes;
         const uint16_t everyone = static_cast<uint16_t>((1u << cluster) - 1);
         const auto fill_weights = [&](const typename Stages::Place& place, uint32_t column, uint32_t turn) {
-            // All readers of the cluster, this block's and those whose stages a copy of this block's goes to.
-            Stages::begin_filling(barriers, place, Tile::kStageBytes);
+            // As Ring::begin_filling, but for the readers of the whole cluster: copies go into stages of all its blocks.
+            mbarrier_wait_cluster_relaxed(Stages::empty(barriers, place), place.parity ^ 1);
             const uint32_t full = Stages::full(barriers, place);
+            mbarrier_arrive_expect(full, Tile::kStageBytes);
             const uint32_t to = ring + place.stage * Tile::kStageBytes + kActivationBytes + rank * part_bytes;
             const int k = static_cast<int>(turn * kDepth), row = static_cast<int>(column + rank * part);
             if (cluster == 1) {

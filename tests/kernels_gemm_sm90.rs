@@ -1,5 +1,5 @@
 //! `gemm_sm90` against float64 loops in every tile, in clusters of one and two blocks, and its tiles against each other.
-//! It runs on compute capability 9.0 alone; elsewhere the tests say that nothing is tried.
+//! It runs on compute capability 9.0 alone.
 
 mod common;
 #[path = "common/product.rs"]
@@ -14,18 +14,6 @@ use rigel::backend::cuda::kernels::gemm_sm90::{self, Plan, Tile};
 use rigel::backend::cuda::kernels::product::{
     Epilogue, Head, LEAST_SM90_ROWS, Path, ProductInputs, ProductShape, Projection, QkvProjection, QkvShape,
 };
-
-/// Calls `body` under every schedule whose device runs the kernels.
-fn where_it_runs(body: impl Fn(&Bench)) {
-    common::on_every_schedule(|bench| {
-        let properties = bench.device().properties();
-        if gemm_sm90::runs_on(properties) {
-            body(bench);
-        } else {
-            eprintln!("skipped on compute capability {}", properties.compute_capability);
-        }
-    });
-}
 
 /// A plan of this tile and cluster whose first cluster has several tiles where there are some.
 fn plan(shape: ProductShape, tile: Tile, cluster: u32, clusters: u32) -> Plan {
@@ -76,14 +64,14 @@ fn multiplies<T: Half>(bench: &Bench, cases: &[(Case<T>, Plan)], turn: usize) {
 device_test! {
     fn products_in_bf16_agree_with_float64() {
         let cases = cases::<bf16>();
-        where_it_runs(|bench| multiplies(bench, &cases, 0));
+        common::on_every_hopper_schedule(|bench| multiplies(bench, &cases, 0));
     }
 }
 
 device_test! {
     fn products_in_f16_agree_with_float64() {
         let cases = cases::<f16>();
-        where_it_runs(|bench| multiplies(bench, &cases, 1));
+        common::on_every_hopper_schedule(|bench| multiplies(bench, &cases, 1));
     }
 }
 
@@ -106,7 +94,7 @@ fn rotates_and_caches<T: Half>(turn: usize) {
                 .map(|padding| (QkvCase::new(shape, bias, padding, index as u64), planned))
         })
         .collect();
-    where_it_runs(|bench| {
+    common::on_every_hopper_schedule(|bench| {
         let projection = QkvProjection::<T>::load(bench.device()).unwrap();
         cases.iter().for_each(|(case, plan)| case.check(bench, &projection, Path::GemmSm90(*plan)));
     });
@@ -125,10 +113,10 @@ device_test! {
 }
 
 device_test! {
-    fn a_row_has_the_same_bits_in_any_order_of_tiles_and_cluster_and_with_any_rows_beside_it() {
+    fn a_row_has_the_same_bits_in_every_tile_and_cluster_and_with_any_rows_beside_it() {
         let shape = ProductShape { rows: 300, columns: 264, depth: 200 };
         let case = Case::<bf16>::new(shape, BiasTerm::Present, 5);
-        where_it_runs(|bench| {
+        common::on_every_hopper_schedule(|bench| {
             let projection = Projection::<bf16>::load(bench.device(), Epilogue::Bias).unwrap();
             let operands = case.upload(bench);
             let compute = |first: usize, rows: usize, plan: Plan| -> Vec<u16> {
@@ -139,25 +127,26 @@ device_test! {
                 projection.launch_by(Path::GemmSm90(plan), &bench.stream, shape, inputs, out.view_mut()).unwrap();
                 bench.download(out.view()).into_iter().map(half::bf16::to_bits).collect()
             };
-            for tile in [Tile::Columns256, Tile::Columns128] {
-                let base = Plan { tile, cluster: 1, clusters: 1, group: 1 };
-                let all = compute(0, 300, base);
-                for plan in [
-                    Plan { clusters: 2, group: 3, ..base },
-                    Plan { cluster: 2, clusters: 3, group: 2, ..base },
-                ] {
-                    assert!(compute(0, 300, plan) == all, "{plan:?}");
-                }
-                let range = 33 * shape.columns..(33 + 70) * shape.columns;
-                assert!(compute(33, 70, base) == all[range], "{base:?}");
+            let base = Plan { tile: Tile::Columns256, cluster: 1, clusters: 1, group: 1 };
+            let all = compute(0, shape.rows, base);
+            for plan in [
+                Plan { clusters: 2, group: 3, ..base },
+                Plan { cluster: 2, clusters: 3, group: 2, ..base },
+                Plan { tile: Tile::Columns192, cluster: 2, ..base },
+                Plan { tile: Tile::Columns128, clusters: 5, group: 2, ..base },
+                Plan { tile: Tile::Columns64, cluster: 2, clusters: 4, ..base },
+            ] {
+                assert!(compute(0, shape.rows, plan) == all, "{plan:?}");
             }
+            let range = 33 * shape.columns..(33 + 70) * shape.columns;
+            assert!(compute(33, 70, base) == all[range], "{base:?}");
         });
     }
 }
 
 device_test! {
     fn products_follow_each_other_without_waiting_and_replay_as_a_graph() {
-        where_it_runs(|bench| product::an_mlp_is_the_same_however_launched(bench, LEAST_SM90_ROWS + 5));
+        common::on_every_hopper_schedule(|bench| product::an_mlp_is_the_same_however_launched(bench, LEAST_SM90_ROWS + 5));
     }
 }
 
@@ -176,7 +165,7 @@ device_test! {
             let plan = Plan { tile: Tile::Columns64, cluster: 1, clusters: 1, group: 1 };
             if !gemm_sm90::runs_on(bench.device().properties()) {
                 let found = bench.device().properties().compute_capability;
-                let expected = "9.0, and kernels that were built for it";
+                let expected = "9.0, and kernels built for it";
                 assert_eq!(refused(plan), format!("gemm: compute capability is {found}, expected {expected}"));
                 return;
             }

@@ -90,3 +90,20 @@ DEVICE void mbarrier_wait_cluster(uint32_t barrier, uint32_t parity) {
     interpreter::mbarrier_wait(barrier, parity, interpreter::Scope::Cluster);
 #endif
 }
+// Waits for arrivals of the whole cluster and acquires nothing, which spares a flush of the first-level cache: enough
+// for overwriting, by copies, what those that arrived have read.
+DEVICE void mbarrier_wait_cluster_relaxed(uint32_t barrier, uint32_t parity) {
+#if ON_GPU
+    asm volatile(
+        "{\n"
+        ".reg .pred ended;\n"
+        "again_%=:\n"
+        "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 ended, [%0], %1;\n"
+        "@!ended bra again_%=;\n"
+        "}" ::"r"(barrier),
+        "r"(parity)
+        : "memory");
+#else
+    interpreter::mbarrier_wait(barrier, parity, interpreter::Scope::Cluster);
+#endif
+}

@@ -93,8 +93,8 @@ pub struct Plan {
     pub cluster: u32,
     /// Clusters that run, at most as many as there are tiles for: each computes one after the other.
     pub clusters: u32,
-    /// Rows of a cluster's tiles that are computed together, so that those that run at one time share operands in L2; at
-    /// least 1.
+    /// Rows of a cluster's tiles that are computed together, so that those that run at one time share operands in L2;
+    /// at least 1.
     pub group: u32,
 }
 
@@ -135,10 +135,10 @@ fn at_once(multiprocessors: u32, cluster: u32) -> u64 {
     u64::from(multiprocessors / cluster).max(1)
 }
 
-/// Estimated time, in thousandths of a cycle for each element of k: the longest of the busiest multiprocessor's products,
-/// at 2048 multiply-adds a cycle, its operands from L2, at 32 bytes a cycle, of weights its share of the cluster's, and
-/// all weights from memory, at 14 bytes a cycle for each multiprocessor. Then how much of the output is computed, with
-/// what lies past its ends.
+/// Estimated time, in thousandths of a cycle for each element of k: the longest of the busiest multiprocessor's
+/// products, at 2048 multiply-adds a cycle, its operands from L2, at 32 bytes a cycle, of weights its share of the
+/// cluster's, and all weights from memory, at 14 bytes a cycle for each multiprocessor. Then how much of the output is
+/// computed, with what lies past its ends.
 fn cost(tile: Tile, cluster: u32, multiprocessors: u32, shape: ProductShape) -> (u64, u64) {
     let (.., tiles) = counts(tile, cluster, shape);
     let (rows, columns, blocks) = (u64::from(ROWS), u64::from(tile.columns()), u64::from(cluster));
@@ -149,8 +149,8 @@ fn cost(tile: Tile, cluster: u32, multiprocessors: u32, shape: ProductShape) -> 
     (busiest.max(memory), tiles.saturating_mul(blocks * rows * columns))
 }
 
-/// Begins a kernel's arguments with the maps of its operands, and of an output that is a plain matrix of `T`. The lengths
-/// of all are those of `shape`, which has no zero.
+/// Begins a kernel's arguments with the maps of its operands, and of an output that is a plain matrix of `T`. The
+/// lengths of all are those of `shape`, which has no zero.
 pub(super) fn operands<T: Element>(
     plan: Plan,
     shape: ProductShape,
@@ -196,8 +196,8 @@ impl GemmSm90 {
     }
 
     /// # Safety
-    /// `arguments` are those of the kernels without `group`, with the lengths of `shape`, and begin with what [`operands`]
-    /// made for this plan.
+    /// `arguments` are those of the kernels without `group`, with the lengths of `shape`, and begin with what
+    /// [`operands`] made for this plan.
     pub(super) unsafe fn launch(
         &self,
         stream: &Stream,
@@ -207,7 +207,8 @@ impl GemmSm90 {
     ) -> Result<(), CudaError> {
         let Plan { tile, cluster, clusters, group } = plan;
         let (down, _, tiles) = counts(tile, cluster, shape);
-        // The kernel counts them in 32 bits, a round of clusters past the end; and multiplies the group with those across.
+        // The kernel counts them in 32 bits, a round of clusters past the end; and multiplies the group with those
+        // across.
         let tiles = CHECK.size("the number of tiles", tiles as usize, i32::MAX as usize)?;
         let group = CHECK.size("group", group as usize, down as usize)?;
         let most = (i32::MAX as u32 / cluster).min(tiles);

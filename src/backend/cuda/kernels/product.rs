@@ -1,9 +1,9 @@
 //! Products of activations with weight matrices, the one front door to `gemv` and `gemm`: [`Projection`] for a matrix
 //! with a bias and what follows it, [`QkvProjection`] for the fused query, key and value weights with rotation and the
-//! write into the cache, [`Head`] for logits. Up to [`gemv::MOST_ROWS`] rows go to `gemv`, more to `gemm_sm80`, and from
-//! [`LEAST_SM90_ROWS`] on, where the device runs it, to `gemm_sm90`; with [`Arithmetic::BatchInvariant`] all go to
-//! `gemm_sm80`. Nothing of a launch depends on values in device memory, so that it can be recorded once for its number of
-//! rows.
+//! write into the cache, [`Head`] for logits. Up to [`gemv::MOST_ROWS`] rows go to `gemv`, more to `gemm_sm80`, and
+//! from [`LEAST_SM90_ROWS`] on, where the device runs it, to `gemm_sm90`; with [`Arithmetic::BatchInvariant`] all go to
+//! `gemm_sm80`. Nothing of a launch depends on values in device memory, so that it can be recorded once for its number
+//! of rows.
 //!
 //! Every epilogue has one definition for all, in `kernels/common/epilogue.cuh`.
 
@@ -24,8 +24,8 @@ use crate::backend::Arithmetic;
 /// The longest sum: the kernels count k in 32 bits, some steps beyond the end.
 pub const MOST_DEPTH: usize = i32::MAX as usize & !(VECTOR - 1);
 
-/// From so many rows on `gemm_sm90` is the faster where it runs: its tiles have 128 rows, those of `gemm_sm80` 64 and 32
-/// too.
+/// From so many rows on `gemm_sm90` is the faster where it runs: its tiles have 128 rows, those of `gemm_sm80` 64 and
+/// 32 too.
 pub const LEAST_SM90_ROWS: usize = 65;
 
 /// The epilogues of [`Head`] and of [`QkvProjection`] in the names of kernels.
@@ -111,8 +111,8 @@ impl Path {
         Path::choose_for(Arithmetic::Fastest, device, shape)
     }
 
-    /// The fastest path that `arithmetic` allows. `gemm_sm80` gives a row the same bits by any plan and beside any number
-    /// of rows; `gemv` does too, but others, and so does `gemm_sm90`.
+    /// The fastest path that `arithmetic` allows. `gemm_sm80` gives a row the same bits by any plan and beside any
+    /// number of rows; `gemv` does too, but others, and so does `gemm_sm90`.
     pub fn choose_for(arithmetic: Arithmetic, device: &Properties, shape: ProductShape) -> Path {
         match arithmetic {
             Arithmetic::Fastest if shape.rows <= gemv::MOST_ROWS => Path::Gemv,
@@ -218,11 +218,7 @@ impl<T: Element> Product<T> {
             Path::GemmSm90(plan) => {
                 let Some(kernels) = &self.gemm_sm90 else {
                     let found = stream.device().properties().compute_capability;
-                    return gemm_sm90::CHECK.fail(
-                        "compute capability",
-                        found,
-                        "9.0, and kernels that were built for it",
-                    );
+                    return gemm_sm90::CHECK.fail("compute capability", found, "9.0, and kernels built for it");
                 };
                 // SAFETY: the caller's promise.
                 unsafe { kernels.launch(stream, plan, shape, arguments) }
@@ -246,8 +242,8 @@ fn check_operands<T: Element>(
     Ok(())
 }
 
-/// Begins the arguments of the kernels of `path` with `x` and `weights`, and with the output where that is a plain matrix
-/// of `T` and the kernels take it by a map: all of the lengths of `shape`.
+/// Begins the arguments of the kernels of `path` with `x` and `weights`, and with the output where that is a plain
+/// matrix of `T` and the kernels take it by a map: all of the lengths of `shape`.
 fn operands<T: Element>(
     path: Path,
     shape: ProductShape,
