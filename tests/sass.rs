@@ -78,13 +78,18 @@ fn count(code: &[Instruction], prefix: &str) -> usize {
     code.iter().filter(|instruction| instruction.operation.starts_with(prefix)).count()
 }
 
-/// The innermost backward branch around matrix instructions, and all that it repeats.
+/// The innermost backward branch around a warp's matrix instructions, and all that it repeats.
 fn main_loop<'a>(code: &'a [Instruction], place: &str) -> &'a [Instruction] {
+    loop_around(code, "HMMA", place)
+}
+
+/// The innermost backward branch around an operation.
+fn loop_around<'a>(code: &'a [Instruction], operation: &str, place: &str) -> &'a [Instruction] {
     let at = |address| code.partition_point(|instruction| instruction.address < address);
     let back = code.iter().filter_map(|branch| Some((branch.target?, branch.address)));
     back.filter(|(start, end)| start < end)
         .map(|(start, end)| &code[at(start)..=at(end)])
-        .filter(|body| count(body, "HMMA") > 0)
+        .filter(|body| count(body, operation) > 0)
         .min_by_key(|body| body.len())
         .unwrap_or_else(|| panic!("{place} has no main loop"))
 }
@@ -189,7 +194,7 @@ const GEMM_TILES: [(&str, [usize; 3], usize, usize); 4] = [
 #[test]
 fn gemm_multiplies_from_a_ring_of_asynchronous_copies_and_stores_16_bytes_at_a_time() {
     for ((architecture, kernel), code) in listings("gemm_multiplies_from_a_ring…") {
-        if !kernel.starts_with("gemm_") {
+        if !kernel.starts_with("gemm_") || kernel.starts_with("gemm_sm90_") {
             continue;
         }
         let place = format!("{kernel} for {architecture}");
@@ -221,6 +226,70 @@ fn gemm_multiplies_from_a_ring_of_asynchronous_copies_and_stores_16_bytes_at_a_t
             assert!(count(&code[..wait], "LDGSTS") > 0, "{place}: weights are asked for before griddepcontrol.wait");
             assert!(only_constants(&code[..wait]), "{place}: more than weights is read before griddepcontrol.wait");
         }
+    }
+}
+
+#[test]
+fn gemm_for_hopper_multiplies_by_warpgroups_and_leaves_copies_to_the_copy_engine() {
+    for ((architecture, kernel), code) in listings("gemm_for_hopper_multiplies…") {
+        let Some((_, tile)) = kernel.strip_prefix("gemm_sm90_").and_then(|name| name.rsplit_once("_128x")) else {
+            continue;
+        };
+        let place = format!("{kernel} for {architecture}");
+        let columns: usize = tile.parse().expect("a number of columns");
+        let element = if kernel.contains("_bf16_") { ".BF16" } else { "" };
+        let exact = format!("HGMMA.64x{columns}x16.F32{element}");
+        // 64 of k a turn, the last of which ends a group; one group is left under way.
+        let body = loop_around(&code, "HGMMA", &place);
+        let in_loop = body.iter().filter(|i| i.operation == exact).count();
+        assert_eq!(
+            (in_loop, count(&code, "HGMMA")),
+            (4, 4),
+            "{place}: {exact} in the main loop, and matrix instructions"
+        );
+        assert_eq!(count(body, "WARPGROUP.DEPBAR"), 1, "{place}: waits for matrix instructions in the main loop");
+        // A wait for a stage, and an arrival at one that was read; no fence, no other memory.
+        assert_eq!(count(body, "SYNCS"), 2, "{place}: uses of mbarriers in the main loop");
+        for operation in ["LD", "ST", "BAR", "MEMBAR", "CCTL", "FENCE", "UTMA"] {
+            assert_eq!(count(body, operation), 0, "{place}: {operation} in the main loop");
+        }
+        // Of two warps that share a tensor core each has columns / 2 cycles for an instruction's turn, four times.
+        assert!(body.len() - 4 <= 72, "{place}: {} instructions in the main loop", body.len());
+
+        // Of a plain matrix a lane's columns, in pieces of 64: the copy engine stores each, and loads those to be added to.
+        let is_matrix = !kernel.contains("_rope_kv_") && !kernel.contains("_logits_");
+        let (pieces, adds) = (columns / 64, kernel.contains("_residual_"));
+        assert_eq!(count(&code, "UTMASTG.2D"), if is_matrix { pieces } else { 0 }, "{place}: stores of pieces");
+        // Weights before and behind the wait, alone and for a cluster; activations; pieces, all but the first two on the way.
+        let loaded_pieces = if adds { pieces } else { 0 };
+        assert_eq!(count(&code, "UTMALDG.2D"), 5 + loaded_pieces, "{place}: loads by the copy engine");
+        assert_eq!(count(&code, "UTMALDG.2D.MULTICAST"), 2, "{place}: loads for a cluster");
+        let matrices = if kernel.contains("_logits_") { 0 } else { columns / 16 };
+        assert_eq!(count(&code, "STSM.16.M88.4"), matrices, "{place}: stmatrix");
+        assert_eq!(count(&code, "LDSM.16.M88.4"), if adds { matrices } else { 0 }, "{place}: ldmatrix");
+        // Else rows of 128 bytes, 16 a lane, 4 rows at a time.
+        let rows = match is_matrix {
+            true => 0,
+            false if kernel.contains("_logits_") => columns / 32 * 4,
+            false => pieces * 4,
+        };
+        assert_eq!((count(&code, "STG.E.128"), count(&code, "STG")), (rows, rows), "{place}: stores of rows");
+        assert_eq!(count(&code, "USETMAXREG"), 2, "{place}: registers change hands");
+        assert_eq!(count(&code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
+        // Of the two branches of roles the first waits before it reads anything, the other asks for weights.
+        let waits: Vec<usize> = (0..code.len()).filter(|at| code[*at].operation == "ACQBULK").collect();
+        assert_eq!(waits.len(), 2, "{place}: griddepcontrol.wait of each role");
+        for operation in ["LDG", "UTMALDG", "STG", "UTMASTG"] {
+            assert_eq!(count(&code[..waits[0]], operation), 0, "{place}: {operation} before griddepcontrol.wait");
+        }
+        let roles = code.iter().position(|i| i.operation.starts_with("USETMAXREG.DEALLOC")).expect("setmaxnreg.dec");
+        assert!(roles > waits[0] && roles < waits[1], "{place}: the filler's branch comes second");
+        let ahead = &code[roles..waits[1]];
+        assert_eq!(
+            (count(ahead, "UTMALDG"), count(ahead, "LDG")),
+            (2, 0),
+            "{place}: weights before griddepcontrol.wait"
+        );
     }
 }
 
