@@ -154,7 +154,7 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
         const uint32_t part = Tile::kColumns / cluster, part_bytes = part * kRowBytes;
         const uint16_t everyone = static_cast<uint16_t>((1u << cluster) - 1);
         const auto fill_weights = [&](const typename Stages::Place& place, uint32_t column, uint32_t turn) {
-            // As Ring::begin_filling, but for the readers of the whole cluster: copies go into stages of all its blocks.
+            // As Ring::begin_filling, for readers of the whole cluster: copies go into stages of all its blocks.
             mbarrier_wait_cluster_relaxed(Stages::empty(barriers, place), place.parity ^ 1);
             const uint32_t full = Stages::full(barriers, place);
             mbarrier_arrive_expect(full, Tile::kStageBytes);
