@@ -157,8 +157,10 @@ impl<T: Half> Case<T> {
 
 fn no_conflicts(bench: &Bench, place: &str) {
     if let Some(counted) = bench.last_launch() {
-        assert!(counted.matrix_instructions > 0, "{place}: no matrix instructions");
+        let multiplied = counted.matrix_instructions + counted.warpgroup_instructions;
+        assert!(multiplied > 0, "{place}: no matrix instructions");
         assert_eq!(counted.matrix_load_conflicts, 0, "{place}: bank conflicts of ldmatrix");
+        assert_eq!(counted.matrix_store_conflicts, 0, "{place}: bank conflicts of stmatrix");
     }
 }
 

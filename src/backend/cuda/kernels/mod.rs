@@ -10,6 +10,7 @@ pub mod attention_prefill;
 pub mod ceilings;
 pub mod embed;
 pub mod gemm;
+pub mod gemm_sm90;
 pub mod gemv;
 pub mod gemv_normed;
 pub mod norm;

@@ -1,10 +1,11 @@
 //! Products of activations with weight matrices, the one front door to `gemv` and `gemm`: [`Projection`] for a matrix
 //! with a bias and what follows it, [`QkvProjection`] for the fused query, key and value weights with rotation and the
-//! write into the cache, [`Head`] for logits. Up to [`gemv::MOST_ROWS`] rows go to `gemv`, more to `gemm`, and with
-//! [`Arithmetic::BatchInvariant`] all to `gemm`; nothing of a launch depends on values in device memory, so that it can
-//! be recorded once for its number of rows.
+//! write into the cache, [`Head`] for logits. Up to [`gemv::MOST_ROWS`] rows go to `gemv`, more to `gemm_sm80`, and
+//! from [`LEAST_SM90_ROWS`] on, where the device runs it, to `gemm_sm90`; with [`Arithmetic::BatchInvariant`] all go to
+//! `gemm_sm80`. Nothing of a launch depends on values in device memory, so that it can be recorded once for its number
+//! of rows.
 //!
-//! Every epilogue has one definition for both, in `kernels/common/epilogue.cuh`.
+//! Every epilogue has one definition for all, in `kernels/common/epilogue.cuh`.
 
 use std::marker::PhantomData;
 
@@ -15,12 +16,17 @@ use super::super::launch::Arguments;
 use super::super::stream::Stream;
 use super::super::work::Work;
 use super::gemm::{Gemm, Plan};
+use super::gemm_sm90::GemmSm90;
 use super::gemv::{self, Gemv};
-use super::{BiasTerm, Check, Element, VECTOR, gemm};
+use super::{BiasTerm, Check, Element, VECTOR, gemm, gemm_sm90};
 use crate::backend::Arithmetic;
 
 /// The longest sum: the kernels count k in 32 bits, some steps beyond the end.
 pub const MOST_DEPTH: usize = i32::MAX as usize & !(VECTOR - 1);
+
+/// From so many rows on `gemm_sm90` is the faster where it runs: its tiles have 128 rows, those of `gemm_sm80` 64 and
+/// 32 too.
+pub const LEAST_SM90_ROWS: usize = 65;
 
 /// The epilogues of [`Head`] and of [`QkvProjection`] in the names of kernels.
 pub const LOGITS: &str = "logits";
@@ -93,8 +99,10 @@ impl ProductShape {
 pub enum Path {
     /// `gemv`, for up to [`gemv::MOST_ROWS`] rows.
     Gemv,
-    /// `gemm`, for any number.
+    /// `gemm_sm80`, for any number.
     Gemm(Plan),
+    /// `gemm_sm90`, for any number, where [`gemm_sm90::runs_on`] says so.
+    GemmSm90(gemm_sm90::Plan),
 }
 
 impl Path {
@@ -103,11 +111,14 @@ impl Path {
         Path::choose_for(Arithmetic::Fastest, device, shape)
     }
 
-    /// The fastest path that `arithmetic` allows. `gemm` gives a row the same bits by any plan and beside any number of
-    /// rows; `gemv` does too, but others.
+    /// The fastest path that `arithmetic` allows. `gemm_sm80` gives a row the same bits by any plan and beside any
+    /// number of rows; `gemv` does too, but others, and so does `gemm_sm90`.
     pub fn choose_for(arithmetic: Arithmetic, device: &Properties, shape: ProductShape) -> Path {
         match arithmetic {
             Arithmetic::Fastest if shape.rows <= gemv::MOST_ROWS => Path::Gemv,
+            Arithmetic::Fastest if shape.rows >= LEAST_SM90_ROWS && gemm_sm90::runs_on(device) => {
+                Path::GemmSm90(gemm_sm90::Plan::choose(device.multiprocessors, shape))
+            }
             Arithmetic::Fastest | Arithmetic::BatchInvariant => Path::Gemm(Plan::choose(device.into(), shape)),
         }
     }
@@ -122,6 +133,7 @@ impl Path {
         match self {
             Path::Gemv => gemv::kernel_name(epilogue, element, rows),
             Path::Gemm(plan) => plan.tile.kernel_name(epilogue, element),
+            Path::GemmSm90(plan) => plan.tile.kernel_name(epilogue, element),
         }
     }
 
@@ -129,6 +141,7 @@ impl Path {
         match self {
             Path::Gemv => gemv::CHECK,
             Path::Gemm(_) => gemm::CHECK,
+            Path::GemmSm90(_) => gemm_sm90::CHECK,
         }
     }
 }
@@ -148,6 +161,8 @@ pub struct ProductInputs<'a, T> {
 struct Product<T> {
     gemv: Gemv,
     gemm: Gemm,
+    /// Where it runs.
+    gemm_sm90: Option<GemmSm90>,
     arithmetic: Arithmetic,
     element: PhantomData<T>,
 }
@@ -182,7 +197,8 @@ impl<T: Element> Product<T> {
     fn load(device: &Device, epilogue: &str) -> Result<Product<T>, CudaError> {
         let gemv = Gemv::load(device, epilogue, T::NAME)?;
         let gemm = Gemm::load(device, epilogue, T::NAME)?;
-        Ok(Product { gemv, gemm, arithmetic: Arithmetic::default(), element: PhantomData })
+        let gemm_sm90 = GemmSm90::load(device, epilogue, T::NAME)?;
+        Ok(Product { gemv, gemm, gemm_sm90, arithmetic: Arithmetic::default(), element: PhantomData })
     }
 
     fn path(&self, stream: &Stream, shape: ProductShape) -> Path {
@@ -190,7 +206,7 @@ impl<T: Element> Product<T> {
     }
 
     /// # Safety
-    /// `arguments` are those that both paths' kernels begin with, of the lengths of `shape`; its rows suit `path`.
+    /// `arguments` are those that all kernels of `path` begin with, of the lengths of `shape`; its rows suit `path`.
     unsafe fn launch(
         &self,
         stream: &Stream,
@@ -203,23 +219,45 @@ impl<T: Element> Product<T> {
             Path::Gemv => unsafe { self.gemv.launch(stream, shape, &arguments) },
             // SAFETY: the caller's promise.
             Path::Gemm(plan) => unsafe { self.gemm.launch(stream, plan, shape, arguments) },
+            Path::GemmSm90(plan) => {
+                let Some(kernels) = &self.gemm_sm90 else {
+                    let found = stream.device().properties().compute_capability;
+                    return gemm_sm90::CHECK.fail("compute capability", found, "9.0, and kernels built for it");
+                };
+                // SAFETY: the caller's promise.
+                unsafe { kernels.launch(stream, plan, shape, arguments) }
+            }
         }
     }
 }
 
-/// Checks what every product reads, and begins the kernels' arguments with `x` and `weights`.
+/// Checks what every product reads.
 fn check_operands<T: Element>(
     check: Check,
     shape: ProductShape,
     inputs: ProductInputs<'_, T>,
-) -> Result<Arguments, CudaError> {
+) -> Result<(), CudaError> {
     let ProductShape { rows, columns, depth } = shape;
     check.matrix("x", inputs.x.into(), rows, depth)?;
     check.matrix("weights", inputs.weights.into(), columns, depth)?;
     if let Some(bias) = inputs.bias {
         check.matrix("bias", bias.into(), 1, columns)?;
     }
-    Ok(Arguments::new().input(inputs.x).input(inputs.weights))
+    Ok(())
+}
+
+/// Begins the arguments of the kernels of `path` with `x` and `weights`, and with the output where that is a plain
+/// matrix of `T` and the kernels take it by a map: all of the lengths of `shape`.
+fn operands<T: Element>(
+    path: Path,
+    shape: ProductShape,
+    inputs: ProductInputs<'_, T>,
+    matrix: Option<&SliceMut<'_, T>>,
+) -> Result<Arguments, CudaError> {
+    match path {
+        Path::Gemv | Path::Gemm(_) => Ok(Arguments::new().input(inputs.x).input(inputs.weights)),
+        Path::GemmSm90(plan) => gemm_sm90::operands(plan, shape, inputs, matrix),
+    }
 }
 
 /// Products with matrices of `T` that end in one [`Epilogue`].
@@ -259,8 +297,9 @@ impl<T: Element> Projection<T> {
     ///
     /// # Errors
     /// As for [`Projection::launch`], and for more than [`gemv::MOST_ROWS`] rows by [`Path::Gemv`], stages that are not
-    /// 3, 4, 6 or 8, or a group of no row of tiles or more than there are; [`CudaError::LaunchLimit`] for stages that
-    /// do not fit into shared memory.
+    /// 3, 4, 6 or 8, a group of no row of tiles or more than there are, clusters that are none or more than there are
+    /// tiles for, or not of 1 or 2 blocks, and [`Path::GemmSm90`] on a device that does not run it;
+    /// [`CudaError::LaunchLimit`] for stages that do not fit into shared memory.
     pub fn launch_by(
         &self,
         path: Path,
@@ -271,8 +310,9 @@ impl<T: Element> Projection<T> {
     ) -> Result<(), CudaError> {
         let check = path.check();
         let sizes = Sizes::of(check, path, shape)?;
-        let arguments = check_operands(check, shape, inputs)?;
+        check_operands(check, shape, inputs)?;
         check.matrix("out", (&out).into(), shape.rows, shape.columns)?;
+        let arguments = operands(path, shape, inputs, Some(&out))?;
         let arguments = sizes.append(arguments.optional_input(inputs.bias).output(&out));
         // SAFETY: the arguments are those of the kernels with this epilogue, checked above to have the lengths that
         // they index.
@@ -328,9 +368,10 @@ impl<T: Element> Head<T> {
     ) -> Result<(), CudaError> {
         let check = path.check();
         let sizes = Sizes::of(check, path, shape)?;
-        let arguments = check_operands(check, shape, ProductInputs { x, weights, bias: None })?;
+        let inputs = ProductInputs { x, weights, bias: None };
+        check_operands(check, shape, inputs)?;
         check.matrix("out", (&out).into(), shape.rows, shape.columns)?;
-        let arguments = sizes.append(arguments.output(&out));
+        let arguments = sizes.append(operands(path, shape, inputs, None)?.output(&out));
         // SAFETY: the arguments are those of the kernels for logits, checked above to have the lengths that they index.
         unsafe { self.0.launch(stream, path, shape, arguments) }
     }
@@ -507,7 +548,8 @@ impl<T: Element> QkvProjection<T> {
         let check = path.check();
         let product = shape.product(check)?;
         let sizes = Sizes::of(check, path, product)?;
-        let arguments = check_operands(check, product, inputs)?.optional_input(inputs.bias);
+        check_operands(check, product, inputs)?;
+        let arguments = operands(path, product, inputs, None)?.optional_input(inputs.bias);
         let arguments = sizes.append(shape.append(check, arguments, rows, &out)?);
         // SAFETY: the arguments are those of the kernels for queries, keys and values, checked above to have the
         // lengths that they index; positions and pages that lie outside of the table or the cache are not followed.
