@@ -49,6 +49,15 @@ DEVICE void mbarrier_arrive_cluster(uint32_t barrier) {
     interpreter::mbarrier_arrive_cluster(barrier);
 #endif
 }
+// The same, and releases nothing, which spares a fence of the whole device: for who has but read what copies brought, and
+// waited for those reads.
+DEVICE void mbarrier_arrive_cluster_relaxed(uint32_t barrier) {
+#if ON_GPU
+    asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+#else
+    interpreter::mbarrier_arrive_cluster(barrier);
+#endif
+}
 // Waits until a phase of this parity has ended. Acquires what threads of this block and copies did.
 DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
 #if ON_GPU
