@@ -88,7 +88,9 @@ DEVICE void multiply_add(f16, float (&d)[R], uint64_t a, uint64_t b) {
 // Bytes: (columns depth + rows depth + rows columns + the epilogue's) x sizeof(T), each operand counted once.
 // FLOPs: 2 rows columns depth.
 // Alignment: columns and depth multiples of 8; all buffers 16 bytes.
-// Registers: at most 1 (x)
+// Registers: at most 80 (skinny_logits_*_64 skinny_bias_bf16_64 skinny_bias_f16_64 skinny_bias_gelu_*_64)
+// Registers: at most 80 (skinny_bias_residual_*_64), 96 (skinny_bias_rope_kv_*_64 skinny_*_128)
+// Registers: at most 128 (skinny_*_192), 160 (skinny_*_256)
 template <class Epilogue, class Shape, class T>
 DEVICE void skinny(const TensorMap& x, const TensorMap& weights, const typename Epilogue::template Output<T>& output,
                    uint32_t rows, uint32_t columns, uint32_t depth, uint32_t across) {
@@ -106,10 +108,8 @@ DEVICE void skinny(const TensorMap& x, const TensorMap& weights, const typename 
     // The filler's. Its barriers are its own until the cluster has met, and so the weights need not wait for that.
     const uint64_t evict_first = l2_evict_first();
     const auto load_weights = [&](const typename Stages::Place& place, uint32_t chunk) {
-        // Freed by readers of both blocks whose activations come from here.
-        mbarrier_wait_cluster(Stages::empty(barriers, place), place.parity ^ 1);
+        Stages::begin_filling(barriers, place, Shape::kStageBytes);
         const uint32_t full = Stages::full(barriers, place);
-        mbarrier_arrive_expect(full, Shape::kStageBytes);
         const uint32_t stage = ring + place.stage * Shape::kStageBytes;
         tensor_load_2d_hinted(stage, &weights, static_cast<int>(chunk * kDepth), static_cast<int>(first_column), full,
                               evict_first);
@@ -127,6 +127,7 @@ DEVICE void skinny(const TensorMap& x, const TensorMap& weights, const typename 
         Stages::init(barriers, kReaders * across);
         mbarrier_init_fence();
         typename Stages::Place place;
+#pragma unroll 1
         for (uint32_t chunk = first_chunk; chunk < ahead; chunk++, Stages::Place::advance(place)) {
             load_weights(place, chunk);
         }
@@ -143,6 +144,7 @@ DEVICE void skinny(const TensorMap& x, const TensorMap& weights, const typename 
     if (warp == kReaders) {
         if (lane == 0) {
             typename Stages::Place place;
+#pragma unroll 1
             for (uint32_t chunk = first_chunk; chunk < end_chunk; chunk++, Stages::Place::advance(place)) {
                 if (chunk >= ahead) load_weights(place, chunk);
                 load_activations(place, chunk);

@@ -1,10 +1,11 @@
-//! Products of activations with weight matrices, the one front door to `gemv` and `gemm`: [`Projection`] for a matrix
-//! with a bias and what follows it, [`QkvProjection`] for the fused query, key and value weights with rotation and the
-//! write into the cache, [`Head`] for logits. Up to [`gemv::MOST_ROWS`] rows go to `gemv`, more to `gemm`, and with
+//! Products of activations with weight matrices, the one front door to `gemv`, `skinny` and `gemm`: [`Projection`] for a
+//! matrix with a bias and what follows it, [`QkvProjection`] for the fused query, key and value weights with rotation
+//! and the write into the cache, [`Head`] for logits. Up to [`gemv::MOST_ROWS`] rows go to `gemv`, up to
+//! [`gemm_skinny_sm90::MOST_ROWS`] on compute capability 9.0 to `skinny`, more to `gemm`, and with
 //! [`Arithmetic::BatchInvariant`] all to `gemm`; nothing of a launch depends on values in device memory, so that it can
 //! be recorded once for its number of rows.
 //!
-//! Every epilogue has one definition for both, in `kernels/common/epilogue.cuh`.
+//! Every epilogue has one definition for all, in `kernels/common/epilogue.cuh`.
 
 use std::marker::PhantomData;
 
@@ -15,6 +16,7 @@ use super::super::launch::Arguments;
 use super::super::stream::Stream;
 use super::super::work::Work;
 use super::gemm::{Gemm, Plan};
+use super::gemm_skinny_sm90::{self, Skinny};
 use super::gemv::{self, Gemv};
 use super::{BiasTerm, Check, Element, VECTOR, gemm};
 use crate::backend::Arithmetic;
@@ -93,6 +95,8 @@ impl ProductShape {
 pub enum Path {
     /// `gemv`, for up to [`gemv::MOST_ROWS`] rows.
     Gemv,
+    /// `skinny`, for up to [`gemm_skinny_sm90::MOST_ROWS`] rows, on compute capability 9.0 alone.
+    Skinny(gemm_skinny_sm90::Plan),
     /// `gemm`, for any number.
     Gemm(Plan),
 }
@@ -104,15 +108,18 @@ impl Path {
     }
 
     /// The fastest path that `arithmetic` allows. `gemm` gives a row the same bits by any plan and beside any number of
-    /// rows; `gemv` does too, but others.
+    /// rows; `gemv` does too, and each kernel of `skinny`, but others.
     pub fn choose_for(arithmetic: Arithmetic, device: &Properties, shape: ProductShape) -> Path {
         match arithmetic {
             Arithmetic::Fastest if shape.rows <= gemv::MOST_ROWS => Path::Gemv,
+            Arithmetic::Fastest if shape.rows <= gemm_skinny_sm90::MOST_ROWS && gemm_skinny_sm90::runs_on(device) => {
+                Path::Skinny(gemm_skinny_sm90::Plan::choose(device.multiprocessors, shape))
+            }
             Arithmetic::Fastest | Arithmetic::BatchInvariant => Path::Gemm(Plan::choose(device.into(), shape)),
         }
     }
 
-    /// `gemv` or `gemm`.
+    /// `gemv`, `skinny` or `gemm`.
     pub fn family(self) -> &'static str {
         self.check().kernel
     }
@@ -121,6 +128,7 @@ impl Path {
     pub fn kernel_name(self, epilogue: &str, element: &str, rows: usize) -> String {
         match self {
             Path::Gemv => gemv::kernel_name(epilogue, element, rows),
+            Path::Skinny(plan) => plan.kernel_name(epilogue, element),
             Path::Gemm(plan) => plan.tile.kernel_name(epilogue, element),
         }
     }
@@ -128,6 +136,7 @@ impl Path {
     fn check(self) -> Check {
         match self {
             Path::Gemv => gemv::CHECK,
+            Path::Skinny(_) => gemm_skinny_sm90::CHECK,
             Path::Gemm(_) => gemm::CHECK,
         }
     }
@@ -147,6 +156,8 @@ pub struct ProductInputs<'a, T> {
 /// The kernels of one epilogue and element type.
 struct Product<T> {
     gemv: Gemv,
+    /// On devices that it runs on.
+    skinny: Option<Skinny>,
     gemm: Gemm,
     arithmetic: Arithmetic,
     element: PhantomData<T>,
@@ -161,7 +172,11 @@ struct Sizes {
 
 impl Sizes {
     fn of(check: Check, path: Path, shape: ProductShape) -> Result<Sizes, CudaError> {
-        let most_rows = if path == Path::Gemv { gemv::MOST_ROWS } else { i32::MAX as usize };
+        let most_rows = match path {
+            Path::Gemv => gemv::MOST_ROWS,
+            Path::Skinny(plan) => plan.batch.rows(),
+            Path::Gemm(_) => i32::MAX as usize,
+        };
         Ok(Sizes {
             rows: check.size("rows", shape.rows, most_rows)?,
             columns: check.width("columns", shape.columns, i32::MAX as usize & !(VECTOR - 1))?,
@@ -177,8 +192,9 @@ impl Sizes {
 impl<T: Element> Product<T> {
     fn load(device: &Device, epilogue: &str) -> Result<Product<T>, CudaError> {
         let gemv = Gemv::load(device, epilogue, T::NAME)?;
+        let skinny = Skinny::load(device, epilogue, T::NAME)?;
         let gemm = Gemm::load(device, epilogue, T::NAME)?;
-        Ok(Product { gemv, gemm, arithmetic: Arithmetic::default(), element: PhantomData })
+        Ok(Product { gemv, skinny, gemm, arithmetic: Arithmetic::default(), element: PhantomData })
     }
 
     fn path(&self, stream: &Stream, shape: ProductShape) -> Path {
@@ -186,7 +202,7 @@ impl<T: Element> Product<T> {
     }
 
     /// # Safety
-    /// `arguments` are those that both paths' kernels begin with, of the lengths of `shape`; its rows suit `path`.
+    /// `arguments` are those that the path's kernels begin with, of the lengths of `shape`; its rows suit `path`.
     unsafe fn launch(
         &self,
         stream: &Stream,
@@ -197,25 +213,36 @@ impl<T: Element> Product<T> {
         match path {
             // SAFETY: the caller's promise.
             Path::Gemv => unsafe { self.gemv.launch(stream, shape, &arguments) },
+            Path::Skinny(plan) => match &self.skinny {
+                // SAFETY: the caller's promise.
+                Some(skinny) => unsafe { skinny.launch(stream, plan, shape, arguments) },
+                None => {
+                    let found = stream.device().properties().compute_capability;
+                    path.check().fail("compute capability", found, "9.0")
+                }
+            },
             // SAFETY: the caller's promise.
             Path::Gemm(plan) => unsafe { self.gemm.launch(stream, plan, shape, arguments) },
         }
     }
 }
 
-/// Checks what every product reads, and begins the kernels' arguments with `x` and `weights`.
+/// Checks what every product reads, and begins the kernels' arguments with `x` and `weights`, or with their maps.
 fn check_operands<T: Element>(
-    check: Check,
+    path: Path,
     shape: ProductShape,
     inputs: ProductInputs<'_, T>,
 ) -> Result<Arguments, CudaError> {
-    let ProductShape { rows, columns, depth } = shape;
+    let (check, ProductShape { rows, columns, depth }) = (path.check(), shape);
     check.matrix("x", inputs.x.into(), rows, depth)?;
     check.matrix("weights", inputs.weights.into(), columns, depth)?;
     if let Some(bias) = inputs.bias {
         check.matrix("bias", bias.into(), 1, columns)?;
     }
-    Ok(Arguments::new().input(inputs.x).input(inputs.weights))
+    match path {
+        Path::Skinny(plan) => plan.operands(shape, inputs.x, inputs.weights),
+        Path::Gemv | Path::Gemm(_) => Ok(Arguments::new().input(inputs.x).input(inputs.weights)),
+    }
 }
 
 /// Products with matrices of `T` that end in one [`Epilogue`].
@@ -254,9 +281,10 @@ impl<T: Element> Projection<T> {
     /// The same by a given path.
     ///
     /// # Errors
-    /// As for [`Projection::launch`], and for more than [`gemv::MOST_ROWS`] rows by [`Path::Gemv`], stages that are not
-    /// 3, 4, 6 or 8, or a group of no row of tiles or more than there are; [`CudaError::LaunchLimit`] for stages that
-    /// do not fit into shared memory.
+    /// As for [`Projection::launch`], and for more than [`gemv::MOST_ROWS`] rows by [`Path::Gemv`]; by [`Path::Gemm`]
+    /// for stages that are not 3, 4, 6 or 8, or a group of no row of tiles or more than there are; by [`Path::Skinny`]
+    /// for another compute capability than 9.0, more rows than the kernel's, or parts and tiles that are no cluster;
+    /// [`CudaError::LaunchLimit`] for stages that do not fit into shared memory.
     pub fn launch_by(
         &self,
         path: Path,
@@ -267,7 +295,7 @@ impl<T: Element> Projection<T> {
     ) -> Result<(), CudaError> {
         let check = path.check();
         let sizes = Sizes::of(check, path, shape)?;
-        let arguments = check_operands(check, shape, inputs)?;
+        let arguments = check_operands(path, shape, inputs)?;
         check.matrix("out", (&out).into(), shape.rows, shape.columns)?;
         let arguments = sizes.append(arguments.optional_input(inputs.bias).output(&out));
         // SAFETY: the arguments are those of the kernels with this epilogue, checked above to have the lengths that
@@ -324,7 +352,7 @@ impl<T: Element> Head<T> {
     ) -> Result<(), CudaError> {
         let check = path.check();
         let sizes = Sizes::of(check, path, shape)?;
-        let arguments = check_operands(check, shape, ProductInputs { x, weights, bias: None })?;
+        let arguments = check_operands(path, shape, ProductInputs { x, weights, bias: None })?;
         check.matrix("out", (&out).into(), shape.rows, shape.columns)?;
         let arguments = sizes.append(arguments.output(&out));
         // SAFETY: the arguments are those of the kernels for logits, checked above to have the lengths that they index.
@@ -465,7 +493,7 @@ impl<T: Element> QkvProjection<T> {
         }
         let product = shape.product(check)?;
         let sizes = Sizes::of(check, path, product)?;
-        let arguments = check_operands(check, product, inputs)?;
+        let arguments = check_operands(path, product, inputs)?;
         check.matrix("queries", (&out.queries).into(), shape.rows, heads * head_dim)?;
         for (what, found) in [("positions", rows.positions.len()), ("row_pages", rows.row_pages.len())] {
             if found != shape.rows {
