@@ -66,9 +66,14 @@ pub fn root() -> PathBuf {
 
 /// `kernels/conformance/<file>.cu`, compiled: no part of the binary, read from where build.rs left it.
 pub fn conformance_image(file: &'static str) -> Image {
+    conformance_image_for(file, &["sm_80", "compute_80", "sm_90"])
+}
+
+/// The same, of a file that names these targets.
+pub fn conformance_image_for(file: &'static str, targets: &'static [&'static str]) -> Image {
     let path = root::conformance_fatbin(file);
     let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    Image { name: file, targets: &["sm_80", "compute_80", "sm_90"], fatbin: for_ever(&bytes) }
+    Image { name: file, targets, fatbin: for_ever(&bytes) }
 }
 
 /// The checkpoint in `directory`, and the network that it is.
@@ -125,12 +130,33 @@ const SCHEDULES: [Schedule; 6] = [
     Schedule { profile: DeviceProfile::Sm90, seed: 3, policy: AsyncPolicy::Random },
 ];
 
+/// Three orders and three habits on compute capability 9.0, for kernels that run on nothing else.
+const HOPPER_SCHEDULES: [Schedule; 3] = [
+    Schedule { profile: DeviceProfile::Sm90, seed: 2, policy: AsyncPolicy::Late },
+    Schedule { profile: DeviceProfile::Sm90, seed: 1, policy: AsyncPolicy::Eager },
+    Schedule { profile: DeviceProfile::Sm90, seed: 3, policy: AsyncPolicy::Random },
+];
+
 /// Calls `body` with a fresh device under every schedule; on a real GPU once.
 pub fn on_every_schedule(body: impl Fn(&Bench)) {
     if env::var("RIGEL_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
         return body(&Bench::open(None));
     }
     on_schedules(&SCHEDULES, body);
+}
+
+/// Calls `body` with a fresh device of compute capability 9.0 under every schedule that has one; on a real GPU once, where
+/// it is one.
+pub fn on_every_hopper_schedule(body: impl Fn(&Bench)) {
+    if env::var("RIGEL_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
+        let bench = Bench::open(None);
+        match bench.device().properties().compute_capability.major {
+            9 => body(&bench),
+            _ => println!("skipped: the GPU is no Hopper"),
+        }
+        return;
+    }
+    on_schedules(&HOPPER_SCHEDULES, body);
 }
 
 /// Calls `body` with a fresh device under one schedule, for whole models; on a real GPU once.
