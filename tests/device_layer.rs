@@ -402,11 +402,7 @@ const PARAMETERS: [(&str, &str, &[usize]); 21] = [
     ("gemm_sm80", "gemm_bias_rope_kv_", &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4]),
     ("gemm_sm80", "gemm_logits_", &[8, 8, 8, 4, 4, 4, 4, 4]),
     ("gemm_sm80", "gemm_bias_", &[8, 8, 8, 8, 4, 4, 4, 4, 4]),
-    (
-        "gemm_skinny_sm90",
-        "skinny_bias_rope_kv_",
-        &[128, 128, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4],
-    ),
+    ("gemm_skinny_sm90", "skinny_bias_rope_kv_", &[128, 128, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4]),
     ("gemm_skinny_sm90", "skinny_logits_", &[128, 128, 8, 4, 4, 4, 4]),
     ("gemm_skinny_sm90", "skinny_bias_", &[128, 128, 8, 8, 4, 4, 4, 4]),
     ("gemv", "gemv_bias_rope_kv_", &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4]),
@@ -421,7 +417,10 @@ const PARAMETERS: [(&str, &str, &[usize]); 21] = [
 device_test! {
     fn every_compiled_kernel_has_the_parameters_that_its_launcher_gives() {
         common::on_every_schedule(|bench| {
-            for image in images() {
+            let found = bench.device().properties().compute_capability;
+            assert!(images().iter().any(|image| image.runs_on(found)), "no kernels for {found}");
+            // Files of instructions that one generation alone has are loaded there.
+            for image in images().iter().filter(|image| image.runs_on(found)) {
                 let module = bench.device().module(image.name).unwrap();
                 let names: Vec<&str> = module.kernel_names().collect();
                 assert!(!names.is_empty(), "{}", image.name);

@@ -3,16 +3,19 @@
 //! alone; into how many parts k is cut, on columns, depth and device alone.
 
 use super::super::buffer::Slice;
-use super::super::device::{ComputeCapability, Device, Properties};
+use super::super::device::{Device, Properties};
 use super::super::error::CudaError;
+use super::super::image::images;
 use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::tensor_map::{Dimension, Swizzle, TensorMap};
-use super::product::ProductShape;
+use super::product::{ProductInputs, ProductShape};
 use super::{Check, Element};
 
-pub(super) const CHECK: Check = Check { kernel: "skinny" };
+pub(super) const CHECK: Check = Check { kernel: "gemm" };
+
+const IMAGE: &str = "gemm_skinny_sm90";
 
 /// kTile, kDepth and kThreads of the kernel.
 const COLUMNS: usize = 128;
@@ -29,9 +32,9 @@ const LEAST_CHUNKS: usize = 4;
 /// The most rows of one launch.
 pub const MOST_ROWS: usize = 256;
 
-/// Whether the kernels run on a device: machine code with wgmma runs on its own compute capability alone.
+/// Whether the kernels run on a device, and are in this binary.
 pub fn runs_on(device: &Properties) -> bool {
-    device.compute_capability == ComputeCapability { major: 9, minor: 0 }
+    images().iter().any(|image| image.name == IMAGE && image.runs_on(device.compute_capability))
 }
 
 /// The kernels of one epilogue, by the rows that they compute at the most. Each gives a row the same bits beside any
@@ -127,31 +130,31 @@ impl Plan {
     pub(super) fn kernel_name(self, epilogue: &str, element: &str) -> String {
         self.batch.kernel_name(epilogue, element)
     }
+}
 
-    /// The kernels' first arguments: maps of activations and weights, whose lengths are those of `shape`.
-    ///
-    /// # Errors
-    /// [`CudaError::Operand`] for more rows than the kernel's, parts that are not 1 to 8 or more than there are chunks,
-    /// tiles that are not 1 or 2, and a cluster of more than 8 blocks; those of [`TensorMap::input`].
-    pub(super) fn operands<T: Element>(
-        self,
-        shape: ProductShape,
-        x: Slice<'_, T>,
-        weights: Slice<'_, T>,
-    ) -> Result<Arguments, CudaError> {
-        let ProductShape { rows, columns, depth } = shape;
-        CHECK.size("rows", rows, self.batch.rows())?;
-        let most_splits = depth.div_ceil(DEPTH).min(MOST_CLUSTERED as usize);
-        CHECK.size("splits", self.splits as usize, most_splits)?;
-        CHECK.size("across", self.across as usize, 2)?;
-        CHECK.size("blocks of a cluster", (self.across * self.splits) as usize, MOST_CLUSTERED as usize)?;
-        let map = |matrix, rows, in_box| {
-            let along = Dimension { size: depth, stride: 1, in_box: DEPTH as u32 };
-            TensorMap::input(matrix, &[along, Dimension { size: rows, stride: depth, in_box }], Swizzle::Bytes128)
-        };
-        let x = map(x, rows, self.batch.rows() as u32 / self.across)?;
-        Ok(Arguments::new().tensor_map(&x).tensor_map(&map(weights, columns, COLUMNS as u32)?))
-    }
+/// Begins a kernel's arguments with the maps of its operands, whose lengths are those of `shape`, which has no zero.
+///
+/// # Errors
+/// [`CudaError::Operand`] for more rows than the kernel's, parts that are not 1 to 8 or more than there are chunks of k,
+/// tiles that are not 1 or 2, and a cluster of more than 8 blocks; those of [`TensorMap::input`].
+pub(super) fn operands<T: Element>(
+    plan: Plan,
+    shape: ProductShape,
+    inputs: ProductInputs<'_, T>,
+) -> Result<Arguments, CudaError> {
+    let ProductShape { rows, columns, depth } = shape;
+    CHECK.size("rows", rows, plan.batch.rows())?;
+    let most_splits = depth.div_ceil(DEPTH).min(MOST_CLUSTERED as usize);
+    let splits = CHECK.size("parts of k", plan.splits as usize, most_splits)?;
+    let across = CHECK.size("tiles of a cluster", plan.across as usize, 2)?;
+    CHECK.size("blocks of a cluster", (across * splits) as usize, MOST_CLUSTERED as usize)?;
+    let map = |matrix: Slice<'_, T>, rows: usize, in_box: usize| {
+        let along = Dimension { size: depth, stride: 1, in_box: DEPTH as u32 };
+        let down = Dimension { size: rows, stride: depth, in_box: in_box as u32 };
+        TensorMap::input(matrix, &[along, down], Swizzle::Bytes128)
+    };
+    let x = map(inputs.x, rows, plan.batch.rows() / across as usize)?;
+    Ok(Arguments::new().tensor_map(&x).tensor_map(&map(inputs.weights, columns, COLUMNS)?))
 }
 
 /// The kernels of one epilogue and element type, by the most rows.
@@ -163,15 +166,15 @@ impl Skinny {
         if !runs_on(device.properties()) {
             return Ok(None);
         }
-        let module = device.module("gemm_skinny_sm90")?;
+        let module = device.module(IMAGE)?;
         let kernel = |batch: Batch| module.kernel(&batch.kernel_name(epilogue, element));
         let [first, second, third, fourth] = Batch::ALL;
         Ok(Some(Skinny([kernel(first)?, kernel(second)?, kernel(third)?, kernel(fourth)?])))
     }
 
     /// # Safety
-    /// `arguments` are those of the kernels without `across`, with the lengths of `shape`; they begin with those of
-    /// [`Plan::operands`] for the same plan and shape.
+    /// `arguments` are those of the kernels without `across`, with the lengths of `shape`; they begin with what
+    /// [`operands`] made for this plan.
     pub(super) unsafe fn launch(
         &self,
         stream: &Stream,

@@ -1,7 +1,7 @@
 //! Products of activations with weight matrices, the one front door to `gemv`, `skinny` and `gemm`: [`Projection`] for a
 //! matrix with a bias and what follows it, [`QkvProjection`] for the fused query, key and value weights with rotation
 //! and the write into the cache, [`Head`] for logits. Up to [`gemv::MOST_ROWS`] rows go to `gemv`, up to
-//! [`gemm_skinny_sm90::MOST_ROWS`] on compute capability 9.0 to `skinny`, more to `gemm`, and with
+//! [`gemm_skinny_sm90::MOST_ROWS`], where the device runs it, to `skinny`, more to `gemm`, and with
 //! [`Arithmetic::BatchInvariant`] all to `gemm`; nothing of a launch depends on values in device memory, so that it can
 //! be recorded once for its number of rows.
 //!
@@ -95,7 +95,7 @@ impl ProductShape {
 pub enum Path {
     /// `gemv`, for up to [`gemv::MOST_ROWS`] rows.
     Gemv,
-    /// `skinny`, for up to [`gemm_skinny_sm90::MOST_ROWS`] rows, on compute capability 9.0 alone.
+    /// `skinny`, for up to [`gemm_skinny_sm90::MOST_ROWS`] rows, where [`gemm_skinny_sm90::runs_on`] says so.
     Skinny(gemm_skinny_sm90::Plan),
     /// `gemm`, for any number.
     Gemm(Plan),
@@ -119,7 +119,7 @@ impl Path {
         }
     }
 
-    /// `gemv`, `skinny` or `gemm`.
+    /// `gemv` or `gemm`.
     pub fn family(self) -> &'static str {
         self.check().kernel
     }
@@ -156,7 +156,7 @@ pub struct ProductInputs<'a, T> {
 /// The kernels of one epilogue and element type.
 struct Product<T> {
     gemv: Gemv,
-    /// On devices that it runs on.
+    /// Where it runs.
     skinny: Option<Skinny>,
     gemm: Gemm,
     arithmetic: Arithmetic,
@@ -213,35 +213,40 @@ impl<T: Element> Product<T> {
         match path {
             // SAFETY: the caller's promise.
             Path::Gemv => unsafe { self.gemv.launch(stream, shape, &arguments) },
-            Path::Skinny(plan) => match &self.skinny {
-                // SAFETY: the caller's promise.
-                Some(skinny) => unsafe { skinny.launch(stream, plan, shape, arguments) },
-                None => {
+            Path::Skinny(plan) => {
+                let Some(kernels) = &self.skinny else {
                     let found = stream.device().properties().compute_capability;
-                    path.check().fail("compute capability", found, "9.0")
-                }
-            },
+                    return path.check().fail("compute capability", found, "9.0, and kernels that were built for it");
+                };
+                // SAFETY: the caller's promise.
+                unsafe { kernels.launch(stream, plan, shape, arguments) }
+            }
             // SAFETY: the caller's promise.
             Path::Gemm(plan) => unsafe { self.gemm.launch(stream, plan, shape, arguments) },
         }
     }
 }
 
-/// Checks what every product reads, and begins the kernels' arguments with `x` and `weights`, or with their maps.
+/// Checks what every product reads.
 fn check_operands<T: Element>(
-    path: Path,
+    check: Check,
     shape: ProductShape,
     inputs: ProductInputs<'_, T>,
-) -> Result<Arguments, CudaError> {
-    let (check, ProductShape { rows, columns, depth }) = (path.check(), shape);
+) -> Result<(), CudaError> {
+    let ProductShape { rows, columns, depth } = shape;
     check.matrix("x", inputs.x.into(), rows, depth)?;
     check.matrix("weights", inputs.weights.into(), columns, depth)?;
     if let Some(bias) = inputs.bias {
         check.matrix("bias", bias.into(), 1, columns)?;
     }
+    Ok(())
+}
+
+/// Begins the arguments of the kernels of `path` with `x` and `weights`, of the lengths of `shape`.
+fn operands<T: Element>(path: Path, shape: ProductShape, inputs: ProductInputs<'_, T>) -> Result<Arguments, CudaError> {
     match path {
-        Path::Skinny(plan) => plan.operands(shape, inputs.x, inputs.weights),
         Path::Gemv | Path::Gemm(_) => Ok(Arguments::new().input(inputs.x).input(inputs.weights)),
+        Path::Skinny(plan) => gemm_skinny_sm90::operands(plan, shape, inputs),
     }
 }
 
@@ -295,8 +300,9 @@ impl<T: Element> Projection<T> {
     ) -> Result<(), CudaError> {
         let check = path.check();
         let sizes = Sizes::of(check, path, shape)?;
-        let arguments = check_operands(path, shape, inputs)?;
+        check_operands(check, shape, inputs)?;
         check.matrix("out", (&out).into(), shape.rows, shape.columns)?;
+        let arguments = operands(path, shape, inputs)?;
         let arguments = sizes.append(arguments.optional_input(inputs.bias).output(&out));
         // SAFETY: the arguments are those of the kernels with this epilogue, checked above to have the lengths that
         // they index.
@@ -352,9 +358,10 @@ impl<T: Element> Head<T> {
     ) -> Result<(), CudaError> {
         let check = path.check();
         let sizes = Sizes::of(check, path, shape)?;
-        let arguments = check_operands(path, shape, ProductInputs { x, weights, bias: None })?;
+        let inputs = ProductInputs { x, weights, bias: None };
+        check_operands(check, shape, inputs)?;
         check.matrix("out", (&out).into(), shape.rows, shape.columns)?;
-        let arguments = sizes.append(arguments.output(&out));
+        let arguments = sizes.append(operands(path, shape, inputs)?.output(&out));
         // SAFETY: the arguments are those of the kernels for logits, checked above to have the lengths that they index.
         unsafe { self.0.launch(stream, path, shape, arguments) }
     }
@@ -493,7 +500,7 @@ impl<T: Element> QkvProjection<T> {
         }
         let product = shape.product(check)?;
         let sizes = Sizes::of(check, path, product)?;
-        let arguments = check_operands(path, product, inputs)?;
+        check_operands(check, product, inputs)?;
         check.matrix("queries", (&out.queries).into(), shape.rows, heads * head_dim)?;
         for (what, found) in [("positions", rows.positions.len()), ("row_pages", rows.row_pages.len())] {
             if found != shape.rows {
@@ -510,7 +517,7 @@ impl<T: Element> QkvProjection<T> {
         check.matrix("values", (&out.values).into(), pages, page_elements)?;
         let pages = check.size("pages", pages, i32::MAX as usize)?;
 
-        let arguments = arguments
+        let arguments = operands(path, product, inputs)?
             .optional_input(inputs.bias)
             .output(&out.queries)
             .output(&out.keys)
