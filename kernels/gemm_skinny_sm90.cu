@@ -108,8 +108,10 @@ DEVICE void skinny(const TensorMap& x, const TensorMap& weights, const typename 
     // The filler's. Its barriers are its own until the cluster has met, and so the weights need not wait for that.
     const uint64_t evict_first = l2_evict_first();
     const auto load_weights = [&](const typename Stages::Place& place, uint32_t chunk) {
-        Stages::begin_filling(barriers, place, Shape::kStageBytes);
+        // Both blocks that the activations from here go to have read the stage.
+        mbarrier_wait_cluster(Stages::empty(barriers, place), place.parity ^ 1);
         const uint32_t full = Stages::full(barriers, place);
+        mbarrier_arrive_expect(full, Shape::kStageBytes);
         const uint32_t stage = ring + place.stage * Shape::kStageBytes;
         tensor_load_2d_hinted(stage, &weights, static_cast<int>(chunk * kDepth), static_cast<int>(first_column), full,
                               evict_first);
