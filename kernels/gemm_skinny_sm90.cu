@@ -40,7 +40,8 @@ DEVICE void multiply_add(f16, float (&d)[R], uint64_t a, uint64_t b) {
 
 // out[m, n] = epilogue(sum over k of x[m, k] weights[n, k])
 //
-//   x        T [rows, depth] by its map, with boxes of 64 k x kBatch / across rows; written by earlier work on the stream
+//   x        T [rows, depth] by its map, with boxes of 64 k x kBatch / across rows; written by earlier work on the
+//            stream
 //   weights  T [columns, depth] by its map, with boxes of 64 k x 128 rows; written before this stream's work began
 //   output   what the epilogue takes: see common/epilogue.cuh
 //   rows     at most kBatch
@@ -49,42 +50,42 @@ DEVICE void multiply_add(f16, float (&d)[R], uint64_t a, uint64_t b) {
 // A cluster is `across` tiles by `splits` parts of k, at most 8 blocks: block `rank` has tile rank % across and part
 // rank / across. Part s has the chunks of 64 k from chunks s / splits on, rounded down.
 //
-// The way of the operands: one thread fills a ring in shared memory by TMA, whose maps fill what lies past the ends with
-// zeros; two warpgroups multiply 64 weight rows each, m64 n(kBatch) k16, both operands from shared memory, and free a
-// stage as soon as they have read it. The weights of the first round are asked for before the work ahead in the stream
-// is done. They come once and leave L2 first. The activations are read by every tile: the blocks side by side in a
-// cluster load a half each, into both.
+// The way of the operands: one thread fills a ring in shared memory by TMA, whose maps fill what lies past the ends
+// with zeros; two warpgroups multiply 64 weight rows each, m64 n(kBatch) k16, both operands from shared memory, and
+// free a stage as soon as they have read it. The weights of the first round are asked for before the work ahead in the
+// stream is done. They come once and leave L2 first. The activations are read by every tile: the blocks side by side in
+// a cluster load a half each, into both.
 //
 // Sums of the parts meet in shared memory, not in a workspace: each block lays its tile of f32 over its empty ring, and
-// behind a barrier of the cluster every block adds up its share of the rows from all of them. That takes one exchange of
-// 4 x 128 x rows bytes a block between multiprocessors; through L2 it would take twice that, a round of atomics behind
-// it, and one block of each tile to add up all of them at the end.
+// behind a barrier of the cluster every block adds up its share of the rows from all of them. That takes one exchange
+// of 4 x 128 x rows bytes a block between multiprocessors; through L2 it would take twice that, a round of atomics
+// behind it, and one block of each tile to add up all of them at the end.
 //
 // Order of the sum: k ascending in a part, 16 at a time in one accumulator, then the parts in their order, from 0. It
 // depends on the instruction's shape and on `splits`, which the launcher chooses by columns, depth and device alone: a
 // row has the same bits with any rows beside it, up to kBatch.
 //
 // Sizes. Memory gives a multiprocessor 4.8 TB/s / 132 / 1.755 GHz = 20.7 bytes a cycle, so a chunk's 16 KiB of weights
-// come in 790 cycles; a tensor core multiplies them with kBatch rows in 128 kBatch 64 / 2048 = 4 kBatch cycles. So 64 and
-// 128 rows, 256 and 512 cycles, wait for memory, and a finer step would save nothing; rows that are not there are not
-// read. 192 rows take 768 cycles, still the memory's; 256 take 1024. From L2 a block of 128 columns reads rows / 128
-// times the bytes of the weights as activations, half of it with `across` 2: up to 128 rows at most 1.5 times 20.7 = 31
-// bytes a cycle, as much as L2 gives.
+// come in 790 cycles; a tensor core multiplies them with kBatch rows in 128 kBatch 64 / 2048 = 4 kBatch cycles. So 64
+// and 128 rows, 256 and 512 cycles, wait for memory, and a finer step would save nothing; rows that are not there are
+// not read. 192 rows take 768 cycles, still the memory's; 256 take 1024. From L2 a block of 128 columns reads rows /
+// 128 times the bytes of the weights as activations, half of it with `across` 2: up to 128 rows at most 1.5 times 20.7
+// = 31 bytes a cycle, about what L2 is taken to give.
 //   64    24 KiB a stage, 4 stages, 2 blocks a multiprocessor: 64 KiB of weights under way a block
 //   128   32 KiB, 3 stages, 2 blocks: 48 KiB a block
 //   192   40 KiB, 5 stages, 1 block: 80 KiB
 //   256   48 KiB, 4 stages, 1 block: 64 KiB
 // (4.8 TB/s x 1 us / 132 multiprocessors = 36 KiB keep memory busy.) With room for two blocks, those of the next kernel
-// in the stream ask for their weights while the last of this one end; and 132 to 264 equal blocks run at one time, where
-// they end together, since it is memory that they share. Registers: kBatch / 2 sums.
+// in the stream ask for their weights while the last of this one end; and 132 to 264 equal blocks run at one time,
+// where they end together, since it is memory that they share. Registers: kBatch / 2 sums.
 //
 // End: lane 4 g + t of a warp has sums of columns g and g + 8, rows 8 i + 2 t and 8 i + 2 t + 1; it stores them as
 // tile[row][column], in 4 bytes: with kPitch = 4 modulo 16 the lanes meet 32 banks. A warp then finishes 64 columns of
-// one row of four, two neighbouring columns a lane: what it stores is consecutive. Terms of columns are read ahead of the
-// wait.
+// one row of four, two neighbouring columns a lane: what it stores is consecutive. Terms of columns are read ahead of
+// the wait for the work before.
 //
-// Grid (ceil(tiles / across) across splits) in clusters of (across splits), 288 threads. Shared memory: the ring and its
-// barriers.
+// Grid (ceil(tiles / across) across splits) in clusters of (across splits), 288 threads. Shared memory: the ring and
+// its barriers.
 // Bytes: (columns depth + rows depth + rows columns + the epilogue's) x sizeof(T), each operand counted once.
 // FLOPs: 2 rows columns depth.
 // Alignment: columns and depth multiples of 8; all buffers 16 bytes.
@@ -191,45 +192,52 @@ DEVICE void skinny(const TensorMap& x, const TensorMap& weights, const typename 
             }
         }
     }
+    // Rows are dealt to four pairs of warps of each part in turn. What belongs to the first ones comes while the
+    // cluster meets, what belongs to others ahead of their sums.
+    const uint32_t stride = kReaders / 2 * splits;
+    const bool finishes = warp < kReaders && column < columns;
+    uint32_t first = split * (kReaders / 2) + warp / 2;
+    // Instead of rows past the end the first, whose output is this thread's own.
+    const auto row_of = [&](uint32_t i) { return first + i * stride < rows ? first + i * stride : first; };
+    decltype(Epilogue::row_terms(output, 0u)) row_terms[kRowsAtOnce];
+    decltype(Epilogue::pair_terms(output, row_terms[0], 0u)) pair_terms[kRowsAtOnce];
+    const auto read_terms = [&] {
+#pragma unroll
+        for (uint32_t i = 0; i < kRowsAtOnce; i++) row_terms[i] = Epilogue::row_terms(output, row_of(i));
+#pragma unroll
+        for (uint32_t i = 0; i < kRowsAtOnce; i++) {
+            pair_terms[i] = Epilogue::pair_terms(output, row_terms[i], column);
+        }
+    };
     cluster_arrive();
+    if (finishes && first < rows) read_terms();
+    warp_sync();
     cluster_wait();
 
-    // Rows are dealt to four pairs of warps of each part in turn.
-    if (warp < kReaders && column < columns) {
-        const uint32_t stride = kReaders / 2 * splits;
-        for (uint32_t first = split * (kReaders / 2) + warp / 2; first < rows; first += kRowsAtOnce * stride) {
-            // Instead of rows past the end the first, whose output is this thread's own.
-            const auto row_of = [&](uint32_t i) { return first + i * stride < rows ? first + i * stride : first; };
-            decltype(Epilogue::row_terms(output, 0u)) row_terms[kRowsAtOnce];
-            decltype(Epilogue::pair_terms(output, row_terms[0], 0u)) pair_terms[kRowsAtOnce];
-            float pairs[kRowsAtOnce][2] = {};
-#pragma unroll
-            for (uint32_t i = 0; i < kRowsAtOnce; i++) row_terms[i] = Epilogue::row_terms(output, row_of(i));
+    while (finishes && first < rows) {
+        float pairs[kRowsAtOnce][2] = {};
+        for (uint32_t part = 0; part < splits; part++) {
+            const uint32_t from = cluster_address(ring, part * across + side) + own_column * 4;
+            uint32_t loaded[kRowsAtOnce][2];
 #pragma unroll
             for (uint32_t i = 0; i < kRowsAtOnce; i++) {
-                pair_terms[i] = Epilogue::pair_terms(output, row_terms[i], column);
-            }
-            for (uint32_t part = 0; part < splits; part++) {
-                const uint32_t from = cluster_address(ring, part * across + side) + own_column * 4;
-                uint32_t loaded[kRowsAtOnce][2];
-#pragma unroll
-                for (uint32_t i = 0; i < kRowsAtOnce; i++) {
-                    loaded[i][0] = load_cluster_4(from + row_of(i) * kPitch * 4);
-                    loaded[i][1] = load_cluster_4(from + row_of(i) * kPitch * 4 + 4);
-                }
-#pragma unroll
-                for (uint32_t i = 0; i < kRowsAtOnce; i++) {
-                    pairs[i][0] += __uint_as_float(loaded[i][0]);
-                    pairs[i][1] += __uint_as_float(loaded[i][1]);
-                }
+                loaded[i][0] = load_cluster_4(from + row_of(i) * kPitch * 4);
+                loaded[i][1] = load_cluster_4(from + row_of(i) * kPitch * 4 + 4);
             }
 #pragma unroll
             for (uint32_t i = 0; i < kRowsAtOnce; i++) {
-                if (first + i * stride >= rows) continue;
-                Epilogue::template apply<T>(pairs[i], column_terms, pair_terms[i]);
-                store_pair<T>(Epilogue::place(output, row_terms[i], column), pairs[i]);
+                pairs[i][0] += __uint_as_float(loaded[i][0]);
+                pairs[i][1] += __uint_as_float(loaded[i][1]);
             }
         }
+#pragma unroll
+        for (uint32_t i = 0; i < kRowsAtOnce; i++) {
+            if (first + i * stride >= rows) continue;
+            Epilogue::template apply<T>(pairs[i], column_terms, pair_terms[i]);
+            store_pair<T>(Epilogue::place(output, row_terms[i], column), pairs[i]);
+        }
+        first += kRowsAtOnce * stride;
+        if (first < rows) read_terms();
     }
     // No block may end while others read its sums.
     warp_sync();
@@ -237,7 +245,8 @@ DEVICE void skinny(const TensorMap& x, const TensorMap& weights, const typename 
     cluster_wait();
 }
 
-// One kernel for each epilogue, type and number of rows; the launcher picks the last, and how many blocks a cluster has.
+// One kernel for each epilogue, type and number of rows; the launcher picks the last, and how many blocks a cluster
+// has.
 #define SKINNY_KERNEL(name, Epilogue, FORM, T, Shape)                                                           \
     KERNEL(name, kThreads, Shape::kBlocks)                                                                      \
     (const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weights, FORM##_PARAMETERS(T),      \

@@ -25,8 +25,8 @@ fn where_it_runs(test: &str, body: impl Fn(&Bench)) {
     });
 }
 
-/// Rows, columns, depth, parts of k, tiles of a cluster. Each kernel full and not; one tile, several, an odd number side
-/// by side; depths with a tail, of whole chunks, and parts of unequal length; clusters of 1 to 8 blocks.
+/// Rows, columns, depth, parts of k, tiles of a cluster. Each kernel full and not; one tile, several, an odd number
+/// side by side; depths with a tail, of whole chunks, and parts of unequal length; clusters of 1 to 8 blocks.
 const SIZES: [(usize, usize, usize, u32, u32); 8] = [
     (17, 264, 72, 1, 2),
     (33, 264, 512, 4, 2),
@@ -110,8 +110,8 @@ device_test! {
     }
 }
 
-/// Within one kernel, and with as many parts of k, a row has the same bits beside any other rows, and whatever its place
-/// and the tiles of a cluster are.
+/// Within one kernel, and with as many parts of k, a row has the same bits beside any other rows, and whatever its
+/// place and the tiles of a cluster are.
 fn invariant<T: Half>(bench: &Bench, case: &Case<T>, batch: Batch) {
     let projection = Projection::<T>::load(bench.device(), Epilogue::Bias).unwrap();
     let operands = case.upload(bench);
@@ -167,7 +167,8 @@ device_test! {
             let device = bench.device().properties();
             if !runs_on(device) {
                 let found = device.compute_capability;
-                let expected = format!("gemm: compute capability is {found}, expected 9.0, and kernels that were built for it");
+                let expected = "expected 9.0, and kernels that were built for it";
+                let expected = format!("gemm: compute capability is {found}, {expected}");
                 assert_eq!(refused(Batch::Rows128, 1, 1), expected);
                 return;
             }

@@ -102,9 +102,9 @@ pub struct Plan {
 impl Plan {
     /// The plan of a product on a device of `multiprocessors`.
     ///
-    /// Blocks are equal and share the memory's bandwidth, so it takes no more of them than multiprocessors to use it all,
-    /// and up to twice as many run at one time. So there are as many parts, 1, 2, 4 or 8, as make a block for seven of
-    /// eight multiprocessors; their number at most doubles by it, which is at one time too.
+    /// Blocks are equal and share the memory's bandwidth, so it takes no more of them than multiprocessors to use it
+    /// all, and up to twice as many run at one time. So there are as many parts, 1, 2, 4 or 8, as make a block for
+    /// seven of eight multiprocessors; their number at most doubles by it, which is at one time too.
     pub fn choose(multiprocessors: u32, shape: ProductShape) -> Plan {
         let ProductShape { rows, columns, depth } = shape;
         let (tiles, chunks) = (columns.div_ceil(COLUMNS), depth.div_ceil(DEPTH));
@@ -135,8 +135,8 @@ impl Plan {
 /// Begins a kernel's arguments with the maps of its operands, whose lengths are those of `shape`, which has no zero.
 ///
 /// # Errors
-/// [`CudaError::Operand`] for more rows than the kernel's, parts that are not 1 to 8 or more than there are chunks of k,
-/// tiles that are not 1 or 2, and a cluster of more than 8 blocks; those of [`TensorMap::input`].
+/// [`CudaError::Operand`] for more rows than the kernel's, parts that are not 1 to 8 or more than there are chunks of
+/// k, tiles that are not 1 or 2, and a cluster of more than 8 blocks; those of [`TensorMap::input`].
 pub(super) fn operands<T: Element>(
     plan: Plan,
     shape: ProductShape,

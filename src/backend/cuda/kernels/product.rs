@@ -1,5 +1,5 @@
-//! Products of activations with weight matrices, the one front door to `gemv`, `skinny` and `gemm`: [`Projection`] for a
-//! matrix with a bias and what follows it, [`QkvProjection`] for the fused query, key and value weights with rotation
+//! Products of activations with weight matrices, the one front door to `gemv`, `skinny` and `gemm`: [`Projection`] for
+//! a matrix with a bias and what follows it, [`QkvProjection`] for the fused query, key and value weights with rotation
 //! and the write into the cache, [`Head`] for logits. Up to [`gemv::MOST_ROWS`] rows go to `gemv`, up to
 //! [`gemm_skinny_sm90::MOST_ROWS`], where the device runs it, to `skinny`, more to `gemm`, and with
 //! [`Arithmetic::BatchInvariant`] all to `gemm`; nothing of a launch depends on values in device memory, so that it can
