@@ -7,6 +7,7 @@ mod product;
 use common::{Bench, Half};
 use half::{bf16, f16};
 use product::{Case, EPILOGUES, Padding, QkvCase, refusal};
+use rigel::backend::Arithmetic;
 use rigel::backend::cuda::kernels::BiasTerm;
 use rigel::backend::cuda::kernels::gemm::{Limits, Plan, Tile};
 use rigel::backend::cuda::kernels::product::{
@@ -172,7 +173,7 @@ device_test! {
 
 device_test! {
     fn products_follow_each_other_without_waiting_and_replay_as_a_graph() {
-        common::on_every_schedule(|bench| product::an_mlp_is_the_same_however_launched(bench, 37));
+        common::on_every_schedule(|bench| product::an_mlp_is_the_same_however_launched(bench, 37, Arithmetic::BatchInvariant));
     }
 }
 
@@ -268,15 +269,19 @@ device_test! {
 /// The front door's own choice, at the sizes where it changes.
 #[test]
 fn more_rows_than_gemv_takes_go_to_gemm() {
-    let properties = rigel::backend::cuda::Properties {
+    let properties = |major, minor| rigel::backend::cuda::Properties {
         name: String::new(),
-        compute_capability: rigel::backend::cuda::ComputeCapability { major: 9, minor: 0 },
+        compute_capability: rigel::backend::cuda::ComputeCapability { major, minor },
         multiprocessors: 132,
         shared_bytes: 227 << 10,
         l2_bytes: 0,
         memory_bytes: 0,
     };
-    let path = |rows| Path::choose(&properties, ProductShape { rows, columns: 6144, depth: 6144 });
+    let path = |rows| Path::choose(&properties(8, 0), ProductShape { rows, columns: 6144, depth: 6144 });
     assert_eq!((path(1), path(16)), (Path::Gemv, Path::Gemv));
     assert!(matches!(path(17), Path::Gemm(_)));
+    // In batch-invariant arithmetic everywhere.
+    let shape = ProductShape { rows: 17, columns: 6144, depth: 6144 };
+    let path = Path::choose_for(Arithmetic::BatchInvariant, &properties(9, 0), shape);
+    assert!(matches!(path, Path::Gemm(_)), "{path:?}");
 }

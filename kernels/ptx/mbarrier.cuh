@@ -49,8 +49,8 @@ DEVICE void mbarrier_arrive_cluster(uint32_t barrier) {
     interpreter::mbarrier_arrive_cluster(barrier);
 #endif
 }
-// The same, and releases nothing, which spares a fence of the whole device: for who has but read what copies brought,
-// and waited for those reads.
+// The same, and releases nothing, which spares a fence of the whole device: for who has but read what copies brought, and
+// waited for those reads.
 DEVICE void mbarrier_arrive_cluster_relaxed(uint32_t barrier) {
 #if ON_GPU
     asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");

@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 use half::bf16;
+use rigel::backend::Arithmetic;
 use rigel::backend::cuda::kernels::BiasTerm;
 use rigel::backend::cuda::kernels::product::{
     Epilogue, Head, Path, ProductInputs, ProductShape, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
@@ -321,13 +322,13 @@ pub fn refusal(result: Result<(), CudaError>) -> String {
 }
 
 /// x -> hidden (GELU) -> added to x: an MLP of `rows` rows, three times over, with nothing between the launches.
-pub fn an_mlp_is_the_same_however_launched(bench: &Bench, rows: usize) {
+pub fn an_mlp_is_the_same_however_launched(bench: &Bench, rows: usize, arithmetic: Arithmetic) {
     let up = ProductShape { rows, columns: 256, depth: 64 };
     let down = ProductShape { rows, columns: 64, depth: 256 };
     let (up_case, down_case) =
         (Case::<bf16>::new(up, BiasTerm::Present, 1), Case::<bf16>::new(down, BiasTerm::Present, 2));
-    let gelu = Projection::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
-    let add = Projection::<bf16>::load(bench.device(), Epilogue::BiasResidual).unwrap();
+    let load = |epilogue| Projection::<bf16>::load(bench.device(), epilogue).unwrap().with(arithmetic);
+    let (gelu, add) = (load(Epilogue::BiasGelu), load(Epilogue::BiasResidual));
     let (up_operands, down_operands) = (up_case.upload(bench), down_case.upload(bench));
     let mut hidden = bench.poisoned::<bf16>(rows * 256);
     bench.assert_same_however_launched(&up_case.x, |x| {

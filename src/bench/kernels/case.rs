@@ -328,6 +328,10 @@ impl Case {
     fn path(&self, device: &Properties) -> Option<String> {
         let product = |shape: ProductShape| match Path::choose(device, shape) {
             Path::Gemv => None,
+            Path::Skinny(plan) => {
+                let (rows, splits) = (plan.batch.rows(), plan.splits);
+                Some(format!("skinny, {rows} rows, {splits} parts of k"))
+            }
             Path::Gemm(plan) => {
                 let (rows, columns) = (plan.tile.rows(), plan.tile.columns());
                 Some(format!("tiles {rows}x{columns}, {} stages", plan.stages))

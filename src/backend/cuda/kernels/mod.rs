@@ -1,5 +1,5 @@
-//! One launcher for each `kernels/*.cu`, and [`product`] in front of `gemv` and `gemm`: it checks shapes and alignment,
-//! picks the kernel and the grid, and declares what the launch must move and compute.
+//! One launcher for each `kernels/*.cu`, and [`product`] in front of those of matrix products: it checks shapes and
+//! alignment, picks the kernel and the grid, and declares what the launch must move and compute.
 //!
 //! A launcher is a value that holds the loaded kernels of one element type; each call gives one launch to a stream and
 //! returns before it has run. Buffers must live until then ([`Buffer`](super::Buffer)).
@@ -10,6 +10,7 @@ pub mod attention_prefill;
 pub mod ceilings;
 pub mod embed;
 pub mod gemm;
+pub mod gemm_skinny_sm90;
 pub mod gemm_sm90;
 pub mod gemv;
 pub mod gemv_normed;

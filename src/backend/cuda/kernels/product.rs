@@ -1,9 +1,9 @@
-//! Products of activations with weight matrices, the one front door to `gemv` and `gemm`: [`Projection`] for a matrix
-//! with a bias and what follows it, [`QkvProjection`] for the fused query, key and value weights with rotation and the
-//! write into the cache, [`Head`] for logits. Up to [`gemv::MOST_ROWS`] rows go to `gemv`, more to `gemm_sm80`, and
-//! from [`LEAST_SM90_ROWS`] on, where the device runs it, to `gemm_sm90`; with [`Arithmetic::BatchInvariant`] all go to
-//! `gemm_sm80`. Nothing of a launch depends on values in device memory, so that it can be recorded once for its number
-//! of rows.
+//! Products of activations with weight matrices, the one front door to `gemv`, `gemm_skinny_sm90`, `gemm_sm90` and
+//! `gemm_sm80`: [`Projection`] for a matrix with a bias and what follows it, [`QkvProjection`] for the fused query, key and
+//! value weights with rotation and the write into the cache, [`Head`] for logits. Up to [`gemv::MOST_ROWS`] rows go to
+//! `gemv`; on a Hopper up to [`gemm_skinny_sm90::MOST_ROWS`] to `gemm_skinny_sm90` and more to `gemm_sm90`; elsewhere, and
+//! with [`Arithmetic::BatchInvariant`] all, to `gemm_sm80`. Nothing of a launch depends on values in device memory, so
+//! that it can be recorded once for its number of rows.
 //!
 //! Every epilogue has one definition for all, in `kernels/common/epilogue.cuh`.
 
@@ -16,6 +16,7 @@ use super::super::launch::Arguments;
 use super::super::stream::Stream;
 use super::super::work::Work;
 use super::gemm::{Gemm, Plan};
+use super::gemm_skinny_sm90::{self, Skinny};
 use super::gemm_sm90::GemmSm90;
 use super::gemv::{self, Gemv};
 use super::{BiasTerm, Check, Element, VECTOR, gemm, gemm_sm90};
@@ -23,10 +24,6 @@ use crate::backend::Arithmetic;
 
 /// The longest sum: the kernels count k in 32 bits, some steps beyond the end.
 pub const MOST_DEPTH: usize = i32::MAX as usize & !(VECTOR - 1);
-
-/// From so many rows on `gemm_sm90` is the faster where it runs: its tiles have 128 rows, those of `gemm_sm80` 64 and
-/// 32 too.
-pub const LEAST_SM90_ROWS: usize = 65;
 
 /// The epilogues of [`Head`] and of [`QkvProjection`] in the names of kernels.
 pub const LOGITS: &str = "logits";
@@ -99,6 +96,8 @@ impl ProductShape {
 pub enum Path {
     /// `gemv`, for up to [`gemv::MOST_ROWS`] rows.
     Gemv,
+    /// `gemm_skinny_sm90`, for up to [`gemm_skinny_sm90::MOST_ROWS`] rows, where [`gemm_skinny_sm90::runs_on`] says so.
+    Skinny(gemm_skinny_sm90::Plan),
     /// `gemm_sm80`, for any number.
     Gemm(Plan),
     /// `gemm_sm90`, for any number, where [`gemm_sm90::runs_on`] says so.
@@ -112,11 +111,14 @@ impl Path {
     }
 
     /// The fastest path that `arithmetic` allows. `gemm_sm80` gives a row the same bits by any plan and beside any
-    /// number of rows; `gemv` does too, but others, and so does `gemm_sm90`.
+    /// number of rows; `gemv`, `gemm_sm90` and each kernel of `gemm_skinny_sm90` do too, but others.
     pub fn choose_for(arithmetic: Arithmetic, device: &Properties, shape: ProductShape) -> Path {
         match arithmetic {
             Arithmetic::Fastest if shape.rows <= gemv::MOST_ROWS => Path::Gemv,
-            Arithmetic::Fastest if shape.rows >= LEAST_SM90_ROWS && gemm_sm90::runs_on(device) => {
+            Arithmetic::Fastest if shape.rows <= gemm_skinny_sm90::MOST_ROWS && gemm_skinny_sm90::runs_on(device) => {
+                Path::Skinny(gemm_skinny_sm90::Plan::choose(device.multiprocessors, shape))
+            }
+            Arithmetic::Fastest if gemm_sm90::runs_on(device) => {
                 Path::GemmSm90(gemm_sm90::Plan::choose(device.multiprocessors, shape))
             }
             Arithmetic::Fastest | Arithmetic::BatchInvariant => Path::Gemm(Plan::choose(device.into(), shape)),
@@ -132,6 +134,7 @@ impl Path {
     pub fn kernel_name(self, epilogue: &str, element: &str, rows: usize) -> String {
         match self {
             Path::Gemv => gemv::kernel_name(epilogue, element, rows),
+            Path::Skinny(plan) => plan.kernel_name(epilogue, element),
             Path::Gemm(plan) => plan.tile.kernel_name(epilogue, element),
             Path::GemmSm90(plan) => plan.tile.kernel_name(epilogue, element),
         }
@@ -140,6 +143,7 @@ impl Path {
     fn check(self) -> Check {
         match self {
             Path::Gemv => gemv::CHECK,
+            Path::Skinny(_) => gemm_skinny_sm90::CHECK,
             Path::Gemm(_) => gemm::CHECK,
             Path::GemmSm90(_) => gemm_sm90::CHECK,
         }
@@ -160,6 +164,8 @@ pub struct ProductInputs<'a, T> {
 /// The kernels of one epilogue and element type.
 struct Product<T> {
     gemv: Gemv,
+    /// Where it runs.
+    skinny: Option<Skinny>,
     gemm: Gemm,
     /// Where it runs.
     gemm_sm90: Option<GemmSm90>,
@@ -176,7 +182,11 @@ pub(super) struct Sizes {
 
 impl Sizes {
     fn of(check: Check, path: Path, shape: ProductShape) -> Result<Sizes, CudaError> {
-        let most_rows = if path == Path::Gemv { gemv::MOST_ROWS } else { i32::MAX as usize };
+        let most_rows = match path {
+            Path::Gemv => gemv::MOST_ROWS,
+            Path::Skinny(plan) => plan.batch.rows(),
+            Path::Gemm(_) | Path::GemmSm90(_) => i32::MAX as usize,
+        };
         Sizes::up_to(check, most_rows, shape)
     }
 
@@ -196,9 +206,10 @@ impl Sizes {
 impl<T: Element> Product<T> {
     fn load(device: &Device, epilogue: &str) -> Result<Product<T>, CudaError> {
         let gemv = Gemv::load(device, epilogue, T::NAME)?;
+        let skinny = Skinny::load(device, epilogue, T::NAME)?;
         let gemm = Gemm::load(device, epilogue, T::NAME)?;
         let gemm_sm90 = GemmSm90::load(device, epilogue, T::NAME)?;
-        Ok(Product { gemv, gemm, gemm_sm90, arithmetic: Arithmetic::default(), element: PhantomData })
+        Ok(Product { gemv, skinny, gemm, gemm_sm90, arithmetic: Arithmetic::default(), element: PhantomData })
     }
 
     fn path(&self, stream: &Stream, shape: ProductShape) -> Path {
@@ -217,6 +228,14 @@ impl<T: Element> Product<T> {
         match path {
             // SAFETY: the caller's promise.
             Path::Gemv => unsafe { self.gemv.launch(stream, shape, &arguments) },
+            Path::Skinny(plan) => {
+                let Some(kernels) = &self.skinny else {
+                    let found = stream.device().properties().compute_capability;
+                    return path.check().fail("compute capability", found, "9.0, and kernels that were built for it");
+                };
+                // SAFETY: the caller's promise.
+                unsafe { kernels.launch(stream, plan, shape, arguments) }
+            }
             // SAFETY: the caller's promise.
             Path::Gemm(plan) => unsafe { self.gemm.launch(stream, plan, shape, arguments) },
             Path::GemmSm90(plan) => {
@@ -256,6 +275,7 @@ fn operands<T: Element>(
 ) -> Result<Arguments, CudaError> {
     match path {
         Path::Gemv | Path::Gemm(_) => Ok(Arguments::new().input(inputs.x).input(inputs.weights)),
+        Path::Skinny(plan) => gemm_skinny_sm90::operands(plan, shape, inputs),
         Path::GemmSm90(plan) => gemm_sm90::operands(plan, shape, inputs, matrix),
     }
 }
@@ -296,9 +316,10 @@ impl<T: Element> Projection<T> {
     /// The same by a given path.
     ///
     /// # Errors
-    /// As for [`Projection::launch`], and for more than [`gemv::MOST_ROWS`] rows by [`Path::Gemv`], stages that are not
-    /// 3, 4, 6 or 8, a group of no row of tiles or more than there are, clusters that are none or more than there are
-    /// tiles for, or not of 1 or 2 blocks, and [`Path::GemmSm90`] on a device that does not run it;
+    /// As for [`Projection::launch`], and for more than [`gemv::MOST_ROWS`] rows by [`Path::Gemv`]; by [`Path::Gemm`]
+    /// for stages that are not 3, 4, 6 or 8, or a group of no row of tiles or more than there are; by [`Path::Skinny`]
+    /// for more rows than the kernel's, or parts and tiles that are no cluster; by [`Path::GemmSm90`] for clusters that
+    /// are none or more than there are tiles for, or not of 1 or 2 blocks; by both on a device that does not run them;
     /// [`CudaError::LaunchLimit`] for stages that do not fit into shared memory.
     pub fn launch_by(
         &self,

@@ -1,0 +1,199 @@
+//! The skinny product of compute capability 9.0 against float64 loops: its four kernels, parts of k, clusters.
+
+mod common;
+#[path = "common/product.rs"]
+mod product;
+
+use common::{Bench, Half};
+use half::{bf16, f16};
+use product::{Case, EPILOGUES, Padding, QkvCase, refusal};
+use rigel::backend::Arithmetic;
+use rigel::backend::cuda::kernels::BiasTerm;
+use rigel::backend::cuda::kernels::gemm_skinny_sm90::{Batch, MOST_ROWS, Plan, runs_on};
+use rigel::backend::cuda::kernels::product::{
+    Epilogue, Head, Path, ProductInputs, ProductShape, Projection, QkvProjection, QkvShape,
+};
+
+/// Calls `body` under every schedule whose device runs the kernels; on others says that it does not.
+fn where_it_runs(test: &str, body: impl Fn(&Bench)) {
+    common::on_every_schedule(|bench| {
+        let device = bench.device().properties();
+        match runs_on(device) {
+            true => body(bench),
+            false => println!("{test}: skipped on compute capability {}", device.compute_capability),
+        }
+    });
+}
+
+/// Rows, columns, depth, parts of k, tiles of a cluster. Each kernel full and not; one tile, several, an odd number
+/// side by side; depths with a tail, of whole chunks, and parts of unequal length; clusters of 1 to 8 blocks.
+const SIZES: [(usize, usize, usize, u32, u32); 8] = [
+    (17, 264, 72, 1, 2),
+    (33, 264, 512, 4, 2),
+    (64, 136, 1032, 8, 1),
+    (100, 264, 512, 2, 2),
+    (128, 8, 1032, 3, 1),
+    (150, 136, 136, 1, 2),
+    (256, 264, 72, 2, 1),
+    (64, 1032, 72, 1, 1),
+];
+
+fn skinny(rows: usize, splits: u32, across: u32) -> Path {
+    Path::Skinny(Plan { batch: Batch::for_rows(rows), splits, across })
+}
+
+/// Cases made before the schedules, and how they are cut.
+fn cases<T: Half>() -> Vec<(Path, Case<T>)> {
+    let sizes = SIZES.into_iter().enumerate();
+    sizes
+        .map(|(index, (rows, columns, depth, splits, across))| {
+            let bias = if index % 4 == 3 { BiasTerm::Absent } else { BiasTerm::Present };
+            let shape = ProductShape { rows, columns, depth };
+            (skinny(rows, splits, across), Case::new(shape, bias, index as u64))
+        })
+        .collect()
+}
+
+/// Half of the epilogues with half of the cases: over two element types of different `turn`, all with all.
+fn multiplies<T: Half>(bench: &Bench, cases: &[(Path, Case<T>)], turn: usize) {
+    let half = |of_epilogue: usize| {
+        let cases = cases.iter().enumerate();
+        cases.filter(move |(index, _)| (index + of_epilogue + turn).is_multiple_of(2)).map(|(_, case)| case)
+    };
+    for (number, epilogue) in EPILOGUES.into_iter().enumerate() {
+        let projection = Projection::<T>::load(bench.device(), epilogue).unwrap();
+        half(number).for_each(|(path, case)| case.check(bench, &projection, epilogue, *path));
+    }
+    let head = Head::<T>::load(bench.device()).unwrap();
+    half(EPILOGUES.len()).for_each(|(path, case)| case.check_logits(bench, &head, *path));
+}
+
+device_test! {
+    fn products_in_bf16_agree_with_float64() {
+        let cases = cases::<bf16>();
+        where_it_runs("products_in_bf16_agree_with_float64", |bench| multiplies(bench, &cases, 0));
+    }
+}
+
+device_test! {
+    fn products_in_f16_agree_with_float64() {
+        let cases = cases::<f16>();
+        where_it_runs("products_in_f16_agree_with_float64", |bench| multiplies(bench, &cases, 1));
+    }
+}
+
+/// Rows, depth, heads, key heads, elements of a head, slots of a page; parts of k, tiles of a cluster.
+const QKV: [((usize, usize, usize, usize, usize, usize), u32, u32); 3] =
+    [((17, 264, 9, 1, 64, 16), 2, 2), ((65, 72, 2, 1, 128, 64), 1, 2), ((130, 136, 1, 1, 128, 128), 3, 1)];
+
+fn qkv_cases<T: Half>() -> Vec<(Path, QkvCase<T>)> {
+    let cases = QKV.into_iter().enumerate();
+    cases
+        .map(|(index, ((rows, depth, heads, kv_heads, head_dim, page_size), splits, across))| {
+            let shape = QkvShape { rows, depth, heads, kv_heads, head_dim, page_size };
+            let bias = if index == 2 { BiasTerm::Absent } else { BiasTerm::Present };
+            let padding = if index == 1 { Padding::LastRows } else { Padding::None };
+            (skinny(rows, splits, across), QkvCase::new(shape, bias, padding, index as u64))
+        })
+        .collect()
+}
+
+device_test! {
+    fn queries_are_rotated_and_keys_and_values_cached() {
+        let (first, second) = (qkv_cases::<bf16>(), qkv_cases::<f16>());
+        where_it_runs("queries_are_rotated_and_keys_and_values_cached", |bench| {
+            let projection = QkvProjection::<bf16>::load(bench.device()).unwrap();
+            first.iter().for_each(|(path, case)| case.check(bench, &projection, *path));
+            let projection = QkvProjection::<f16>::load(bench.device()).unwrap();
+            second.iter().for_each(|(path, case)| case.check(bench, &projection, *path));
+        });
+    }
+}
+
+/// Within one kernel, and with as many parts of k, a row has the same bits beside any other rows, and whatever its
+/// place and the tiles of a cluster are.
+fn invariant<T: Half>(bench: &Bench, case: &Case<T>, batch: Batch) {
+    let projection = Projection::<T>::load(bench.device(), Epilogue::Bias).unwrap();
+    let operands = case.upload(bench);
+    let ProductShape { columns, depth, rows: all_rows } = case.shape;
+    let compute = |first: usize, rows: usize, across: u32| -> Vec<u16> {
+        let shape = ProductShape { rows, ..case.shape };
+        let x = bench.upload(&case.x[first * depth..(first + rows) * depth]);
+        let mut out = bench.poisoned::<T>(rows * columns);
+        let inputs = ProductInputs { x: x.view(), ..operands.inputs() };
+        let path = Path::Skinny(Plan { batch, splits: 3, across });
+        projection.launch_by(path, &bench.stream, shape, inputs, out.view_mut()).unwrap();
+        bench.download(out.view()).into_iter().map(|value| bytemuck::cast(value)).collect()
+    };
+    let all = compute(0, all_rows, 1);
+    for (first, rows) in [(0, 1), (all_rows - 17, 17), (5, all_rows - 9)] {
+        let range = first * columns..(first + rows) * columns;
+        assert!(compute(first, rows, 2) == all[range], "{} {batch:?}, rows {first}, {rows} of them", T::NAME);
+    }
+}
+
+device_test! {
+    fn a_row_has_the_same_bits_with_any_rows_beside_it() {
+        let shape = ProductShape { rows: 50, columns: 136, depth: 200 };
+        let first = Case::<bf16>::new(shape, BiasTerm::Present, 5);
+        let second = Case::<f16>::new(ProductShape { rows: 130, ..shape }, BiasTerm::Present, 6);
+        where_it_runs("a_row_has_the_same_bits_with_any_rows_beside_it", |bench| {
+            invariant(bench, &first, Batch::Rows64);
+            invariant(bench, &second, Batch::Rows192);
+        });
+    }
+}
+
+device_test! {
+    fn products_follow_each_other_without_waiting_and_replay_as_a_graph() {
+        where_it_runs("products_follow_each_other_without_waiting_and_replay_as_a_graph", |bench| {
+            product::an_mlp_is_the_same_however_launched(bench, 37, Arithmetic::Fastest);
+        });
+    }
+}
+
+device_test! {
+    fn plans_that_no_kernel_takes_are_refused_by_name() {
+        let shape = ProductShape { rows: 65, columns: 24, depth: 520 };
+        let case = Case::<bf16>::new(shape, BiasTerm::Present, 3);
+        common::on_every_schedule(|bench| {
+            let projection = Projection::<bf16>::load(bench.device(), Epilogue::Bias).unwrap();
+            let operands = case.upload(bench);
+            let mut out = case.output(bench, Epilogue::Bias);
+            let mut refused = |batch, splits, across| {
+                let path = Path::Skinny(Plan { batch, splits, across });
+                refusal(projection.launch_by(path, &bench.stream, shape, operands.inputs(), out.view_mut()))
+            };
+            let device = bench.device().properties();
+            if !runs_on(device) {
+                let found = device.compute_capability;
+                let expected = "expected 9.0, and kernels that were built for it";
+                let expected = format!("gemm: compute capability is {found}, {expected}");
+                assert_eq!(refused(Batch::Rows128, 1, 1), expected);
+                return;
+            }
+            assert_eq!(refused(Batch::Rows64, 1, 1), "gemm: rows is 65, expected 1 to 64");
+            assert_eq!(refused(Batch::Rows128, 0, 1), "gemm: parts of k is 0, expected 1 to 8");
+            assert_eq!(refused(Batch::Rows128, 9, 1), "gemm: parts of k is 9, expected 1 to 8");
+            assert_eq!(refused(Batch::Rows128, 1, 3), "gemm: tiles of a cluster is 3, expected 1 to 2");
+            assert_eq!(refused(Batch::Rows128, 5, 2), "gemm: blocks of a cluster is 10, expected 1 to 8");
+        });
+    }
+}
+
+device_test! {
+    fn it_is_chosen_from_17_rows_to_256_where_it_runs() {
+        common::on_every_schedule(|bench| {
+            let device = bench.device().properties();
+            let is_skinny = |rows, arithmetic| {
+                let path = Path::choose_for(arithmetic, device, ProductShape { rows, columns: 6144, depth: 6144 });
+                matches!(path, Path::Skinny(_))
+            };
+            for rows in [1, 16, 17, 64, MOST_ROWS, MOST_ROWS + 1, 4096] {
+                let expected = runs_on(device) && (17..=MOST_ROWS).contains(&rows);
+                assert_eq!(is_skinny(rows, Arithmetic::Fastest), expected, "{rows} rows");
+                assert!(!is_skinny(rows, Arithmetic::BatchInvariant), "{rows} rows");
+            }
+        });
+    }
+}
