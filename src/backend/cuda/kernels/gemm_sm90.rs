@@ -102,9 +102,11 @@ impl Plan {
     /// The plan of a product: tile and cluster of the least estimated time; of equals those that compute least past the
     /// output's ends, then the widest, then in clusters.
     pub fn choose(multiprocessors: u32, shape: ProductShape) -> Plan {
-        let all = Tile::ALL.into_iter().flat_map(|tile| [2, 1].map(|cluster| (tile, cluster)));
+        // With one row of tiles the second block of a cluster would have nothing to do.
+        let clusters = if shape.rows > ROWS as usize { &[2, 1][..] } else { &[1] };
+        let all = Tile::ALL.into_iter().flat_map(|tile| clusters.iter().map(move |cluster| (tile, *cluster)));
         let best = all.min_by_key(|(tile, cluster)| cost(*tile, *cluster, multiprocessors, shape));
-        let (tile, cluster) = best.unwrap_or((Tile::Columns256, 1)); // there are eight
+        let (tile, cluster) = best.unwrap_or((Tile::Columns256, 1)); // there are four or eight
         Plan::with_tile(multiprocessors, shape, tile, cluster)
     }
 
