@@ -83,17 +83,17 @@ device_test! {
 }
 
 /// Rows, depth, heads, key heads, elements of a head, slots of a page; parts of k, tiles of a cluster.
-const QKV: [((usize, usize, usize, usize, usize, usize), u32, u32); 3] =
-    [((17, 264, 9, 1, 64, 16), 2, 2), ((65, 72, 2, 1, 128, 64), 1, 2), ((130, 136, 1, 1, 128, 128), 3, 1)];
+const QKV: [[usize; 8]; 3] =
+    [[17, 264, 9, 1, 64, 16, 2, 2], [65, 72, 2, 1, 128, 64, 1, 2], [130, 136, 1, 1, 128, 128, 3, 1]];
 
 fn qkv_cases<T: Half>() -> Vec<(Path, QkvCase<T>)> {
     let cases = QKV.into_iter().enumerate();
     cases
-        .map(|(index, ((rows, depth, heads, kv_heads, head_dim, page_size), splits, across))| {
+        .map(|(index, [rows, depth, heads, kv_heads, head_dim, page_size, splits, across])| {
             let shape = QkvShape { rows, depth, heads, kv_heads, head_dim, page_size };
             let bias = if index == 2 { BiasTerm::Absent } else { BiasTerm::Present };
             let padding = if index == 1 { Padding::LastRows } else { Padding::None };
-            (skinny(rows, splits, across), QkvCase::new(shape, bias, padding, index as u64))
+            (skinny(rows, splits as u32, across as u32), QkvCase::new(shape, bias, padding, index as u64))
         })
         .collect()
 }
