@@ -1,20 +1,6 @@
 // targets: sm_80 compute_80 sm_90
 // Residual addition and normalisation of rows, LayerNorm or RMSNorm, in one pass over memory.
-#include "common/reduce.cuh"
-#include "common/vector.cuh"
-#include "ptx/ptx.cuh"
-
-static constexpr uint32_t kMostThreads = 512;
-static constexpr uint32_t kVectors = 4;  // of a thread: width <= 512 x 4 x 8 = 16384
-
-// y = (x - mean(x)) / sqrt(var(x) + epsilon) weight + bias, var the biased variance, as torch.nn.LayerNorm.
-struct LayerNorm {
-    static constexpr bool kCentered = true;
-};
-// y = x / sqrt(mean(x^2) + epsilon) weight, as LlamaRMSNorm.
-struct RmsNorm {
-    static constexpr bool kCentered = false;
-};
+#include "common/norm.cuh"
 
 // x[r, :] = hidden[r, :] + delta[r, :], rounded to T, and written to `sum`; then out[r, :] = normalise(x[r, :]).
 // Where `delta` is null, x is `hidden` and `sum` is not touched. Where `gather` is given, out[r, :] is made of row
@@ -34,76 +20,54 @@ struct RmsNorm {
 // Shared memory: 2 x 16 floats.
 // Bytes: with delta 2 rows width T read and written, else 1; with gather 4 rows; and weight, bias once. FLOPs: about 8 an element.
 // Alignment: width a multiple of 8; all buffers 16 bytes.
-// Registers: at most 96 (norm_*)
+// Registers: at most 92 (norm_layer_bf16), 75 (norm_layer_f16 norm_rms_*)
 template <class Norm, class T>
 DEVICE void norm(const T* hidden, const T* delta, const uint32_t* gather, const T* weight, const T* bias, T* sum, T* out,
                  uint32_t width, uint32_t count, float epsilon) {
     SHARED_MEMORY(shared);
     float* const scratch = reinterpret_cast<float*>(shared);
     const size_t out_row = static_cast<size_t>(blockIdx.x) * width;
-    const float elements = static_cast<float>(count);
+    const RowPart part{blockDim.x};
 
     grid_dependency_launch();
-    uint4 scale[kVectors], shift[kVectors];
+    uint4 scale[kNormVectors], shift[kNormVectors];
 #pragma unroll
-    for (uint32_t v = 0; v < kVectors; v++) {
-        const uint32_t column = (v * blockDim.x + threadIdx.x) * kVector;
+    for (uint32_t v = 0; v < kNormVectors; v++) {
+        const uint32_t column = RowPart::column(part, v);
         scale[v] = column < width ? load_readonly_16(weight + column) : zero_vector();
         shift[v] = column < width && bias != nullptr ? load_readonly_16(bias + column) : zero_vector();
     }
     grid_dependency_wait();
     const size_t row = gather == nullptr ? out_row : static_cast<size_t>(load_global_4(gather + blockIdx.x)) * width;
 
-    float x[kVectors][kVector];
-    float total = 0.0f;
+    uint4 x[kNormVectors];
 #pragma unroll
-    for (uint32_t v = 0; v < kVectors; v++) {
-        const uint32_t column = (v * blockDim.x + threadIdx.x) * kVector;
-        uint4 packed = column < width ? load_global_16(hidden + row + column) : zero_vector();
-        unpack<T>(packed, x[v]);
+    for (uint32_t v = 0; v < kNormVectors; v++) {
+        const uint32_t column = RowPart::column(part, v);
+        x[v] = column < width ? load_global_16(hidden + row + column) : zero_vector();
         if (column < width && delta != nullptr) {
-            float added[kVector];
+            float before[kVector], added[kVector];
+            unpack<T>(x[v], before);
             unpack<T>(load_global_16(delta + row + column), added);
 #pragma unroll
-            for (uint32_t i = 0; i < kVector; i++) added[i] += x[v][i];
-            packed = pack<T>(added);
-            store_global_16(sum + row + column, packed);
-            unpack<T>(packed, x[v]);
-        }
-#pragma unroll
-        for (uint32_t i = 0; i < kVector; i++) total += x[v][i];
-    }
-    const float mean = Norm::kCentered ? block_sum(total, scratch) / elements : 0.0f;
-
-    float squares = 0.0f;
-#pragma unroll
-    for (uint32_t v = 0; v < kVectors; v++) {
-        const uint32_t column = (v * blockDim.x + threadIdx.x) * kVector;
-#pragma unroll
-        for (uint32_t i = 0; i < kVector; i++) {
-            const float difference = column + i < count ? x[v][i] - mean : 0.0f;
-            squares += difference * difference;
+            for (uint32_t i = 0; i < kVector; i++) added[i] += before[i];
+            x[v] = pack<T>(added);
+            store_global_16(sum + row + column, x[v]);
         }
     }
-    // Scratch of its own: no barrier between the two sums.
-    const float inverse = rsqrt_approx(block_sum(squares, scratch + kMostThreads / 32) / elements + epsilon);
-
+    const auto statistics = RowStatistics<Norm, T>::of(part, x, count, epsilon, scratch);
 #pragma unroll
-    for (uint32_t v = 0; v < kVectors; v++) {
-        const uint32_t column = (v * blockDim.x + threadIdx.x) * kVector;
+    for (uint32_t v = 0; v < kNormVectors; v++) {
+        const uint32_t column = RowPart::column(part, v);
         if (column < width) {
-            float scales[kVector], shifts[kVector], y[kVector];
-            unpack<T>(scale[v], scales);
-            unpack<T>(shift[v], shifts);
-#pragma unroll
-            for (uint32_t i = 0; i < kVector; i++) y[i] = (x[v][i] - mean) * inverse * scales[i] + shifts[i];
-            store_global_16(out + out_row + column, pack<T>(y));
+            const uint4 y = RowStatistics<Norm, T>::apply(statistics, x[v], scale[v], shift[v]);
+            store_global_16(out + out_row + column, y);
         }
     }
 }
 
 #define NORM_KERNEL(name, Norm, T)                                                                                 \
-    KERNEL(name, kMostThreads)                                                                                     \
+    KERNEL(name, kNormMostThreads)                                                                                     \
     (const T* hidden, const T* delta, const uint32_t* gather, const T* weight, const T* bias, T* sum, T* out,      \
      uint32_t width, uint32_t count, float epsilon) {                                                              \
         norm<Norm, T>(hidden, delta, gather, weight, bias, sum, out, width, count, epsilon);                       \

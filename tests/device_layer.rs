@@ -390,7 +390,7 @@ device_test! {
 
 /// Bytes of the parameters of every kernel of a file, as its launcher gives them.
 /// An entry is for those names of its file that begin with its prefix and with that of no entry before it.
-const PARAMETERS: [(&str, &str, &[usize]); 21] = [
+const PARAMETERS: [(&str, &str, &[usize]); 27] = [
     ("attention_decode", "attention_decode_merge_", &[8, 8, 8, 4, 4, 4]),
     ("attention_decode", "attention_decode_split_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4]),
     ("attention_ordered", "attention_ordered_merge_", &[8, 8, 8, 8, 4, 4, 4, 4]),
@@ -405,6 +405,16 @@ const PARAMETERS: [(&str, &str, &[usize]); 21] = [
     ("gemm_skinny_sm90", "skinny_bias_rope_kv_", &[128, 128, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4]),
     ("gemm_skinny_sm90", "skinny_logits_", &[128, 128, 8, 4, 4, 4, 4]),
     ("gemm_skinny_sm90", "skinny_bias_", &[128, 128, 8, 8, 4, 4, 4, 4]),
+    (
+        "gemv_normed",
+        "gemv_normed_bias_rope_kv_",
+        &[8, 8, 8, 8, 4, 4, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4],
+    ),
+    ("gemv_normed", "gemv_normed_bias_gelu_", &[8, 8, 8, 8, 4, 4, 8, 8, 8, 4, 4, 4]),
+    ("gemv_normed", "gemv_normed_logits_", &[8, 8, 8, 8, 4, 4, 8, 8, 4, 4, 4]),
+    ("gemm_sm90", "gemm_sm90_bias_rope_kv_", &[128, 128, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4]),
+    ("gemm_sm90", "gemm_sm90_logits_", &[128, 128, 8, 4, 4, 4, 4]),
+    ("gemm_sm90", "gemm_sm90_bias_", &[128, 128, 128, 8, 8, 4, 4, 4, 4]),
     ("gemv", "gemv_bias_rope_kv_", &[8, 8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4]),
     ("gemv", "gemv_logits_", &[8, 8, 8, 4, 4, 4]),
     ("gemv", "gemv_bias_", &[8, 8, 8, 8, 4, 4, 4]),

@@ -177,6 +177,7 @@ device_test! {
             let x = words(256);
             let swapped: Vec<u32> = (0..256).map(|i| x[i ^ 128]).collect();
             same("mbarrier_arrive_cluster", &pair("mbarrier_arrive_cluster").on(&x, 256, None), &swapped);
+            same("mbarrier_cluster_relaxed", &pair("mbarrier_cluster_relaxed").on(&x, 256, None), &x);
             let counted: Vec<u32> = swapped.iter().map(|word| word.wrapping_add(2)).collect();
             same("load_cluster_4", &pair("load_cluster_4").on(&x, 256, None), &counted);
 

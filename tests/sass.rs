@@ -7,6 +7,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use rigel::backend::cuda::{Image, images};
 
@@ -78,13 +79,13 @@ fn count(code: &[Instruction], prefix: &str) -> usize {
     code.iter().filter(|instruction| instruction.operation.starts_with(prefix)).count()
 }
 
-/// The innermost backward branch around matrix instructions, and all that it repeats.
+/// The innermost backward branch around a warp's matrix instructions, and all that it repeats.
 fn main_loop<'a>(code: &'a [Instruction], place: &str) -> &'a [Instruction] {
-    loop_around("HMMA", code, place)
+    loop_around(code, "HMMA", place)
 }
 
-/// The same around instructions of `operation`.
-fn loop_around<'a>(operation: &str, code: &'a [Instruction], place: &str) -> &'a [Instruction] {
+/// The innermost backward branch around an operation.
+fn loop_around<'a>(code: &'a [Instruction], operation: &str, place: &str) -> &'a [Instruction] {
     let at = |address| code.partition_point(|instruction| instruction.address < address);
     let back = code.iter().filter_map(|branch| Some((branch.target?, branch.address)));
     back.filter(|(start, end)| start < end)
@@ -94,16 +95,17 @@ fn loop_around<'a>(operation: &str, code: &'a [Instruction], place: &str) -> &'a
         .unwrap_or_else(|| panic!("{place} has no main loop"))
 }
 
-/// Every listing of every image of this build; none where that cannot be had.
-fn listings(test: &str) -> Listing {
+/// Every listing of every image of this build, made once for all tests; none where that cannot be had.
+fn listings(test: &str) -> &'static Listing {
+    static ALL: OnceLock<Listing> = OnceLock::new();
     let images = compiled(test);
     let Some(tool) = cuobjdump() else {
         // CI sets it: there a check that is skipped is no check.
         assert!(env::var_os("RIGEL_REQUIRE_NVCC").is_none(), "there is no cuobjdump; run tools/install-nvcc");
         eprintln!("{test}: skipped, there is no cuobjdump; run tools/install-nvcc");
-        return Listing::new();
+        return ALL.get_or_init(Listing::new);
     };
-    images.iter().flat_map(|image| disassemble(&tool, image)).collect()
+    ALL.get_or_init(|| images.iter().flat_map(|image| disassemble(&tool, image)).collect())
 }
 
 #[test]
@@ -111,7 +113,7 @@ fn no_kernel_touches_local_memory() {
     for ((architecture, kernel), code) in listings("no_kernel_touches_local_memory") {
         assert!(code.len() > 10, "{kernel} for {architecture}: {} instructions were read", code.len());
         for operation in ["LDL", "STL"] {
-            assert_eq!(count(&code, operation), 0, "{kernel} for {architecture} uses {operation}");
+            assert_eq!(count(code, operation), 0, "{kernel} for {architecture} uses {operation}");
         }
     }
 }
@@ -123,27 +125,49 @@ const GEMV_LOOPS: [(&str, usize, usize); 3] = [("_8x16", 8, 16), ("_8x32", 8, 16
 #[test]
 fn gemv_multiplies_on_tensor_cores_and_asks_for_weights_16_bytes_at_a_time() {
     for ((architecture, kernel), code) in listings("gemv_multiplies_on_tensor_cores…") {
-        if !kernel.starts_with("gemv_") {
+        if !kernel.starts_with("gemv_") || kernel.starts_with("gemv_normed_") {
             continue;
         }
         let place = format!("{kernel} for {architecture}");
         let (_, multiplications, loads) = GEMV_LOOPS.iter().find(|(tile, ..)| kernel.ends_with(tile)).unwrap();
         let exact = if kernel.contains("_bf16_") { "HMMA.16816.F32.BF16" } else { "HMMA.16816.F32" };
-        let body = main_loop(&code, &place);
+        let body = main_loop(code, &place);
         let in_loop = body.iter().filter(|i| i.operation == exact).count();
         assert_eq!(in_loop, *multiplications, "{place}: {exact} in the main loop");
-        assert_eq!(count(&code, "HMMA"), *multiplications, "{place}: matrix instructions in all");
-        assert_eq!(count(&code, "LDG.E.NA.128.CONSTANT"), *loads, "{place}: loads of weights");
+        assert_eq!(count(code, "HMMA"), *multiplications, "{place}: matrix instructions in all");
+        assert_eq!(count(code, "LDG.E.NA.128.CONSTANT"), *loads, "{place}: loads of weights");
         // The rest are activations, 16 bytes too, and the terms of the epilogue for two columns: bias, residual,
         // position and page of 4 bytes, cosine and sine of 8. None is left for behind the main loop.
         let wide = code.iter().filter(|i| i.operation.starts_with("LDG") && i.operation.contains(".128")).count();
-        let terms = epilogue(&kernel).terms;
-        assert_eq!(count(&code, "LDG"), wide + terms, "{place}: loads that are neither 16 bytes nor an epilogue's");
+        let terms = epilogue(kernel).terms;
+        assert_eq!(count(code, "LDG"), wide + terms, "{place}: loads that are neither 16 bytes nor an epilogue's");
         let behind = code.iter().filter(|i| i.address > body[body.len() - 1].address);
         assert_eq!(behind.filter(|i| i.operation.starts_with("LDG")).count(), 0, "{place}: loads behind the main loop");
         let store = if kernel.contains("_logits_") { "STG.E.64" } else { "STG.E" };
         let stores: Vec<&str> = code.iter().map(|i| i.operation.as_str()).filter(|it| it.starts_with("STG")).collect();
         assert_eq!(stores, [store], "{place}: one store of two columns");
+        if architecture == "sm_90" {
+            let wait = code.iter().position(|i| i.operation == "ACQBULK").expect("griddepcontrol.wait");
+            let ahead = count(&code[..wait], "LDG.E.NA.128.CONSTANT");
+            assert_eq!(ahead, 8, "{place}: loads of weights before griddepcontrol.wait");
+            assert!(only_constants(&code[..wait]), "{place}: more than weights is read before griddepcontrol.wait");
+        }
+    }
+}
+
+#[test]
+fn gemv_normed_asks_for_weights_before_the_rows_and_reads_those_from_shared_memory() {
+    for ((architecture, kernel), code) in listings("gemv_normed_asks_for_weights…") {
+        if !kernel.starts_with("gemv_normed_") {
+            continue;
+        }
+        let place = format!("{kernel} for {architecture}");
+        let body = main_loop(&code, &place);
+        assert_eq!((count(body, "HMMA"), count(&code, "HMMA")), (8, 8), "{place}: matrix instructions");
+        assert_eq!(count(body, "LDG"), count(body, "LDG.E.NA.128.CONSTANT"), "{place}: weights alone come from memory");
+        assert_eq!(count(&code, "LDG.E.NA.128.CONSTANT"), 16, "{place}: loads of weights");
+        assert!(count(body, "LDS.128") >= 4, "{place}: activations come from shared memory");
+        assert_eq!(count(&code, "LD.E"), 0, "{place}: accesses of unknown memory");
         if architecture == "sm_90" {
             let wait = code.iter().position(|i| i.operation == "ACQBULK").expect("griddepcontrol.wait");
             let ahead = count(&code[..wait], "LDG.E.NA.128.CONSTANT");
@@ -194,17 +218,17 @@ const GEMM_TILES: [(&str, [usize; 3], usize, usize); 4] = [
 #[test]
 fn gemm_multiplies_from_a_ring_of_asynchronous_copies_and_stores_16_bytes_at_a_time() {
     for ((architecture, kernel), code) in listings("gemm_multiplies_from_a_ring…") {
-        if !kernel.starts_with("gemm_") {
+        if !kernel.starts_with("gemm_") || kernel.starts_with("gemm_sm90_") {
             continue;
         }
         let place = format!("{kernel} for {architecture}");
         let (_, in_turn, rows, pairs) = GEMM_TILES.iter().find(|(tile, ..)| kernel.ends_with(tile)).unwrap();
         let exact = if kernel.contains("_bf16_") { "HMMA.16816.F32.BF16" } else { "HMMA.16816.F32" };
-        let body = main_loop(&code, &place);
+        let body = main_loop(code, &place);
         let in_loop = |operation: &str| body.iter().filter(|i| i.operation.starts_with(operation)).count();
         let found = [exact, "LDSM.16.M88.4", "LDGSTS.E.BYPASS.LTC128B.128"].map(in_loop);
         assert_eq!(found, *in_turn, "{place}: HMMA, LDSM, LDGSTS in the main loop");
-        assert_eq!(count(&code, "HMMA"), in_turn[0], "{place}: matrix instructions in all");
+        assert_eq!(count(code, "HMMA"), in_turn[0], "{place}: matrix instructions in all");
         assert_eq!(in_loop("BAR"), 1, "{place}: barriers in the main loop");
         assert_eq!(in_loop("LDG.") + in_loop("STG"), 0, "{place}: other accesses in the main loop");
         // An HMMA occupies its tensor core for 8 cycles and two warps share it: there are 3 issue slots beside each.
@@ -214,13 +238,13 @@ fn gemm_multiplies_from_a_ring_of_asynchronous_copies_and_stores_16_bytes_at_a_t
             assert!(others <= 2 * in_turn[0], "{place}: {others} instructions beside {} HMMA", in_turn[0]);
         }
 
-        let Loads { of_row, of_pair, of_columns, of_eight, .. } = epilogue(&kernel);
+        let Loads { of_row, of_pair, of_columns, of_eight, .. } = epilogue(kernel);
         let eights = rows * pairs / 4;
         let loads = rows * (of_row + pairs * of_pair) + pairs * of_columns + eights * of_eight;
-        assert_eq!(count(&code, "LDG."), loads, "{place}: loads of the epilogue");
+        assert_eq!(count(code, "LDG."), loads, "{place}: loads of the epilogue");
         let (store, stores) =
             if kernel.contains("_logits_") { ("STG.E.64", rows * pairs) } else { ("STG.E.128", eights) };
-        assert_eq!((count(&code, store), count(&code, "STG")), (stores, stores), "{place}: stores");
+        assert_eq!((count(code, store), count(code, "STG")), (stores, stores), "{place}: stores");
         if architecture == "sm_90" {
             let wait = code.iter().position(|i| i.operation == "ACQBULK").expect("griddepcontrol.wait");
             assert!(count(&code[..wait], "LDGSTS") > 0, "{place}: weights are asked for before griddepcontrol.wait");
@@ -239,11 +263,11 @@ fn skinny_multiplies_by_warpgroups_what_the_copy_engine_brings() {
         let rows = kernel.rsplit('_').next().and_then(|rows| rows.parse::<usize>().ok()).expect("its rows");
         let element = if kernel.contains("_bf16_") { ".BF16" } else { "" };
         let exact = format!("HGMMA.64x{rows}x16.F32{element}");
-        let body = loop_around("HGMMA", &code, &place);
+        let body = loop_around(code, "HGMMA", &place);
         // 64 k of a stage, 16 an instruction; waited for once, and the stage is given back without a fence.
         assert_eq!(body.iter().filter(|i| i.operation == exact).count(), 4, "{place}: {exact} in the main loop");
-        assert_eq!(count(&code, "HGMMA"), 4, "{place}: matrix instructions in all");
-        assert_eq!(count(&code, "HMMA"), 0, "{place}: matrix instructions of a warp");
+        assert_eq!(count(code, "HGMMA"), 4, "{place}: matrix instructions in all");
+        assert_eq!(count(code, "HMMA"), 0, "{place}: matrix instructions of a warp");
         let waits = ["WARPGROUP.DEPBAR", "SYNCS.PHASECHK", "SYNCS.ARRIVE"].map(|operation| count(body, operation));
         assert_eq!(waits, [1, 1, 1], "{place}: waits for products and stages, and arrivals, in the main loop");
         for operation in ["MEMBAR", "BAR", "LD", "ST"] {
@@ -252,20 +276,84 @@ fn skinny_multiplies_by_warpgroups_what_the_copy_engine_brings() {
         assert!(body.len() <= 100, "{place}: {} instructions in the main loop", body.len());
 
         // Weights of the first round and of the others, and activations into all blocks side by side.
-        assert_eq!(count(&code, "UTMALDG.2D"), 3, "{place}: copies");
-        assert_eq!(count(&code, "UTMALDG.2D.MULTICAST"), 1, "{place}: copies of activations");
+        assert_eq!(count(code, "UTMALDG.2D"), 3, "{place}: copies");
+        assert_eq!(count(code, "UTMALDG.2D.MULTICAST"), 1, "{place}: copies of activations");
         let wait = code.iter().position(|i| i.operation == "ACQBULK").expect("griddepcontrol.wait");
-        assert_eq!(count(&code[..wait], "UTMALDG.2D"), 1, "{place}: weights are asked for before griddepcontrol.wait");
-        assert_eq!(count(&code[..wait], "UTMALDG.2D.MULTICAST"), 0, "{place}: and no activations");
-        assert!(only_constants(&code[..wait]), "{place}: more than weights is read before griddepcontrol.wait");
-        assert_eq!(count(&code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
+        assert_eq!(count(code[..wait], "UTMALDG.2D"), 1, "{place}: weights are asked for before griddepcontrol.wait");
+        assert_eq!(count(code[..wait], "UTMALDG.2D.MULTICAST"), 0, "{place}: and no activations");
+        assert!(only_constants(code[..wait]), "{place}: more than weights is read before griddepcontrol.wait");
+        assert_eq!(count(code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
 
         // Two warpgroups have 64 rows of weights each, a lane half as many sums as the batch has rows. Four rows are
         // finished at a time, two columns a lane.
-        assert_eq!(count(&code, "STS"), rows / 2, "{place}: sums laid into shared memory");
+        assert_eq!(count(code, "STS"), rows / 2, "{place}: sums laid into shared memory");
         let store = if kernel.contains("_logits_") { "STG.E.64" } else { "STG.E" };
         let stores: Vec<&str> = code.iter().map(|i| i.operation.as_str()).filter(|it| it.starts_with("STG")).collect();
         assert_eq!(stores, [store; 4], "{place}: stores of two columns");
+    }
+}
+
+#[test]
+fn gemm_for_hopper_multiplies_by_warpgroups_and_leaves_copies_to_the_copy_engine() {
+    for ((architecture, kernel), code) in listings("gemm_for_hopper_multiplies…") {
+        let Some((_, tile)) = kernel.strip_prefix("gemm_sm90_").and_then(|name| name.rsplit_once("_128x")) else {
+            continue;
+        };
+        let place = format!("{kernel} for {architecture}");
+        let columns: usize = tile.parse().expect("a number of columns");
+        let element = if kernel.contains("_bf16_") { ".BF16" } else { "" };
+        let exact = format!("HGMMA.64x{columns}x16.F32{element}");
+        // 64 of k a turn, the last of which ends a group; one group is left under way.
+        let body = loop_around(code, "HGMMA", &place);
+        let in_loop = body.iter().filter(|i| i.operation == exact).count();
+        assert_eq!(
+            (in_loop, count(code, "HGMMA")),
+            (4, 4),
+            "{place}: {exact} in the main loop, and matrix instructions"
+        );
+        assert_eq!(count(body, "WARPGROUP.DEPBAR"), 1, "{place}: waits for matrix instructions in the main loop");
+        // A wait for a stage, and an arrival at one that was read; no fence, no other memory.
+        assert_eq!(count(body, "SYNCS"), 2, "{place}: uses of mbarriers in the main loop");
+        for operation in ["LD", "ST", "BAR", "MEMBAR", "CCTL", "FENCE", "UTMA"] {
+            assert_eq!(count(body, operation), 0, "{place}: {operation} in the main loop");
+        }
+        // Of two warps that share a tensor core each has columns / 2 cycles for an instruction's turn, four times.
+        assert!(body.len() - 4 <= 72, "{place}: {} instructions in the main loop", body.len());
+
+        // Of a plain matrix a lane's columns, in pieces of 64: the copy engine stores each, and loads those to be added to.
+        let is_matrix = !kernel.contains("_rope_kv_") && !kernel.contains("_logits_");
+        let (pieces, adds) = (columns / 64, kernel.contains("_residual_"));
+        assert_eq!(count(code, "UTMASTG.2D"), if is_matrix { pieces } else { 0 }, "{place}: stores of pieces");
+        // Weights before and behind the wait, alone and for a cluster; activations; pieces, all but the first two on the way.
+        let loaded_pieces = if adds { pieces } else { 0 };
+        assert_eq!(count(code, "UTMALDG.2D"), 5 + loaded_pieces, "{place}: loads by the copy engine");
+        assert_eq!(count(code, "UTMALDG.2D.MULTICAST"), 2, "{place}: loads for a cluster");
+        let matrices = if kernel.contains("_logits_") { 0 } else { columns / 16 };
+        assert_eq!(count(code, "STSM.16.M88.4"), matrices, "{place}: stmatrix");
+        assert_eq!(count(code, "LDSM.16.M88.4"), if adds { matrices } else { 0 }, "{place}: ldmatrix");
+        // Else rows of 128 bytes, 16 a lane, 4 rows at a time.
+        let rows = match is_matrix {
+            true => 0,
+            false if kernel.contains("_logits_") => columns / 32 * 4,
+            false => pieces * 4,
+        };
+        assert_eq!((count(code, "STG.E.128"), count(code, "STG")), (rows, rows), "{place}: stores of rows");
+        assert_eq!(count(code, "USETMAXREG"), 2, "{place}: registers change hands");
+        assert_eq!(count(code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
+        // Of the two branches of roles the first waits before it reads anything, the other asks for weights.
+        let waits: Vec<usize> = (0..code.len()).filter(|at| code[*at].operation == "ACQBULK").collect();
+        assert_eq!(waits.len(), 2, "{place}: griddepcontrol.wait of each role");
+        for operation in ["LDG", "UTMALDG", "STG", "UTMASTG"] {
+            assert_eq!(count(&code[..waits[0]], operation), 0, "{place}: {operation} before griddepcontrol.wait");
+        }
+        let roles = code.iter().position(|i| i.operation.starts_with("USETMAXREG.DEALLOC")).expect("setmaxnreg.dec");
+        assert!(roles > waits[0] && roles < waits[1], "{place}: the filler's branch comes second");
+        let ahead = &code[roles..waits[1]];
+        assert_eq!(
+            (count(ahead, "UTMALDG"), count(ahead, "LDG")),
+            (2, 0),
+            "{place}: weights before griddepcontrol.wait"
+        );
     }
 }
 
@@ -284,11 +372,11 @@ fn norm_and_embed_move_16_bytes_at_a_time() {
                 code.iter().filter(|i| i.operation.starts_with(operation) && i.operation.contains(".128")).count();
             let narrow = if operation == "LDG" { numbers } else { 0 };
             assert!(wide > 0, "{place}: no {operation} of 16 bytes");
-            assert_eq!(count(&code, operation) - wide, narrow, "{place}: {operation} of less than 16 bytes");
+            assert_eq!(count(code, operation) - wide, narrow, "{place}: {operation} of less than 16 bytes");
         }
         if architecture == "sm_90" {
-            assert_eq!(count(&code, "ACQBULK"), 1, "{place}: griddepcontrol.wait");
-            assert_eq!(count(&code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
+            assert_eq!(count(code, "ACQBULK"), 1, "{place}: griddepcontrol.wait");
+            assert_eq!(count(code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
         }
     }
 }
@@ -311,7 +399,7 @@ fn attention_multiplies_on_tensor_cores_and_copies_past_the_registers() {
     for ((architecture, kernel), code) in listings("attention_multiplies_on_tensor_cores…") {
         let place = format!("{kernel} for {architecture}");
         if kernel.starts_with("attention_") && architecture == "sm_90" {
-            assert_eq!(count(&code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
+            assert_eq!(count(code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
             let wait = code.iter().position(|i| i.operation == "ACQBULK").expect("griddepcontrol.wait");
             assert_eq!(
                 count(&code[..wait], "LDG") + count(&code[..wait], "LDGSTS"),
@@ -323,21 +411,17 @@ fn attention_multiplies_on_tensor_cores_and_copies_past_the_registers() {
             ATTENTION_LOOPS.iter().find(|(start, end, _)| kernel.starts_with(start) && kernel.ends_with(end));
         let Some((.., counts)) = expected else { continue };
         let exact = if kernel.contains("_bf16_") { "HMMA.16816.F32.BF16" } else { "HMMA.16816.F32" };
-        let body = main_loop(&code, &place);
+        let body = main_loop(code, &place);
         let found = [exact, "LDSM.16.M", "LDGSTS.E.BYPASS.128", "BAR.SYNC"].map(|operation| count(body, operation));
         assert_eq!(found, *counts, "{place}: matrix instructions, fragments, copies and barriers of the main loop");
         // Outside of the loop fragments of queries alone, and nothing is multiplied.
-        assert_eq!(count(&code, "HMMA"), counts[0], "{place}: matrix instructions in all");
-        assert_eq!(
-            count(&code, "LDGSTS"),
-            count(&code, "LDGSTS.E.BYPASS.128"),
-            "{place}: copies of less than 16 bytes"
-        );
-        assert_eq!(count(&code, "LDSM"), count(&code, "LDSM.16.M88.4") + count(&code, "LDSM.16.MT88.4"), "{place}");
+        assert_eq!(count(code, "HMMA"), counts[0], "{place}: matrix instructions in all");
+        assert_eq!(count(code, "LDGSTS"), count(code, "LDGSTS.E.BYPASS.128"), "{place}: copies of less than 16 bytes");
+        assert_eq!(count(code, "LDSM"), count(code, "LDSM.16.M88.4") + count(code, "LDSM.16.MT88.4"), "{place}");
         // One load of a page in the loop.
         assert!(count(body, "LDG.") <= 1, "{place}: loads in the main loop");
         if kernel.starts_with("attention_prefill_") {
-            assert_eq!(count(&code, "STG"), count(&code, "STG.E.128"), "{place}: outputs of less than 16 bytes");
+            assert_eq!(count(code, "STG"), count(code, "STG.E.128"), "{place}: outputs of less than 16 bytes");
         }
     }
 }
@@ -357,8 +441,8 @@ fn ordered_attention_multiplies_each_fragment_once() {
     for ((architecture, kernel), code) in listings("ordered_attention_multiplies_each_fragment_once") {
         let Some((_, counts)) = ORDERED.iter().find(|(name, _)| *name == kernel) else { continue };
         let place = format!("{kernel} for {architecture}");
-        assert_eq!(["HMMA", "LDSM.16.M"].map(|operation| count(&code, operation)), *counts, "{place}");
-        assert_eq!(count(&code, "LDGSTS"), count(&code, "LDGSTS.E.BYPASS.128"), "{place}: copies");
+        assert_eq!(["HMMA", "LDSM.16.M"].map(|operation| count(code, operation)), *counts, "{place}");
+        assert_eq!(count(code, "LDGSTS"), count(code, "LDGSTS.E.BYPASS.128"), "{place}: copies");
     }
 }
 
@@ -369,21 +453,21 @@ fn sampling_counts_in_shared_memory_and_needs_no_approximate_logarithm() {
             continue;
         }
         let place = format!("{kernel} for {architecture}");
-        assert!(count(&code, "ATOMS") > 0, "{place}: no histogram in shared memory");
+        assert!(count(code, "ATOMS") > 0, "{place}: no histogram in shared memory");
         // The counter of arrivals; anything else at a generic address would be slow, a float not deterministic.
         let generic = code.iter().filter(|i| i.operation.starts_with("ATOM.") || i.operation.starts_with("ATOMG"));
         let generic: Vec<&str> = generic.map(|i| i.operation.as_str()).collect();
         let counters = if kernel == "sample_rows" { 1 } else { 0 };
         assert!(generic.len() == counters && generic.iter().all(|i| i.contains(".INC")), "{place}: {generic:?}");
-        assert_eq!(count(&code, "RED."), 0, "{place}: reductions in global memory");
+        assert_eq!(count(code, "RED."), 0, "{place}: reductions in global memory");
         for operation in ["MUFU.EX2", "MUFU.LG2"] {
-            assert_eq!(count(&code, operation), 0, "{place} uses {operation}");
+            assert_eq!(count(code, operation), 0, "{place} uses {operation}");
         }
-        assert!(count(&code, "LDG.E.128") >= 4, "{place}: loads of four logits");
+        assert!(count(code, "LDG.E.128") >= 4, "{place}: loads of four logits");
         if architecture == "sm_90" {
             let wait = code.iter().position(|i| i.operation == "ACQBULK").expect("griddepcontrol.wait");
             assert_eq!(count(&code[..wait], "LDG"), 0, "{place}: nothing is read before griddepcontrol.wait");
-            assert_eq!(count(&code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
+            assert_eq!(count(code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
         }
     }
 }

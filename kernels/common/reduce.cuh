@@ -9,12 +9,12 @@ DEVICE float warp_sum(float value) {
     return value;
 }
 
-// The sum over the block, the same bits in every thread. `scratch` holds one float for each warp; it may be used again
-// after a barrier. blockDim.x is a multiple of 32, blockDim.y and z are 1.
-DEVICE float block_sum(float value, float* scratch) {
-    const uint32_t warps = blockDim.x / 32;
+// The sum over the block's first `threads` threads, a multiple of 32, the same bits in every thread. The others call it
+// too. `scratch` holds one float for each of their warps; it may be used again after a barrier. blockDim.y and z are 1.
+DEVICE float sum_of_threads(float value, float* scratch, uint32_t threads) {
+    const uint32_t warps = threads / 32;
     value = warp_sum(value);
-    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+    if (threadIdx.x % 32 == 0 && threadIdx.x < threads) scratch[threadIdx.x / 32] = value;
     block_sync();
     float sum = 0.0f;
     for (uint32_t warp = 0; warp < warps; warp++) sum += scratch[warp];

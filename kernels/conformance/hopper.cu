@@ -164,6 +164,18 @@ KERNEL(conform_mbarrier_arrive_cluster, 128)(const uint32_t* in, uint32_t* out) 
 }
 REGISTER_KERNEL(conform_mbarrier_arrive_cluster)
 
+// Arrivals and waits that order nothing: what each block writes is its own.
+KERNEL(conform_mbarrier_cluster_relaxed, 128)(const uint32_t* in, uint32_t* out) {
+    const uint32_t barrier = barrier_behind(512, 128), own = blockIdx.x * 128 + threadIdx.x, other = cluster_rank() ^ 1;
+    const uint32_t word = in[own];
+    mbarrier_arrive_cluster_relaxed(cluster_address(barrier, other));
+    mbarrier_wait_cluster_relaxed(barrier, 0);
+    out[own] = word;
+    cluster_arrive();
+    cluster_wait();
+}
+REGISTER_KERNEL(conform_mbarrier_cluster_relaxed)
+
 // ---- stmatrix: four warps, each four matrices of 128 bytes; in: fragments, register by register, 32 lanes each ----
 
 #define STORE_KERNEL(name)                                                                                 \

@@ -336,6 +336,11 @@ impl Case {
                 let (rows, columns) = (plan.tile.rows(), plan.tile.columns());
                 Some(format!("tiles {rows}x{columns}, {} stages", plan.stages))
             }
+            Path::GemmSm90(plan) => {
+                let (rows, columns) = (plan.tile.rows(), plan.tile.columns());
+                let blocks = plan.clusters * plan.cluster;
+                Some(format!("wgmma, tiles {rows}x{columns}, clusters of {}, {blocks} blocks", plan.cluster))
+            }
         };
         match &self.what {
             What::Qkv(shape, _) => {

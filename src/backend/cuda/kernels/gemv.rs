@@ -18,7 +18,7 @@ pub const MOST_ROWS: usize = 16;
 
 /// The kernels of one epilogue, by how much of the output a block computes. Any of them gives a row the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tile {
+pub(super) enum Tile {
     Rows8Columns16,
     Rows8Columns32,
     Rows16Columns32,
@@ -44,7 +44,7 @@ impl Tile {
         }
     }
 
-    fn columns(self) -> u32 {
+    pub(super) fn columns(self) -> u32 {
         match self {
             Tile::Rows8Columns16 => 16,
             Tile::Rows8Columns32 | Tile::Rows16Columns32 => 32,
@@ -56,7 +56,7 @@ impl Tile {
     }
 
     /// One partial sum for each warp, row and column, in f32; 4 floats of padding a row.
-    fn shared_bytes(self) -> u32 {
+    pub(super) fn shared_bytes(self) -> u32 {
         WARPS * self.rows() * (self.columns() + 4) * 4
     }
 }

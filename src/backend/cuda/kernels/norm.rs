@@ -33,11 +33,15 @@ pub enum NormForm {
 impl NormForm {
     /// The kernel that does it.
     pub fn kernel_name(self, element: &str) -> String {
-        let form = match self {
+        format!("norm_{}_{element}", self.name())
+    }
+
+    /// Its name in the names of kernels.
+    pub(super) fn name(self) -> &'static str {
+        match self {
             NormForm::Layer => "layer",
             NormForm::Rms => "rms",
-        };
-        format!("norm_{form}_{element}")
+        }
     }
 }
 
@@ -100,6 +104,19 @@ pub struct NormWeights<'a, T> {
     pub weight: Slice<'a, T>,
     /// Terms; LayerNorm alone has them.
     pub bias: Option<Slice<'a, T>>,
+}
+
+impl<T: Element> NormWeights<'_, T> {
+    pub(super) fn check(&self, check: Check, form: NormForm, pitch: usize) -> Result<(), CudaError> {
+        check.matrix("weight", self.weight.into(), 1, pitch)?;
+        if let Some(bias) = self.bias {
+            if form == NormForm::Rms {
+                return check.fail("bias", "given", "none for RMSNorm");
+            }
+            check.matrix("bias", bias.into(), 1, pitch)?;
+        }
+        Ok(())
+    }
 }
 
 impl<T: Element> Norm<T> {
@@ -190,13 +207,7 @@ impl<T: Element> Norm<T> {
         let rows = CHECK.size("rows", shape.rows, i32::MAX as usize)?;
         let width = CHECK.size("width", shape.width, MOST_WIDTH)?;
         CHECK.matrix("out", out.into(), shape.rows, pitch)?;
-        CHECK.matrix("weight", weights.weight.into(), 1, pitch)?;
-        if let Some(bias) = weights.bias {
-            if self.form == NormForm::Rms {
-                return CHECK.fail("bias", "given", "none for RMSNorm");
-            }
-            CHECK.matrix("bias", bias.into(), 1, pitch)?;
-        }
+        weights.check(CHECK, self.form, pitch)?;
         // At most MOST_THREADS, as the pitch is at most MOST_WIDTH.
         let threads = pitch.div_ceil(VECTOR * VECTORS).next_multiple_of(32) as u32;
         let mut launch = Launch::linear(rows, threads);

@@ -1,9 +1,9 @@
-//! Products of activations with weight matrices, the one front door to `gemv`, `skinny` and `gemm`: [`Projection`] for
-//! a matrix with a bias and what follows it, [`QkvProjection`] for the fused query, key and value weights with rotation
-//! and the write into the cache, [`Head`] for logits. Up to [`gemv::MOST_ROWS`] rows go to `gemv`, up to
-//! [`gemm_skinny_sm90::MOST_ROWS`], where the device runs it, to `skinny`, more to `gemm`, and with
-//! [`Arithmetic::BatchInvariant`] all to `gemm`; nothing of a launch depends on values in device memory, so that it can
-//! be recorded once for its number of rows.
+//! Products of activations with weight matrices, the one front door to `gemv` and `gemm`: [`Projection`] for a matrix
+//! with a bias and what follows it, [`QkvProjection`] for the fused query, key and value weights with rotation and the
+//! write into the cache, [`Head`] for logits. Up to [`gemv::MOST_ROWS`] rows go to `gemv`, more to `gemm_sm80`; where
+//! the device runs them, up to [`gemm_skinny_sm90::MOST_ROWS`] to `gemm_skinny_sm90` and more to `gemm_sm90`; with
+//! [`Arithmetic::BatchInvariant`] all go to `gemm_sm80`. Nothing of a launch depends on values in device memory, so that
+//! it can be recorded once for its number of rows.
 //!
 //! Every epilogue has one definition for all, in `kernels/common/epilogue.cuh`.
 
@@ -17,12 +17,17 @@ use super::super::stream::Stream;
 use super::super::work::Work;
 use super::gemm::{Gemm, Plan};
 use super::gemm_skinny_sm90::{self, Skinny};
+use super::gemm_sm90::GemmSm90;
 use super::gemv::{self, Gemv};
-use super::{BiasTerm, Check, Element, VECTOR, gemm};
+use super::{BiasTerm, Check, Element, VECTOR, gemm, gemm_sm90};
 use crate::backend::Arithmetic;
 
 /// The longest sum: the kernels count k in 32 bits, some steps beyond the end.
 pub const MOST_DEPTH: usize = i32::MAX as usize & !(VECTOR - 1);
+
+/// From so many rows on `gemm_sm90` is taken where it runs: for fewer, `gemm_skinny_sm90` reads the weights once and
+/// fills the multiprocessors by parts of k.
+pub const LEAST_SM90_ROWS: usize = gemm_skinny_sm90::MOST_ROWS + 1;
 
 /// The epilogues of [`Head`] and of [`QkvProjection`] in the names of kernels.
 pub const LOGITS: &str = "logits";
@@ -95,10 +100,12 @@ impl ProductShape {
 pub enum Path {
     /// `gemv`, for up to [`gemv::MOST_ROWS`] rows.
     Gemv,
-    /// `skinny`, for up to [`gemm_skinny_sm90::MOST_ROWS`] rows, where [`gemm_skinny_sm90::runs_on`] says so.
+    /// `gemm_skinny_sm90`, for up to [`gemm_skinny_sm90::MOST_ROWS`] rows, where [`gemm_skinny_sm90::runs_on`] says so.
     Skinny(gemm_skinny_sm90::Plan),
-    /// `gemm`, for any number.
+    /// `gemm_sm80`, for any number.
     Gemm(Plan),
+    /// `gemm_sm90`, for any number, where [`gemm_sm90::runs_on`] says so.
+    GemmSm90(gemm_sm90::Plan),
 }
 
 impl Path {
@@ -107,13 +114,16 @@ impl Path {
         Path::choose_for(Arithmetic::Fastest, device, shape)
     }
 
-    /// The fastest path that `arithmetic` allows. `gemm` gives a row the same bits by any plan and beside any number of
-    /// rows; `gemv` does too, and each kernel of `skinny`, but others.
+    /// The fastest path that `arithmetic` allows. `gemm_sm80` gives a row the same bits by any plan and beside any
+    /// number of rows; `gemv` does too, but others, and so do `gemm_sm90` and each kernel of `gemm_skinny_sm90`.
     pub fn choose_for(arithmetic: Arithmetic, device: &Properties, shape: ProductShape) -> Path {
         match arithmetic {
             Arithmetic::Fastest if shape.rows <= gemv::MOST_ROWS => Path::Gemv,
             Arithmetic::Fastest if shape.rows <= gemm_skinny_sm90::MOST_ROWS && gemm_skinny_sm90::runs_on(device) => {
                 Path::Skinny(gemm_skinny_sm90::Plan::choose(device.multiprocessors, shape))
+            }
+            Arithmetic::Fastest if shape.rows >= LEAST_SM90_ROWS && gemm_sm90::runs_on(device) => {
+                Path::GemmSm90(gemm_sm90::Plan::choose(device.multiprocessors, shape))
             }
             Arithmetic::Fastest | Arithmetic::BatchInvariant => Path::Gemm(Plan::choose(device.into(), shape)),
         }
@@ -130,6 +140,7 @@ impl Path {
             Path::Gemv => gemv::kernel_name(epilogue, element, rows),
             Path::Skinny(plan) => plan.kernel_name(epilogue, element),
             Path::Gemm(plan) => plan.tile.kernel_name(epilogue, element),
+            Path::GemmSm90(plan) => plan.tile.kernel_name(epilogue, element),
         }
     }
 
@@ -138,6 +149,7 @@ impl Path {
             Path::Gemv => gemv::CHECK,
             Path::Skinny(_) => gemm_skinny_sm90::CHECK,
             Path::Gemm(_) => gemm::CHECK,
+            Path::GemmSm90(_) => gemm_sm90::CHECK,
         }
     }
 }
@@ -159,14 +171,16 @@ struct Product<T> {
     /// Where it runs.
     skinny: Option<Skinny>,
     gemm: Gemm,
+    /// Where it runs.
+    gemm_sm90: Option<GemmSm90>,
     arithmetic: Arithmetic,
     element: PhantomData<T>,
 }
 
 /// A launch's sizes, checked, as the kernels take them.
-struct Sizes {
+pub(super) struct Sizes {
     rows: u32,
-    columns: u32,
+    pub(super) columns: u32,
     depth: u32,
 }
 
@@ -175,8 +189,12 @@ impl Sizes {
         let most_rows = match path {
             Path::Gemv => gemv::MOST_ROWS,
             Path::Skinny(plan) => plan.batch.rows(),
-            Path::Gemm(_) => i32::MAX as usize,
+            Path::Gemm(_) | Path::GemmSm90(_) => i32::MAX as usize,
         };
+        Sizes::up_to(check, most_rows, shape)
+    }
+
+    pub(super) fn up_to(check: Check, most_rows: usize, shape: ProductShape) -> Result<Sizes, CudaError> {
         Ok(Sizes {
             rows: check.size("rows", shape.rows, most_rows)?,
             columns: check.width("columns", shape.columns, i32::MAX as usize & !(VECTOR - 1))?,
@@ -184,7 +202,7 @@ impl Sizes {
         })
     }
 
-    fn append(&self, arguments: Arguments) -> Arguments {
+    pub(super) fn append(&self, arguments: Arguments) -> Arguments {
         arguments.scalar(self.rows).scalar(self.columns).scalar(self.depth)
     }
 }
@@ -194,7 +212,8 @@ impl<T: Element> Product<T> {
         let gemv = Gemv::load(device, epilogue, T::NAME)?;
         let skinny = Skinny::load(device, epilogue, T::NAME)?;
         let gemm = Gemm::load(device, epilogue, T::NAME)?;
-        Ok(Product { gemv, skinny, gemm, arithmetic: Arithmetic::default(), element: PhantomData })
+        let gemm_sm90 = GemmSm90::load(device, epilogue, T::NAME)?;
+        Ok(Product { gemv, skinny, gemm, gemm_sm90, arithmetic: Arithmetic::default(), element: PhantomData })
     }
 
     fn path(&self, stream: &Stream, shape: ProductShape) -> Path {
@@ -202,7 +221,7 @@ impl<T: Element> Product<T> {
     }
 
     /// # Safety
-    /// `arguments` are those that the path's kernels begin with, of the lengths of `shape`; its rows suit `path`.
+    /// `arguments` are those that all kernels of `path` begin with, of the lengths of `shape`; its rows suit `path`.
     unsafe fn launch(
         &self,
         stream: &Stream,
@@ -223,6 +242,14 @@ impl<T: Element> Product<T> {
             }
             // SAFETY: the caller's promise.
             Path::Gemm(plan) => unsafe { self.gemm.launch(stream, plan, shape, arguments) },
+            Path::GemmSm90(plan) => {
+                let Some(kernels) = &self.gemm_sm90 else {
+                    let found = stream.device().properties().compute_capability;
+                    return gemm_sm90::CHECK.fail("compute capability", found, "9.0, and kernels built for it");
+                };
+                // SAFETY: the caller's promise.
+                unsafe { kernels.launch(stream, plan, shape, arguments) }
+            }
         }
     }
 }
@@ -242,11 +269,18 @@ fn check_operands<T: Element>(
     Ok(())
 }
 
-/// Begins the arguments of the kernels of `path` with `x` and `weights`, of the lengths of `shape`.
-fn operands<T: Element>(path: Path, shape: ProductShape, inputs: ProductInputs<'_, T>) -> Result<Arguments, CudaError> {
+/// Begins the arguments of the kernels of `path` with `x` and `weights`, and with the output where that is a plain
+/// matrix of `T` and the kernels take it by a map: all of the lengths of `shape`.
+fn operands<T: Element>(
+    path: Path,
+    shape: ProductShape,
+    inputs: ProductInputs<'_, T>,
+    matrix: Option<&SliceMut<'_, T>>,
+) -> Result<Arguments, CudaError> {
     match path {
         Path::Gemv | Path::Gemm(_) => Ok(Arguments::new().input(inputs.x).input(inputs.weights)),
         Path::Skinny(plan) => gemm_skinny_sm90::operands(plan, shape, inputs),
+        Path::GemmSm90(plan) => gemm_sm90::operands(plan, shape, inputs, matrix),
     }
 }
 
@@ -286,9 +320,11 @@ impl<T: Element> Projection<T> {
     /// The same by a given path.
     ///
     /// # Errors
-    /// As for [`Projection::launch`], and for more than [`gemv::MOST_ROWS`] rows by [`Path::Gemv`]; by [`Path::Gemm`]
-    /// for stages that are not 3, 4, 6 or 8, or a group of no row of tiles or more than there are; by [`Path::Skinny`]
-    /// for another compute capability than 9.0, more rows than the kernel's, or parts and tiles that are no cluster;
+    /// As for [`Projection::launch`]; for more than [`gemv::MOST_ROWS`] rows by [`Path::Gemv`]; by [`Path::Skinny`] for
+    /// more rows than the kernel's, or parts of k and tiles that are no cluster; by [`Path::Gemm`] and
+    /// [`Path::GemmSm90`] for stages that are not 3, 4, 6 or 8, a group of no row of tiles or more than there are, and
+    /// clusters that are none or more than there are tiles for, or not of 1 or 2 blocks; and by a path on a device that
+    /// does not run it;
     /// [`CudaError::LaunchLimit`] for stages that do not fit into shared memory.
     pub fn launch_by(
         &self,
@@ -302,7 +338,7 @@ impl<T: Element> Projection<T> {
         let sizes = Sizes::of(check, path, shape)?;
         check_operands(check, shape, inputs)?;
         check.matrix("out", (&out).into(), shape.rows, shape.columns)?;
-        let arguments = operands(path, shape, inputs)?;
+        let arguments = operands(path, shape, inputs, Some(&out))?;
         let arguments = sizes.append(arguments.optional_input(inputs.bias).output(&out));
         // SAFETY: the arguments are those of the kernels with this epilogue, checked above to have the lengths that
         // they index.
@@ -361,7 +397,7 @@ impl<T: Element> Head<T> {
         let inputs = ProductInputs { x, weights, bias: None };
         check_operands(check, shape, inputs)?;
         check.matrix("out", (&out).into(), shape.rows, shape.columns)?;
-        let arguments = sizes.append(operands(path, shape, inputs)?.output(&out));
+        let arguments = sizes.append(operands(path, shape, inputs, None)?.output(&out));
         // SAFETY: the arguments are those of the kernels for logits, checked above to have the lengths that they index.
         unsafe { self.0.launch(stream, path, shape, arguments) }
     }
@@ -389,7 +425,7 @@ impl QkvShape {
     ///
     /// # Errors
     /// [`CudaError::Operand`] for sizes that overflow.
-    fn product(&self, check: Check) -> Result<ProductShape, CudaError> {
+    pub(super) fn product(&self, check: Check) -> Result<ProductShape, CudaError> {
         let all = self.kv_heads.checked_mul(2).and_then(|kv| kv.checked_add(self.heads));
         match all.and_then(|all| all.checked_mul(self.head_dim)) {
             Some(columns) => Ok(ProductShape { rows: self.rows, columns, depth: self.depth }),
@@ -401,6 +437,54 @@ impl QkvShape {
     pub fn product_shape(&self) -> ProductShape {
         let columns = (self.heads + 2 * self.kv_heads) * self.head_dim;
         ProductShape { rows: self.rows, columns, depth: self.depth }
+    }
+
+    /// Checks what the epilogue of queries, keys and values takes, and appends it to a kernel's arguments behind the bias.
+    pub(super) fn append<T: Element>(
+        &self,
+        check: Check,
+        arguments: Arguments,
+        rows: QkvRows<'_>,
+        out: &QkvOutputs<'_, T>,
+    ) -> Result<Arguments, CudaError> {
+        let QkvShape { heads, kv_heads, head_dim, page_size, .. } = *self;
+        if head_dim != 64 && head_dim != 128 {
+            return check.fail("head_dim", head_dim, "64 or 128");
+        }
+        let head_count = check.size("heads", heads, i32::MAX as usize)?;
+        let kv_head_count = check.size("kv_heads", kv_heads, i32::MAX as usize)?;
+        let page_slots = check.size("page_size", page_size, 1 << 30)?;
+        if !page_slots.is_power_of_two() {
+            return check.fail("page_size", page_size, "a power of two");
+        }
+        check.matrix("queries", (&out.queries).into(), self.rows, heads * head_dim)?;
+        for (what, found) in [("positions", rows.positions.len()), ("row_pages", rows.row_pages.len())] {
+            if found != self.rows {
+                return check.fail(what, found, format_args!("{} elements", self.rows));
+            }
+        }
+        let table_rows = rows.rotations.len() / head_dim;
+        check.matrix("rotations", rows.rotations.into(), table_rows, head_dim)?;
+        let table_rows = check.size("positions of the table", table_rows, i32::MAX as usize)?;
+        // Columns that fit into 32 bits times a page of 30.
+        let page_elements = kv_heads * page_size * head_dim;
+        let pages = out.keys.len() / page_elements;
+        check.matrix("keys", (&out.keys).into(), pages, page_elements)?;
+        check.matrix("values", (&out.values).into(), pages, page_elements)?;
+        let pages = check.size("pages", pages, i32::MAX as usize)?;
+        Ok(arguments
+            .output(&out.queries)
+            .output(&out.keys)
+            .output(&out.values)
+            .input(rows.positions)
+            .input(rows.row_pages)
+            .input(rows.rotations)
+            .scalar(table_rows)
+            .scalar(pages)
+            .scalar(head_count)
+            .scalar(kv_head_count)
+            .scalar(head_dim.trailing_zeros())
+            .scalar(page_slots.trailing_zeros()))
     }
 
     /// Work where no row is padding and all positions differ: besides the operands, each row reads its position, page
@@ -488,50 +572,11 @@ impl<T: Element> QkvProjection<T> {
         out: QkvOutputs<'_, T>,
     ) -> Result<(), CudaError> {
         let check = path.check();
-        let QkvShape { heads, kv_heads, head_dim, page_size, .. } = shape;
-        if head_dim != 64 && head_dim != 128 {
-            return check.fail("head_dim", head_dim, "64 or 128");
-        }
-        let head_count = check.size("heads", heads, i32::MAX as usize)?;
-        let kv_head_count = check.size("kv_heads", kv_heads, i32::MAX as usize)?;
-        let page_slots = check.size("page_size", page_size, 1 << 30)?;
-        if !page_slots.is_power_of_two() {
-            return check.fail("page_size", page_size, "a power of two");
-        }
         let product = shape.product(check)?;
         let sizes = Sizes::of(check, path, product)?;
         check_operands(check, product, inputs)?;
-        check.matrix("queries", (&out.queries).into(), shape.rows, heads * head_dim)?;
-        for (what, found) in [("positions", rows.positions.len()), ("row_pages", rows.row_pages.len())] {
-            if found != shape.rows {
-                return check.fail(what, found, format_args!("{} elements", shape.rows));
-            }
-        }
-        let table_rows = rows.rotations.len() / head_dim;
-        check.matrix("rotations", rows.rotations.into(), table_rows, head_dim)?;
-        let table_rows = check.size("positions of the table", table_rows, i32::MAX as usize)?;
-        // Columns that fit into 32 bits times a page of 30.
-        let page_elements = kv_heads * page_size * head_dim;
-        let pages = out.keys.len() / page_elements;
-        check.matrix("keys", (&out.keys).into(), pages, page_elements)?;
-        check.matrix("values", (&out.values).into(), pages, page_elements)?;
-        let pages = check.size("pages", pages, i32::MAX as usize)?;
-
-        let arguments = operands(path, product, inputs)?
-            .optional_input(inputs.bias)
-            .output(&out.queries)
-            .output(&out.keys)
-            .output(&out.values)
-            .input(rows.positions)
-            .input(rows.row_pages)
-            .input(rows.rotations)
-            .scalar(table_rows)
-            .scalar(pages)
-            .scalar(head_count)
-            .scalar(kv_head_count)
-            .scalar(head_dim.trailing_zeros())
-            .scalar(page_slots.trailing_zeros());
-        let arguments = sizes.append(arguments);
+        let arguments = operands(path, product, inputs, None)?.optional_input(inputs.bias);
+        let arguments = sizes.append(shape.append(check, arguments, rows, &out)?);
         // SAFETY: the arguments are those of the kernels for queries, keys and values, checked above to have the
         // lengths that they index; positions and pages that lie outside of the table or the cache are not followed.
         unsafe { self.0.launch(stream, path, product, arguments) }

@@ -13,7 +13,7 @@ use super::super::kernels::norm::{Addition, NormForm, NormShape};
 use super::super::kernels::paged::Sequence;
 use super::super::kernels::product::{BIAS_ROPE_KV, Epilogue, LOGITS, Path, ProductShape, QkvShape};
 use super::super::kernels::sample::{self, RowParams, SampleShape};
-use super::super::kernels::{BiasTerm, Element, attention_decode};
+use super::super::kernels::{BiasTerm, Element, attention_decode, gemv_normed};
 use super::super::layout::{ELEMENT_BYTES, padded};
 use super::super::{Properties, Work};
 use super::attention::{AttentionPlan, StepTiles, ordered_shape};
@@ -213,17 +213,17 @@ impl<'a> Pass<'a> {
                 let shape = ProductShape { rows: self.shape.rows, columns, depth };
                 self.product(part, Some(layer), shape, epilogue)
             };
-            launches.push(self.norm(Part::AttentionNorm, Some(layer), self.shape.rows));
-            launches.push(self.qkv(layer, hidden));
+            let (attention, mlp) = ((Part::AttentionNorm, self.shape.rows), (Part::MlpNorm, self.shape.rows));
+            launches.extend(self.with_norm(attention, Some(layer), self.qkv(layer, hidden), BIAS_ROPE_KV));
             launches.extend(self.attention(layer));
             launches.push(product(Part::AttentionOut, Epilogue::BiasResidual, hidden, attended));
-            launches.push(self.norm(Part::MlpNorm, Some(layer), self.shape.rows));
-            launches.push(product(Part::MlpIn, Epilogue::BiasGelu, inner, hidden));
+            let mlp_in = product(Part::MlpIn, Epilogue::BiasGelu, inner, hidden);
+            launches.extend(self.with_norm(mlp, Some(layer), mlp_in, Epilogue::BiasGelu.name()));
             launches.push(product(Part::MlpOut, Epilogue::BiasResidual, hidden, inner));
         }
         if self.shape.logits_rows > 0 {
-            launches.push(self.final_norm(hidden));
-            launches.push(self.head(hidden));
+            let (norm, head) = (self.final_norm(hidden), self.head(hidden));
+            launches.extend(self.merged(norm, self.shape.logits_rows, head, LOGITS));
         }
         launches
     }
@@ -242,6 +242,26 @@ impl<'a> Pass<'a> {
         let shape = NormShape { rows, width: self.spec.hidden_size, epsilon: self.spec.norm.eps };
         let work = shape.work(form, Addition::None, bias);
         LaunchAccount { kernel: form.kernel_name(self.element), family: "norm", part, layer, work }
+    }
+
+    /// A norm of so many rows and the product behind it, whose epilogue is named: two launches, or one that does both.
+    fn with_norm(
+        &self,
+        (part, rows): (Part, usize),
+        layer: Option<usize>,
+        product: LaunchAccount,
+        epilogue: &str,
+    ) -> Vec<LaunchAccount> {
+        self.merged(self.norm(part, layer, rows), rows, product, epilogue)
+    }
+
+    fn merged(&self, norm: LaunchAccount, rows: usize, product: LaunchAccount, epilogue: &str) -> Vec<LaunchAccount> {
+        if !gemv_normed::takes(self.options.arithmetic, rows, self.spec.hidden_size) {
+            return vec![norm, product];
+        }
+        let kernel = gemv_normed::kernel_name(norm_form(self.spec.norm.kind), epilogue, self.element);
+        let work = gemv_normed::work_of_both(norm.work, product.work);
+        vec![LaunchAccount { kernel, family: "gemv_normed", work, ..product }]
     }
 
     fn final_norm(&self, width: usize) -> LaunchAccount {

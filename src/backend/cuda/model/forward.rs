@@ -10,6 +10,7 @@ use super::super::kernels::attention_decode::{AttentionDecode, DecodeShape};
 use super::super::kernels::attention_ordered::{AttentionOrdered, Division};
 use super::super::kernels::attention_prefill::{AttentionPrefill, PrefillShape};
 use super::super::kernels::embed::{Embed, EmbedShape};
+use super::super::kernels::gemv_normed::{self, Matrix, NormedProducts, NormedRows};
 use super::super::kernels::norm::{Norm, NormForm, NormShape, NormWeights};
 use super::super::kernels::paged::AttentionInputs;
 use super::super::kernels::product::{
@@ -47,12 +48,15 @@ impl<T: Element> Attention<T> {
 pub(super) struct Kernels<T> {
     embed: Embed<T>,
     norm: Norm<T>,
+    /// Products that take the norm ahead of them along.
+    normed: NormedProducts<T>,
     qkv: QkvProjection<T>,
     attention: Attention<T>,
     mlp_in: Projection<T>,
     /// Back into the residual stream: out of attention, and out of the MLP.
     out: Projection<T>,
     head: Head<T>,
+    arithmetic: Arithmetic,
 }
 
 impl<T: Element> Kernels<T> {
@@ -60,11 +64,13 @@ impl<T: Element> Kernels<T> {
         Ok(Kernels {
             embed: Embed::load(device)?,
             norm: Norm::load(device, norm_form(spec.norm.kind))?,
+            normed: NormedProducts::load(device, norm_form(spec.norm.kind))?,
             qkv: QkvProjection::load(device)?.with(arithmetic),
             attention: Attention::load(device, spec.head_dim, arithmetic)?,
             mlp_in: Projection::load(device, Epilogue::BiasGelu)?.with(arithmetic),
             out: Projection::load(device, Epilogue::BiasResidual)?.with(arithmetic),
             head: Head::load(device)?.with(arithmetic),
+            arithmetic,
         })
     }
 }
@@ -93,12 +99,11 @@ impl<'a, T: Element> Pass<'a, T> {
         let weights = self.weights;
         self.embed(stream)?;
         for (index, layer) in weights.layers().enumerate() {
-            self.norm(stream, layer.attention_norm)?;
-            self.project_qkv(stream, index, layer.qkv)?;
+            self.project_qkv(stream, index, layer.attention_norm, layer.qkv)?;
             self.attend(stream, index)?;
             self.project_attended(stream, layer.attention_out)?;
-            self.norm(stream, layer.mlp_norm)?;
-            self.mlp(stream, layer.mlp_in, layer.mlp_out)?;
+            self.mlp_in(stream, layer.mlp_norm, layer.mlp_in)?;
+            self.mlp_out(stream, layer.mlp_out)?;
         }
         self.head(stream)
     }
@@ -121,10 +126,24 @@ impl<'a, T: Element> Pass<'a, T> {
         self.kernels.norm.normalise(stream, shape, hidden, weights, normed)
     }
 
-    /// Queries, and keys and values into the cache, rotated.
-    fn project_qkv(&mut self, stream: &Stream, layer: usize, weights: LinearWeights<'_, T>) -> Result<(), CudaError> {
+    /// Whether products of so many rows take the norm ahead of them along.
+    fn takes_norm(&self, rows: usize) -> bool {
+        gemv_normed::takes(self.kernels.arithmetic, rows, self.spec.hidden_size)
+    }
+
+    /// Queries, and keys and values into the cache, rotated, of `norm(hidden[r])`.
+    fn project_qkv(
+        &mut self,
+        stream: &Stream,
+        layer: usize,
+        norm: NormWeights<'_, T>,
+        weights: LinearWeights<'_, T>,
+    ) -> Result<(), CudaError> {
         let count = self.shape.rows;
-        let inputs = product_inputs(rows(&self.workspace.normed, count, weights.columns)?, weights);
+        let takes_norm = self.takes_norm(count);
+        if !takes_norm {
+            self.norm(stream, norm)?;
+        }
         let places = QkvRows {
             positions: self.words(&self.layout.positions)?,
             row_pages: self.words(&self.layout.row_pages)?,
@@ -140,7 +159,15 @@ impl<'a, T: Element> Pass<'a, T> {
         };
         let (keys, values) = self.cache.layer_mut(layer)?;
         let queries = rows_mut(&mut self.workspace.queries, count, self.workspace.sizes.attended)?;
-        self.kernels.qkv.launch(stream, shape, inputs, places, QkvOutputs { queries, keys, values })
+        let out = QkvOutputs { queries, keys, values };
+        if takes_norm {
+            let hidden = rows(&self.workspace.hidden, count, weights.columns)?;
+            let normed = normed_rows(self.spec, hidden, None, norm);
+            // SAFETY: nothing is gathered.
+            return unsafe { self.kernels.normed.qkv(stream, shape, normed, matrix(weights), places, out) };
+        }
+        let inputs = product_inputs(rows(&self.workspace.normed, count, weights.columns)?, weights);
+        self.kernels.qkv.launch(stream, shape, inputs, places, out)
     }
 
     /// `attended[r] = softmax(q[r] · keys / √head_dim) · values` over the positions that row `r` sees.
@@ -197,19 +224,33 @@ impl<'a, T: Element> Pass<'a, T> {
         self.kernels.out.launch(stream, shape, inputs, hidden)
     }
 
-    /// `inner[r] = gelu(normed[r] · Winᵀ + bin)`, then `hidden[r] += inner[r] · Woutᵀ + bout`
-    fn mlp(
+    /// `inner[r] = gelu(norm(hidden[r]) · Winᵀ + bin)`
+    fn mlp_in(
         &mut self,
         stream: &Stream,
-        way_in: LinearWeights<'_, T>,
-        way_out: LinearWeights<'_, T>,
+        norm: NormWeights<'_, T>,
+        weights: LinearWeights<'_, T>,
     ) -> Result<(), CudaError> {
-        let shape = self.product_shape(way_in);
-        let inputs = product_inputs(rows(&self.workspace.normed, shape.rows, shape.depth)?, way_in);
+        let shape = self.product_shape(weights);
+        let takes_norm = self.takes_norm(shape.rows);
+        if !takes_norm {
+            self.norm(stream, norm)?;
+        }
         let inner = rows_mut(&mut self.workspace.inner, shape.rows, shape.columns)?;
-        self.kernels.mlp_in.launch(stream, shape, inputs, inner)?;
-        let shape = self.product_shape(way_out);
-        let inputs = product_inputs(rows(&self.workspace.inner, shape.rows, shape.depth)?, way_out);
+        if takes_norm {
+            let hidden = rows(&self.workspace.hidden, shape.rows, shape.depth)?;
+            let normed = normed_rows(self.spec, hidden, None, norm);
+            // SAFETY: nothing is gathered.
+            return unsafe { self.kernels.normed.gelu(stream, shape, normed, matrix(weights), inner) };
+        }
+        let inputs = product_inputs(rows(&self.workspace.normed, shape.rows, shape.depth)?, weights);
+        self.kernels.mlp_in.launch(stream, shape, inputs, inner)
+    }
+
+    /// `hidden[r] += inner[r] · Woutᵀ + bout`
+    fn mlp_out(&mut self, stream: &Stream, weights: LinearWeights<'_, T>) -> Result<(), CudaError> {
+        let shape = self.product_shape(weights);
+        let inputs = product_inputs(rows(&self.workspace.inner, shape.rows, shape.depth)?, weights);
         let hidden = rows_mut(&mut self.workspace.hidden, shape.rows, shape.columns)?;
         self.kernels.out.launch(stream, shape, inputs, hidden)
     }
@@ -221,11 +262,19 @@ impl<'a, T: Element> Pass<'a, T> {
             return Ok(());
         }
         let (final_norm, weights) = (self.weights.final_norm(), self.weights.head());
+        let gather = self.words(&self.layout.logits_rows)?;
+        if self.takes_norm(count) {
+            let shape = ProductShape { rows: count, ..self.product_shape(weights) };
+            let logits = rows_mut(&mut self.workspace.logits, count, shape.columns)?;
+            let hidden = rows(&self.workspace.hidden, self.shape.rows, shape.depth)?;
+            let normed = normed_rows(self.spec, hidden, Some(gather), final_norm);
+            // SAFETY: the step's logits rows are rows of the step, checked as the batch was placed, or padding, which is 0.
+            return unsafe { self.kernels.normed.logits(stream, shape, normed, weights.weight, logits) };
+        }
         let (shape, width) = (self.norm_shape(count), self.workspace.sizes.hidden);
         let hidden = rows(&self.workspace.hidden, self.shape.rows, width)?;
-        let gather = self.words(&self.layout.logits_rows)?;
         let normed = rows_mut(&mut self.workspace.normed, count, width)?;
-        // SAFETY: the step's logits rows are rows of the step, checked as the batch was placed, or padding, which is 0.
+        // SAFETY: as above.
         unsafe { self.kernels.norm.gather_and_normalise(stream, shape, hidden, gather, final_norm, normed)? };
         let shape = ProductShape { rows: count, ..self.product_shape(weights) };
         let x = rows(&self.workspace.normed, count, shape.depth)?;
@@ -260,6 +309,20 @@ pub(super) fn norm_form(kind: NormKind) -> NormForm {
 /// Decode attention of a step of `rows` rows in `sequences` sequences.
 pub(super) fn decode_shape(rows: usize, sequences: usize, spec: &ModelSpec, split_len: usize) -> DecodeShape {
     DecodeShape { rows, sequences, heads: heads(spec), window: window(spec), positions: spec.max_positions, split_len }
+}
+
+/// The hidden state as a product takes it that normalises its rows itself.
+fn normed_rows<'a, T>(
+    spec: &ModelSpec,
+    hidden: Slice<'a, T>,
+    gather: Option<Slice<'a, u32>>,
+    norm: NormWeights<'a, T>,
+) -> NormedRows<'a, T> {
+    NormedRows { hidden, gather, norm, width: spec.hidden_size, epsilon: spec.norm.eps }
+}
+
+fn matrix<'a, T>(weights: LinearWeights<'a, T>) -> Matrix<'a, T> {
+    Matrix { weights: weights.weight, bias: weights.bias }
 }
 
 fn product_inputs<'a, T>(x: Slice<'a, T>, weights: LinearWeights<'a, T>) -> ProductInputs<'a, T> {

@@ -1,0 +1,413 @@
+// targets: sm_90a
+// Many rows of activations times a weight matrix on Hopper: prefill and large batches, on the tensor cores by wgmma.
+#include "common/epilogue.cuh"
+#include "common/ring.cuh"
+#include "common/vector.cuh"
+#include "ptx/ptx.cuh"
+
+// Warpgroups: one fills the ring, two multiply, half of the tile's rows each.
+static constexpr uint32_t kGroupThreads = 128, kConsumers = 2, kThreads = (1 + kConsumers) * kGroupThreads;
+static constexpr uint32_t kRows = 128, kGroupRows = kRows / kConsumers, kDepth = 64;
+static constexpr uint32_t kRowBytes = 128;  // of everything in shared memory: the width of its swizzle
+static constexpr uint32_t kActivationBytes = kRows * kRowBytes, kRingBytes = 192 << 10;
+static constexpr uint32_t kPieceBytes = kGroupRows * kRowBytes, kPieces = 2;  // of the output on its way out, a group's
+static_assert(kDepth * 2 == kRowBytes, "a row of a stage is what the swizzle spreads");
+
+// kRows x kColumns of the output, and the shared memory of a block that computes it.
+template <uint32_t kColumns_>
+struct Tile {
+    static constexpr uint32_t kColumns = kColumns_;
+    static constexpr uint32_t kStageBytes = kActivationBytes + kColumns * kRowBytes;
+    static constexpr uint32_t kStages = kRingBytes / kStageBytes;
+    using Stages = Ring<kStages>;
+    static constexpr uint32_t kOutput = kStages * kStageBytes;                      // pieces of the output
+    static constexpr uint32_t kBarriers = kOutput + kConsumers * kPieces * kPieceBytes;  // the ring's
+    static constexpr uint32_t kPieceBarriers = kBarriers + Stages::kBytes;          // one a piece
+    static_assert(kStageBytes % 1024 == 0, "the swizzle repeats every 8 rows");
+};
+
+// Whether an output is a plain matrix of T, which the copy engine stores.
+template <class Output>
+struct IsMatrix {
+    static constexpr bool value = false;
+};
+template <class T>
+struct IsMatrix<Matrix<T>> {
+    static constexpr bool value = true;
+};
+
+// d = a b + (accumulate ? d : 0) for bf16 and f16.
+template <int kSums>
+DEVICE void multiply_add(bf16, float (&d)[kSums], uint64_t a, uint64_t b, uint32_t accumulate) {
+    warpgroup_multiply_bf16<kMajorK, kMajorK>(d, a, b, accumulate);
+}
+template <int kSums>
+DEVICE void multiply_add(f16, float (&d)[kSums], uint64_t a, uint64_t b, uint32_t accumulate) {
+    warpgroup_multiply_f16<kMajorK, kMajorK>(d, a, b, accumulate);
+}
+
+// Where a 16-byte chunk of a piece's row lies. As the copy engine spreads them: the 8 rows of a matrix that stmatrix
+// writes, and the 8 chunks of a row, lie in 8 different groups of 4 banks.
+DEVICE uint32_t piece_offset(uint32_t row, uint32_t chunk) { return row * kRowBytes + (chunk ^ row % 8) * 16; }
+// The same for f32, written 8 bytes a lane: 4 rows of 2 neighbouring chunks lie in 8 different groups.
+DEVICE uint32_t wide_piece_offset(uint32_t row, uint32_t chunk) { return row * kRowBytes + (chunk ^ row % 4 * 2) * 16; }
+
+// out[m, n] = epilogue(sum over k of x[m, k] weights[n, k])
+//
+//   x, weights  maps of T [rows, depth], written by earlier work on the stream, and of T [columns, depth], written
+//               before this stream's work began; boxes of 64 k, 128 bytes with the swizzle of 128, and 128 rows of x,
+//               kColumns / cluster of weights
+//   matrix      of an output that is a plain matrix of T: its map, boxes of 64 columns and 64 rows, the same swizzle
+//   output      what the epilogue takes: see common/epilogue.cuh. Of a plain matrix the bias alone
+//   group       rows of tiles (of a cluster's tiles) that are computed together, at least 1
+//
+// Roles. Warpgroup 0 fills a ring of stages by the copy engine: one thread asks for x and weights of 64 k a stage, and
+// runs ahead of the products, over the ends of tiles too. Warpgroups 1 and 2 multiply, 64 rows x kColumns each, by
+// wgmma of m64nNk16 from shared memory, four a stage. One stage's are under way while the next one's are given; a warp
+// hands a stage back once it has waited for its own. Blocks stay: a cluster computes tiles first, first + clusters, ...
+// so that the copies of a tile run under the end of the one before it.
+//
+// Registers. 168 x 384 threads is what a multiprocessor has of them (65,536) at the start; the filler gives back all
+// but 40, and the others take 232: 128 x 40 + 256 x 232 = 64,512. A lane has kColumns / 2 sums, 128 at the widest, and
+// for a plain matrix the bias of as many columns, 32 pairs.
+//
+// Tiles. An m64n256k16 takes 128 cycles of the tensor cores (2048 multiply-adds a cycle) and reads 2 KiB of x and 8 KiB
+// of weights in shared memory, of the 16 KiB that 128 cycles give. From L2 come, for 64 k, alone and in a cluster,
+//   128x256  48 KiB for 1024 cycles, 48 bytes a cycle; 32 KiB, 32 bytes
+//   128x192  40 KiB for  768 cycles, 53 bytes; 28 KiB, 37 bytes
+//   128x128  32 KiB for  512 cycles, 64 bytes; 24 KiB, 48 bytes
+//   128x64   24 KiB for  256 cycles, 96 bytes; 20 KiB, 80 bytes
+// If L2 gives a multiprocessor 32 bytes a cycle, as the launcher takes it, the widest tile in a cluster alone keeps up.
+// The others are for outputs that it cuts into too few or too uneven parts.
+//
+// Clusters of two have the same columns and neighbouring rows of tiles: each block loads its own x, and half of the
+// weights into both. A stage is empty when the warps of both blocks have read theirs.
+//
+// Stages: 192 KiB of shared memory, 4, 4, 6 or 8 by width; 32 KiB are the output's, of 227. At 4 stages of 48 KiB
+// three, 144 KiB, are under way while one is multiplied: 3072 cycles, 1.7 us at 1.8 GHz, for a latency of 0.7 us.
+//
+// Order of the sum: k ascending, 16 at a time, in one accumulator, whatever the tile.
+//
+// Order of the tiles: clusters go down `group` rows of them, then to the next column, so that those that run together
+// share rows and columns in L2; the launcher picks `group` by how many run together.
+//
+// End. A plain matrix leaves in pieces of 64 rows x 64 columns, two a warpgroup: stmatrix into the swizzled piece, and
+// a store by the copy engine, which clips what lies past the ends, while the next piece is made. What a residual is
+// added to comes in the same way beforehand, the first two pieces during the products. Keys and values go to pages and
+// logits are f32: a warp makes 16 rows of 128 bytes in its part of a piece, and 8 lanes store the 128 bytes of a row,
+// 16 each.
+//
+// Before the wait for earlier work: barriers, maps, and the weights of as many stages as there are.
+//
+// Grid (blocks), at most one a multiprocessor and at least one of a tile, in clusters of 1 or 2; kThreads threads.
+// Shared memory: kPieceBarriers + 32 bytes.
+// Bytes: (columns depth + rows depth + rows columns + the epilogue's) x sizeof(T), each operand counted once.
+// FLOPs: 2 rows columns depth.
+// Alignment: columns and depth multiples of 8; all buffers 16 bytes.
+// Registers: at most 168 (gemm_sm90_*)
+template <class Epilogue, class Tile, class T>
+DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* matrix,
+                 const typename Epilogue::template Output<T>& output, uint32_t rows, uint32_t columns, uint32_t depth,
+                 uint32_t group) {
+    using Stages = typename Tile::Stages;
+    using Stored = typename Epilogue::template Stored<T>;
+    constexpr bool kBulk = IsMatrix<typename Epilogue::template Output<T>>::value;
+    constexpr bool kAdds = Epilogue::kAddsToOutput;
+    static_assert(kBulk || !kAdds, "what is added to is read as a piece");
+    SHARED_MEMORY(shared);
+    const uint32_t ring = shared_address(shared), barriers = ring + Tile::kBarriers;
+    const uint32_t cluster = cluster_blocks(), rank = cluster_rank();
+
+    if (threadIdx.x == 0) {
+        Stages::init(barriers, cluster * kConsumers * 4);
+#pragma unroll
+        for (uint32_t piece = 0; piece < kConsumers * kPieces; piece++) {
+            mbarrier_init(ring + Tile::kPieceBarriers + piece * 8, 1);
+        }
+        mbarrier_init_fence();
+        tensor_map_prefetch(&x);
+        tensor_map_prefetch(&weights);
+        if (kBulk) tensor_map_prefetch(matrix);
+    }
+    grid_dependency_launch();
+    cluster_arrive();
+    cluster_wait();
+
+    // Tiles: the cluster's blocks have one column of tiles and neighbouring rows of them.
+    const uint32_t down = (rows + cluster * kRows - 1) / (cluster * kRows);
+    const uint32_t across = (columns + Tile::kColumns - 1) / Tile::kColumns, tiles = down * across;
+    const uint32_t first_tile = blockIdx.x / cluster, tile_step = gridDim.x / cluster;
+    const uint32_t turns = (depth + kDepth - 1) / kDepth;
+    struct Place {
+        uint32_t row, column;
+    };
+    const auto place_of = [&](uint32_t tile) {
+        const uint32_t first_down = tile / (group * across) * group, in_group = tile % (group * across);
+        const uint32_t group_rows = min(group, down - first_down);
+        const uint32_t row = first_down + in_group % group_rows;
+        return Place{(row * cluster + rank) * kRows, in_group / group_rows * Tile::kColumns};
+    };
+
+    if (threadIdx.x < kGroupThreads) {
+        warpgroup_registers_decrease<40>();
+        // Each block of a cluster loads a part of the weights' rows, into all of them.
+        const uint32_t part = Tile::kColumns / cluster, part_bytes = part * kRowBytes;
+        const uint16_t everyone = static_cast<uint16_t>((1u << cluster) - 1);
+        const auto fill_weights = [&](const typename Stages::Place& place, uint32_t column, uint32_t turn) {
+            // As Ring::begin_filling, for readers of the whole cluster: copies go into stages of all its blocks.
+            mbarrier_wait_cluster_relaxed(Stages::empty(barriers, place), place.parity ^ 1);
+            const uint32_t full = Stages::full(barriers, place);
+            mbarrier_arrive_expect(full, Tile::kStageBytes);
+            const uint32_t to = ring + place.stage * Tile::kStageBytes + kActivationBytes + rank * part_bytes;
+            const int k = static_cast<int>(turn * kDepth), row = static_cast<int>(column + rank * part);
+            if (cluster == 1) {
+                tensor_load_2d(to, &weights, k, row, full);
+            } else {
+                tensor_load_2d_multicast(to, &weights, k, row, full, everyone);
+            }
+        };
+        uint32_t ahead = 0;  // stages whose weights were asked for before the wait
+        if (threadIdx.x == 0) {
+            const uint32_t column = place_of(first_tile).column;
+            typename Stages::Place place;
+#pragma unroll 1
+            for (; ahead < min(turns, Tile::kStages); ahead++) {
+                fill_weights(place, column, ahead);
+                Stages::Place::advance(place);
+            }
+        }
+        grid_dependency_wait();
+        if (threadIdx.x == 0) {
+            typename Stages::Place place;
+            for (uint32_t tile = first_tile; tile < tiles; tile += tile_step) {
+                const Place at = place_of(tile);
+#pragma unroll 1
+                for (uint32_t turn = 0; turn < turns; turn++) {
+                    if (ahead > 0) {
+                        ahead--;
+                    } else {
+                        fill_weights(place, at.column, turn);
+                    }
+                    tensor_load_2d(ring + place.stage * Tile::kStageBytes, &x, static_cast<int>(turn * kDepth),
+                                   static_cast<int>(at.row), Stages::full(barriers, place));
+                    Stages::Place::advance(place);
+                }
+            }
+        }
+        warp_sync();
+    } else {
+        warpgroup_registers_increase<232>();
+        const uint32_t consumer = threadIdx.x / kGroupThreads - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+        const uint32_t g = lane / 4, t = lane % 4;
+        const bool elected = threadIdx.x % kGroupThreads == 0;
+        const uint32_t pieces = ring + Tile::kOutput + consumer * kPieces * kPieceBytes;
+        const uint32_t piece_barriers = ring + Tile::kPieceBarriers + consumer * kPieces * 8;
+        // A descriptor counts in 16 bytes; the ring's addresses stay below what it can hold.
+        const uint64_t first_a = matrix_descriptor_128(ring + consumer * kGroupRows * kRowBytes);
+        const uint64_t first_b = matrix_descriptor_128(ring + kActivationBytes);
+        // Lane b of each warp tells block b of the cluster that this warp has read a stage.
+        const uint32_t reported = cluster_address(barriers, min(lane, cluster - 1));
+        const auto end_reading = [&](const typename Stages::Place& place) {
+            if (lane < cluster) mbarrier_arrive_cluster_relaxed(Stages::empty(reported, place));
+        };
+        constexpr uint32_t kPieceColumns = kRowBytes / sizeof(Stored), kPieceTiles = kPieceColumns / 8;
+        constexpr uint32_t kAllTiles = Tile::kColumns / 8;
+
+        grid_dependency_wait();
+        typename Stages::Place place;
+        // The piece that is next, and a bit for each: the parity that its barrier is waited for.
+        uint32_t piece = 0, piece_parities = 0;
+        for (uint32_t tile = first_tile; tile < tiles; tile += tile_step) {
+            const Place at = place_of(tile);
+            const uint32_t group_row = at.row + consumer * kGroupRows, warp_row = group_row + warp * 16;
+            const auto load_piece = [&](uint32_t index, uint32_t column) {
+                const uint32_t barrier = piece_barriers + index * 8;
+                mbarrier_arrive_expect(barrier, kPieceBytes);
+                tensor_load_2d(pieces + index * kPieceBytes, matrix, static_cast<int>(column),
+                               static_cast<int>(group_row), barrier);
+            };
+            if constexpr (kAdds) {
+                if (elected) {
+                    bulk_wait_read<0>();
+#pragma unroll
+                    for (uint32_t i = 0; i < kPieces; i++) {
+                        const uint32_t column = at.column + i * kPieceColumns;
+                        if (i * kPieceColumns < Tile::kColumns && column < columns) load_piece(piece ^ i, column);
+                    }
+                }
+            }
+            // What belongs to columns and rows is here before the products are.
+            const auto lane_column = [&](uint32_t i) {
+                return min(at.column + i * 8 + 2 * t, columns - kVector + 2 * t);
+            };
+            const auto read_row = [&](uint32_t row) { return Epilogue::row_terms(output, min(row, rows - 1)); };
+            // Bias alone, all columns of it; where there is more to read, see below.
+            using ColumnTerms = decltype(Epilogue::column_terms(output, 0u));
+            ColumnTerms column_terms[kBulk ? kAllTiles : kPieceTiles];
+            if constexpr (kBulk) {
+#pragma unroll
+                for (uint32_t i = 0; i < kAllTiles; i++) {
+                    column_terms[i] = Epilogue::column_terms(output, lane_column(i));
+                }
+            }
+            const decltype(read_row(0)) row_terms[2] = {read_row(warp_row + g), read_row(warp_row + g + 8)};
+            decltype(read_row(0)) stored_row_terms[4] = {};
+            if constexpr (!kBulk) {
+#pragma unroll
+                for (uint32_t i = 0; i < 4; i++) stored_row_terms[i] = read_row(warp_row + i * 4 + lane / 8);
+            }
+
+            float sums[Tile::kColumns / 2];
+            typename Stages::Place before = place;
+#pragma unroll 1
+            for (uint32_t turn = 0; turn < turns; turn++) {
+                Stages::begin_reading(barriers, place);
+                const uint64_t a = first_a + place.stage * (Tile::kStageBytes / 16);
+                const uint64_t b = first_b + place.stage * (Tile::kStageBytes / 16);
+                warpgroup_fence();
+#pragma unroll
+                for (uint32_t step = 0; step < kDepth / 16; step++) {
+                    multiply_add(T{}, sums, a + step * 2, b + step * 2, step > 0 ? 1 : turn);
+                }
+                warpgroup_commit();
+                warpgroup_wait<1>();
+                if (turn > 0) end_reading(before);
+                before = place;
+                Stages::Place::advance(place);
+            }
+
+            // Of a piece, what belongs to pairs: for the next one while one is stored.
+            using PairTerms = decltype(Epilogue::pair_terms(output, row_terms[0], 0u));
+            PairTerms pair_terms[2][kPieceTiles];
+            const auto read_terms = [&](uint32_t first) {
+#pragma unroll
+                for (uint32_t i = 0; i < kPieceTiles; i++) {
+                    const uint32_t column = lane_column(first + i);
+                    column_terms[i] = Epilogue::column_terms(output, column);
+                    pair_terms[0][i] = Epilogue::pair_terms(output, row_terms[0], column);
+                    pair_terms[1][i] = Epilogue::pair_terms(output, row_terms[1], column);
+                }
+            };
+            if constexpr (!kBulk) read_terms(0);
+            warpgroup_wait<0>();
+            end_reading(before);
+
+#pragma unroll
+            for (uint32_t i = 0; i < Tile::kColumns / kPieceColumns; i++) {
+                const uint32_t column = at.column + i * kPieceColumns;
+                if (column >= columns) break;
+                if constexpr (kAdds) {
+                    mbarrier_wait(piece_barriers + piece * 8, piece_parities >> piece & 1);
+                    piece_parities ^= 1u << piece;
+                } else if constexpr (kBulk) {
+                    if (elected) bulk_wait_read<kPieces - 1>();
+                    barrier_sync(1 + consumer, kGroupThreads);
+                }
+                const uint32_t own = piece * kPieceBytes + warp * 16 * kRowBytes;  // 16 rows of the piece
+                const uint32_t strip = pieces + own;
+                uint8_t* const strip_bytes = shared + Tile::kOutput + consumer * kPieces * kPieceBytes + own;
+#pragma unroll
+                for (uint32_t two = 0; two < kPieceTiles; two += 2) {
+                    // Two tiles of 8 columns: rows g and g + 8 of the first, then of the second.
+                    const uint32_t address = strip + piece_offset(lane % 16, two + lane / 16);
+                    uint32_t words[4] = {};
+                    if constexpr (kAdds) load_matrix_x4(words, address);
+#pragma unroll
+                    for (uint32_t quarter = 0; quarter < 4; quarter++) {
+                        const uint32_t in_piece = two + quarter / 2, half = quarter % 2;
+                        const uint32_t tile_at = i * kPieceTiles + in_piece;
+                        float pair[2] = {sums[tile_at * 4 + half * 2], sums[tile_at * 4 + half * 2 + 1]};
+                        const ColumnTerms& column_term = column_terms[kBulk ? tile_at : in_piece];
+                        if constexpr (kAdds) {
+                            Epilogue::template apply<T>(pair, column_term, words[quarter]);
+                        } else {
+                            Epilogue::template apply<T>(pair, column_term, pair_terms[half][in_piece]);
+                        }
+                        if constexpr (sizeof(Stored) == 4) {
+                            uint8_t* const to =
+                                strip_bytes + wide_piece_offset(g + half * 8, in_piece * 2 + t / 2) + t % 2 * 8;
+                            *reinterpret_cast<float2*>(to) = float2{pair[0], pair[1]};
+                        } else {
+                            words[quarter] = pack<T>(pair[0], pair[1]);
+                        }
+                    }
+                    if constexpr (sizeof(Stored) == 2) store_matrix_x4(address, words);
+                }
+                if constexpr (kBulk) {
+                    fence_proxy_async_shared();
+                    barrier_sync(1 + consumer, kGroupThreads);
+                    if (elected) {
+                        tensor_store_2d(matrix, static_cast<int>(column), static_cast<int>(group_row),
+                                        pieces + piece * kPieceBytes);
+                        bulk_commit();
+                        if constexpr (kAdds) {
+                            const uint32_t next = column + kPieces * kPieceColumns;
+                            if (i + kPieces < Tile::kColumns / kPieceColumns && next < columns) {
+                                bulk_wait_read<0>();
+                                load_piece(piece, next);
+                            }
+                        }
+                    }
+                } else {
+                    if (i + 1 < Tile::kColumns / kPieceColumns) read_terms((i + 1) * kPieceTiles);
+                    // 8 lanes store the 128 bytes of a row.
+                    warp_sync();
+#pragma unroll
+                    for (uint32_t four = 0; four < 4; four++) {
+                        const uint32_t row = four * 4 + lane / 8, chunk = lane % 8;
+                        const uint32_t from =
+                            sizeof(Stored) == 4 ? wide_piece_offset(row, chunk) : piece_offset(row, chunk);
+                        const uint32_t chunk_column = column + chunk * (16 / sizeof(Stored));
+                        const uint4 values = *reinterpret_cast<const uint4*>(strip_bytes + from);
+                        if (warp_row + row < rows && chunk_column < columns) {
+                            Stored* const to = Epilogue::place(output, stored_row_terms[four], chunk_column);
+                            if (to != nullptr) store_global_16(to, values);
+                        }
+                    }
+                }
+                piece ^= 1;
+            }
+        }
+        if constexpr (kBulk) {
+            if (elected) bulk_wait_read<0>();
+        }
+    }
+    // No block ends while another may write its shared memory or arrive at its barriers.
+    cluster_arrive();
+    cluster_wait();
+}
+
+using Tile256 = Tile<256>;
+using Tile192 = Tile<192>;
+using Tile128 = Tile<128>;
+using Tile64 = Tile<64>;
+
+// What a kernel takes ahead of its output: maps of x, of the weights, and of an output that the copy engine stores.
+#define OPERAND_MAPS const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weights
+#define MATRIX_MAPS OPERAND_MAPS, const __grid_constant__ TensorMap matrix
+#define MATRIX_MAP &matrix
+#define LOGITS_MAPS OPERAND_MAPS
+#define LOGITS_MAP nullptr
+#define QUERY_KEY_VALUE_MAPS OPERAND_MAPS
+#define QUERY_KEY_VALUE_MAP nullptr
+
+// One kernel for each epilogue, type and tile; the launcher picks tile, cluster, blocks and group.
+#define GEMM_KERNEL(name, Epilogue, FORM, T, Tile)                                                                    \
+    KERNEL(name, kThreads, 1)(FORM##_MAPS, FORM##_PARAMETERS(T), uint32_t group) {                                    \
+        gemm<Epilogue, Tile, T>(x, weights, FORM##_MAP, FORM##_OUTPUT(T), rows, columns, depth, group);               \
+    }                                                                                                                 \
+    REGISTER_KERNEL(name)
+#define GEMM_TILES(name, Epilogue, FORM, T)                     \
+    GEMM_KERNEL(name##_##T##_128x256, Epilogue, FORM, T, Tile256) \
+    GEMM_KERNEL(name##_##T##_128x192, Epilogue, FORM, T, Tile192) \
+    GEMM_KERNEL(name##_##T##_128x128, Epilogue, FORM, T, Tile128) \
+    GEMM_KERNEL(name##_##T##_128x64, Epilogue, FORM, T, Tile64)
+#define GEMM_KERNELS(T)                                              \
+    GEMM_TILES(gemm_sm90_bias, Bias, MATRIX, T)                      \
+    GEMM_TILES(gemm_sm90_bias_gelu, BiasGelu, MATRIX, T)             \
+    GEMM_TILES(gemm_sm90_bias_residual, BiasResidual, MATRIX, T)     \
+    GEMM_TILES(gemm_sm90_bias_rope_kv, BiasRopeKv, QUERY_KEY_VALUE, T) \
+    GEMM_TILES(gemm_sm90_logits, Logits, LOGITS, T)
+
+GEMM_KERNELS(bf16)
+GEMM_KERNELS(f16)

@@ -1,0 +1,209 @@
+//! `gemm_sm90` against float64 loops in every tile, in clusters of one and two blocks, and its tiles against each other.
+//! It runs on compute capability 9.0 alone.
+
+mod common;
+#[path = "common/product.rs"]
+mod product;
+
+use common::{Bench, Half};
+use half::{bf16, f16};
+use product::{Case, EPILOGUES, Padding, QkvCase, refusal};
+use rigel::backend::Arithmetic;
+use rigel::backend::cuda::kernels::BiasTerm;
+use rigel::backend::cuda::kernels::gemm_sm90::{self, Plan, Tile};
+use rigel::backend::cuda::kernels::product::{
+    Epilogue, Head, LEAST_SM90_ROWS, Path, ProductInputs, ProductShape, Projection, QkvProjection, QkvShape,
+};
+
+/// A plan of this tile and cluster whose first cluster has several tiles where there are some.
+fn plan(shape: ProductShape, tile: Tile, cluster: u32, clusters: u32) -> Plan {
+    let plan = Plan::with_tile(132, shape, tile, cluster);
+    Plan { clusters: plan.clusters.min(clusters), ..plan }
+}
+
+/// Rows, columns, depth, the tile and the blocks of a cluster: one row more than half a tile, a whole one, one and a
+/// half; columns that end in the first 8 of a tile, inside of a piece and at its end; sums of one vector, around one
+/// stage, and longer than the ring of each tile; the second block of a cluster with rows, with some and with none.
+const SHAPES: [(usize, usize, usize, Tile, u32); 8] = [
+    (65, 264, 72, Tile::Columns256, 1),
+    (200, 520, 200, Tile::Columns256, 2),
+    (128, 136, 328, Tile::Columns256, 2),
+    (129, 384, 64, Tile::Columns192, 1),
+    (140, 200, 264, Tile::Columns192, 2),
+    (200, 264, 392, Tile::Columns128, 1),
+    (1, 8, 8, Tile::Columns128, 2),
+    (257, 72, 520, Tile::Columns64, 2),
+];
+
+fn cases<T: Half>() -> Vec<(Case<T>, Plan)> {
+    let shapes = SHAPES.into_iter().enumerate();
+    shapes
+        .map(|(index, (rows, columns, depth, tile, cluster))| {
+            let shape = ProductShape { rows, columns, depth };
+            let bias = if index % 4 == 3 { BiasTerm::Absent } else { BiasTerm::Present };
+            // In turns two clusters and one: tiles of which some cluster computes several, one after the other.
+            (Case::new(shape, bias, index as u64), plan(shape, tile, cluster, 2 - index as u32 % 2))
+        })
+        .collect()
+}
+
+/// Half of the epilogues with half of the cases: over two element types of different `turn`, all with all.
+fn multiplies<T: Half>(bench: &Bench, cases: &[(Case<T>, Plan)], turn: usize) {
+    let planned = |of_epilogue: usize| {
+        let cases = cases.iter().enumerate().filter(move |(index, _)| (index + of_epilogue + turn).is_multiple_of(2));
+        cases.map(|(_, (case, plan))| (case, Path::GemmSm90(*plan)))
+    };
+    for (number, epilogue) in EPILOGUES.into_iter().enumerate() {
+        let projection = Projection::<T>::load(bench.device(), epilogue).unwrap();
+        planned(number).for_each(|(case, path)| case.check(bench, &projection, epilogue, path));
+    }
+    let head = Head::<T>::load(bench.device()).unwrap();
+    planned(EPILOGUES.len()).for_each(|(case, path)| case.check_logits(bench, &head, path));
+}
+
+device_test! {
+    fn products_in_bf16_agree_with_float64() {
+        let cases = cases::<bf16>();
+        common::on_every_hopper_schedule(|bench| multiplies(bench, &cases, 0));
+    }
+}
+
+device_test! {
+    fn products_in_f16_agree_with_float64() {
+        let cases = cases::<f16>();
+        common::on_every_hopper_schedule(|bench| multiplies(bench, &cases, 1));
+    }
+}
+
+/// Rows, depth, heads, key heads, elements of a head, slots of a page, the tile and the blocks of a cluster.
+const QKV: [(usize, usize, usize, usize, usize, usize, Tile, u32); 4] = [
+    (70, 72, 2, 1, 64, 16, Tile::Columns256, 1),
+    (150, 40, 4, 2, 128, 64, Tile::Columns256, 2),
+    (130, 136, 1, 1, 128, 32, Tile::Columns192, 2),
+    (129, 64, 3, 1, 64, 128, Tile::Columns128, 1),
+];
+
+fn rotates_and_caches<T: Half>(turn: usize) {
+    let cases = QKV.into_iter().enumerate().filter(|(index, _)| (index + turn).is_multiple_of(2));
+    let cases: Vec<(QkvCase<T>, Plan)> = cases
+        .flat_map(|(index, (rows, depth, heads, kv_heads, head_dim, page_size, tile, cluster))| {
+            let shape = QkvShape { rows, depth, heads, kv_heads, head_dim, page_size };
+            let bias = if index == 3 { BiasTerm::Absent } else { BiasTerm::Present };
+            let planned = plan(shape.product_shape(), tile, cluster, 1);
+            [Padding::None, Padding::LastRows]
+                .map(|padding| (QkvCase::new(shape, bias, padding, index as u64), planned))
+        })
+        .collect();
+    common::on_every_hopper_schedule(|bench| {
+        let projection = QkvProjection::<T>::load(bench.device()).unwrap();
+        cases.iter().for_each(|(case, plan)| case.check(bench, &projection, Path::GemmSm90(*plan)));
+    });
+}
+
+device_test! {
+    fn queries_are_rotated_and_keys_and_values_cached_in_bf16() {
+        rotates_and_caches::<bf16>(0);
+    }
+}
+
+device_test! {
+    fn queries_are_rotated_and_keys_and_values_cached_in_f16() {
+        rotates_and_caches::<f16>(1);
+    }
+}
+
+device_test! {
+    fn a_row_has_the_same_bits_in_every_tile_and_cluster_and_with_any_rows_beside_it() {
+        let shape = ProductShape { rows: 300, columns: 264, depth: 200 };
+        let case = Case::<bf16>::new(shape, BiasTerm::Present, 5);
+        common::on_every_hopper_schedule(|bench| {
+            let projection = Projection::<bf16>::load(bench.device(), Epilogue::Bias).unwrap();
+            let operands = case.upload(bench);
+            let compute = |first: usize, rows: usize, plan: Plan| -> Vec<u16> {
+                let shape = ProductShape { rows, ..shape };
+                let x = bench.upload(&case.x[first * shape.depth..(first + rows) * shape.depth]);
+                let mut out = bench.poisoned::<bf16>(rows * shape.columns);
+                let inputs = ProductInputs { x: x.view(), ..operands.inputs() };
+                projection.launch_by(Path::GemmSm90(plan), &bench.stream, shape, inputs, out.view_mut()).unwrap();
+                bench.download(out.view()).into_iter().map(half::bf16::to_bits).collect()
+            };
+            let base = Plan { tile: Tile::Columns256, cluster: 1, clusters: 1, group: 1 };
+            let all = compute(0, shape.rows, base);
+            for plan in [
+                Plan { clusters: 2, group: 3, ..base },
+                Plan { cluster: 2, clusters: 3, group: 2, ..base },
+                Plan { tile: Tile::Columns192, cluster: 2, ..base },
+                Plan { tile: Tile::Columns128, clusters: 5, group: 2, ..base },
+                Plan { tile: Tile::Columns64, cluster: 2, clusters: 4, ..base },
+            ] {
+                assert!(compute(0, shape.rows, plan) == all, "{plan:?}");
+            }
+            let range = 33 * shape.columns..(33 + 70) * shape.columns;
+            assert!(compute(33, 70, base) == all[range], "{base:?}");
+        });
+    }
+}
+
+device_test! {
+    fn products_follow_each_other_without_waiting_and_replay_as_a_graph() {
+        common::on_every_hopper_schedule(|bench| product::an_mlp_is_the_same_however_launched(bench, LEAST_SM90_ROWS + 5, Arithmetic::Fastest));
+    }
+}
+
+device_test! {
+    fn wrong_plans_and_devices_are_refused_by_name() {
+        let shape = ProductShape { rows: 70, columns: 24, depth: 40 };
+        let case = Case::<bf16>::new(shape, BiasTerm::Present, 3);
+        common::on_every_schedule(|bench| {
+            let projection = Projection::<bf16>::load(bench.device(), Epilogue::Bias).unwrap();
+            let operands = case.upload(bench);
+            let mut out = case.output(bench, Epilogue::Bias);
+            let mut refused = |plan| {
+                let path = Path::GemmSm90(plan);
+                refusal(projection.launch_by(path, &bench.stream, shape, operands.inputs(), out.view_mut()))
+            };
+            let plan = Plan { tile: Tile::Columns64, cluster: 1, clusters: 1, group: 1 };
+            if !gemm_sm90::runs_on(bench.device().properties()) {
+                let found = bench.device().properties().compute_capability;
+                let expected = "9.0, and kernels built for it";
+                assert_eq!(refused(plan), format!("gemm: compute capability is {found}, expected {expected}"));
+                return;
+            }
+            assert_eq!(refused(Plan { cluster: 0, ..plan }), "gemm: blocks of a cluster is 0, expected 1 or 2");
+            assert_eq!(refused(Plan { cluster: 3, ..plan }), "gemm: blocks of a cluster is 3, expected 1 or 2");
+            assert_eq!(refused(Plan { clusters: 0, ..plan }), "gemm: clusters is 0, expected 1 to 1");
+            assert_eq!(refused(Plan { clusters: 2, ..plan }), "gemm: clusters is 2, expected 1 to 1");
+            assert_eq!(refused(Plan { group: 0, ..plan }), "gemm: group is 0, expected 1 to 1");
+            assert_eq!(refused(Plan { group: 2, ..plan }), "gemm: group is 2, expected 1 to 1");
+        });
+    }
+}
+
+/// The front door's own choice.
+#[test]
+fn many_rows_go_to_it_where_it_runs_and_the_sum_s_order_may_depend_on_them() {
+    if rigel::backend::cuda::images().is_empty() {
+        eprintln!("skipped, this build has no kernels");
+        return;
+    }
+    let properties = |major, minor| rigel::backend::cuda::Properties {
+        name: String::new(),
+        compute_capability: rigel::backend::cuda::ComputeCapability { major, minor },
+        multiprocessors: 132,
+        shared_bytes: 227 << 10,
+        l2_bytes: 0,
+        memory_bytes: 0,
+    };
+    let path = |arithmetic, rows, (major, minor)| {
+        let shape = ProductShape { rows, columns: 6144, depth: 6144 };
+        Path::choose_for(arithmetic, &properties(major, minor), shape)
+    };
+    let fastest = |rows, capability| path(Arithmetic::Fastest, rows, capability);
+    assert!(matches!(fastest(LEAST_SM90_ROWS - 1, (9, 0)), Path::Skinny(_)));
+    assert!(matches!(fastest(LEAST_SM90_ROWS, (9, 0)), Path::GemmSm90(_)));
+    assert!(matches!(fastest(4096, (9, 0)), Path::GemmSm90(_)));
+    for other in [(8, 0), (8, 6), (8, 9), (10, 0), (12, 0)] {
+        assert!(matches!(fastest(4096, other), Path::Gemm(_)), "{other:?}");
+    }
+    assert!(matches!(path(Arithmetic::BatchInvariant, 4096, (9, 0)), Path::Gemm(_)));
+}
