@@ -14,17 +14,6 @@ use rigel::backend::cuda::kernels::product::{
     Epilogue, Head, Path, ProductInputs, ProductShape, Projection, QkvProjection, QkvShape,
 };
 
-/// Calls `body` under every schedule whose device runs the kernels; on others says that it does not.
-fn where_it_runs(test: &str, body: impl Fn(&Bench)) {
-    common::on_every_schedule(|bench| {
-        let device = bench.device().properties();
-        match runs_on(device) {
-            true => body(bench),
-            false => println!("{test}: skipped on compute capability {}", device.compute_capability),
-        }
-    });
-}
-
 /// Rows, columns, depth, parts of k, tiles of a cluster. Each kernel full and not; one tile, several, an odd number
 /// side by side; depths with a tail, of whole chunks, and parts of unequal length; clusters of 1 to 8 blocks.
 const SIZES: [(usize, usize, usize, u32, u32); 8] = [
@@ -71,29 +60,29 @@ fn multiplies<T: Half>(bench: &Bench, cases: &[(Path, Case<T>)], turn: usize) {
 device_test! {
     fn products_in_bf16_agree_with_float64() {
         let cases = cases::<bf16>();
-        where_it_runs("products_in_bf16_agree_with_float64", |bench| multiplies(bench, &cases, 0));
+        common::on_every_hopper_schedule(|bench| multiplies(bench, &cases, 0));
     }
 }
 
 device_test! {
     fn products_in_f16_agree_with_float64() {
         let cases = cases::<f16>();
-        where_it_runs("products_in_f16_agree_with_float64", |bench| multiplies(bench, &cases, 1));
+        common::on_every_hopper_schedule(|bench| multiplies(bench, &cases, 1));
     }
 }
 
 /// Rows, depth, heads, key heads, elements of a head, slots of a page; parts of k, tiles of a cluster.
-const QKV: [((usize, usize, usize, usize, usize, usize), u32, u32); 3] =
-    [((17, 264, 9, 1, 64, 16), 2, 2), ((65, 72, 2, 1, 128, 64), 1, 2), ((130, 136, 1, 1, 128, 128), 3, 1)];
+const QKV: [[usize; 8]; 3] =
+    [[17, 264, 9, 1, 64, 16, 2, 2], [65, 72, 2, 1, 128, 64, 1, 2], [130, 136, 1, 1, 128, 128, 3, 1]];
 
 fn qkv_cases<T: Half>() -> Vec<(Path, QkvCase<T>)> {
     let cases = QKV.into_iter().enumerate();
     cases
-        .map(|(index, ((rows, depth, heads, kv_heads, head_dim, page_size), splits, across))| {
+        .map(|(index, [rows, depth, heads, kv_heads, head_dim, page_size, splits, across])| {
             let shape = QkvShape { rows, depth, heads, kv_heads, head_dim, page_size };
             let bias = if index == 2 { BiasTerm::Absent } else { BiasTerm::Present };
             let padding = if index == 1 { Padding::LastRows } else { Padding::None };
-            (skinny(rows, splits, across), QkvCase::new(shape, bias, padding, index as u64))
+            (skinny(rows, splits as u32, across as u32), QkvCase::new(shape, bias, padding, index as u64))
         })
         .collect()
 }
@@ -101,7 +90,7 @@ fn qkv_cases<T: Half>() -> Vec<(Path, QkvCase<T>)> {
 device_test! {
     fn queries_are_rotated_and_keys_and_values_cached() {
         let (first, second) = (qkv_cases::<bf16>(), qkv_cases::<f16>());
-        where_it_runs("queries_are_rotated_and_keys_and_values_cached", |bench| {
+        common::on_every_hopper_schedule(|bench| {
             let projection = QkvProjection::<bf16>::load(bench.device()).unwrap();
             first.iter().for_each(|(path, case)| case.check(bench, &projection, *path));
             let projection = QkvProjection::<f16>::load(bench.device()).unwrap();
@@ -137,7 +126,7 @@ device_test! {
         let shape = ProductShape { rows: 50, columns: 136, depth: 200 };
         let first = Case::<bf16>::new(shape, BiasTerm::Present, 5);
         let second = Case::<f16>::new(ProductShape { rows: 130, ..shape }, BiasTerm::Present, 6);
-        where_it_runs("a_row_has_the_same_bits_with_any_rows_beside_it", |bench| {
+        common::on_every_hopper_schedule(|bench| {
             invariant(bench, &first, Batch::Rows64);
             invariant(bench, &second, Batch::Rows192);
         });
@@ -146,7 +135,7 @@ device_test! {
 
 device_test! {
     fn products_follow_each_other_without_waiting_and_replay_as_a_graph() {
-        where_it_runs("products_follow_each_other_without_waiting_and_replay_as_a_graph", |bench| {
+        common::on_every_hopper_schedule(|bench| {
             product::an_mlp_is_the_same_however_launched(bench, 37, Arithmetic::Fastest);
         });
     }

@@ -254,6 +254,46 @@ fn gemm_multiplies_from_a_ring_of_asynchronous_copies_and_stores_16_bytes_at_a_t
 }
 
 #[test]
+fn skinny_multiplies_by_warpgroups_what_the_copy_engine_brings() {
+    for ((architecture, kernel), code) in listings("skinny_multiplies_by_warpgroups…") {
+        if !kernel.starts_with("skinny_") {
+            continue;
+        }
+        let place = format!("{kernel} for {architecture}");
+        let rows = kernel.rsplit('_').next().and_then(|rows| rows.parse::<usize>().ok()).expect("its rows");
+        let element = if kernel.contains("_bf16_") { ".BF16" } else { "" };
+        let exact = format!("HGMMA.64x{rows}x16.F32{element}");
+        let body = loop_around(code, "HGMMA", &place);
+        // 64 k of a stage, 16 an instruction; waited for once, and the stage is given back without a fence.
+        assert_eq!(body.iter().filter(|i| i.operation == exact).count(), 4, "{place}: {exact} in the main loop");
+        assert_eq!(count(code, "HGMMA"), 4, "{place}: matrix instructions in all");
+        assert_eq!(count(code, "HMMA"), 0, "{place}: matrix instructions of a warp");
+        let waits = ["WARPGROUP.DEPBAR", "SYNCS.PHASECHK", "SYNCS.ARRIVE"].map(|operation| count(body, operation));
+        assert_eq!(waits, [1, 1, 1], "{place}: waits for products and stages, and arrivals, in the main loop");
+        for operation in ["MEMBAR", "BAR", "LD", "ST"] {
+            assert_eq!(count(body, operation), 0, "{place}: {operation} in the main loop");
+        }
+        assert!(body.len() <= 100, "{place}: {} instructions in the main loop", body.len());
+
+        // Weights of the first round and of the others, and activations into all blocks side by side.
+        assert_eq!(count(code, "UTMALDG.2D"), 3, "{place}: copies");
+        assert_eq!(count(code, "UTMALDG.2D.MULTICAST"), 1, "{place}: copies of activations");
+        let wait = code.iter().position(|i| i.operation == "ACQBULK").expect("griddepcontrol.wait");
+        assert_eq!(count(code[..wait], "UTMALDG.2D"), 1, "{place}: weights are asked for before griddepcontrol.wait");
+        assert_eq!(count(code[..wait], "UTMALDG.2D.MULTICAST"), 0, "{place}: and no activations");
+        assert!(only_constants(code[..wait]), "{place}: more than weights is read before griddepcontrol.wait");
+        assert_eq!(count(code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
+
+        // Two warpgroups have 64 rows of weights each, a lane half as many sums as the batch has rows. Four rows are
+        // finished at a time, two columns a lane.
+        assert_eq!(count(code, "STS"), rows / 2, "{place}: sums laid into shared memory");
+        let store = if kernel.contains("_logits_") { "STG.E.64" } else { "STG.E" };
+        let stores: Vec<&str> = code.iter().map(|i| i.operation.as_str()).filter(|it| it.starts_with("STG")).collect();
+        assert_eq!(stores, [store; 4], "{place}: stores of two columns");
+    }
+}
+
+#[test]
 fn gemm_for_hopper_multiplies_by_warpgroups_and_leaves_copies_to_the_copy_engine() {
     for ((architecture, kernel), code) in listings("gemm_for_hopper_multiplies…") {
         let Some((_, tile)) = kernel.strip_prefix("gemm_sm90_").and_then(|name| name.rsplit_once("_128x")) else {
@@ -314,46 +354,6 @@ fn gemm_for_hopper_multiplies_by_warpgroups_and_leaves_copies_to_the_copy_engine
             (2, 0),
             "{place}: weights before griddepcontrol.wait"
         );
-    }
-}
-
-#[test]
-fn skinny_multiplies_by_warpgroups_what_the_copy_engine_brings() {
-    for ((architecture, kernel), code) in listings("skinny_multiplies_by_warpgroups…") {
-        if !kernel.starts_with("skinny_") {
-            continue;
-        }
-        let place = format!("{kernel} for {architecture}");
-        let rows = kernel.rsplit('_').next().and_then(|rows| rows.parse::<usize>().ok()).expect("its rows");
-        let element = if kernel.contains("_bf16_") { ".BF16" } else { "" };
-        let exact = format!("HGMMA.64x{rows}x16.F32{element}");
-        let body = loop_around(code, "HGMMA", &place);
-        // 64 k of a stage, 16 an instruction; waited for once, and the stage is given back without a fence.
-        assert_eq!(body.iter().filter(|i| i.operation == exact).count(), 4, "{place}: {exact} in the main loop");
-        assert_eq!(count(code, "HGMMA"), 4, "{place}: matrix instructions in all");
-        assert_eq!(count(code, "HMMA"), 0, "{place}: matrix instructions of a warp");
-        let waits = ["WARPGROUP.DEPBAR", "SYNCS.PHASECHK", "SYNCS.ARRIVE"].map(|operation| count(body, operation));
-        assert_eq!(waits, [1, 1, 1], "{place}: waits for products and stages, and arrivals, in the main loop");
-        for operation in ["MEMBAR", "BAR", "LD", "ST"] {
-            assert_eq!(count(body, operation), 0, "{place}: {operation} in the main loop");
-        }
-        assert!(body.len() <= 100, "{place}: {} instructions in the main loop", body.len());
-
-        // Weights of the first round and of the others, and activations into all blocks side by side.
-        assert_eq!(count(code, "UTMALDG.2D"), 3, "{place}: copies");
-        assert_eq!(count(code, "UTMALDG.2D.MULTICAST"), 1, "{place}: copies of activations");
-        let wait = code.iter().position(|i| i.operation == "ACQBULK").expect("griddepcontrol.wait");
-        assert_eq!(count(&code[..wait], "UTMALDG.2D"), 1, "{place}: weights are asked for before griddepcontrol.wait");
-        assert_eq!(count(&code[..wait], "UTMALDG.2D.MULTICAST"), 0, "{place}: and no activations");
-        assert!(only_constants(&code[..wait]), "{place}: more than weights is read before griddepcontrol.wait");
-        assert_eq!(count(code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
-
-        // Two warpgroups have 64 rows of weights each, a lane half as many sums as the batch has rows. Four rows are
-        // finished at a time, two columns a lane.
-        assert_eq!(count(code, "STS"), rows / 2, "{place}: sums laid into shared memory");
-        let store = if kernel.contains("_logits_") { "STG.E.64" } else { "STG.E" };
-        let stores: Vec<&str> = code.iter().map(|i| i.operation.as_str()).filter(|it| it.starts_with("STG")).collect();
-        assert_eq!(stores, [store; 4], "{place}: stores of two columns");
     }
 }
 

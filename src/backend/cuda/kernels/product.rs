@@ -316,10 +316,11 @@ impl<T: Element> Projection<T> {
     /// The same by a given path.
     ///
     /// # Errors
-    /// As for [`Projection::launch`], and for more than [`gemv::MOST_ROWS`] rows by [`Path::Gemv`]; by [`Path::Gemm`]
-    /// for stages that are not 3, 4, 6 or 8, or a group of no row of tiles or more than there are; by [`Path::Skinny`]
-    /// for more rows than the kernel's, or parts and tiles that are no cluster; by [`Path::GemmSm90`] for clusters that
-    /// are none or more than there are tiles for, or not of 1 or 2 blocks; by both on a device that does not run them;
+    /// As for [`Projection::launch`]; for more than [`gemv::MOST_ROWS`] rows by [`Path::Gemv`]; by [`Path::Skinny`] for
+    /// more rows than the kernel's, or parts of k and tiles that are no cluster; by [`Path::Gemm`] and
+    /// [`Path::GemmSm90`] for stages that are not 3, 4, 6 or 8, a group of no row of tiles or more than there are, and
+    /// clusters that are none or more than there are tiles for, or not of 1 or 2 blocks; and by a path on a device that
+    /// does not run it;
     /// [`CudaError::LaunchLimit`] for stages that do not fit into shared memory.
     pub fn launch_by(
         &self,
