@@ -279,9 +279,9 @@ fn skinny_multiplies_by_warpgroups_what_the_copy_engine_brings() {
         assert_eq!(count(code, "UTMALDG.2D"), 3, "{place}: copies");
         assert_eq!(count(code, "UTMALDG.2D.MULTICAST"), 1, "{place}: copies of activations");
         let wait = code.iter().position(|i| i.operation == "ACQBULK").expect("griddepcontrol.wait");
-        assert_eq!(count(code[..wait], "UTMALDG.2D"), 1, "{place}: weights are asked for before griddepcontrol.wait");
-        assert_eq!(count(code[..wait], "UTMALDG.2D.MULTICAST"), 0, "{place}: and no activations");
-        assert!(only_constants(code[..wait]), "{place}: more than weights is read before griddepcontrol.wait");
+        assert_eq!(count(&code[..wait], "UTMALDG.2D"), 1, "{place}: weights are asked for before griddepcontrol.wait");
+        assert_eq!(count(&code[..wait], "UTMALDG.2D.MULTICAST"), 0, "{place}: and no activations");
+        assert!(only_constants(&code[..wait]), "{place}: more than weights is read before griddepcontrol.wait");
         assert_eq!(count(code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
 
         // Two warpgroups have 64 rows of weights each, a lane half as many sums as the batch has rows. Four rows are
