@@ -10,7 +10,7 @@ namespace interpreter {
 
 namespace {
 const char* name_of(Does does) {
-    static const char* const names[] = {"read", "read", "write", "atomic read", "atomic write", "atomic update"};
+    static const char* const names[] = {"read", "read", "read", "write", "atomic read", "atomic write", "atomic update"};
     return names[static_cast<int>(does)];
 }
 
@@ -36,11 +36,11 @@ void check_global(const void* address, size_t bytes, const Access& access) {
         if (!allocations.inside(at, bytes))
             fail(access.site, text("out-of-bounds global %s of %zu bytes at %p", name_of(access.does), bytes, address),
                  {allocations.nearest(at)});
-        if (access.reads())
+        if (access.reads() && access.does != Does::CopyRead)
             fail(access.site, text("uninitialised global %s of %zu bytes at %p: no one has written them",
                                    name_of(access.does), bytes, address),
                  {allocations.nearest(at)});
-        std::memset(memory.written + at, 1, bytes);
+        if (access.writes()) std::memset(memory.written + at, 1, bytes);
     }
     LaunchCounters& counters = access.thread->warp->block->grid->counters;
     if (access.reads()) {
@@ -54,13 +54,23 @@ void check_global(const void* address, size_t bytes, const Access& access) {
     check_races(memory.cells, at, bytes, access, access.thread->view->finished->floor, "global", at);
 }
 
+namespace {
+// The block of this thread's cluster whose shared memory lies there; nullptr: none.
+const Block* owner(size_t offset, const Block& own) {
+    if (offset / kArenaBytes == own.arena) return &own;
+    for (const Block* block : own.cluster->blocks)
+        if (block && offset / kArenaBytes == block->arena) return block;
+    return nullptr;
+}
+}  // namespace
+
 void check_shared(const void* address, size_t bytes, const Access& access) {
     Region& memory = shared_memory;
-    const Block& block = *access.thread->warp->block;
     const size_t at = memory.offset(address);
+    const Block* found = owner(at, *access.thread->warp->block);
+    if (!found) fail(access.site, text("%s of %zu bytes in the shared memory of another block", name_of(access.does), bytes));
+    const Block& block = *found;
     const size_t in_arena = at - block.arena * kArenaBytes;
-    if (in_arena >= kArenaBytes)
-        fail(access.site, text("%s of %zu bytes in the shared memory of another block", name_of(access.does), bytes));
     const size_t in_block = in_arena - kArenaMargin;
     if (in_arena < kArenaMargin || in_block + bytes > block.grid->shared_bytes)
         fail(access.site, text("out-of-bounds shared %s of %zu bytes at byte %td of the %u bytes that the launch gave",
@@ -72,7 +82,7 @@ void check_shared(const void* address, size_t bytes, const Access& access) {
     } else {
         std::memset(memory.written + at, 1, bytes);
     }
-    check_races(memory.cells, at, bytes, access, block.first, "shared", in_block);
+    check_races(memory.cells, at, bytes, access, block.cluster->first, "shared", in_block);
 }
 
 void check_global_or_shared(const void* address, size_t bytes, const Access& access) {

@@ -7,20 +7,10 @@
 #include "report.h"
 #include "scheduler.h"
 #include "settings.h"
+#include "shared_address.h"
 #include "twin_parts.h"
 
 namespace interpreter {
-
-uint32_t shared_address(const void* pointer) {
-    const Block& block = *current->warp->block;
-    const size_t in_arena = shared_memory.offset(pointer) - block.arena * kArenaBytes;
-    if (in_arena >= kArenaBytes) fail(RIGEL_CALLER, text("shared_address of %p, which is not in this block's shared memory", pointer));
-    return static_cast<uint32_t>(in_arena);
-}
-
-uint8_t* shared_pointer(uint32_t shared_address) {
-    return shared_memory.base + current->warp->block->arena * kArenaBytes + shared_address % kArenaBytes;
-}
 
 namespace {
 void carry_out(const AsyncCopy& copy) {
@@ -46,7 +36,7 @@ void copy_async(uint32_t shared_destination, const void* global_source, uint32_t
     const Site site = RIGEL_CALLER;
     Thread& thread = *current;
     if (bytes_read > bytes) fail(site, text("cp.async of %u bytes reads %u", bytes, bytes_read));
-    AsyncCopy copy{shared_pointer(shared_destination), static_cast<const uint8_t*>(global_source), bytes, bytes_read};
+    AsyncCopy copy{shared_pointer(shared_destination, site), static_cast<const uint8_t*>(global_source), bytes, bytes_read};
     check_alignment(copy.destination, bytes, "cp.async destination", site);
     check_alignment(copy.source, bytes, "cp.async source", site);
     if (++thread.copies_issued > kLastClock) fail(site, "a thread has issued more copies than the race checker can count");

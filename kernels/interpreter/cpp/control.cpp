@@ -72,6 +72,7 @@ CONTROL void rigel_interpreter_set_async_raw(uint32_t policy) {
 struct CountersOut {
     uint64_t bytes_read, bytes_written, requested_read, requested_written;
     uint64_t matrix_instructions, barriers, matrix_load_rows, matrix_load_conflicts;
+    uint64_t matrix_store_rows, matrix_store_conflicts, warpgroup_instructions;
     char kernel[128];
 };
 CONTROL uint64_t rigel_interpreter_launches() {
@@ -83,7 +84,8 @@ CONTROL int rigel_interpreter_counters_of(uint64_t launch, CountersOut* out) {
     if (launch >= finished_launches.size()) return -1;
     const auto& [kernel, bytes_read, bytes_written, of] = finished_launches[launch];
     *out = {bytes_read, bytes_written, of.requested_read, of.requested_written,
-            of.matrix_instructions, of.barriers, of.matrix_load_rows, of.matrix_load_conflicts, {}};
+            of.matrix_instructions, of.barriers, of.matrix_load_rows, of.matrix_load_conflicts,
+            of.matrix_store_rows, of.matrix_store_conflicts, of.warpgroup_instructions, {}};
     std::strncpy(out->kernel, kernel.c_str(), sizeof out->kernel - 1);
     return 0;
 }

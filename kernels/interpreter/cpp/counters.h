@@ -46,6 +46,8 @@ struct LaunchCounts {
     uint64_t requested_read = 0, requested_written = 0;  // bytes of global memory, the sum over all accesses
     uint64_t matrix_instructions = 0, barriers = 0;
     uint64_t matrix_load_rows = 0, matrix_load_conflicts = 0;  // ldmatrix: rows, rows that share banks with another
+    uint64_t matrix_store_rows = 0, matrix_store_conflicts = 0;  // stmatrix
+    uint64_t warpgroup_instructions = 0;                         // wgmma
 };
 struct LaunchCounters : LaunchCounts {
     TouchedBytes read, written;  // distinct bytes of global memory

@@ -3,8 +3,10 @@
 #include <deque>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
+#include "arguments.h"
 #include "counters.h"
 #include "order.h"
 #include "site.h"
@@ -13,14 +15,45 @@
 namespace interpreter {
 
 struct Block;
+struct BulkCopy;  // bulk_copy.h
 struct Grid;
+struct MatrixOperation;  // warpgroup.h
 struct Warp;
 struct Thread;
+
+// The agents of a block of so many threads: how their serial numbers follow on the block's first.
+struct Agents {
+    uint32_t threads;
+
+    static Serial thread(uint32_t index) { return 2 * index; }
+    static Serial copies(uint32_t index) { return 2 * index + 1; }
+    Serial bulk_copies(uint32_t warp) const { return 2 * threads + warp; }
+    Serial matrix(uint32_t warpgroup) const { return 2 * threads + warps() + warpgroup; }
+    uint32_t warps() const { return (threads + 31) / 32; }
+    uint32_t warpgroups() const { return (threads + 127) / 128; }
+    uint32_t count() const { return 2 * threads + warps() + warpgroups(); }
+    // Whether what this one writes is ordered by barriers alone, or must be fenced for the asynchronous proxy.
+    bool of_generic_proxy(Serial agent) const { return agent < 2 * threads; }
+};
 
 struct AsyncCopy {
     uint8_t* destination;
     const uint8_t* source;
     uint32_t bytes, bytes_read;
+};
+
+// When a thread has made its writes ready for the asynchronous proxy: those of its own up to `clock`, of its cp.async up
+// to `copies`.
+struct ProxyFence {
+    Clock clock, copies;
+};
+
+// Registers of a thread that matrix instructions of its warpgroup work on: on the CPU, variables on its stack.
+struct MatrixRegisters {
+    const uint8_t* begin;
+    size_t bytes;
+    Clock last_use;  // by the newest instruction that writes them; 0: they are only read
+    bool written;    // otherwise than by matrix instructions, since the last warpgroup_fence
 };
 
 struct Thread {
@@ -37,6 +70,15 @@ struct Thread {
 
     std::vector<AsyncCopy> open_copies;
     std::deque<std::vector<AsyncCopy>> copy_groups;
+    std::vector<std::shared_ptr<BulkCopy>> open_bulk_stores;
+    std::vector<std::vector<std::shared_ptr<BulkCopy>>> bulk_store_groups;
+    size_t bulk_groups_read = 0;  // of them, that it has waited for
+    std::vector<ProxyFence> proxy_fences;
+    std::vector<MatrixRegisters> matrix_registers;
+    Clock matrix_seen = 0;          // the newest matrix instruction that this thread has waited for
+    bool warpgroup_fenced = false;  // it has called warpgroup_fence
+    bool arrived_at_cluster = false;
+    uint64_t cluster_phase = 0;  // that it arrived in
 
     const char* waits_for = "its start";
     Site waits_at = 0;
@@ -60,6 +102,43 @@ struct Warp {
     // Which lanes have arrived at each unfinished barrier, and where.
     uint32_t barrier_lanes[16] = {};
     Site barrier_site[16] = {};
+    Clock bulk_copies_issued = 0;  // clock of the agent of its threads' bulk copies
+};
+
+// Four warps, and their matrix instructions under way.
+struct Warpgroup {
+    uint32_t arrived = 0;  // at the instruction that they execute together
+    const char* what = nullptr;
+    Site site = 0;  // of the first to arrive
+    void* operands[128];
+    Clock issued = 0;                                   // clock of the agent: matrix instructions
+    std::deque<std::shared_ptr<MatrixOperation>> pending;  // not computed yet, in order
+    std::vector<Clock> group_ends;                      // of each committed group its newest instruction
+    uint32_t registers = 0;                             // of each thread; 0: as at the start
+};
+
+// A barrier in shared memory that counts arrivals and bytes.
+struct Mbarrier {
+    uint32_t arrivals = 0;  // a phase
+    uint32_t pending = 0;   // of them
+    int64_t bytes = 0;      // expected and not yet come
+    uint32_t parity = 0;    // of the phase under way
+    Stamp initialised = 0;  // by whom and when
+    Site initialised_at = 0;
+    // What this block's threads and all copies released in the phase under way and the one before; then other blocks'.
+    Ref<const Message> gathering, ended, gathering_from_cluster, ended_in_cluster;
+    std::vector<Thread*> waiting;
+};
+
+// Blocks that run together. Every block is in one, most alone.
+struct Cluster {
+    std::vector<Block*> blocks;  // by rank; nullptr: it has ended
+    Serial first = 0;            // of its first block
+    uint32_t live_threads = 0;
+    uint32_t arrived = 0;        // at the barrier of the cluster
+    uint64_t phase = 0;
+    Ref<const Message> gathering, ended;
+    std::vector<Thread*> waiting;
 };
 
 struct Barrier {
@@ -77,15 +156,23 @@ struct Block {
     uint32_t arena = 0;  // which slice of the shared region
     bool triggered = false;  // a thread has called griddepcontrol.launch_dependents, or all have returned
     std::vector<Warp> warps;
+    std::vector<Warpgroup> warpgroups;
     std::vector<Thread> threads;
     Barrier barriers[16];
+    std::unordered_map<uint32_t, Mbarrier> mbarriers;  // by shared address
+    std::shared_ptr<Cluster> cluster;
+    uint32_t rank = 0;                  // in the cluster
+    uint32_t bulk_copies_pending = 0;   // that it asked for, or that touch its shared memory
+    std::vector<Thread*> waiting_for_registers;
+
+    Agents agents() const { return {static_cast<uint32_t>(threads.size())}; }
 };
 
 struct Grid {
     const Kernel* kernel = nullptr;
-    dim3 size, block_size;
+    dim3 size, block_size, cluster_size;
     uint32_t shared_bytes = 0;
-    std::vector<uint8_t> argument_bytes;
+    ArgumentBytes argument_bytes;
     std::vector<void*> arguments;
     bool cooperative = false;
     bool starts_early = false;  // launched with programmatic stream serialization
@@ -95,7 +182,7 @@ struct Grid {
     Ref<const FinishedWork> known_at_end;  // joined over its threads as they exit
     Grid* ahead = nullptr;                 // the grid that griddepcontrol.wait waits for, if it still matters
 
-    std::vector<uint32_t> order;  // of block starts
+    std::vector<uint32_t> order;  // in which its clusters start
     uint64_t blocks = 0, started = 0, finished = 0, triggered = 0;
     uint32_t resident = 0, most_resident = 0;
     LaunchCounters counters;

@@ -6,6 +6,7 @@
 #include "access.h"
 #include "report.h"
 #include "scheduler.h"
+#include "warpgroup.h"
 
 using namespace interpreter;
 
@@ -14,12 +15,16 @@ inline bool on_own_stack(const void* address) {
     const auto frame = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
     return ((reinterpret_cast<uintptr_t>(address) ^ frame) & ~(kStackBytes - 1)) == 0;
 }
+// On the stack lie the registers that matrix instructions work on.
+inline void own_stack(const void* address, size_t bytes, Does does, const void* caller) {
+    if (watching_registers && current) check_registers(address, bytes, does == Does::Write, site_of(caller));
+}
 inline void hook(const void* address, size_t bytes, Does does, const void* caller) {
-    if (on_own_stack(address)) return;
+    if (on_own_stack(address)) return own_stack(address, bytes, does, caller);
     check_access(address, bytes, does, site_of(caller));
 }
 inline void aligned_hook(const void* address, size_t bytes, Does does, const void* caller) {
-    if (on_own_stack(address)) return;
+    if (on_own_stack(address)) return own_stack(address, bytes, does, caller);
     if (current) check_alignment(address, bytes, does == Does::Write ? "write" : "read", site_of(caller));
     check_access(address, bytes, does, site_of(caller));
 }

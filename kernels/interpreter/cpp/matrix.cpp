@@ -1,4 +1,4 @@
-// ldmatrix and mma.sync.
+// ldmatrix, stmatrix and mma.sync.
 //
 // Hardware does not say in which order it adds up k, and the order differs between instruction shapes. The twins differ
 // too, so that a claim of equal bits between two paths is only true when both use one shape:
@@ -11,15 +11,18 @@
 #include "access.h"
 #include "collectives.h"
 #include "memory.h"
+#include "shared_address.h"
 
 namespace interpreter {
-
-uint8_t* shared_pointer(uint32_t shared_address);  // async_copy.cpp
 
 namespace {
 struct LoadMatrix {
     uint32_t* fragment;
     const uint8_t* row;
+};
+struct StoreMatrix {
+    const uint32_t* fragment;
+    uint8_t* row;
 };
 struct Multiply {
     float* d;
@@ -105,7 +108,7 @@ void multiply(const char* name, Multiply own, Site site) {
 
 void load_matrix(uint32_t* fragment, int count, Layout layout, uint32_t shared_row_address) {
     const Site site = RIGEL_CALLER;
-    LoadMatrix own{fragment, shared_pointer(shared_row_address)};
+    LoadMatrix own{fragment, shared_pointer(shared_row_address, site)};
     if (current->lane < 8u * static_cast<unsigned>(count)) {
         check_alignment(own.row, 16, "ldmatrix row", site);
         check_shared(own.row, 16, {current, Agent::Thread, Does::Read, site});
@@ -128,6 +131,36 @@ void load_matrix(uint32_t* fragment, int count, Layout layout, uint32_t shared_r
                 const uint16_t low = turned ? matrix[t][g] : matrix[g][t], high = turned ? matrix[t + 1][g] : matrix[g][t + 1];
                 of[lane]->fragment[m] = low | static_cast<uint32_t>(high) << 16;
             }
+        }
+    });
+}
+
+void store_matrix(const uint32_t* fragment, int count, Layout layout, uint32_t shared_row_address) {
+    const Site site = RIGEL_CALLER;
+    StoreMatrix own{fragment, shared_pointer(shared_row_address, site)};
+    if (current->lane < 8u * static_cast<unsigned>(count)) {
+        check_alignment(own.row, 16, "stmatrix row", site);
+        check_shared(own.row, 16, {current, Agent::Thread, Does::Write, site});
+    }
+    static const char* const names[] = {"stmatrix.x1", "stmatrix.x2", "", "stmatrix.x4"};
+    together(names[count - 1], 0xffffffffu, Alignment::SameInstruction, own, site, [&](StoreMatrix** of) {
+        LaunchCounters& counters = current->warp->block->grid->counters;
+        for (int m = 0; m < count; m++) {
+            uint16_t matrix[8][8];
+            for (unsigned lane = 0; lane < 32; lane++) {
+                for (unsigned half = 0; half < 2; half++) {
+                    const auto value = static_cast<uint16_t>(of[lane]->fragment[m] >> 16 * half);
+                    const unsigned g = lane / 4, t = lane % 4 * 2 + half;
+                    (layout == Layout::Transposed ? matrix[t][g] : matrix[g][t]) = value;
+                }
+            }
+            const uint8_t* rows[8];
+            for (int row = 0; row < 8; row++) {
+                rows[row] = of[8 * m + row]->row;
+                std::memcpy(of[8 * m + row]->row, matrix[row], 16);
+            }
+            counters.matrix_store_rows += 8;
+            counters.matrix_store_conflicts += bank_conflicts(rows);
         }
     });
 }

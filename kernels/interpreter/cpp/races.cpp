@@ -5,6 +5,7 @@
 
 #include "address_space.h"
 #include "report.h"
+#include "scheduler.h"
 #include "settings.h"
 #include "work.h"
 
@@ -32,8 +33,8 @@ inline bool known_at_once(Stamp old, const Thread& thread, Serial floor, bool* e
     const uint64_t agent = serial - thread.warp->block->first;
     *elsewhere = agent >= clocks.size();
     if (*elsewhere) return false;
-    if (agent == 2 * thread.index) return true;
-    if (agent == 2 * thread.index + 1) return clock_of(old) <= thread.copies_seen;
+    if (agent == Agents::thread(thread.index)) return true;
+    if (agent == Agents::copies(thread.index)) return clock_of(old) <= thread.copies_seen;
     return clock_of(old) <= clocks[agent];
 }
 
@@ -42,8 +43,46 @@ inline bool happened_before(Stamp old, const Thread& thread, Serial floor) {
     return known_at_once(old, thread, floor, &elsewhere) || (elsewhere && known_from_elsewhere(old, thread));
 }
 
+// What this thread knows of the clock of an agent of a block that runs; 0 where it knows nothing.
+Clock known_clock(const Thread& thread, Serial first, Serial agent) {
+    const Block& block = *thread.warp->block;
+    if (first == block.first) return thread.view->own_block->of[agent];
+    for (const OtherBlock& other : thread.view->other_blocks)
+        if (other.first == first) return other.clocks->of[agent];
+    return 0;
+}
+
+}  // namespace
+
+__attribute__((noinline)) bool ready_for_async_proxy(Stamp old, const Thread& reader) {
+    const BlockOfWork& written_by = history.block_of(serial_of(old));
+    if (written_by.work != reader.warp->block->grid->work) return true;
+    const Block* block = written_by.first == reader.warp->block->first ? reader.warp->block : scheduler.find_block(written_by.first);
+    if (!block) return true;
+    const Serial agent = serial_of(old) - written_by.first;
+    if (!block->agents().of_generic_proxy(agent)) return true;
+    const bool copy = agent % 2 != 0;
+    const Thread& writer = block->threads[agent / 2];
+    for (const ProxyFence& fence : writer.proxy_fences) {
+        if ((copy ? fence.copies : fence.clock) < clock_of(old)) continue;
+        return &writer == &reader || fence.clock <= known_clock(reader, written_by.first, Agents::thread(writer.index));
+    }
+    return false;
+}
+
+namespace {
+
 const char* verb(Stamp how, const char* atomic, const char* write, const char* read) {
     return how & kStampAtomic ? atomic : how & kStampWrite ? write : read;
+}
+
+std::string whose(Agent agent) {
+    switch (agent) {
+        case Agent::AsyncCopy: return "the access is an asynchronous copy's; ";
+        case Agent::BulkCopy: return "the access is a bulk copy's; ";
+        case Agent::Matrix: return "the access is a matrix instruction's; ";
+        default: return "";
+    }
 }
 
 [[noreturn]] void report_race(Stamp old, Site old_site, Stamp mine, const Access& access, const char* memory,
@@ -59,14 +98,18 @@ const char* verb(Stamp how, const char* atomic, const char* write, const char* r
         why = "the earlier grid has not been waited for: griddepcontrol.wait must come first (in every grid between, too)";
     else
         why = "the two are in different streams, and no event or synchronisation orders them";
-    if (serial_of(old) - other.first == serial_of(mine) - own.first + 1 && other.first == own.first)
+    const Block& block = *access.thread->warp->block;
+    const Serial agent = serial_of(old) - other.first;
+    if (other.first == own.first && access.agent == Agent::Thread && agent == Agents::copies(access.thread->index))
         why = "the thread has not waited for its own asynchronous copy";
+    else if (other.first == own.first && !block.agents().of_generic_proxy(agent))
+        why = "no wait for what the other belongs to, and then a barrier, order the two";
     fail(access.site,
          text("race in %s memory: an access at byte %zu %s what is not ordered after %s", memory, offset,
               verb(mine, "updates", "writes", "reads"), verb(old, "an atomic update", "a write", "a read")),
          {"the other: " + history.describe_agent(serial_of(old)) + " " +
               verb(old, "updated it", "wrote it", "read it") + at_line(old_site),
-          (access.agent == Agent::AsyncCopy ? "the access is an asynchronous copy's; " : "") + why});
+          whose(access.agent) + why});
 }
 
 inline bool same_agent(Stamp a, Stamp b) { return (a ^ b) >> kSerialShift == 0; }
@@ -89,6 +132,15 @@ inline void visit(Cell& cell, Stamp mine, const Access& access, Serial floor, co
         // Two reads: the order only tells whether the old one still has to be remembered, which is not worth a search.
         if (!ordered && !conflict && covered) ordered = known_at_once(old, *access.thread, floor, &elsewhere);
         if (conflict && !ordered) report_race(old, cell.site[slot], mine, access, memory, offset);
+        // An atomic update is an mbarrier's, which needs no fence once it is initialised.
+        if (conflict && of_async_proxy(access.agent) && (old & kStampWrite) && !(old & kStampAtomic) &&
+            !ready_for_async_proxy(old, *access.thread))
+            fail(access.site,
+                 text("missing proxy fence: the asynchronous proxy %s byte %zu of %s memory, which an ordinary store wrote",
+                      writes ? "writes" : "reads", offset, memory),
+                 {"the store: " + history.describe_agent(serial_of(old)) + at_line(cell.site[slot]),
+                  whose(access.agent) + "the thread that stored must call fence_proxy_async_shared (for an mbarrier "
+                                        "mbarrier_init_fence) before the barrier that orders the two"});
         if (access.does == Does::ReadOnlyLoad && (old & kStampWrite) && common && serial_of(old) >= access.thread->warp->block->first &&
             history.block_of(serial_of(old)).work == history.block_of(serial_of(mine)).work)
             fail(access.site, "a read-only load (ld.global.nc) of bytes that this grid has written",
@@ -133,9 +185,25 @@ __attribute__((noinline)) void visit_cells(Cell& first, Cell* others, size_t off
 void check_races(const Cells& cells, size_t offset, size_t bytes, const Access& access, Serial floor, const char* memory,
                  size_t reported_offset) {
     const Thread& thread = *access.thread;
-    const bool copies = access.agent == Agent::AsyncCopy;
-    const Stamp mine = make_stamp(thread.warp->block->first + 2 * thread.index + copies,
-                                  copies ? thread.copies_issued : thread.clock,
+    const Block& block = *thread.warp->block;
+    Serial agent = Agents::thread(thread.index);
+    Clock clock = thread.clock;
+    switch (access.agent) {
+        case Agent::Thread: break;
+        case Agent::AsyncCopy:
+            agent = Agents::copies(thread.index);
+            clock = thread.copies_issued;
+            break;
+        case Agent::BulkCopy:
+            agent = block.agents().bulk_copies(thread.index / 32);
+            clock = thread.warp->bulk_copies_issued;
+            break;
+        case Agent::Matrix:
+            agent = block.agents().matrix(thread.index / 128);
+            clock = block.warpgroups[thread.index / 128].issued;
+            break;
+    }
+    const Stamp mine = make_stamp(block.first + agent, clock,
                                   (access.writes() ? kStampWrite : 0) | (access.atomic() ? kStampAtomic : 0));
     const size_t end = offset + bytes;
     while (offset < end) {

@@ -34,9 +34,19 @@ struct Cells {
     void forget(size_t offset, size_t bytes);  // multiples of kGranuleBytes
 };
 
-enum class Agent { Thread, AsyncCopy };
+enum class Agent { Thread, AsyncCopy /* cp.async */, BulkCopy, Matrix /* wgmma */ };
+// The asynchronous proxy sees ordinary writes only behind a fence of the thread that made them.
+constexpr bool of_async_proxy(Agent agent) { return agent == Agent::BulkCopy || agent == Agent::Matrix; }
 
-enum class Does { Read, ReadOnlyLoad /* ld.global.nc */, Write, AtomicRead, AtomicWrite, AtomicUpdate };
+enum class Does {
+    Read,
+    ReadOnlyLoad,  // ld.global.nc
+    CopyRead,      // of a box, which may reach bytes that no one has written
+    Write,
+    AtomicRead,
+    AtomicWrite,
+    AtomicUpdate
+};
 
 struct Access {
     Thread* thread;
@@ -48,6 +58,10 @@ struct Access {
     bool writes() const { return does == Does::Write || does == Does::AtomicWrite || does == Does::AtomicUpdate; }
     bool atomic() const { return does >= Does::AtomicRead; }
 };
+
+// Whether what an ordinary store left has been made ready for the asynchronous proxy by its thread, ahead of what orders
+// it and the reader. Of earlier work, and of blocks that have ended, nothing is asked.
+bool ready_for_async_proxy(Stamp store, const Thread& reader);
 
 // Checks and remembers an access to bytes [offset, offset + bytes) of a region with these cells. Agents with serials
 // below `floor` are ordered before it. Ends the launch with a report when it races.

@@ -20,7 +20,7 @@ std::string text(const char* format, ...) {
 }
 
 std::string describe(const Thread& thread) {
-    return history.describe_agent(thread.warp->block->first + 2 * thread.index);
+    return history.describe_agent(thread.warp->block->first + Agents::thread(thread.index));
 }
 
 void report(const std::string& message) {

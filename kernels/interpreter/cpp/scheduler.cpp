@@ -5,6 +5,7 @@
 #include <map>
 #include <numeric>
 
+#include "bulk_copy.h"
 #include "context_switch.h"
 #include "memory.h"
 #include "report.h"
@@ -13,6 +14,7 @@
 #include "stacks.h"
 #include "thread_order.h"
 #include "twin_parts.h"
+#include "warpgroup.h"
 #include "work.h"
 
 namespace interpreter {
@@ -41,16 +43,19 @@ uint3 coordinates(uint64_t index, dim3 size) {
             static_cast<unsigned>(index / size.x / size.y)};
 }
 
+uint64_t count(dim3 size) { return static_cast<uint64_t>(size.x) * size.y * size.z; }
+
 void prepare(Grid& grid) {
-    const uint32_t threads = grid.block_size.x * grid.block_size.y * grid.block_size.z;
-    grid.blocks = static_cast<uint64_t>(grid.size.x) * grid.size.y * grid.size.z;
-    grid.order.resize(grid.blocks);
+    const auto threads = static_cast<uint32_t>(count(grid.block_size));
+    grid.blocks = count(grid.size);
+    grid.order.resize(grid.blocks / count(grid.cluster_size));
     std::iota(grid.order.begin(), grid.order.end(), 0u);
     uint32_t most = std::min(kMostResidentBlocks, std::max(2u, kMostResidentThreads / threads));
     if (settings.seed != 0) {
         for (size_t i = grid.order.size(); i > 1; i--) std::swap(grid.order[i - 1], grid.order[shuffle_source.below(i)]);
         most = 1 + static_cast<uint32_t>(shuffle_source.below(most));
     }
+    most = std::max(most, static_cast<uint32_t>(count(grid.cluster_size)));
     grid.most_resident = grid.cooperative ? static_cast<uint32_t>(grid.blocks) : most;
 }
 
@@ -63,10 +68,12 @@ bool Scheduler::run(const std::vector<Grid*>& chain) {
     chain_ = chain;
     failed_ = false;
     idle_yields_ = 0;
+    watching_registers = false;
     for (Grid* grid : chain_) prepare(*grid);
     starts_due_ = true;
     while (!failed_) {
         if (starts_due_) start_blocks();
+        if (ready_.empty() && finish_a_bulk_copy()) continue;
         if (ready_.empty()) {
             if (!std::all_of(chain_.begin(), chain_.end(), [](Grid* grid) { return grid->done(); })) report_stuck("deadlock");
             break;
@@ -76,8 +83,22 @@ bool Scheduler::run(const std::vector<Grid*>& chain) {
         current = nullptr;
     }
     main_stack_ = nullptr;
+    forget_bulk_copies();
     release_everything();
     return !failed_;
+}
+
+// From the main loop, where no thread runs that a failed check could end.
+bool Scheduler::finish_a_bulk_copy() {
+    main_stack_ = nullptr;
+    bool finished = true;
+    try {
+        finished = complete_a_bulk_copy();
+    } catch (const CheckFailed&) {
+        failed_ = true;
+        current = nullptr;
+    }
+    return finished;
 }
 
 // ---- blocks ----------------------------------------------------------------------------------------------------------
@@ -95,18 +116,39 @@ void Scheduler::start_blocks() {
                     resident_.end());
     for (size_t position = 0; position < chain_.size() && may_start(position); position++) {
         Grid& grid = *chain_[position];
-        while (grid.started < grid.blocks && grid.resident < grid.most_resident && !free_arenas_.empty()) start_block(grid);
+        const auto blocks = static_cast<uint32_t>(count(grid.cluster_size));
+        while (grid.started < grid.blocks && grid.resident + blocks <= grid.most_resident && free_arenas_.size() >= blocks)
+            start_cluster(grid);
     }
 }
 
-void Scheduler::start_block(Grid& grid) {
-    const uint32_t threads = grid.block_size.x * grid.block_size.y * grid.block_size.z;
+void Scheduler::start_cluster(Grid& grid) {
+    const dim3 each = grid.cluster_size;
+    const dim3 clusters{grid.size.x / each.x, grid.size.y / each.y, grid.size.z / each.z};
+    const uint3 at = coordinates(grid.order[grid.started / count(each)], clusters);
+    auto cluster = std::make_shared<Cluster>();
+    cluster->first = history.next_serial();
+    for (uint64_t rank = 0; rank < count(each); rank++) {
+        const uint3 in_cluster = coordinates(rank, each);
+        const uint64_t x = at.x * each.x + in_cluster.x, y = at.y * each.y + in_cluster.y, z = at.z * each.z + in_cluster.z;
+        start_block(grid, x + (y + z * grid.size.y) * grid.size.x, cluster);
+    }
+}
+
+void Scheduler::start_block(Grid& grid, uint64_t index, const std::shared_ptr<Cluster>& cluster) {
+    const auto threads = static_cast<uint32_t>(count(grid.block_size));
+    const Agents agents{threads};
     auto* block = new Block;
     resident_.push_back(block);
     block->grid = &grid;
-    block->index = grid.order[grid.started++];
+    block->index = index;
+    block->cluster = cluster;
+    block->rank = static_cast<uint32_t>(cluster->blocks.size());
+    cluster->blocks.push_back(block);
+    cluster->live_threads += threads;
+    grid.started++;
     grid.resident++;
-    block->first = history.begin_block(grid.work, block->index, 2 * threads);
+    block->first = history.begin_block(grid.work, block->index, agents.count());
     block->live_threads = threads;
     block->arena = free_arenas_.back();
     free_arenas_.pop_back();
@@ -117,13 +159,14 @@ void Scheduler::start_block(Grid& grid) {
     forget_messages(shared_memory.base + arena, grid.shared_bytes);
 
     Ref<BlockClocks> clocks(new BlockClocks);
-    clocks->of.assign(2 * threads, 0);
+    clocks->of.assign(agents.count(), 0);
     Ref<View> view(new View);
     view->own_block = Ref<const BlockClocks>(clocks.get());
     view->finished = grid.known_at_start;
 
     const uint3 block_at = coordinates(block->index, grid.size);
-    block->warps.resize((threads + 31) / 32);
+    block->warps.resize(agents.warps());
+    block->warpgroups.resize(agents.warpgroups());
     block->threads = std::vector<Thread>(threads);
     for (uint32_t index = 0; index < threads; index++) {
         Thread& thread = block->threads[index];
@@ -147,7 +190,15 @@ void Scheduler::start_block(Grid& grid) {
     }
 }
 
+const Block* Scheduler::find_block(Serial first) const {
+    for (const Block* block : resident_)
+        if (block->first == first && block->live_threads > 0) return block;
+    return nullptr;
+}
+
 void Scheduler::finish_block(Block& block) {
+    check_bulk_copies_at_end(block);
+    block.cluster->blocks[block.rank] = nullptr;
     Grid& grid = *block.grid;
     grid.finished++;
     grid.resident--;
@@ -214,6 +265,7 @@ Thread* Scheduler::pick() {
 
 // The running thread cannot go on now: continue another one, or the main loop when it has something to do.
 void Scheduler::switch_from(Thread& thread) {
+    complete_bulk_copies_at_random();
     if (ready_.empty() || starts_due_) {
         rigel_switch_context(&thread.stack_pointer, main_stack_);
         return;
@@ -275,6 +327,9 @@ void Scheduler::exit_thread() {
     note_progress();
     check_collectives_at_exit(thread);
     leave_barriers(thread);
+    leave_bulk_copies(thread);
+    leave_warpgroup(thread);
+    leave_cluster(thread);
     Grid& grid = *block.grid;
     grid.known_at_end = join(grid.known_at_end, thread.view->finished);
     if (block.live_threads == 0) finish_block(block);
@@ -317,6 +372,7 @@ void Scheduler::report_stuck(const char* kind) {
                 i = last + 1;
             }
         }
+        message += describe_mbarriers(*block);
     }
     if (unstarted)
         message += text("\n  %lu blocks have not started: a device runs as many at a time as fit, so a block may wait for "

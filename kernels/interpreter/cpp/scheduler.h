@@ -35,13 +35,17 @@ class Scheduler {
     [[noreturn]] void exit_thread();
     // A grid's last block has called launch_dependents.
     void note_triggered() { starts_due_ = true; }
+    // The block whose agents begin with this serial; nullptr: it has ended.
+    const Block* find_block(Serial first) const;
 
    private:
     void start_blocks();
-    void start_block(Grid& grid);
+    void start_cluster(Grid& grid);
+    void start_block(Grid& grid, uint64_t index, const std::shared_ptr<Cluster>& cluster);
     void finish_block(Block& block);
     void finish_grid(Grid& grid);
     bool may_start(size_t position) const;
+    bool finish_a_bulk_copy();
     Thread* pick();
     void add_ready(Warp& warp);
     void switch_from(Thread& thread);

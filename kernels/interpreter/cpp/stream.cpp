@@ -29,6 +29,7 @@ std::unique_ptr<Grid> make_grid(const LaunchRequest& request) {
     grid->kernel = request.kernel;
     grid->size = request.size;
     grid->block_size = request.block_size;
+    grid->cluster_size = request.cluster_size;
     grid->shared_bytes = request.shared_bytes;
     grid->argument_bytes = request.argument_bytes;
     for (size_t offset : request.argument_offsets) grid->arguments.push_back(grid->argument_bytes.data() + offset);

@@ -17,9 +17,9 @@ enum class Outcome { Fine, CheckFailed };
 
 struct LaunchRequest {
     const Kernel* kernel;
-    dim3 size, block_size;
+    dim3 size, block_size, cluster_size;
     uint32_t shared_bytes;
-    std::vector<uint8_t> argument_bytes;
+    ArgumentBytes argument_bytes;
     std::vector<size_t> argument_offsets;
     bool cooperative, starts_early;
 };

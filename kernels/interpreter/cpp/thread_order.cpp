@@ -38,8 +38,8 @@ void order_among(Thread* const* threads, size_t count) {
     }
     for (size_t i = 0; i < count; i++) {
         const Thread& thread = *threads[i];
-        clocks->of[2 * thread.index] = thread.clock;
-        Clock& copies = clocks->of[2 * thread.index + 1];
+        clocks->of[Agents::thread(thread.index)] = thread.clock;
+        Clock& copies = clocks->of[Agents::copies(thread.index)];
         copies = std::max(copies, thread.copies_seen);
     }
     view->own_block = Ref<const BlockClocks>(clocks.get());
@@ -52,8 +52,9 @@ void order_among(Thread* const* threads, size_t count) {
 
 Ref<const Message> publish(Thread& thread) {
     Ref<BlockClocks> own(new BlockClocks(*thread.view->own_block));
-    own->of[2 * thread.index] = thread.clock;
-    own->of[2 * thread.index + 1] = std::max(own->of[2 * thread.index + 1], thread.copies_seen);
+    own->of[Agents::thread(thread.index)] = thread.clock;
+    Clock& copies = own->of[Agents::copies(thread.index)];
+    copies = std::max(copies, thread.copies_seen);
     Ref<Message> message(new Message);
     message->blocks = thread.view->other_blocks;
     learn(message->blocks, {thread.warp->block->first, Ref<const BlockClocks>(own.get())});
@@ -62,7 +63,19 @@ Ref<const Message> publish(Thread& thread) {
     return Ref<const Message>(message.get());
 }
 
+// Threads of a warpgroup share a view and acquire the same: what came of it last is kept.
 void acquire(Thread& thread, const Message& message) {
+    static struct {
+        Ref<const View> before;
+        Ref<const Message> message;
+        Ref<const View> after;
+    } last;
+    if (last.before.get() == thread.view.get() && last.message.get() == &message) {
+        thread.view = last.after;
+        return;
+    }
+    last.before = thread.view;
+    last.message = Ref<const Message>(&message);
     Ref<View> view(new View(*thread.view));
     for (const OtherBlock& news : message.blocks) {
         if (news.first != thread.warp->block->first) {
@@ -74,7 +87,39 @@ void acquire(Thread& thread, const Message& message) {
         view->own_block = Ref<const BlockClocks>(own.get());
     }
     view->finished = join(view->finished, message.finished);
-    thread.view = Ref<const View>(view.get());
+    last.after = thread.view = Ref<const View>(view.get());
+}
+
+void learn_agent(Thread& thread, Serial agent, Clock clock) {
+    static struct {
+        Ref<const View> before;
+        Serial agent;
+        Clock clock;
+        Ref<const View> after;
+    } last;
+    if (thread.view->own_block->of[agent] >= clock) return;
+    if (last.before.get() != thread.view.get() || last.agent != agent || last.clock != clock) {
+        Ref<BlockClocks> clocks(new BlockClocks(*thread.view->own_block));
+        clocks->of[agent] = clock;
+        Ref<View> view(new View(*thread.view));
+        view->own_block = Ref<const BlockClocks>(clocks.get());
+        last = {thread.view, agent, clock, Ref<const View>(view.get())};
+    }
+    thread.view = last.after;
+}
+
+Ref<const Message> message_of_agent(const Block& block, Serial agent, Clock clock) {
+    Ref<BlockClocks> clocks(new BlockClocks);
+    clocks->of.assign(block.agents().count(), 0);
+    clocks->of[agent] = clock;
+    Ref<Message> message(new Message);
+    message->blocks.push_back({block.first, Ref<const BlockClocks>(clocks.get())});
+    return Ref<const Message>(message.get());
+}
+
+void fence_proxy(Thread& thread) {
+    thread.proxy_fences.push_back({thread.clock, thread.copies_seen});
+    advance_clock(thread);
 }
 
 void learn_finished(Thread& thread, const Ref<const FinishedWork>& finished) {

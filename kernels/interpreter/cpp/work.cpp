@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "grid.h"
+
 namespace interpreter {
 
 History history;
@@ -38,9 +40,17 @@ std::string History::describe_agent(Serial serial) const {
     const BlockOfWork& block = block_of(serial);
     const Work& of = work(block.work);
     if (block.agents == 1) return of.name + " (work " + std::to_string(of.identity) + ")";
-    const uint64_t agent = serial - block.first;
-    return std::string(agent % 2 ? "the asynchronous copy of " : "") + "thread " + coordinates(agent / 2, of.block_size) + " of block " +
-           coordinates(block.index, of.grid_size) + " of " + of.name + " (work " + std::to_string(of.identity) + ")";
+    const Agents agents{of.block_size.x * of.block_size.y * of.block_size.z};
+    const Serial agent = serial - block.first;
+    std::string who;
+    if (agent >= agents.matrix(0))
+        who = "matrix instructions of warpgroup " + std::to_string(agent - agents.matrix(0));
+    else if (agent >= agents.bulk_copies(0))
+        who = "bulk copies of warp " + std::to_string(agent - agents.bulk_copies(0));
+    else
+        who = std::string(agent % 2 ? "the asynchronous copy of " : "") + "thread " + coordinates(agent / 2, of.block_size);
+    return who + " of block " + coordinates(block.index, of.grid_size) + " of " + of.name + " (work " +
+           std::to_string(of.identity) + ")";
 }
 
 }  // namespace interpreter

@@ -69,11 +69,17 @@ pub struct LaunchCounters {
     pub matrix_load_rows: u64,
     /// Those of them that share banks with an earlier row of their matrix: each costs another pass.
     pub matrix_load_conflicts: u64,
+    /// Rows that `stmatrix` wrote.
+    pub matrix_store_rows: u64,
+    /// Those of them that share banks with an earlier row of their matrix.
+    pub matrix_store_conflicts: u64,
+    /// `wgmma` instructions, counted once a warpgroup.
+    pub warpgroup_instructions: u64,
 }
 
 #[repr(C)]
 struct RawCounters {
-    values: [u64; 8],
+    values: [u64; 11],
     kernel: [c_char; 128],
 }
 
@@ -163,11 +169,12 @@ impl Interpreter {
     pub fn counters(&self) -> Vec<LaunchCounters> {
         (0..self.launches())
             .map(|launch| {
-                let mut raw = RawCounters { values: [0; 8], kernel: [0; 128] };
+                let mut raw = RawCounters { values: [0; 11], kernel: [0; 128] };
                 self.counters_of(launch, &raw mut raw);
                 let name = raw.kernel.iter().take_while(|&&byte| byte != 0).map(|&byte| byte as u8).collect();
                 let [bytes_read, bytes_written, requested_read, requested_written, rest @ ..] = raw.values;
-                let [matrix_instructions, barriers, matrix_load_rows, matrix_load_conflicts] = rest;
+                let [matrix_instructions, barriers, matrix_load_rows, matrix_load_conflicts, rest @ ..] = rest;
+                let [matrix_store_rows, matrix_store_conflicts, warpgroup_instructions] = rest;
                 LaunchCounters {
                     kernel: String::from_utf8(name).unwrap_or_default(), // kernels have C names
                     bytes_read,
@@ -178,6 +185,9 @@ impl Interpreter {
                     barriers,
                     matrix_load_rows,
                     matrix_load_conflicts,
+                    matrix_store_rows,
+                    matrix_store_conflicts,
+                    warpgroup_instructions,
                 }
             })
             .collect()

@@ -67,23 +67,40 @@ CUresult check_shape(const Function& function, dim3 size, dim3 block_size, unsig
     return CUDA_SUCCESS;
 }
 
-CUresult launch(Function* function, const unsigned* grid, const unsigned* block, unsigned shared_bytes, void* stream,
-                void** arguments, bool cooperative, bool starts_early) {
+CUresult check_cluster(const Function& function, dim3 size, dim3 cluster) {
+    const char* name = function.kernel->name;
+    const uint64_t blocks = static_cast<uint64_t>(cluster.x) * cluster.y * cluster.z;
+    if (blocks == 1) return CUDA_SUCCESS;
+    if (played.device->major < 9)
+        return refuse(CUDA_ERROR_INVALID_VALUE, text("%s: clusters need compute capability 9.0", name));
+    // 8 is what every device has; more must be asked for, which nothing here does.
+    if (blocks == 0 || blocks > 8)
+        return refuse(CUDA_ERROR_INVALID_VALUE, text("%s: a cluster of (%u,%u,%u) blocks", name, cluster.x, cluster.y, cluster.z));
+    if (size.x % cluster.x || size.y % cluster.y || size.z % cluster.z)
+        return refuse(CUDA_ERROR_INVALID_VALUE, text("%s: a grid of (%u,%u,%u) blocks in clusters of (%u,%u,%u)", name, size.x, size.y,
+                                                     size.z, cluster.x, cluster.y, cluster.z));
+    return CUDA_SUCCESS;
+}
+
+CUresult launch(Function* function, const unsigned* grid, const unsigned* block, dim3 cluster, unsigned shared_bytes,
+                void* stream, void** arguments, bool cooperative, bool starts_early) {
     BEGIN_DRIVER_CALL;
     if (!function) return CUDA_ERROR_INVALID_HANDLE;
     auto request = std::make_shared<LaunchRequest>();
     request->kernel = function->kernel;
     request->size = {grid[0], grid[1], grid[2]};
     request->block_size = {block[0], block[1], block[2]};
+    request->cluster_size = cluster;
     request->shared_bytes = shared_bytes;
     request->cooperative = cooperative;
     // Older devices have no programmatic dependent launch: there the grid simply follows.
     request->starts_early = starts_early && played.device->major >= 9;
     if (const CUresult error = check_shape(*function, request->size, request->block_size, shared_bytes, cooperative)) return error;
+    if (const CUresult error = check_cluster(*function, request->size, cluster)) return error;
     const Kernel& kernel = *function->kernel;
     if (kernel.arguments) {
         const unsigned last = kernel.arguments - 1;
-        request->argument_bytes.resize(argument_offset(kernel, last) + kernel.argument_bytes[last]);
+        request->argument_bytes = ArgumentBytes(argument_offset(kernel, last) + kernel.argument_bytes[last]);
     }
     for (unsigned i = 0; i < kernel.arguments; i++) {
         const size_t offset = argument_offset(kernel, i);
@@ -99,22 +116,23 @@ CUresult launch(Function* function, const unsigned* grid, const unsigned* block,
 DRIVER_API cuLaunchKernel(Function* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                           unsigned shared_bytes, void* stream, void** arguments, void**) {
     const unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
-    return launch(function, grid, block, shared_bytes, stream, arguments, false, false);
+    return launch(function, grid, block, {}, shared_bytes, stream, arguments, false, false);
 }
 DRIVER_API cuLaunchCooperativeKernel(Function* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                                      unsigned bz, unsigned shared_bytes, void* stream, void** arguments) {
     const unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
-    return launch(function, grid, block, shared_bytes, stream, arguments, true, false);
+    return launch(function, grid, block, {}, shared_bytes, stream, arguments, true, false);
 }
 DRIVER_API cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** arguments, void**) {
     bool cooperative = false, starts_early = false;
+    dim3 cluster;
     for (unsigned i = 0; i < config->attribute_count; i++) {
         const LaunchAttribute& attribute = config->attributes[i];
         if (attribute.id == kAttributeCooperative) cooperative = attribute.value.flag != 0;
         if (attribute.id == kAttributeStreamSerialization) starts_early = attribute.value.flag != 0;
-        if (attribute.id == kAttributeClusterDimension &&
-            attribute.value.words[0] * attribute.value.words[1] * attribute.value.words[2] != 1)
-            return refuse(CUDA_ERROR_NOT_SUPPORTED, "the interpreter has no clusters yet");
+        if (attribute.id == kAttributeClusterDimension)
+            cluster = {attribute.value.words[0], attribute.value.words[1], attribute.value.words[2]};
     }
-    return launch(function, config->grid, config->block, config->shared_bytes, config->stream, arguments, cooperative, starts_early);
+    return launch(function, config->grid, config->block, cluster, config->shared_bytes, config->stream, arguments, cooperative,
+                  starts_early);
 }

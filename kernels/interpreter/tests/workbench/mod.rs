@@ -42,6 +42,8 @@ pub enum Start {
     AfterAll,
     Early,
     Cooperative,
+    /// In clusters of so many blocks.
+    Clusters(u32),
 }
 
 impl Bench {
@@ -128,6 +130,11 @@ impl Bench {
                     attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
                     attribute.value.cooperative = 1;
                 }
+                Start::Clusters(blocks) => {
+                    attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+                    attribute.value.clusterDim =
+                        sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: blocks, y: 1, z: 1 };
+                }
             }
             let config = sys::CUlaunchConfig {
                 gridDimX: shape.grid,
@@ -151,6 +158,32 @@ impl Bench {
 pub fn address<T>(buffer: &CudaSlice<T>, stream: &CudaStream) -> u64 {
     use cudarc::driver::DevicePtr;
     buffer.device_ptr(stream).0
+}
+
+/// The map of a matrix of 16-bit elements, 128-byte swizzled boxes of 64 columns and `box_rows` rows.
+pub fn tensor_map(matrix: u64, rows: u64, columns: u64, box_rows: u32) -> sys::CUtensorMap {
+    let mut map = sys::CUtensorMap { opaque: [0; 16] };
+    let (sizes, strides, in_box, steps) = ([columns, rows], [2 * columns], [64, box_rows], [1u32; 2]);
+    // SAFETY: arrays of two dimensions, one stride fewer; the map is written alone.
+    unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &raw mut map,
+            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            2,
+            matrix as *mut c_void,
+            sizes.as_ptr(),
+            strides.as_ptr(),
+            in_box.as_ptr(),
+            steps.as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_NONE,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+        .result()
+    }
+    .expect("a tensor map");
+    map
 }
 
 /// A launch's arguments: pointers to the given values, which live until the end of the statement's block.

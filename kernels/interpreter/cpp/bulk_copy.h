@@ -1,0 +1,37 @@
+// Bulk copies: those under way, as the scheduler sees them.
+#pragma once
+#include "grid.h"
+
+namespace interpreter {
+
+// One that was asked for. The checks were made then; its bytes move when the policy says.
+struct BulkCopy {
+    struct Piece {
+        uint8_t* shared;
+        uint8_t* global;  // nullptr: outside of the tensor
+        uint32_t bytes;
+    };
+    struct Target {
+        Block* block;
+        uint32_t barrier;  // address of its mbarrier
+        std::vector<Piece> pieces;
+    };
+    bool is_load;
+    Thread* issuer;
+    std::vector<Target> targets;  // of a store one, without a barrier
+    uint32_t bytes;               // of each target
+    Clock clock;                  // of the agent: its accesses of shared memory; of a store those of global memory are one later
+    Site site;
+    bool done = false;
+};
+
+// Moves one copy's bytes: the oldest, or with the random policy any. False: none is under way.
+bool complete_a_bulk_copy();
+// With the random policy, now and then the same.
+void complete_bulk_copies_at_random();
+// A block must not end while copies still need it.
+void check_bulk_copies_at_end(const Block& block);
+// A run was given up.
+void forget_bulk_copies();
+
+}  // namespace interpreter

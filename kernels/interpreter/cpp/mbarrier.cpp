@@ -1,0 +1,165 @@
+// mbarrier. Its 64 bits in shared memory are what is counted here, written back after each change, so that a store that
+// runs over a barrier is noticed: arrivals that are missing (20 bits), arrivals of a phase (20 bits), parity, and a
+// mark that it is a barrier.
+#include "mbarrier.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include "access.h"
+#include "memory.h"
+#include "report.h"
+#include "scheduler.h"
+#include "shared_address.h"
+#include "thread_order.h"
+#include "twin_parts.h"
+
+namespace interpreter {
+
+namespace {
+
+constexpr uint32_t kMostArrivals = (1u << 20) - 1;
+constexpr int64_t kMostBytes = (1 << 20) - 1;
+
+uint64_t bits_of(const Mbarrier& barrier) {
+    return barrier.pending | static_cast<uint64_t>(barrier.arrivals) << 20 | static_cast<uint64_t>(barrier.parity) << 62 | 1ull << 63;
+}
+
+uint8_t* place_of(const Block& block, uint32_t address) {
+    return shared_memory.base + block.arena * kArenaBytes + without_rank(address);
+}
+
+// From the start of the block's shared memory, as reports count.
+uint32_t in_block(uint32_t address) { return without_rank(address) - static_cast<uint32_t>(kArenaMargin); }
+
+Mbarrier& find(Block& block, uint32_t address, Site site) {
+    const auto at = block.mbarriers.find(without_rank(address));
+    if (at == block.mbarriers.end()) fail(site, text("there is no mbarrier at byte %u: no one has called mbarrier_init", in_block(address)));
+    uint64_t bits;
+    std::memcpy(&bits, place_of(block, address), sizeof bits);
+    if (bits != bits_of(at->second)) fail(site, text("the mbarrier at byte %u has been overwritten", in_block(address)));
+    return at->second;
+}
+
+// The phase ends when nothing is missing.
+void settle(Block& block, uint32_t address, Mbarrier& barrier) {
+    if (barrier.pending == 0 && barrier.bytes == 0) {
+        barrier.parity ^= 1;
+        barrier.pending = barrier.arrivals;
+        barrier.ended = std::move(barrier.gathering);
+        barrier.ended_in_cluster = std::move(barrier.gathering_from_cluster);
+        barrier.gathering = barrier.gathering_from_cluster = Ref<const Message>();
+        for (Thread* thread : barrier.waiting) scheduler.wake(*thread);
+        barrier.waiting.clear();
+    }
+    const uint64_t bits = bits_of(barrier);
+    std::memcpy(place_of(block, address), &bits, sizeof bits);
+}
+
+void arrive(Block& block, uint32_t address, uint32_t expected_bytes, Site site) {
+    Thread& thread = *current;
+    uint8_t* const place = place_of(block, address);
+    check_alignment(place, 8, "mbarrier", site);
+    Mbarrier& barrier = find(block, address, site);
+    check_shared(place, 8, {&thread, Agent::Thread, Does::AtomicUpdate, site});
+    if (barrier.pending == 0)
+        fail(site, text("the mbarrier at byte %u counts %u arrivals a phase, and this is one more", in_block(address), barrier.arrivals),
+             {text("the phase still expects %ld bytes", static_cast<long>(barrier.bytes))});
+    barrier.bytes += expected_bytes;
+    if (barrier.bytes > kMostBytes) fail(site, text("the mbarrier at byte %u expects more than %ld bytes", in_block(address), static_cast<long>(kMostBytes)));
+    barrier.pending--;
+    Ref<const Message>& gathering = &block == thread.warp->block ? barrier.gathering : barrier.gathering_from_cluster;
+    gathering = join(gathering, publish(thread));
+    settle(block, address, barrier);
+    // Others may run before the next instruction.
+    scheduler.yield("its turn after an arrival", site);
+}
+
+// Kept for the reports: what a thread waits for is a plain string.
+const char* wait_name(uint32_t address, uint32_t parity) {
+    static std::map<std::pair<uint32_t, uint32_t>, std::string> names;
+    std::string& name = names[{address, parity}];
+    if (name.empty()) name = text("the mbarrier at byte %u, parity %u", in_block(address), parity);
+    return name.c_str();
+}
+
+}  // namespace
+
+void mbarrier_init(uint32_t address, uint32_t arrivals) {
+    const Site site = RIGEL_CALLER;
+    Block& block = *current->warp->block;
+    uint8_t* const place = place_of(block, address);
+    check_alignment(place, 8, "mbarrier", site);
+    check_shared(place, 8, {current, Agent::Thread, Does::Write, site});
+    if (arrivals == 0 || arrivals > kMostArrivals) fail(site, text("mbarrier_init: %u arrivals, 1 to %u can be counted", arrivals, kMostArrivals));
+    if (block.mbarriers.count(without_rank(address))) fail(site, text("there is an mbarrier at byte %u already", in_block(address)));
+    Mbarrier& barrier = block.mbarriers[without_rank(address)];
+    barrier.arrivals = barrier.pending = arrivals;
+    barrier.initialised = make_stamp(block.first + Agents::thread(current->index), current->clock, kStampWrite);
+    barrier.initialised_at = site;
+    settle(block, address, barrier);
+}
+
+void mbarrier_init_fence() { fence_proxy(*current); }
+
+void mbarrier_arrive(uint32_t address, uint32_t expected_bytes) {
+    arrive(*current->warp->block, address, expected_bytes, RIGEL_CALLER);
+}
+
+void mbarrier_arrive_cluster(uint32_t address) {
+    const Site site = RIGEL_CALLER;
+    arrive(block_of_address(address, site), address, 0, site);
+}
+
+void mbarrier_wait(uint32_t address, uint32_t parity, Scope scope) {
+    const Site site = RIGEL_CALLER;
+    Thread& thread = *current;
+    Block& block = *thread.warp->block;
+    uint8_t* const place = place_of(block, address);
+    check_alignment(place, 8, "mbarrier", site);
+    if (parity > 1) fail(site, text("mbarrier_wait: parity %u", parity));
+    for (;;) {
+        Mbarrier& barrier = find(block, address, site);
+        check_shared(place, 8, {&thread, Agent::Thread, Does::AtomicRead, site});
+        if (barrier.parity != parity) {
+            if (barrier.ended) acquire(thread, *barrier.ended);
+            if (scope == Scope::Cluster && barrier.ended_in_cluster) acquire(thread, *barrier.ended_in_cluster);
+            return;
+        }
+        barrier.waiting.push_back(&thread);
+        scheduler.block(wait_name(address, parity), site);
+    }
+}
+
+void check_mbarrier_for_copies(Block& block, uint32_t address, Site site) {
+    const Mbarrier& barrier = find(block, address, site);
+    uint8_t* const place = place_of(block, address);
+    check_alignment(place, 8, "mbarrier", site);
+    check_shared(place, 8, {current, Agent::BulkCopy, Does::AtomicUpdate, site});
+    if (!ready_for_async_proxy(barrier.initialised, *current))
+        fail(site, text("missing proxy fence: a copy counts at the mbarrier at byte %u before its initialisation is known to it", in_block(address)),
+             {"initialised" + at_line(barrier.initialised_at), "the thread that did must call mbarrier_init_fence before the barrier that orders the two"});
+}
+
+void mbarrier_complete(Block& block, uint32_t address, uint32_t bytes, const Ref<const Message>& message, Site site) {
+    Mbarrier& barrier = find(block, address, site);
+    barrier.bytes -= bytes;
+    if (barrier.bytes < -kMostBytes) fail(site, text("the mbarrier at byte %u has counted more bytes than it can", in_block(address)));
+    // Bytes may come before the arrival that expects them; not in a phase that no arrival is left for.
+    if (barrier.bytes < 0 && barrier.pending == 0)
+        fail(site, text("%ld bytes more have come to the mbarrier at byte %u than its phase expects", -static_cast<long>(barrier.bytes), in_block(address)));
+    barrier.gathering = join(barrier.gathering, message);
+    settle(block, address, barrier);
+}
+
+std::string describe_mbarriers(const Block& block) {
+    std::string described;
+    for (const auto& [address, barrier] : block.mbarriers)
+        if (!barrier.waiting.empty())
+            described += text("\n    the mbarrier at byte %u, in a phase of parity %u, lacks %u of %u arrivals and %ld bytes",
+                              in_block(address), barrier.parity, barrier.pending, barrier.arrivals, static_cast<long>(barrier.bytes));
+    return described;
+}
+
+}  // namespace interpreter
