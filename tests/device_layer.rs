@@ -390,12 +390,13 @@ device_test! {
 
 /// Bytes of the parameters of every kernel of a file, as its launcher gives them.
 /// An entry is for those names of its file that begin with its prefix and with that of no entry before it.
-const PARAMETERS: [(&str, &str, &[usize]); 18] = [
+const PARAMETERS: [(&str, &str, &[usize]); 19] = [
     ("attention_decode", "attention_decode_merge_", &[8, 8, 8, 4, 4, 4]),
     ("attention_decode", "attention_decode_split_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4]),
     ("attention_ordered", "attention_ordered_merge_", &[8, 8, 8, 8, 4, 4, 4, 4]),
     ("attention_ordered", "attention_ordered_", &[8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4]),
     ("attention_prefill", "attention_prefill_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4]),
+    ("attention_prefill_sm90", "attention_prefill_sm90_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 128, 128]),
     ("ceilings", "read_words", &[8, 8, 8]),
     ("ceilings", "wait_and_count", &[8, 8]),
     ("embed", "embed_gather", &[8, 8, 8, 8, 4, 4, 4]),
@@ -415,7 +416,10 @@ device_test! {
     fn every_compiled_kernel_has_the_parameters_that_its_launcher_gives() {
         common::on_every_schedule(|bench| {
             for image in images() {
-                let module = bench.device().module(image.name).unwrap();
+                let module = match bench.device().module(image.name) {
+                    Err(CudaError::NoCode { .. }) if image.targets == ["sm_90a"] => continue,
+                    module => module.unwrap(),
+                };
                 let names: Vec<&str> = module.kernel_names().collect();
                 assert!(!names.is_empty(), "{}", image.name);
                 for name in names {

@@ -340,6 +340,7 @@ impl Case {
             What::Product(_, shape, _) | What::Head(shape) => product(*shape),
             What::Decode { shape, .. } => Some(format!("{} splits of {}", shape.splits(), shape.split_len)),
             What::OrderedDecode { shape, .. } => Some(format!("{} splits of {}", shape.splits(), shape.split_len)),
+            What::Prefill { .. } => Some(attention_prefill::Form::of(device).file().to_owned()),
             _ => None,
         }
     }

@@ -1,4 +1,5 @@
-//! `kernels/attention_prefill.cu`: attention of many rows of a sequence, a prompt or a chunk of one.
+//! `kernels/attention_prefill.cu` and, on Hopper, `kernels/attention_prefill_sm90.cu`: attention of many rows of a
+//! sequence, a prompt or a chunk of one. Both take the same tiles; their sums differ in order, so a device keeps to one.
 
 use std::cmp::Reverse;
 use std::marker::PhantomData;
@@ -6,19 +7,20 @@ use std::marker::PhantomData;
 use bytemuck::{Pod, Zeroable};
 
 use super::super::buffer::{Slice, SliceMut};
-use super::super::device::Device;
+use super::super::device::{Device, Properties};
 use super::super::error::CudaError;
 use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::work::Work;
-use super::paged::{AttentionInputs, Heads, Sequence, check_head_dim, first_visible};
-use super::{Check, Element};
+use super::paged::{AttentionInputs, Heads, Sequence, Sizes, check_head_dim, first_visible};
+use super::{Check, Element, attention_prefill_sm90};
 
-const CHECK: Check = Check { kernel: "attention_prefill" };
+pub(super) const CHECK: Check = Check { kernel: "attention_prefill" };
 const THREADS: u32 = 128;
-/// kQueries, kKeys and kBuffers of the kernel.
-const QUERIES: usize = 128;
+/// kQueries of both kernels.
+pub(super) const QUERIES: usize = 128;
+/// kKeys and kBuffers of `attention_prefill.cu`.
 const KEYS: usize = 64;
 const BUFFERS: usize = 3;
 
@@ -83,9 +85,33 @@ pub(super) fn plan_tiles_of(
     tiles.into_iter().map(|(_, tile)| tile).collect()
 }
 
-/// The kernel of [`AttentionPrefill::launch`].
-pub fn kernel_name(element: &str, head_dim: usize) -> String {
-    format!("attention_prefill_{element}_{head_dim}")
+/// Which kernel computes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// `attention_prefill.cu`: matrix instructions of a warp. Runs everywhere.
+    Warp,
+    /// `attention_prefill_sm90.cu`: matrix instructions of a warpgroup. Compute capability 9.0 alone.
+    Warpgroup,
+}
+
+impl Form {
+    /// The one for a device: of a warpgroup where that runs and this binary has it.
+    pub fn of(device: &Properties) -> Form {
+        if attention_prefill_sm90::runs_on(device) { Form::Warpgroup } else { Form::Warp }
+    }
+
+    /// The name of its file, with which the names of its kernels begin.
+    pub fn file(self) -> &'static str {
+        match self {
+            Form::Warp => "attention_prefill",
+            Form::Warpgroup => "attention_prefill_sm90",
+        }
+    }
+
+    /// The kernel for an element type and heads of `head_dim` elements.
+    pub fn kernel_name(self, element: &str, head_dim: usize) -> String {
+        format!("{}_{element}_{head_dim}", self.file())
+    }
 }
 
 /// Sizes of one launch.
@@ -125,20 +151,38 @@ impl PrefillShape {
 
 /// Attention of many rows over caches of `T`.
 pub struct AttentionPrefill<T> {
+    form: Form,
     kernel: Kernel,
     head_dim: usize,
+    blocks: u32,
     element: PhantomData<T>,
 }
 
 impl<T: Element> AttentionPrefill<T> {
-    /// Loads the kernel for heads of `head_dim` elements.
+    /// Loads the kernel for heads of `head_dim` elements, in the form for the device.
     ///
     /// # Errors
     /// [`CudaError::Operand`] for a `head_dim` that is neither 64 nor 128; those of [`Device::module`].
     pub fn load(device: &Device, head_dim: usize) -> Result<AttentionPrefill<T>, CudaError> {
+        AttentionPrefill::load_form(device, head_dim, Form::of(device.properties()))
+    }
+
+    /// Loads the kernel of one form.
+    ///
+    /// # Errors
+    /// As for [`AttentionPrefill::load`]; [`CudaError::NoCode`] where the form does not run on the device.
+    pub fn load_form(device: &Device, head_dim: usize, form: Form) -> Result<AttentionPrefill<T>, CudaError> {
         check_head_dim(CHECK, head_dim)?;
-        let kernel = device.module("attention_prefill")?.kernel(&kernel_name(T::NAME, head_dim))?;
-        Ok(AttentionPrefill { kernel, head_dim, element: PhantomData })
+        let kernel = device.module(form.file())?.kernel(&form.kernel_name(T::NAME, head_dim))?;
+        let blocks = device.properties().multiprocessors.max(1);
+        Ok(AttentionPrefill { form, kernel, head_dim, blocks, element: PhantomData })
+    }
+
+    /// The same with at most `blocks` blocks, at least 1, for the warpgroup's form, whose blocks take one tile after the
+    /// other: as many as the device has multiprocessors where nothing is said. It changes no bit.
+    #[must_use]
+    pub fn with_blocks(self, blocks: u32) -> AttentionPrefill<T> {
+        AttentionPrefill { blocks: blocks.max(1), ..self }
     }
 
     /// `out[r, h, :] = Σ p[k] v[k, :]` over the positions `k` that row `r` sees, with
@@ -166,26 +210,34 @@ impl<T: Element> AttentionPrefill<T> {
         let tile_count = CHECK.size("tiles", shape.tiles, i32::MAX as usize)?;
         CHECK.matrix("tiles", tiles.into(), shape.tiles, 1)?;
         CHECK.matrix("out", (&out).into(), rows, heads.width())?;
-        let mut launch = Launch::linear(tile_count, THREADS);
-        launch.grid[1] = sizes.kv_heads;
-        // Queries, the ring of keys and values, and the position of each query.
-        launch.shared_bytes = ((QUERIES + BUFFERS * KEYS) * heads.dim * 2 + QUERIES * 4) as u32;
-        let arguments = Arguments::new()
+        let pointers = Arguments::new()
             .input(inputs.queries)
             .input(inputs.cache.keys)
             .input(inputs.cache.values)
             .output(&out)
             .input(inputs.sequences)
             .input(inputs.block_tables)
-            .input(tiles)
-            .scalar(sizes.kv_heads)
-            .scalar(sizes.group)
-            .scalar(sizes.page_shift)
-            .scalar(sizes.window);
-        // SAFETY: the arguments are those of the attention_prefill kernels, checked above to have the lengths that they
+            .input(tiles);
+        let (launch, arguments) = match self.form {
+            Form::Warp => warp_launch(pointers, &sizes, &heads, tile_count),
+            Form::Warpgroup => {
+                attention_prefill_sm90::launch(pointers, &sizes, &heads, tile_count, &inputs.cache, self.blocks)?
+            }
+        };
+        // SAFETY: the arguments are those of the kernels of this form, checked above to have the lengths that they
         // index; what tiles, sequences and block tables hold is the caller's promise.
         unsafe { stream.launch(&self.kernel, &launch, &arguments) }
     }
+}
+
+/// A block for each tile and KV head.
+fn warp_launch(pointers: Arguments, sizes: &Sizes, heads: &Heads, tiles: u32) -> (Launch, Arguments) {
+    let mut launch = Launch::linear(tiles, THREADS);
+    launch.grid[1] = sizes.kv_heads;
+    // Queries, the ring of keys and values, and the position of each query.
+    launch.shared_bytes = ((QUERIES + BUFFERS * KEYS) * heads.dim * 2 + QUERIES * 4) as u32;
+    let Sizes { kv_heads, group, page_shift, window } = *sizes;
+    (launch, pointers.scalar(kv_heads).scalar(group).scalar(page_shift).scalar(window))
 }
 
 #[cfg(test)]
