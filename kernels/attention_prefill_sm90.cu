@@ -214,7 +214,7 @@ DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const Tensor
     }
     if (is_first) {
         mbarrier_wait(Stages::empty(M::query_barriers(memory), query_place), query_place.parity ^ 1);
-        items[query_place.stage].rows = 0;
+        items[query_place.stage] = Item{};
         mbarrier_arrive(Stages::full(M::query_barriers(memory), query_place));
     }
 }
