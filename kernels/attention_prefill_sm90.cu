@@ -11,10 +11,10 @@ static constexpr uint32_t kQueries = kConsumers * kConsumerQueries;
 static constexpr uint32_t kKeys = 128;                      // of a tile, at a multiple of 128
 static constexpr uint32_t kStages = 2;                      // of keys, and of values, and of queries
 static constexpr uint32_t kProducerRegisters = 56, kConsumerRegisters = 224;
-static_assert(kWarpgroup * (kProducerRegisters + kConsumers * kConsumerRegisters) <= 65536, "a multiprocessor's registers");
+static_assert(kWarpgroup * (kProducerRegisters + kConsumers * kConsumerRegisters) <= 65536, "there are no more");
 static constexpr uint32_t kPaddingTile = 0xffffffffu;
 
-// Named barriers: of the producers; of consumer c's turn to multiply; of consumer c's own four warps.
+// Named barriers: of the producers; of consumer c's turn to ask for products; of consumer c's own four warps.
 static constexpr uint32_t kProducers = 1, kTurn = 2, kOwn = kTurn + kConsumers;
 
 // Each ring's readers: the consumers' warps.
@@ -38,15 +38,22 @@ struct PanelLayout {
 };
 static_assert(kQueries == PanelLayout<64>::kRows && kKeys == PanelLayout<64>::kRows, "tiles of all kinds are alike");
 
-// Queries of one KV head for some rows of a sequence: what a block does at a time.
+// Up to 128 queries of one KV head, consecutive ones of a sequence: what a block does at a time.
 struct Item {
-    uint32_t rows;  // 0: none
-    uint32_t first_row;
-    uint32_t first_position;
+    uint32_t queries;         // 0: none
+    uint32_t skipped;         // heads of the group, of the first query's row, that are another item's
+    uint32_t first_row;       // of the first query,
+    uint32_t first_position;  // and where it stands
     uint32_t kv_head;
-    DEVICE uint32_t last_position(const Item& item) { return item.first_position + item.rows - 1; }
-    DEVICE KeyRange visible(const Item& item, uint32_t window) {
-        return KeyRange{first_visible(item.first_position, window), last_position(item) + 1};
+    // Rows from the first query's to query p's; of those that are left over, to the last one's.
+    DEVICE uint32_t rows_to(const Item& item, uint32_t p, uint32_t group) {
+        return (item.skipped + min(p, item.queries - 1)) / group;
+    }
+    DEVICE uint32_t last_position(const Item& item, uint32_t group) {
+        return item.first_position + rows_to(item, kQueries - 1, group);
+    }
+    DEVICE KeyRange visible(const Item& item, uint32_t group, uint32_t window) {
+        return KeyRange{first_visible(item.first_position, window), last_position(item, group) + 1};
     }
 };
 
@@ -79,8 +86,9 @@ struct Launch {
 // Elements from the start of `queries` and `out` to query p of an item.
 template <class T>
 DEVICE size_t element(const Cache<T>& cache, const Launch<T>& launch, const Item& item, uint32_t p, uint32_t head_dim) {
-    const size_t row = item.first_row + p / launch.group;
-    return ((row * cache.kv_heads + item.kv_head) * launch.group + p % launch.group) * head_dim;
+    const uint32_t query = item.skipped + p;
+    const size_t row = item.first_row + query / launch.group;
+    return ((row * cache.kv_heads + item.kv_head) * launch.group + query % launch.group) * head_dim;
 }
 
 // An item and where its sequence's pages are, as in Span.
@@ -95,9 +103,11 @@ DEVICE Found find(const Cache<T>& cache, const Launch<T>& launch, uint32_t numbe
     const uint2 tile = load_global_8(launch.tiles + number / cache.kv_heads);
     if (tile.x == kPaddingTile) return found;
     const Span sequence = load_span(launch.sequences, tile.x);
-    if (tile.y >= sequence.rows) return found;
-    const uint32_t rows = min(kQueries / launch.group, sequence.rows - tile.y);
-    found.item = Item{rows, sequence.first_row + tile.y, sequence.start + tile.y, number % cache.kv_heads};
+    const uint32_t first = tile.y / (kQueries / launch.group) * kQueries, in_all = sequence.rows * launch.group;
+    if (first >= in_all) return found;
+    const uint32_t row = first / launch.group;
+    found.item = Item{min(kQueries, in_all - first), first % launch.group, sequence.first_row + row,
+                      sequence.start + row, number % cache.kv_heads};
     found.table = sequence.table;
     return found;
 }
@@ -110,8 +120,8 @@ DEVICE uint32_t item_number(uint32_t round) {
 
 // The producers' warpgroup: fetches queries, keys and values of one item after the other.
 template <class T, uint32_t kHeadDim>
-DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const TensorMap* key_map, const TensorMap* value_map,
-                    const Memory<kHeadDim>& memory, Item* items) {
+DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const TensorMap* key_map,
+                    const TensorMap* value_map, const Memory<kHeadDim>& memory, Item* items) {
     using Layout = PanelLayout<kHeadDim>;
     using M = Memory<kHeadDim>;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -136,8 +146,8 @@ DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const Tensor
         const Found found = next;
         next = find(cache, launch, item_number(round + 1));
         const Item& item = found.item;
-        if (item.rows == 0) continue;
-        const KeyRange visible = Item::visible(item, launch.window);
+        if (item.queries == 0) continue;
+        const KeyRange visible = Item::visible(item, launch.group, launch.window);
         const uint32_t first_tile = visible.first / kKeys, end_tile = (visible.end + kKeys - 1) / kKeys;
         WarpPages pages = look_up(cache, found.table, visible, first_tile * (kKeys / kUnit), 1);
 
@@ -181,7 +191,7 @@ DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const Tensor
 #pragma unroll 4
         for (uint32_t p = threadIdx.x / Layout::kChunks; p < kQueries; p += kStep) {
             const uint32_t chunk = threadIdx.x % Layout::kChunks;
-            const bool is_query = p < item.rows * launch.group;
+            const bool is_query = p < item.queries;
             const T* const source = launch.queries + element(cache, launch, item, is_query ? p : 0, kHeadDim);
             copy_async_16(query_tile + Layout::offset(p, chunk), source + chunk * kVector, is_query ? 16 : 0);
         }
@@ -258,19 +268,19 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
     for (;;) {
         Stages::begin_reading(M::query_barriers(memory), query_place);
         const Item item = items[query_place.stage];
-        if (item.rows == 0) break;
-        const uint32_t first_position = item.first_position, last_position = Item::last_position(item);
-        const KeyRange visible = Item::visible(item, launch.window);
+        if (item.queries == 0) break;
+        const uint32_t first_position = item.first_position, last_position = Item::last_position(item, launch.group);
+        const KeyRange visible = Item::visible(item, launch.group, launch.window);
         const uint32_t first_tile = visible.first / kKeys, end_tile = (visible.end + kKeys - 1) / kKeys;
         const uint32_t query_tile = M::queries(memory, query_place.stage);
         const uint64_t queries = matrix_descriptor_128(query_tile + consumer * kConsumerQueries * Layout::kRowBytes);
 
-        // Of this lane's two rows; those that are left over take the last row's.
+        // Of this lane's two queries.
         uint32_t positions[2];
 #pragma unroll
         for (uint32_t half = 0; half < 2; half++) {
             const uint32_t p = consumer * kConsumerQueries + warp * 16 + half * 8 + lane / 4;
-            positions[half] = first_position + min(p / launch.group, item.rows - 1);
+            positions[half] = first_position + Item::rows_to(item, p, launch.group);
         }
         SoftmaxState states[1][2] = {{no_keys(), no_keys()}};
         float scores[1][kKeys / 8][4], sums[1][kHeadDim / 8][4] = {};
@@ -334,6 +344,7 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
 
             warpgroup_wait<1>();
             end_reading(key_barriers, place);
+            // Not one wait ahead of this branch: see below.
             if (weigh_tile(tile)) {
                 warpgroup_wait<0>();
                 rescale<kHeadDim, 1>(sums, factors);
@@ -368,7 +379,7 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
 #pragma unroll 4
         for (uint32_t i = lane / Layout::kChunks; i < 16; i += 32 / Layout::kChunks) {
             const uint32_t p = own + i, chunk = lane % Layout::kChunks;
-            if (p < item.rows * launch.group) {
+            if (p < item.queries) {
                 store_global_16(launch.out + element(cache, launch, item, p, kHeadDim) + chunk * kVector,
                                 *reinterpret_cast<const uint4*>(outputs + Layout::offset(p, chunk)));
             }
@@ -381,6 +392,62 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
     if (consumer == 0) barrier_sync(kTurn, kInTurn);
 }
 
+// out[r, h, :] = sum over keys k that row r sees of p[k] v[k, h / group, :],
+// p = softmax over k of q[r, h, :] . k[k, h / group, :] / sqrt(kHeadDim)
+//
+//   queries, out    T [rows, kv_heads group, kHeadDim]
+//   keys, values    T [pages, kv_heads, page_size, kHeadDim], page_size = 1 << page_shift >= 16; a row's own key and
+//                   value are there already
+//   sequences       [.]; block_tables u32 [.]; see common/pages.cuh
+//   tiles           [tile_count] (sequence, f): the queries of the sequence, for each KV head, from number
+//                   128 (f / floor(128 / group)) on; sequence 0xffffffff, or no such queries: nothing to do
+//   window          a row at position q sees keys q - window + 1 .. q; 2^31 for all up to q
+//   key_map         `keys` as [pages kv_heads page_size, kHeadDim], a box of min(page_size, 128) rows and 64 elements,
+//                   swizzled in 128 bytes; value_map likewise
+// all written by earlier work on the stream.
+//
+// An item is a tile for one KV head: 128 queries, numbered as the rows' heads of that KV head come, row by row. Query p
+// of a sequence is row p / group, head p % group, so keys and values are loaded once for all heads of a group, and an
+// item may begin and end within a row: all 128 are filled for any group. Those that are left over at a sequence's end
+// are zeros, computed and not stored.
+//
+// Three warpgroups. The producers fetch; each of two consumers multiplies 64 queries, one wgmma's rows, by tiles of 128
+// keys. Both read the same keys and values: 64 KiB of them, for kHeadDim 128, bring 8.4 MFLOP, 2048 cycles of a
+// multiprocessor's tensor cores, which is 32 bytes a cycle from L2. wgmma reads 4 KiB of keys and 2 KiB of queries for
+// 64 cycles of work, 96 of the 128 bytes a cycle that shared memory has; 64 for values, with weights in registers.
+//
+// The exponentials of those 2048 cycles, 128 x 128 at 16 a cycle, take 1024 more, and the rest of the softmax about as
+// much on other units. It is done beside the multiplication in two ways. Within a consumer: the scores of a tile are
+// asked for, then the product of the weights before with their values, and the softmax of the new scores runs under the
+// second. Between the two: they take turns in asking (kTurn), so that while one is at its softmax the other's products
+// run. The softmax must not be left behind the wait for the second product: ptxas moves that wait up as far as its
+// block of code goes, so a branch that depends on the softmax is before it.
+//
+// Registers of a consumer: 64 scores, kHeadDim / 2 sums, 32 weights, and what the softmax needs: 224, which leaves 56
+// for each of the producers, 128 x (56 + 2 x 224) of 65536.
+//
+// Whole tiles of keys come by TMA, one box a page and panel, asked for by one thread. Of a tile at an edge, the keys
+// that no row of the item sees must not be read (their slots may hold anything, and 0 times NaN is NaN): the producers'
+// four warps copy it by cp.async, with zeros for those, and fence it for wgmma. Queries come likewise. Scores are
+// masked only in tiles of which some row does not see some key; tiles of which no row sees any are not touched.
+//
+// Rings of two stages each for queries, keys and values: 6 tiles of 128 x kHeadDim, 192 KiB (kHeadDim 64: 96), one
+// block on a multiprocessor. 64 KiB are under way while 64 are multiplied. Queries have two, for the next item's to be
+// there when the last one's outputs, which take the place of its queries on their way out, are stored.
+//
+// Grid: up to one block a multiprocessor, each of which takes every gridDim.x-th item (item_number), 384 threads. Items
+// are tile by tile, the KV heads of each side by side; the longest tiles first.
+//
+// Order of a row's sums: tiles of 128 keys ascending from a multiple of 128; of scores 16 elements of kHeadDim at a
+// time; of weighted values 16 keys at a time; of weights the columns of each of four lanes ascending, over all tiles,
+// then the four. A tile of which the row sees nothing changes no bit of it, so its bits depend on its position and
+// window alone: not on the chunk, nor on the rows beside it, nor on the number of blocks.
+//
+// Shared memory: 2 x (3 x 128 kHeadDim x sizeof(T) + 3 x 16 + sizeof(Item)).
+// Bytes: for each sequence and KV head the keys and values that its rows see, once (each item reads them again, from
+// L2); queries and outputs. FLOPs: 4 kHeadDim for each head and pair of row and key that it sees.
+// Alignment: 16 bytes.
+// Registers: at most 168 (attention_prefill_sm90_*)
 template <class T, uint32_t kHeadDim>
 DEVICE void attention_prefill_sm90(const Cache<T>& cache, const Launch<T>& launch, const TensorMap* key_map,
                                    const TensorMap* value_map) {

@@ -71,7 +71,7 @@ fn agrees<T: Half>() {
         let kernels = [64, 128].map(|dim| load::<T>(bench, dim).unwrap());
         for (world, reference) in &worlds {
             let place = format!("{} {:?}", T::NAME, world.step);
-            let mut run = Run::new(bench, world);
+            let mut run = Run::new(bench, world, Form::Warp);
             let work = run.shape.work(&world.sequences, &run.tiles, world.step.page_size);
             bench.run(work, || run.launch(bench, &kernels[world.step.heads.dim / 128]));
             assert_no_bank_conflicts(&place);
@@ -101,7 +101,7 @@ device_test! {
             let others = [window - 1, window + 1].map(|window| world.reference(Some(window)));
             common::on_every_schedule(|bench| {
                 let attention = load(bench, 128).unwrap();
-                let mut run = Run::new(bench, &world);
+                let mut run = Run::new(bench, &world, Form::Warp);
                 run.launch(bench, &attention).unwrap();
                 let found = run.found(bench);
                 world.reference(Some(window)).check(&world, &found, |_| true, "the right window");
@@ -128,9 +128,9 @@ device_test! {
                 };
                 let attention = load::<bf16>(bench, dim).unwrap();
                 let width = group * dim;
-                let whole = outputs(bench, &attention, step(64, &[(0, 140)]));
+                let whole = outputs(bench, &attention, Form::Warp, step(64, &[(0, 140)]));
                 for (page_size, start, rows) in [(16, 0, 37), (128, 37, 90), (64, 127, 13), (64, 139, 1)] {
-                    let chunk = outputs(bench, &attention, step(page_size, &[(start, rows), (3, 7), (0, 0)]));
+                    let chunk = outputs(bench, &attention, Form::Warp, step(page_size, &[(start, rows), (3, 7), (0, 0)]));
                     let range = start as usize * width..(start + rows) as usize * width;
                     assert!(chunk == whole[range], "group {group}, window {window:?}: {rows} rows from {start} on");
                 }
@@ -146,7 +146,7 @@ device_test! {
         let world = World::<bf16>::new(Step { heads: heads(2, 2, 64), window: Some(33), page_size: 16, spans }, 5);
         common::on_every_schedule(|bench| {
             let (attention, stream) = (load(bench, 64).unwrap(), &bench.stream);
-            let run = Run::new(bench, &world);
+            let run = Run::new(bench, &world, Form::Warp);
             let (tiles, first) = (run.tiles_on_device.view(), bench.download(run.device.queries.view()));
             let mut b = bench.upload(&first);
             // There and back: the outputs are the next queries.
@@ -168,7 +168,7 @@ device_test! {
         let world = World::<bf16>::new(step, 9);
         common::on_every_schedule(|bench| {
             let attention = load::<bf16>(bench, 64).unwrap();
-            let mut run = Run::new(bench, &world);
+            let mut run = Run::new(bench, &world, Form::Warp);
             let tiles = bench.stream.upload(&run.tiles).unwrap();
             let right = run.shape;
             let device = &run.device;

@@ -64,7 +64,7 @@ fn agrees<T: Half>() {
         let (Some(narrow), Some(wide)) = (load::<T>(bench, 64), load::<T>(bench, 128)) else { return };
         for (world, reference) in &worlds {
             let place = format!("{} {:?}", T::NAME, world.step);
-            let mut run = Run::new(bench, world);
+            let mut run = Run::new(bench, world, Form::Warpgroup);
             let work = run.shape.work(&world.sequences, &run.tiles, world.step.page_size);
             bench.run(work, || run.launch(bench, if world.step.heads.dim == 64 { &narrow } else { &wide }));
             reference.check(world, &run.found(bench), |_| true, &place);
@@ -93,7 +93,7 @@ device_test! {
             let others = [window - 1, window + 1].map(|window| world.reference(Some(window)));
             common::on_every_schedule(|bench| {
                 let Some(attention) = load(bench, 128) else { return };
-                let mut run = Run::new(bench, &world);
+                let mut run = Run::new(bench, &world, Form::Warpgroup);
                 run.launch(bench, &attention).unwrap();
                 let found = run.found(bench);
                 world.reference(Some(window)).check(&world, &found, |_| true, "the right window");
@@ -121,16 +121,17 @@ device_test! {
                     spans: spans.to_vec(),
                 };
                 let width = group * dim;
-                let whole = outputs(bench, &attention, step(64, &[(0, 140)]));
+                let whole = outputs(bench, &attention, Form::Warpgroup, step(64, &[(0, 140)]));
                 for (page_size, start, rows) in [(16, 0, 37), (128, 37, 90), (64, 127, 13), (64, 139, 1)] {
-                    let chunk = outputs(bench, &attention, step(page_size, &[(start, rows), (3, 7), (0, 0)]));
+                    let chunk = outputs(bench, &attention, Form::Warpgroup, step(page_size, &[(start, rows), (3, 7), (0, 0)]));
                     let range = start as usize * width..(start + rows) as usize * width;
                     assert!(chunk == whole[range], "group {group}, window {window:?}: {rows} rows from {start} on");
                 }
-                for blocks in [1, 3] {
+                // The other form's tiles are as good, if more than it takes.
+                for (blocks, form) in [(1, Form::Warpgroup), (3, Form::Warp)] {
                     let attention = load::<bf16>(bench, dim).unwrap().with_blocks(blocks);
-                    let few = outputs(bench, &attention, step(16, &[(0, 140), (250, 9)]));
-                    assert!(few == whole, "group {group}, window {window:?}, {blocks} blocks");
+                    let few = outputs(bench, &attention, form, step(16, &[(0, 140), (250, 9)]));
+                    assert!(few == whole, "group {group}, window {window:?}, {blocks} blocks, tiles of {form:?}");
                 }
             }
         });
@@ -144,7 +145,7 @@ device_test! {
         let world = World::<bf16>::new(Step { heads: heads(2, 2, 64), window: Some(33), page_size: 16, spans }, 5);
         common::on_every_schedule(|bench| {
             let Some(attention) = load(bench, 64) else { return };
-            let (run, stream) = (Run::new(bench, &world), &bench.stream);
+            let (run, stream) = (Run::new(bench, &world, Form::Warpgroup), &bench.stream);
             let (tiles, first) = (run.tiles_on_device.view(), bench.download(run.device.queries.view()));
             let mut b = bench.upload(&first);
             // There and back: the outputs are the next queries.

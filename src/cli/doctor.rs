@@ -175,12 +175,15 @@ mod gpu {
         format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
     }
 
-    /// Opens the GPU and loads every kernel onto it.
+    /// Opens the GPU and loads every kernel that is for its generation onto it.
     fn usable(ordinal: usize) -> Result<Vec<String>, CudaError> {
         let device = Device::open(ordinal)?;
         let (free, _) = device.memory()?;
+        let found = device.properties().compute_capability;
+        // Where there is none at all, the first says what it was compiled for.
+        let own = images().iter().enumerate().filter(|(index, image)| *index == 0 || image.runs_on(found));
         let loaded: Result<Vec<_>, CudaError> =
-            images().iter().map(|image| Ok((device.module(image.name)?.target().to_string(), image.name))).collect();
+            own.map(|(_, image)| Ok((device.module(image.name)?.target().to_string(), image.name))).collect();
         let loaded = together(loaded?.into_iter());
         let mut lines = vec![format!("{} free", gib(free))];
         lines.extend(loaded.iter().flat_map(|(target, names)| wrapped(&format!("loads {names} as {target}"))));

@@ -3,7 +3,7 @@
 // Each test binary uses its part.
 #![allow(dead_code)]
 
-use rigel::backend::cuda::kernels::attention_prefill::{AttentionPrefill, PrefillShape, Tile, plan_tiles};
+use rigel::backend::cuda::kernels::attention_prefill::{AttentionPrefill, Form, PrefillShape, Tile, plan_tiles};
 use rigel::backend::cuda::kernels::paged::{Heads, Sequence};
 use rigel::backend::cuda::{Buffer, CudaError};
 
@@ -24,10 +24,10 @@ pub struct Run<'a, T> {
 }
 
 impl<'a, T: Half> Run<'a, T> {
-    /// Two tiles of padding go with those that the step needs, one of them in front.
-    pub fn new(bench: &Bench, world: &'a World<T>) -> Run<'a, T> {
+    /// Two tiles of padding go with those that the step needs in this form, one of them in front.
+    pub fn new(bench: &Bench, world: &'a World<T>, form: Form) -> Run<'a, T> {
         let Step { heads, window, .. } = world.step;
-        let planned = plan_tiles(&world.sequences, &heads, window, |_| true);
+        let planned = plan_tiles(&world.sequences, &heads, window, form, |_| true);
         let tiles = [&[Tile::PADDING], planned.as_slice(), &[Tile::PADDING]].concat();
         let shape = PrefillShape { rows: world.rows, tiles: tiles.len(), heads, window };
         let tiles_on_device = bench.stream.upload(&tiles).unwrap();
@@ -47,9 +47,9 @@ impl<'a, T: Half> Run<'a, T> {
 }
 
 /// Bits of the outputs of the first sequence's rows.
-pub fn outputs<T: Half>(bench: &Bench, attention: &AttentionPrefill<T>, step: Step) -> Vec<u16> {
+pub fn outputs<T: Half>(bench: &Bench, attention: &AttentionPrefill<T>, form: Form, step: Step) -> Vec<u16> {
     let world = World::<T>::new(step, 3);
-    let mut run = Run::new(bench, &world);
+    let mut run = Run::new(bench, &world, form);
     run.launch(bench, attention).unwrap();
     let width = world.step.heads.width();
     let Sequence { first_row, rows, .. } = world.sequences[0];

@@ -1,5 +1,8 @@
 //! The compiled kernels that are part of this binary: a table that build.rs writes.
 
+use super::device::ComputeCapability;
+use super::fatbin;
+
 /// One `kernels/<name>.cu`, compiled.
 #[derive(Debug, Clone, Copy)]
 pub struct Image {
@@ -9,6 +12,14 @@ pub struct Image {
     pub targets: &'static [&'static str],
     /// The fatbin, aligned as the driver reads it.
     pub fatbin: &'static [u8],
+}
+
+impl Image {
+    /// Whether it holds code that a GPU of this generation runs. A file of instructions that one generation alone has
+    /// holds none for others.
+    pub fn runs_on(&self, device: ComputeCapability) -> bool {
+        fatbin::entries(self.fatbin).is_ok_and(|entries| fatbin::choose(&entries, device).is_some())
+    }
 }
 
 /// The driver reads headers of 8-byte words; a cubin's own sections are aligned to 128 bytes at most.
