@@ -158,14 +158,7 @@ DEVICE void attention_ordered(const T* queries, const Cache<T>& cache, T* out, f
 #pragma unroll
                 for (uint32_t half = 0; half < 2; half++) {
                     const uint32_t position = positions[warp * 16 + half * 8 + lane / 4];
-#pragma unroll
-                    for (uint32_t n = 0; n < kKeys / 8; n++) {
-#pragma unroll
-                        for (uint32_t i = 2 * half; i < 2 * half + 2; i++) {
-                            const uint32_t key = first_key + n * 8 + lane % 4 * 2 + i % 2;
-                            if (!is_visible(position, key, window)) scores[0][n][i] = kMasked;
-                        }
-                    }
+                    mask_keys<kKeys>(scores[0], half, position, first_key, window);
                 }
             }
             soften<kHeadDim, 1, kKeys>(scores, states, sums, kLog2Scale<kHeadDim>);

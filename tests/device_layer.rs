@@ -390,12 +390,13 @@ device_test! {
 
 /// Bytes of the parameters of every kernel of a file, as its launcher gives them.
 /// An entry is for those names of its file that begin with its prefix and with that of no entry before it.
-const PARAMETERS: [(&str, &str, &[usize]); 27] = [
+const PARAMETERS: [(&str, &str, &[usize]); 28] = [
     ("attention_decode", "attention_decode_merge_", &[8, 8, 8, 4, 4, 4]),
     ("attention_decode", "attention_decode_split_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4]),
     ("attention_ordered", "attention_ordered_merge_", &[8, 8, 8, 8, 4, 4, 4, 4]),
     ("attention_ordered", "attention_ordered_", &[8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4]),
     ("attention_prefill", "attention_prefill_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4]),
+    ("attention_prefill_sm90", "attention_prefill_sm90_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 128, 128]),
     ("ceilings", "read_words", &[8, 8, 8]),
     ("ceilings", "wait_and_count", &[8, 8]),
     ("embed", "embed_gather", &[8, 8, 8, 8, 4, 4, 4]),

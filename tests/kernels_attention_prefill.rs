@@ -1,18 +1,21 @@
-//! `attention_prefill` against float64 loops, and against itself in other chunks, pages and company.
+//! `attention_prefill` in its warp's form against float64 loops, and against itself in other chunks, pages and company.
 
 #[path = "common/attention.rs"]
 mod attention;
 mod common;
+#[path = "common/prefill.rs"]
+mod prefill;
 
-use attention::{OnDevice, Step, World, assert_no_bank_conflicts, bits};
+use attention::{Step, World, assert_no_bank_conflicts};
 use common::{Bench, Half};
 use half::{bf16, f16};
-use rigel::backend::cuda::kernels::attention_prefill::{AttentionPrefill, PrefillShape, Tile, plan_tiles, tile_rows};
-use rigel::backend::cuda::kernels::paged::{AttentionInputs, Heads, Sequence};
-use rigel::backend::cuda::{Buffer, CudaError};
+use prefill::{Run, heads, outputs};
+use rigel::backend::cuda::CudaError;
+use rigel::backend::cuda::kernels::attention_prefill::{AttentionPrefill, Form, PrefillShape, tile_rows};
+use rigel::backend::cuda::kernels::paged::{AttentionInputs, Heads};
 
-fn heads(group: usize, kv: usize, dim: usize) -> Heads {
-    Heads { query: group * kv, kv, dim }
+fn load<T: Half>(bench: &Bench, dim: usize) -> Result<AttentionPrefill<T>, CudaError> {
+    AttentionPrefill::load_form(bench.device(), dim, Form::Warp)
 }
 
 /// Groups from 1 to 64, both head_dims, windows around nothing, a page and a tile of keys, pages of 16, 64 and 128.
@@ -55,38 +58,6 @@ fn steps() -> Vec<Step> {
     ]
 }
 
-/// What runs one step.
-struct Run<'a, T> {
-    device: OnDevice<'a, T>,
-    shape: PrefillShape,
-    tiles: Vec<Tile>,
-    tiles_on_device: Buffer<Tile>,
-    out: Buffer<T>,
-}
-
-impl<'a, T: Half> Run<'a, T> {
-    /// Two tiles of padding go with those that the step needs, one of them in front.
-    fn new(bench: &Bench, world: &'a World<T>) -> Run<'a, T> {
-        let Step { heads, window, .. } = world.step;
-        let planned = plan_tiles(&world.sequences, &heads, window, |_| true);
-        let tiles = [&[Tile::PADDING], planned.as_slice(), &[Tile::PADDING]].concat();
-        let shape = PrefillShape { rows: world.rows, tiles: tiles.len(), heads, window };
-        let tiles_on_device = bench.stream.upload(&tiles).unwrap();
-        let out = bench.poisoned(world.rows * heads.width());
-        Run { device: world.upload(bench), shape, tiles, tiles_on_device, out }
-    }
-
-    fn launch(&mut self, bench: &Bench, attention: &AttentionPrefill<T>) -> Result<(), CudaError> {
-        let (inputs, tiles) = (self.device.inputs(), self.tiles_on_device.view());
-        // SAFETY: the world's tables fit its rows and cache.
-        unsafe { attention.launch(&bench.stream, self.shape, inputs, tiles, self.out.view_mut()) }
-    }
-
-    fn found(&self, bench: &Bench) -> Vec<T> {
-        bench.download(self.out.view())
-    }
-}
-
 fn agrees<T: Half>() {
     let worlds: Vec<_> = (0..)
         .zip(steps())
@@ -97,10 +68,10 @@ fn agrees<T: Half>() {
         })
         .collect();
     common::on_every_schedule(|bench| {
-        let kernels = [64, 128].map(|dim| AttentionPrefill::<T>::load(bench.device(), dim).unwrap());
+        let kernels = [64, 128].map(|dim| load::<T>(bench, dim).unwrap());
         for (world, reference) in &worlds {
             let place = format!("{} {:?}", T::NAME, world.step);
-            let mut run = Run::new(bench, world);
+            let mut run = Run::new(bench, world, Form::Warp);
             let work = run.shape.work(&world.sequences, &run.tiles, world.step.page_size);
             bench.run(work, || run.launch(bench, &kernels[world.step.heads.dim / 128]));
             assert_no_bank_conflicts(&place);
@@ -129,8 +100,8 @@ device_test! {
             let world = World::<f16>::new(step, 7);
             let others = [window - 1, window + 1].map(|window| world.reference(Some(window)));
             common::on_every_schedule(|bench| {
-                let attention = AttentionPrefill::load(bench.device(), 128).unwrap();
-                let mut run = Run::new(bench, &world);
+                let attention = load(bench, 128).unwrap();
+                let mut run = Run::new(bench, &world, Form::Warp);
                 run.launch(bench, &attention).unwrap();
                 let found = run.found(bench);
                 world.reference(Some(window)).check(&world, &found, |_| true, "the right window");
@@ -144,18 +115,6 @@ device_test! {
     }
 }
 
-/// Outputs of positions `start ..` of the first sequence, computed as `spans` in `step`'s setting.
-fn outputs<T: Half>(bench: &Bench, step: Step) -> Vec<u16> {
-    let dim = step.heads.dim;
-    let world = World::<T>::new(step, 3);
-    let attention = AttentionPrefill::load(bench.device(), dim).unwrap();
-    let mut run = Run::new(bench, &world);
-    run.launch(bench, &attention).unwrap();
-    let width = world.step.heads.width();
-    let Sequence { first_row, rows, .. } = world.sequences[0];
-    bits(&run.found(bench)[first_row as usize * width..(first_row + rows) as usize * width])
-}
-
 device_test! {
     /// A row has the same bits in a prompt at once, in chunks of any length, in pages of any size, beside any others.
     fn chunks_have_the_bits_of_the_whole() {
@@ -167,10 +126,11 @@ device_test! {
                     page_size,
                     spans: spans.to_vec(),
                 };
+                let attention = load::<bf16>(bench, dim).unwrap();
                 let width = group * dim;
-                let whole = outputs::<bf16>(bench, step(64, &[(0, 140)]));
+                let whole = outputs(bench, &attention, Form::Warp, step(64, &[(0, 140)]));
                 for (page_size, start, rows) in [(16, 0, 37), (128, 37, 90), (64, 127, 13), (64, 139, 1)] {
-                    let chunk = outputs::<bf16>(bench, step(page_size, &[(start, rows), (3, 7), (0, 0)]));
+                    let chunk = outputs(bench, &attention, Form::Warp, step(page_size, &[(start, rows), (3, 7), (0, 0)]));
                     let range = start as usize * width..(start + rows) as usize * width;
                     assert!(chunk == whole[range], "group {group}, window {window:?}: {rows} rows from {start} on");
                 }
@@ -185,8 +145,8 @@ device_test! {
         let spans = vec![(20, 30), (0, 0), (0, 5)];
         let world = World::<bf16>::new(Step { heads: heads(2, 2, 64), window: Some(33), page_size: 16, spans }, 5);
         common::on_every_schedule(|bench| {
-            let (attention, stream) = (AttentionPrefill::load(bench.device(), 64).unwrap(), &bench.stream);
-            let run = Run::new(bench, &world);
+            let (attention, stream) = (load(bench, 64).unwrap(), &bench.stream);
+            let run = Run::new(bench, &world, Form::Warp);
             let (tiles, first) = (run.tiles_on_device.view(), bench.download(run.device.queries.view()));
             let mut b = bench.upload(&first);
             // There and back: the outputs are the next queries.
@@ -207,8 +167,8 @@ device_test! {
         let step = Step { heads: heads(2, 2, 64), window: None, page_size: 16, spans: vec![(0, 5)] };
         let world = World::<bf16>::new(step, 9);
         common::on_every_schedule(|bench| {
-            let attention = AttentionPrefill::<bf16>::load(bench.device(), 64).unwrap();
-            let mut run = Run::new(bench, &world);
+            let attention = load::<bf16>(bench, 64).unwrap();
+            let mut run = Run::new(bench, &world, Form::Warp);
             let tiles = bench.stream.upload(&run.tiles).unwrap();
             let right = run.shape;
             let device = &run.device;

@@ -407,6 +407,9 @@ fn attention_multiplies_on_tensor_cores_and_copies_past_the_registers() {
                 "{place}: read before the wait"
             );
         }
+        if kernel.starts_with("attention_prefill_sm90_") {
+            continue;
+        }
         let expected =
             ATTENTION_LOOPS.iter().find(|(start, end, _)| kernel.starts_with(start) && kernel.ends_with(end));
         let Some((.., counts)) = expected else { continue };
@@ -423,6 +426,59 @@ fn attention_multiplies_on_tensor_cores_and_copies_past_the_registers() {
         if kernel.starts_with("attention_prefill_") {
             assert_eq!(count(code, "STG"), count(code, "STG.E.128"), "{place}: outputs of less than 16 bytes");
         }
+    }
+}
+
+/// Matrix instructions of a warpgroup in a turn of prefill's main loop, 128 keys for 64 queries of a consumer: scores of
+/// 16 elements of head_dim each, and weighted values of 16 keys each.
+const WARPGROUP_PREFILL: [(&str, [usize; 2], &str); 2] = [("_64", [4, 8], "64x64x16"), ("_128", [8, 8], "64x128x16")];
+
+#[test]
+fn prefill_on_hopper_multiplies_by_warpgroups_with_the_softmax_under_the_values() {
+    for ((architecture, kernel), code) in listings("prefill_on_hopper_multiplies_by_warpgroups…") {
+        if !kernel.starts_with("attention_prefill_sm90_") {
+            continue;
+        }
+        let place = format!("{kernel} for {architecture}");
+        let (_, [scores, values], shape) =
+            WARPGROUP_PREFILL.iter().find(|(end, ..)| kernel.ends_with(end)).expect("a head_dim");
+        let body = loop_around(&code, "HGMMA", &place);
+        let places = |prefix: &str| -> Vec<usize> {
+            let found = body.iter().enumerate().filter(|(_, i)| i.operation.starts_with(prefix));
+            found.map(|(at, _)| at).collect()
+        };
+        let products = places("HGMMA");
+        assert_eq!(products.len(), scores + values, "{place}: matrix instructions in the main loop");
+        for (index, at) in products.iter().enumerate() {
+            let shape = if index < *scores { "64x128x16" } else { shape };
+            let exact = format!("HGMMA.{shape}.F32{}", if kernel.contains("_bf16_") { ".BF16" } else { "" });
+            assert_eq!(body[*at].operation, exact, "{place}: product {index}");
+        }
+        // The first tile's scores and the last tile's values are outside.
+        assert_eq!(count(&code, "HGMMA"), 2 * (scores + values), "{place}: matrix instructions in all");
+        // Nothing serialises them: a wait for the scores, and no other until the weights are known: 64 exponentials of
+        // scores and one of each row's max. Then one of two waits for the values, before and without a rescaling.
+        let (waits, weights) = (places("WARPGROUP.DEPBAR"), places("MUFU.EX2"));
+        assert_eq!((waits.len(), weights.len()), (3, 66), "{place}: waits and exponentials");
+        assert!(products[products.len() - 1] < waits[0], "{place}: a wait between products");
+        assert!(waits[0] < weights[0] && weights[65] < waits[1], "{place}: the softmax waits for the values");
+        assert_eq!(places("WARPGROUP.ARRIVE").len(), 2, "{place}: fences of registers");
+        assert_eq!(places("BAR.").len(), 2, "{place}: its turn, and the other's");
+        // R2UR: descriptors of queries depend on the consumer, which the compiler does not know to be one for a warp.
+        assert_eq!(places("R2UR").len() % 2, 0, "{place}: halves of descriptors");
+        assert!(body.len() - products.len() <= 700, "{place}: {} instructions in the main loop", body.len());
+        assert_eq!(places("LDG").len() + places("LDS").len() + places("STS").len(), 0, "{place}: other accesses");
+
+        let panels = if kernel.ends_with("_128") { 2 } else { 1 };
+        assert_eq!(count(&code, "UTMALDG.2D") % panels, 0, "{place}: boxes of each panel");
+        assert!(count(&code, "UTMALDG.2D") > 0, "{place}: boxes");
+        assert_eq!(count(&code, "LDGSTS"), count(&code, "LDGSTS.E.BYPASS.128"), "{place}: copies at edges");
+        assert_eq!(count(&code, "STG"), count(&code, "STG.E.128"), "{place}: outputs of less than 16 bytes");
+        assert_eq!(count(&code, "USETMAXREG"), 2, "{place}: setmaxnreg");
+        assert_eq!(count(&code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
+        let wait = code.iter().position(|i| i.operation == "ACQBULK").expect("griddepcontrol.wait");
+        let early = ["LDG", "LDGSTS", "UTMALDG"].map(|operation| count(&code[..wait], operation));
+        assert_eq!(early, [0; 3], "{place}: read before the wait");
     }
 }
 

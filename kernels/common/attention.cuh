@@ -106,13 +106,13 @@ DEVICE void multiply_keys(float (&scores)[kRowTiles][kKeys / 8][4], const Querie
     }
 }
 
-// Turns scores into weights exp2(scale score - max) and adds them to the states of their rows, whose weighted sums are
-// rescaled where a max rises. `scale` is log2(e) / sqrt(head_dim). A state's sum is that of this lane's columns alone
-// (its max is the row's): whole_rows adds up the four lanes of a row at the end.
-template <uint32_t kHeadDim, uint32_t kRowTiles, uint32_t kKeys>
-DEVICE void soften(float (&scores)[kRowTiles][kKeys / 8][4], SoftmaxState (&states)[kRowTiles][2],
-                   float (&sums)[kRowTiles][kHeadDim / 8][4], float scale) {
-    float factors[kRowTiles][2];
+// Turns scores into weights exp2(scale score - max) and adds them to the states of their rows. `scale` is
+// log2(e) / sqrt(head_dim). A state's sum is that of this lane's columns alone (its max is the row's): whole_rows adds
+// up the four lanes of a row at the end. Returns whether `factors`, which the rows' weighted sums are to be multiplied
+// by, are other than 1 in any lane of the warp.
+template <uint32_t kRowTiles, uint32_t kKeys>
+DEVICE bool weigh(float (&scores)[kRowTiles][kKeys / 8][4], SoftmaxState (&states)[kRowTiles][2],
+                  float (&factors)[kRowTiles][2], float scale) {
     bool rescaled = false;
 #pragma unroll
     for (uint32_t m = 0; m < kRowTiles; m++) {
@@ -139,9 +139,12 @@ DEVICE void soften(float (&scores)[kRowTiles][kKeys / 8][4], SoftmaxState (&stat
             }
         }
     }
-    // Most often no max rises, and the largest part of the softmax's arithmetic is saved; a product with 1 changes no
-    // bit.
-    if (!warp_any(rescaled)) return;
+    return warp_any(rescaled);
+}
+
+// Multiplies the weighted sums of rows by their factors.
+template <uint32_t kHeadDim, uint32_t kRowTiles>
+DEVICE void rescale(float (&sums)[kRowTiles][kHeadDim / 8][4], const float (&factors)[kRowTiles][2]) {
 #pragma unroll
     for (uint32_t m = 0; m < kRowTiles; m++) {
 #pragma unroll
@@ -150,6 +153,15 @@ DEVICE void soften(float (&scores)[kRowTiles][kKeys / 8][4], SoftmaxState (&stat
             for (uint32_t i = 0; i < 4; i++) sums[m][n][i] *= factors[m][i / 2];
         }
     }
+}
+
+// Both. Most often no max rises, and the largest part of the softmax's arithmetic is saved; a product with 1 changes no
+// bit.
+template <uint32_t kHeadDim, uint32_t kRowTiles, uint32_t kKeys>
+DEVICE void soften(float (&scores)[kRowTiles][kKeys / 8][4], SoftmaxState (&states)[kRowTiles][2],
+                   float (&sums)[kRowTiles][kHeadDim / 8][4], float scale) {
+    float factors[kRowTiles][2];
+    if (weigh<kRowTiles, kKeys>(scores, states, factors, scale)) rescale<kHeadDim, kRowTiles>(sums, factors);
 }
 
 // Weights rounded to T, as the left operands of their product with the values.

@@ -1,15 +1,16 @@
-// Tiles of keys, or of values, on their way from the paged cache to shared memory, as attention.cuh reads them.
+// Tiles of keys, or of values, on their way from the paged cache to shared memory, as attention.cuh or wgmma reads them;
+// and the rows that see none of some keys.
 #pragma once
 #include "common/attention.cuh"
 #include "common/pages.cuh"
 
 // Starts to copy rows `tile` kKeys .. of keys or values to shared memory, by a block of kThreads. Rows outside of
 // `visible` become zeros and are not read: their slots may hold anything, and a weight of 0 times NaN is NaN. `pages`
-// are those of the units of 16 keys from the first of tile `first_tile` on.
-template <class T, uint32_t kHeadDim, uint32_t kThreads, uint32_t kKeys>
+// are those of the units of 16 keys from the first of tile `first_tile` on. In a layout the rows of a tile lie kRowBytes
+// apart, swizzled alike every 8 rows.
+template <class T, uint32_t kHeadDim, uint32_t kThreads, uint32_t kKeys, class Layout = TileLayout<kHeadDim>>
 DEVICE void copy_tile(const T* source, const Cache<T>& cache, uint32_t kv_head, const WarpPages& pages,
                       const KeyRange& visible, uint32_t tile, uint32_t first_tile, uint32_t destination) {
-    using Layout = TileLayout<kHeadDim>;
     constexpr uint32_t kStep = kThreads / Layout::kChunks;  // rows between a thread's copies
     static_assert(kStep % 8 == 0 && kUnit % kStep == 0, "a thread's rows share a swizzle, and a warp's a page");
     const uint32_t chunk = threadIdx.x % Layout::kChunks, first = threadIdx.x / Layout::kChunks;
@@ -22,5 +23,20 @@ DEVICE void copy_tile(const T* source, const Cache<T>& cache, uint32_t kv_head, 
         const uint32_t slot = first_slot(cache, page, kv_head) + slot_in_page(cache, position);
         copy_async_16(shared + i * kStep * Layout::kRowBytes, column + static_cast<size_t>(slot) * kHeadDim,
                       KeyRange::contains(visible, position) ? 16 : 0);
+    }
+}
+
+// Masks, in a 16 x kKeys tile of scores, the keys from `first_key` on that the row at `position` does not see: the row
+// with g, or where half is 1 with g + 8, of this lane.
+template <uint32_t kKeys>
+DEVICE void mask_keys(float (&scores)[kKeys / 8][4], uint32_t half, uint32_t position, uint32_t first_key,
+                      uint32_t window) {
+#pragma unroll
+    for (uint32_t n = 0; n < kKeys / 8; n++) {
+#pragma unroll
+        for (uint32_t i = 0; i < 2; i++) {
+            const uint32_t key = first_key + n * 8 + threadIdx.x % 4 * 2 + i;
+            if (!is_visible(position, key, window)) scores[n][2 * half + i] = kMasked;
+        }
     }
 }

@@ -7,7 +7,7 @@ use crate::backend::cuda::Work;
 use crate::backend::cuda::kernels::BiasTerm;
 use crate::backend::cuda::kernels::attention_decode::{DecodeShape, split_len};
 use crate::backend::cuda::kernels::attention_ordered::{self, Division, OrderedShape, SPLIT_LEN};
-use crate::backend::cuda::kernels::attention_prefill::{self, PrefillShape, Tile};
+use crate::backend::cuda::kernels::attention_prefill::{self, Form, PrefillShape, Tile};
 use crate::backend::cuda::kernels::embed::EmbedShape;
 use crate::backend::cuda::kernels::gemv;
 use crate::backend::cuda::kernels::norm::{Addition, NormForm, NormShape};
@@ -238,7 +238,7 @@ impl Case {
 
     fn prefill(length: usize, heads: Heads, window: Option<usize>) -> What {
         let shape = PrefillShape { rows: length, tiles: 0, heads, window };
-        let tiles = attention_prefill::plan_tiles(&prompt(length), &heads, window, |_| true).len();
+        let tiles = attention_prefill::plan_tiles(&prompt(length), &heads, window, Form::Warp, |_| true).len();
         What::Prefill { length, shape: PrefillShape { tiles, ..shape } }
     }
 
@@ -349,6 +349,7 @@ impl Case {
             What::Product(_, shape, _) | What::Head(shape) => product(*shape),
             What::Decode { shape, .. } => Some(format!("{} splits of {}", shape.splits(), shape.split_len)),
             What::OrderedDecode { shape, .. } => Some(format!("{} splits of {}", shape.splits(), shape.split_len)),
+            What::Prefill { .. } => Some(Form::of(device).file().to_owned()),
             _ => None,
         }
     }
@@ -369,14 +370,14 @@ impl Case {
                 Work { bytes_written: (shape.rows * shape.heads.width() * 2) as u64, ..split }
             }
             What::Prefill { length, shape } => {
-                let tiles = self.tiles();
+                let tiles = self.tiles(Form::Warp);
                 shape.work(&prompt(*length), &tiles, PAGE_SIZE)
             }
             What::OrderedDecode { batch, context, shape } => {
-                let work = shape.work(&decoding(*batch, *context), &self.tiles(), PAGE_SIZE);
+                let work = shape.work(&decoding(*batch, *context), &self.tiles(Form::Warp), PAGE_SIZE);
                 Work { bytes_written: (shape.rows * shape.heads.width() * 2) as u64, ..work }
             }
-            What::OrderedPrefill { length, shape } => shape.work(&prompt(*length), &self.tiles(), PAGE_SIZE),
+            What::OrderedPrefill { length, shape } => shape.work(&prompt(*length), &self.tiles(Form::Warp), PAGE_SIZE),
             // On a device of one multiprocessor: none of it is partial results.
             What::Sample { rows, vocabulary, choice } => sample_shape(*rows, *vocabulary).work(&choice.rows(*rows), 1),
             What::Logprobs { rows, vocabulary } => {
@@ -396,12 +397,12 @@ impl Case {
         }
     }
 
-    /// The tiles of an attention that has some.
-    pub(super) fn tiles(&self) -> Vec<Tile> {
+    /// The tiles of an attention that has some, of prefill's in this form.
+    pub(super) fn tiles(&self, form: Form) -> Vec<Tile> {
         let sequences = self.sequences();
         match &self.what {
             What::Prefill { shape, .. } => {
-                attention_prefill::plan_tiles(&sequences, &shape.heads, shape.window, |_| true)
+                attention_prefill::plan_tiles(&sequences, &shape.heads, shape.window, form, |_| true)
             }
             What::OrderedDecode { shape, .. } | What::OrderedPrefill { shape, .. } => {
                 attention_ordered::plan_tiles(&sequences, &shape.heads, shape.window, |_| true)

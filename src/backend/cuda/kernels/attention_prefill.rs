@@ -1,4 +1,5 @@
-//! `kernels/attention_prefill.cu`: attention of many rows of a sequence, a prompt or a chunk of one.
+//! `kernels/attention_prefill.cu` and, on Hopper, `kernels/attention_prefill_sm90.cu`: attention of many rows of a
+//! sequence, a prompt or a chunk of one. Both take the same tiles; their sums differ in order, so a device keeps to one.
 
 use std::cmp::Reverse;
 use std::marker::PhantomData;
@@ -6,29 +7,32 @@ use std::marker::PhantomData;
 use bytemuck::{Pod, Zeroable};
 
 use super::super::buffer::{Slice, SliceMut};
-use super::super::device::Device;
+use super::super::device::{Device, Properties};
 use super::super::error::CudaError;
 use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::work::Work;
-use super::paged::{AttentionInputs, Heads, Sequence, check_head_dim, first_visible};
-use super::{Check, Element};
+use super::paged::{AttentionInputs, Heads, Sequence, Sizes, check_head_dim, first_visible};
+use super::{Check, Element, attention_prefill_sm90};
 
-const CHECK: Check = Check { kernel: "attention_prefill" };
+pub(super) const CHECK: Check = Check { kernel: "attention_prefill" };
 const THREADS: u32 = 128;
-/// kQueries, kKeys and kBuffers of the kernel.
-const QUERIES: usize = 128;
+/// kQueries of both kernels.
+pub(super) const QUERIES: usize = 128;
+/// kKeys and kBuffers of `attention_prefill.cu`.
 const KEYS: usize = 64;
 const BUFFERS: usize = 3;
 
-/// One block's share of a step for each KV head, as the kernel reads it: up to [`tile_rows`] rows of a sequence.
+/// A share of a step for each KV head, as the kernels read it: 128 queries of a sequence, in the warp's form only as many
+/// as are whole rows.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Tile {
     /// Index of the sequence.
     pub sequence: u32,
-    /// The first row, counted from the sequence's first in the step: a multiple of [`tile_rows`].
+    /// The first row, counted from the sequence's first in the step: a multiple of [`tile_rows`]. In the warpgroup's form
+    /// the quotient alone counts: it is how many tiles of the sequence, 128 queries each, come before.
     pub first_row: u32,
 }
 
@@ -54,38 +58,93 @@ pub(super) fn most_tiles_of(step: usize, rows: usize, sequences: usize) -> usize
 }
 
 /// The tiles of all sequences that `takes` says yes to, such as those of more than one row where the others are left to
-/// decode; those with the most keys first, so that the last blocks of the grid are short.
+/// decode; those with the most keys first, so that the last blocks of the grid are short. Those of either form serve
+/// both; those of the other are more than the warpgroup's form needs.
 pub fn plan_tiles(
     sequences: &[Sequence],
     heads: &Heads,
     window: Option<usize>,
+    form: Form,
     takes: impl Fn(&Sequence) -> bool,
 ) -> Vec<Tile> {
-    plan_tiles_of(tile_rows(heads), sequences, window, takes)
+    let step = tile_rows(heads);
+    match form {
+        Form::Warp => plan_tiles_of(step, sequences, window, takes),
+        Form::Warpgroup => longest_first(sequences, window, takes, |sequence| {
+            let (group, queries) = (heads.group() as u64, QUERIES as u64);
+            let last =
+                move |index: u64| ((index + 1) * queries - 1).div_euclid(group).min(u64::from(sequence.rows) - 1);
+            let tiles = (u64::from(sequence.rows) * group).div_ceil(queries);
+            (0..tiles).map(move |index| {
+                let (number, first) = (index as u32 * step as u32, index * queries / group);
+                (number, first, last(index))
+            })
+        }),
+    }
 }
 
-/// [`plan_tiles`] of `step` rows.
+/// [`plan_tiles`] of `step` whole rows each.
 pub(super) fn plan_tiles_of(
     step: usize,
     sequences: &[Sequence],
     window: Option<usize>,
     takes: impl Fn(&Sequence) -> bool,
 ) -> Vec<Tile> {
+    longest_first(sequences, window, takes, |sequence| {
+        let rows = sequence.rows;
+        (0..rows)
+            .step_by(step)
+            .map(move |first| (first, first.into(), (u64::from(first) + step as u64).min(rows.into()) - 1))
+    })
+}
+
+/// The tiles that `tiles_of` says of sequences with rows, as `first_row` and the first and last row that they hold, those
+/// with the most keys first.
+fn longest_first<'a, I: Iterator<Item = (u32, u64, u64)>>(
+    sequences: &'a [Sequence],
+    window: Option<usize>,
+    takes: impl Fn(&Sequence) -> bool,
+    tiles_of: impl Fn(&'a Sequence) -> I,
+) -> Vec<Tile> {
     let mut tiles = Vec::new();
-    for (index, sequence) in (0..).zip(sequences).filter(|(_, sequence)| takes(sequence)) {
-        for first_row in (0..sequence.rows).step_by(step) {
-            let last = u64::from(sequence.start) + (u64::from(first_row) + step as u64).min(sequence.rows.into()) - 1;
-            let keys = last + 1 - first_visible(u64::from(sequence.start) + u64::from(first_row), window);
-            tiles.push((keys, Tile { sequence: index, first_row }));
-        }
+    for (index, sequence) in (0..).zip(sequences).filter(|(_, sequence)| sequence.rows > 0 && takes(sequence)) {
+        let start = u64::from(sequence.start);
+        tiles.extend(tiles_of(sequence).map(|(first_row, first, last)| {
+            let keys = start + last + 1 - first_visible(start + first, window);
+            (keys, Tile { sequence: index, first_row })
+        }));
     }
     tiles.sort_by_key(|(keys, _)| Reverse(*keys));
     tiles.into_iter().map(|(_, tile)| tile).collect()
 }
 
-/// The kernel of [`AttentionPrefill::launch`].
-pub fn kernel_name(element: &str, head_dim: usize) -> String {
-    format!("attention_prefill_{element}_{head_dim}")
+/// Which kernel computes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// `attention_prefill.cu`: matrix instructions of a warp. Runs everywhere.
+    Warp,
+    /// `attention_prefill_sm90.cu`: matrix instructions of a warpgroup. Compute capability 9.0 alone.
+    Warpgroup,
+}
+
+impl Form {
+    /// The one for a device: of a warpgroup where that runs and this binary has it.
+    pub fn of(device: &Properties) -> Form {
+        if attention_prefill_sm90::runs_on(device) { Form::Warpgroup } else { Form::Warp }
+    }
+
+    /// The name of its file, with which the names of its kernels begin.
+    pub fn file(self) -> &'static str {
+        match self {
+            Form::Warp => "attention_prefill",
+            Form::Warpgroup => "attention_prefill_sm90",
+        }
+    }
+
+    /// The kernel for an element type and heads of `head_dim` elements.
+    pub fn kernel_name(self, element: &str, head_dim: usize) -> String {
+        format!("{}_{element}_{head_dim}", self.file())
+    }
 }
 
 /// Sizes of one launch.
@@ -125,20 +184,38 @@ impl PrefillShape {
 
 /// Attention of many rows over caches of `T`.
 pub struct AttentionPrefill<T> {
+    form: Form,
     kernel: Kernel,
     head_dim: usize,
+    blocks: u32,
     element: PhantomData<T>,
 }
 
 impl<T: Element> AttentionPrefill<T> {
-    /// Loads the kernel for heads of `head_dim` elements.
+    /// Loads the kernel for heads of `head_dim` elements, in the form for the device.
     ///
     /// # Errors
     /// [`CudaError::Operand`] for a `head_dim` that is neither 64 nor 128; those of [`Device::module`].
     pub fn load(device: &Device, head_dim: usize) -> Result<AttentionPrefill<T>, CudaError> {
+        AttentionPrefill::load_form(device, head_dim, Form::of(device.properties()))
+    }
+
+    /// Loads the kernel of one form.
+    ///
+    /// # Errors
+    /// As for [`AttentionPrefill::load`]; [`CudaError::NoCode`] where the form does not run on the device.
+    pub fn load_form(device: &Device, head_dim: usize, form: Form) -> Result<AttentionPrefill<T>, CudaError> {
         check_head_dim(CHECK, head_dim)?;
-        let kernel = device.module("attention_prefill")?.kernel(&kernel_name(T::NAME, head_dim))?;
-        Ok(AttentionPrefill { kernel, head_dim, element: PhantomData })
+        let kernel = device.module(form.file())?.kernel(&form.kernel_name(T::NAME, head_dim))?;
+        let blocks = device.properties().multiprocessors.max(1);
+        Ok(AttentionPrefill { form, kernel, head_dim, blocks, element: PhantomData })
+    }
+
+    /// The same with at most `blocks` blocks, at least 1, for the warpgroup's form, whose blocks take one tile after the
+    /// other: as many as the device has multiprocessors where nothing is said. It changes no bit.
+    #[must_use]
+    pub fn with_blocks(self, blocks: u32) -> AttentionPrefill<T> {
+        AttentionPrefill { blocks: blocks.max(1), ..self }
     }
 
     /// `out[r, h, :] = Σ p[k] v[k, :]` over the positions `k` that row `r` sees, with
@@ -166,26 +243,34 @@ impl<T: Element> AttentionPrefill<T> {
         let tile_count = CHECK.size("tiles", shape.tiles, i32::MAX as usize)?;
         CHECK.matrix("tiles", tiles.into(), shape.tiles, 1)?;
         CHECK.matrix("out", (&out).into(), rows, heads.width())?;
-        let mut launch = Launch::linear(tile_count, THREADS);
-        launch.grid[1] = sizes.kv_heads;
-        // Queries, the ring of keys and values, and the position of each query.
-        launch.shared_bytes = ((QUERIES + BUFFERS * KEYS) * heads.dim * 2 + QUERIES * 4) as u32;
-        let arguments = Arguments::new()
+        let pointers = Arguments::new()
             .input(inputs.queries)
             .input(inputs.cache.keys)
             .input(inputs.cache.values)
             .output(&out)
             .input(inputs.sequences)
             .input(inputs.block_tables)
-            .input(tiles)
-            .scalar(sizes.kv_heads)
-            .scalar(sizes.group)
-            .scalar(sizes.page_shift)
-            .scalar(sizes.window);
-        // SAFETY: the arguments are those of the attention_prefill kernels, checked above to have the lengths that they
+            .input(tiles);
+        let (launch, arguments) = match self.form {
+            Form::Warp => warp_launch(pointers, &sizes, &heads, tile_count),
+            Form::Warpgroup => {
+                attention_prefill_sm90::launch(pointers, &sizes, &shape, tile_count, &inputs.cache, self.blocks)?
+            }
+        };
+        // SAFETY: the arguments are those of the kernels of this form, checked above to have the lengths that they
         // index; what tiles, sequences and block tables hold is the caller's promise.
         unsafe { stream.launch(&self.kernel, &launch, &arguments) }
     }
+}
+
+/// A block for each tile and KV head.
+fn warp_launch(pointers: Arguments, sizes: &Sizes, heads: &Heads, tiles: u32) -> (Launch, Arguments) {
+    let mut launch = Launch::linear(tiles, THREADS);
+    launch.grid[1] = sizes.kv_heads;
+    // Queries, the ring of keys and values, and the position of each query.
+    launch.shared_bytes = ((QUERIES + BUFFERS * KEYS) * heads.dim * 2 + QUERIES * 4) as u32;
+    let Sizes { kv_heads, group, page_shift, window } = *sizes;
+    (launch, pointers.scalar(kv_heads).scalar(group).scalar(page_shift).scalar(window))
 }
 
 #[cfg(test)]
@@ -206,15 +291,33 @@ mod tests {
     fn tiles_cover_each_row_once_and_the_longest_come_first() {
         let sequence = |start, rows| Sequence { start, rows, ..Sequence::PADDING };
         let sequences = [sequence(0, 21), sequence(7, 1), Sequence::PADDING, sequence(90, 10), sequence(500, 11)];
-        let tiles = plan_tiles(&sequences, &heads(12), None, |sequence| sequence.rows > 1);
+        let tiles = plan_tiles(&sequences, &heads(12), None, Form::Warp, |sequence| sequence.rows > 1);
         let expected = [(4, 10), (4, 0), (3, 0), (0, 20), (0, 10), (0, 0)];
         assert_eq!(tiles, expected.map(|(sequence, first_row)| Tile { sequence, first_row }));
         // With a window of 8 all but the shortest see 7 keys before their first row.
-        let tiles = plan_tiles(&sequences, &heads(12), Some(8), |sequence| sequence.rows > 1);
+        let tiles = plan_tiles(&sequences, &heads(12), Some(8), Form::Warp, |sequence| sequence.rows > 1);
         let expected = [(0, 10), (3, 0), (4, 0), (0, 0), (0, 20), (4, 10)];
         assert_eq!(tiles, expected.map(|(sequence, first_row)| Tile { sequence, first_row }));
-        assert!(plan_tiles(&sequences, &heads(12), None, |_| true).len() <= most_tiles(43, 5, &heads(12)));
+        assert!(plan_tiles(&sequences, &heads(12), None, Form::Warp, |_| true).len() <= most_tiles(43, 5, &heads(12)));
         assert_eq!(most_tiles(4, 4, &heads(12)), 4);
-        assert_eq!(plan_tiles(&[sequence(3, 1); 4], &heads(12), None, |_| true).len(), 4);
+        assert_eq!(plan_tiles(&[sequence(3, 1); 4], &heads(12), None, Form::Warp, |_| true).len(), 4);
+    }
+
+    #[test]
+    fn a_warpgroups_tiles_are_full_and_numbered_like_a_warps() {
+        let sequence = |start, rows| Sequence { start, rows, ..Sequence::PADDING };
+        let sequences = [sequence(0, 32), sequence(300, 11), Sequence::PADDING];
+        // 32 rows of 12 heads are 384 queries; 11 rows are 132, the last 4 of them in a tile of their own.
+        let expected = [(1, 10), (1, 0), (0, 20), (0, 10), (0, 0)];
+        let tiles = plan_tiles(&sequences, &heads(12), None, Form::Warpgroup, |_| true);
+        assert_eq!(tiles, expected.map(|(sequence, first_row)| Tile { sequence, first_row }));
+        // No more than of a warp, whose tiles there is room for.
+        for group in [1, 2, 3, 9, 12, 24, 43, 64] {
+            for rows in 0..200 {
+                let count = |form| plan_tiles(&[sequence(7, rows)], &heads(group), None, form, |_| true).len();
+                assert_eq!(count(Form::Warpgroup), (rows as usize * group).div_ceil(128), "{rows} rows of {group}");
+                assert!(count(Form::Warpgroup) <= count(Form::Warp), "{rows} rows of {group}");
+            }
+        }
     }
 }

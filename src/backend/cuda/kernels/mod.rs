@@ -7,6 +7,7 @@
 pub mod attention_decode;
 pub mod attention_ordered;
 pub mod attention_prefill;
+mod attention_prefill_sm90;
 pub mod ceilings;
 pub mod embed;
 pub mod gemm;

@@ -7,7 +7,7 @@
 use std::fmt;
 
 use super::super::kernels::attention_ordered::{self, Division};
-use super::super::kernels::attention_prefill::{self, PrefillShape};
+use super::super::kernels::attention_prefill::PrefillShape;
 use super::super::kernels::embed::{self, EmbedShape};
 use super::super::kernels::norm::{Addition, NormForm, NormShape};
 use super::super::kernels::paged::Sequence;
@@ -309,12 +309,12 @@ impl<'a> Pass<'a> {
         let ordered =
             [(split_tiles, split, Division::Split { tile_rows: split_rows }), (tiles, whole, Division::Whole)];
         match AttentionPlan::new(spec, self.options, self.device) {
-            AttentionPlan::Fastest if tiles > 0 => {
-                let kernel = attention_prefill::kernel_name(self.element, heads.dim);
+            AttentionPlan::Fastest(form) if tiles > 0 => {
+                let kernel = form.kernel_name(self.element, heads.dim);
                 let shape = PrefillShape { rows, tiles, heads, window: window(spec) };
                 push("attention_prefill", kernel, shape.work(sequences, whole, page_size));
             }
-            AttentionPlan::Fastest => {}
+            AttentionPlan::Fastest(_) => {}
             AttentionPlan::Ordered { .. } => {
                 for (count, tiles, division) in ordered.into_iter().filter(|(count, ..)| *count > 0) {
                     let shape = ordered_shape(rows, count, division, spec);

@@ -2,7 +2,7 @@
 
 use super::super::Properties;
 use super::super::kernels::attention_ordered::{self, Division, OrderedShape, SPLIT_LEN};
-use super::super::kernels::attention_prefill::{self, Tile};
+use super::super::kernels::attention_prefill::{self, Form, Tile};
 use super::super::kernels::paged::Sequence;
 use super::forward::decode_shape;
 use super::recordings::largest_bucket;
@@ -14,8 +14,8 @@ use crate::model::ModelSpec;
 /// A choice that depends on the network, the options and the device alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AttentionPlan {
-    /// Decode attention for sequences of one row, prefill attention for longer ones.
-    Fastest,
+    /// Decode attention for sequences of one row, prefill attention for longer ones, in this form.
+    Fastest(Form),
     /// Ordered attention for all. Where the tiles of short sequences would leave multiprocessors idle, their splits are
     /// computed apart, which changes no bit.
     Ordered {
@@ -42,7 +42,7 @@ pub(super) struct StepTiles {
 impl AttentionPlan {
     pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, device: &Properties) -> AttentionPlan {
         if options.arithmetic == Arithmetic::Fastest {
-            return AttentionPlan::Fastest;
+            return AttentionPlan::Fastest(Form::of(device));
         }
         // Apart while there are fewer blocks than multiprocessors: from there on partial results, a tenth of the bytes of
         // keys and values, cost more than they gain. All steps of a bucket decide alike.
@@ -54,10 +54,14 @@ impl AttentionPlan {
     /// The tiles of `sequences`.
     pub(super) fn tiles(self, sequences: &[Sequence], spec: &ModelSpec) -> StepTiles {
         let (heads, window) = (heads(spec), window(spec));
-        let AttentionPlan::Ordered { most_split, split_room } = self else {
-            let whole = attention_prefill::plan_tiles(sequences, &heads, window, |sequence| sequence.rows > 1);
-            let decodes = sequences.iter().any(|sequence| sequence.rows == 1);
-            return StepTiles { whole, decodes, ..StepTiles::default() };
+        let (most_split, split_room) = match self {
+            AttentionPlan::Fastest(form) => {
+                let whole =
+                    attention_prefill::plan_tiles(sequences, &heads, window, form, |sequence| sequence.rows > 1);
+                let decodes = sequences.iter().any(|sequence| sequence.rows == 1);
+                return StepTiles { whole, decodes, ..StepTiles::default() };
+            }
+            AttentionPlan::Ordered { most_split, split_room } => (most_split, split_room),
         };
         let room = attention_ordered::tile_rows(&heads);
         let is_short = |sequence: &Sequence| (1..=room).contains(&(sequence.rows as usize));
@@ -79,7 +83,7 @@ impl AttentionPlan {
     pub(super) fn most_tiles(self, spec: &ModelSpec, options: &CudaOptions) -> (usize, usize) {
         let (rows, sequences) = (options.max_rows, options.max_sequences);
         match self {
-            AttentionPlan::Fastest => (0, attention_prefill::most_tiles(rows, sequences, &heads(spec))),
+            AttentionPlan::Fastest(_) => (0, attention_prefill::most_tiles(rows, sequences, &heads(spec))),
             AttentionPlan::Ordered { most_split, .. } => {
                 (most_split, attention_ordered::most_tiles(rows, sequences, &heads(spec)))
             }
@@ -90,7 +94,7 @@ impl AttentionPlan {
     pub(super) fn workspace_len(self, spec: &ModelSpec, options: &CudaOptions, device: &Properties) -> usize {
         let most = match self {
             // Fewer sequences have more splits each: the largest workspace may be that of any number of them.
-            AttentionPlan::Fastest => {
+            AttentionPlan::Fastest(_) => {
                 let len = |n| decode_shape(n, n, spec, split_len_for(n, spec, device)).workspace_len();
                 (1..=options.max_sequences).map(len).max()
             }

@@ -182,6 +182,7 @@ pub(super) fn window(spec: &ModelSpec) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::kernels::attention_prefill::Form;
     use super::*;
     use crate::backend::SequenceRows;
     use crate::checkpoint::Config;
@@ -211,7 +212,7 @@ mod tests {
         let batch = Batch { token_ids: &ids, sequences: &sequences, logits_rows: &[0, 5] };
         let mut places = Places::new(7, CACHE.pages);
         places.make(&batch, &spec, CACHE).unwrap();
-        let step = Step::new(&batch, &spec, CACHE, AttentionPlan::Fastest);
+        let step = Step::new(&batch, &spec, CACHE, AttentionPlan::Fastest(Form::Warp));
         let exact = StepShape {
             rows: 6,
             sequences: 3,

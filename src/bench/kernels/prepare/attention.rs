@@ -3,7 +3,7 @@
 use crate::backend::cuda::kernels::Element;
 use crate::backend::cuda::kernels::attention_decode::{AttentionDecode, DecodeShape};
 use crate::backend::cuda::kernels::attention_ordered::{AttentionOrdered, OrderedShape};
-use crate::backend::cuda::kernels::attention_prefill::{AttentionPrefill, PrefillShape, Tile};
+use crate::backend::cuda::kernels::attention_prefill::{AttentionPrefill, Form, PrefillShape, Tile};
 use crate::backend::cuda::kernels::paged::{AttentionInputs, CacheView, Heads, Sequence};
 use crate::backend::cuda::{Buffer, CudaError, Stream};
 
@@ -34,7 +34,7 @@ impl Step {
         Ok(Step {
             sequences: stream.upload(&case.sequences())?,
             block_tables: stream.upload(&tables)?,
-            tiles: stream.upload(&case.tiles())?,
+            tiles: stream.upload(&case.tiles(Form::of(stream.device().properties())))?,
             pages,
         })
     }
@@ -137,6 +137,8 @@ impl<T: Element> Prefill<T> {
     pub fn new(filler: &Filler<T>, case: &Case, shape: PrefillShape, sets: usize) -> Result<Prefill<T>, CudaError> {
         let step = Step::new(&filler.stream, case)?;
         let sets = step.sets(filler, shape.rows, &shape.heads, sets)?;
+        // As many as its form has; the case's are the warp's.
+        let shape = PrefillShape { tiles: step.tiles.len(), ..shape };
         Ok(Prefill { kernels: AttentionPrefill::load(filler.stream.device(), shape.heads.dim)?, shape, step, sets })
     }
 }

@@ -1,0 +1,54 @@
+//! `kernels/attention_prefill_sm90.cu`: how [`attention_prefill`](super::attention_prefill) is launched on Hopper.
+
+use super::super::device::Properties;
+use super::super::error::CudaError;
+use super::super::image::images;
+use super::super::launch::{Arguments, Launch};
+use super::super::tensor_map::{Dimension, Swizzle, TensorMap};
+use super::Element;
+use super::attention_prefill::{CHECK, Form, PrefillShape, QUERIES};
+use super::paged::{CacheView, Sizes};
+
+/// kThreads, kKeys and kStages of the kernel.
+const THREADS: u32 = 384;
+const KEYS: usize = 128;
+const STAGES: usize = 2;
+/// Bytes of a stage's barriers, two for each of three rings, and of what the kernel keeps of an item.
+const STAGE_BARRIERS: usize = 3 * 2 * 8;
+const ITEM: usize = 20;
+/// Elements of a row of 128 bytes, the widest box with a swizzle.
+const PANEL: usize = 64;
+
+/// Whether this binary has the kernels, and they run on the device.
+pub(super) fn runs_on(device: &Properties) -> bool {
+    let mut own = images().iter().filter(|image| image.name == Form::Warpgroup.file());
+    own.any(|image| image.runs_on(device.compute_capability))
+}
+
+/// At most `blocks` blocks, which share the items, a tile for one KV head each, and tensor maps of keys and values.
+pub(super) fn launch<T: Element>(
+    pointers: Arguments,
+    sizes: &Sizes,
+    shape: &PrefillShape,
+    tiles: u32,
+    cache: &CacheView<'_, T>,
+    blocks: u32,
+) -> Result<(Launch, Arguments), CudaError> {
+    // The kernel numbers a head's queries in 32 bits and items in 31, and the copy engine slots in 31.
+    let heads = &shape.heads;
+    CHECK.size("rows", shape.rows, (u32::MAX / sizes.group) as usize)?;
+    let items = CHECK.size("the number of tiles", tiles as usize * heads.kv, i32::MAX as usize)?;
+    let slots =
+        CHECK.size("the number of slots of all pages", cache.pages * heads.kv * cache.page_size, i32::MAX as usize)?;
+    let mut launch = Launch::linear(items.min(blocks), THREADS);
+    launch.shared_bytes = (STAGES * ((QUERIES + 2 * KEYS) * heads.dim * 2 + STAGE_BARRIERS + ITEM)) as u32;
+    // A box is what one page has of a tile.
+    let dimensions = [
+        Dimension { size: heads.dim, stride: 1, in_box: PANEL as u32 },
+        Dimension { size: slots as usize, stride: heads.dim, in_box: cache.page_size.min(KEYS) as u32 },
+    ];
+    let map = |of| TensorMap::input(of, &dimensions, Swizzle::Bytes128);
+    let Sizes { kv_heads, group, page_shift, window } = *sizes;
+    let numbers = pointers.scalar(tiles).scalar(kv_heads).scalar(group).scalar(page_shift).scalar(window);
+    Ok((launch, numbers.tensor_map(&map(cache.keys)?).tensor_map(&map(cache.values)?)))
+}
