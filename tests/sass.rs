@@ -163,11 +163,11 @@ fn gemv_normed_asks_for_weights_before_the_rows_and_reads_those_from_shared_memo
         }
         let place = format!("{kernel} for {architecture}");
         let body = main_loop(&code, &place);
-        assert_eq!((count(body, "HMMA"), count(&code, "HMMA")), (8, 8), "{place}: matrix instructions");
+        assert_eq!((count(body, "HMMA"), count(code, "HMMA")), (8, 8), "{place}: matrix instructions");
         assert_eq!(count(body, "LDG"), count(body, "LDG.E.NA.128.CONSTANT"), "{place}: weights alone come from memory");
-        assert_eq!(count(&code, "LDG.E.NA.128.CONSTANT"), 16, "{place}: loads of weights");
+        assert_eq!(count(code, "LDG.E.NA.128.CONSTANT"), 16, "{place}: loads of weights");
         assert!(count(body, "LDS.128") >= 4, "{place}: activations come from shared memory");
-        assert_eq!(count(&code, "LD.E"), 0, "{place}: accesses of unknown memory");
+        assert_eq!(count(code, "LD.E"), 0, "{place}: accesses of unknown memory");
         if architecture == "sm_90" {
             let wait = code.iter().position(|i| i.operation == "ACQBULK").expect("griddepcontrol.wait");
             let ahead = count(&code[..wait], "LDG.E.NA.128.CONSTANT");
