@@ -76,19 +76,22 @@ device_test! {
     }
 }
 
-/// Rows, depth, heads, key heads, elements of a head, slots of a page, the tile and the blocks of a cluster.
-const QKV: [(usize, usize, usize, usize, usize, usize, Tile, u32); 4] = [
-    (70, 72, 2, 1, 64, 16, Tile::Columns256, 1),
-    (150, 40, 4, 2, 128, 64, Tile::Columns256, 2),
-    (130, 136, 1, 1, 128, 32, Tile::Columns192, 2),
-    (129, 64, 3, 1, 64, 128, Tile::Columns128, 1),
+const fn qkv(rows: usize, depth: usize, heads: [usize; 2], head_dim: usize, page_size: usize) -> QkvShape {
+    QkvShape { rows, depth, heads: heads[0], kv_heads: heads[1], head_dim, page_size }
+}
+
+/// Shapes, the tile and the blocks of a cluster.
+const QKV: [(QkvShape, Tile, u32); 4] = [
+    (qkv(70, 72, [2, 1], 64, 16), Tile::Columns256, 1),
+    (qkv(150, 40, [4, 2], 128, 64), Tile::Columns256, 2),
+    (qkv(130, 136, [1, 1], 128, 32), Tile::Columns192, 2),
+    (qkv(129, 64, [3, 1], 64, 128), Tile::Columns128, 1),
 ];
 
 fn rotates_and_caches<T: Half>(turn: usize) {
     let cases = QKV.into_iter().enumerate().filter(|(index, _)| (index + turn).is_multiple_of(2));
     let cases: Vec<(QkvCase<T>, Plan)> = cases
-        .flat_map(|(index, (rows, depth, heads, kv_heads, head_dim, page_size, tile, cluster))| {
-            let shape = QkvShape { rows, depth, heads, kv_heads, head_dim, page_size };
+        .flat_map(|(index, (shape, tile, cluster))| {
             let bias = if index == 3 { BiasTerm::Absent } else { BiasTerm::Present };
             let planned = plan(shape.product_shape(), tile, cluster, 1);
             [Padding::None, Padding::LastRows]
