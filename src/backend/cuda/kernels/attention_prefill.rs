@@ -71,13 +71,10 @@ pub fn plan_tiles(
     match form {
         Form::Warp => plan_tiles_of(step, sequences, window, takes),
         Form::Warpgroup => longest_first(sequences, window, takes, |sequence| {
-            let (group, queries) = (heads.group() as u64, QUERIES as u64);
-            let last =
-                move |index: u64| ((index + 1) * queries - 1).div_euclid(group).min(u64::from(sequence.rows) - 1);
-            let tiles = (u64::from(sequence.rows) * group).div_ceil(queries);
-            (0..tiles).map(move |index| {
-                let (number, first) = (index as u32 * step as u32, index * queries / group);
-                (number, first, last(index))
+            let (group, queries, rows) = (heads.group() as u64, QUERIES as u64, u64::from(sequence.rows));
+            (0..(rows * group).div_ceil(queries)).map(move |index| {
+                let (first, end) = (index * queries, ((index + 1) * queries).min(rows * group));
+                (index as u32 * step as u32, first / group, (end - 1) / group)
             })
         }),
     }
@@ -306,8 +303,8 @@ mod tests {
     #[test]
     fn a_warpgroups_tiles_are_full_and_numbered_like_a_warps() {
         let sequence = |start, rows| Sequence { start, rows, ..Sequence::PADDING };
-        let sequences = [sequence(0, 32), sequence(300, 11), Sequence::PADDING];
-        // 32 rows of 12 heads are 384 queries; 11 rows are 132, the last 4 of them in a tile of their own.
+        let sequences = [sequence(0, 32), sequence(300, 12), Sequence::PADDING];
+        // 32 rows of 12 heads are 384 queries; 12 rows are 144: 8 heads of row 10 are in the first tile, 4 in the next.
         let expected = [(1, 10), (1, 0), (0, 20), (0, 10), (0, 0)];
         let tiles = plan_tiles(&sequences, &heads(12), None, Form::Warpgroup, |_| true);
         assert_eq!(tiles, expected.map(|(sequence, first_row)| Tile { sequence, first_row }));
