@@ -6,12 +6,12 @@
 run:
 	cargo run --release --quiet -- generate 'def fibonacci(n):'
 
-# Every test: the whole workspace, then the bare library that an embedder gets. The kernels are compiled for GPUs and
+# Every test: the whole workspace, then, of the bare library that an embedder gets, its own tests and the engine's. The kernels are compiled for GPUs and
 # run on the interpreter: that takes nvcc, fetched into .cuda/ where there is none (300 MB, once), and no GPU.
 test:
 	tools/install-nvcc --if-missing
 	cargo test --workspace
-	cargo test --no-default-features --lib --tests
+	cargo test --no-default-features --lib --test engine --test floors
 
 lint:
 	cargo fmt --all --check

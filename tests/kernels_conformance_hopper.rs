@@ -23,6 +23,9 @@ fn same(function: &str, found: &[u32], expected: &[u32]) {
     assert_eq!(found.len(), expected.len(), "{function}");
 }
 
+/// Makes a map of a kernel's input or of its output.
+type MapOf<'a> = &'a dyn Fn(&Buffer<u32>, &mut Buffer<u32>) -> TensorMap;
+
 /// One kernel of `kernels/conformance/hopper.cu`, on `input`; returns its output, zeroed before.
 struct Run<'a> {
     bench: &'a Bench,
@@ -38,12 +41,7 @@ impl<'a> Run<'a> {
     }
 
     /// `map` is made of input and output, where the kernel takes one.
-    fn on(
-        &self,
-        input: &[u32],
-        outputs: usize,
-        map: Option<&dyn Fn(&Buffer<u32>, &mut Buffer<u32>) -> TensorMap>,
-    ) -> Vec<u32> {
+    fn on(&self, input: &[u32], outputs: usize, map: Option<MapOf<'_>>) -> Vec<u32> {
         let stream = &self.bench.stream;
         let module = self.bench.device().load(image("hopper")).unwrap();
         let kernel = module.kernel(&format!("conform_{}", self.function)).unwrap();
