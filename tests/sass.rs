@@ -162,7 +162,7 @@ fn gemv_normed_asks_for_weights_before_the_rows_and_reads_those_from_shared_memo
             continue;
         }
         let place = format!("{kernel} for {architecture}");
-        let body = main_loop(&code, &place);
+        let body = main_loop(code, &place);
         assert_eq!((count(body, "HMMA"), count(code, "HMMA")), (8, 8), "{place}: matrix instructions");
         assert_eq!(count(body, "LDG"), count(body, "LDG.E.NA.128.CONSTANT"), "{place}: weights alone come from memory");
         assert_eq!(count(code, "LDG.E.NA.128.CONSTANT"), 16, "{place}: loads of weights");
@@ -442,7 +442,7 @@ fn prefill_on_hopper_multiplies_by_warpgroups_with_the_softmax_under_the_values(
         let place = format!("{kernel} for {architecture}");
         let (_, [scores, values], shape) =
             WARPGROUP_PREFILL.iter().find(|(end, ..)| kernel.ends_with(end)).expect("a head_dim");
-        let body = loop_around(&code, "HGMMA", &place);
+        let body = loop_around(code, "HGMMA", &place);
         let places = |prefix: &str| -> Vec<usize> {
             let found = body.iter().enumerate().filter(|(_, i)| i.operation.starts_with(prefix));
             found.map(|(at, _)| at).collect()
@@ -455,7 +455,7 @@ fn prefill_on_hopper_multiplies_by_warpgroups_with_the_softmax_under_the_values(
             assert_eq!(body[*at].operation, exact, "{place}: product {index}");
         }
         // The first tile's scores and the last tile's values are outside.
-        assert_eq!(count(&code, "HGMMA"), 2 * (scores + values), "{place}: matrix instructions in all");
+        assert_eq!(count(code, "HGMMA"), 2 * (scores + values), "{place}: matrix instructions in all");
         // Nothing serialises them: a wait for the scores, and no other until the weights are known: 64 exponentials of
         // scores and one of each row's max. Then one of two waits for the values, before and without a rescaling.
         let (waits, weights) = (places("WARPGROUP.DEPBAR"), places("MUFU.EX2"));
@@ -470,12 +470,12 @@ fn prefill_on_hopper_multiplies_by_warpgroups_with_the_softmax_under_the_values(
         assert_eq!(places("LDG").len() + places("LDS").len() + places("STS").len(), 0, "{place}: other accesses");
 
         let panels = if kernel.ends_with("_128") { 2 } else { 1 };
-        assert_eq!(count(&code, "UTMALDG.2D") % panels, 0, "{place}: boxes of each panel");
-        assert!(count(&code, "UTMALDG.2D") > 0, "{place}: boxes");
-        assert_eq!(count(&code, "LDGSTS"), count(&code, "LDGSTS.E.BYPASS.128"), "{place}: copies at edges");
-        assert_eq!(count(&code, "STG"), count(&code, "STG.E.128"), "{place}: outputs of less than 16 bytes");
-        assert_eq!(count(&code, "USETMAXREG"), 2, "{place}: setmaxnreg");
-        assert_eq!(count(&code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
+        assert_eq!(count(code, "UTMALDG.2D") % panels, 0, "{place}: boxes of each panel");
+        assert!(count(code, "UTMALDG.2D") > 0, "{place}: boxes");
+        assert_eq!(count(code, "LDGSTS"), count(code, "LDGSTS.E.BYPASS.128"), "{place}: copies at edges");
+        assert_eq!(count(code, "STG"), count(code, "STG.E.128"), "{place}: outputs of less than 16 bytes");
+        assert_eq!(count(code, "USETMAXREG"), 2, "{place}: setmaxnreg");
+        assert_eq!(count(code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
         let wait = code.iter().position(|i| i.operation == "ACQBULK").expect("griddepcontrol.wait");
         let early = ["LDG", "LDGSTS", "UTMALDG"].map(|operation| count(&code[..wait], operation));
         assert_eq!(early, [0; 3], "{place}: read before the wait");

@@ -46,7 +46,7 @@ DEVICE void mbarrier_arrive_cluster(uint32_t barrier) {
 #if ON_GPU
     asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 #else
-    interpreter::mbarrier_arrive_cluster(barrier);
+    interpreter::mbarrier_arrive_cluster(barrier, interpreter::Order::Release);
 #endif
 }
 // The same, and releases nothing, which spares a fence of the whole device: for who has but read what copies brought, and
@@ -55,7 +55,7 @@ DEVICE void mbarrier_arrive_cluster_relaxed(uint32_t barrier) {
 #if ON_GPU
     asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 #else
-    interpreter::mbarrier_arrive_cluster(barrier);
+    interpreter::mbarrier_arrive_cluster(barrier, interpreter::Order::Relaxed);
 #endif
 }
 // Waits until a phase of this parity has ended. Acquires what threads of this block and copies did.
@@ -71,7 +71,7 @@ DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
         "r"(parity)
         : "memory");
 #else
-    interpreter::mbarrier_wait(barrier, parity, interpreter::Scope::Block);
+    interpreter::mbarrier_wait(barrier, parity, interpreter::Scope::Block, interpreter::Order::Acquire);
 #endif
 }
 // The same, and acquires what threads of the whole cluster did before they arrived.
@@ -87,7 +87,7 @@ DEVICE void mbarrier_wait_cluster(uint32_t barrier, uint32_t parity) {
         "r"(parity)
         : "memory");
 #else
-    interpreter::mbarrier_wait(barrier, parity, interpreter::Scope::Cluster);
+    interpreter::mbarrier_wait(barrier, parity, interpreter::Scope::Cluster, interpreter::Order::Acquire);
 #endif
 }
 // Waits for arrivals of the whole cluster and acquires nothing, which spares a flush of the first-level cache: enough
@@ -104,6 +104,6 @@ DEVICE void mbarrier_wait_cluster_relaxed(uint32_t barrier, uint32_t parity) {
         "r"(parity)
         : "memory");
 #else
-    interpreter::mbarrier_wait(barrier, parity, interpreter::Scope::Cluster);
+    interpreter::mbarrier_wait(barrier, parity, interpreter::Scope::Cluster, interpreter::Order::Relaxed);
 #endif
 }

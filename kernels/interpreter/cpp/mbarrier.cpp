@@ -57,7 +57,20 @@ void settle(Block& block, uint32_t address, Mbarrier& barrier) {
     std::memcpy(place_of(block, address), &bits, sizeof bits);
 }
 
-void arrive(Block& block, uint32_t address, uint32_t expected_bytes, Site site) {
+// What of it is about bulk copies and matrix instructions: whoever waited for those may say that they are done without
+// ordering anything else. That is what a relaxed arrival passes on, and a relaxed wait takes over.
+Ref<const Message> of_asynchronous_agents(const Message& message, const Agents& agents) {
+    Ref<Message> part(new Message);
+    for (const OtherBlock& block : message.blocks) {
+        if (block.clocks->of.size() != agents.count()) continue;  // of a copy or a fill, or of another grid
+        Ref<BlockClocks> clocks(new BlockClocks(*block.clocks));
+        std::fill_n(clocks->of.begin(), agents.bulk_copies(0), 0);
+        part->blocks.push_back({block.first, Ref<const BlockClocks>(clocks.get())});
+    }
+    return Ref<const Message>(part.get());
+}
+
+void arrive(Block& block, uint32_t address, uint32_t expected_bytes, Order order, Site site) {
     Thread& thread = *current;
     uint8_t* const place = place_of(block, address);
     check_alignment(place, 8, "mbarrier", site);
@@ -70,7 +83,8 @@ void arrive(Block& block, uint32_t address, uint32_t expected_bytes, Site site) 
     if (barrier.bytes > kMostBytes) fail(site, text("the mbarrier at byte %u expects more than %ld bytes", in_block(address), static_cast<long>(kMostBytes)));
     barrier.pending--;
     Ref<const Message>& gathering = &block == thread.warp->block ? barrier.gathering : barrier.gathering_from_cluster;
-    gathering = join(gathering, publish(thread));
+    const Ref<const Message> message = publish(thread);
+    gathering = join(gathering, order == Order::Relaxed ? of_asynchronous_agents(*message, block.agents()) : message);
     settle(block, address, barrier);
     // Others may run before the next instruction.
     scheduler.yield("its turn after an arrival", site);
@@ -104,15 +118,15 @@ void mbarrier_init(uint32_t address, uint32_t arrivals) {
 void mbarrier_init_fence() { fence_proxy(*current); }
 
 void mbarrier_arrive(uint32_t address, uint32_t expected_bytes) {
-    arrive(*current->warp->block, address, expected_bytes, RIGEL_CALLER);
+    arrive(*current->warp->block, address, expected_bytes, Order::Release, RIGEL_CALLER);
 }
 
-void mbarrier_arrive_cluster(uint32_t address) {
+void mbarrier_arrive_cluster(uint32_t address, Order order) {
     const Site site = RIGEL_CALLER;
-    arrive(block_of_address(address, site), address, 0, site);
+    arrive(block_of_address(address, site), address, 0, order, site);
 }
 
-void mbarrier_wait(uint32_t address, uint32_t parity, Scope scope) {
+void mbarrier_wait(uint32_t address, uint32_t parity, Scope scope, Order order) {
     const Site site = RIGEL_CALLER;
     Thread& thread = *current;
     Block& block = *thread.warp->block;
@@ -123,8 +137,14 @@ void mbarrier_wait(uint32_t address, uint32_t parity, Scope scope) {
         Mbarrier& barrier = find(block, address, site);
         check_shared(place, 8, {&thread, Agent::Thread, Does::AtomicRead, site});
         if (barrier.parity != parity) {
-            if (barrier.ended) acquire(thread, *barrier.ended);
-            if (scope == Scope::Cluster && barrier.ended_in_cluster) acquire(thread, *barrier.ended_in_cluster);
+            const auto take_over = [&](const Ref<const Message>& message) {
+                if (!message) return;
+                const bool relaxed = order == Order::Relaxed;
+                const Ref<const Message> taken = relaxed ? of_asynchronous_agents(*message, block.agents()) : message;
+                acquire(thread, *taken);
+            };
+            take_over(barrier.ended);
+            if (scope == Scope::Cluster) take_over(barrier.ended_in_cluster);
             return;
         }
         barrier.waiting.push_back(&thread);

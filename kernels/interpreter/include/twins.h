@@ -80,8 +80,8 @@ void multiply_m16n8k8(float* d, const uint32_t* a, const uint32_t* b, const floa
 void mbarrier_init(uint32_t barrier, uint32_t arrivals);
 void mbarrier_init_fence();
 void mbarrier_arrive(uint32_t barrier, uint32_t expected_bytes);
-void mbarrier_arrive_cluster(uint32_t barrier);
-void mbarrier_wait(uint32_t barrier, uint32_t parity, Scope scope);
+void mbarrier_arrive_cluster(uint32_t barrier, Order order);
+void mbarrier_wait(uint32_t barrier, uint32_t parity, Scope scope, Order order);
 
 // bulk_copy.cuh
 enum class BulkWait { Read, Written };

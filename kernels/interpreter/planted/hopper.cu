@@ -380,6 +380,24 @@ ON_TILES(planted_wait_of_the_block, 32) {
 }
 REGISTER_KERNEL(planted_wait_of_the_block)
 
+// A relaxed arrival tells of copies and matrix instructions that were waited for, not of ordinary stores.
+ON_TILES(planted_relaxed_arrival, 32) {
+    SHARED_MEMORY(shared);
+    const uint32_t barrier = shared_address(shared) + kTile;
+    make_barrier(barrier, 1);
+    cluster_arrive();
+    cluster_wait();
+    reinterpret_cast<uint32_t*>(shared)[threadIdx.x] = threadIdx.x;  // PARTNER relaxed arrival
+    warp_sync();
+    if (threadIdx.x == 0) mbarrier_arrive_cluster_relaxed(cluster_address(barrier, cluster_rank() ^ 1));
+    mbarrier_wait_cluster(barrier, 0);
+    const uint32_t other = cluster_address(shared_address(shared) + threadIdx.x * 4, cluster_rank() ^ 1);
+    y[blockIdx.x * 32 + threadIdx.x] = static_cast<float>(load_cluster_4(other));  // BUG relaxed arrival
+    cluster_arrive();
+    cluster_wait();
+}
+REGISTER_KERNEL(planted_relaxed_arrival)
+
 ON_TILES(planted_other_block_unsynchronised, 32) {
     SHARED_MEMORY(shared);
     reinterpret_cast<uint32_t*>(shared)[threadIdx.x] = threadIdx.x;

@@ -101,6 +101,7 @@ fn clusters() {
     };
     found("planted_multicast_too_early", "multicast too early", &["race in shared memory", "bulk cop"]);
     found("planted_wait_of_the_block", "wait of the block", &["race in shared memory"]);
+    found("planted_relaxed_arrival", "relaxed arrival", &["race in shared memory"]);
     found("planted_other_block_unsynchronised", "other block unsynchronised", &["race in shared memory"]);
 }
 
