@@ -258,16 +258,15 @@ void bulk_commit() {
 void bulk_wait(int pending, BulkWait until) {
     Thread& thread = *current;
     const Serial agent = thread.warp->block->agents().bulk_copies(thread.index / 32);
-    auto& groups = thread.bulk_store_groups;
-    for (size_t group = 0; group + static_cast<size_t>(pending) < groups.size(); group++) {
-        for (const auto& copy : groups[group]) {
+    const auto& groups = thread.bulk_store_groups;
+    size_t& finished = until == BulkWait::Read ? thread.bulk_groups_read : thread.bulk_groups_written;
+    for (; finished + static_cast<size_t>(pending) < groups.size(); finished++) {
+        for (const auto& copy : groups[finished]) {
             complete(*copy);
             learn_agent(thread, agent, until == BulkWait::Read ? copy->clock : copy->clock + 1);
         }
-        // What was waited for to the end need not be again; of which only the reads were, may.
-        if (until == BulkWait::Written) groups[group].clear();
-        thread.bulk_groups_read = std::max(thread.bulk_groups_read, group + 1);
     }
+    thread.bulk_groups_read = std::max(thread.bulk_groups_read, thread.bulk_groups_written);
     under_way.erase(std::remove_if(under_way.begin(), under_way.end(), [](const auto& copy) { return copy->done; }), under_way.end());
 }
 

@@ -72,7 +72,7 @@ struct Thread {
     std::deque<std::vector<AsyncCopy>> copy_groups;
     std::vector<std::shared_ptr<BulkCopy>> open_bulk_stores;
     std::vector<std::vector<std::shared_ptr<BulkCopy>>> bulk_store_groups;
-    size_t bulk_groups_read = 0;  // of them, that it has waited for
+    size_t bulk_groups_read = 0, bulk_groups_written = 0;  // of them, whose reads and writes it has waited for
     std::vector<ProxyFence> proxy_fences;
     std::vector<MatrixRegisters> matrix_registers;
     Clock matrix_seen = 0;          // the newest matrix instruction that this thread has waited for

@@ -63,11 +63,13 @@ __attribute__((noinline)) bool ready_for_async_proxy(Stamp old, const Thread& re
     if (!block->agents().of_generic_proxy(agent)) return true;
     const bool copy = agent % 2 != 0;
     const Thread& writer = block->threads[agent / 2];
-    for (const ProxyFence& fence : writer.proxy_fences) {
-        if ((copy ? fence.copies : fence.clock) < clock_of(old)) continue;
-        return &writer == &reader || fence.clock <= known_clock(reader, written_by.first, Agents::thread(writer.index));
-    }
-    return false;
+    // The first fence behind the store: both of its clocks only rise.
+    const auto& fences = writer.proxy_fences;
+    const auto fence = std::lower_bound(fences.begin(), fences.end(), clock_of(old), [copy](const ProxyFence& of, Clock stored) {
+        return (copy ? of.copies : of.clock) < stored;
+    });
+    if (fence == fences.end()) return false;
+    return &writer == &reader || fence->clock <= known_clock(reader, written_by.first, Agents::thread(writer.index));
 }
 
 namespace {

@@ -10,6 +10,7 @@ use crate::backend::cuda::kernels::attention_ordered::{self, Division, OrderedSh
 use crate::backend::cuda::kernels::attention_prefill::{self, Form, PrefillShape, Tile};
 use crate::backend::cuda::kernels::embed::EmbedShape;
 use crate::backend::cuda::kernels::gemv;
+use crate::backend::cuda::kernels::gemv_normed;
 use crate::backend::cuda::kernels::norm::{Addition, NormForm, NormShape};
 use crate::backend::cuda::kernels::paged::{Heads, Sequence};
 use crate::backend::cuda::kernels::product::{Epilogue, Path, ProductShape, QkvShape};
@@ -44,6 +45,8 @@ pub enum What {
     Qkv(QkvShape, BiasTerm),
     /// A matrix of a layer.
     Product(Part, ProductShape, BiasTerm),
+    /// The MLP's way in with the norm ahead of it, in one launch.
+    NormedProduct(NormShape, NormForm, ProductShape, BiasTerm),
     /// Logits.
     Head(ProductShape),
     /// One row of each of `batch` sequences that hold `context` positions, this one included.
@@ -203,6 +206,11 @@ impl Case {
                 all.push(What::Product(part, ProductShape { rows, columns, depth }, bias));
             }
         }
+        for rows in 1..=gemv_normed::MOST_ROWS {
+            let norm = NormShape { rows, width: spec.hidden_size, epsilon: spec.norm.eps };
+            let product = ProductShape { rows, columns: inner, depth: hidden };
+            all.push(What::NormedProduct(norm, NormForm::Layer, product, bias));
+        }
         for rows in LOGITS_ROWS {
             all.push(What::Head(ProductShape { rows, columns: vocab, depth: hidden }));
         }
@@ -264,6 +272,7 @@ impl Case {
             What::Norm(..) => "norm".to_owned(),
             What::Qkv(shape, _) => format!("{} qkv", product(shape.rows)),
             What::Product(part, shape, _) => format!("{} {}", product(shape.rows), part.name()),
+            What::NormedProduct(..) => format!("gemv_normed {}", Part::MlpIn.name()),
             What::Head(shape) => format!("{} head", product(shape.rows)),
             What::Decode { .. } => "attention_decode".to_owned(),
             What::Prefill { .. } => "attention_prefill".to_owned(),
@@ -303,7 +312,9 @@ impl Case {
             What::Embed(shape) => vec![("rows", number(shape.rows)), ("width", number(shape.width))],
             What::Norm(shape, _) => vec![("rows", number(shape.rows)), ("width", number(shape.width))],
             What::Qkv(shape, _) => product(shape.rows, qkv_columns(shape), shape.depth),
-            What::Product(_, shape, _) | What::Head(shape) => product(shape.rows, shape.columns, shape.depth),
+            What::Product(_, shape, _) | What::Head(shape) | What::NormedProduct(_, _, shape, _) => {
+                product(shape.rows, shape.columns, shape.depth)
+            }
             What::Decode { batch, context, .. } | What::OrderedDecode { batch, context, .. } => {
                 decode(*batch, *context)
             }
@@ -361,6 +372,10 @@ impl Case {
             What::Norm(shape, form) => shape.work(*form, Addition::None, BiasTerm::Present),
             What::Qkv(shape, bias) => shape.work(*bias),
             What::Product(part, shape, bias) => shape.work(part.epilogue(), *bias),
+            What::NormedProduct(norm, form, shape, bias) => {
+                let norm = norm.work(*form, Addition::None, BiasTerm::Present);
+                gemv_normed::work_of_both(norm, shape.work(Part::MlpIn.epilogue(), *bias))
+            }
             What::Head(shape) => shape.logits_work(),
             What::Decode { batch, context, shape } => {
                 let sequences = decoding(*batch, *context);
@@ -426,7 +441,7 @@ impl Case {
                 let cache = 4 * shape.rows * shape.kv_heads * shape.page_size * shape.head_dim;
                 product(&ProductShape { rows: shape.rows, columns, depth: shape.depth }, 4) + cache
             }
-            What::Product(_, shape, _) => product(shape, 2),
+            What::Product(_, shape, _) | What::NormedProduct(_, _, shape, _) => product(shape, 2),
             What::Head(shape) => product(shape, 4),
             What::Decode { shape, .. } => {
                 self.cache_pages() * page_bytes(&shape.heads)
@@ -508,8 +523,8 @@ mod tests {
         keys.sort();
         keys.dedup();
         assert_eq!(keys.len(), count);
-        for kernel in ["embed", "norm", "gemv mlp_in", "gemm head", "attention_decode", "attention_prefill", "logprobs"]
-        {
+        let kernels = ["embed", "norm", "gemv mlp_in", "gemv_normed mlp_in", "gemm head", "attention_decode"];
+        for kernel in kernels.into_iter().chain(["attention_prefill", "logprobs"]) {
             assert!(rows.iter().any(|row| row.name == kernel), "{kernel}");
         }
     }

@@ -234,9 +234,11 @@ fn request(case: &Case) -> Option<Value> {
             "kind": "attention_prefill", "batch": 1, "length": length, "heads": shape.heads.query,
             "kv_heads": shape.heads.kv, "head_dim": shape.heads.dim, "window": shape.window,
         }),
-        What::OrderedDecode { .. } | What::OrderedPrefill { .. } | What::Sample { .. } | What::Logprobs { .. } => {
-            return None;
-        }
+        What::NormedProduct(..)
+        | What::OrderedDecode { .. }
+        | What::OrderedPrefill { .. }
+        | What::Sample { .. }
+        | What::Logprobs { .. } => return None,
     })
 }
 

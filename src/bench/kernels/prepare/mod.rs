@@ -49,6 +49,9 @@ impl Case {
             What::Product(part, shape, bias) => {
                 Box::new(products::Layer::new(&filler, part.epilogue(), *shape, *bias, sets)?)
             }
+            What::NormedProduct(norm, form, shape, bias) => {
+                Box::new(products::Normed::new(&filler, *norm, *form, (*shape, *bias), sets)?)
+            }
             What::Head(shape) => Box::new(products::Logits::new(&filler, *shape, sets)?),
             What::Decode { shape, .. } => Box::new(attention::Decode::new(&filler, self, *shape, sets)?),
             What::Prefill { shape, .. } => Box::new(attention::Prefill::new(&filler, self, *shape, sets)?),

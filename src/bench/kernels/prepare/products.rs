@@ -1,5 +1,7 @@
 //! Products with weight matrices.
 
+use crate::backend::cuda::kernels::gemv_normed::{Matrix, NormedProducts, NormedRows};
+use crate::backend::cuda::kernels::norm::{NormForm, NormShape, NormWeights};
 use crate::backend::cuda::kernels::product::{
     Epilogue, Head, ProductInputs, ProductShape, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
 };
@@ -72,6 +74,59 @@ impl<T: Element> Launches for Layer<T> {
     fn launch(&mut self, stream: &Stream, set: usize) -> Result<(), CudaError> {
         let Some((operands, out)) = set_of(&mut self.sets, set) else { return Ok(()) };
         self.kernels.launch(stream, self.shape, operands.inputs(), out.view_mut())
+    }
+}
+
+/// The MLP's way in, of rows that it normalises itself.
+pub struct Normed<T> {
+    kernels: NormedProducts<T>,
+    norm: NormShape,
+    shape: ProductShape,
+    gains: Buffer<T>,
+    shifts: Buffer<T>,
+    sets: Vec<(Operands<T>, Buffer<T>)>,
+}
+
+impl<T: Element> Normed<T> {
+    pub fn new(
+        filler: &Filler<T>,
+        norm: NormShape,
+        form: NormForm,
+        (shape, bias): (ProductShape, BiasTerm),
+        sets: usize,
+    ) -> Result<Normed<T>, CudaError> {
+        let set = |set| {
+            let out = filler.stream.zeroed(shape.rows * shape.columns)?;
+            Ok((Operands::new(filler, set, shape, bias)?, out))
+        };
+        Ok(Normed {
+            kernels: NormedProducts::load(filler.stream.device(), form)?,
+            norm,
+            shape,
+            gains: filler.filled(norm.pitch(), 0, 4, 1.0, 0.1)?,
+            shifts: filler.filled(norm.pitch(), 0, 5, 0.0, spread::BIASES)?,
+            sets: (0..sets).map(set).collect::<Result<_, CudaError>>()?,
+        })
+    }
+}
+
+impl<T: Element> Launches for Normed<T> {
+    fn sets(&self) -> usize {
+        self.sets.len()
+    }
+
+    fn launch(&mut self, stream: &Stream, set: usize) -> Result<(), CudaError> {
+        let Some((Operands { x, weights, bias }, out)) = set_of(&mut self.sets, set) else { return Ok(()) };
+        let rows = NormedRows {
+            hidden: x.view(),
+            gather: None,
+            norm: NormWeights { weight: self.gains.view(), bias: Some(self.shifts.view()) },
+            width: self.norm.width,
+            epsilon: self.norm.epsilon,
+        };
+        let matrix = Matrix { weights: weights.view(), bias: bias.as_ref().map(Buffer::view) };
+        // SAFETY: nothing is gathered.
+        unsafe { self.kernels.gelu(stream, self.shape, rows, matrix, out.view_mut()) }
     }
 }
 
