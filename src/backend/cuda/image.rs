@@ -1,7 +1,9 @@
 //! The compiled kernels that are part of this binary: a table that build.rs writes.
 
+use std::sync::OnceLock;
+
 use super::device::ComputeCapability;
-use super::fatbin;
+use super::fatbin::{self, Target};
 
 /// One `kernels/<name>.cu`, compiled.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +43,20 @@ include!(concat!(env!("OUT_DIR"), "/images.rs"));
 /// Every kernel file in this binary, by name. Empty where it was built without nvcc.
 pub fn images() -> &'static [Image] {
     IMAGES
+}
+
+/// Whether the file `name` is in this binary, with code that a GPU of this generation runs. Launchers ask for every
+/// launch: the fatbins are read once.
+pub(super) fn runs_on(name: &str, device: ComputeCapability) -> bool {
+    static TARGETS: OnceLock<Vec<(&str, Vec<Target>)>> = OnceLock::new();
+    let targets = TARGETS.get_or_init(|| {
+        let of = |image: &Image| {
+            let entries = fatbin::entries(image.fatbin).unwrap_or_default();
+            (image.name, entries.iter().map(|entry| entry.target).collect())
+        };
+        images().iter().map(of).collect()
+    });
+    targets.iter().any(|(of, targets)| *of == name && targets.iter().any(|target| target.runs_on(device)))
 }
 
 /// The version of the nvcc that compiled them, such as `13.0.88`.

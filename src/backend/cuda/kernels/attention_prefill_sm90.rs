@@ -2,7 +2,7 @@
 
 use super::super::device::Properties;
 use super::super::error::CudaError;
-use super::super::image::images;
+use super::super::image;
 use super::super::launch::{Arguments, Launch};
 use super::super::tensor_map::{Dimension, Swizzle, TensorMap};
 use super::Element;
@@ -21,8 +21,7 @@ const PANEL: usize = 64;
 
 /// Whether this binary has the kernels, and they run on the device.
 pub(super) fn runs_on(device: &Properties) -> bool {
-    let mut own = images().iter().filter(|image| image.name == Form::Warpgroup.file());
-    own.any(|image| image.runs_on(device.compute_capability))
+    image::runs_on(Form::Warpgroup.file(), device.compute_capability)
 }
 
 /// At most `blocks` blocks, which share the items, a tile for one KV head each, and tensor maps of keys and values.

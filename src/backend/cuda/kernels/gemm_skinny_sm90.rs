@@ -5,7 +5,7 @@
 use super::super::buffer::Slice;
 use super::super::device::{Device, Properties};
 use super::super::error::CudaError;
-use super::super::image::images;
+use super::super::image;
 use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
@@ -34,7 +34,7 @@ pub const MOST_ROWS: usize = 256;
 
 /// Whether the kernels run on a device, and are in this binary.
 pub fn runs_on(device: &Properties) -> bool {
-    images().iter().any(|image| image.name == IMAGE && image.runs_on(device.compute_capability))
+    image::runs_on(IMAGE, device.compute_capability)
 }
 
 /// The kernels of one epilogue, by the rows that they compute at the most. Each gives a row the same bits beside any

@@ -5,7 +5,7 @@
 use super::super::buffer::SliceMut;
 use super::super::device::{Device, Properties};
 use super::super::error::CudaError;
-use super::super::image::images;
+use super::super::image;
 use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
@@ -30,7 +30,7 @@ const PIECE_BARRIER_BYTES: u32 = 32;
 
 /// Whether the kernels run on a device, and are in this binary.
 pub fn runs_on(device: &Properties) -> bool {
-    images().iter().any(|image| image.name == IMAGE && image.runs_on(device.compute_capability))
+    image::runs_on(IMAGE, device.compute_capability)
 }
 
 /// How much of the output a block computes at a time: 128 rows, and so many columns.
