@@ -31,7 +31,11 @@ device_test! {
                 assert_eq!(decode.step, Step::Decode { batch: 3, depth: 45 });
                 for timeline in [prefill, decode] {
                     let parts: Vec<&str> = timeline.parts().iter().map(|total| total.name()).collect();
-                    assert_eq!(parts, [&Part::ALL.map(Part::name)[..], &[COPY]].concat());
+                    // The one row of a prompt that has logits takes its norm along.
+                    let one = arithmetic == Arithmetic::Fastest && matches!(timeline.step, Step::Prefill { .. });
+                    let own = Part::ALL.into_iter().filter(|part| !(one && *part == Part::FinalNorm));
+                    let expected: Vec<&str> = own.map(Part::name).chain([COPY]).collect();
+                    assert_eq!(parts, expected);
                     let qkv = &timeline.parts()[2];
                     assert_eq!((qkv.launches, qkv.bytes > 0, qkv.flops > 0), (spec.layers, true, true));
                     // One behind the other, without gaps.
@@ -80,7 +84,7 @@ device_test! {
             let (found, counts) = play(&[0, 2, 4]);
             assert!(found == expected, "a step that is watched, or was, gives other logits");
             let launches = counts[0];
-            assert!(launches > 8 * spec.layers, "{launches}");
+            assert!(launches > 6 * spec.layers, "{launches}");
             assert_eq!(counts, [launches, 0, launches, 0, launches, 0]);
         });
     }

@@ -204,10 +204,14 @@ device_test! {
         let mut data = stream.zeroed::<u32>(64).unwrap();
         let launch = Launch { cluster: [2, 1, 1], ..Launch::linear(2, 32) };
         let arguments = Arguments::new().input(data.view()).output(&data.view_mut());
-        // SAFETY: as long as the kernel's two blocks read and write, if it ran.
-        let refused = refusal(unsafe { stream.launch(&add, &launch, &arguments) });
-        // The interpreter has none: it says so, which shows that it was asked.
-        assert!(refused.contains("CUDA_ERROR_NOT_SUPPORTED"), "{refused}");
+        // SAFETY: as long as the kernel's two blocks read and write.
+        unsafe { stream.launch(&add, &launch, &arguments) }.unwrap();
+        assert_eq!(stream.download(data.view()).unwrap(), [1; 64]);
+        // No whole number of clusters: refused by the driver, which shows that it was asked.
+        let odd = Launch { grid: [3, 1, 1], ..launch };
+        // SAFETY: it is refused.
+        let refused = refusal(unsafe { stream.launch(&add, &odd, &arguments) });
+        assert!(refused.contains("CUDA_ERROR_INVALID_VALUE"), "{refused}");
         play(DeviceProfile::Sm80);
         let (device, old) = (Device::open(0).unwrap(), "the number of blocks of a cluster is 2; this GPU allows 1 to 1");
         // SAFETY: as above.

@@ -139,6 +139,7 @@ impl<T: Element> NormedProducts<T> {
         places: QkvRows<'_>,
         out: QkvOutputs<'_, T>,
     ) -> Result<(), CudaError> {
+        shape.check(CHECK)?;
         let product = shape.product(CHECK)?;
         let (sizes, arguments) = self.begin(product, rows, matrix)?;
         let arguments = shape.append(CHECK, arguments.optional_input(matrix.bias), places, &out)?;

@@ -46,7 +46,21 @@ impl QkvShape {
         ProductShape { rows: self.rows, columns, depth: self.depth }
     }
 
+    /// Checks sizes that the kernels do not take.
+    pub(in super::super) fn check(&self, check: Check) -> Result<(), CudaError> {
+        if self.head_dim != 64 && self.head_dim != 128 {
+            return check.fail("head_dim", self.head_dim, "64 or 128");
+        }
+        check.size("heads", self.heads, i32::MAX as usize)?;
+        check.size("kv_heads", self.kv_heads, i32::MAX as usize)?;
+        if !check.size("page_size", self.page_size, 1 << 30)?.is_power_of_two() {
+            return check.fail("page_size", self.page_size, "a power of two");
+        }
+        Ok(())
+    }
+
     /// Checks what the epilogue of queries, keys and values takes, and appends it to a kernel's arguments behind the bias.
+    /// The sizes have been checked.
     pub(in super::super) fn append<T: Element>(
         &self,
         check: Check,
@@ -55,15 +69,9 @@ impl QkvShape {
         out: &QkvOutputs<'_, T>,
     ) -> Result<Arguments, CudaError> {
         let QkvShape { heads, kv_heads, head_dim, page_size, .. } = *self;
-        if head_dim != 64 && head_dim != 128 {
-            return check.fail("head_dim", head_dim, "64 or 128");
-        }
         let head_count = check.size("heads", heads, i32::MAX as usize)?;
         let kv_head_count = check.size("kv_heads", kv_heads, i32::MAX as usize)?;
         let page_slots = check.size("page_size", page_size, 1 << 30)?;
-        if !page_slots.is_power_of_two() {
-            return check.fail("page_size", page_size, "a power of two");
-        }
         check.matrix("queries", (&out.queries).into(), self.rows, heads * head_dim)?;
         for (what, found) in [("positions", rows.positions.len()), ("row_pages", rows.row_pages.len())] {
             if found != self.rows {
@@ -179,6 +187,7 @@ impl<T: Element> QkvProjection<T> {
         out: QkvOutputs<'_, T>,
     ) -> Result<(), CudaError> {
         let check = path.check();
+        shape.check(check)?;
         let product = shape.product(check)?;
         let sizes = Sizes::of(check, path, product)?;
         check_operands(check, product, inputs)?;
