@@ -32,6 +32,17 @@ pub struct Dimension {
     pub in_box: u32,
 }
 
+impl Dimension {
+    /// Those of a matrix whose rows lie one behind the other, with a box of so many columns and rows.
+    pub fn of_matrix(columns: usize, rows: usize, in_box: [u32; 2]) -> [Dimension; 2] {
+        let [box_columns, box_rows] = in_box;
+        [
+            Dimension { size: columns, stride: 1, in_box: box_columns },
+            Dimension { size: rows, stride: columns, in_box: box_rows },
+        ]
+    }
+}
+
 /// As the driver encodes it. Copied into the launch that it is an argument of.
 #[derive(Clone, Copy)]
 pub struct TensorMap(pub(super) sys::CUtensorMap);

@@ -42,10 +42,8 @@ pub(super) fn launch<T: Element>(
     let mut launch = Launch::linear(items.min(blocks), THREADS);
     launch.shared_bytes = (STAGES * ((QUERIES + 2 * KEYS) * heads.dim * 2 + STAGE_BARRIERS + ITEM)) as u32;
     // A box is what one page has of a tile.
-    let dimensions = [
-        Dimension { size: heads.dim, stride: 1, in_box: PANEL as u32 },
-        Dimension { size: slots as usize, stride: heads.dim, in_box: cache.page_size.min(KEYS) as u32 },
-    ];
+    let in_box = [PANEL as u32, cache.page_size.min(KEYS) as u32];
+    let dimensions = Dimension::of_matrix(heads.dim, slots as usize, in_box);
     let map = |of| TensorMap::input(of, &dimensions, Swizzle::Bytes128);
     let Sizes { kv_heads, group, page_shift, window } = *sizes;
     let numbers = pointers.scalar(tiles).scalar(kv_heads).scalar(group).scalar(page_shift).scalar(window);

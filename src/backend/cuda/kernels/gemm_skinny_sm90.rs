@@ -149,9 +149,8 @@ pub(super) fn operands<T: Element>(
     let across = CHECK.size("tiles of a cluster", plan.across as usize, 2)?;
     CHECK.size("blocks of a cluster", (across * splits) as usize, MOST_CLUSTERED as usize)?;
     let map = |matrix: Slice<'_, T>, rows: usize, in_box: usize| {
-        let along = Dimension { size: depth, stride: 1, in_box: DEPTH as u32 };
-        let down = Dimension { size: rows, stride: depth, in_box: in_box as u32 };
-        TensorMap::input(matrix, &[along, down], Swizzle::Bytes128)
+        let dimensions = Dimension::of_matrix(depth, rows, [DEPTH as u32, in_box as u32]);
+        TensorMap::input(matrix, &dimensions, Swizzle::Bytes128)
     };
     let x = map(inputs.x, rows, plan.batch.rows() / across as usize)?;
     Ok(Arguments::new().tensor_map(&x).tensor_map(&map(inputs.weights, columns, COLUMNS)?))

@@ -163,12 +163,7 @@ pub(super) fn operands<T: Element>(
         return CHECK.fail("blocks of a cluster", plan.cluster, "1 or 2");
     }
     let ProductShape { rows, columns, depth } = shape;
-    let dimensions = |width: usize, height: usize, box_height: u32| {
-        [
-            Dimension { size: width, stride: 1, in_box: BOX_ELEMENTS },
-            Dimension { size: height, stride: width, in_box: box_height },
-        ]
-    };
+    let dimensions = |width, height, box_height| Dimension::of_matrix(width, height, [BOX_ELEMENTS, box_height]);
     let weights = dimensions(depth, columns, plan.tile.columns() / plan.cluster);
     let arguments = Arguments::new()
         .tensor_map(&TensorMap::input(inputs.x, &dimensions(depth, rows, ROWS), Swizzle::Bytes128)?)
