@@ -178,6 +178,11 @@ device_test! {
             same("mbarrier_cluster_relaxed", &pair("mbarrier_cluster_relaxed").on(&x, 256, None), &x);
             let counted: Vec<u32> = swapped.iter().map(|word| word.wrapping_add(2)).collect();
             same("load_cluster_4", &pair("load_cluster_4").on(&x, 256, None), &counted);
+            for (function, of_block) in [("store_async_16", 512), ("store_async_8", 256)] {
+                let x = words(2 * of_block);
+                let swapped = [&x[of_block..], &x[..of_block]].concat();
+                same(function, &pair(function).on(&x, 2 * of_block, None), &swapped);
+            }
 
             // Each block has both halves, of 8 rows more than one box.
             let tensor = Tensor { sizes: &[64, 24], ..MATRIX };

@@ -151,6 +151,21 @@ KERNEL(conform_load_cluster_4, 128)(const uint32_t* in, uint32_t* out) {
 }
 REGISTER_KERNEL(conform_load_cluster_4)
 
+// Each thread sends its words to its partner in the other block, where they are counted as they come.
+#define STORE_ASYNC(function, Words, kBytes)                                                                             \
+    KERNEL(conform_##function, 128)(const Words* in, Words* out) {                                                       \
+        SHARED_MEMORY(shared);                                                                                           \
+        const uint32_t barrier = barrier_behind(2048, 1), own = blockIdx.x * 128 + threadIdx.x;                          \
+        const uint32_t place = shared_address(shared) + threadIdx.x * kBytes, other = cluster_rank() ^ 1;                \
+        if (threadIdx.x == 0) mbarrier_arrive_expect(barrier, 128 * kBytes);                                             \
+        function(cluster_address(place, other), in[own], cluster_address(barrier, other));                               \
+        mbarrier_wait_cluster(barrier, 0);                                                                               \
+        out[own] = reinterpret_cast<const Words*>(shared)[threadIdx.x];                                                  \
+    }                                                                                                                    \
+    REGISTER_KERNEL(conform_##function)
+STORE_ASYNC(store_async_16, uint4, 16)
+STORE_ASYNC(store_async_8, uint2, 8)
+
 // The same, ordered by an mbarrier in each block at which the other's threads arrive.
 KERNEL(conform_mbarrier_arrive_cluster, 128)(const uint32_t* in, uint32_t* out) {
     SHARED_MEMORY(shared);

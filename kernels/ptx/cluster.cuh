@@ -1,5 +1,5 @@
 // Clusters: blocks that run together on one part of the chip, and reach each other's shared memory (sm_90).
-// PTX ISA: Cluster special registers; barrier.cluster; mapa; ld with .shared::cluster.
+// PTX ISA: Cluster special registers; barrier.cluster; mapa; ld with .shared::cluster; st.async.
 #pragma once
 #include "language.cuh"
 
@@ -57,5 +57,23 @@ DEVICE uint32_t load_cluster_4(uint32_t cluster_address) {
     return value;
 #else
     return interpreter::load_cluster(cluster_address);
+#endif
+}
+// Stores 16 bytes to the shared memory of any block of the cluster, which must not end before they are there; then counts
+// 16 at an mbarrier of that block, a wait for which (mbarrier_wait_cluster) acquires them and nothing else of this thread.
+// Both addresses come from cluster_address. This block may end at once.
+DEVICE void store_async_16(uint32_t address, uint4 value, uint32_t barrier) {
+#if ON_GPU
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(barrier) : "memory");
+#else
+    interpreter::store_async(address, &value, sizeof value, barrier);
+#endif
+}
+// The same of 8 bytes.
+DEVICE void store_async_8(uint32_t address, uint2 value, uint32_t barrier) {
+#if ON_GPU
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(address), "r"(value.x), "r"(value.y), "r"(barrier) : "memory");
+#else
+    interpreter::store_async(address, &value, sizeof value, barrier);
 #endif
 }

@@ -1,4 +1,4 @@
-// cp.async.bulk and cp.async.bulk.tensor. As for cp.async, the checks are made when a copy is asked for, in the name of
+// cp.async.bulk, cp.async.bulk.tensor and st.async. As for cp.async, the checks are made when a copy is asked for, in the name of
 // the agent of its warp's bulk copies, and the bytes move when the policy says: when nothing else can run or a wait needs
 // them, at once, or at random.
 #include "bulk_copy.h"
@@ -21,12 +21,16 @@ namespace interpreter {
 
 namespace {
 
+using Kind = BulkCopy::Kind;
+
 std::vector<std::shared_ptr<BulkCopy>> under_way;  // oldest first
 
 void move(const BulkCopy& copy) {
     for (const BulkCopy::Target& target : copy.targets) {
         for (const BulkCopy::Piece& piece : target.pieces) {
-            if (!copy.is_load) {
+            if (copy.kind == Kind::FromRegisters) {
+                std::memcpy(piece.shared, copy.value, piece.bytes);
+            } else if (copy.kind == Kind::Store) {
                 if (piece.global) std::memcpy(piece.global, piece.shared, piece.bytes);
             } else if (!piece.global) {
                 std::memset(piece.shared, 0, piece.bytes);
@@ -54,10 +58,17 @@ void complete(BulkCopy& copy) {
     const Serial agent = own.agents().bulk_copies(copy.issuer->index / 32);
     for (const BulkCopy::Target& target : copy.targets) {
         if (target.block != &own) target.block->bulk_copies_pending--;
-        if (copy.is_load) mbarrier_complete(*target.block, target.barrier, copy.bytes, message_of_agent(own, agent, copy.clock), copy.site);
+        if (copy.kind == Kind::Store) continue;
+        // The engine that copies tells every block alike; a store of another block is known to a wait of the cluster's scope.
+        const Scope scope = copy.kind == Kind::FromRegisters && target.block != &own ? Scope::Cluster : Scope::Block;
+        mbarrier_complete(*target.block, target.barrier, copy.bytes, message_of_agent(own, agent, copy.clock), scope, copy.site);
     }
     current = running;
     copy.targets.clear();
+}
+
+void forget_completed() {
+    under_way.erase(std::remove_if(under_way.begin(), under_way.end(), [](const auto& copy) { return copy->done; }), under_way.end());
 }
 
 void remove(size_t index) { under_way.erase(under_way.begin() + static_cast<ptrdiff_t>(index)); }
@@ -73,9 +84,9 @@ void begin(const std::shared_ptr<BulkCopy>& copy) {
         under_way.push_back(copy);
 }
 
-std::shared_ptr<BulkCopy> make_copy(bool is_load, Site site) {
+std::shared_ptr<BulkCopy> make_copy(Kind kind, Site site) {
     auto copy = std::make_shared<BulkCopy>();
-    copy->is_load = is_load;
+    copy->kind = kind;
     copy->issuer = current;
     copy->site = site;
     Clock& issued = current->warp->bulk_copies_issued;
@@ -87,7 +98,7 @@ std::shared_ptr<BulkCopy> make_copy(bool is_load, Site site) {
 Access access_of(Does does, Site site) { return {current, Agent::BulkCopy, does, site}; }
 
 void check_shared_side(const BulkCopy& copy, uint8_t* place, Site site) {
-    check_shared(place, copy.bytes, access_of(copy.is_load ? Does::Write : Does::Read, site));
+    check_shared(place, copy.bytes, access_of(copy.kind == Kind::Store ? Does::Read : Does::Write, site));
 }
 
 void check_map(const EncodedTensorMap& map, const void* at, int dimensions, uint32_t shared, Site site) {
@@ -156,7 +167,7 @@ void load_box(uint32_t shared, const void* map_address, const int* at, int dimen
     Cluster& cluster = *current->warp->block->cluster;
     if (blocks >> cluster.blocks.size() || blocks == 0)
         fail(site, text("a multicast to blocks %#x of a cluster of %zu", blocks, cluster.blocks.size()));
-    auto copy = make_copy(true, site);
+    auto copy = make_copy(Kind::Load, site);
     copy->bytes = box_bytes(map);
     walk_box(map, at, [&](uint32_t, uint8_t* global, uint32_t bytes) {
         if (global) check_global(global, bytes, access_of(Does::CopyRead, site));
@@ -191,7 +202,7 @@ void bulk_load(uint32_t shared, const void* global, uint32_t bytes, uint32_t bar
     const Site site = RIGEL_CALLER;
     check_bulk(global, shared, bytes, site);
     Block& block = block_of_address(shared, site);
-    auto copy = make_copy(true, site);
+    auto copy = make_copy(Kind::Load, site);
     copy->bytes = bytes;
     check_global(global, bytes, access_of(Does::Read, site));
     uint8_t* const place = shared_pointer(shared, site);
@@ -210,6 +221,21 @@ void tensor_load_multicast(uint32_t shared, const void* map, const int* at, int 
     load_box(shared, map, at, dimensions, barrier, blocks, RIGEL_CALLER);
 }
 
+void store_async(uint32_t shared, const void* value, uint32_t bytes, uint32_t barrier) {
+    const Site site = RIGEL_CALLER;
+    Block& block = block_of_address(shared, site);
+    if (&block_of_address(barrier, site) != &block) fail(site, "the place and the mbarrier of a store_async lie in different blocks");
+    auto copy = make_copy(Kind::FromRegisters, site);
+    copy->bytes = bytes;
+    std::memcpy(copy->value, value, bytes);
+    uint8_t* const place = shared_pointer(shared, site);
+    check_alignment(place, bytes, "written", site);
+    check_shared_side(*copy, place, site);
+    check_mbarrier_for_copies(block, barrier, site);
+    copy->targets.push_back({&block, without_rank(barrier), {{place, nullptr, bytes}}});
+    begin(copy);
+}
+
 namespace {
 void begin_store(const std::shared_ptr<BulkCopy>& copy) {
     current->warp->bulk_copies_issued = copy->clock + 1;  // the accesses of global memory
@@ -220,7 +246,7 @@ void begin_store(const std::shared_ptr<BulkCopy>& copy) {
 void bulk_store(void* global, uint32_t shared, uint32_t bytes) {
     const Site site = RIGEL_CALLER;
     check_bulk(global, shared, bytes, site);
-    auto copy = make_copy(false, site);
+    auto copy = make_copy(Kind::Store, site);
     copy->bytes = bytes;
     uint8_t* const place = shared_pointer(shared, site);
     check_shared_side(*copy, place, site);
@@ -235,7 +261,7 @@ void tensor_store(const void* map_address, const int* at, int dimensions, uint32
     EncodedTensorMap map;
     std::memcpy(&map, map_address, sizeof map);
     check_map(map, map_address, dimensions, shared, site);
-    auto copy = make_copy(false, site);
+    auto copy = make_copy(Kind::Store, site);
     copy->bytes = box_bytes(map);
     uint8_t* const arena = shared_pointer(shared, site) - without_rank(shared);
     check_shared_side(*copy, arena + shared, site);
@@ -267,7 +293,7 @@ void bulk_wait(int pending, BulkWait until) {
         }
     }
     thread.bulk_groups_read = std::max(thread.bulk_groups_read, thread.bulk_groups_written);
-    under_way.erase(std::remove_if(under_way.begin(), under_way.end(), [](const auto& copy) { return copy->done; }), under_way.end());
+    forget_completed();
 }
 
 void leave_bulk_copies(Thread& thread) {
@@ -296,10 +322,16 @@ void complete_bulk_copies_at_random() {
 
 void check_bulk_copies_at_end(const Block& block) {
     if (block.bulk_copies_pending == 0) return;
+    // What left its registers for another block arrives whether or not it has ended: here, at the latest as it does.
+    for (const auto& copy : under_way) {
+        const Block& own = *copy->issuer->warp->block;
+        if (copy->kind == Kind::FromRegisters && &own == &block && copy->targets[0].block != &block) complete(*copy);
+    }
+    forget_completed();
     for (const auto& copy : under_way) {
         const bool reaches = std::any_of(copy->targets.begin(), copy->targets.end(), [&](const auto& target) { return target.block == &block; });
         if (!copy->done && (reaches || copy->issuer->warp->block == &block))
-            fail(copy->site, "the block ends while this bulk load is under way",
+            fail(copy->site, copy->kind == Kind::FromRegisters ? "the block ends while this store is on its way to it" : "the block ends while this bulk load is under way",
                  {"someone must wait at its mbarrier"});
     }
 }

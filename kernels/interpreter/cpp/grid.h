@@ -125,6 +125,8 @@ struct Mbarrier {
     uint32_t parity = 0;    // of the phase under way
     Stamp initialised = 0;  // by whom and when
     Site initialised_at = 0;
+    // A copy whose bytes came in the phase under way, and in one that has ended and that no thread has waited for.
+    Site came = 0, came_unseen = 0;
     // What this block's threads and all copies released in the phase under way and the one before; then other blocks'.
     Ref<const Message> gathering, ended, gathering_from_cluster, ended_in_cluster;
     std::vector<Thread*> waiting;

@@ -47,6 +47,8 @@ void settle(Block& block, uint32_t address, Mbarrier& barrier) {
     if (barrier.pending == 0 && barrier.bytes == 0) {
         barrier.parity ^= 1;
         barrier.pending = barrier.arrivals;
+        if (barrier.came) barrier.came_unseen = barrier.came;
+        barrier.came = 0;
         barrier.ended = std::move(barrier.gathering);
         barrier.ended_in_cluster = std::move(barrier.gathering_from_cluster);
         barrier.gathering = barrier.gathering_from_cluster = Ref<const Message>();
@@ -137,6 +139,7 @@ void mbarrier_wait(uint32_t address, uint32_t parity, Scope scope, Order order) 
         Mbarrier& barrier = find(block, address, site);
         check_shared(place, 8, {&thread, Agent::Thread, Does::AtomicRead, site});
         if (barrier.parity != parity) {
+            barrier.came_unseen = 0;
             const auto take_over = [&](const Ref<const Message>& message) {
                 if (!message) return;
                 const bool relaxed = order == Order::Relaxed;
@@ -162,15 +165,25 @@ void check_mbarrier_for_copies(Block& block, uint32_t address, Site site) {
              {"initialised" + at_line(barrier.initialised_at), "the thread that did must call mbarrier_init_fence before the barrier that orders the two"});
 }
 
-void mbarrier_complete(Block& block, uint32_t address, uint32_t bytes, const Ref<const Message>& message, Site site) {
+void mbarrier_complete(Block& block, uint32_t address, uint32_t bytes, const Ref<const Message>& message, Scope scope, Site site) {
     Mbarrier& barrier = find(block, address, site);
     barrier.bytes -= bytes;
+    barrier.came = site;
     if (barrier.bytes < -kMostBytes) fail(site, text("the mbarrier at byte %u has counted more bytes than it can", in_block(address)));
     // Bytes may come before the arrival that expects them; not in a phase that no arrival is left for.
     if (barrier.bytes < 0 && barrier.pending == 0)
         fail(site, text("%ld bytes more have come to the mbarrier at byte %u than its phase expects", -static_cast<long>(barrier.bytes), in_block(address)));
-    barrier.gathering = join(barrier.gathering, message);
+    Ref<const Message>& gathering = scope == Scope::Block ? barrier.gathering : barrier.gathering_from_cluster;
+    gathering = join(gathering, message);
     settle(block, address, barrier);
+}
+
+void check_mbarriers_at_end(const Block& block) {
+    for (const auto& [address, barrier] : block.mbarriers)
+        for (const Site came : {barrier.came, barrier.came_unseen})
+            if (came)
+                fail(came, text("the block ends before anyone has waited at the mbarrier at byte %u for what this brought", in_block(address)),
+                     {"under another schedule it comes when the block's shared memory is gone"});
 }
 
 std::string describe_mbarriers(const Block& block) {

@@ -7,6 +7,7 @@
 
 #include "bulk_copy.h"
 #include "context_switch.h"
+#include "mbarrier.h"
 #include "memory.h"
 #include "report.h"
 #include "settings.h"
@@ -198,6 +199,7 @@ const Block* Scheduler::find_block(Serial first) const {
 
 void Scheduler::finish_block(Block& block) {
     check_bulk_copies_at_end(block);
+    check_mbarriers_at_end(block);
     block.cluster->blocks[block.rank] = nullptr;
     Grid& grid = *block.grid;
     grid.finished++;

@@ -102,6 +102,7 @@ void cluster_arrive();
 void cluster_wait();
 uint32_t cluster_address(uint32_t shared_address, uint32_t rank);
 uint32_t load_cluster(uint32_t cluster_address);
+void store_async(uint32_t cluster_address, const void* value, uint32_t bytes, uint32_t barrier);
 
 // warpgroup.cuh
 enum class RegisterChange { Decrease, Increase };

@@ -34,6 +34,11 @@ DEVICE void clear(float (&sums)[32]) {
 #pragma unroll
     for (uint32_t i = 0; i < 32; i++) sums[i] = 0.0f;
 }
+DEVICE uint2 two_words(uint32_t first, uint32_t second) {
+    uint2 words;
+    words.x = first, words.y = second;
+    return words;
+}
 DEVICE void store_sums(float* y, const float (&sums)[32]) {
 #pragma unroll
     for (uint32_t i = 0; i < 32; i++) y[threadIdx.x * 32 + i] = sums[i];
@@ -410,6 +415,34 @@ ON_TILES(planted_other_block_unsynchronised, 32) {
     cluster_wait();
 }
 REGISTER_KERNEL(planted_other_block_unsynchronised)
+
+// What another block sent is acquired by a wait of the cluster's scope alone.
+ON_TILES(planted_sent_and_wait_of_the_block, 32) {
+    SHARED_MEMORY(shared);
+    const uint32_t barrier = shared_address(shared) + kTile, other = cluster_rank() ^ 1;
+    make_barrier(barrier, 1);
+    cluster_arrive();
+    cluster_wait();
+    if (threadIdx.x == 0) mbarrier_arrive_expect(barrier, 32 * 8);
+    const uint32_t place = cluster_address(shared_address(shared) + threadIdx.x * 8, other);
+    store_async_8(place, two_words(threadIdx.x, 1), cluster_address(barrier, other));  // PARTNER sent and wait of the block
+    mbarrier_wait(barrier, 0);
+    y[blockIdx.x * 32 + threadIdx.x] = static_cast<float>(reinterpret_cast<uint2*>(shared)[threadIdx.x].x);  // BUG sent and wait of the block
+}
+REGISTER_KERNEL(planted_sent_and_wait_of_the_block)
+
+// A block that was sent something must still be there when it comes.
+ON_TILES(planted_sent_and_not_waited, 32) {
+    SHARED_MEMORY(shared);
+    const uint32_t barrier = shared_address(shared) + kTile, other = cluster_rank() ^ 1;
+    make_barrier(barrier, 1);
+    if (threadIdx.x == 0) mbarrier_arrive_expect(barrier, 8);
+    cluster_arrive();
+    cluster_wait();
+    y[blockIdx.x * 32 + threadIdx.x] = 1.0f;
+    if (threadIdx.x == 0) store_async_8(cluster_address(shared_address(shared), other), two_words(1, 1), cluster_address(barrier, other));  // BUG sent and not waited
+}
+REGISTER_KERNEL(planted_sent_and_not_waited)
 
 // ---- none ----
 
