@@ -201,15 +201,10 @@ DEVICE void attention_ordered(const T* queries, const Cache<T>& cache, T* out, f
             const size_t partial = (row * all_heads + kv_head * group + p % group) * splits + blockIdx.z;
 #pragma unroll
             for (uint32_t n = 0; n < kHeadDim / 8; n++) {
-                uint2 pair;
-                pair.x = __float_as_uint(all_sums[n][2 * half]), pair.y = __float_as_uint(all_sums[n][2 * half + 1]);
-                store_global_8(partials.values + partial * kHeadDim + n * 8 + lane % 4 * 2, pair);
+                const float pair[2] = {all_sums[n][2 * half], all_sums[n][2 * half + 1]};
+                store_columns(partials.values + partial * kHeadDim + n * 8 + lane % 4 * 2, pair);
             }
-            if (lane % 4 == 0) {
-                uint2 pair;
-                pair.x = __float_as_uint(all_states[half].max), pair.y = __float_as_uint(all_states[half].sum);
-                store_global_8(partials.states + partial * 2, pair);
-            }
+            if (lane % 4 == 0) store_global_8(partials.states + partial * 2, words_of(all_states[half]));
         }
         return;
     }
@@ -249,11 +244,10 @@ DEVICE void attention_ordered(const T* queries, const Cache<T>& cache, T* out, f
 // Alignment: 16 bytes.
 // Registers: at most 56 (attention_ordered_merge_*)
 template <class T, uint32_t kHeadDim>
-DEVICE void attention_ordered_merge(const float* workspace, T* out, const Sequence* sequences, const uint2* tiles,
+DEVICE void attention_ordered_merge(float* workspace, T* out, const Sequence* sequences, const uint2* tiles,
                                     uint32_t group, uint32_t window, uint32_t split_len, uint32_t split_count) {
-    constexpr uint32_t kOwn = kHeadDim / 32;  // columns of a lane
-    constexpr uint32_t kAhead = 4;            // splits asked for together
-    const uint32_t lane = threadIdx.x, heads = gridDim.x;
+    using Row = RowResult<kHeadDim>;
+    const uint32_t heads = gridDim.x;
 
     grid_dependency_launch();
     grid_dependency_wait();
@@ -264,42 +258,21 @@ DEVICE void attention_ordered_merge(const float* workspace, T* out, const Sequen
     const size_t row = static_cast<size_t>(blockIdx.y) * gridDim.z + blockIdx.z;
     const size_t first = (row * heads + blockIdx.x) * split_count;
     const size_t all = static_cast<size_t>(gridDim.y) * gridDim.z * heads * split_count;
-    const float* const values = workspace + first * kHeadDim + lane * kOwn;
-    const float* const states = workspace + all * kHeadDim + first * 2;
-
-    SoftmaxState state = no_keys();
-    float sums[kOwn] = {};
-    for (uint32_t split = 0; split < count; split += kAhead) {
-        SoftmaxState other[kAhead];
-        float added[kAhead][kOwn];
+    Row result = Row::none();
+    Row::each(Partials::in(workspace, all, kHeadDim), first, first + count, 1, [&](const Row& split) {
+        const MergeFactors factors = merge_rounded(result.state, split.state);
 #pragma unroll
-        for (uint32_t i = 0; i < kAhead; i++) {
-            other[i] = no_keys();
-#pragma unroll
-            for (uint32_t j = 0; j < kOwn; j++) added[i][j] = 0.0f;
-            if (split + i < count) {
-                const uint2 pair = load_global_8(states + (split + i) * 2);
-                other[i] = SoftmaxState{__uint_as_float(pair.x), __uint_as_float(pair.y)};
-                load_columns(values + static_cast<size_t>(split + i) * kHeadDim, added[i]);
-            }
+        for (uint32_t i = 0; i < Row::kOwn; i++) {
+            result.values[i] = merge_value(result.values[i], split.values[i], factors);
         }
-#pragma unroll
-        for (uint32_t i = 0; i < kAhead; i++) {
-            const MergeFactors factors = merge_rounded(state, other[i]);
-#pragma unroll
-            for (uint32_t j = 0; j < kOwn; j++) sums[j] = merge_value(sums[j], added[i][j], factors);
-        }
-    }
+    });
 
-    const float factor = normaliser(state);
+    const float factor = normaliser(result.state);
+    float quotients[Row::kOwn];
 #pragma unroll
-    for (uint32_t j = 0; j < kOwn; j++) sums[j] = multiply_rounded(sums[j], factor);
-    T* const place = out + (static_cast<size_t>(own.first_row + blockIdx.z) * heads + blockIdx.x) * kHeadDim + lane * kOwn;
-    if constexpr (kOwn == 4) {
-        store_global_8(place, pack_four<T>(sums));
-    } else {
-        store_global_4(place, pack<T>(sums[0], sums[1]));
-    }
+    for (uint32_t i = 0; i < Row::kOwn; i++) quotients[i] = multiply_rounded(result.values[i], factor);
+    const size_t out_row = (static_cast<size_t>(own.first_row + blockIdx.z) * heads + blockIdx.x) * kHeadDim;
+    store_rounded(out + out_row + Row::first_column(), quotients);
 }
 
 #define ATTENTION_ORDERED_KERNEL(name, T, kHeadDim, Queries)                                                      \
@@ -314,7 +287,7 @@ DEVICE void attention_ordered_merge(const float* workspace, T* out, const Sequen
     REGISTER_KERNEL(name)
 #define ATTENTION_ORDERED_MERGE_KERNEL(name, T, kHeadDim)                                                         \
     KERNEL(name, 32)                                                                                              \
-    (const float* workspace, T* out, const Sequence* sequences, const uint2* tiles, uint32_t group,               \
+    (float* workspace, T* out, const Sequence* sequences, const uint2* tiles, uint32_t group,                     \
      uint32_t window, uint32_t split_len, uint32_t split_count) {                                                 \
         attention_ordered_merge<T, kHeadDim>(workspace, out, sequences, tiles, group, window, split_len,          \
                                              split_count);                                                        \

@@ -390,9 +390,10 @@ device_test! {
 
 /// Bytes of the parameters of every kernel of a file, as its launcher gives them.
 /// An entry is for those names of its file that begin with its prefix and with that of no entry before it.
-const PARAMETERS: [(&str, &str, &[usize]); 28] = [
+const PARAMETERS: [(&str, &str, &[usize]); 29] = [
     ("attention_decode", "attention_decode_merge_", &[8, 8, 8, 4, 4, 4]),
     ("attention_decode", "attention_decode_split_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4]),
+    ("attention_decode_sm90", "attention_decode_sm90_", &[8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4]),
     ("attention_ordered", "attention_ordered_merge_", &[8, 8, 8, 8, 4, 4, 4, 4]),
     ("attention_ordered", "attention_ordered_", &[8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4]),
     ("attention_prefill", "attention_prefill_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4]),

@@ -1,4 +1,4 @@
-//! `attention_decode` against float64 loops, and against itself in other company.
+//! `attention_decode` in both forms against float64 loops, and against itself in other company.
 
 #[path = "common/attention.rs"]
 mod attention;
@@ -7,9 +7,11 @@ mod common;
 use attention::{OnDevice, Step, World, assert_no_bank_conflicts, bits};
 use common::{Bench, Half};
 use half::{bf16, f16};
-use rigel::backend::cuda::kernels::attention_decode::{AttentionDecode, DecodeShape};
+use rigel::backend::cuda::kernels::attention_decode::{
+    AttentionDecode, DecodeShape, DecodeWorkspace, Form, WorkspaceLen,
+};
 use rigel::backend::cuda::kernels::paged::{AttentionInputs, Heads, Sequence};
-use rigel::backend::cuda::{Buffer, CudaError};
+use rigel::backend::cuda::{Buffer, CudaError, Slice, SliceMut};
 
 fn heads(group: usize, kv: usize, dim: usize) -> Heads {
     Heads { query: group * kv, kv, dim }
@@ -54,6 +56,12 @@ fn cases() -> Vec<Case> {
         case((2, 1, 64), None, 64, 512, 16_384, &[(4999, 1), (16_383, 0), (1023, 1)]),
         case((1, 1, 128), Some(4096), 128, 2560, 16_384, &[(16_383, 1)]),
         case((3, 1, 128), Some(2), 64, 128, 16_384, &[(16_383, 1), (8191, 1), (8192, 1)]),
+        // Clusters with all their splits and with one, one cluster and several, and more of them than are asked for at a
+        // time; more heads than blocks of a cluster, and fewer.
+        case((12, 2, 128), None, 64, 64, 1100, &[(1099, 1), (0, 0), (511, 1), (512, 1), (575, 1), (3, 1)]),
+        case((33, 1, 64), Some(600), 16, 64, 1100, &[(1099, 1), (0, 2), (530, 1), (615, 1)]),
+        case((20, 1, 128), None, 64, 64, 600, &[(599, 1), (448, 1)]),
+        case((1, 3, 64), None, 16, 64, 2700, &[(2687, 1), (2690, 1)]),
     ];
     for window in [1, 5, 15, 16, 17] {
         cases.push(case((4, 1, 64), Some(window), 16, 64, 300, &some));
@@ -65,26 +73,30 @@ fn cases() -> Vec<Case> {
 struct Run<'a, T> {
     device: OnDevice<'a, T>,
     shape: DecodeShape,
-    workspace: Buffer<f32>,
+    partials: Buffer<f32>,
+    arrivals: Buffer<u32>,
     out: Buffer<T>,
 }
 
 impl<'a, T: Half> Run<'a, T> {
-    fn new(bench: &Bench, world: &'a World<T>, positions: usize, split_len: usize) -> Run<'a, T> {
+    fn new(bench: &Bench, world: &'a World<T>, form: Form, positions: usize, split_len: usize) -> Run<'a, T> {
         let Step { heads, window, .. } = world.step;
         let sequences = world.sequences.len();
         let shape = DecodeShape { rows: world.rows, sequences, heads, window, positions, split_len };
         // Longer than needed, as one that serves all buckets is; poisoned with NaN.
-        let mut workspace = bench.stream.alloc(shape.workspace_len() + 3).unwrap();
-        bench.stream.fill_bytes(workspace.view_mut(), 0xff).unwrap();
+        let WorkspaceLen { partials, arrivals } = shape.workspace_len(form);
+        let mut partials = bench.stream.alloc(partials + 3).unwrap();
+        bench.stream.fill_bytes(partials.view_mut(), 0xff).unwrap();
+        let arrivals = bench.stream.zeroed(arrivals + 3).unwrap();
         let out = bench.poisoned(world.rows * heads.width());
-        Run { device: world.upload(bench), shape, workspace, out }
+        Run { device: world.upload(bench), shape, partials, arrivals, out }
     }
 
     fn launch(&mut self, bench: &Bench, attention: &AttentionDecode<T>) -> Result<(), CudaError> {
-        let workspace = self.workspace.view_mut();
+        let Run { device, shape, partials, arrivals, out } = self;
+        let workspace = DecodeWorkspace { partials: partials.view_mut(), arrivals: arrivals.view_mut() };
         // SAFETY: the world's tables fit its rows and cache.
-        unsafe { attention.launch(&bench.stream, self.shape, self.device.inputs(), workspace, self.out.view_mut()) }
+        unsafe { attention.launch(&bench.stream, *shape, device.inputs(), workspace, out.view_mut()) }
     }
 
     fn found(&self, bench: &Bench) -> Vec<T> {
@@ -96,6 +108,16 @@ fn is_decode(sequence: &Sequence) -> bool {
     sequence.rows == 1
 }
 
+/// Both forms under every schedule of devices that have them; on a GPU those that it has.
+fn in_every_form(body: impl Fn(&Bench, Form)) {
+    common::on_every_schedule(|bench| body(bench, Form::Split));
+    common::on_every_hopper_schedule(|bench| body(bench, Form::Cluster));
+}
+
+fn load<T: Half>(bench: &Bench, dim: usize, form: Form) -> AttentionDecode<T> {
+    AttentionDecode::load_form(bench.device(), dim, form).unwrap()
+}
+
 fn agrees<T: Half>() {
     let cases: Vec<_> = (0..)
         .zip(cases())
@@ -105,26 +127,20 @@ fn agrees<T: Half>() {
             (world, reference, positions, split_len)
         })
         .collect();
-    common::on_every_schedule(|bench| {
-        let kernels = [64, 128].map(|dim| AttentionDecode::<T>::load(bench.device(), dim).unwrap());
+    in_every_form(|bench, form| {
+        let kernels = [64, 128].map(|dim| load::<T>(bench, dim, form));
         for (world, reference, positions, split_len) in &cases {
-            let place = format!("{} splits of {split_len}, {:?}", T::NAME, world.step);
+            let place = format!("{form:?}, {} splits of {split_len}, {:?}", T::NAME, world.step);
+            eprintln!("{place}");
             let attention = &kernels[world.step.heads.dim / 128];
-            let mut run = Run::new(bench, world, *positions, *split_len);
-            let (shape, stream) = (run.shape, &bench.stream);
-            let work = shape.split_work(&world.sequences, world.step.page_size);
-            let (inputs, workspace, out) = (run.device.inputs(), &mut run.workspace, &mut run.out);
-            // SAFETY: the world's tables fit its rows and cache.
-            let split = || unsafe { attention.split(stream, shape, inputs, workspace.view_mut(), out.view_mut()) };
-            bench.run(work, split);
+            let mut run = Run::new(bench, world, form, *positions, *split_len);
+            let launches = run.shape.launches(form, T::NAME, &world.sequences, world.step.page_size);
+            let works: Vec<_> = launches.iter().map(|(_, work)| *work).collect();
+            bench.run_all(&works, || run.launch(bench, attention));
             assert_no_bank_conflicts(&place);
-            if shape.splits() > 1 {
-                let (sequences, workspace) = (inputs.sequences, workspace.view());
-                // SAFETY: as above.
-                let merge = || unsafe { attention.merge(stream, shape, sequences, workspace, out.view_mut()) };
-                bench.run(shape.merge_work(&world.sequences), merge);
-            }
             reference.check(world, &run.found(bench), is_decode, &place);
+            let arrivals = bench.stream.download(run.arrivals.view()).unwrap();
+            assert_eq!(arrivals, vec![0; arrivals.len()], "{place}: counters");
         }
     });
 }
@@ -149,9 +165,9 @@ device_test! {
             let step = Step { heads: heads(12, 1, 128), window: Some(window), page_size: 64, spans };
             let world = World::<f16>::new(step, 7);
             let others = [window - 1, window + 1].map(|window| world.reference(Some(window)));
-            common::on_every_schedule(|bench| {
-                let attention = AttentionDecode::load(bench.device(), 128).unwrap();
-                let mut run = Run::new(bench, &world, 201, 64);
+            in_every_form(|bench, form| {
+                let attention = load(bench, 128, form);
+                let mut run = Run::new(bench, &world, form, 201, 64);
                 run.launch(bench, &attention).unwrap();
                 let found = run.found(bench);
                 world.reference(Some(window)).check(&world, &found, is_decode, "the right window");
@@ -167,10 +183,10 @@ device_test! {
 }
 
 /// The first sequence's outputs in a step.
-fn outputs(bench: &Bench, step: Step, positions: usize, split_len: usize) -> Vec<u16> {
-    let attention = AttentionDecode::load(bench.device(), step.heads.dim).unwrap();
+fn outputs(bench: &Bench, form: Form, step: Step, positions: usize, split_len: usize) -> Vec<u16> {
+    let attention = load(bench, step.heads.dim, form);
     let world = World::<bf16>::new(step, 3);
-    let mut run = Run::new(bench, &world, positions, split_len);
+    let mut run = Run::new(bench, &world, form, positions, split_len);
     run.launch(bench, &attention).unwrap();
     let width = world.step.heads.width();
     let first_row = world.sequences[0].first_row as usize;
@@ -181,21 +197,20 @@ device_test! {
     /// With one length of splits a row has the same bits alone and in company, with more splits in the grid than it
     /// needs, in pages of any size; and a row of one split with the merge and without.
     fn a_row_has_the_same_bits_in_any_company() {
-        common::on_every_schedule(|bench| {
+        in_every_form(|bench, form| {
             for (group, dim, window) in [(12, 128, None), (9, 64, Some(150)), (24, 64, Some(65))] {
-                for start in [0, 63, 64, 200, 299] {
+                for start in [0, 63, 64, 200, 299, 600] {
                     let run = |page_size, others: &[(u32, u32)], positions, split_len| {
                         let spans = [&[(start, 1)], others].concat();
                         let step = Step { heads: heads(group, 1, dim), window, page_size, spans };
-                        outputs(bench, step, positions, split_len)
+                        outputs(bench, form, step, positions, split_len)
                     };
-                    let place = format!("group {group}, window {window:?}, position {start}");
+                    let place = format!("{form:?}, group {group}, window {window:?}, position {start}");
                     let alone = run(64, &[], start as usize + 1, 64);
-                    assert!(alone == run(16, &[(0, 0), (150, 1), (7, 3)], 300, 64), "{place}: in company");
+                    assert!(alone == run(16, &[(0, 0), (150, 1), (7, 3)], 700, 64), "{place}: in company");
                     assert!(alone == run(128, &[(5, 1)], 2000, 64), "{place}: with more splits in the grid");
-                    let whole = run(64, &[], 300, 320);
-                    let window_splits = if window.is_none() { 2 } else { 1 };
-                    assert!(whole == run(64, &[], 320 * window_splits, 320), "{place}: with a merge of one split");
+                    let whole = run(64, &[], 640, 640);
+                    assert!(whole == run(64, &[], 1280, 640), "{place}: with a merge of one split");
                 }
             }
         });
@@ -205,23 +220,25 @@ device_test! {
 device_test! {
     /// Each launch reads what the one before wrote and may start before that ends; then the same from a recording.
     fn attention_in_a_row_and_in_a_graph_gives_the_same_as_one_by_one() {
-        let spans = vec![(20, 1), (0, 0), (150, 1)];
+        let spans = vec![(20, 1), (0, 0), (700, 1)];
         let world = World::<bf16>::new(Step { heads: heads(2, 2, 64), window: None, page_size: 16, spans }, 5);
-        common::on_every_schedule(|bench| {
-            let (attention, stream) = (AttentionDecode::load(bench.device(), 64).unwrap(), &bench.stream);
-            for split_len in [64, 192] {
-                let mut run = Run::new(bench, &world, 151, split_len);
+        in_every_form(|bench, form| {
+            let (attention, stream) = (load(bench, 64, form), &bench.stream);
+            for split_len in [64, 704] {
+                let mut run = Run::new(bench, &world, form, 701, split_len);
                 let first = bench.download(run.device.queries.view());
                 let mut b = bench.upload(&first);
-                let (device, shape) = (&run.device, run.shape);
+                let Run { device, shape, partials, arrivals, .. } = &mut run;
                 // There and back: the outputs are the next queries, and the workspace is the same.
                 bench.assert_same_however_launched(&first, |a| {
-                    let inputs = AttentionInputs { queries: a.view(), ..device.inputs() };
-                    // SAFETY: the world's tables fit its rows and cache.
-                    unsafe { attention.launch(stream, shape, inputs, run.workspace.view_mut(), b.view_mut())? };
-                    let inputs = AttentionInputs { queries: b.view(), ..device.inputs() };
-                    // SAFETY: as above.
-                    unsafe { attention.launch(stream, shape, inputs, run.workspace.view_mut(), a.view_mut()) }
+                    let mut attend = |queries: Slice<'_, bf16>, out: SliceMut<'_, bf16>| {
+                        let inputs = AttentionInputs { queries, ..device.inputs() };
+                        let workspace = DecodeWorkspace { partials: partials.view_mut(), arrivals: arrivals.view_mut() };
+                        // SAFETY: the world's tables fit its rows and cache.
+                        unsafe { attention.launch(stream, *shape, inputs, workspace, out) }
+                    };
+                    attend(a.view(), b.view_mut())?;
+                    attend(b.view(), a.view_mut())
                 });
             }
         });
@@ -233,18 +250,19 @@ device_test! {
         let step = Step { heads: heads(2, 2, 64), window: None, page_size: 16, spans: vec![(99, 1)] };
         let world = World::<bf16>::new(step, 9);
         common::on_every_schedule(|bench| {
-            let attention = AttentionDecode::<bf16>::load(bench.device(), 64).unwrap();
-            let mut run = Run::new(bench, &world, 100, 64);
+            let attention = load::<bf16>(bench, 64, Form::Split);
+            let mut run = Run::new(bench, &world, Form::Split, 100, 64);
             let (device, right) = (&run.device, run.shape);
-            let mut refused = |shape: DecodeShape, workspace: usize| {
-                let workspace = run.workspace.slice_mut(..workspace).unwrap();
+            let mut refused = |shape: DecodeShape, partials: usize| {
+                let partials = run.partials.slice_mut(..partials).unwrap();
+                let workspace = DecodeWorkspace { partials, arrivals: run.arrivals.view_mut() };
                 let out = run.out.view_mut();
                 // SAFETY: refused before it is launched.
                 let launched = unsafe { attention.launch(&bench.stream, shape, device.inputs(), workspace, out) };
                 launched.unwrap_err().to_string()
             };
             // 1 sequence x 4 heads x 2 splits x (64 + 2).
-            assert_eq!(right.workspace_len(), 528);
+            assert_eq!(right.workspace_len(Form::Split), WorkspaceLen { partials: 528, arrivals: 0 });
             assert_eq!(refused(right, 527), "attention_decode: workspace is 527, expected at least 528 elements");
             let shape = DecodeShape { split_len: 80, ..right };
             assert_eq!(refused(shape, 528), "attention_decode: split_len is 80, expected a multiple of 64");
@@ -260,6 +278,22 @@ device_test! {
             assert_eq!(refused(shape, 528), "attention_decode: queries is 512, expected 3 x 256 elements");
             let error = AttentionDecode::<bf16>::load(bench.device(), 32).err().expect("no such kernel");
             assert_eq!(error.to_string(), "attention_decode: head_dim is 32, expected 64 or 128");
+        });
+    }
+}
+
+device_test! {
+    fn counters_that_are_too_few_are_refused() {
+        let step = Step { heads: heads(2, 2, 64), window: None, page_size: 16, spans: vec![(999, 1)] };
+        let world = World::<bf16>::new(step, 9);
+        common::on_every_hopper_schedule(|bench| {
+            let attention = load::<bf16>(bench, 64, Form::Cluster);
+            let mut run = Run::new(bench, &world, Form::Cluster, 1000, 64);
+            // 16 splits are 2 clusters: 1 sequence x 4 heads x 2 x (64 + 2).
+            assert_eq!(run.shape.workspace_len(Form::Cluster), WorkspaceLen { partials: 528, arrivals: 4 });
+            run.arrivals = bench.stream.zeroed(3).unwrap();
+            let error = run.launch(bench, &attention).unwrap_err().to_string();
+            assert_eq!(error, "attention_decode: arrivals is 3, expected at least 4 elements");
         });
     }
 }

@@ -385,20 +385,24 @@ fn norm_and_embed_move_16_bytes_at_a_time() {
 /// a thread and the barriers of a block. A turn of prefill is 64 keys for 32 queries of a warp: 64 x 32 x head_dim
 /// multiply-adds twice, 2,048 an instruction; fragments of 16 x 16 keys and values, and for head_dim 128 of queries;
 /// the copies of a block of 128 threads, 16 bytes each. A turn of decode is 16 keys for 16 or 32 heads, by one warp.
-const ATTENTION_LOOPS: [(&str, &str, [usize; 4]); 6] = [
+const ATTENTION_LOOPS: [(&str, &str, [usize; 4]); 10] = [
     ("attention_prefill_", "_64", [128, 32, 8, 2]),
     ("attention_prefill_", "_128", [256, 32 + 32 + 16, 16, 2]),
     ("attention_decode_split_", "_64x16", [16, 8, 8, 0]),
     ("attention_decode_split_", "_64x32", [32, 8, 8, 0]),
     ("attention_decode_split_", "_128x16", [32, 16, 16, 0]),
     ("attention_decode_split_", "_128x32", [64, 16, 16, 0]),
+    ("attention_decode_sm90_", "_64x16", [16, 8, 8, 0]),
+    ("attention_decode_sm90_", "_64x32", [32, 8, 8, 0]),
+    ("attention_decode_sm90_", "_128x16", [32, 16, 16, 0]),
+    ("attention_decode_sm90_", "_128x32", [64, 16, 16, 0]),
 ];
 
 #[test]
 fn attention_multiplies_on_tensor_cores_and_copies_past_the_registers() {
     for ((architecture, kernel), code) in listings("attention_multiplies_on_tensor_cores…") {
         let place = format!("{kernel} for {architecture}");
-        if kernel.starts_with("attention_") && architecture == "sm_90" {
+        if kernel.starts_with("attention_") && architecture.starts_with("sm_90") {
             assert_eq!(count(code, "PREEXIT"), 1, "{place}: griddepcontrol.launch_dependents");
             let wait = code.iter().position(|i| i.operation == "ACQBULK").expect("griddepcontrol.wait");
             assert_eq!(
@@ -426,6 +430,23 @@ fn attention_multiplies_on_tensor_cores_and_copies_past_the_registers() {
         if kernel.starts_with("attention_prefill_") {
             assert_eq!(count(code, "STG"), count(code, "STG.E.128"), "{place}: outputs of less than 16 bytes");
         }
+    }
+}
+
+#[test]
+fn decode_on_hopper_sends_its_results_from_registers_without_a_fence() {
+    for ((architecture, kernel), code) in listings("decode_on_hopper_sends_its_results…") {
+        if !kernel.starts_with("attention_decode_sm90_") {
+            continue;
+        }
+        let place = format!("{kernel} for {architecture}");
+        let at = |prefix: &str| code.iter().position(|i| i.operation.starts_with(prefix)).expect(prefix);
+        let sent = code.iter().rposition(|i| i.operation.starts_with("STAS")).expect("st.async");
+        let (values, states) = if kernel.contains("_64x") { (0, 2) } else { (1, 1) };
+        assert_eq!([count(code, "STAS.128"), count(code, "STAS.64")], [values, states], "{place}: results sent");
+        assert_eq!(count(&code[at("LDGSTS")..sent], "MEMBAR"), 0, "{place}: fences before the results are sent");
+        // Of the barrier that the cluster begins with, and of the counter of clusters.
+        assert_eq!(count(code, "MEMBAR.ALL.GPU"), 2, "{place}: fences of the device");
     }
 }
 

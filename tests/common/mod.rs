@@ -247,6 +247,11 @@ impl Bench {
 
     /// Runs one launch and, on the interpreter, holds the bytes that it moved against `declared`, within 2 %.
     pub fn run(&self, declared: Work, launch: impl FnOnce() -> Result<(), CudaError>) {
+        self.run_all(&[declared], launch);
+    }
+
+    /// The same of some launches.
+    pub fn run_all(&self, declared: &[Work], launch: impl FnOnce() -> Result<(), CudaError>) {
         self.stream.synchronize().expect("the work before");
         if let Some(interpreter) = self.interpreter {
             interpreter.clear_counters();
@@ -255,14 +260,16 @@ impl Bench {
         self.stream.synchronize().expect("the launch to run");
         let Some(interpreter) = self.interpreter else { return };
         let counters = interpreter.counters();
-        assert_eq!(counters.len(), 1, "launches counted");
-        let counted = &counters[0];
-        for (what, counted, declared) in [
-            ("read", counted.bytes_read, declared.bytes_read),
-            ("written", counted.bytes_written, declared.bytes_written),
-        ] {
-            let off = counted.abs_diff(declared) as f64;
-            assert!(off <= 0.02 * declared as f64, "bytes {what}: {counted} counted, {declared} declared");
+        assert_eq!(counters.len(), declared.len(), "launches counted");
+        for (launch, declared) in counters.iter().zip(declared) {
+            for (what, counted, declared) in [
+                ("read", launch.bytes_read, declared.bytes_read),
+                ("written", launch.bytes_written, declared.bytes_written),
+            ] {
+                let off = counted.abs_diff(declared) as f64;
+                let kernel = &launch.kernel;
+                assert!(off <= 0.02 * declared as f64, "{kernel}: {counted} bytes {what}, {declared} declared");
+            }
         }
     }
 }

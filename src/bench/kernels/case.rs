@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::backend::cuda::Properties;
 use crate::backend::cuda::Work;
 use crate::backend::cuda::kernels::BiasTerm;
-use crate::backend::cuda::kernels::attention_decode::{DecodeShape, split_len};
+use crate::backend::cuda::kernels::attention_decode::{self, DecodeShape, split_len};
 use crate::backend::cuda::kernels::attention_ordered::{self, Division, OrderedShape, SPLIT_LEN};
 use crate::backend::cuda::kernels::attention_prefill::{self, Form, PrefillShape, Tile};
 use crate::backend::cuda::kernels::embed::EmbedShape;
@@ -57,6 +57,8 @@ pub enum What {
         context: usize,
         /// The launch.
         shape: DecodeShape,
+        /// In this form, beside the device's own.
+        form: Option<attention_decode::Form>,
     },
     /// A whole prompt of `length` rows.
     Prefill {
@@ -218,7 +220,12 @@ impl Case {
             let split_len = split_len(batch, &heads, window, spec.max_positions, device.multiprocessors as usize);
             let positions = spec.max_positions.max(context);
             let shape = DecodeShape { rows: batch, sequences: batch, heads, window, positions, split_len };
-            all.push(What::Decode { batch, context, shape });
+            all.push(What::Decode { batch, context, shape, form: None });
+            // What the merge inside of the kernel is worth.
+            let split = attention_decode::Form::Split;
+            if attention_decode::Form::of(device) != split && shape.splits() > 1 {
+                all.push(What::Decode { batch, context, shape, form: Some(split) });
+            }
         }
         for length in LENGTHS {
             // Where the window hides nothing the two are the same.
@@ -274,7 +281,9 @@ impl Case {
             What::Product(part, shape, _) => format!("{} {}", product(shape.rows), part.name()),
             What::NormedProduct(..) => format!("gemv_normed {}", Part::MlpIn.name()),
             What::Head(shape) => format!("{} head", product(shape.rows)),
-            What::Decode { .. } => "attention_decode".to_owned(),
+            What::Decode { form: None, .. } => "attention_decode".to_owned(),
+            What::Decode { form: Some(attention_decode::Form::Split), .. } => "attention_decode split".to_owned(),
+            What::Decode { form: Some(attention_decode::Form::Cluster), .. } => "attention_decode cluster".to_owned(),
             What::Prefill { .. } => "attention_prefill".to_owned(),
             What::OrderedDecode { .. } => "attention_ordered decode".to_owned(),
             What::OrderedPrefill { .. } => "attention_ordered prefill".to_owned(),
@@ -358,7 +367,10 @@ impl Case {
                 product(ProductShape { rows: shape.rows, columns: qkv_columns(shape), depth: shape.depth })
             }
             What::Product(_, shape, _) | What::Head(shape) => product(*shape),
-            What::Decode { shape, .. } => Some(format!("{} splits of {}", shape.splits(), shape.split_len)),
+            What::Decode { shape, form, .. } => {
+                let file = form.unwrap_or_else(|| attention_decode::Form::of(device)).file();
+                Some(format!("{file}, {} splits of {}", shape.splits(), shape.split_len))
+            }
             What::OrderedDecode { shape, .. } => Some(format!("{} splits of {}", shape.splits(), shape.split_len)),
             What::Prefill { .. } => Some(Form::of(device).file().to_owned()),
             _ => None,
@@ -377,13 +389,8 @@ impl Case {
                 gemv_normed::work_of_both(norm, shape.work(Part::MlpIn.epilogue(), *bias))
             }
             What::Head(shape) => shape.logits_work(),
-            What::Decode { batch, context, shape } => {
-                let sequences = decoding(*batch, *context);
-                // What the merge reads is what the split wrote: work that another cut would not have. It counts as time,
-                // not as work.
-                let split = shape.split_work(&sequences, PAGE_SIZE);
-                Work { bytes_written: (shape.rows * shape.heads.width() * 2) as u64, ..split }
-            }
+            // Without the partial results, which another cut would not have: those count as time, not as work.
+            What::Decode { batch, context, shape, .. } => shape.work(&decoding(*batch, *context), PAGE_SIZE),
             What::Prefill { length, shape } => {
                 let tiles = self.tiles(Form::Warp);
                 shape.work(&prompt(*length), &tiles, PAGE_SIZE)
@@ -443,18 +450,12 @@ impl Case {
             }
             What::Product(_, shape, _) | What::NormedProduct(_, _, shape, _) => product(shape, 2),
             What::Head(shape) => product(shape, 4),
-            What::Decode { shape, .. } => {
-                self.cache_pages() * page_bytes(&shape.heads)
-                    + 4 * shape.rows * shape.heads.width()
-                    + 4 * shape.workspace_len()
-            }
-            What::Prefill { shape, .. } => {
-                self.cache_pages() * page_bytes(&shape.heads) + 4 * shape.rows * shape.heads.width()
-            }
-            What::OrderedDecode { shape, .. } | What::OrderedPrefill { shape, .. } => {
-                self.cache_pages() * page_bytes(&shape.heads)
-                    + 4 * shape.rows * shape.heads.width()
-                    + 4 * shape.workspace_len()
+            // All sets share the workspace.
+            What::Decode { shape: DecodeShape { rows, heads, .. }, .. }
+            | What::Prefill { shape: PrefillShape { rows, heads, .. }, .. }
+            | What::OrderedDecode { shape: OrderedShape { rows, heads, .. }, .. }
+            | What::OrderedPrefill { shape: OrderedShape { rows, heads, .. }, .. } => {
+                self.cache_pages() * page_bytes(heads) + 4 * rows * heads.width()
             }
             What::Sample { rows, vocabulary, .. } | What::Logprobs { rows, vocabulary } => {
                 4 * rows * padded(*vocabulary)

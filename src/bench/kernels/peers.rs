@@ -226,7 +226,7 @@ fn request(case: &Case) -> Option<Value> {
         What::Product(_, shape, BiasTerm::Absent) | What::Head(shape) => {
             linear("none", shape.rows, shape.columns, shape.depth)
         }
-        What::Decode { batch, context, shape } => json!({
+        What::Decode { batch, context, shape, form: None } => json!({
             "kind": "attention_decode", "batch": batch, "context": context, "heads": shape.heads.query,
             "kv_heads": shape.heads.kv, "head_dim": shape.heads.dim, "window": shape.window,
         }),
@@ -235,6 +235,7 @@ fn request(case: &Case) -> Option<Value> {
             "kv_heads": shape.heads.kv, "head_dim": shape.heads.dim, "window": shape.window,
         }),
         What::NormedProduct(..)
+        | What::Decode { .. }
         | What::OrderedDecode { .. }
         | What::OrderedPrefill { .. }
         | What::Sample { .. }

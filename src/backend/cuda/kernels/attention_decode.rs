@@ -1,18 +1,19 @@
-//! `kernels/attention_decode.cu`: attention of one row a sequence, its keys split over blocks, and the splits' merge.
+//! `kernels/attention_decode.cu` and, on Hopper, `kernels/attention_decode_sm90.cu`: attention of one row a sequence, its
+//! keys split over blocks, and the splits' merge. The two merge in different orders, so a device keeps to one.
 
 use std::marker::PhantomData;
 
-use super::super::buffer::{Slice, SliceMut};
-use super::super::device::Device;
+use super::super::buffer::SliceMut;
+use super::super::device::{Device, Properties};
 use super::super::error::CudaError;
 use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::work::Work;
 use super::paged::{
-    AttentionInputs, Heads, MOST_POSITIONS, Sequence, check_head_dim, check_workspace, first_visible, window_argument,
+    AttentionInputs, Heads, MOST_POSITIONS, Sequence, Sizes, check_head_dim, check_workspace, first_visible,
 };
-use super::{Check, Element};
+use super::{Check, Element, attention_decode_sm90};
 
 const CHECK: Check = Check { kernel: "attention_decode" };
 /// kThreads, kWarps and kUnit of the kernels.
@@ -21,11 +22,14 @@ const WARPS: usize = 4;
 const UNIT: usize = 16;
 /// Split lengths are multiples of this: a unit for each warp.
 pub const SPLIT_STEP: usize = WARPS * UNIT;
-/// Below two units a warp, a split costs more than it saves.
-const SHORTEST_SPLIT: usize = 2 * SPLIT_STEP;
+/// Where there are two blocks for each multiprocessor, a split has at least two units a warp.
+const SHORTEST_OF_TWO: usize = 2 * SPLIT_STEP;
+/// Keeps positions at the end of a split within 32 bits.
+const MOST_SPLIT: usize = 1 << 29;
 
 /// The length of splits with which a launch for up to `sequences` sequences of up to `positions` positions has up to
-/// two blocks for each of `multiprocessors`, as many as run at a time: a third would wait for a first to end.
+/// two blocks for each of `multiprocessors`, as many as run at a time: a third would wait for a first to end. Where
+/// those would be too short to be worth their merge, up to one block.
 pub fn split_len(
     sequences: usize,
     heads: &Heads,
@@ -34,13 +38,45 @@ pub fn split_len(
     multiprocessors: usize,
 ) -> usize {
     let blocks = sequences.max(1) * heads.kv.max(1) * RowTile::of(heads).count(heads);
-    let wanted = (2 * multiprocessors / blocks).max(1);
-    let visible = window.map_or(positions, |window| window.min(positions)).clamp(1, MOST_SPLIT);
-    visible.div_ceil(wanted).next_multiple_of(SPLIT_STEP).max(SHORTEST_SPLIT)
+    let length = |at_a_time: usize| {
+        let wanted = (at_a_time / blocks).max(1);
+        split_positions(window, positions).div_ceil(wanted).clamp(1, MOST_SPLIT).next_multiple_of(SPLIT_STEP)
+    };
+    match length(2 * multiprocessors) {
+        short if short < SHORTEST_OF_TWO => length(multiprocessors),
+        length => length,
+    }
 }
 
-/// Keeps positions at the end of a split within 32 bits.
-const MOST_SPLIT: usize = 1 << 29;
+/// The most positions that a row's splits cover: those that it sees, from the first one's unit on.
+fn split_positions(window: Option<usize>, positions: usize) -> usize {
+    window.map_or(positions, |window| window.saturating_add(UNIT - 1).min(positions))
+}
+
+/// Which kernels compute it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// `attention_decode.cu`: a second kernel merges the splits. Runs everywhere.
+    Split,
+    /// `attention_decode_sm90.cu`: the blocks of a cluster merge theirs, the last cluster those of all. Compute capability
+    /// 9.0 alone.
+    Cluster,
+}
+
+impl Form {
+    /// The one for a device: of clusters where that runs and this binary has it.
+    pub fn of(device: &Properties) -> Form {
+        if attention_decode_sm90::runs_on(device) { Form::Cluster } else { Form::Split }
+    }
+
+    /// The name of its file.
+    pub fn file(self) -> &'static str {
+        match self {
+            Form::Split => "attention_decode",
+            Form::Cluster => "attention_decode_sm90",
+        }
+    }
+}
 
 /// The kernels of one head_dim, by the rows of their matrix tiles: query heads that a block computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,31 +97,28 @@ impl RowTile {
         }
     }
 
-    fn kernel_name(self, element: &str, head_dim: usize) -> String {
-        format!("attention_decode_split_{element}_{head_dim}x{}", self.heads())
+    fn kernel_name(self, form: Form, element: &str, head_dim: usize) -> String {
+        let kernel = match form {
+            Form::Split => "attention_decode_split",
+            Form::Cluster => "attention_decode_sm90",
+        };
+        format!("{kernel}_{element}_{head_dim}x{}", self.heads())
     }
 
     /// Blocks for the query heads of one KV head.
     fn count(self, heads: &Heads) -> usize {
         heads.group().div_ceil(self.heads())
     }
-
-    /// The stages of all warps, or what the warps merge in the same place: states and rows of f32, with 8 of padding.
-    fn shared_bytes(self, head_dim: usize) -> usize {
-        let stages = if head_dim == 64 { 4 } else { 3 };
-        let loading = WARPS * stages * 2 * UNIT * head_dim * 2;
-        loading.max(WARPS * self.heads() * (head_dim + 8 + 2) * 4)
-    }
 }
 
-/// The kernel of [`AttentionDecode::split`].
-pub fn split_kernel_name(element: &str, heads: &Heads) -> String {
-    RowTile::of(heads).kernel_name(element, heads.dim)
-}
-
-/// The kernel of [`AttentionDecode::merge`].
-pub fn merge_kernel_name(element: &str, head_dim: usize) -> String {
+fn merge_kernel_name(element: &str, head_dim: usize) -> String {
     format!("attention_decode_merge_{element}_{head_dim}")
+}
+
+/// kRingBytes of the kernels: all stages of all warps. What the warps find is laid over it.
+fn ring_bytes(head_dim: usize) -> usize {
+    let stages = if head_dim == 64 { 4 } else { 3 };
+    WARPS * stages * 2 * UNIT * head_dim * 2
 }
 
 /// Sizes of one launch.
@@ -106,76 +139,102 @@ pub struct DecodeShape {
     pub split_len: usize,
 }
 
+/// Elements of a [`DecodeWorkspace`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WorkspaceLen {
+    /// Partial results, in f32.
+    pub partials: usize,
+    /// Counters.
+    pub arrivals: usize,
+}
+
+/// Device memory that launches of [`AttentionDecode`] on one stream share.
+pub struct DecodeWorkspace<'a> {
+    /// What it holds before and after means nothing.
+    pub partials: SliceMut<'a, f32>,
+    /// 0 before the first launch; each leaves them 0.
+    pub arrivals: SliceMut<'a, u32>,
+}
+
 impl DecodeShape {
     /// The most splits that a row sees any position of.
     pub fn splits(&self) -> usize {
-        let split_len = self.split_len.max(1);
-        let all = self.positions.div_ceil(split_len);
-        // A window may begin at the last position of a split.
-        self.window.map_or(all, |window| all.min(window.saturating_sub(1).div_ceil(split_len) + 1))
+        split_positions(self.window, self.positions).div_ceil(self.split_len.max(1))
     }
 
-    /// Elements of the workspace: head_dim weighted values, a maximum and a sum for each split and query head of each
-    /// sequence; none where there is one split.
-    pub fn workspace_len(&self) -> usize {
-        match self.splits() {
-            0 | 1 => 0,
-            splits => self.sequences * self.heads.query * splits * (self.heads.dim + 2),
+    /// What a launch needs at the least: head_dim weighted values, a maximum and a sum for each partial result that goes
+    /// through memory, of a split or of a cluster's, and of clusters a counter for each sequence and query head.
+    pub fn workspace_len(&self, form: Form) -> WorkspaceLen {
+        let rows = self.sequences * self.heads.query;
+        let partials = |count: usize| rows * count * (self.heads.dim + 2);
+        match (form, self.splits(), attention_decode_sm90::clusters(self.splits())) {
+            (_, 0 | 1, _) | (Form::Cluster, _, 1) => WorkspaceLen::default(),
+            (Form::Split, splits, _) => WorkspaceLen { partials: partials(splits), arrivals: 0 },
+            (Form::Cluster, _, clusters) => WorkspaceLen { partials: partials(clusters), arrivals: rows },
         }
     }
 
-    /// What [`AttentionDecode::split`] moves and computes: visible keys and values once, queries, tables; outputs, or a
-    /// partial result for each split that a row sees any position of; 2 products of head_dim multiply-adds for each
-    /// head and visible position. `sequences` are those of the step; those that have not one row are passed over.
-    pub fn split_work(&self, sequences: &[Sequence], page_size: usize) -> Work {
+    /// What it moves and computes in any form: visible keys and values once, queries, tables, outputs; 2 products of
+    /// head_dim multiply-adds for each head and visible position. `sequences` are those of the step; those that have not
+    /// one row are passed over.
+    pub fn work(&self, sequences: &[Sequence], page_size: usize) -> Work {
         let Heads { query, kv, dim } = self.heads;
-        let passed_over = Work { bytes_read: 20, ..Work::default() };
         let works = sequences.iter().map(|sequence| {
             if sequence.rows != 1 {
-                return passed_over;
+                return Work { bytes_read: SPAN_BYTES, ..Work::default() };
             }
             let keys = sequence.visible_keys(self.window);
             let cached = 2 * keys * (kv * dim * 2) as u64;
             let tables = 4 * sequence.visible_blocks(self.window, page_size);
-            let result = if self.splits() == 1 { 2 * dim as u64 } else { self.partial_bytes(sequence) };
             Work {
-                bytes_read: passed_over.bytes_read + tables + cached + (query * dim * 2) as u64,
-                bytes_written: query as u64 * result,
+                bytes_read: SPAN_BYTES + tables + cached + (query * dim * 2) as u64,
+                bytes_written: (query * dim * 2) as u64,
                 flops: 4 * keys * (query * dim) as u64,
             }
         });
         works.sum()
     }
 
-    /// What [`AttentionDecode::merge`] moves and computes: partial results and outputs; a multiply-add and a product
-    /// for each element of them.
-    pub fn merge_work(&self, sequences: &[Sequence]) -> Work {
-        let Heads { query, dim, .. } = self.heads;
-        let works = sequences.iter().map(|sequence| {
-            if sequence.rows != 1 {
-                return Work { bytes_read: 20, ..Work::default() };
+    /// The launches that compute it, by the names of their kernels, and what each moves and computes: in all, [that]
+    /// (DecodeShape::work) and the partial results.
+    pub fn launches(&self, form: Form, element: &str, sequences: &[Sequence], page_size: usize) -> Vec<(String, Work)> {
+        let attend = RowTile::of(&self.heads).kernel_name(form, element, self.heads.dim);
+        let mut work = self.work(sequences, page_size);
+        let rows = sequences.iter().filter(|sequence| sequence.rows == 1);
+        match form {
+            Form::Split if self.splits() > 1 => {
+                let splits: u64 = rows.map(|sequence| self.seen_splits(sequence)).sum();
+                let (outputs, partials) = (work.bytes_written, self.partial_bytes(splits));
+                work.bytes_written = partials;
+                let merge = Work {
+                    bytes_read: SPAN_BYTES * sequences.len() as u64 + partials,
+                    bytes_written: outputs,
+                    flops: 3 * self.heads.width() as u64 * splits,
+                };
+                vec![(attend, work), (merge_kernel_name(element, self.heads.dim), merge)]
             }
-            let partials = query as u64 * self.partial_bytes(sequence);
-            Work {
-                bytes_read: 20 + partials,
-                bytes_written: (query * dim * 2) as u64,
-                flops: 3 * (query * dim) as u64 * self.seen_splits(sequence),
+            Form::Split => vec![(attend, work)],
+            Form::Cluster => {
+                let clusters = |sequence| attention_decode_sm90::clusters(self.seen_splits(sequence) as usize) as u64;
+                let several: u64 = rows.map(clusters).filter(|clusters| *clusters > 1).sum();
+                work.bytes_read += self.partial_bytes(several);
+                work.bytes_written += self.partial_bytes(several);
+                vec![(attend, work)]
             }
-        });
-        works.sum()
+        }
     }
 
-    /// Bytes of the partial results of one query head.
-    fn partial_bytes(&self, sequence: &Sequence) -> u64 {
-        self.seen_splits(sequence) * (self.heads.dim as u64 + 2) * 4
+    /// Bytes of `count` partial results of every query head.
+    fn partial_bytes(&self, count: u64) -> u64 {
+        count * (self.heads.query * (self.heads.dim + 2) * 4) as u64
     }
 
     fn seen_splits(&self, sequence: &Sequence) -> u64 {
-        let split_len = self.split_len.max(1) as u64;
-        u64::from(sequence.start) / split_len - first_visible(sequence.start.into(), self.window) / split_len + 1
+        let first = first_visible(sequence.start.into(), self.window) / UNIT as u64 * UNIT as u64;
+        (u64::from(sequence.start) - first) / self.split_len.max(1) as u64 + 1
     }
 
-    /// Checks what both kernels take; the number of splits and their length.
+    /// Checks what all kernels take; the number of splits and their length.
     fn check(&self) -> Result<(u32, u32), CudaError> {
         CHECK.size("positions", self.positions, MOST_POSITIONS)?;
         CHECK.size("sequences", self.sequences, 65_535)?;
@@ -183,39 +242,63 @@ impl DecodeShape {
             return CHECK.fail("split_len", self.split_len, format_args!("a multiple of {SPLIT_STEP}"));
         }
         let split_len = CHECK.size("split_len", self.split_len, MOST_SPLIT)?;
-        Ok((CHECK.size("splits", self.splits(), i32::MAX as usize)?, split_len))
+        // A grid of whole clusters has up to 7 blocks more.
+        Ok((CHECK.size("splits", self.splits(), i32::MAX as usize - 7)?, split_len))
     }
 }
 
+/// What a kernel reads of each sequence: see load_span.
+const SPAN_BYTES: u64 = 20;
+
 /// Attention of one row a sequence over caches of `T`.
 pub struct AttentionDecode<T> {
-    splits: [Kernel; 2],
-    merge: Kernel,
+    form: Form,
+    attend: [Kernel; 2],
+    /// Of the form that has one.
+    merge: Option<Kernel>,
     head_dim: usize,
     element: PhantomData<T>,
 }
 
 impl<T: Element> AttentionDecode<T> {
-    /// Loads the kernels for heads of `head_dim` elements.
+    /// Loads the kernels for heads of `head_dim` elements, in the device's form.
     ///
     /// # Errors
     /// [`CudaError::Operand`] for a `head_dim` that is neither 64 nor 128; those of [`Device::module`].
     pub fn load(device: &Device, head_dim: usize) -> Result<AttentionDecode<T>, CudaError> {
+        AttentionDecode::load_form(device, head_dim, Form::of(device.properties()))
+    }
+
+    /// Those of one form, which must run on the device.
+    ///
+    /// # Errors
+    /// As for [`AttentionDecode::load`].
+    pub fn load_form(device: &Device, head_dim: usize, form: Form) -> Result<AttentionDecode<T>, CudaError> {
         check_head_dim(CHECK, head_dim)?;
-        let module = device.module("attention_decode")?;
-        let split = |tile: RowTile| module.kernel(&tile.kernel_name(T::NAME, head_dim));
-        let merge = module.kernel(&merge_kernel_name(T::NAME, head_dim))?;
-        let splits = [split(RowTile::Heads16)?, split(RowTile::Heads32)?];
-        Ok(AttentionDecode { splits, merge, head_dim, element: PhantomData })
+        let module = device.module(form.file())?;
+        let attend = |tile: RowTile| module.kernel(&tile.kernel_name(form, T::NAME, head_dim));
+        let merge = match form {
+            Form::Split => Some(module.kernel(&merge_kernel_name(T::NAME, head_dim))?),
+            Form::Cluster => None,
+        };
+        let attend = [attend(RowTile::Heads16)?, attend(RowTile::Heads32)?];
+        Ok(AttentionDecode { form, attend, merge, head_dim, element: PhantomData })
+    }
+
+    /// Its form.
+    pub fn form(&self) -> Form {
+        self.form
     }
 
     /// `out[r, h, :] = Σ p[k] v[k, :]` over the positions `k` that row `r` sees, with
     /// `p = softmax(q[r, h, :] · k[k, :] / √head_dim)`, for the row of each sequence that has one; `out` is
-    /// `[rows, query heads, head_dim]`, and the rows of other sequences are not written. One launch, or with more than
-    /// one split two.
+    /// `[rows, query heads, head_dim]`, and the rows of other sequences are not written. [`DecodeShape::launches`] says in
+    /// how many launches. `workspace` has at least [`DecodeShape::workspace_len`] elements.
     ///
     /// # Errors
-    /// Those of [`AttentionDecode::split`] and [`AttentionDecode::merge`].
+    /// [`CudaError::Operand`] for a length that is not that of `shape`, heads that are not of the kernel, a page size
+    /// that is no power of two of at least 16, an empty window, a `split_len` that is no multiple of [`SPLIT_STEP`],
+    /// or a buffer that is not aligned to 16 bytes.
     ///
     /// # Safety
     /// When the launch runs, `inputs.sequences` and `inputs.block_tables` hold what [`AttentionInputs`] says of them.
@@ -224,34 +307,7 @@ impl<T: Element> AttentionDecode<T> {
         stream: &Stream,
         shape: DecodeShape,
         inputs: AttentionInputs<'_, T>,
-        mut workspace: SliceMut<'_, f32>,
-        mut out: SliceMut<'_, T>,
-    ) -> Result<(), CudaError> {
-        // SAFETY: the caller's promise.
-        unsafe { self.split(stream, shape, inputs, workspace.reborrow(), out.reborrow())? };
-        if shape.splits() > 1 {
-            // SAFETY: the caller's promise.
-            unsafe { self.merge(stream, shape, inputs.sequences, workspace.as_slice(), out)? };
-        }
-        Ok(())
-    }
-
-    /// The first half: partial results of all splits into `workspace`, of at least [`DecodeShape::workspace_len`]
-    /// elements, or with one split the attention itself into `out`.
-    ///
-    /// # Errors
-    /// [`CudaError::Operand`] for a length that is not that of `shape`, heads that are not of the kernel, a page size
-    /// that is no power of two of at least 16, an empty window, a `split_len` that is no multiple of [`SPLIT_STEP`],
-    /// or a buffer that is not aligned to 16 bytes.
-    ///
-    /// # Safety
-    /// As for [`AttentionDecode::launch`].
-    pub unsafe fn split(
-        &self,
-        stream: &Stream,
-        shape: DecodeShape,
-        inputs: AttentionInputs<'_, T>,
-        workspace: SliceMut<'_, f32>,
+        workspace: DecodeWorkspace<'_>,
         out: SliceMut<'_, T>,
     ) -> Result<(), CudaError> {
         let heads = shape.heads.check_dim(CHECK, self.head_dim)?;
@@ -259,64 +315,48 @@ impl<T: Element> AttentionDecode<T> {
         let (splits, split_len) = shape.check()?;
         CHECK.matrix("sequences", inputs.sequences.into(), shape.sequences, 1)?;
         CHECK.matrix("out", (&out).into(), shape.rows, heads.width())?;
-        check_workspace(CHECK, shape.workspace_len(), workspace.as_slice())?;
+        let needed = shape.workspace_len(self.form);
+        check_workspace(CHECK, needed.partials, workspace.partials.as_slice())?;
+        if workspace.arrivals.len() < needed.arrivals {
+            let expected = format_args!("at least {} elements", needed.arrivals);
+            return CHECK.fail("arrivals", workspace.arrivals.len(), expected);
+        }
         let tile = RowTile::of(&heads);
         let mut launch = Launch::linear(splits, THREADS);
         launch.grid[1] = sizes.kv_heads * tile.count(&heads) as u32;
         launch.grid[2] = shape.sequences as u32;
-        launch.shared_bytes = tile.shared_bytes(heads.dim) as u32;
-        let arguments = Arguments::new()
+        launch.shared_bytes = ring_bytes(heads.dim) as u32;
+        let mut arguments = Arguments::new()
             .input(inputs.queries)
             .input(inputs.cache.keys)
             .input(inputs.cache.values)
             .output(&out)
-            .output(&workspace)
-            .input(inputs.sequences)
-            .input(inputs.block_tables)
-            .scalar(sizes.kv_heads)
-            .scalar(sizes.group)
-            .scalar(sizes.page_shift)
-            .scalar(sizes.window)
-            .scalar(split_len);
-        // SAFETY: the arguments are those of the attention_decode_split kernels, checked above to have the lengths that
-        // they index; what sequences and block tables hold is the caller's promise.
-        unsafe { stream.launch(&self.splits[tile as usize], &launch, &arguments) }
-    }
+            .output(&workspace.partials);
+        if self.form == Form::Cluster {
+            attention_decode_sm90::gather(&mut launch, heads.group().min(tile.heads()), heads.dim);
+            arguments = arguments.output(&workspace.arrivals);
+        }
+        let Sizes { kv_heads, group, page_shift, window } = sizes;
+        let arguments = arguments.input(inputs.sequences).input(inputs.block_tables);
+        let arguments = arguments.scalar(kv_heads).scalar(group).scalar(page_shift).scalar(window).scalar(split_len);
+        // SAFETY: the arguments are those of the form's kernels, checked above to have the lengths that they index; what
+        // sequences and block tables hold is the caller's promise.
+        unsafe { stream.launch(&self.attend[tile as usize], &launch, &arguments)? };
 
-    /// The second half, where there is more than one split: `out` from the partial results in `workspace`.
-    ///
-    /// # Errors
-    /// As for [`AttentionDecode::split`].
-    ///
-    /// # Safety
-    /// As for [`AttentionDecode::launch`].
-    pub unsafe fn merge(
-        &self,
-        stream: &Stream,
-        shape: DecodeShape,
-        sequences: Slice<'_, Sequence>,
-        workspace: Slice<'_, f32>,
-        out: SliceMut<'_, T>,
-    ) -> Result<(), CudaError> {
-        let heads = shape.heads.check_dim(CHECK, self.head_dim)?;
-        heads.check(CHECK)?;
-        let (splits, split_len) = shape.check()?;
-        let window = window_argument(CHECK, shape.window)?;
-        CHECK.matrix("sequences", sequences.into(), shape.sequences, 1)?;
-        CHECK.matrix("out", (&out).into(), shape.rows, heads.width())?;
-        check_workspace(CHECK, shape.workspace_len(), workspace)?;
+        let Some(merge) = self.merge.as_ref().filter(|_| splits > 1) else { return Ok(()) };
         let mut launch = Launch::linear(heads.query as u32, THREADS);
         launch.grid[1] = shape.sequences as u32;
+        // WarpResults of one row: values with 8 of padding, and a state.
         launch.shared_bytes = (WARPS * (heads.dim + 8 + 2) * 4) as u32;
         let arguments = Arguments::new()
-            .input(workspace)
+            .output(&workspace.partials)
             .output(&out)
-            .input(sequences)
+            .input(inputs.sequences)
             .scalar(window)
             .scalar(split_len)
             .scalar(splits);
         // SAFETY: as above, for the attention_decode_merge kernels.
-        unsafe { stream.launch(&self.merge, &launch, &arguments) }
+        unsafe { stream.launch(merge, &launch, &arguments) }
     }
 }
 
@@ -345,7 +385,9 @@ mod tests {
                 assert!((most..=most + 1).contains(&splits), "window {window:?}, {positions}: {splits}, seen {most}");
             }
         }
+        // Wherever the window stands, up to the unit that it begins in.
         assert_eq!(shape(Some(4096), 16_384, 2048).splits(), 3);
+        assert_eq!(shape(Some(4096), 16_384, 2112).splits(), 2);
         assert_eq!(shape(None, 16_384, 2048).splits(), 8);
     }
 
@@ -357,9 +399,37 @@ mod tests {
         assert_eq!(len(1, 16_384, Some(4096)), 128);
         assert_eq!(len(32, 4096, None), 2048);
         assert_eq!(len(256, 4096, None), 4096);
-        assert_eq!(len(256, 1, None), 128);
+        assert_eq!(len(256, 1, None), 64);
+        // The 3B's two KV heads have a block for each multiprocessor all the same.
+        let heads = Heads { query: 24, kv: 2, dim: 128 };
+        assert_eq!(split_len(1, &heads, Some(4096), 16_384, 132), 64);
+        // From some batch on each sequence is one split, wherever its window stands.
+        for sequences in [64, 256] {
+            let split_len = len(sequences, 16_384, Some(4096));
+            let shape = DecodeShape { sequences, ..shape(Some(4096), 16_384, split_len) };
+            assert_eq!(shape.splits(), 1, "{sequences} sequences");
+            assert_eq!(shape.workspace_len(Form::Split), WorkspaceLen::default());
+        }
         for len in [len(1, 0, None), len(0, 100, Some(1)), len(3, usize::MAX, None)] {
             assert!(len.is_multiple_of(SPLIT_STEP) && (1..=MOST_SPLIT).contains(&len), "{len}");
+        }
+    }
+    #[test]
+    fn what_goes_through_memory_is_what_the_workspace_holds() {
+        let sequences = [Sequence { start: 999, rows: 1, ..Sequence::PADDING }, Sequence::PADDING];
+        let partials = |shape: &DecodeShape, form| {
+            let all: Work = shape.launches(form, "bf16", &sequences, 64).into_iter().map(|(_, work)| work).sum();
+            (all.bytes_written - shape.work(&sequences, 64).bytes_written) as usize
+        };
+        for (split_len, splits, clusters) in [(64, 16, 2), (128, 8, 1), (192, 6, 1), (1024, 1, 1)] {
+            let shape = DecodeShape { sequences: 2, ..shape(None, 1000, split_len) };
+            assert_eq!(shape.splits(), splits);
+            // One of the two sequences has a row.
+            let rows = |len: WorkspaceLen| len.partials * 4 / 2;
+            assert_eq!(partials(&shape, Form::Split), rows(shape.workspace_len(Form::Split)), "{split_len}");
+            let len = shape.workspace_len(Form::Cluster);
+            assert_eq!(partials(&shape, Form::Cluster), rows(len), "{split_len}");
+            assert_eq!(len.arrivals, if clusters > 1 { 2 * 48 } else { 0 }, "{split_len}");
         }
     }
 }

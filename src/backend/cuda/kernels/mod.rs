@@ -5,6 +5,7 @@
 //! returns before it has run. Buffers must live until then ([`Buffer`](super::Buffer)).
 
 pub mod attention_decode;
+mod attention_decode_sm90;
 pub mod attention_ordered;
 pub mod attention_prefill;
 mod attention_prefill_sm90;

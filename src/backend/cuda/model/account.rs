@@ -13,7 +13,7 @@ use super::super::kernels::norm::{Addition, NormForm, NormShape};
 use super::super::kernels::paged::Sequence;
 use super::super::kernels::product::{BIAS_ROPE_KV, Epilogue, LOGITS, Path, ProductShape, QkvShape};
 use super::super::kernels::sample::{self, RowParams, SampleShape};
-use super::super::kernels::{BiasTerm, Element, attention_decode, gemv_normed};
+use super::super::kernels::{BiasTerm, Element, gemv_normed};
 use super::super::layout::{ELEMENT_BYTES, padded};
 use super::super::{Properties, Work};
 use super::attention::{AttentionPlan, StepTiles, ordered_shape};
@@ -296,25 +296,23 @@ impl<'a> Pass<'a> {
         let mut push = |family, kernel, work| {
             launches.push(LaunchAccount { kernel, family, part: Part::Attention, layer: Some(layer), work });
         };
-        if decodes {
-            let shape = decode_shape(rows, sequences.len(), spec, self.split_len);
-            let kernel = attention_decode::split_kernel_name(self.element, &heads);
-            push("attention_decode", kernel, shape.split_work(sequences, page_size));
-            if shape.splits() > 1 {
-                let kernel = attention_decode::merge_kernel_name(self.element, heads.dim);
-                push("attention_decode", kernel, shape.merge_work(sequences));
-            }
-        }
         let StepTiles { split, whole, .. } = &self.tiles;
         let ordered =
             [(split_tiles, split, Division::Split { tile_rows: split_rows }), (tiles, whole, Division::Whole)];
         match AttentionPlan::new(spec, self.options, self.device) {
-            AttentionPlan::Fastest(form) if tiles > 0 => {
-                let kernel = form.kernel_name(self.element, heads.dim);
-                let shape = PrefillShape { rows, tiles, heads, window: window(spec) };
-                push("attention_prefill", kernel, shape.work(sequences, whole, page_size));
+            AttentionPlan::Fastest { decode, prefill } => {
+                if decodes {
+                    let shape = decode_shape(rows, sequences.len(), spec, self.split_len);
+                    for (kernel, work) in shape.launches(decode, self.element, sequences, page_size) {
+                        push("attention_decode", kernel, work);
+                    }
+                }
+                if tiles > 0 {
+                    let kernel = prefill.kernel_name(self.element, heads.dim);
+                    let shape = PrefillShape { rows, tiles, heads, window: window(spec) };
+                    push("attention_prefill", kernel, shape.work(sequences, whole, page_size));
+                }
             }
-            AttentionPlan::Fastest(_) => {}
             AttentionPlan::Ordered { .. } => {
                 for (count, tiles, division) in ordered.into_iter().filter(|(count, ..)| *count > 0) {
                     let shape = ordered_shape(rows, count, division, spec);

@@ -1,8 +1,9 @@
 //! Which attention kernels take which sequences of a step.
 
 use super::super::Properties;
+use super::super::kernels::attention_decode::{self, WorkspaceLen};
 use super::super::kernels::attention_ordered::{self, Division, OrderedShape, SPLIT_LEN};
-use super::super::kernels::attention_prefill::{self, Form, Tile};
+use super::super::kernels::attention_prefill::{self, Tile};
 use super::super::kernels::paged::Sequence;
 use super::forward::decode_shape;
 use super::recordings::largest_bucket;
@@ -14,8 +15,8 @@ use crate::model::ModelSpec;
 /// A choice that depends on the network, the options and the device alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AttentionPlan {
-    /// Decode attention for sequences of one row, prefill attention for longer ones, in this form.
-    Fastest(Form),
+    /// Decode attention for sequences of one row, prefill attention for longer ones, in these forms.
+    Fastest { decode: attention_decode::Form, prefill: attention_prefill::Form },
     /// Ordered attention for all. Where the tiles of short sequences would leave multiprocessors idle, their splits are
     /// computed apart, which changes no bit.
     Ordered {
@@ -42,7 +43,8 @@ pub(super) struct StepTiles {
 impl AttentionPlan {
     pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, device: &Properties) -> AttentionPlan {
         if options.arithmetic == Arithmetic::Fastest {
-            return AttentionPlan::Fastest(Form::of(device));
+            let (decode, prefill) = (attention_decode::Form::of(device), attention_prefill::Form::of(device));
+            return AttentionPlan::Fastest { decode, prefill };
         }
         // Apart while there are fewer blocks than multiprocessors: from there on partial results, a tenth of the bytes of
         // keys and values, cost more than they gain. All steps of a bucket decide alike.
@@ -55,9 +57,9 @@ impl AttentionPlan {
     pub(super) fn tiles(self, sequences: &[Sequence], spec: &ModelSpec) -> StepTiles {
         let (heads, window) = (heads(spec), window(spec));
         let (most_split, split_room) = match self {
-            AttentionPlan::Fastest(form) => {
+            AttentionPlan::Fastest { prefill, .. } => {
                 let whole =
-                    attention_prefill::plan_tiles(sequences, &heads, window, form, |sequence| sequence.rows > 1);
+                    attention_prefill::plan_tiles(sequences, &heads, window, prefill, |sequence| sequence.rows > 1);
                 let decodes = sequences.iter().any(|sequence| sequence.rows == 1);
                 return StepTiles { whole, decodes, ..StepTiles::default() };
             }
@@ -83,7 +85,7 @@ impl AttentionPlan {
     pub(super) fn most_tiles(self, spec: &ModelSpec, options: &CudaOptions) -> (usize, usize) {
         let (rows, sequences) = (options.max_rows, options.max_sequences);
         match self {
-            AttentionPlan::Fastest(_) => (0, attention_prefill::most_tiles(rows, sequences, &heads(spec))),
+            AttentionPlan::Fastest { .. } => (0, attention_prefill::most_tiles(rows, sequences, &heads(spec))),
             AttentionPlan::Ordered { most_split, .. } => {
                 (most_split, attention_ordered::most_tiles(rows, sequences, &heads(spec)))
             }
@@ -91,23 +93,28 @@ impl AttentionPlan {
     }
 
     /// Elements of the workspace that serves any step.
-    pub(super) fn workspace_len(self, spec: &ModelSpec, options: &CudaOptions, device: &Properties) -> usize {
-        let most = match self {
+    pub(super) fn workspace_len(self, spec: &ModelSpec, options: &CudaOptions, device: &Properties) -> WorkspaceLen {
+        let most = |lens: &mut dyn Iterator<Item = WorkspaceLen>| {
+            // A buffer of no elements would take a byte that no plan has.
+            lens.fold(WorkspaceLen { partials: 1, arrivals: 1 }, |most, len| WorkspaceLen {
+                partials: most.partials.max(len.partials),
+                arrivals: most.arrivals.max(len.arrivals),
+            })
+        };
+        match self {
             // Fewer sequences have more splits each: the largest workspace may be that of any number of them.
-            AttentionPlan::Fastest(_) => {
-                let len = |n| decode_shape(n, n, spec, split_len_for(n, spec, device)).workspace_len();
-                (1..=options.max_sequences).map(len).max()
+            AttentionPlan::Fastest { decode, .. } => {
+                let len = |n| decode_shape(n, n, spec, split_len_for(n, spec, device)).workspace_len(decode);
+                most(&mut (1..=options.max_sequences).map(len))
             }
             // Tiles of more rows are fewer, and may see a split more.
             AttentionPlan::Ordered { split_room, .. } => {
                 let room = attention_ordered::tile_rows(&heads(spec));
                 let division = |tile_rows| Division::Split { tile_rows };
                 let len = |rows| ordered_shape(0, split_room / rows, division(rows), spec).workspace_len();
-                (1..=room).map(len).max()
+                most(&mut (1..=room).map(|rows| WorkspaceLen { partials: len(rows), arrivals: 0 }))
             }
-        };
-        // A buffer of no elements would take a byte that no plan has.
-        most.unwrap_or(0).max(1)
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use bytemuck::Pod;
 
 use super::super::error::CudaError;
 use super::super::kernels::Element;
-use super::super::kernels::attention_decode::{AttentionDecode, DecodeShape};
+use super::super::kernels::attention_decode::{AttentionDecode, DecodeShape, DecodeWorkspace};
 use super::super::kernels::attention_ordered::{AttentionOrdered, Division};
 use super::super::kernels::attention_prefill::{AttentionPrefill, PrefillShape};
 use super::super::kernels::embed::{Embed, EmbedShape};
@@ -178,17 +178,18 @@ impl<'a, T: Element> Pass<'a, T> {
         let (whole, split) = (self.words(&self.layout.tiles)?, self.words(&self.layout.split_tiles)?);
         let (sequence_table, block_tables) =
             (self.words(&self.layout.sequences)?, self.words(&self.layout.block_tables)?);
-        let Workspace { queries, attended, partials, .. } = &mut *self.workspace;
+        let Workspace { queries, attended, partials, arrivals, .. } = &mut *self.workspace;
         let (queries, cache) = (rows(queries, count, width)?, self.cache.layer(layer)?);
         let inputs = AttentionInputs { queries, cache, sequences: sequence_table, block_tables };
         match &self.kernels.attention {
             Attention::Fastest { decode, prefill } => {
                 if decodes {
                     let shape = decode_shape(count, sequences, self.spec, self.split_len);
+                    let workspace = DecodeWorkspace { partials: partials.view_mut(), arrivals: arrivals.view_mut() };
                     let out = rows_mut(attended, count, width)?;
                     // SAFETY: `Step` made sequences and tables of a batch that `Places` had checked; what is beyond is
                     // padding.
-                    unsafe { decode.launch(stream, shape, inputs, partials.view_mut(), out)? };
+                    unsafe { decode.launch(stream, shape, inputs, workspace, out)? };
                 }
                 if tiles > 0 {
                     let shape = PrefillShape { rows: count, tiles, heads, window };

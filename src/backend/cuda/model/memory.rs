@@ -6,6 +6,7 @@ use crate::backend::BackendError;
 use crate::kv::CacheGeometry;
 use crate::model::ModelSpec;
 
+use super::super::kernels::attention_decode::WorkspaceLen;
 use super::super::layout::{ELEMENT_BYTES, Layout, padded};
 use super::super::weights::RopeTable;
 use super::super::{Device, Properties};
@@ -40,8 +41,8 @@ pub(super) struct Sizes {
     pub layers: usize,
     /// 32-bit words of the largest step's inputs.
     pub step_words: usize,
-    /// Elements of attention's workspace, f32.
-    pub partials: usize,
+    /// Elements of attention's workspace.
+    pub attention: WorkspaceLen,
     /// Bytes of the sampler's buffers.
     pub sampler_bytes: u64,
 }
@@ -80,7 +81,7 @@ impl Sizes {
             layer_cache: options.pages as usize * page,
             layers: spec.layers,
             step_words: StepLayout::new(step).words(),
-            partials: attention.workspace_len(spec, options, gpu),
+            attention: attention.workspace_len(spec, options, gpu),
             sampler_bytes: Sampler::bytes(gpu, spec, logits_rows),
         }
     }
@@ -132,7 +133,7 @@ impl MemoryPlan {
                 line("key/value cache", elements(2 * sizes.layers * sizes.layer_cache)),
                 line("activations", elements(sizes.activations())),
                 line("logits", (sizes.logits_rows * sizes.vocab * 4) as u64),
-                line("attention workspace", (sizes.partials * 4) as u64),
+                line("attention workspace", (4 * (sizes.attention.partials + sizes.attention.arrivals)) as u64),
                 line("step inputs", (sizes.step_words * 4) as u64),
                 line("sampler", sizes.sampler_bytes),
             ],

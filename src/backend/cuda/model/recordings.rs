@@ -115,7 +115,7 @@ fn shape(rows: usize, spec: &ModelSpec, options: &CudaOptions, attention: Attent
     let positions = u32::try_from(spec.max_positions).unwrap_or(u32::MAX);
     let blocks = CacheGeometry::pages_for_sequence(options.page_size.get(), positions, spec.window, 1);
     let (split_tiles, tiles, decodes) = match attention {
-        AttentionPlan::Fastest(_) => (0, 0, true),
+        AttentionPlan::Fastest { .. } => (0, 0, true),
         AttentionPlan::Ordered { most_split, .. } if rows <= most_split => (rows, 0, false),
         AttentionPlan::Ordered { .. } => (0, rows, false),
     };

@@ -182,7 +182,7 @@ pub(super) fn window(spec: &ModelSpec) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::kernels::attention_prefill::Form;
+    use super::super::super::kernels::{attention_decode, attention_prefill};
     use super::*;
     use crate::backend::SequenceRows;
     use crate::checkpoint::Config;
@@ -212,7 +212,8 @@ mod tests {
         let batch = Batch { token_ids: &ids, sequences: &sequences, logits_rows: &[0, 5] };
         let mut places = Places::new(7, CACHE.pages);
         places.make(&batch, &spec, CACHE).unwrap();
-        let step = Step::new(&batch, &spec, CACHE, AttentionPlan::Fastest(Form::Warp));
+        let (decode, prefill) = (attention_decode::Form::Split, attention_prefill::Form::Warp);
+        let step = Step::new(&batch, &spec, CACHE, AttentionPlan::Fastest { decode, prefill });
         let exact = StepShape {
             rows: 6,
             sequences: 3,

@@ -28,6 +28,8 @@ pub(super) struct Workspace<T> {
     pub logits: Buffer<f32>,
     /// Attention's partial results, f32.
     pub partials: Buffer<f32>,
+    /// Its counters of those that have come, 0 between launches.
+    pub arrivals: Buffer<u32>,
     pub sizes: Sizes,
 }
 
@@ -42,7 +44,8 @@ impl<T: Element> Workspace<T> {
             attended: stream.zeroed(rows * sizes.attended)?,
             inner: stream.zeroed(rows * sizes.inner)?,
             logits: stream.zeroed(sizes.logits_rows * sizes.vocab)?,
-            partials: stream.zeroed(sizes.partials)?,
+            partials: stream.zeroed(sizes.attention.partials)?,
+            arrivals: stream.zeroed(sizes.attention.arrivals)?,
             sizes: sizes.clone(),
         })
     }

@@ -1,7 +1,7 @@
 //! Attention, over pages that lie in no order.
 
 use crate::backend::cuda::kernels::Element;
-use crate::backend::cuda::kernels::attention_decode::{AttentionDecode, DecodeShape};
+use crate::backend::cuda::kernels::attention_decode::{self, AttentionDecode, DecodeShape, DecodeWorkspace};
 use crate::backend::cuda::kernels::attention_ordered::{AttentionOrdered, OrderedShape};
 use crate::backend::cuda::kernels::attention_prefill::{AttentionPrefill, Form, PrefillShape, Tile};
 use crate::backend::cuda::kernels::paged::{AttentionInputs, CacheView, Heads, Sequence};
@@ -97,16 +97,28 @@ pub struct Decode<T> {
     kernels: AttentionDecode<T>,
     shape: DecodeShape,
     step: Step,
-    workspace: Buffer<f32>,
+    partials: Buffer<f32>,
+    arrivals: Buffer<u32>,
     sets: Vec<Set<T>>,
 }
 
 impl<T: Element> Decode<T> {
-    pub fn new(filler: &Filler<T>, case: &Case, shape: DecodeShape, sets: usize) -> Result<Decode<T>, CudaError> {
+    /// In the device's form, or this one.
+    pub fn new(
+        filler: &Filler<T>,
+        case: &Case,
+        shape: DecodeShape,
+        form: Option<attention_decode::Form>,
+        sets: usize,
+    ) -> Result<Decode<T>, CudaError> {
         let step = Step::new(&filler.stream, case)?;
         let sets = step.sets(filler, shape.rows, &shape.heads, sets)?;
-        let kernels = AttentionDecode::load(filler.stream.device(), shape.heads.dim)?;
-        Ok(Decode { kernels, shape, step, workspace: filler.stream.zeroed(shape.workspace_len())?, sets })
+        let device = filler.stream.device();
+        let form = form.unwrap_or_else(|| attention_decode::Form::of(device.properties()));
+        let kernels = AttentionDecode::load_form(device, shape.heads.dim, form)?;
+        let needed = shape.workspace_len(kernels.form());
+        let (partials, arrivals) = (filler.stream.zeroed(needed.partials)?, filler.stream.zeroed(needed.arrivals)?);
+        Ok(Decode { kernels, shape, step, partials, arrivals, sets })
     }
 }
 
@@ -116,12 +128,13 @@ impl<T: Element> Launches for Decode<T> {
     }
 
     fn launch(&mut self, stream: &Stream, set: usize) -> Result<(), CudaError> {
-        let Decode { kernels, shape, step, workspace, sets } = self;
+        let Decode { kernels, shape, step, partials, arrivals, sets } = self;
         let Some(Set { queries, keys, values, out }) = set_of(sets, set) else { return Ok(()) };
         let inputs = step.inputs(queries, keys, values);
+        let workspace = DecodeWorkspace { partials: partials.view_mut(), arrivals: arrivals.view_mut() };
         // SAFETY: the case's sequences are rows of the step, and every block of theirs has an entry in the tables that
         // is below the number of pages.
-        unsafe { kernels.launch(stream, *shape, inputs, workspace.view_mut(), out.view_mut()) }
+        unsafe { kernels.launch(stream, *shape, inputs, workspace, out.view_mut()) }
     }
 }
 

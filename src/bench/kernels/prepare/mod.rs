@@ -53,7 +53,7 @@ impl Case {
                 Box::new(products::Normed::new(&filler, *norm, *form, (*shape, *bias), sets)?)
             }
             What::Head(shape) => Box::new(products::Logits::new(&filler, *shape, sets)?),
-            What::Decode { shape, .. } => Box::new(attention::Decode::new(&filler, self, *shape, sets)?),
+            What::Decode { shape, form, .. } => Box::new(attention::Decode::new(&filler, self, *shape, *form, sets)?),
             What::Prefill { shape, .. } => Box::new(attention::Prefill::new(&filler, self, *shape, sets)?),
             What::OrderedDecode { shape, .. } | What::OrderedPrefill { shape, .. } => {
                 Box::new(attention::Ordered::new(&filler, self, *shape, sets)?)

@@ -1,0 +1,195 @@
+// Attention of one row a sequence over one split of its keys, by a block: what decode shares on all devices. How splits
+// are merged is each file's own.
+#pragma once
+#include "common/attention.cuh"
+#include "common/pages.cuh"
+#include "common/partials.cuh"
+
+static constexpr uint32_t kWarps = 4;
+static constexpr uint32_t kThreads = kWarps * 32;
+
+// Keys that a query at the end of `sequence` sees, and the splits that they are cut into: split i holds positions
+// first + i split_len .. first + (i + 1) split_len. `first` is that of the first visible key's unit, so that a window
+// has as many splits wherever it stands.
+struct Splits {
+    KeyRange visible;
+    uint32_t first;
+    uint32_t count;
+    DEVICE Splits of(const Span& sequence, uint32_t window, uint32_t split_len) {
+        const KeyRange visible{first_visible(sequence.start, window), sequence.start + 1};
+        const uint32_t first = visible.first / kUnit * kUnit;
+        return Splits{visible, first, (visible.end - 1 - first) / split_len + 1};
+    }
+    // The visible keys of split `index`, which is below `count`.
+    DEVICE KeyRange keys(const Splits& splits, uint32_t index, uint32_t split_len) {
+        const uint32_t first = splits.first + index * split_len;
+        return KeyRange{max(splits.visible.first, first), min(splits.visible.end, first + split_len)};
+    }
+};
+
+// The results of the block's warps, in shared memory.
+template <uint32_t kHeadDim, uint32_t kRows>
+struct WarpResults {
+    using Row = RowResult<kHeadDim>;
+    static constexpr uint32_t kPitch = kHeadDim + 8;  // floats; the 8 spread the rows of a fragment over the banks
+    static constexpr uint32_t kBytes = kWarps * kRows * (kPitch * sizeof(float) + sizeof(SoftmaxState));
+    float* values;         // [kWarps][kRows][kPitch]
+    SoftmaxState* states;  // [kWarps][kRows]
+    DEVICE WarpResults in(uint8_t* shared) {
+        float* const values = reinterpret_cast<float*>(shared);
+        return WarpResults{values, reinterpret_cast<SoftmaxState*>(values + kWarps * kRows * kPitch)};
+    }
+    // One row over all warps, merged in their order.
+    DEVICE Row merged(const WarpResults& results, uint32_t row) {
+        Row result = Row::none();
+#pragma unroll
+        for (uint32_t warp = 0; warp < kWarps; warp++) {
+            const uint32_t at = warp * kRows + row;
+            Row::add(result, Row::load_shared(results.states[at], results.values + at * kPitch));
+        }
+        return result;
+    }
+};
+
+// Bytes of a block's ring: each warp's stages, of a unit of keys and one of values.
+template <uint32_t kHeadDim, uint32_t kStages>
+static constexpr uint32_t kRingBytes = kWarps * kStages * 2 * kUnit * TileLayout<kHeadDim>::kRowBytes;
+
+// The results of the block's warps over `keys`, for `heads` query rows, one after the other from `queries` on, that
+// share `kv_head`: left in `shared`, of kRingBytes, to be read behind a block_sync.
+//
+//   values[row, :] = sum over keys k of exp2(s[k] - m) v[k, :]
+//   state[row] = (m, sum over keys k of exp2(s[k] - m))
+//   s[k] = q[row, :] . k[k, :] log2(e) / sqrt(kHeadDim), m = max over keys k of s[k]
+//
+// A warp takes units of 16 keys: unit u of the split goes to warp u % 4. A warp multiplies and softens its own keys
+// alone, no barrier in the loop.
+//
+// All query heads of a KV head, up to 16 kRowTiles, are the rows of m16n8k16 tiles: keys and values are read once for
+// the whole group. Rows that are left over are zeros, computed and not used.
+//
+// Bytes in flight: each warp has kStages units under way, of 2 x 16 x kHeadDim elements, 8 KiB (kHeadDim 64: 4), and
+// waits with kStages - 1 of them asked for: 4 x 2 x 8 = 64 KiB a block (4 x 3 x 4 = 48), two blocks a multiprocessor.
+// (H200: 4.8 TB/s x 0.7 us / 132 multiprocessors = 25 KiB keep memory busy.) The queries, once, come through the last
+// stage, which is filled after them.
+template <class T, uint32_t kHeadDim, uint32_t kRowTiles, uint32_t kStages>
+DEVICE void attend_split(uint8_t* shared, const T* queries, uint32_t heads, const Cache<T>& cache, uint32_t kv_head,
+                         uint32_t table, const KeyRange& keys) {
+    using Layout = TileLayout<kHeadDim>;
+    constexpr uint32_t kRows = 16 * kRowTiles;
+    constexpr uint32_t kUnitBytes = kUnit * Layout::kRowBytes, kStageBytes = 2 * kUnitBytes;
+    using Results = WarpResults<kHeadDim, kRows>;
+    static_assert(kRows * Layout::kRowBytes <= kStageBytes, "the queries pass through one stage");
+    static_assert(Results::kBytes <= kRingBytes<kHeadDim, kStages>, "the results take the ring's place");
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const uint32_t stages = shared_address(shared) + warp * kStages * kStageBytes;  // of this warp
+
+    // Unit number i of this warp is first_unit + i kWarps of the sequence.
+    const uint32_t first_unit = keys.first / kUnit + warp, last_unit = (keys.end - 1) / kUnit;
+    const uint32_t units = first_unit > last_unit ? 0 : (last_unit - first_unit) / kWarps + 1;
+    WarpPages pages = look_up(cache, table, keys, first_unit, kWarps);
+
+    // Copies of this warp go row by row: lane l has chunk l % kChunks of rows l / kChunks, + kStep, ...
+    constexpr uint32_t kStep = 32 / Layout::kChunks;
+    const uint32_t chunk = lane % Layout::kChunks, first_row = lane / Layout::kChunks;
+#pragma unroll
+    for (uint32_t row = first_row; row < kRows; row += kStep) {
+        const T* const source = queries + (row < heads ? row : 0) * kHeadDim + chunk * kVector;
+        copy_async_16(stages + (kStages - 1) * kStageBytes + Layout::offset(row, chunk), source, row < heads ? 16 : 0);
+    }
+    copy_async_commit();
+    // Starts to copy keys and values of unit number `i`; those that the row does not see become zeros and are not read.
+    const auto copy = [&](uint32_t i, uint32_t stage) {
+        if (i < units) {
+            const uint32_t page = page_of(pages, i);
+            const uint32_t position = (first_unit + i * kWarps) * kUnit + first_row;
+            const size_t slot = first_slot(cache, page, kv_head) + slot_in_page(cache, position);
+            const size_t source = slot * kHeadDim + chunk * kVector;
+            const uint32_t target = stages + stage * kStageBytes;
+#pragma unroll
+            for (uint32_t row = 0; row < kUnit; row += kStep) {
+                const uint32_t bytes = KeyRange::contains(keys, position + row) ? 16 : 0;
+                const uint32_t shared_chunk = target + Layout::offset(first_row + row, chunk);
+                copy_async_16(shared_chunk, cache.keys + source + row * kHeadDim, bytes);
+                copy_async_16(shared_chunk + kUnitBytes, cache.values + source + row * kHeadDim, bytes);
+            }
+        }
+        copy_async_commit();
+    };
+#pragma unroll
+    for (uint32_t i = 0; i < kStages - 1; i++) copy(i, i);
+
+    copy_async_wait<kStages - 1>();
+    warp_sync();
+    HeldQueries<kHeadDim, kRowTiles> held;
+    HeldQueries<kHeadDim, kRowTiles>::fill(held, stages + (kStages - 1) * kStageBytes, lane);
+
+    SoftmaxState states[kRowTiles][2];
+    float sums[kRowTiles][kHeadDim / 8][4] = {};
+#pragma unroll
+    for (uint32_t m = 0; m < kRowTiles; m++) states[m][0] = states[m][1] = no_keys();
+    uint32_t stage = 0, free_stage = kStages - 1;
+    for (uint32_t i = 0; i < units; i++) {
+        // The oldest copy has come for all lanes, and none reads the stage before it, or the queries, any more.
+        copy_async_wait<kStages - 2>();
+        warp_sync();
+        const uint32_t next = i + kStages - 1;
+        if (next % 32 == 0) pages = look_up(cache, table, keys, first_unit + next * kWarps, kWarps);
+        copy(next, free_stage);
+        free_stage = stage;
+
+        const uint32_t unit = stages + stage * kStageBytes;
+        float scores[kRowTiles][kUnit / 8][4];
+        multiply_keys<T, kHeadDim, kRowTiles, kUnit>(scores, held, unit);
+        const uint32_t first_key = (first_unit + i * kWarps) * kUnit;
+        if (first_key < keys.first || first_key + kUnit > keys.end) {
+#pragma unroll
+            for (uint32_t n = 0; n < kUnit / 8; n++) {
+#pragma unroll
+                for (uint32_t e = 0; e < 4; e++) {
+                    const bool seen = KeyRange::contains(keys, first_key + n * 8 + lane % 4 * 2 + e % 2);
+#pragma unroll
+                    for (uint32_t m = 0; m < kRowTiles; m++) scores[m][n][e] = seen ? scores[m][n][e] : kMasked;
+                }
+            }
+        }
+        soften<kHeadDim, kRowTiles, kUnit>(scores, states, sums, kLog2Scale<kHeadDim>);
+        uint32_t weights[kRowTiles][1][4];
+        pack_weights<T, kRowTiles, kUnit>(weights, scores);
+        multiply_values<T, kHeadDim, kRowTiles, kUnit>(sums, weights, unit + kUnitBytes);
+        stage = stage == kStages - 1 ? 0 : stage + 1;
+    }
+
+    whole_rows(states);
+    copy_async_wait_all();
+    block_sync();
+    const auto results = Results::in(shared);
+#pragma unroll
+    for (uint32_t m = 0; m < kRowTiles; m++) {
+#pragma unroll
+        for (uint32_t half = 0; half < 2; half++) {
+            const uint32_t row = warp * kRows + m * 16 + half * 8 + lane / 4;
+            if (lane % 4 == 0) results.states[row] = states[m][half];
+#pragma unroll
+            for (uint32_t n = 0; n < kHeadDim / 8; n++) {
+                *reinterpret_cast<float2*>(results.values + row * Results::kPitch + n * 8 + lane % 4 * 2) =
+                    make_float2(sums[m][n][2 * half], sums[m][n][2 * half + 1]);
+            }
+        }
+    }
+}
+
+// What a block of either form does: grid (x: splits, y: tiles of query heads, z: sequences).
+struct HeadTile {
+    uint32_t kv_head;
+    uint32_t first;  // query head of the layer
+    uint32_t heads;
+    uint32_t all;  // query heads of the layer
+    // Tile blockIdx.y of kRows heads at the most.
+    template <uint32_t kRows, class T>
+    DEVICE HeadTile of(const Cache<T>& cache, uint32_t group) {
+        const uint32_t tiles = gridDim.y / cache.kv_heads, kv_head = blockIdx.y / tiles;
+        const uint32_t first = blockIdx.y % tiles * kRows;
+        return HeadTile{kv_head, kv_head * group + first, min(group - first, kRows), cache.kv_heads * group};
+    }
+};
