@@ -423,18 +423,19 @@ fn what_a_decode_step_costs() {
                 let batch = Batch { token_ids: &ids, sequences: &sequences, logits_rows: &logits_rows };
                 backend.forward(&batch).unwrap();
                 backend.logits(0).unwrap();
-                let (mut bytes, mut of_attention, mut instructions, mut instructions_of_attention) = (0, 0, 0, 0);
+                let (mut bytes, mut of_attention, mut instructions, mut of_warpgroups) = (0, 0, 0, 0);
                 for launch in interpreter.counters() {
                     let moved = launch.bytes_read + launch.bytes_written;
-                    (bytes, instructions) = (bytes + moved, instructions + launch.matrix_instructions);
+                    bytes += moved;
+                    instructions += launch.matrix_instructions;
+                    of_warpgroups += launch.warpgroup_instructions;
                     if launch.kernel.starts_with("attention") {
                         of_attention += moved;
-                        instructions_of_attention += launch.matrix_instructions;
                     }
                 }
                 println!(
                     "{arithmetic:?}, {count} sequences: {bytes} bytes ({of_attention} of attention), {instructions} \
-                         matrix instructions ({instructions_of_attention})"
+                         matrix instructions of warps, {of_warpgroups} of warpgroups"
                 );
             }
         }
