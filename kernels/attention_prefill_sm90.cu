@@ -1,6 +1,7 @@
 // targets: sm_90a
 // Attention of many rows of a sequence over its paged cache, on Hopper: prompts, whole or in chunks.
 #include "common/key_tiles.cuh"
+#include "common/multiply_add.cuh"
 #include "common/ring.cuh"
 
 static constexpr uint32_t kWarpgroup = 128;                 // threads
@@ -229,25 +230,6 @@ DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const Tensor
     }
 }
 
-// d = a b + (accumulate ? d : 0) for bf16 and f16, both operands in shared memory, major K.
-template <int R>
-DEVICE void multiply(bf16, float (&d)[R], uint64_t a, uint64_t b, uint32_t accumulate) {
-    warpgroup_multiply_bf16<kMajorK, kMajorK>(d, a, b, accumulate);
-}
-template <int R>
-DEVICE void multiply(f16, float (&d)[R], uint64_t a, uint64_t b, uint32_t accumulate) {
-    warpgroup_multiply_f16<kMajorK, kMajorK>(d, a, b, accumulate);
-}
-// d += a b, a in registers, b major MN.
-template <int R>
-DEVICE void multiply(bf16, float (&d)[R], const uint32_t (&a)[4], uint64_t b) {
-    warpgroup_multiply_bf16<kMajorMN>(d, a, b, 1);
-}
-template <int R>
-DEVICE void multiply(f16, float (&d)[R], const uint32_t (&a)[4], uint64_t b) {
-    warpgroup_multiply_f16<kMajorMN>(d, a, b, 1);
-}
-
 // A descriptor's address, moved on.
 DEVICE uint64_t moved(uint64_t descriptor, uint32_t bytes) { return descriptor + (bytes >> 4); }
 
@@ -294,7 +276,7 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
 #pragma unroll
             for (uint32_t step = 0; step < kHeadDim / 16; step++) {
                 const uint32_t offset = step / 4 * Layout::kPanelBytes + step % 4 * 32;
-                multiply(T{}, flat_scores, moved(queries, offset), moved(keys, offset), step > 0 ? 1 : 0);
+                multiply_add(T{}, flat_scores, moved(queries, offset), moved(keys, offset), step > 0 ? 1 : 0);
             }
             warpgroup_commit();
         };
@@ -302,7 +284,7 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
             const uint64_t values = matrix_descriptor_128_mn(M::values(memory, stage), Layout::kPanelBytes);
 #pragma unroll
             for (uint32_t step = 0; step < kKeys / 16; step++) {
-                multiply(T{}, flat_sums, weights[0][step], moved(values, step * 16 * Layout::kRowBytes));
+                multiply_add(T{}, flat_sums, weights[0][step], moved(values, step * 16 * Layout::kRowBytes));
             }
             warpgroup_commit();
         };

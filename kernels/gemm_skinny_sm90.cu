@@ -2,6 +2,7 @@
 // Some rows of activations, 17 to 256, times a weight matrix: batched decode and speculation, bound by the bytes of the
 // weights. On Hopper by wgmma, the weights as its 64 rows and the batch as its few columns.
 #include "common/epilogue.cuh"
+#include "common/multiply_add.cuh"
 #include "common/ring.cuh"
 #include "ptx/ptx.cuh"
 
@@ -27,16 +28,6 @@ using Batch64 = Shape<64, 4, 2>;
 using Batch128 = Shape<128, 3, 2>;
 using Batch192 = Shape<192, 5, 1>;
 using Batch256 = Shape<256, 4, 1>;
-
-// d += a b for bf16 and f16, both operands by their descriptors.
-template <int R>
-DEVICE void multiply_add(bf16, float (&d)[R], uint64_t a, uint64_t b) {
-    warpgroup_multiply_bf16<kMajorK, kMajorK>(d, a, b, 1);
-}
-template <int R>
-DEVICE void multiply_add(f16, float (&d)[R], uint64_t a, uint64_t b) {
-    warpgroup_multiply_f16<kMajorK, kMajorK>(d, a, b, 1);
-}
 
 // out[m, n] = epilogue(sum over k of x[m, k] weights[n, k])
 //
@@ -170,7 +161,7 @@ DEVICE void skinny(const TensorMap& x, const TensorMap& weights, const typename 
 #pragma unroll
             for (uint32_t step = 0; step < kDepth / 16; step++) {
                 const uint32_t on = place.stage * Shape::kStageBytes + step * 32;
-                multiply_add(T{}, sums, matrix_descriptor_128(a + on), matrix_descriptor_128(b + on));
+                multiply_add(T{}, sums, matrix_descriptor_128(a + on), matrix_descriptor_128(b + on), 1);
             }
             warpgroup_commit();
             // At once, not when the next stage is full: what memory waits for is a free stage.

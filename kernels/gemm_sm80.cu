@@ -1,6 +1,7 @@
 // targets: sm_80 compute_80 sm_90
 // Many rows of activations times a weight matrix: prefill and large batches, on the tensor cores by mma.sync.
 #include "common/epilogue.cuh"
+#include "common/multiply_add.cuh"
 #include "common/vector.cuh"
 #include "ptx/ptx.cuh"
 
@@ -26,14 +27,6 @@ struct Tile {
     // period is 8 rows.
     DEVICE uint32_t swizzle(uint32_t row) { return kChunks == 8 ? row % 8 : row / 2 % 4; }
 };
-
-// d += a b for bf16 and f16.
-DEVICE void multiply_add(bf16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    multiply_m16n8k16_bf16(d, a, b, d);
-}
-DEVICE void multiply_add(f16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    multiply_m16n8k16_f16(d, a, b, d);
-}
 
 // Waits until at most `stages` - 2 of this thread's groups of copies are unfinished, for 3, 4, 6 or 8 stages. The
 // instruction takes a constant: of these, each but the last that applies waits for nothing more. Predicated, where a

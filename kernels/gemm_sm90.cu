@@ -1,6 +1,7 @@
 // targets: sm_90a
 // Many rows of activations times a weight matrix on Hopper: prefill and large batches, on the tensor cores by wgmma.
 #include "common/epilogue.cuh"
+#include "common/multiply_add.cuh"
 #include "common/ring.cuh"
 #include "common/vector.cuh"
 #include "ptx/ptx.cuh"
@@ -35,16 +36,6 @@ template <class T>
 struct IsMatrix<Matrix<T>> {
     static constexpr bool value = true;
 };
-
-// d = a b + (accumulate ? d : 0) for bf16 and f16.
-template <int kSums>
-DEVICE void multiply_add(bf16, float (&d)[kSums], uint64_t a, uint64_t b, uint32_t accumulate) {
-    warpgroup_multiply_bf16<kMajorK, kMajorK>(d, a, b, accumulate);
-}
-template <int kSums>
-DEVICE void multiply_add(f16, float (&d)[kSums], uint64_t a, uint64_t b, uint32_t accumulate) {
-    warpgroup_multiply_f16<kMajorK, kMajorK>(d, a, b, accumulate);
-}
 
 // Where a 16-byte chunk of a piece's row lies. As the copy engine spreads them: the 8 rows of a matrix that stmatrix
 // writes, and the 8 chunks of a row, lie in 8 different groups of 4 banks.

@@ -10,16 +10,9 @@
 // c ^ (r % 8). Eight rows of one chunk, which is what ldmatrix reads at a time, so lie in all 32 banks once, and so do
 // eight neighbouring chunks of a row, which is what cp.async writes.
 #pragma once
+#include "common/multiply_add.cuh"
 #include "common/softmax.cuh"
 #include "common/vector.cuh"
-
-// d += a b for bf16 and f16.
-DEVICE void multiply_add(bf16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    multiply_m16n8k16_bf16(d, a, b, d);
-}
-DEVICE void multiply_add(f16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    multiply_m16n8k16_f16(d, a, b, d);
-}
 
 // log2(e) / sqrt(head_dim): from a product of query and key to a score in the log2 domain.
 template <uint32_t kHeadDim>

@@ -1,6 +1,7 @@
 // The product of a few rows of activations with a weight matrix: decode. gemv.cu and gemv_normed.cu make kernels of it.
 #pragma once
 #include "common/epilogue.cuh"
+#include "common/multiply_add.cuh"
 #include "common/vector.cuh"
 #include "ptx/ptx.cuh"
 
@@ -9,14 +10,6 @@ static constexpr uint32_t kThreads = kWarps * 32;
 static constexpr uint32_t kStep = 32;          // of k: 4 lanes x 8 elements
 static constexpr uint32_t kSlab = 4 * kStep;   // consecutive k of one warp, before the next warp's turn
 static constexpr uint32_t kLoads = 8;          // 16-byte loads of weights that a thread has in flight
-
-// d += a b for bf16 and f16.
-DEVICE void multiply_add(bf16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    multiply_m16n8k16_bf16(d, a, b, d);
-}
-DEVICE void multiply_add(f16, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    multiply_m16n8k16_f16(d, a, b, d);
-}
 
 // Where gemv finds its activations. A type of them has
 //   ahead(rows, depth, shared)                       reads ahead of grid_dependency_wait() what no kernel writes
