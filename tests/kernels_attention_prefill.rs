@@ -6,17 +6,11 @@ mod common;
 #[path = "common/prefill.rs"]
 mod prefill;
 
-use attention::{Step, World, assert_no_bank_conflicts};
-use common::{Bench, Half};
+use attention::{Step, World};
 use half::{bf16, f16};
-use prefill::{Run, heads, outputs};
-use rigel::backend::cuda::CudaError;
+use prefill::{Run, heads, load, outputs};
 use rigel::backend::cuda::kernels::attention_prefill::{AttentionPrefill, Form, PrefillShape, tile_rows};
 use rigel::backend::cuda::kernels::paged::{AttentionInputs, Heads};
-
-fn load<T: Half>(bench: &Bench, dim: usize) -> Result<AttentionPrefill<T>, CudaError> {
-    AttentionPrefill::load_form(bench.device(), dim, Form::Warp)
-}
 
 /// Groups from 1 to 64, both head_dims, windows around nothing, a page and a tile of keys, pages of 16, 64 and 128.
 fn steps() -> Vec<Step> {
@@ -58,60 +52,22 @@ fn steps() -> Vec<Step> {
     ]
 }
 
-fn agrees<T: Half>() {
-    let worlds: Vec<_> = (0..)
-        .zip(steps())
-        .map(|(seed, step)| {
-            let world = World::<T>::new(step, seed);
-            let reference = world.reference(world.step.window);
-            (world, reference)
-        })
-        .collect();
-    common::on_every_schedule(|bench| {
-        let kernels = [64, 128].map(|dim| load::<T>(bench, dim).unwrap());
-        for (world, reference) in &worlds {
-            let place = format!("{} {:?}", T::NAME, world.step);
-            let mut run = Run::new(bench, world, Form::Warp);
-            let work = run.shape.work(&world.sequences, &run.tiles, world.step.page_size);
-            bench.run(work, || run.launch(bench, &kernels[world.step.heads.dim / 128]));
-            assert_no_bank_conflicts(&place);
-            reference.check(world, &run.found(bench), |_| true, &place);
-        }
-    });
-}
-
 device_test! {
     fn prefill_in_bf16_agrees_with_float64() {
-        agrees::<bf16>();
+        prefill::agrees::<bf16>(Form::Warp, steps());
     }
 }
 
 device_test! {
     fn prefill_in_f16_agrees_with_float64() {
-        agrees::<f16>();
+        prefill::agrees::<f16>(Form::Warp, steps());
     }
 }
 
 device_test! {
     /// The comparison has the power to see a window that is off by one, in every row that it makes a difference to.
     fn a_window_off_by_one_is_seen() {
-        for window in [5usize, 64] {
-            let step = Step { heads: heads(12, 1, 128), window: Some(window), page_size: 64, spans: vec![(90, 17)] };
-            let world = World::<f16>::new(step, 7);
-            let others = [window - 1, window + 1].map(|window| world.reference(Some(window)));
-            common::on_every_schedule(|bench| {
-                let attention = load(bench, 128).unwrap();
-                let mut run = Run::new(bench, &world, Form::Warp);
-                run.launch(bench, &attention).unwrap();
-                let found = run.found(bench);
-                world.reference(Some(window)).check(&world, &found, |_| true, "the right window");
-                for (other, reference) in [window - 1, window + 1].into_iter().zip(&others) {
-                    for row in 1..18 {
-                        assert!(reference.check_row(&found, row).is_err(), "row {row} passes for a window of {other}");
-                    }
-                }
-            });
-        }
+        prefill::a_window_off_by_one_is_seen(Form::Warp, [5, 64], 90);
     }
 }
 
@@ -126,7 +82,7 @@ device_test! {
                     page_size,
                     spans: spans.to_vec(),
                 };
-                let attention = load::<bf16>(bench, dim).unwrap();
+                let attention = load::<bf16>(bench, dim, Form::Warp).unwrap();
                 let width = group * dim;
                 let whole = outputs(bench, &attention, Form::Warp, step(64, &[(0, 140)]));
                 for (page_size, start, rows) in [(16, 0, 37), (128, 37, 90), (64, 127, 13), (64, 139, 1)] {
@@ -140,25 +96,8 @@ device_test! {
 }
 
 device_test! {
-    /// Each launch reads what the one before wrote and may start before that ends; then the same from a recording.
     fn attention_in_a_row_and_in_a_graph_gives_the_same_as_one_by_one() {
-        let spans = vec![(20, 30), (0, 0), (0, 5)];
-        let world = World::<bf16>::new(Step { heads: heads(2, 2, 64), window: Some(33), page_size: 16, spans }, 5);
-        common::on_every_schedule(|bench| {
-            let (attention, stream) = (load(bench, 64).unwrap(), &bench.stream);
-            let run = Run::new(bench, &world, Form::Warp);
-            let (tiles, first) = (run.tiles_on_device.view(), bench.download(run.device.queries.view()));
-            let mut b = bench.upload(&first);
-            // There and back: the outputs are the next queries.
-            bench.assert_same_however_launched(&first, |a| {
-                let inputs = AttentionInputs { queries: a.view(), ..run.device.inputs() };
-                // SAFETY: the world's tables fit its rows and cache.
-                unsafe { attention.launch(stream, run.shape, inputs, tiles, b.view_mut())? };
-                let inputs = AttentionInputs { queries: b.view(), ..run.device.inputs() };
-                // SAFETY: as above.
-                unsafe { attention.launch(stream, run.shape, inputs, tiles, a.view_mut()) }
-            });
-        });
+        prefill::the_same_however_launched(Form::Warp);
     }
 }
 
@@ -167,7 +106,7 @@ device_test! {
         let step = Step { heads: heads(2, 2, 64), window: None, page_size: 16, spans: vec![(0, 5)] };
         let world = World::<bf16>::new(step, 9);
         common::on_every_schedule(|bench| {
-            let attention = load::<bf16>(bench, 64).unwrap();
+            let attention = load::<bf16>(bench, 64, Form::Warp).unwrap();
             let mut run = Run::new(bench, &world, Form::Warp);
             let tiles = bench.stream.upload(&run.tiles).unwrap();
             let right = run.shape;

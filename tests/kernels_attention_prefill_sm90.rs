@@ -7,18 +7,10 @@ mod common;
 #[path = "common/prefill.rs"]
 mod prefill;
 
-use attention::{Step, World};
-use common::{Bench, Half};
+use attention::Step;
 use half::{bf16, f16};
-use prefill::{Run, heads, outputs};
+use prefill::{heads, load, outputs};
 use rigel::backend::cuda::kernels::attention_prefill::{AttentionPrefill, Form};
-use rigel::backend::cuda::kernels::paged::AttentionInputs;
-
-/// The kernel, where the device is Hopper.
-fn load<T: Half>(bench: &Bench, dim: usize) -> Option<AttentionPrefill<T>> {
-    let is_hopper = Form::of(bench.device().properties()) == Form::Warpgroup;
-    is_hopper.then(|| AttentionPrefill::load_form(bench.device(), dim, Form::Warpgroup).unwrap())
-}
 
 /// The groups of the models and the extremes, both head_dims, windows around nothing, a page and a tile of 128 keys,
 /// pages of a part of a tile, a tile and more.
@@ -51,59 +43,22 @@ fn steps() -> Vec<Step> {
     ]
 }
 
-fn agrees<T: Half>() {
-    let worlds: Vec<_> = (0..)
-        .zip(steps())
-        .map(|(seed, step)| {
-            let world = World::<T>::new(step, seed);
-            let reference = world.reference(world.step.window);
-            (world, reference)
-        })
-        .collect();
-    common::on_every_schedule(|bench| {
-        let (Some(narrow), Some(wide)) = (load::<T>(bench, 64), load::<T>(bench, 128)) else { return };
-        for (world, reference) in &worlds {
-            let place = format!("{} {:?}", T::NAME, world.step);
-            let mut run = Run::new(bench, world, Form::Warpgroup);
-            let work = run.shape.work(&world.sequences, &run.tiles, world.step.page_size);
-            bench.run(work, || run.launch(bench, if world.step.heads.dim == 64 { &narrow } else { &wide }));
-            reference.check(world, &run.found(bench), |_| true, &place);
-        }
-    });
-}
-
 device_test! {
     fn prefill_in_bf16_agrees_with_float64() {
-        agrees::<bf16>();
+        prefill::agrees::<bf16>(Form::Warpgroup, steps());
     }
 }
 
 device_test! {
     fn prefill_in_f16_agrees_with_float64() {
-        agrees::<f16>();
+        prefill::agrees::<f16>(Form::Warpgroup, steps());
     }
 }
 
 device_test! {
     /// The comparison has the power to see a window that is off by one, in every row that it makes a difference to.
     fn a_window_off_by_one_is_seen() {
-        for window in [5usize, 128] {
-            let step = Step { heads: heads(12, 1, 128), window: Some(window), page_size: 64, spans: vec![(190, 17)] };
-            let world = World::<f16>::new(step, 7);
-            let others = [window - 1, window + 1].map(|window| world.reference(Some(window)));
-            common::on_every_schedule(|bench| {
-                let Some(attention) = load(bench, 128) else { return };
-                let mut run = Run::new(bench, &world, Form::Warpgroup);
-                run.launch(bench, &attention).unwrap();
-                let found = run.found(bench);
-                world.reference(Some(window)).check(&world, &found, |_| true, "the right window");
-                for (other, reference) in [window - 1, window + 1].into_iter().zip(&others) {
-                    for row in 1..18 {
-                        assert!(reference.check_row(&found, row).is_err(), "row {row} passes for a window of {other}");
-                    }
-                }
-            });
-        }
+        prefill::a_window_off_by_one_is_seen(Form::Warpgroup, [5, 128], 190);
     }
 }
 
@@ -113,7 +68,7 @@ device_test! {
     fn chunks_and_blocks_have_the_bits_of_the_whole() {
         common::on_every_schedule(|bench| {
             for (group, dim, window) in [(12, 128, None), (9, 64, Some(50)), (1, 64, Some(130))] {
-                let Some(attention) = load::<bf16>(bench, dim) else { return };
+                let Some(attention) = load::<bf16>(bench, dim, Form::Warpgroup) else { return };
                 let step = |page_size, spans: &[(u32, u32)]| Step {
                     heads: heads(group, 1, dim),
                     window,
@@ -129,7 +84,7 @@ device_test! {
                 }
                 // The other form's tiles are as good, if more than it takes.
                 for (blocks, form) in [(1, Form::Warpgroup), (3, Form::Warp)] {
-                    let attention = load::<bf16>(bench, dim).unwrap().with_blocks(blocks);
+                    let attention = load::<bf16>(bench, dim, Form::Warpgroup).unwrap().with_blocks(blocks);
                     let few = outputs(bench, &attention, form, step(16, &[(0, 140), (250, 9)]));
                     assert!(few == whole, "group {group}, window {window:?}, {blocks} blocks, tiles of {form:?}");
                 }
@@ -139,25 +94,8 @@ device_test! {
 }
 
 device_test! {
-    /// Each launch reads what the one before wrote and may start before that ends; then the same from a recording.
     fn attention_in_a_row_and_in_a_graph_gives_the_same_as_one_by_one() {
-        let spans = vec![(20, 30), (0, 0), (0, 5)];
-        let world = World::<bf16>::new(Step { heads: heads(2, 2, 64), window: Some(33), page_size: 16, spans }, 5);
-        common::on_every_schedule(|bench| {
-            let Some(attention) = load(bench, 64) else { return };
-            let (run, stream) = (Run::new(bench, &world, Form::Warpgroup), &bench.stream);
-            let (tiles, first) = (run.tiles_on_device.view(), bench.download(run.device.queries.view()));
-            let mut b = bench.upload(&first);
-            // There and back: the outputs are the next queries.
-            bench.assert_same_however_launched(&first, |a| {
-                let inputs = AttentionInputs { queries: a.view(), ..run.device.inputs() };
-                // SAFETY: the world's tables fit its rows and cache.
-                unsafe { attention.launch(stream, run.shape, inputs, tiles, b.view_mut())? };
-                let inputs = AttentionInputs { queries: b.view(), ..run.device.inputs() };
-                // SAFETY: as above.
-                unsafe { attention.launch(stream, run.shape, inputs, tiles, a.view_mut()) }
-            });
-        });
+        prefill::the_same_however_launched(Form::Warpgroup);
     }
 }
 

@@ -6,7 +6,7 @@ mod product;
 
 use common::{Bench, Half};
 use half::{bf16, f16};
-use product::{Case, EPILOGUES, Padding, QkvCase, refusal};
+use product::{Case, Padding, QkvCase, properties, refusal};
 use rigel::backend::Arithmetic;
 use rigel::backend::cuda::kernels::BiasTerm;
 use rigel::backend::cuda::kernels::gemm::{Limits, Plan, Tile};
@@ -45,18 +45,10 @@ fn cases<T: Half>() -> Vec<(Tile, Case<T>)> {
     .collect()
 }
 
-/// Half of the epilogues with half of the cases: over two element types of different `turn`, all with all.
 fn multiplies<T: Half>(bench: &Bench, cases: &[(Tile, Case<T>)], turn: usize) {
-    let planned = |of_epilogue: usize| {
-        let cases = cases.iter().enumerate().filter(move |(index, _)| (index + of_epilogue + turn).is_multiple_of(2));
-        cases.filter_map(|(_, (tile, case))| Some((case, Path::Gemm(plan(bench, case.shape, *tile)?))))
-    };
-    for (number, epilogue) in EPILOGUES.into_iter().enumerate() {
-        let projection = Projection::<T>::load(bench.device(), epilogue).unwrap();
-        planned(number).for_each(|(case, path)| case.check(bench, &projection, epilogue, path));
-    }
-    let head = Head::<T>::load(bench.device()).unwrap();
-    planned(EPILOGUES.len()).for_each(|(case, path)| case.check_logits(bench, &head, path));
+    let cases = cases.iter();
+    let planned = cases.filter_map(|(tile, case)| Some((Path::Gemm(plan(bench, case.shape, *tile)?), case)));
+    product::multiplies(bench, planned, turn);
 }
 
 device_test! {
@@ -127,14 +119,9 @@ device_test! {
 fn invariant<T: Half>(bench: &Bench, case: &Case<T>) {
     let projection = Projection::<T>::load(bench.device(), Epilogue::BiasGelu).unwrap();
     let operands = case.upload(bench);
-    let ProductShape { columns, depth, .. } = case.shape;
-    let compute = |first: usize, rows: usize, plan: Plan| -> Vec<u16> {
-        let shape = ProductShape { rows, ..case.shape };
-        let x = bench.upload(&case.x[first * depth..(first + rows) * depth]);
-        let mut out = bench.poisoned::<T>(rows * columns);
-        let inputs = ProductInputs { x: x.view(), ..operands.inputs() };
-        projection.launch_by(Path::Gemm(plan), &bench.stream, shape, inputs, out.view_mut()).unwrap();
-        bench.download(out.view()).into_iter().map(|value| bytemuck::cast(value)).collect()
+    let columns = case.shape.columns;
+    let compute = |first: usize, rows: usize, plan: Plan| {
+        case.bits_of(bench, &projection, &operands, first..first + rows, Path::Gemm(plan))
     };
     let base = Plan { tile: Tile::Rows32Columns64, stages: 3, group: 1 };
     let all = compute(0, case.shape.rows, base);
@@ -269,19 +256,11 @@ device_test! {
 /// The front door's own choice, at the sizes where it changes.
 #[test]
 fn more_rows_than_gemv_takes_go_to_gemm() {
-    let properties = |major, minor| rigel::backend::cuda::Properties {
-        name: String::new(),
-        compute_capability: rigel::backend::cuda::ComputeCapability { major, minor },
-        multiprocessors: 132,
-        shared_bytes: 227 << 10,
-        l2_bytes: 0,
-        memory_bytes: 0,
-    };
-    let path = |rows| Path::choose(&properties(8, 0), ProductShape { rows, columns: 6144, depth: 6144 });
+    let path = |rows| Path::choose(&properties((8, 0)), ProductShape { rows, columns: 6144, depth: 6144 });
     assert_eq!((path(1), path(16)), (Path::Gemv, Path::Gemv));
     assert!(matches!(path(17), Path::Gemm(_)));
     // In batch-invariant arithmetic everywhere.
     let shape = ProductShape { rows: 17, columns: 6144, depth: 6144 };
-    let path = Path::choose_for(Arithmetic::BatchInvariant, &properties(9, 0), shape);
+    let path = Path::choose_for(Arithmetic::BatchInvariant, &properties((9, 0)), shape);
     assert!(matches!(path, Path::Gemm(_)), "{path:?}");
 }

@@ -6,13 +6,11 @@ mod product;
 
 use common::{Bench, Half};
 use half::{bf16, f16};
-use product::{Case, EPILOGUES, Padding, QkvCase, refusal};
+use product::{Case, Padding, QkvCase, refusal};
 use rigel::backend::Arithmetic;
 use rigel::backend::cuda::kernels::BiasTerm;
 use rigel::backend::cuda::kernels::gemm_skinny_sm90::{Batch, MOST_ROWS, Plan, runs_on};
-use rigel::backend::cuda::kernels::product::{
-    Epilogue, Head, Path, ProductInputs, ProductShape, Projection, QkvProjection, QkvShape,
-};
+use rigel::backend::cuda::kernels::product::{Epilogue, Path, ProductShape, Projection, QkvProjection, QkvShape};
 
 /// Rows, columns, depth, parts of k, tiles of a cluster. Each kernel full and not; one tile, several, an odd number
 /// side by side; depths with a tail, of whole chunks, and parts of unequal length; clusters of 1 to 8 blocks.
@@ -43,18 +41,8 @@ fn cases<T: Half>() -> Vec<(Path, Case<T>)> {
         .collect()
 }
 
-/// Half of the epilogues with half of the cases: over two element types of different `turn`, all with all.
 fn multiplies<T: Half>(bench: &Bench, cases: &[(Path, Case<T>)], turn: usize) {
-    let half = |of_epilogue: usize| {
-        let cases = cases.iter().enumerate();
-        cases.filter(move |(index, _)| (index + of_epilogue + turn).is_multiple_of(2)).map(|(_, case)| case)
-    };
-    for (number, epilogue) in EPILOGUES.into_iter().enumerate() {
-        let projection = Projection::<T>::load(bench.device(), epilogue).unwrap();
-        half(number).for_each(|(path, case)| case.check(bench, &projection, epilogue, *path));
-    }
-    let head = Head::<T>::load(bench.device()).unwrap();
-    half(EPILOGUES.len()).for_each(|(path, case)| case.check_logits(bench, &head, *path));
+    product::multiplies(bench, cases.iter().map(|(path, case)| (*path, case)), turn);
 }
 
 device_test! {
@@ -104,15 +92,10 @@ device_test! {
 fn invariant<T: Half>(bench: &Bench, case: &Case<T>, batch: Batch) {
     let projection = Projection::<T>::load(bench.device(), Epilogue::Bias).unwrap();
     let operands = case.upload(bench);
-    let ProductShape { columns, depth, rows: all_rows } = case.shape;
-    let compute = |first: usize, rows: usize, across: u32| -> Vec<u16> {
-        let shape = ProductShape { rows, ..case.shape };
-        let x = bench.upload(&case.x[first * depth..(first + rows) * depth]);
-        let mut out = bench.poisoned::<T>(rows * columns);
-        let inputs = ProductInputs { x: x.view(), ..operands.inputs() };
+    let ProductShape { columns, rows: all_rows, .. } = case.shape;
+    let compute = |first: usize, rows: usize, across: u32| {
         let path = Path::Skinny(Plan { batch, splits: 3, across });
-        projection.launch_by(path, &bench.stream, shape, inputs, out.view_mut()).unwrap();
-        bench.download(out.view()).into_iter().map(|value| bytemuck::cast(value)).collect()
+        case.bits_of(bench, &projection, &operands, first..first + rows, path)
     };
     let all = compute(0, all_rows, 1);
     for (first, rows) in [(0, 1), (all_rows - 17, 17), (5, all_rows - 9)] {

@@ -7,14 +7,12 @@ mod product;
 
 use common::{Bench, Half};
 use half::{bf16, f16};
-use product::{Case, EPILOGUES, Padding, QkvCase, refusal};
+use product::{Case, Padding, QkvCase, properties, refusal};
 use rigel::backend::Arithmetic;
 use rigel::backend::cuda::kernels::BiasTerm;
 use rigel::backend::cuda::kernels::gemm_skinny_sm90::MOST_ROWS;
 use rigel::backend::cuda::kernels::gemm_sm90::{self, Plan, Tile};
-use rigel::backend::cuda::kernels::product::{
-    Epilogue, Head, Path, ProductInputs, ProductShape, Projection, QkvProjection, QkvShape,
-};
+use rigel::backend::cuda::kernels::product::{Epilogue, Path, ProductShape, Projection, QkvProjection, QkvShape};
 
 /// A plan of this tile and cluster whose first cluster has several tiles where there are some.
 fn plan(shape: ProductShape, tile: Tile, cluster: u32, clusters: u32) -> Plan {
@@ -48,18 +46,8 @@ fn cases<T: Half>() -> Vec<(Case<T>, Plan)> {
         .collect()
 }
 
-/// Half of the epilogues with half of the cases: over two element types of different `turn`, all with all.
 fn multiplies<T: Half>(bench: &Bench, cases: &[(Case<T>, Plan)], turn: usize) {
-    let planned = |of_epilogue: usize| {
-        let cases = cases.iter().enumerate().filter(move |(index, _)| (index + of_epilogue + turn).is_multiple_of(2));
-        cases.map(|(_, (case, plan))| (case, Path::GemmSm90(*plan)))
-    };
-    for (number, epilogue) in EPILOGUES.into_iter().enumerate() {
-        let projection = Projection::<T>::load(bench.device(), epilogue).unwrap();
-        planned(number).for_each(|(case, path)| case.check(bench, &projection, epilogue, path));
-    }
-    let head = Head::<T>::load(bench.device()).unwrap();
-    planned(EPILOGUES.len()).for_each(|(case, path)| case.check_logits(bench, &head, path));
+    product::multiplies(bench, cases.iter().map(|(case, plan)| (Path::GemmSm90(*plan), case)), turn);
 }
 
 device_test! {
@@ -123,13 +111,8 @@ device_test! {
         common::on_every_hopper_schedule(|bench| {
             let projection = Projection::<bf16>::load(bench.device(), Epilogue::Bias).unwrap();
             let operands = case.upload(bench);
-            let compute = |first: usize, rows: usize, plan: Plan| -> Vec<u16> {
-                let shape = ProductShape { rows, ..shape };
-                let x = bench.upload(&case.x[first * shape.depth..(first + rows) * shape.depth]);
-                let mut out = bench.poisoned::<bf16>(rows * shape.columns);
-                let inputs = ProductInputs { x: x.view(), ..operands.inputs() };
-                projection.launch_by(Path::GemmSm90(plan), &bench.stream, shape, inputs, out.view_mut()).unwrap();
-                bench.download(out.view()).into_iter().map(half::bf16::to_bits).collect()
+            let compute = |first: usize, rows: usize, plan: Plan| {
+                case.bits_of(bench, &projection, &operands, first..first + rows, Path::GemmSm90(plan))
             };
             let base = Plan { tile: Tile::Columns256, cluster: 1, clusters: 1, group: 1 };
             let all = compute(0, shape.rows, base);
@@ -190,17 +173,9 @@ fn many_rows_go_to_it_where_it_runs_and_the_sum_s_order_may_depend_on_them() {
         eprintln!("skipped, this build has no kernels");
         return;
     }
-    let properties = |major, minor| rigel::backend::cuda::Properties {
-        name: String::new(),
-        compute_capability: rigel::backend::cuda::ComputeCapability { major, minor },
-        multiprocessors: 132,
-        shared_bytes: 227 << 10,
-        l2_bytes: 0,
-        memory_bytes: 0,
-    };
-    let path = |arithmetic, rows, (major, minor)| {
+    let path = |arithmetic, rows, capability| {
         let shape = ProductShape { rows, columns: 6144, depth: 6144 };
-        Path::choose_for(arithmetic, &properties(major, minor), shape)
+        Path::choose_for(arithmetic, &properties(capability), shape)
     };
     let fastest = |rows, capability| path(Arithmetic::Fastest, rows, capability);
     assert!(matches!(fastest(MOST_ROWS, (9, 0)), Path::Skinny(_)));

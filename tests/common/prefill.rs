@@ -1,17 +1,24 @@
-//! What the tests of prefill's two forms share: one launch over a step.
+//! What the tests of prefill's two forms share: one launch over a step, and the checks that both pass alike.
 
 // Each test binary uses its part.
 #![allow(dead_code)]
 
+use half::{bf16, f16};
 use rigel::backend::cuda::kernels::attention_prefill::{AttentionPrefill, Form, PrefillShape, Tile, plan_tiles};
-use rigel::backend::cuda::kernels::paged::{Heads, Sequence};
+use rigel::backend::cuda::kernels::paged::{AttentionInputs, Heads, Sequence};
 use rigel::backend::cuda::{Buffer, CudaError};
 
-use super::attention::{OnDevice, Step, World, bits};
-use super::common::{Bench, Half};
+use super::attention::{OnDevice, Step, World, assert_no_bank_conflicts, bits};
+use super::common::{self, Bench, Half};
 
 pub fn heads(group: usize, kv: usize, dim: usize) -> Heads {
     Heads { query: group * kv, kv, dim }
+}
+
+/// The kernel in this form, where the device runs it.
+pub fn load<T: Half>(bench: &Bench, dim: usize, form: Form) -> Option<AttentionPrefill<T>> {
+    let runs = form == Form::Warp || Form::of(bench.device().properties()) == form;
+    runs.then(|| AttentionPrefill::load_form(bench.device(), dim, form).unwrap())
 }
 
 /// What runs one step.
@@ -54,4 +61,73 @@ pub fn outputs<T: Half>(bench: &Bench, attention: &AttentionPrefill<T>, form: Fo
     let width = world.step.heads.width();
     let Sequence { first_row, rows, .. } = world.sequences[0];
     bits(&run.found(bench)[first_row as usize * width..(first_row + rows) as usize * width])
+}
+
+/// Every step in this form as in float64, and its bytes.
+pub fn agrees<T: Half>(form: Form, steps: Vec<Step>) {
+    let worlds: Vec<_> = (0..)
+        .zip(steps)
+        .map(|(seed, step)| {
+            let world = World::<T>::new(step, seed);
+            let reference = world.reference(world.step.window);
+            (world, reference)
+        })
+        .collect();
+    common::on_every_schedule(|bench| {
+        let (Some(narrow), Some(wide)) = (load::<T>(bench, 64, form), load::<T>(bench, 128, form)) else { return };
+        for (world, reference) in &worlds {
+            let place = format!("{} {:?}", T::NAME, world.step);
+            let mut run = Run::new(bench, world, form);
+            let work = run.shape.work(&world.sequences, &run.tiles, world.step.page_size);
+            bench.run(work, || run.launch(bench, if world.step.heads.dim == 64 { &narrow } else { &wide }));
+            // The other form has no ldmatrix.
+            if form == Form::Warp {
+                assert_no_bank_conflicts(&place);
+            }
+            reference.check(world, &run.found(bench), |_| true, &place);
+        }
+    });
+}
+
+/// That `agrees` has the power to see a window that is off by one, in every row that it makes a difference to: here 17 of
+/// them, from position `start` on.
+pub fn a_window_off_by_one_is_seen(form: Form, windows: [usize; 2], start: u32) {
+    for window in windows {
+        let step = Step { heads: heads(12, 1, 128), window: Some(window), page_size: 64, spans: vec![(start, 17)] };
+        let world = World::<f16>::new(step, 7);
+        let others = [window - 1, window + 1].map(|window| world.reference(Some(window)));
+        common::on_every_schedule(|bench| {
+            let Some(attention) = load(bench, 128, form) else { return };
+            let mut run = Run::new(bench, &world, form);
+            run.launch(bench, &attention).unwrap();
+            let found = run.found(bench);
+            world.reference(Some(window)).check(&world, &found, |_| true, "the right window");
+            for (other, reference) in [window - 1, window + 1].into_iter().zip(&others) {
+                for row in 1..18 {
+                    assert!(reference.check_row(&found, row).is_err(), "row {row} passes for a window of {other}");
+                }
+            }
+        });
+    }
+}
+
+/// Each launch reads what the one before wrote and may start before that ends; then the same from a recording.
+pub fn the_same_however_launched(form: Form) {
+    let spans = vec![(20, 30), (0, 0), (0, 5)];
+    let world = World::<bf16>::new(Step { heads: heads(2, 2, 64), window: Some(33), page_size: 16, spans }, 5);
+    common::on_every_schedule(|bench| {
+        let Some(attention) = load(bench, 64, form) else { return };
+        let (run, stream) = (Run::new(bench, &world, form), &bench.stream);
+        let (tiles, first) = (run.tiles_on_device.view(), bench.download(run.device.queries.view()));
+        let mut b = bench.upload(&first);
+        // There and back: the outputs are the next queries.
+        bench.assert_same_however_launched(&first, |a| {
+            let inputs = AttentionInputs { queries: a.view(), ..run.device.inputs() };
+            // SAFETY: the world's tables fit its rows and cache.
+            unsafe { attention.launch(stream, run.shape, inputs, tiles, b.view_mut())? };
+            let inputs = AttentionInputs { queries: b.view(), ..run.device.inputs() };
+            // SAFETY: as above.
+            unsafe { attention.launch(stream, run.shape, inputs, tiles, a.view_mut()) }
+        });
+    });
 }

@@ -4,13 +4,15 @@
 // Each test binary uses its part.
 #![allow(dead_code)]
 
+use std::ops::Range;
+
 use half::bf16;
 use rigel::backend::Arithmetic;
 use rigel::backend::cuda::kernels::BiasTerm;
 use rigel::backend::cuda::kernels::product::{
     Epilogue, Head, Path, ProductInputs, ProductShape, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
 };
-use rigel::backend::cuda::{Buffer, CudaError};
+use rigel::backend::cuda::{Buffer, ComputeCapability, CudaError, Properties};
 
 use crate::common::{Bench, Half, Random, assert_close};
 
@@ -135,6 +137,24 @@ impl<T: Half> Case<T> {
         let place = format!("{epilogue:?} {} {:?} {path:?}", T::NAME, self.shape);
         assert_close(&bench.download(out.view()), &self.expected(epilogue), |i| self.slack(i), &place);
         no_conflicts(bench, &place);
+    }
+
+    /// Bits of `rows`, computed by `path` with no other row beside them, where no residual is added.
+    pub fn bits_of(
+        &self,
+        bench: &Bench,
+        projection: &Projection<T>,
+        operands: &Operands<T>,
+        rows: Range<usize>,
+        path: Path,
+    ) -> Vec<u16> {
+        let ProductShape { columns, depth, .. } = self.shape;
+        let shape = ProductShape { rows: rows.len(), ..self.shape };
+        let x = bench.upload(&self.x[rows.start * depth..rows.end * depth]);
+        let mut out = bench.poisoned::<T>(rows.len() * columns);
+        let inputs = ProductInputs { x: x.view(), ..operands.inputs() };
+        projection.launch_by(path, &bench.stream, shape, inputs, out.view_mut()).unwrap();
+        bench.download(out.view()).into_iter().map(|value| bytemuck::cast(value)).collect()
     }
 
     /// The same for logits.
@@ -311,6 +331,31 @@ impl<T: Half> QkvCase<T> {
         let index = row * self.product.shape.columns + column;
         let (own, partner) = (self.product.sum_and_bias(index), self.product.sum_and_bias(index ^ 1));
         if column.is_multiple_of(2) { own * cos - partner * sin } else { own * cos + partner * sin }
+    }
+}
+
+/// Half of the epilogues with half of the cases, each by its path: over two element types of different `turn`, all with
+/// all.
+pub fn multiplies<'a, T: Half>(bench: &Bench, cases: impl Iterator<Item = (Path, &'a Case<T>)> + Clone, turn: usize) {
+    let half = |of_epilogue: usize| cases.clone().skip((of_epilogue + turn) % 2).step_by(2);
+    for (number, epilogue) in EPILOGUES.into_iter().enumerate() {
+        let projection = Projection::<T>::load(bench.device(), epilogue).unwrap();
+        half(number).for_each(|(path, case)| case.check(bench, &projection, epilogue, path));
+    }
+    let head = Head::<T>::load(bench.device()).unwrap();
+    half(EPILOGUES.len()).for_each(|(path, case)| case.check_logits(bench, &head, path));
+}
+
+/// A device of so many multiprocessors as an H100, of any generation.
+pub fn properties(compute_capability: (u32, u32)) -> Properties {
+    let (major, minor) = compute_capability;
+    Properties {
+        name: String::new(),
+        compute_capability: ComputeCapability { major, minor },
+        multiprocessors: 132,
+        shared_bytes: 227 << 10,
+        l2_bytes: 0,
+        memory_bytes: 0,
     }
 }
 
