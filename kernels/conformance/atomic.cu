@@ -4,41 +4,18 @@
 #include "ptx/ptx.cuh"
 
 // All lanes of four blocks update out[0] with their input; each writes the old value it saw to out[32 + thread].
-KERNEL(conform_atomic_add_relaxed, 32)(const uint32_t* in, uint32_t* out) {
-    const uint32_t thread = blockIdx.x * 32 + threadIdx.x;
-    out[32 + thread] = atomic_add_relaxed(out, in[thread]);
-}
-REGISTER_KERNEL(conform_atomic_add_relaxed)
-
-KERNEL(conform_atomic_add_acq_rel, 32)(const uint32_t* in, uint32_t* out) {
-    const uint32_t thread = blockIdx.x * 32 + threadIdx.x;
-    out[32 + thread] = atomic_add_acq_rel(out, in[thread]);
-}
-REGISTER_KERNEL(conform_atomic_add_acq_rel)
-
-KERNEL(conform_atomic_min_relaxed, 32)(const uint32_t* in, uint32_t* out) {
-    const uint32_t thread = blockIdx.x * 32 + threadIdx.x;
-    out[32 + thread] = atomic_min_relaxed(out, in[thread]);
-}
-REGISTER_KERNEL(conform_atomic_min_relaxed)
-
-KERNEL(conform_atomic_max_relaxed, 32)(const uint32_t* in, uint32_t* out) {
-    const uint32_t thread = blockIdx.x * 32 + threadIdx.x;
-    out[32 + thread] = atomic_max_relaxed(out, in[thread]);
-}
-REGISTER_KERNEL(conform_atomic_max_relaxed)
-
-KERNEL(conform_atomic_exchange_relaxed, 32)(const uint32_t* in, uint32_t* out) {
-    const uint32_t thread = blockIdx.x * 32 + threadIdx.x;
-    out[32 + thread] = atomic_exchange_relaxed(out, in[thread]);
-}
-REGISTER_KERNEL(conform_atomic_exchange_relaxed)
-
-KERNEL(conform_atomic_exchange_acq_rel, 32)(const uint32_t* in, uint32_t* out) {
-    const uint32_t thread = blockIdx.x * 32 + threadIdx.x;
-    out[32 + thread] = atomic_exchange_acq_rel(out, in[thread]);
-}
-REGISTER_KERNEL(conform_atomic_exchange_acq_rel)
+#define ATOMIC_KERNEL(name)                                                 \
+    KERNEL(conform_##name, 32)(const uint32_t* in, uint32_t* out) {         \
+        const uint32_t thread = blockIdx.x * 32 + threadIdx.x;              \
+        out[32 + thread] = name(out, in[thread]);                           \
+    }                                                                       \
+    REGISTER_KERNEL(conform_##name)
+ATOMIC_KERNEL(atomic_add_relaxed)
+ATOMIC_KERNEL(atomic_add_acq_rel)
+ATOMIC_KERNEL(atomic_min_relaxed)
+ATOMIC_KERNEL(atomic_max_relaxed)
+ATOMIC_KERNEL(atomic_exchange_relaxed)
+ATOMIC_KERNEL(atomic_exchange_acq_rel)
 
 KERNEL(conform_atomic_wrap_acq_rel, 32)(const uint32_t* in, uint32_t* out) {
     const uint32_t thread = blockIdx.x * 32 + threadIdx.x;

@@ -4,6 +4,10 @@
 // threads, or a cluster of two.
 #include "ptx/ptx.cuh"
 
+DEVICE void cluster_sync() {
+    cluster_arrive();
+    cluster_wait();
+}
 // A barrier behind `bytes` of shared memory, which the whole block, or the whole cluster, then knows.
 DEVICE uint32_t barrier_behind(uint32_t bytes, uint32_t arrivals) {
     SHARED_MEMORY(shared);
@@ -12,10 +16,7 @@ DEVICE uint32_t barrier_behind(uint32_t bytes, uint32_t arrivals) {
         mbarrier_init(barrier, arrivals);
         mbarrier_init_fence();
     }
-    if (cluster_blocks() > 1) {
-        cluster_arrive();
-        cluster_wait();
-    }
+    if (cluster_blocks() > 1) cluster_sync();
     block_sync();
     return barrier;
 }
@@ -113,8 +114,7 @@ KERNEL(conform_tensor_load_2d_multicast, 128)(const uint32_t*, uint32_t* out, co
     }
     mbarrier_wait(barrier, 0);
     copy_out(out, 4096);
-    cluster_arrive();
-    cluster_wait();
+    cluster_sync();
 }
 REGISTER_KERNEL(conform_tensor_load_2d_multicast)
 
@@ -143,11 +143,9 @@ KERNEL(conform_load_cluster_4, 128)(const uint32_t* in, uint32_t* out) {
     SHARED_MEMORY(shared);
     const uint32_t own = blockIdx.x * 128 + threadIdx.x;
     reinterpret_cast<uint32_t*>(shared)[threadIdx.x] = in[own];
-    cluster_arrive();
-    cluster_wait();
+    cluster_sync();
     out[own] = load_cluster_4(cluster_address(shared_address(shared) + threadIdx.x * 4, cluster_rank() ^ 1)) + cluster_blocks();
-    cluster_arrive();
-    cluster_wait();
+    cluster_sync();
 }
 REGISTER_KERNEL(conform_load_cluster_4)
 
@@ -174,8 +172,7 @@ KERNEL(conform_mbarrier_arrive_cluster, 128)(const uint32_t* in, uint32_t* out) 
     mbarrier_arrive_cluster(cluster_address(barrier, other));
     mbarrier_wait_cluster(barrier, 0);
     out[own] = load_cluster_4(cluster_address(shared_address(shared) + threadIdx.x * 4, other));
-    cluster_arrive();
-    cluster_wait();
+    cluster_sync();
 }
 REGISTER_KERNEL(conform_mbarrier_arrive_cluster)
 
@@ -186,8 +183,7 @@ KERNEL(conform_mbarrier_cluster_relaxed, 128)(const uint32_t* in, uint32_t* out)
     mbarrier_arrive_cluster_relaxed(cluster_address(barrier, other));
     mbarrier_wait_cluster_relaxed(barrier, 0);
     out[own] = word;
-    cluster_arrive();
-    cluster_wait();
+    cluster_sync();
 }
 REGISTER_KERNEL(conform_mbarrier_cluster_relaxed)
 

@@ -3,35 +3,17 @@
 // give, on the interpreter and on a GPU.
 #include "ptx/ptx.cuh"
 
-KERNEL(conform_exp2_approx, 32)(const uint32_t* in, uint32_t* out) {
-    const uint32_t lane = threadIdx.x;
-    out[lane] = __float_as_uint(exp2_approx(__uint_as_float(in[lane])));
-}
-REGISTER_KERNEL(conform_exp2_approx)
-
-KERNEL(conform_log2_approx, 32)(const uint32_t* in, uint32_t* out) {
-    const uint32_t lane = threadIdx.x;
-    out[lane] = __float_as_uint(log2_approx(__uint_as_float(in[lane])));
-}
-REGISTER_KERNEL(conform_log2_approx)
-
-KERNEL(conform_reciprocal_approx, 32)(const uint32_t* in, uint32_t* out) {
-    const uint32_t lane = threadIdx.x;
-    out[lane] = __float_as_uint(reciprocal_approx(__uint_as_float(in[lane])));
-}
-REGISTER_KERNEL(conform_reciprocal_approx)
-
-KERNEL(conform_rsqrt_approx, 32)(const uint32_t* in, uint32_t* out) {
-    const uint32_t lane = threadIdx.x;
-    out[lane] = __float_as_uint(rsqrt_approx(__uint_as_float(in[lane])));
-}
-REGISTER_KERNEL(conform_rsqrt_approx)
-
-KERNEL(conform_tanh_approx, 32)(const uint32_t* in, uint32_t* out) {
-    const uint32_t lane = threadIdx.x;
-    out[lane] = __float_as_uint(tanh_approx(__uint_as_float(in[lane])));
-}
-REGISTER_KERNEL(conform_tanh_approx)
+#define APPROXIMATE_KERNEL(name)                                            \
+    KERNEL(conform_##name, 32)(const uint32_t* in, uint32_t* out) {         \
+        const uint32_t lane = threadIdx.x;                                  \
+        out[lane] = __float_as_uint(name(__uint_as_float(in[lane])));       \
+    }                                                                       \
+    REGISTER_KERNEL(conform_##name)
+APPROXIMATE_KERNEL(exp2_approx)
+APPROXIMATE_KERNEL(log2_approx)
+APPROXIMATE_KERNEL(reciprocal_approx)
+APPROXIMATE_KERNEL(rsqrt_approx)
+APPROXIMATE_KERNEL(tanh_approx)
 
 // A fused multiply-add of three words at a time.
 KERNEL(conform_multiply_add_rounded, 32)(const uint32_t* in, uint32_t* out) {

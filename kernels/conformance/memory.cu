@@ -3,6 +3,20 @@
 // give, on the interpreter and on a GPU.
 #include "ptx/ptx.cuh"
 
+// A lane's words to its place among those of all.
+DEVICE void put(uint32_t* out, uint2 value) {
+    uint32_t* const own = out + 2 * threadIdx.x;
+    own[0] = value.x;
+    own[1] = value.y;
+}
+DEVICE void put(uint32_t* out, uint4 value) {
+    uint32_t* const own = out + 4 * threadIdx.x;
+    own[0] = value.x;
+    own[1] = value.y;
+    own[2] = value.z;
+    own[3] = value.w;
+}
+
 KERNEL(conform_load_global_4, 32)(const uint32_t* in, uint32_t* out) {
     const uint32_t lane = threadIdx.x;
     out[lane] = load_global_4(in + 1 * lane);
@@ -35,33 +49,25 @@ REGISTER_KERNEL(conform_store_global_4)
 
 KERNEL(conform_load_global_8, 32)(const uint32_t* in, uint32_t* out) {
     const uint32_t lane = threadIdx.x;
-    const uint2 value = load_global_8(in + 2 * lane);
-    out[2 * lane + 0] = value.x;
-    out[2 * lane + 1] = value.y;
+    put(out, load_global_8(in + 2 * lane));
 }
 REGISTER_KERNEL(conform_load_global_8)
 
 KERNEL(conform_load_readonly_8, 32)(const uint32_t* in, uint32_t* out) {
     const uint32_t lane = threadIdx.x;
-    const uint2 value = load_readonly_8(in + 2 * lane);
-    out[2 * lane + 0] = value.x;
-    out[2 * lane + 1] = value.y;
+    put(out, load_readonly_8(in + 2 * lane));
 }
 REGISTER_KERNEL(conform_load_readonly_8)
 
 KERNEL(conform_load_once_8_evict_first, 32)(const uint32_t* in, uint32_t* out) {
     const uint32_t lane = threadIdx.x;
-    const uint2 value = load_once_8(in + 2 * lane, l2_evict_first());
-    out[2 * lane + 0] = value.x;
-    out[2 * lane + 1] = value.y;
+    put(out, load_once_8(in + 2 * lane, l2_evict_first()));
 }
 REGISTER_KERNEL(conform_load_once_8_evict_first)
 
 KERNEL(conform_load_once_8_evict_last, 32)(const uint32_t* in, uint32_t* out) {
     const uint32_t lane = threadIdx.x;
-    const uint2 value = load_once_8(in + 2 * lane, l2_evict_last());
-    out[2 * lane + 0] = value.x;
-    out[2 * lane + 1] = value.y;
+    put(out, load_once_8(in + 2 * lane, l2_evict_last()));
 }
 REGISTER_KERNEL(conform_load_once_8_evict_last)
 
@@ -73,41 +79,25 @@ REGISTER_KERNEL(conform_store_global_8)
 
 KERNEL(conform_load_global_16, 32)(const uint32_t* in, uint32_t* out) {
     const uint32_t lane = threadIdx.x;
-    const uint4 value = load_global_16(in + 4 * lane);
-    out[4 * lane + 0] = value.x;
-    out[4 * lane + 1] = value.y;
-    out[4 * lane + 2] = value.z;
-    out[4 * lane + 3] = value.w;
+    put(out, load_global_16(in + 4 * lane));
 }
 REGISTER_KERNEL(conform_load_global_16)
 
 KERNEL(conform_load_readonly_16, 32)(const uint32_t* in, uint32_t* out) {
     const uint32_t lane = threadIdx.x;
-    const uint4 value = load_readonly_16(in + 4 * lane);
-    out[4 * lane + 0] = value.x;
-    out[4 * lane + 1] = value.y;
-    out[4 * lane + 2] = value.z;
-    out[4 * lane + 3] = value.w;
+    put(out, load_readonly_16(in + 4 * lane));
 }
 REGISTER_KERNEL(conform_load_readonly_16)
 
 KERNEL(conform_load_once_16_evict_first, 32)(const uint32_t* in, uint32_t* out) {
     const uint32_t lane = threadIdx.x;
-    const uint4 value = load_once_16(in + 4 * lane, l2_evict_first());
-    out[4 * lane + 0] = value.x;
-    out[4 * lane + 1] = value.y;
-    out[4 * lane + 2] = value.z;
-    out[4 * lane + 3] = value.w;
+    put(out, load_once_16(in + 4 * lane, l2_evict_first()));
 }
 REGISTER_KERNEL(conform_load_once_16_evict_first)
 
 KERNEL(conform_load_once_16_evict_last, 32)(const uint32_t* in, uint32_t* out) {
     const uint32_t lane = threadIdx.x;
-    const uint4 value = load_once_16(in + 4 * lane, l2_evict_last());
-    out[4 * lane + 0] = value.x;
-    out[4 * lane + 1] = value.y;
-    out[4 * lane + 2] = value.z;
-    out[4 * lane + 3] = value.w;
+    put(out, load_once_16(in + 4 * lane, l2_evict_last()));
 }
 REGISTER_KERNEL(conform_load_once_16_evict_last)
 

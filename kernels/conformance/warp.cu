@@ -3,29 +3,16 @@
 // give, on the interpreter and on a GPU.
 #include "ptx/ptx.cuh"
 
-KERNEL(conform_shuffle_xor, 32)(const uint32_t* in, uint32_t* out) {
-    const uint32_t lane = threadIdx.x;
-    out[lane] = shuffle_xor(in[lane], in[32]);
-}
-REGISTER_KERNEL(conform_shuffle_xor)
-
-KERNEL(conform_shuffle_from, 32)(const uint32_t* in, uint32_t* out) {
-    const uint32_t lane = threadIdx.x;
-    out[lane] = shuffle_from(in[lane], in[32]);
-}
-REGISTER_KERNEL(conform_shuffle_from)
-
-KERNEL(conform_shuffle_up, 32)(const uint32_t* in, uint32_t* out) {
-    const uint32_t lane = threadIdx.x;
-    out[lane] = shuffle_up(in[lane], in[32]);
-}
-REGISTER_KERNEL(conform_shuffle_up)
-
-KERNEL(conform_shuffle_down, 32)(const uint32_t* in, uint32_t* out) {
-    const uint32_t lane = threadIdx.x;
-    out[lane] = shuffle_down(in[lane], in[32]);
-}
-REGISTER_KERNEL(conform_shuffle_down)
+#define SHUFFLE_KERNEL(name)                                                \
+    KERNEL(conform_##name, 32)(const uint32_t* in, uint32_t* out) {         \
+        const uint32_t lane = threadIdx.x;                                  \
+        out[lane] = name(in[lane], in[32]);                                 \
+    }                                                                       \
+    REGISTER_KERNEL(conform_##name)
+SHUFFLE_KERNEL(shuffle_xor)
+SHUFFLE_KERNEL(shuffle_from)
+SHUFFLE_KERNEL(shuffle_up)
+SHUFFLE_KERNEL(shuffle_down)
 
 KERNEL(conform_shuffle_float, 32)(const uint32_t* in, uint32_t* out) {
     const uint32_t lane = threadIdx.x;
@@ -57,23 +44,15 @@ KERNEL(conform_warp_all, 32)(const uint32_t* in, uint32_t* out) {
 }
 REGISTER_KERNEL(conform_warp_all)
 
-KERNEL(conform_warp_sum_u32, 32)(const uint32_t* in, uint32_t* out) {
-    const uint32_t lane = threadIdx.x;
-    out[lane] = warp_sum_u32(in[lane]);
-}
-REGISTER_KERNEL(conform_warp_sum_u32)
-
-KERNEL(conform_warp_min_u32, 32)(const uint32_t* in, uint32_t* out) {
-    const uint32_t lane = threadIdx.x;
-    out[lane] = warp_min_u32(in[lane]);
-}
-REGISTER_KERNEL(conform_warp_min_u32)
-
-KERNEL(conform_warp_max_u32, 32)(const uint32_t* in, uint32_t* out) {
-    const uint32_t lane = threadIdx.x;
-    out[lane] = warp_max_u32(in[lane]);
-}
-REGISTER_KERNEL(conform_warp_max_u32)
+#define REDUCE_KERNEL(name)                                                 \
+    KERNEL(conform_##name, 32)(const uint32_t* in, uint32_t* out) {         \
+        const uint32_t lane = threadIdx.x;                                  \
+        out[lane] = name(in[lane]);                                         \
+    }                                                                       \
+    REGISTER_KERNEL(conform_##name)
+REDUCE_KERNEL(warp_sum_u32)
+REDUCE_KERNEL(warp_min_u32)
+REDUCE_KERNEL(warp_max_u32)
 
 KERNEL(conform_warp_sync, 32)(const uint32_t* in, uint32_t* out) {
     const uint32_t lane = threadIdx.x;

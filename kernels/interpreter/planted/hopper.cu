@@ -11,19 +11,32 @@ static constexpr uint32_t kTile = 8192;
     ([[maybe_unused]] const __grid_constant__ TensorMap in, [[maybe_unused]] const __grid_constant__ TensorMap out,             \
      [[maybe_unused]] float* y)
 
-// Makes the barrier at `barrier` and has the whole block know it.
-DEVICE void make_barrier(uint32_t barrier, uint32_t arrivals) {
+// A barrier of one arrival behind `tiles` tiles of shared memory, which the whole block then knows.
+DEVICE uint32_t barrier_behind(uint32_t tiles) {
+    SHARED_MEMORY(shared);
+    const uint32_t barrier = shared_address(shared) + tiles * kTile;
     if (threadIdx.x == 0) {
-        mbarrier_init(barrier, arrivals);
+        mbarrier_init(barrier, 1);
         mbarrier_init_fence();
     }
     block_sync();
+    return barrier;
 }
-// Thread 0 loads tiles `first` .. of the map to `destination` on.
-DEVICE void load_tiles(const TensorMap& map, uint32_t destination, uint32_t tiles, uint32_t barrier) {
-    if (threadIdx.x != 0) return;
-    mbarrier_arrive_expect(barrier, tiles * kTile);
-    for (uint32_t i = 0; i < tiles; i++) tensor_load_2d(destination + i * kTile, &map, static_cast<int>(i * 64), 0, barrier);
+// The map's first tiles, from the start of shared memory on: thread 0 loads them, all wait. The barrier behind them.
+template <uint32_t kTiles>
+DEVICE uint32_t load_tiles(const TensorMap& map) {
+    SHARED_MEMORY(shared);
+    const uint32_t barrier = barrier_behind(kTiles);
+    if (threadIdx.x == 0) {
+        mbarrier_arrive_expect(barrier, kTiles * kTile);
+        for (uint32_t i = 0; i < kTiles; i++) tensor_load_2d(shared_address(shared) + i * kTile, &map, static_cast<int>(i * 64), 0, barrier);
+    }
+    mbarrier_wait(barrier, 0);
+    return barrier;
+}
+DEVICE void cluster_sync() {
+    cluster_arrive();
+    cluster_wait();
 }
 DEVICE void multiply_tile(float (&sums)[32], uint32_t a, uint32_t b) {
 #pragma unroll
@@ -96,10 +109,9 @@ REGISTER_KERNEL(planted_barrier_without_fence)
 
 ON_TILES(planted_load_not_waited, 128) {
     SHARED_MEMORY(shared);
-    const uint32_t barrier = shared_address(shared) + kTile;
     reinterpret_cast<float*>(shared)[threadIdx.x] = 0.0f;
     fence_proxy_async_shared();
-    make_barrier(barrier, 1);
+    const uint32_t barrier = barrier_behind(1);
     if (threadIdx.x == 0) {
         mbarrier_arrive_expect(barrier, kTile);
         tensor_load_2d(shared_address(shared), &in, 0, 0, barrier);  // PARTNER load not waited
@@ -113,10 +125,9 @@ REGISTER_KERNEL(planted_load_not_waited)
 // Thread 0 alone has waited.
 ON_TILES(planted_waited_by_one, 128) {
     SHARED_MEMORY(shared);
-    const uint32_t barrier = shared_address(shared) + kTile;
     reinterpret_cast<float*>(shared)[threadIdx.x] = 0.0f;
     fence_proxy_async_shared();
-    make_barrier(barrier, 1);
+    const uint32_t barrier = barrier_behind(1);
     if (threadIdx.x == 0) {
         mbarrier_arrive_expect(barrier, kTile);
         tensor_load_2d(shared_address(shared), &in, 0, 0, barrier);  // PARTNER waited by one
@@ -172,8 +183,7 @@ REGISTER_KERNEL(planted_read_wait_for_written)
 
 ON_TILES(planted_box_not_aligned, 128) {
     SHARED_MEMORY(shared);
-    const uint32_t barrier = shared_address(shared) + 2 * kTile;
-    make_barrier(barrier, 1);
+    const uint32_t barrier = barrier_behind(2);
     if (threadIdx.x == 0) {
         mbarrier_arrive_expect(barrier, kTile);
         tensor_load_2d(shared_address(shared) + 512, &in, 0, 0, barrier);  // BUG box not aligned
@@ -185,9 +195,7 @@ REGISTER_KERNEL(planted_box_not_aligned)
 // ---- mbarriers ----
 
 ON_TILES(planted_too_many_arrivals, 128) {
-    SHARED_MEMORY(shared);
-    const uint32_t barrier = shared_address(shared) + kTile;
-    make_barrier(barrier, 1);
+    const uint32_t barrier = barrier_behind(1);
     if (threadIdx.x == 0) mbarrier_arrive_expect(barrier, 16);
     block_sync();
     if (threadIdx.x == 1) mbarrier_arrive(barrier);  // BUG too many arrivals
@@ -196,8 +204,7 @@ REGISTER_KERNEL(planted_too_many_arrivals)
 
 ON_TILES(planted_too_few_bytes, 128) {
     SHARED_MEMORY(shared);
-    const uint32_t barrier = shared_address(shared) + kTile;
-    make_barrier(barrier, 1);
+    const uint32_t barrier = barrier_behind(1);
     if (threadIdx.x == 0) {
         mbarrier_arrive_expect(barrier, kTile / 2);
         tensor_load_2d(shared_address(shared), &in, 0, 0, barrier);  // BUG too few bytes
@@ -208,8 +215,7 @@ REGISTER_KERNEL(planted_too_few_bytes)
 
 ON_TILES(planted_too_many_bytes, 128) {
     SHARED_MEMORY(shared);
-    const uint32_t barrier = shared_address(shared) + kTile;
-    make_barrier(barrier, 1);
+    const uint32_t barrier = barrier_behind(1);
     if (threadIdx.x == 0) {
         mbarrier_arrive_expect(barrier, 2 * kTile);
         tensor_load_2d(shared_address(shared), &in, 0, 0, barrier);
@@ -219,11 +225,7 @@ ON_TILES(planted_too_many_bytes, 128) {
 REGISTER_KERNEL(planted_too_many_bytes)
 
 ON_TILES(planted_wrong_parity, 128) {
-    SHARED_MEMORY(shared);
-    const uint32_t barrier = shared_address(shared) + kTile;
-    make_barrier(barrier, 1);
-    load_tiles(in, shared_address(shared), 1, barrier);
-    mbarrier_wait(barrier, 0);
+    const uint32_t barrier = load_tiles<1>(in);
     block_sync();
     mbarrier_wait(barrier, 1);  // BUG wrong parity
 }
@@ -231,8 +233,7 @@ REGISTER_KERNEL(planted_wrong_parity)
 
 ON_TILES(planted_barrier_overwritten, 128) {
     SHARED_MEMORY(shared);
-    const uint32_t barrier = shared_address(shared) + kTile;
-    make_barrier(barrier, 1);
+    const uint32_t barrier = barrier_behind(1);
     if (threadIdx.x == 0) *reinterpret_cast<uint64_t*>(shared + kTile) = 1;
     block_sync();
     if (threadIdx.x == 0) mbarrier_arrive(barrier);  // BUG barrier overwritten
@@ -243,10 +244,8 @@ REGISTER_KERNEL(planted_barrier_overwritten)
 
 ON_TILES(planted_sums_read_early, 128) {
     SHARED_MEMORY(shared);
-    const uint32_t tiles = shared_address(shared), barrier = tiles + 2 * kTile;
-    make_barrier(barrier, 1);
-    load_tiles(in, tiles, 2, barrier);
-    mbarrier_wait(barrier, 0);
+    const uint32_t tiles = shared_address(shared);
+    load_tiles<2>(in);
     float sums[32];
     clear(sums);
     warpgroup_fence();
@@ -259,10 +258,8 @@ REGISTER_KERNEL(planted_sums_read_early)
 
 ON_TILES(planted_fence_missing, 128) {
     SHARED_MEMORY(shared);
-    const uint32_t tiles = shared_address(shared), barrier = tiles + 2 * kTile;
-    make_barrier(barrier, 1);
-    load_tiles(in, tiles, 2, barrier);
-    mbarrier_wait(barrier, 0);
+    const uint32_t tiles = shared_address(shared);
+    load_tiles<2>(in);
     float sums[32];
     clear(sums);
     warpgroup_fence();
@@ -315,10 +312,8 @@ REGISTER_KERNEL(planted_wait_too_weak_for_stage)
 
 ON_TILES(planted_warp_misses_commit, 128) {
     SHARED_MEMORY(shared);
-    const uint32_t tiles = shared_address(shared), barrier = tiles + 2 * kTile;
-    make_barrier(barrier, 1);
-    load_tiles(in, tiles, 2, barrier);
-    mbarrier_wait(barrier, 0);
+    const uint32_t tiles = shared_address(shared);
+    load_tiles<2>(in);
     float sums[32];
     clear(sums);
     warpgroup_fence();
@@ -348,81 +343,67 @@ REGISTER_KERNEL(planted_registers_never_come)
 // Without the barrier of the cluster the other block's mbarrier may not be there yet.
 ON_TILES(planted_multicast_too_early, 32) {
     SHARED_MEMORY(shared);
-    const uint32_t barrier = shared_address(shared) + kTile;
-    make_barrier(barrier, 1);
+    const uint32_t barrier = barrier_behind(1);
     if (threadIdx.x == 0) mbarrier_arrive_expect(barrier, kTile);
     if (cluster_rank() == 0) {
-        cluster_arrive();
-        cluster_wait();
+        cluster_sync();
         if (threadIdx.x == 0) tensor_load_2d_multicast(shared_address(shared), &in, 0, 0, barrier, 3);
     } else {
         reinterpret_cast<uint32_t*>(shared)[threadIdx.x] = 1;
         fence_proxy_async_shared();
-        cluster_arrive();
-        cluster_wait();
+        cluster_sync();
         y[threadIdx.x] = __uint_as_float(reinterpret_cast<uint32_t*>(shared)[threadIdx.x]);  // BUG multicast too early
     }
     mbarrier_wait(barrier, 0);
-    cluster_arrive();
-    cluster_wait();
+    cluster_sync();
 }
 REGISTER_KERNEL(planted_multicast_too_early)
 
 // What another block did before it arrived is acquired by a wait of the cluster's scope alone.
 ON_TILES(planted_wait_of_the_block, 32) {
     SHARED_MEMORY(shared);
-    const uint32_t barrier = shared_address(shared) + kTile;
-    make_barrier(barrier, 1);
-    cluster_arrive();
-    cluster_wait();
+    const uint32_t barrier = barrier_behind(1);
+    cluster_sync();
     reinterpret_cast<uint32_t*>(shared)[threadIdx.x] = threadIdx.x;  // PARTNER wait of the block
     warp_sync();
     if (threadIdx.x == 0) mbarrier_arrive_cluster(cluster_address(barrier, cluster_rank() ^ 1));
     mbarrier_wait(barrier, 0);
     y[blockIdx.x * 32 + threadIdx.x] = static_cast<float>(load_cluster_4(cluster_address(shared_address(shared) + threadIdx.x * 4, cluster_rank() ^ 1)));  // BUG wait of the block
-    cluster_arrive();
-    cluster_wait();
+    cluster_sync();
 }
 REGISTER_KERNEL(planted_wait_of_the_block)
 
 // A relaxed arrival tells of copies and matrix instructions that were waited for, not of ordinary stores.
 ON_TILES(planted_relaxed_arrival, 32) {
     SHARED_MEMORY(shared);
-    const uint32_t barrier = shared_address(shared) + kTile;
-    make_barrier(barrier, 1);
-    cluster_arrive();
-    cluster_wait();
+    const uint32_t barrier = barrier_behind(1);
+    cluster_sync();
     reinterpret_cast<uint32_t*>(shared)[threadIdx.x] = threadIdx.x;  // PARTNER relaxed arrival
     warp_sync();
     if (threadIdx.x == 0) mbarrier_arrive_cluster_relaxed(cluster_address(barrier, cluster_rank() ^ 1));
     mbarrier_wait_cluster(barrier, 0);
     const uint32_t other = cluster_address(shared_address(shared) + threadIdx.x * 4, cluster_rank() ^ 1);
     y[blockIdx.x * 32 + threadIdx.x] = static_cast<float>(load_cluster_4(other));  // BUG relaxed arrival
-    cluster_arrive();
-    cluster_wait();
+    cluster_sync();
 }
 REGISTER_KERNEL(planted_relaxed_arrival)
 
 ON_TILES(planted_other_block_unsynchronised, 32) {
     SHARED_MEMORY(shared);
     reinterpret_cast<uint32_t*>(shared)[threadIdx.x] = threadIdx.x;
-    cluster_arrive();
-    cluster_wait();
+    cluster_sync();
     const uint32_t other = cluster_address(shared_address(shared) + threadIdx.x * 4, cluster_rank() ^ 1);
     y[blockIdx.x * 32 + threadIdx.x] = static_cast<float>(load_cluster_4(other));  // PARTNER other block unsynchronised
     reinterpret_cast<uint32_t*>(shared)[threadIdx.x] = 1;  // BUG other block unsynchronised
-    cluster_arrive();
-    cluster_wait();
+    cluster_sync();
 }
 REGISTER_KERNEL(planted_other_block_unsynchronised)
 
 // What another block sent is acquired by a wait of the cluster's scope alone.
 ON_TILES(planted_sent_and_wait_of_the_block, 32) {
     SHARED_MEMORY(shared);
-    const uint32_t barrier = shared_address(shared) + kTile, other = cluster_rank() ^ 1;
-    make_barrier(barrier, 1);
-    cluster_arrive();
-    cluster_wait();
+    const uint32_t barrier = barrier_behind(1), other = cluster_rank() ^ 1;
+    cluster_sync();
     if (threadIdx.x == 0) mbarrier_arrive_expect(barrier, 32 * 8);
     const uint32_t place = cluster_address(shared_address(shared) + threadIdx.x * 8, other);
     store_async_8(place, two_words(threadIdx.x, 1), cluster_address(barrier, other));  // PARTNER sent and wait of the block
@@ -434,11 +415,9 @@ REGISTER_KERNEL(planted_sent_and_wait_of_the_block)
 // A block that was sent something must still be there when it comes.
 ON_TILES(planted_sent_and_not_waited, 32) {
     SHARED_MEMORY(shared);
-    const uint32_t barrier = shared_address(shared) + kTile, other = cluster_rank() ^ 1;
-    make_barrier(barrier, 1);
+    const uint32_t barrier = barrier_behind(1), other = cluster_rank() ^ 1;
     if (threadIdx.x == 0) mbarrier_arrive_expect(barrier, 8);
-    cluster_arrive();
-    cluster_wait();
+    cluster_sync();
     y[blockIdx.x * 32 + threadIdx.x] = 1.0f;
     if (threadIdx.x == 0) store_async_8(cluster_address(shared_address(shared), other), two_words(1, 1), cluster_address(barrier, other));  // BUG sent and not waited
 }
@@ -509,8 +488,7 @@ ON_TILES(correct_multicast, 32) {
         mbarrier_init(empty, 2);
         mbarrier_init_fence();
     }
-    cluster_arrive();
-    cluster_wait();
+    cluster_sync();
     for (uint32_t turn = 0; turn < 3; turn++) {
         if (threadIdx.x == 0) {
             mbarrier_wait_cluster(empty, turn % 2 ^ 1);
@@ -524,7 +502,6 @@ ON_TILES(correct_multicast, 32) {
         // Both blocks fill this one: both must know that it is empty.
         if (threadIdx.x < 2) mbarrier_arrive_cluster(cluster_address(empty, threadIdx.x));
     }
-    cluster_arrive();
-    cluster_wait();
+    cluster_sync();
 }
 REGISTER_KERNEL(correct_multicast)
