@@ -112,6 +112,14 @@ impl Module {
             _module: self.loaded.clone(),
         })
     }
+
+    /// Its kernels of these names, in their order.
+    ///
+    /// # Errors
+    /// As for [`Module::kernel`].
+    pub fn kernels(&self, names: impl IntoIterator<Item = String>) -> Result<Vec<Kernel>, CudaError> {
+        names.into_iter().map(|name| self.kernel(&name)).collect()
+    }
 }
 
 /// One function of a [`Module`], with the sizes of its compiled parameters.

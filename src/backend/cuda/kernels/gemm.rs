@@ -186,14 +186,12 @@ impl Tile {
 }
 
 /// The kernels of one epilogue and element type, by tile.
-pub(super) struct Gemm([Kernel; 4]);
+pub(super) struct Gemm(Vec<Kernel>);
 
 impl Gemm {
     pub(super) fn load(device: &Device, epilogue: &str, element: &str) -> Result<Gemm, CudaError> {
-        let module = device.module("gemm_sm80")?;
-        let kernel = |tile: Tile| module.kernel(&tile.kernel_name(epilogue, element));
-        let [widest, wide, square, flat] = Tile::ALL;
-        Ok(Gemm([kernel(widest)?, kernel(wide)?, kernel(square)?, kernel(flat)?]))
+        let names = Tile::ALL.map(|tile| tile.kernel_name(epilogue, element));
+        device.module("gemm_sm80")?.kernels(names).map(Gemm)
     }
 
     /// # Safety

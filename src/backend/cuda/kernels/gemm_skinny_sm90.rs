@@ -157,7 +157,7 @@ pub(super) fn operands<T: Element>(
 }
 
 /// The kernels of one epilogue and element type, by the most rows.
-pub(super) struct Skinny([Kernel; 4]);
+pub(super) struct Skinny(Vec<Kernel>);
 
 impl Skinny {
     /// None on devices that they do not run on.
@@ -165,10 +165,8 @@ impl Skinny {
         if !runs_on(device.properties()) {
             return Ok(None);
         }
-        let module = device.module(IMAGE)?;
-        let kernel = |batch: Batch| module.kernel(&batch.kernel_name(epilogue, element));
-        let [first, second, third, fourth] = Batch::ALL;
-        Ok(Some(Skinny([kernel(first)?, kernel(second)?, kernel(third)?, kernel(fourth)?])))
+        let names = Batch::ALL.map(|batch| batch.kernel_name(epilogue, element));
+        Ok(Some(Skinny(device.module(IMAGE)?.kernels(names)?)))
     }
 
     /// # Safety

@@ -178,7 +178,7 @@ pub(super) fn operands<T: Element>(
 }
 
 /// The kernels of one epilogue and element type, by tile.
-pub(super) struct GemmSm90([Kernel; 4]);
+pub(super) struct GemmSm90(Vec<Kernel>);
 
 impl GemmSm90 {
     /// None on a device that they do not run on.
@@ -186,10 +186,8 @@ impl GemmSm90 {
         if !runs_on(device.properties()) {
             return Ok(None);
         }
-        let module = device.module(IMAGE)?;
-        let kernel = |tile: Tile| module.kernel(&tile.kernel_name(epilogue, element));
-        let [widest, wide, square, narrow] = Tile::ALL;
-        Ok(Some(GemmSm90([kernel(widest)?, kernel(wide)?, kernel(square)?, kernel(narrow)?])))
+        let names = Tile::ALL.map(|tile| tile.kernel_name(epilogue, element));
+        Ok(Some(GemmSm90(device.module(IMAGE)?.kernels(names)?)))
     }
 
     /// # Safety

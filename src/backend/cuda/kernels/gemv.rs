@@ -67,14 +67,12 @@ pub(super) fn kernel_name(epilogue: &str, element: &str, rows: usize) -> String 
 }
 
 /// The kernels of one epilogue and element type, by tile.
-pub(super) struct Gemv([Kernel; 3]);
+pub(super) struct Gemv(Vec<Kernel>);
 
 impl Gemv {
     pub(super) fn load(device: &Device, epilogue: &str, element: &str) -> Result<Gemv, CudaError> {
-        let module = device.module("gemv")?;
-        let kernel = |tile: Tile| module.kernel(&tile.kernel_name(epilogue, element));
-        let [narrow, wide, tall] = Tile::ALL;
-        Ok(Gemv([kernel(narrow)?, kernel(wide)?, kernel(tall)?]))
+        let names = Tile::ALL.map(|tile| tile.kernel_name(epilogue, element));
+        device.module("gemv")?.kernels(names).map(Gemv)
     }
 
     /// # Safety
