@@ -75,7 +75,9 @@ mod gpu {
     use std::collections::BTreeMap;
     use std::fs;
 
-    use rigel::backend::cuda::{CudaError, Device, Image, Properties, driver, images, nvcc_version, properties};
+    use rigel::backend::cuda::{
+        CudaError, Device, Image, Properties, driver, images, nvcc_version, properties, runs_on,
+    };
 
     use super::Finding;
 
@@ -181,7 +183,7 @@ mod gpu {
         let (free, _) = device.memory()?;
         let found = device.properties().compute_capability;
         // Where there is none at all, the first says what it was compiled for.
-        let own = images().iter().enumerate().filter(|(index, image)| *index == 0 || image.runs_on(found));
+        let own = images().iter().enumerate().filter(|(index, image)| *index == 0 || runs_on(image.name, found));
         let loaded: Result<Vec<_>, CudaError> =
             own.map(|(_, image)| Ok((device.module(image.name)?.target().to_string(), image.name))).collect();
         let loaded = together(loaded?.into_iter());

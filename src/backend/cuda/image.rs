@@ -16,14 +16,6 @@ pub struct Image {
     pub fatbin: &'static [u8],
 }
 
-impl Image {
-    /// Whether it holds code that a GPU of this generation runs. A file of instructions that one generation alone has
-    /// holds none for others.
-    pub fn runs_on(&self, device: ComputeCapability) -> bool {
-        fatbin::entries(self.fatbin).is_ok_and(|entries| fatbin::choose(&entries, device).is_some())
-    }
-}
-
 /// The driver reads headers of 8-byte words; a cubin's own sections are aligned to 128 bytes at most.
 #[repr(C, align(128))]
 #[allow(dead_code)]
@@ -45,9 +37,9 @@ pub fn images() -> &'static [Image] {
     IMAGES
 }
 
-/// Whether the file `name` is in this binary, with code that a GPU of this generation runs. Launchers ask for every
-/// launch: the fatbins are read once.
-pub(super) fn runs_on(name: &str, device: ComputeCapability) -> bool {
+/// Whether the kernel file `name` is in this binary, with code that a GPU of this generation runs: a file of instructions
+/// that one generation alone has holds none for others. Launchers ask for every launch: the fatbins are read once.
+pub fn runs_on(name: &str, device: ComputeCapability) -> bool {
     static TARGETS: OnceLock<Vec<(&str, Vec<Target>)>> = OnceLock::new();
     let targets = TARGETS.get_or_init(|| {
         let of = |image: &Image| {

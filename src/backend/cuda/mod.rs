@@ -52,7 +52,7 @@ pub use error::CudaError;
 pub use event::Event;
 pub use fatbin::Target;
 pub use graph::Graph;
-pub use image::{Image, images, nvcc_version};
+pub use image::{Image, images, nvcc_version, runs_on};
 pub use launch::{Arguments, Launch, Overlap};
 pub use module::{Kernel, Module};
 pub use pinned::{Pinned, PinnedSlice, PinnedSliceMut};
