@@ -41,3 +41,20 @@ impl Bench {
         }
     }
 }
+
+/// What tables call a model: the last part of its id or path.
+fn model_name(name: &str) -> String {
+    let parts = ['/', '\\'];
+    name.trim_end_matches(parts).rsplit(parts).next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_are_called_by_the_last_part_of_their_name() {
+        let names = ["nano", "bigcode/starcoder2-3b", "./a/starcoder2-7b/", r"C:\a\starcoder2-15b\"].map(model_name);
+        assert_eq!(names, ["nano", "starcoder2-3b", "starcoder2-7b", "starcoder2-15b"]);
+    }
+}

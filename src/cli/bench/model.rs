@@ -18,6 +18,7 @@ use super::super::error::CliError;
 use super::super::load_bar::LoadBar;
 use super::super::model_args::{Load, ModelArgs};
 use super::super::output::Output;
+use super::model_name;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -149,12 +150,6 @@ impl Device {
     }
 }
 
-/// The last part of an id or a path.
-fn model_name(name: &str) -> String {
-    let trimmed = name.trim_end_matches('/');
-    trimmed.rsplit('/').next().unwrap_or(trimmed).to_owned()
-}
-
 /// Bytes of a stored parameter: those of the dtype that most of the checkpoint has.
 fn stored_bytes(checkpoint: &Checkpoint) -> Result<usize, CliError> {
     let largest = checkpoint.tensors().max_by_key(|tensor| tensor.bytes().len());
@@ -279,15 +274,4 @@ fn csv(report: &Report) -> String {
         text.push_str(&(fields.join(",") + "\n"));
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn models_are_called_by_the_last_part_of_their_name() {
-        let names = ["nano", "bigcode/starcoder2-3b", "./a/starcoder2-7b/"].map(model_name);
-        assert_eq!(names, ["nano", "starcoder2-3b", "starcoder2-7b"]);
-    }
 }

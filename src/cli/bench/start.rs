@@ -15,6 +15,7 @@ use rigel::engine::Engine;
 use super::super::error::CliError;
 use super::super::model_args::{DeviceArg, DtypeArg};
 use super::super::output::Output;
+use super::model_name;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -79,7 +80,7 @@ impl Start {
         // There is at least one repetition.
         let Some(first) = starts.first() else { return Ok(()) };
         let mut report = Report::begin(first.device.clone());
-        add_rows(&mut report, &model_name(&source), &starts);
+        add_rows(&mut report, &model_name(self.model.as_deref().unwrap_or("nano")), &starts);
         if let Some(path) = &self.json {
             report.write(path)?;
         }
@@ -123,13 +124,6 @@ impl Start {
 /// The time since 1970.
 fn now() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
-}
-
-/// The last part of its name.
-fn model_name(source: &ModelSource) -> String {
-    let name = source.to_string();
-    let last = name.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or_default();
-    last.trim_end_matches(" (bundled)").to_owned()
 }
 
 fn table(rows: &[Row]) -> Table {
