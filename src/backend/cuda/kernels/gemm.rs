@@ -101,9 +101,7 @@ impl Tile {
 
     /// Tiles down and across the output, and in all.
     fn counts(self, shape: ProductShape) -> (u64, u64, u64) {
-        let tiles = |size: usize, tile: u32| (size as u64).div_ceil(u64::from(tile));
-        let (down, across) = (tiles(shape.rows, self.rows()), tiles(shape.columns, self.columns()));
-        (down, across, down.saturating_mul(across))
+        shape.tiles(self.rows(), self.columns())
     }
 }
 
@@ -153,13 +151,18 @@ impl Plan {
         let fit = |resident| Some((resident, tile.stages_beside(limits.shared_bytes, resident)?.min(useful)));
         let (resident, stages) = (1..=wanted.max(1)).rev().find_map(fit)?;
 
-        // Of tiles that run together, in `group` rows and together / group columns, the rows and columns to be read are
-        // fewest where both are equally many elements. Then groups of equal size.
         let together = blocks.min(multiprocessors * u64::from(resident));
-        let square = (together * u64::from(tile.columns()) / u64::from(tile.rows())).isqrt().clamp(1, down.max(1));
-        let group = down.max(1).div_ceil(down.max(1).div_ceil(square));
-        Some(Plan { tile, stages, group: u32::try_from(group).unwrap_or(u32::MAX) })
+        Some(Plan { tile, stages, group: rows_of_a_group(down, together, tile.rows(), tile.columns()) })
     }
+}
+
+/// How many of the `down` rows of tiles to compute together, where `together` tiles of `rows` x `columns` run at one time.
+/// Of those, in `group` rows and together / group columns, the rows and columns to be read are fewest where both are
+/// equally many elements. Then groups of equal size.
+pub(super) fn rows_of_a_group(down: u64, together: u64, rows: u32, columns: u32) -> u32 {
+    let down = down.max(1);
+    let square = (together * u64::from(columns) / u64::from(rows)).isqrt().clamp(1, down);
+    u32::try_from(down.div_ceil(down.div_ceil(square))).unwrap_or(u32::MAX)
 }
 
 impl Tile {

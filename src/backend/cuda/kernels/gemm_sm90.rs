@@ -10,6 +10,7 @@ use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::tensor_map::{Dimension, Swizzle, TensorMap};
+use super::gemm::rows_of_a_group;
 use super::product::{ProductInputs, ProductShape};
 use super::{Check, Element};
 
@@ -115,21 +116,15 @@ impl Plan {
         let cluster = cluster.clamp(1, 2);
         let (down, _, tiles) = counts(tile, cluster, shape);
         let together = tiles.min(at_once(multiprocessors, cluster)).max(1);
-        // Of tiles that run together, in `group` rows and together / group columns, the rows and columns to be read are
-        // fewest where both are equally many elements. Then groups of equal size.
-        let rows = u64::from(cluster * ROWS);
-        let square = (together * u64::from(tile.columns()) / rows).isqrt().clamp(1, down.max(1));
-        let group = down.max(1).div_ceil(down.max(1).div_ceil(square));
-        let number = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
-        Plan { tile, cluster, clusters: number(together), group: number(group) }
+        let clusters = u32::try_from(together).unwrap_or(u32::MAX);
+        let group = rows_of_a_group(down, together, cluster * ROWS, tile.columns());
+        Plan { tile, cluster, clusters, group }
     }
 }
 
 /// Tiles of a cluster down and across the output, and in all.
 fn counts(tile: Tile, cluster: u32, shape: ProductShape) -> (u64, u64, u64) {
-    let down = (shape.rows as u64).div_ceil(u64::from(cluster * ROWS));
-    let across = (shape.columns as u64).div_ceil(u64::from(tile.columns()));
-    (down, across, down.saturating_mul(across))
+    shape.tiles(cluster * ROWS, tile.columns())
 }
 
 /// Clusters that the device runs at one time.

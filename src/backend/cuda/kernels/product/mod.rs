@@ -81,6 +81,13 @@ impl ProductShape {
         self.of(0, 4 * self.rows * self.columns)
     }
 
+    /// Tiles of `rows` x `columns` down and across the output, and in all.
+    pub(super) fn tiles(&self, rows: u32, columns: u32) -> (u64, u64, u64) {
+        let tiles = |size: usize, tile: u32| (size as u64).div_ceil(u64::from(tile));
+        let (down, across) = (tiles(self.rows, rows), tiles(self.columns, columns));
+        (down, across, down.saturating_mul(across))
+    }
+
     fn bias(&self, bias: BiasTerm) -> usize {
         if bias == BiasTerm::Present { self.columns } else { 0 }
     }
