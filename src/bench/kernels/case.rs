@@ -312,18 +312,16 @@ impl Case {
     fn sizes(&self) -> Vec<(&'static str, Value)> {
         let number = |size: usize| Value::from(size);
         let window = |window: Option<usize>| window.map_or(Value::from("none"), Value::from);
-        let product = |rows: usize, columns: usize, depth: usize| {
-            vec![("rows", number(rows)), ("columns", number(columns)), ("depth", number(depth))]
+        let product = |shape: ProductShape| {
+            vec![("rows", number(shape.rows)), ("columns", number(shape.columns)), ("depth", number(shape.depth))]
         };
         let decode = |batch, context| vec![("batch", number(batch)), ("context", number(context))];
         let prefill = |length, seen| vec![("length", number(length)), ("window", window(seen))];
         match &self.what {
             What::Embed(shape) => vec![("rows", number(shape.rows)), ("width", number(shape.width))],
             What::Norm(shape, _) => vec![("rows", number(shape.rows)), ("width", number(shape.width))],
-            What::Qkv(shape, _) => product(shape.rows, qkv_columns(shape), shape.depth),
-            What::Product(_, shape, _) | What::Head(shape) | What::NormedProduct(_, _, shape, _) => {
-                product(shape.rows, shape.columns, shape.depth)
-            }
+            What::Qkv(shape, _) => product(shape.product_shape()),
+            What::Product(_, shape, _) | What::Head(shape) | What::NormedProduct(_, _, shape, _) => product(*shape),
             What::Decode { batch, context, .. } | What::OrderedDecode { batch, context, .. } => {
                 decode(*batch, *context)
             }
@@ -363,9 +361,7 @@ impl Case {
             }
         };
         match &self.what {
-            What::Qkv(shape, _) => {
-                product(ProductShape { rows: shape.rows, columns: qkv_columns(shape), depth: shape.depth })
-            }
+            What::Qkv(shape, _) => product(shape.product_shape()),
             What::Product(_, shape, _) | What::Head(shape) => product(*shape),
             What::Decode { shape, form, .. } => {
                 let file = form.unwrap_or_else(|| attention_decode::Form::of(device)).file();
@@ -443,10 +439,9 @@ impl Case {
             What::Embed(shape) => 4 * shape.rows * shape.width,
             What::Norm(shape, _) => 4 * shape.rows * shape.pitch(),
             What::Qkv(shape, _) => {
-                let columns = qkv_columns(shape);
                 // A page of keys and one of values for each row.
                 let cache = 4 * shape.rows * shape.kv_heads * shape.page_size * shape.head_dim;
-                product(&ProductShape { rows: shape.rows, columns, depth: shape.depth }, 4) + cache
+                product(&shape.product_shape(), 4) + cache
             }
             What::Product(_, shape, _) | What::NormedProduct(_, _, shape, _) => product(shape, 2),
             What::Head(shape) => product(shape, 4),
@@ -474,11 +469,6 @@ impl Case {
 /// Bytes of keys and values in a page of one layer.
 fn page_bytes(heads: &Heads) -> usize {
     2 * heads.kv * heads.dim * PAGE_SIZE * 2
-}
-
-/// Columns of the product that a projection to queries, keys and values is.
-pub(super) fn qkv_columns(shape: &QkvShape) -> usize {
-    (shape.heads + 2 * shape.kv_heads) * shape.head_dim
 }
 
 /// `batch` sequences of `context` positions each, the last of them in this step. Tables follow each other.

@@ -15,7 +15,7 @@ use crate::backend::cuda::kernels::BiasTerm;
 use crate::backend::cuda::kernels::product::Epilogue;
 
 use super::super::report::{Ceiling, Limit};
-use super::case::{Case, What, qkv_columns};
+use super::case::{Case, What};
 
 /// What the peers are, part of this program so that it needs no checkout.
 const SCRIPT: &str = include_str!("../../../tools/peers/kernels.py");
@@ -213,7 +213,7 @@ fn request(case: &Case) -> Option<Value> {
         // Without the rotation and the write to the cache.
         What::Qkv(shape, bias) => {
             let epilogue = if *bias == BiasTerm::Present { "bias" } else { "none" };
-            linear(epilogue, shape.rows, qkv_columns(shape), shape.depth)
+            linear(epilogue, shape.rows, shape.product_shape().columns, shape.depth)
         }
         What::Product(part, shape, BiasTerm::Present) => {
             let epilogue = match part.epilogue() {

@@ -8,7 +8,6 @@ use crate::backend::cuda::kernels::product::{
 use crate::backend::cuda::kernels::{BiasTerm, Element};
 use crate::backend::cuda::{Buffer, CudaError, Stream};
 
-use super::super::case::qkv_columns;
 use super::super::timer::Launches;
 use super::{Filler, set_of, spread};
 
@@ -178,9 +177,9 @@ struct QkvSet<T> {
 
 impl<T: Element> Qkv<T> {
     pub fn new(filler: &Filler<T>, shape: QkvShape, bias: BiasTerm, sets: usize) -> Result<Qkv<T>, CudaError> {
-        let QkvShape { rows, depth, heads, kv_heads, head_dim, page_size } = shape;
+        let QkvShape { rows, heads, kv_heads, head_dim, page_size, .. } = shape;
         let stream = &filler.stream;
-        let product = ProductShape { rows, columns: qkv_columns(&shape), depth };
+        let product = shape.product_shape();
         let cache = rows * kv_heads * page_size * head_dim;
         let set = |set| {
             Ok(QkvSet {
