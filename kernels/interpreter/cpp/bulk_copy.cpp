@@ -55,7 +55,7 @@ void complete(BulkCopy& copy) {
     scheduler.note_progress();
     Thread* const running = current;
     current = copy.issuer;  // in whose name a check would fail
-    const Serial agent = own.agents().bulk_copies(copy.issuer->index / 32);
+    const Serial agent = own.agents().bulk_copies(copy.issuer->index / 32, copy.turn);
     for (const BulkCopy::Target& target : copy.targets) {
         if (target.block != &own) target.block->bulk_copies_pending--;
         if (copy.kind == Kind::Store) continue;
@@ -89,9 +89,10 @@ std::shared_ptr<BulkCopy> make_copy(Kind kind, Site site) {
     copy->kind = kind;
     copy->issuer = current;
     copy->site = site;
-    Clock& issued = current->warp->bulk_copies_issued;
-    copy->clock = ++issued;
-    if (issued + 1 >= kLastClock) fail(site, "a warp has asked for more bulk copies than the race checker can count");
+    Warp& warp = *current->warp;
+    copy->turn = warp.bulk_turn = (warp.bulk_turn + 1) % Agents::kBulkTurns;
+    copy->clock = ++warp.bulk_clocks[copy->turn];
+    if (copy->clock + 1 >= kLastClock) fail(site, "a warp has asked for more bulk copies than the race checker can count");
     return copy;
 }
 
@@ -238,7 +239,7 @@ void store_async(uint32_t shared, const void* value, uint32_t bytes, uint32_t ba
 
 namespace {
 void begin_store(const std::shared_ptr<BulkCopy>& copy) {
-    current->warp->bulk_copies_issued = copy->clock + 1;  // the accesses of global memory
+    current->warp->bulk_clocks[copy->turn] = copy->clock + 1;  // the accesses of global memory
     current->open_bulk_stores.push_back(copy);
 }
 }  // namespace
@@ -283,12 +284,13 @@ void bulk_commit() {
 
 void bulk_wait(int pending, BulkWait until) {
     Thread& thread = *current;
-    const Serial agent = thread.warp->block->agents().bulk_copies(thread.index / 32);
+    const Agents agents = thread.warp->block->agents();
     const auto& groups = thread.bulk_store_groups;
     size_t& finished = until == BulkWait::Read ? thread.bulk_groups_read : thread.bulk_groups_written;
     for (; finished + static_cast<size_t>(pending) < groups.size(); finished++) {
         for (const auto& copy : groups[finished]) {
             complete(*copy);
+            const Serial agent = agents.bulk_copies(thread.index / 32, copy->turn);
             learn_agent(thread, agent, until == BulkWait::Read ? copy->clock : copy->clock + 1);
         }
     }

@@ -27,11 +27,15 @@ struct Agents {
 
     static Serial thread(uint32_t index) { return 2 * index; }
     static Serial copies(uint32_t index) { return 2 * index + 1; }
-    Serial bulk_copies(uint32_t warp) const { return 2 * threads + warp; }
-    Serial matrix(uint32_t warpgroup) const { return 2 * threads + warps() + warpgroup; }
+    // The bulk copies of a warp's threads take turns at some agents: each ends for itself, and to have waited for one says
+    // nothing of an earlier one, unless a whole round lies between.
+    static constexpr uint32_t kBulkTurns = 8;
+    Serial bulk_copies(uint32_t warp, uint32_t turn) const { return 2 * threads + warp * kBulkTurns + turn; }
+    uint32_t warp_of_bulk_copies(Serial agent) const { return static_cast<uint32_t>(agent - 2 * threads) / kBulkTurns; }
+    Serial matrix(uint32_t warpgroup) const { return bulk_copies(warps(), 0) + warpgroup; }
     uint32_t warps() const { return (threads + 31) / 32; }
     uint32_t warpgroups() const { return (threads + 127) / 128; }
-    uint32_t count() const { return 2 * threads + warps() + warpgroups(); }
+    uint32_t count() const { return static_cast<uint32_t>(matrix(warpgroups())); }
     // Whether what this one writes is ordered by barriers alone, or must be fenced for the asynchronous proxy.
     bool of_generic_proxy(Serial agent) const { return agent < 2 * threads; }
 };
@@ -102,7 +106,8 @@ struct Warp {
     // Which lanes have arrived at each unfinished barrier, and where.
     uint32_t barrier_lanes[16] = {};
     Site barrier_site[16] = {};
-    Clock bulk_copies_issued = 0;  // clock of the agent of its threads' bulk copies
+    uint32_t bulk_turn = 0;                       // of its threads' newest bulk copy
+    Clock bulk_clocks[Agents::kBulkTurns] = {};   // of the agents of those
 };
 
 // Four warps, and their matrix instructions under way.

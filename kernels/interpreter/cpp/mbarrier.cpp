@@ -66,7 +66,7 @@ Ref<const Message> of_asynchronous_agents(const Message& message, const Agents& 
     for (const OtherBlock& block : message.blocks) {
         if (block.clocks->of.size() != agents.count()) continue;  // of a copy or a fill, or of another grid
         Ref<BlockClocks> clocks(new BlockClocks(*block.clocks));
-        std::fill_n(clocks->of.begin(), agents.bulk_copies(0), 0);
+        std::fill_n(clocks->of.begin(), agents.bulk_copies(0, 0), 0);
         part->blocks.push_back({block.first, Ref<const BlockClocks>(clocks.get())});
     }
     return Ref<const Message>(part.get());

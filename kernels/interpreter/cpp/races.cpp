@@ -197,8 +197,8 @@ void check_races(const Cells& cells, size_t offset, size_t bytes, const Access& 
             clock = thread.copies_issued;
             break;
         case Agent::BulkCopy:
-            agent = block.agents().bulk_copies(thread.index / 32);
-            clock = thread.warp->bulk_copies_issued;
+            agent = block.agents().bulk_copies(thread.index / 32, thread.warp->bulk_turn);
+            clock = thread.warp->bulk_clocks[thread.warp->bulk_turn];
             break;
         case Agent::Matrix:
             agent = block.agents().matrix(thread.index / 128);

@@ -45,8 +45,8 @@ std::string History::describe_agent(Serial serial) const {
     std::string who;
     if (agent >= agents.matrix(0))
         who = "matrix instructions of warpgroup " + std::to_string(agent - agents.matrix(0));
-    else if (agent >= agents.bulk_copies(0))
-        who = "bulk copies of warp " + std::to_string(agent - agents.bulk_copies(0));
+    else if (agent >= agents.bulk_copies(0, 0))
+        who = "bulk copies of warp " + std::to_string(agents.warp_of_bulk_copies(agent));
     else
         who = std::string(agent % 2 ? "the asynchronous copy of " : "") + "thread " + coordinates(agent / 2, of.block_size);
     return who + " of block " + coordinates(block.index, of.grid_size) + " of " + of.name + " (work " +

@@ -122,6 +122,25 @@ ON_TILES(planted_load_not_waited, 128) {
 }
 REGISTER_KERNEL(planted_load_not_waited)
 
+// The later of two loads was waited for, which says nothing of the earlier.
+ON_TILES(planted_waited_for_another, 128) {
+    SHARED_MEMORY(shared);
+    const uint32_t first = barrier_behind(2), second = first + 8;
+    if (threadIdx.x == 0) {
+        mbarrier_init(second, 1);
+        mbarrier_init_fence();
+        mbarrier_arrive_expect(first, kTile);
+        tensor_load_2d(shared_address(shared), &in, 0, 0, first);  // PARTNER waited for another
+        mbarrier_arrive_expect(second, kTile);
+        tensor_load_2d(shared_address(shared) + kTile, &in, 64, 0, second);
+    }
+    block_sync();
+    mbarrier_wait(second, 0);
+    y[threadIdx.x] = reinterpret_cast<float*>(shared)[threadIdx.x];  // BUG waited for another
+    mbarrier_wait(first, 0);
+}
+REGISTER_KERNEL(planted_waited_for_another)
+
 // Thread 0 alone has waited.
 ON_TILES(planted_waited_by_one, 128) {
     SHARED_MEMORY(shared);

@@ -46,6 +46,7 @@ fn ordinary_stores_that_the_asynchronous_proxy_reads() {
 fn bulk_copies_that_no_one_waited_for() {
     let says = &["race in shared memory", "bulk cop"];
     found("planted_load_not_waited", "load not waited", 128, says);
+    found("planted_waited_for_another", "waited for another", 128, says);
     found("planted_waited_by_one", "waited by one", 128, says);
     found("planted_source_overwritten", "source overwritten", 128, says);
     let says = &["a thread returns before it has waited for its bulk store"];
