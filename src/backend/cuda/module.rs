@@ -1,7 +1,6 @@
 //! A fatbin loaded into a device, and the kernels in it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, result};
@@ -108,7 +107,7 @@ impl Module {
             handle,
             parameters,
             target: self.target,
-            shared_bytes: AtomicU32::new(SHARED_BYTES_WITHOUT_ASKING),
+            shared_bytes: Mutex::new(SHARED_BYTES_WITHOUT_ASKING),
             _module: self.loaded.clone(),
         })
     }
@@ -129,7 +128,7 @@ pub struct Kernel {
     parameters: Vec<usize>,
     target: Target,
     /// What its blocks may have, as the driver was last told.
-    shared_bytes: AtomicU32,
+    shared_bytes: Mutex<u32>,
     _module: Arc<Loaded>,
 }
 
@@ -160,7 +159,9 @@ impl Kernel {
 
     /// Lets its blocks have `bytes` of dynamic shared memory. The context is current on this thread.
     pub(super) fn allow_shared_bytes(&self, bytes: u32) -> Result<(), CudaError> {
-        if bytes <= self.shared_bytes.load(Ordering::Acquire) {
+        // Held over the call: of two threads, the one that wants less must not be the last to tell the driver.
+        let mut allowed = self.shared_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        if bytes <= *allowed {
             return Ok(());
         }
         let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -168,7 +169,7 @@ impl Kernel {
         // SAFETY: the handle is that of a function of a loaded module.
         unsafe { result::function::set_function_attribute(self.handle, attribute, value) }
             .named("cuFuncSetAttribute")?;
-        self.shared_bytes.fetch_max(bytes, Ordering::AcqRel);
+        *allowed = bytes;
         Ok(())
     }
 }
