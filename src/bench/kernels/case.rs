@@ -217,14 +217,14 @@ impl Case {
             all.push(What::Head(ProductShape { rows, columns: vocab, depth: hidden }));
         }
         for (batch, context) in DECODES {
-            let split_len = split_len(batch, &heads, window, spec.max_positions, device.multiprocessors as usize);
+            let (form, multiprocessors) = (attention_decode::Form::of(device), device.multiprocessors as usize);
+            let split_len = split_len(form, batch, &heads, window, spec.max_positions, multiprocessors);
             let positions = spec.max_positions.max(context);
             let shape = DecodeShape { rows: batch, sequences: batch, heads, window, positions, split_len };
             all.push(What::Decode { batch, context, shape, form: None });
             // What the merge inside of the kernel is worth.
-            let split = attention_decode::Form::Split;
-            if attention_decode::Form::of(device) != split && shape.splits() > 1 {
-                all.push(What::Decode { batch, context, shape, form: Some(split) });
+            if form == attention_decode::Form::Cluster && shape.splits() > 1 {
+                all.push(What::Decode { batch, context, shape, form: Some(attention_decode::Form::Split) });
             }
         }
         for length in LENGTHS {

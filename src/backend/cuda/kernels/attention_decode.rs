@@ -31,6 +31,7 @@ const MOST_SPLIT: usize = 1 << 29;
 /// two blocks for each of `multiprocessors`, as many as run at a time: a third would wait for a first to end. Where
 /// those would be too short to be worth their merge, up to one block.
 pub fn split_len(
+    form: Form,
     sequences: usize,
     heads: &Heads,
     window: Option<usize>,
@@ -38,12 +39,16 @@ pub fn split_len(
     multiprocessors: usize,
 ) -> usize {
     let blocks = sequences.max(1) * heads.kv.max(1) * RowTile::of(heads).count(heads);
-    let length = |at_a_time: usize| {
-        let wanted = (at_a_time / blocks).max(1);
-        split_positions(window, positions).div_ceil(wanted).clamp(1, MOST_SPLIT).next_multiple_of(SPLIT_STEP)
+    let length = |splits: usize| {
+        let positions = split_positions(window, positions).div_ceil(splits.max(1));
+        positions.clamp(1, MOST_SPLIT).next_multiple_of(SPLIT_STEP)
     };
-    match length(2 * multiprocessors) {
-        short if short < SHORTEST_OF_TWO => length(multiprocessors),
+    let two = match form {
+        Form::Split => 2 * multiprocessors / blocks,
+        Form::Cluster => attention_decode_sm90::splits_at_a_time(multiprocessors, blocks),
+    };
+    match length(two) {
+        short if short < SHORTEST_OF_TWO => length(multiprocessors / blocks),
         length => length,
     }
 }
@@ -195,8 +200,8 @@ impl DecodeShape {
         works.sum()
     }
 
-    /// The launches that compute it, by the names of their kernels, and what each moves and computes: in all, [that]
-    /// (DecodeShape::work) and the partial results.
+    /// The launches that compute it, by the names of their kernels, and what each moves and computes: together the
+    /// [`work`](DecodeShape::work) of any form, and the partial results.
     pub fn launches(&self, form: Form, element: &str, sequences: &[Sequence], page_size: usize) -> Vec<(String, Work)> {
         let attend = RowTile::of(&self.heads).kernel_name(form, element, self.heads.dim);
         let mut work = self.work(sequences, page_size);
@@ -393,7 +398,7 @@ mod tests {
 
     #[test]
     fn splits_fill_the_multiprocessors_twice_at_the_most_and_are_no_shorter_than_pays() {
-        let len = |sequences, positions, window| split_len(sequences, &HEADS, window, positions, 132);
+        let len = |sequences, positions, window| split_len(Form::Split, sequences, &HEADS, window, positions, 132);
         assert_eq!(len(1, 4096, None), 128);
         assert_eq!(len(1, 16_384, None), 256);
         assert_eq!(len(1, 16_384, Some(4096)), 128);
@@ -402,7 +407,8 @@ mod tests {
         assert_eq!(len(256, 1, None), 64);
         // The 3B's two KV heads have a block for each multiprocessor all the same.
         let heads = Heads { query: 24, kv: 2, dim: 128 };
-        assert_eq!(split_len(1, &heads, Some(4096), 16_384, 132), 64);
+        assert_eq!(split_len(Form::Split, 1, &heads, Some(4096), 16_384, 132), 64);
+        assert_eq!(split_len(Form::Cluster, 1, &heads, Some(4096), 16_384, 132), 64);
         // From some batch on each sequence is one split, wherever its window stands.
         for sequences in [64, 256] {
             let split_len = len(sequences, 16_384, Some(4096));
@@ -414,6 +420,25 @@ mod tests {
             assert!(len.is_multiple_of(SPLIT_STEP) && (1..=MOST_SPLIT).contains(&len), "{len}");
         }
     }
+    #[test]
+    fn clusters_run_all_at_one_time() {
+        for kv in [1, 2, 4, 8, 16, 32] {
+            for sequences in 1..=256 {
+                let heads = Heads { query: 12 * kv, kv, dim: 128 };
+                for window in [Some(4096), None] {
+                    let split_len = split_len(Form::Cluster, sequences, &heads, window, 16_384, 132);
+                    let splits = DecodeShape { sequences, heads, ..shape(window, 16_384, split_len) }.splits();
+                    let cluster = splits.min(8);
+                    let clusters = splits.div_ceil(8) * sequences * kv;
+                    // Two blocks a multiprocessor, in groups of 16 of them and one of 14.
+                    let at_a_time = 7 * (32 / cluster) + 28 / cluster;
+                    let place = format!("{kv} heads, {sequences} sequences, window {window:?}: {splits} splits");
+                    assert!(cluster == 1 || clusters <= at_a_time, "{place}, {clusters} clusters");
+                }
+            }
+        }
+    }
+
     #[test]
     fn what_goes_through_memory_is_what_the_workspace_holds() {
         let sequences = [Sequence { start: 999, rows: 1, ..Sequence::PADDING }, Sequence::PADDING];

@@ -38,7 +38,7 @@ pub use source::WeightSource;
 
 use super::error::CudaError;
 use super::kernels::Element;
-use super::kernels::attention_decode::split_len;
+use super::kernels::attention_decode::{Form, split_len};
 use super::kernels::norm::MOST_WIDTH;
 use super::kernels::paged::{LEAST_PAGE, MOST_GROUP};
 use super::layout::{Layout, padded};
@@ -383,7 +383,7 @@ fn check_supported(spec: &ModelSpec, options: &CudaOptions) -> Result<(), Backen
 
 fn split_len_for(sequences: usize, spec: &ModelSpec, device: &Properties) -> usize {
     let multiprocessors = device.multiprocessors as usize;
-    split_len(sequences, &heads(spec), window(spec), spec.max_positions, multiprocessors)
+    split_len(Form::of(device), sequences, &heads(spec), window(spec), spec.max_positions, multiprocessors)
 }
 
 impl From<CudaError> for BackendError {
