@@ -141,6 +141,7 @@ DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const Tensor
         barrier_sync(kProducers, kWarpgroup);
     };
 
+    if (is_first) fence_proxy_async_global();
     const uint32_t items_in_all = launch.tile_count * cache.kv_heads;
     Found next = find(cache, launch, item_number(0));
     for (uint32_t round = 0; item_number(round) < items_in_all; round++) {
@@ -326,8 +327,8 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
 
             warpgroup_wait<1>();
             end_reading(key_barriers, place);
-            // Not one wait ahead of this branch: see below.
-            if (weigh_tile(tile)) {
+            // Not one wait ahead of this branch: see below. Waits want all four warps to branch alike.
+            if (barrier_any(kOwn + consumer, kWarpgroup, weigh_tile(tile))) {
                 warpgroup_wait<0>();
                 rescale<kHeadDim, 1>(sums, factors);
             }
@@ -403,7 +404,7 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
 // asked for, then the product of the weights before with their values, and the softmax of the new scores runs under the
 // second. Between the two: they take turns in asking (kTurn), so that while one is at its softmax the other's products
 // run. The softmax must not be left behind the wait for the second product: ptxas moves that wait up as far as its
-// block of code goes, so a branch that depends on the softmax is before it.
+// block of code goes, so a branch that depends on the softmax of all four warps is before it.
 //
 // Registers of a consumer: 64 scores, kHeadDim / 2 sums, 32 weights, and what the softmax needs: 224, which leaves 56
 // for each of the producers, 128 x (56 + 2 x 224) of 65536.

@@ -111,9 +111,13 @@ DEVICE void skinny(const TensorMap& x, const TensorMap& weights, const typename 
     const uint32_t box_rows = Shape::kBatch / across;
     const uint16_t both = static_cast<uint16_t>(((1u << across) - 1) << (split * across));
     const auto load_activations = [&](const typename Stages::Place& place, uint32_t chunk) {
-        const uint32_t stage = ring + place.stage * Shape::kStageBytes + Shape::kWeightBytes;
-        tensor_load_2d_multicast(stage + side * box_rows * kRowBytes, &x, static_cast<int>(chunk * kDepth),
-                                 static_cast<int>(side * box_rows), Stages::full(barriers, place), both);
+        const uint32_t to = ring + place.stage * Shape::kStageBytes + Shape::kWeightBytes + side * box_rows * kRowBytes;
+        const int k = static_cast<int>(chunk * kDepth), row = static_cast<int>(side * box_rows);
+        if (across == 1) {
+            tensor_load_2d(to, &x, k, row, Stages::full(barriers, place));
+        } else {
+            tensor_load_2d_multicast(to, &x, k, row, Stages::full(barriers, place), both);
+        }
     };
     const uint32_t ahead = min(end_chunk, first_chunk + Shape::kStages);
     if (fills) {
@@ -137,6 +141,7 @@ DEVICE void skinny(const TensorMap& x, const TensorMap& weights, const typename 
 
     if (warp == kReaders) {
         if (lane == 0) {
+            fence_proxy_async_global();
             typename Stages::Place place;
 #pragma unroll 1
             for (uint32_t chunk = first_chunk; chunk < end_chunk; chunk++, Stages::Place::advance(place)) {
@@ -232,7 +237,7 @@ DEVICE void skinny(const TensorMap& x, const TensorMap& weights, const typename 
     }
     // No block may end while others read its sums.
     warp_sync();
-    cluster_arrive();
+    cluster_arrive_relaxed();
     cluster_wait();
 }
 

@@ -169,6 +169,7 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
         }
         grid_dependency_wait();
         if (threadIdx.x == 0) {
+            fence_proxy_async_global();
             typename Stages::Place place;
             for (uint32_t tile = first_tile; tile < tiles; tile += tile_step) {
                 const Place at = place_of(tile);
@@ -205,6 +206,7 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
         constexpr uint32_t kAllTiles = Tile::kColumns / 8;
 
         grid_dependency_wait();
+        if (kAdds && elected) fence_proxy_async_global();
         typename Stages::Place place;
         // The piece that is next, and a bit for each: the parity that its barrier is waited for.
         uint32_t piece = 0, piece_parities = 0;
@@ -360,7 +362,7 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
             }
         }
         if constexpr (kBulk) {
-            if (elected) bulk_wait_read<0>();
+            if (elected) bulk_wait<0>();  // the work behind reads what was stored
         }
     }
     // No block ends while another may write its shared memory or arrive at its barriers.

@@ -133,6 +133,7 @@ device_test! {
         conform("barrier", &[
             Case::exact("block_sync", |x| (0..64).map(|thread| x[63 - thread]).collect()).threads(64),
             Case::exact("barrier_sync_arrive", |x| by_lane(|lane| x[31 - lane])).threads(64),
+            Case::exact("barrier_any", |_| (0..128).map(|thread| if thread < 64 { 1 } else { 4 }).collect()).threads(128),
         ]);
     }
 }

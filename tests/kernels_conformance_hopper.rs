@@ -123,6 +123,28 @@ device_test! {
 }
 
 device_test! {
+    /// Stored in the ordinary way by one kernel, copied by the next, which may start before that one ends; and so on.
+    fn what_a_kernel_stores_the_next_one_copies() {
+        common::on_every_hopper_schedule(|bench| {
+            let (stream, x) = (&bench.stream, words(128));
+            let module = bench.device().load(image("hopper")).unwrap();
+            let [store, copy] = ["stored_for_the_next", "bulk_load"].map(|f| module.kernel(&format!("conform_{f}")).unwrap());
+            let (mut a, mut b) = (stream.upload(&x).unwrap(), stream.zeroed::<u32>(128).unwrap());
+            let launch = Launch { shared_bytes: 8192, ..Launch::linear(1, 128) };
+            for _ in 0..16 {
+                // SAFETY: the kernels take an input and an output of 128 words.
+                unsafe {
+                    stream.launch(&store, &launch, &Arguments::new().input(a.view()).output(&b.view_mut())).unwrap();
+                    stream.launch(&copy, &launch, &Arguments::new().input(b.view()).output(&a.view_mut())).unwrap();
+                }
+            }
+            let expected: Vec<u32> = x.iter().map(|word| word.wrapping_add(16)).collect();
+            same("stored_for_the_next", &stream.download(a.view()).unwrap(), &expected);
+        });
+    }
+}
+
+device_test! {
     fn boxes_of_tensors() {
         common::on_every_hopper_schedule(|bench| {
             let loads: [(&str, &Tensor, &[i64]); 6] = [
@@ -171,6 +193,19 @@ device_test! {
 device_test! {
     fn clusters() {
         common::on_every_hopper_schedule(|bench| {
+            for blocks in [1, 2, 3, 8] {
+                let x = words(32);
+                let run = |function| Run { blocks, threads: 32, ..Run::new(bench, function) };
+                let all = 0..blocks as usize;
+                let places: Vec<u32> = all.clone().flat_map(|rank| [x[rank].wrapping_add(blocks); 32]).collect();
+                same("cluster_place", &run("cluster_place").on(&x, places.len(), None), &places);
+                let sent = |to: usize| all.clone().map(move |from| (from, to));
+                let sent: Vec<u32> =
+                    all.clone().flat_map(sent).map(|(from, to)| x[from].wrapping_add(to as u32)).collect();
+                if blocks > 1 {
+                    same("cluster_all_to_all", &run("cluster_all_to_all").on(&x, sent.len(), None), &sent);
+                }
+            }
             let pair = |function| Run { blocks: 2, ..Run::new(bench, function) };
             let x = words(256);
             let swapped: Vec<u32> = (0..256).map(|i| x[i ^ 128]).collect();

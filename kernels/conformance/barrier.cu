@@ -12,6 +12,15 @@ KERNEL(conform_block_sync, 64)(const uint32_t* in, uint32_t* out) {
 }
 REGISTER_KERNEL(conform_block_sync)
 
+// Whether any of two warps has one, and any of the other two.
+KERNEL(conform_barrier_any, 128)(const uint32_t* in, uint32_t* out) {
+    const uint32_t pair = threadIdx.x / 64;
+    const bool first = barrier_any(1 + pair, 64, in[threadIdx.x % 32] == in[5] && threadIdx.x / 32 == 1);
+    const bool second = barrier_any(1 + pair, 64, false), third = barrier_any(1 + pair, 64, threadIdx.x == 100);
+    out[threadIdx.x] = (first ? 1 : 0) + (second ? 2 : 0) + (third ? 4 : 0);
+}
+REGISTER_KERNEL(conform_barrier_any)
+
 // Warp 1 writes and arrives; warp 0 waits for it.
 KERNEL(conform_barrier_sync_arrive, 64)(const uint32_t* in, uint32_t* out) {
     SHARED_MEMORY(shared);

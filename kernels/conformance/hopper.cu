@@ -26,12 +26,23 @@ DEVICE void copy_out(uint32_t* out, uint32_t bytes) {
     for (uint32_t i = threadIdx.x; i < bytes / 4; i += 128) out[blockIdx.x * (bytes / 4) + i] = reinterpret_cast<uint32_t*>(shared)[i];
 }
 
-// 128 words by one copy.
+// For a kernel that copies them: words that this one stores in the ordinary way.
+KERNEL(conform_stored_for_the_next, 128)(const uint32_t* in, uint32_t* out) {
+    grid_dependency_launch();
+    grid_dependency_wait();
+    out[threadIdx.x] = in[threadIdx.x] + 1;
+}
+REGISTER_KERNEL(conform_stored_for_the_next)
+
+// 128 words by one copy, of what earlier work stored.
 template <bool kHinted>
 DEVICE void load_bulk(const uint32_t* in, uint32_t* out) {
     SHARED_MEMORY(shared);
     const uint32_t barrier = barrier_behind(512, 1);
+    grid_dependency_launch();
+    grid_dependency_wait();
     if (threadIdx.x == 0) {
+        fence_proxy_async_global();
         mbarrier_arrive_expect(barrier, 512);
         if (kHinted) {
             bulk_load_hinted(shared_address(shared), in, 512, barrier, l2_evict_first());
@@ -51,7 +62,7 @@ REGISTER_KERNEL(conform_bulk_load_hinted)
 KERNEL(conform_bulk_store, 128)(const uint32_t* in, uint32_t* out) {
     SHARED_MEMORY(shared);
     reinterpret_cast<uint32_t*>(shared)[threadIdx.x] = in[threadIdx.x];
-    fence_proxy_async();
+    fence_proxy_async_shared();
     block_sync();
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < 8; i++) {
@@ -136,16 +147,45 @@ REGISTER_KERNEL(conform_tensor_load_2d_multicast)
 STORE_BOX(tensor_store_2d, 16, -3)
 STORE_BOX(tensor_store_3d, 8, 3, 1)
 
-// ---- clusters of two ----
+// ---- clusters ----
 
-// Each thread reads the word of its partner in the other block.
+// Where each block is, with a cluster and without.
+KERNEL(conform_cluster_place, 32)(const uint32_t* in, uint32_t* out) {
+    out[blockIdx.x * 32 + threadIdx.x] = in[cluster_rank()] + cluster_blocks();
+}
+REGISTER_KERNEL(conform_cluster_place)
+
+// Each block sends a word to every one, itself too; what comes may come before it is expected.
+KERNEL(conform_cluster_all_to_all, 32)(const uint32_t* in, uint32_t* out) {
+    SHARED_MEMORY(shared);
+    const uint32_t barrier = barrier_behind(2048, 1), rank = cluster_rank(), blocks = cluster_blocks();
+    const bool late = rank % 2 == 1;
+    if (!late && threadIdx.x == 0) mbarrier_arrive_expect(barrier, blocks * 8);
+    if (threadIdx.x < blocks) {
+        uint2 words;
+        words.x = in[rank], words.y = threadIdx.x;
+        store_async_8(cluster_address(shared_address(shared) + rank * 8, threadIdx.x), words,
+                      cluster_address(barrier, threadIdx.x));
+    }
+    warp_sync();
+    if (late && threadIdx.x == 0) mbarrier_arrive_expect(barrier, blocks * 8);
+    mbarrier_wait_cluster(barrier, 0);
+    if (threadIdx.x < blocks) {
+        const uint2 words = reinterpret_cast<const uint2*>(shared)[threadIdx.x];
+        out[rank * blocks + threadIdx.x] = words.x + words.y;
+    }
+}
+REGISTER_KERNEL(conform_cluster_all_to_all)
+
+// Of two blocks: each thread reads the word of its partner in the other one.
 KERNEL(conform_load_cluster_4, 128)(const uint32_t* in, uint32_t* out) {
     SHARED_MEMORY(shared);
     const uint32_t own = blockIdx.x * 128 + threadIdx.x;
     reinterpret_cast<uint32_t*>(shared)[threadIdx.x] = in[own];
     cluster_sync();
     out[own] = load_cluster_4(cluster_address(shared_address(shared) + threadIdx.x * 4, cluster_rank() ^ 1)) + cluster_blocks();
-    cluster_sync();
+    cluster_arrive_relaxed();
+    cluster_wait();
 }
 REGISTER_KERNEL(conform_load_cluster_4)
 

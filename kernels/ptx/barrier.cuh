@@ -22,6 +22,26 @@ DEVICE void barrier_sync(uint32_t id, uint32_t threads) {
 #endif
 }
 
+// The same; whether `value` holds for any of these threads. All of them call it.
+DEVICE bool barrier_any(uint32_t id, uint32_t threads, bool value) {
+#if ON_GPU
+    uint32_t any;
+    asm volatile(
+        "{\n"
+        ".reg .pred own, any;\n"
+        "setp.ne.u32 own, %3, 0;\n"
+        "barrier.red.or.pred.aligned any, %1, %2, own;\n"
+        "selp.u32 %0, 1, 0, any;\n"
+        "}"
+        : "=r"(any)
+        : "r"(id), "r"(threads), "r"(static_cast<uint32_t>(value))
+        : "memory");
+    return any != 0;
+#else
+    return interpreter::barrier_any(id, threads, value);
+#endif
+}
+
 // Arrives at barrier `id` without waiting; others wait for this thread with barrier_sync(id, threads).
 DEVICE void barrier_arrive(uint32_t id, uint32_t threads) {
 #if ON_GPU

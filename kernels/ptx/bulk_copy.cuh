@@ -4,7 +4,8 @@
 // Copies belong to the asynchronous proxy. Loads count their bytes at an mbarrier, and are there for whoever has waited
 // for its phase; stores form groups that the thread which asked for them waits for. What ordinary stores wrote into shared
 // memory is read by a bulk store, or by wgmma, only behind fence_proxy_async_shared of the thread that wrote it, and then
-// a barrier. Behind a load that was waited for no such fence is needed.
+// a barrier. Behind a load that was waited for no such fence is needed. What earlier grids stored into global memory is
+// loaded only behind grid_dependency_wait and then fence_proxy_async_global of the thread that asks for it.
 #pragma once
 #include "language.cuh"
 
@@ -19,15 +20,15 @@ DEVICE void fence_proxy_async_shared() {
 #if ON_GPU
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #else
-    interpreter::fence_proxy_async();
+    interpreter::fence_proxy_async_shared();
 #endif
 }
-// The same for global memory too.
-DEVICE void fence_proxy_async() {
+// The same for accesses of global memory, of this thread and of those that it has waited for.
+DEVICE void fence_proxy_async_global() {
 #if ON_GPU
-    asm volatile("fence.proxy.async;" ::: "memory");
+    asm volatile("fence.proxy.async.global;" ::: "memory");
 #else
-    interpreter::fence_proxy_async();
+    interpreter::fence_proxy_async_global();
 #endif
 }
 

@@ -5,7 +5,8 @@
 #include "language.cuh"
 
 // Waits until the grids that this one depends on have finished and their writes are visible. Before it, nothing may be
-// touched that an earlier, unfinished grid writes, nor written what one reads.
+// touched that an earlier, unfinished grid writes, nor written what one reads. What they stored in the ordinary way is
+// visible to bulk copies behind fence_proxy_async_global, in the thread that asks for those.
 DEVICE void grid_dependency_wait() {
 #if ON_GPU
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -51,7 +51,7 @@ void check_global(const void* address, size_t bytes, const Access& access) {
         counters.requested_written += bytes;
         counters.written.add(at, bytes);
     }
-    check_races(memory.cells, at, bytes, access, access.thread->view->finished->floor, "global", at);
+    check_races(memory.cells, at, bytes, access, access.thread->view->finished->floor, Memory::Global, at);
 }
 
 namespace {
@@ -82,7 +82,7 @@ void check_shared(const void* address, size_t bytes, const Access& access) {
     } else {
         std::memset(memory.written + at, 1, bytes);
     }
-    check_races(memory.cells, at, bytes, access, block.cluster->first, "shared", in_block);
+    check_races(memory.cells, at, bytes, access, block.cluster->first, Memory::Shared, in_block);
 }
 
 void check_global_or_shared(const void* address, size_t bytes, const Access& access) {

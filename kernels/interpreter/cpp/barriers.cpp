@@ -1,4 +1,4 @@
-// Barriers of a block: barrier.sync and barrier.arrive.
+// Barriers of a block: barrier.sync, barrier.red and barrier.arrive.
 #include "report.h"
 #include "scheduler.h"
 #include "thread_order.h"
@@ -12,17 +12,25 @@ void open_barrier(Block& block, Barrier& barrier) {
     order_among(barrier.participants.data(), barrier.participants.size());
     block.grid->counters.barriers++;
     const size_t id = static_cast<size_t>(&barrier - block.barriers);
-    for (Thread* thread : barrier.participants) thread->warp->barrier_lanes[id] = 0;
+    for (Thread* thread : barrier.participants) {
+        thread->warp->barrier_lanes[id] = 0;
+        // Others were only arrived at, and may open between such a barrier and the moment its threads go on.
+        if (barrier.reduces) thread->any_at_barrier = barrier.any;
+    }
     for (Thread* thread : barrier.waiting)
         if (thread != current) scheduler.wake(*thread);
     barrier.arrived = 0;
+    barrier.any = false;
     barrier.participants.clear();
     barrier.waiting.clear();
 }
 
 bool same_line(Site a, Site b) { return a == b || source_line(a) == source_line(b); }
 
-void arrive_at(uint32_t id, uint32_t expected, BarrierUse use, const char* what, Site site) {
+// What a thread brings to a barrier where that matters.
+enum class Value { None, False, True };
+
+void arrive_at(uint32_t id, uint32_t expected, BarrierUse use, Value value, const char* what, Site site) {
     Thread& thread = *current;
     Warp& warp = *thread.warp;
     Block& block = *warp.block;
@@ -43,13 +51,17 @@ void arrive_at(uint32_t id, uint32_t expected, BarrierUse use, const char* what,
         if (expected == 0 && !same_line(barrier.site, site))
             fail(site, "divergent barrier: threads of the block wait at different block_sync calls",
                  {"other threads: at " + source_line(barrier.site)});
+        if (barrier.reduces != (value != Value::None))
+            fail(site, text("barrier %u: some of its threads bring a value and some none", id), {"the others: at " + source_line(barrier.site)});
     } else {
+        barrier.reduces = value != Value::None;
         barrier.expected = expected;
         barrier.site = site;
     }
     warp_site = site;
     warp_lanes |= 1u << thread.lane;
     barrier.arrived++;
+    barrier.any = barrier.any || value == Value::True;
     barrier.participants.push_back(&thread);
     if (use == BarrierUse::Wait) barrier.waiting.push_back(&thread);
     if (barrier.arrived == (expected ? expected : block.live_threads))
@@ -60,13 +72,26 @@ void arrive_at(uint32_t id, uint32_t expected, BarrierUse use, const char* what,
 
 }  // namespace
 
-void block_sync() { arrive_at(0, 0, BarrierUse::Wait, "block_sync", RIGEL_CALLER); }
+void block_sync() { arrive_at(0, 0, BarrierUse::Wait, Value::None, "block_sync", RIGEL_CALLER); }
+
+namespace {
+void check_named(uint32_t id, uint32_t threads, Site site) {
+    if (threads == 0 || threads % 32) fail(site, text("barrier %u: %u threads is not a multiple of the warp size", id, threads));
+    if (id == 0) fail(site, "barrier 0 belongs to block_sync; name one of 1 to 15");
+}
+}  // namespace
 
 void barrier(uint32_t id, uint32_t threads, BarrierUse use) {
     const Site site = RIGEL_CALLER;
-    if (threads == 0 || threads % 32) fail(site, text("barrier %u: %u threads is not a multiple of the warp size", id, threads));
-    if (id == 0) fail(site, "barrier 0 belongs to block_sync; name one of 1 to 15");
-    arrive_at(id, threads, use, use == BarrierUse::Wait ? "barrier.sync" : "barrier.arrive", site);
+    check_named(id, threads, site);
+    arrive_at(id, threads, use, Value::None, use == BarrierUse::Wait ? "barrier.sync" : "barrier.arrive", site);
+}
+
+bool barrier_any(uint32_t id, uint32_t threads, bool value) {
+    const Site site = RIGEL_CALLER;
+    check_named(id, threads, site);
+    arrive_at(id, threads, BarrierUse::Wait, value ? Value::True : Value::False, "barrier.red", site);
+    return current->any_at_barrier;
 }
 
 void leave_barriers(Thread& thread) {

@@ -161,10 +161,18 @@ void add_pieces(std::vector<BulkCopy::Piece>& pieces, const EncodedTensorMap& ma
     }
 }
 
+// Earlier grids store in the ordinary way, for all that a kernel knows of them.
+void check_fence_behind_wait(Site site) {
+    if (current->waited_without_fence)
+        fail(site, "missing proxy fence: a bulk load behind grid_dependency_wait, of what earlier work may have stored in the ordinary way",
+             {"fence_proxy_async_global comes between the two, in the thread that asks for the load"});
+}
+
 void load_box(uint32_t shared, const void* map_address, const int* at, int dimensions, uint32_t barrier, uint32_t blocks, Site site) {
     EncodedTensorMap map;
     std::memcpy(&map, map_address, sizeof map);
     check_map(map, map_address, dimensions, without_rank(shared), site);
+    check_fence_behind_wait(site);
     Cluster& cluster = *current->warp->block->cluster;
     if (blocks >> cluster.blocks.size() || blocks == 0)
         fail(site, text("a multicast to blocks %#x of a cluster of %zu", blocks, cluster.blocks.size()));
@@ -197,11 +205,17 @@ void check_bulk(const void* global, uint32_t shared, uint32_t bytes, Site site) 
 
 }  // namespace
 
-void fence_proxy_async() { fence_proxy(*current); }
+void fence_proxy_async_shared() { fence_proxy(*current, Memory::Shared); }
+
+void fence_proxy_async_global() {
+    fence_proxy(*current, Memory::Global);
+    current->waited_without_fence = false;
+}
 
 void bulk_load(uint32_t shared, const void* global, uint32_t bytes, uint32_t barrier) {
     const Site site = RIGEL_CALLER;
     check_bulk(global, shared, bytes, site);
+    check_fence_behind_wait(site);
     Block& block = block_of_address(shared, site);
     auto copy = make_copy(Kind::Load, site);
     copy->bytes = bytes;

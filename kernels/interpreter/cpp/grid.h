@@ -77,10 +77,12 @@ struct Thread {
     std::vector<std::shared_ptr<BulkCopy>> open_bulk_stores;
     std::vector<std::vector<std::shared_ptr<BulkCopy>>> bulk_store_groups;
     size_t bulk_groups_read = 0, bulk_groups_written = 0;  // of them, whose reads and writes it has waited for
-    std::vector<ProxyFence> proxy_fences;
+    std::vector<ProxyFence> proxy_fences[2];  // by Memory
+    bool waited_without_fence = false;  // for earlier grids, and no fence_proxy_async_global since
     std::vector<MatrixRegisters> matrix_registers;
     Clock matrix_seen = 0;          // the newest matrix instruction that this thread has waited for
     bool warpgroup_fenced = false;  // it has called warpgroup_fence
+    bool any_at_barrier = false;  // what the last barrier with values found
     bool arrived_at_cluster = false;
     uint64_t cluster_phase = 0;  // that it arrived in
 
@@ -152,6 +154,8 @@ struct Barrier {
     uint32_t arrived = 0;
     uint32_t expected = 0;  // 0: every thread that has not exited
     Site site = 0;          // of the first to arrive
+    bool reduces = false;   // its threads bring a value each
+    bool any = false;       // of those that have arrived
     std::vector<Thread*> participants, waiting;
 };
 

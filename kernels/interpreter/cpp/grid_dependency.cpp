@@ -6,6 +6,7 @@ namespace interpreter {
 
 void grid_dependency_wait() {
     Thread& thread = *current;
+    thread.waited_without_fence = true;
     Grid& grid = *thread.warp->block->grid;
     if (!grid.ahead) return;
     while (!grid.ahead->done()) {

@@ -117,7 +117,7 @@ void mbarrier_init(uint32_t address, uint32_t arrivals) {
     settle(block, address, barrier);
 }
 
-void mbarrier_init_fence() { fence_proxy(*current); }
+void mbarrier_init_fence() { fence_proxy(*current, Memory::Shared); }
 
 void mbarrier_arrive(uint32_t address, uint32_t expected_bytes) {
     arrive(*current->warp->block, address, expected_bytes, Order::Release, RIGEL_CALLER);
@@ -160,7 +160,7 @@ void check_mbarrier_for_copies(Block& block, uint32_t address, Site site) {
     uint8_t* const place = place_of(block, address);
     check_alignment(place, 8, "mbarrier", site);
     check_shared(place, 8, {current, Agent::BulkCopy, Does::AtomicUpdate, site});
-    if (!ready_for_async_proxy(barrier.initialised, *current))
+    if (!ready_for_async_proxy(barrier.initialised, Memory::Shared, *current))
         fail(site, text("missing proxy fence: a copy counts at the mbarrier at byte %u before its initialisation is known to it", in_block(address)),
              {"initialised" + at_line(barrier.initialised_at), "the thread that did must call mbarrier_init_fence before the barrier that orders the two"});
 }

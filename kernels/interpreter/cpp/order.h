@@ -14,6 +14,9 @@
 
 namespace interpreter {
 
+enum class Memory { Shared, Global };
+inline const char* name_of(Memory memory) { return memory == Memory::Shared ? "shared" : "global"; }
+
 using Clock = uint32_t;
 using Serial = uint64_t;
 

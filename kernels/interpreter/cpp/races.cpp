@@ -54,7 +54,7 @@ Clock known_clock(const Thread& thread, Serial first, Serial agent) {
 
 }  // namespace
 
-__attribute__((noinline)) bool ready_for_async_proxy(Stamp old, const Thread& reader) {
+__attribute__((noinline)) bool ready_for_async_proxy(Stamp old, Memory memory, const Thread& reader) {
     const BlockOfWork& written_by = history.block_of(serial_of(old));
     if (written_by.work != reader.warp->block->grid->work) return true;
     const Block* block = written_by.first == reader.warp->block->first ? reader.warp->block : scheduler.find_block(written_by.first);
@@ -64,7 +64,7 @@ __attribute__((noinline)) bool ready_for_async_proxy(Stamp old, const Thread& re
     const bool copy = agent % 2 != 0;
     const Thread& writer = block->threads[agent / 2];
     // The first fence behind the store: both of its clocks only rise.
-    const auto& fences = writer.proxy_fences;
+    const auto& fences = writer.proxy_fences[static_cast<int>(memory)];
     const auto fence = std::lower_bound(fences.begin(), fences.end(), clock_of(old), [copy](const ProxyFence& of, Clock stored) {
         return (copy ? of.copies : of.clock) < stored;
     });
@@ -87,7 +87,7 @@ std::string whose(Agent agent) {
     }
 }
 
-[[noreturn]] void report_race(Stamp old, Site old_site, Stamp mine, const Access& access, const char* memory,
+[[noreturn]] void report_race(Stamp old, Site old_site, Stamp mine, const Access& access, Memory memory,
                               size_t offset) {
     const BlockOfWork& other = history.block_of(serial_of(old));
     const BlockOfWork& own = history.block_of(serial_of(mine));
@@ -107,7 +107,7 @@ std::string whose(Agent agent) {
     else if (other.first == own.first && !block.agents().of_generic_proxy(agent))
         why = "no wait for what the other belongs to, and then a barrier, order the two";
     fail(access.site,
-         text("race in %s memory: an access at byte %zu %s what is not ordered after %s", memory, offset,
+         text("race in %s memory: an access at byte %zu %s what is not ordered after %s", name_of(memory), offset,
               verb(mine, "updates", "writes", "reads"), verb(old, "an atomic update", "a write", "a read")),
          {"the other: " + history.describe_agent(serial_of(old)) + " " +
               verb(old, "updated it", "wrote it", "read it") + at_line(old_site),
@@ -117,7 +117,7 @@ std::string whose(Agent agent) {
 inline bool same_agent(Stamp a, Stamp b) { return (a ^ b) >> kSerialShift == 0; }
 
 // One cell, one access. `mine` carries the mask of the bytes touched.
-inline void visit(Cell& cell, Stamp mine, const Access& access, Serial floor, const char* memory, size_t offset) {
+inline void visit(Cell& cell, Stamp mine, const Access& access, Serial floor, Memory memory, size_t offset) {
     const bool writes = mine & kStampWrite;
     int place = -1;
     for (int slot = 0; slot < kSlots; slot++) {
@@ -136,13 +136,13 @@ inline void visit(Cell& cell, Stamp mine, const Access& access, Serial floor, co
         if (conflict && !ordered) report_race(old, cell.site[slot], mine, access, memory, offset);
         // An atomic update is an mbarrier's, which needs no fence once it is initialised.
         if (conflict && of_async_proxy(access.agent) && (old & kStampWrite) && !(old & kStampAtomic) &&
-            !ready_for_async_proxy(old, *access.thread))
+            !ready_for_async_proxy(old, memory, *access.thread))
             fail(access.site,
                  text("missing proxy fence: the asynchronous proxy %s byte %zu of %s memory, which an ordinary store wrote",
-                      writes ? "writes" : "reads", offset, memory),
+                      writes ? "writes" : "reads", offset, name_of(memory)),
                  {"the store: " + history.describe_agent(serial_of(old)) + at_line(cell.site[slot]),
-                  whose(access.agent) + "the thread that stored must call fence_proxy_async_shared (for an mbarrier "
-                                        "mbarrier_init_fence) before the barrier that orders the two"});
+                  whose(access.agent) + "the thread that stored must call " + (memory == Memory::Shared ? "fence_proxy_async_shared (for an mbarrier mbarrier_init_fence)" : "fence_proxy_async_global") +
+                       " before the barrier that orders the two"});
         if (access.does == Does::ReadOnlyLoad && (old & kStampWrite) && common && serial_of(old) >= access.thread->warp->block->first &&
             history.block_of(serial_of(old)).work == history.block_of(serial_of(mine)).work)
             fail(access.site, "a read-only load (ld.global.nc) of bytes that this grid has written",
@@ -164,7 +164,7 @@ inline void visit(Cell& cell, Stamp mine, const Access& access, Serial floor, co
 
 // Part of 16 bytes, or all of them where their cells are split.
 __attribute__((noinline)) void visit_cells(Cell& first, Cell* others, size_t offset, size_t bytes, Stamp mine, const Access& access,
-                                           Serial floor, const char* memory, size_t reported_offset) {
+                                           Serial floor, Memory memory, size_t reported_offset) {
     if (!first.split) {
         first.split = 1;
         std::fill_n(others, kCellsOfGranule - 1, first);
@@ -184,7 +184,7 @@ __attribute__((noinline)) void visit_cells(Cell& first, Cell* others, size_t off
 
 }  // namespace
 
-void check_races(const Cells& cells, size_t offset, size_t bytes, const Access& access, Serial floor, const char* memory,
+void check_races(const Cells& cells, size_t offset, size_t bytes, const Access& access, Serial floor, Memory memory,
                  size_t reported_offset) {
     const Thread& thread = *access.thread;
     const Block& block = *thread.warp->block;

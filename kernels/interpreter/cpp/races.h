@@ -61,11 +61,11 @@ struct Access {
 
 // Whether what an ordinary store left has been made ready for the asynchronous proxy by its thread, ahead of what orders
 // it and the reader. Of earlier work, and of blocks that have ended, nothing is asked.
-bool ready_for_async_proxy(Stamp store, const Thread& reader);
+bool ready_for_async_proxy(Stamp store, Memory memory, const Thread& reader);
 
 // Checks and remembers an access to bytes [offset, offset + bytes) of a region with these cells. Agents with serials
 // below `floor` are ordered before it. Ends the launch with a report when it races.
-void check_races(const Cells& cells, size_t offset, size_t bytes, const Access& access, Serial floor, const char* memory,
+void check_races(const Cells& cells, size_t offset, size_t bytes, const Access& access, Serial floor, Memory memory,
                  size_t reported_offset);
 
 }  // namespace interpreter

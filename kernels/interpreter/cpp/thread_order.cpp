@@ -117,8 +117,8 @@ Ref<const Message> message_of_agent(const Block& block, Serial agent, Clock cloc
     return Ref<const Message>(message.get());
 }
 
-void fence_proxy(Thread& thread) {
-    thread.proxy_fences.push_back({thread.clock, thread.copies_seen});
+void fence_proxy(Thread& thread, Memory memory) {
+    thread.proxy_fences[static_cast<int>(memory)].push_back({thread.clock, thread.copies_seen});
     advance_clock(thread);
 }
 

@@ -15,8 +15,8 @@ void acquire(Thread& thread, const Message& message);
 void learn_agent(Thread& thread, Serial agent, Clock clock);
 // What the agent of a block publishes when an instruction of it is done: that alone.
 Ref<const Message> message_of_agent(const Block& block, Serial agent, Clock clock);
-// The thread's writes so far are ready for the asynchronous proxy.
-void fence_proxy(Thread& thread);
+// The thread's writes of this memory so far are ready for the asynchronous proxy.
+void fence_proxy(Thread& thread, Memory memory);
 // The thread learns that work has finished.
 void learn_finished(Thread& thread, const Ref<const FinishedWork>& finished);
 

@@ -30,6 +30,7 @@ uint32_t shared_address(const void* pointer);
 enum class BarrierUse { Wait, ArriveOnly };
 void block_sync();
 void barrier(uint32_t id, uint32_t threads, BarrierUse use);
+bool barrier_any(uint32_t id, uint32_t threads, bool value);
 
 // warp.cuh
 enum class Reduction { Add, Min, Max };
@@ -85,7 +86,8 @@ void mbarrier_wait(uint32_t barrier, uint32_t parity, Scope scope, Order order);
 
 // bulk_copy.cuh
 enum class BulkWait { Read, Written };
-void fence_proxy_async();
+void fence_proxy_async_shared();
+void fence_proxy_async_global();
 void bulk_load(uint32_t shared_destination, const void* global_source, uint32_t bytes, uint32_t barrier);
 void bulk_store(void* global_destination, uint32_t shared_source, uint32_t bytes);
 void tensor_load(uint32_t shared_destination, const void* map, const int* at, int dimensions, uint32_t barrier);
@@ -98,7 +100,7 @@ void bulk_wait(int pending, BulkWait until);
 // cluster.cuh
 uint32_t cluster_rank();
 uint32_t cluster_blocks();
-void cluster_arrive();
+void cluster_arrive(Order order);
 void cluster_wait();
 uint32_t cluster_address(uint32_t shared_address, uint32_t rank);
 uint32_t load_cluster(uint32_t cluster_address);

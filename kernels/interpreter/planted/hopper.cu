@@ -105,6 +105,20 @@ ON_TILES(planted_barrier_without_fence, 128) {
 }
 REGISTER_KERNEL(planted_barrier_without_fence)
 
+// What earlier work stored is not known to copies because the thread has waited for it.
+ON_TILES(planted_earlier_work_without_proxy_fence, 128) {
+    SHARED_MEMORY(shared);
+    const uint32_t barrier = barrier_behind(1);
+    grid_dependency_wait();
+    fence_proxy_async_shared();
+    if (threadIdx.x == 0) {
+        mbarrier_arrive_expect(barrier, kTile);
+        tensor_load_2d(shared_address(shared), &in, 0, 0, barrier);  // BUG earlier work without proxy fence
+    }
+    mbarrier_wait(barrier, 0);
+}
+REGISTER_KERNEL(planted_earlier_work_without_proxy_fence)
+
 // ---- bulk copies ----
 
 ON_TILES(planted_load_not_waited, 128) {

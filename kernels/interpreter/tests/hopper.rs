@@ -35,6 +35,12 @@ fn ordinary_stores_that_the_asynchronous_proxy_reads() {
     found("planted_store_without_proxy_fence", "store without proxy fence", 128, says);
     found("planted_proxy_fence_too_late", "proxy fence too late", 256, says);
     found(
+        "planted_earlier_work_without_proxy_fence",
+        "earlier work without proxy fence",
+        128,
+        &["missing proxy fence", "fence_proxy_async_global"],
+    );
+    found(
         "planted_barrier_without_fence",
         "barrier without fence",
         128,
