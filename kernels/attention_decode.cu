@@ -37,18 +37,18 @@ DEVICE void attention_decode_split(const T* queries, const Cache<T>& cache, T* o
     if (sequence.rows != 1) return;
     const Splits splits = Splits::of(sequence, window, split_len);
     if (blockIdx.x >= splits.count) return;
-    const size_t first_query = (static_cast<size_t>(sequence.first_row) * tile.all + tile.first) * kHeadDim;
+    const size_t first_query = (static_cast<size_t>(sequence.first_row) * tile.layer_heads + tile.first) * kHeadDim;
     attend_split<T, kHeadDim, kRowTiles, kStages>(shared, queries + first_query, tile.heads, cache, tile.kv_head,
                                                   sequence.table, Splits::keys(splits, blockIdx.x, split_len));
     block_sync();
-    const size_t count = static_cast<size_t>(gridDim.z) * tile.all * gridDim.x;
-    const Partials partials = Partials::in(workspace, count, kHeadDim);
+    const size_t count = static_cast<size_t>(gridDim.z) * tile.layer_heads * gridDim.x;
+    const auto partials = Partials<float>::in(workspace, count, kHeadDim);
     for (uint32_t row = threadIdx.x / 32; row < tile.heads; row += kWarps) {
         const auto result = Results::merged(Results::in(shared), row);
         if (gridDim.x == 1) {
             Results::Row::finish(result, out + first_query + row * kHeadDim);
         } else {
-            const size_t head = static_cast<size_t>(blockIdx.z) * tile.all + tile.first + row;
+            const size_t head = static_cast<size_t>(blockIdx.z) * tile.layer_heads + tile.first + row;
             Results::Row::store(result, partials, head * gridDim.x + blockIdx.x);
         }
     }
@@ -71,7 +71,7 @@ DEVICE void attention_decode_split(const T* queries, const Cache<T>& cache, T* o
 // Alignment: 16 bytes.
 // Registers: at most 40 (attention_decode_merge_*)
 template <class T, uint32_t kHeadDim>
-DEVICE void attention_decode_merge(float* workspace, T* out, const Sequence* sequences, uint32_t window,
+DEVICE void attention_decode_merge(const float* workspace, T* out, const Sequence* sequences, uint32_t window,
                                    uint32_t split_len, uint32_t split_count) {
     using Results = WarpResults<kHeadDim, 1>;
     using Row = typename Results::Row;
@@ -86,7 +86,7 @@ DEVICE void attention_decode_merge(float* workspace, T* out, const Sequence* seq
     const size_t head = static_cast<size_t>(blockIdx.y) * heads + blockIdx.x;
     const size_t all = static_cast<size_t>(gridDim.y) * heads * split_count;
     Row result = Row::none();
-    Row::each(Partials::in(workspace, all, kHeadDim), head * split_count + warp, head * split_count + count, kWarps,
+    Row::each(Partials<const float>::in(workspace, all, kHeadDim), head * split_count + warp, head * split_count + count, kWarps,
               [&](const Row& split) { Row::add(result, split); });
 
     const auto results = Results::in(shared);
@@ -113,7 +113,8 @@ DEVICE void attention_decode_merge(float* workspace, T* out, const Sequence* seq
     REGISTER_KERNEL(name)
 #define ATTENTION_DECODE_MERGE_KERNEL(name, T, kHeadDim)                                                              \
     KERNEL(name, kThreads)                                                                                            \
-    (float* workspace, T* out, const Sequence* sequences, uint32_t window, uint32_t split_len, uint32_t split_count) { \
+    (const float* workspace, T* out, const Sequence* sequences, uint32_t window, uint32_t split_len,                  \
+     uint32_t split_count) {                                                                                          \
         attention_decode_merge<T, kHeadDim>(workspace, out, sequences, window, split_len, split_count);               \
     }                                                                                                                 \
     REGISTER_KERNEL(name)

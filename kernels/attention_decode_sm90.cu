@@ -1,4 +1,4 @@
-// targets: sm_90a
+// targets: sm_90
 // Attention of one row a sequence over its paged cache, on Hopper: decode, bound by the bytes of keys and values, read
 // once. The keys of a sequence are split over the blocks of clusters, which merge what they found among themselves, and
 // of several clusters the last to finish merges theirs: one kernel, no second one to wait for.
@@ -44,7 +44,7 @@ struct Inbox {
 //
 //   queries, out    T [rows, heads, kHeadDim], heads = kv_heads group
 //   workspace       f32, see Partials, a split being a cluster's; not touched where a cluster has all splits of a row
-//   arrivals        u32 [gridDim.z, heads], 0 before and after; as the workspace
+//   arrivals        u32 [gridDim.z, heads], 0 before and after each launch; not touched where the workspace is not
 //   keys, values    T [pages, kv_heads, page_size, kHeadDim], page_size = 1 << page_shift >= 16
 //   sequences       [gridDim.z]; block_tables u32 [.]; see common/pages.cuh. One with rows != 1 is passed over.
 //   window          a row at position q sees keys q - window + 1 .. q; 2^31 for all up to q
@@ -61,14 +61,16 @@ struct Inbox {
 // block that reads them all from L2, at 64 bytes a cycle, takes 1.8 us, as long as a kernel for it and the boundary
 // before that. Eight blocks that send each other an eighth each, 6 KB, over the cluster's network do it side by side;
 // what is left for L2 is an eighth of the results, and of those each warp reads one row's. The stores go straight from
-// registers and are counted where they arrive: that takes no fence of the device, as a barrier of the cluster would, and
-// no block has to stay until others have read it. Blocks without keys merge, if a row is theirs, or end.
+// registers and are counted where they arrive: so between keys and merge no fence of the device is waited for, as at a
+// barrier of the cluster (there is one at the start, while the work before still runs), and no block has to stay until
+// others have read it. Blocks without keys merge, if a row is theirs, or end.
 //
 // Grid (splits, a multiple of the cluster's; kv_heads ceil(group / (16 kRowTiles)); sequences) in clusters of 1 to 8
 // blocks along x, 128 threads. Shared memory: kRingBytes, then the Inbox of as many slots as the tile has heads, rounded
 // up to whole rounds of the cluster.
 // Bytes: keys and values that rows see, queries, the blocks of tables that hold them, the outputs, and where a row has
-// more than one cluster twice (kHeadDim + 2) x 4 for each, and 4. FLOPs: 4 kHeadDim for each head and key that it sees.
+// more than one cluster twice (kHeadDim + 2) x 4 for each head and cluster. FLOPs: 4 kHeadDim for each head and key that
+// it sees; the merge's are left out.
 // Alignment: 16 bytes; split_len a multiple of 64.
 // Registers: at most 120 (attention_decode_sm90_*_64x16), 184 (attention_decode_sm90_*_64x32)
 // Registers: at most 176 (attention_decode_sm90_*_128x16), 255 (attention_decode_sm90_*_128x32)
@@ -97,13 +99,13 @@ DEVICE void attention_decode(const T* queries, const Cache<T>& cache, T* out, fl
     const Span sequence = load_span(sequences, blockIdx.z);
     if (sequence.rows != 1) return;
     const Splits splits = Splits::of(sequence, window, split_len);
-    const uint32_t first_split = blockIdx.x - rank;  // of the cluster
-    if (first_split >= splits.count) return;
-    const size_t first_query = (static_cast<size_t>(sequence.first_row) * tile.all + tile.first) * kHeadDim;
+    const uint32_t split_count = min(splits.count, gridDim.x), first_split = blockIdx.x - rank;  // of the cluster
+    if (first_split >= split_count) return;
+    const size_t first_query = (static_cast<size_t>(sequence.first_row) * tile.layer_heads + tile.first) * kHeadDim;
 
-    const bool alone = splits.count == 1, attends = blockIdx.x < splits.count;
+    const bool alone = split_count == 1, attends = blockIdx.x < split_count;
     const bool merges = !alone && rank < tile.heads;
-    const uint32_t present = min(splits.count - first_split, blocks);  // blocks of the cluster that have keys
+    const uint32_t present = min(split_count - first_split, blocks);  // blocks of the cluster that have keys
     if (merges && threadIdx.x == 0) {
         const uint32_t rows = (tile.heads - 1 - rank) / blocks + 1;
         mbarrier_arrive_expect(Mail::barrier_of(inbox), rows * present * Mail::kResultBytes);
@@ -124,9 +126,9 @@ DEVICE void attention_decode(const T* queries, const Cache<T>& cache, T* out, fl
     if (!merges) return;
 
     const uint32_t clusters = gridDim.x / blocks, cluster = blockIdx.x / blocks;
-    const uint32_t seen = (splits.count - 1) / blocks + 1;  // clusters that have keys
-    const size_t count = static_cast<size_t>(gridDim.z) * tile.all * clusters;
-    const Partials partials = Partials::in(workspace, count, kHeadDim);
+    const uint32_t seen = (split_count - 1) / blocks + 1;  // clusters that have keys
+    const size_t count = static_cast<size_t>(gridDim.z) * tile.layer_heads * clusters;
+    const auto partials = Partials<float>::in(workspace, count, kHeadDim);
     mbarrier_wait_cluster(Mail::barrier_of(inbox), 0);
     for (uint32_t round = warp; round * blocks + rank < tile.heads; round += kWarps) {
         const uint32_t row = round * blocks + rank;
@@ -135,7 +137,7 @@ DEVICE void attention_decode(const T* queries, const Cache<T>& cache, T* out, fl
             Row::add(result, Mail::received(inbox, round * blocks + sender));
         }
         if (seen > 1) {
-            const size_t head = static_cast<size_t>(blockIdx.z) * tile.all + tile.first + row;
+            const size_t head = static_cast<size_t>(blockIdx.z) * tile.layer_heads + tile.first + row;
             Row::store(result, partials, head * clusters + cluster);
             warp_sync();
             uint32_t arrived = 0;

@@ -192,7 +192,7 @@ DEVICE void attention_ordered(const T* queries, const Cache<T>& cache, T* out, f
     if (splits > 1) {
         // One split, merged with nothing, is itself.
         const size_t count = static_cast<size_t>(gridDim.x) * tile_rows * all_heads * splits;
-        const Partials partials = Partials::in(workspace, count, kHeadDim);
+        const auto partials = Partials<float>::in(workspace, count, kHeadDim);
 #pragma unroll
         for (uint32_t half = 0; half < 2; half++) {
             const uint32_t p = warp * 16 + half * 8 + lane / 4;
@@ -244,7 +244,7 @@ DEVICE void attention_ordered(const T* queries, const Cache<T>& cache, T* out, f
 // Alignment: 16 bytes.
 // Registers: at most 56 (attention_ordered_merge_*)
 template <class T, uint32_t kHeadDim>
-DEVICE void attention_ordered_merge(float* workspace, T* out, const Sequence* sequences, const uint2* tiles,
+DEVICE void attention_ordered_merge(const float* workspace, T* out, const Sequence* sequences, const uint2* tiles,
                                     uint32_t group, uint32_t window, uint32_t split_len, uint32_t split_count) {
     using Row = RowResult<kHeadDim>;
     const uint32_t heads = gridDim.x;
@@ -259,7 +259,7 @@ DEVICE void attention_ordered_merge(float* workspace, T* out, const Sequence* se
     const size_t first = (row * heads + blockIdx.x) * split_count;
     const size_t all = static_cast<size_t>(gridDim.y) * gridDim.z * heads * split_count;
     Row result = Row::none();
-    Row::each(Partials::in(workspace, all, kHeadDim), first, first + count, 1, [&](const Row& split) {
+    Row::each(Partials<const float>::in(workspace, all, kHeadDim), first, first + count, 1, [&](const Row& split) {
         const MergeFactors factors = merge_rounded(result.state, split.state);
 #pragma unroll
         for (uint32_t i = 0; i < Row::kOwn; i++) {
@@ -287,7 +287,7 @@ DEVICE void attention_ordered_merge(float* workspace, T* out, const Sequence* se
     REGISTER_KERNEL(name)
 #define ATTENTION_ORDERED_MERGE_KERNEL(name, T, kHeadDim)                                                         \
     KERNEL(name, 32)                                                                                              \
-    (float* workspace, T* out, const Sequence* sequences, const uint2* tiles, uint32_t group,                     \
+    (const float* workspace, T* out, const Sequence* sequences, const uint2* tiles, uint32_t group,               \
      uint32_t window, uint32_t split_len, uint32_t split_count) {                                                 \
         attention_ordered_merge<T, kHeadDim>(workspace, out, sequences, tiles, group, window, split_len,          \
                                              split_count);                                                        \

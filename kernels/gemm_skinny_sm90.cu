@@ -237,7 +237,7 @@ DEVICE void skinny(const TensorMap& x, const TensorMap& weights, const typename 
     }
     // No block may end while others read its sums.
     warp_sync();
-    cluster_arrive_relaxed();
+    cluster_arrive();
     cluster_wait();
 }
 

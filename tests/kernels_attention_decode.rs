@@ -7,10 +7,8 @@ mod common;
 use attention::{OnDevice, Step, World, assert_no_bank_conflicts, bits};
 use common::{Bench, Half};
 use half::{bf16, f16};
-use rigel::backend::cuda::kernels::attention_decode::{
-    AttentionDecode, DecodeShape, DecodeWorkspace, Form, WorkspaceLen,
-};
-use rigel::backend::cuda::kernels::paged::{AttentionInputs, Heads, Sequence};
+use rigel::backend::cuda::kernels::attention_decode::{AttentionDecode, DecodeShape, DecodeWorkspace, Form};
+use rigel::backend::cuda::kernels::paged::{AttentionInputs, Heads, Sequence, WorkspaceLen};
 use rigel::backend::cuda::{Buffer, CudaError, Slice, SliceMut};
 
 fn heads(group: usize, kv: usize, dim: usize) -> Heads {
@@ -278,6 +276,30 @@ device_test! {
             assert_eq!(refused(shape, 528), "attention_decode: queries is 512, expected 3 x 256 elements");
             let error = AttentionDecode::<bf16>::load(bench.device(), 32).err().expect("no such kernel");
             assert_eq!(error.to_string(), "attention_decode: head_dim is 32, expected 64 or 128");
+        });
+    }
+}
+
+device_test! {
+    /// A row at a position that the launch was not planned for: its splits beyond are not computed, nothing else is
+    /// touched, and the launches behind it find their counters at 0.
+    fn rows_beyond_the_plan_stay_within_it() {
+        let step = |start| Step { heads: heads(12, 1, 128), window: None, page_size: 64, spans: vec![(start, 1)] };
+        let worlds = [1500, 300].map(|start| World::<bf16>::new(step(start), 11));
+        in_every_form(|bench, form| {
+            let attention = load(bench, 128, form);
+            // One split, one cluster of splits, two.
+            for positions in [64, 512, 1000] {
+                let mut run = Run::new(bench, &worlds[0], form, positions, 64);
+                run.launch(bench, &attention).unwrap();
+                let found = run.found(bench);
+                assert!(found[12 * 128..].iter().all(|x| x.to_f64().is_finite()), "{form:?}, {positions} positions");
+                let arrivals = bench.stream.download(run.arrivals.view()).unwrap();
+                assert_eq!(arrivals, vec![0; arrivals.len()], "{form:?}, {positions} positions");
+            }
+            let mut run = Run::new(bench, &worlds[1], form, 301, 64);
+            run.launch(bench, &attention).unwrap();
+            worlds[1].reference(None).check(&worlds[1], &run.found(bench), is_decode, "as planned");
         });
     }
 }

@@ -82,7 +82,7 @@ device_test! {
                     page_size,
                     spans: spans.to_vec(),
                 };
-                let attention = load::<bf16>(bench, dim, Form::Warp).unwrap();
+                let attention = load::<bf16>(bench, dim, Form::Warp);
                 let width = group * dim;
                 let whole = outputs(bench, &attention, Form::Warp, step(64, &[(0, 140)]));
                 for (page_size, start, rows) in [(16, 0, 37), (128, 37, 90), (64, 127, 13), (64, 139, 1)] {
@@ -106,7 +106,7 @@ device_test! {
         let step = Step { heads: heads(2, 2, 64), window: None, page_size: 16, spans: vec![(0, 5)] };
         let world = World::<bf16>::new(step, 9);
         common::on_every_schedule(|bench| {
-            let attention = load::<bf16>(bench, 64, Form::Warp).unwrap();
+            let attention = load::<bf16>(bench, 64, Form::Warp);
             let mut run = Run::new(bench, &world, Form::Warp);
             let tiles = bench.stream.upload(&run.tiles).unwrap();
             let right = run.shape;

@@ -179,12 +179,12 @@ DEVICE void attend_split(uint8_t* shared, const T* queries, uint32_t heads, cons
     }
 }
 
-// What a block of either form does: grid (x: splits, y: tiles of query heads, z: sequences).
+// The query heads that a block computes, of a grid (splits, tiles of heads, sequences): those of one KV head, or a part.
 struct HeadTile {
     uint32_t kv_head;
-    uint32_t first;  // query head of the layer
+    uint32_t first;  // of the layer's query heads
     uint32_t heads;
-    uint32_t all;  // query heads of the layer
+    uint32_t layer_heads;
     // Tile blockIdx.y of kRows heads at the most.
     template <uint32_t kRows, class T>
     DEVICE HeadTile of(const Cache<T>& cache, uint32_t group) {

@@ -4,11 +4,12 @@
 #include "common/vector.cuh"
 
 // One workspace of f32: weighted values [rows, heads, splits, head_dim], then states [rows, heads, splits] of
-// (max, sum); `count` is rows x heads x splits.
+// (max, sum); `count` is rows x heads x splits. Float: `float`, or `const float` for who reads them alone.
+template <class Float>
 struct Partials {
-    float* values;
-    float* states;
-    DEVICE Partials in(float* workspace, size_t count, uint32_t head_dim) {
+    Float* values;
+    Float* states;
+    DEVICE Partials in(Float* workspace, size_t count, uint32_t head_dim) {
         return Partials{workspace, workspace + count * head_dim};
     }
 };
@@ -78,13 +79,14 @@ struct RowResult {
         load_shared_columns(values + first_column(), result.values);
         return result;
     }
-    DEVICE RowResult load(const Partials& partials, size_t index) {
+    template <class Float>
+    DEVICE RowResult load(const Partials<Float>& partials, size_t index) {
         const uint2 words = load_global_8(partials.states + index * 2);
         RowResult result{{__uint_as_float(words.x), __uint_as_float(words.y)}, {}};
         load_columns(partials.values + index * kHeadDim + first_column(), result.values);
         return result;
     }
-    DEVICE void store(const RowResult& result, const Partials& partials, size_t index) {
+    DEVICE void store(const RowResult& result, const Partials<float>& partials, size_t index) {
         store_columns(partials.values + index * kHeadDim + first_column(), result.values);
         if (threadIdx.x % 32 == 0) store_global_8(partials.states + index * 2, words_of(result.state));
     }
@@ -98,8 +100,8 @@ struct RowResult {
     }
     // Calls `visit` with partial results first, first + stride, ... below `end`, in this order; a few are asked for at a
     // time, and behind the last come some of no keys, which change nothing.
-    template <class Visit>
-    DEVICE void each(const Partials& partials, size_t first, size_t end, uint32_t stride, const Visit& visit) {
+    template <class Float, class Visit>
+    DEVICE void each(const Partials<Float>& partials, size_t first, size_t end, uint32_t stride, const Visit& visit) {
         constexpr uint32_t kAhead = 4;
         for (size_t index = first; index < end; index += kAhead * stride) {
             RowResult others[kAhead];

@@ -184,8 +184,7 @@ KERNEL(conform_load_cluster_4, 128)(const uint32_t* in, uint32_t* out) {
     reinterpret_cast<uint32_t*>(shared)[threadIdx.x] = in[own];
     cluster_sync();
     out[own] = load_cluster_4(cluster_address(shared_address(shared) + threadIdx.x * 4, cluster_rank() ^ 1)) + cluster_blocks();
-    cluster_arrive_relaxed();
-    cluster_wait();
+    cluster_sync();
 }
 REGISTER_KERNEL(conform_load_cluster_4)
 

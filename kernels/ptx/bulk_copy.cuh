@@ -23,7 +23,8 @@ DEVICE void fence_proxy_async_shared() {
     interpreter::fence_proxy_async_shared();
 #endif
 }
-// The same for accesses of global memory, of this thread and of those that it has waited for.
+// The same for global memory; and behind grid_dependency_wait, what earlier grids stored comes before this thread's later
+// bulk loads.
 DEVICE void fence_proxy_async_global() {
 #if ON_GPU
     asm volatile("fence.proxy.async.global;" ::: "memory");

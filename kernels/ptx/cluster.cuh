@@ -28,16 +28,7 @@ DEVICE void cluster_arrive() {
 #if ON_GPU
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 #else
-    interpreter::cluster_arrive(interpreter::Order::Release);
-#endif
-}
-// The same, and releases nothing, which spares a fence of the whole device: for a block that only waits to end until
-// others have read its shared memory.
-DEVICE void cluster_arrive_relaxed() {
-#if ON_GPU
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-#else
-    interpreter::cluster_arrive(interpreter::Order::Relaxed);
+    interpreter::cluster_arrive();
 #endif
 }
 // Waits until all threads of the cluster have arrived.

@@ -8,7 +8,7 @@
 //   language.cuh         KERNEL, REGISTER_KERNEL, SHARED_MEMORY, DEVICE                    -
 //   address.cuh          cvta.to.shared                                                    -
 //   warp.cuh             shfl.sync, vote.sync, redux.sync, bar.warp.sync                   sm_80
-//   barrier.cuh          barrier.sync, barrier.arrive                                      -
+//   barrier.cuh          barrier.sync, barrier.red, barrier.arrive                         -
 //   memory.cuh           ld/st.global with cache hints, prefetch, createpolicy             sm_80
 //   order.cuh            ld.acquire, st.release, ld/st.relaxed, fence                      sm_70
 //   atomic.cuh           atom, red                                                         sm_70
@@ -21,7 +21,8 @@
 //   grid_dependency.cuh  griddepcontrol                                                    sm_90, nothing below
 //   mbarrier.cuh         mbarrier                                                          sm_90
 //   bulk_copy.cuh        cp.async.bulk, cp.async.bulk.tensor (TMA), fence.proxy.async      sm_90
-//   cluster.cuh          %cluster_ctarank, barrier.cluster, mapa, ld.shared::cluster       sm_90
+//   cluster.cuh          %cluster_ctarank, barrier.cluster, mapa, ld.shared::cluster,      sm_90
+//                        st.async
 //   warpgroup.cuh        wgmma, setmaxnreg                                                 sm_90a
 //   time.cuh             globaltimer, clock64                                              -
 #pragma once

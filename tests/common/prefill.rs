@@ -15,10 +15,17 @@ pub fn heads(group: usize, kv: usize, dim: usize) -> Heads {
     Heads { query: group * kv, kv, dim }
 }
 
-/// The kernel in this form, where the device runs it.
-pub fn load<T: Half>(bench: &Bench, dim: usize, form: Form) -> Option<AttentionPrefill<T>> {
-    let runs = form == Form::Warp || Form::of(bench.device().properties()) == form;
-    runs.then(|| AttentionPrefill::load_form(bench.device(), dim, form).unwrap())
+/// The kernel in this form, which the device must run.
+pub fn load<T: Half>(bench: &Bench, dim: usize, form: Form) -> AttentionPrefill<T> {
+    AttentionPrefill::load_form(bench.device(), dim, form).unwrap()
+}
+
+/// Every schedule of devices that run this form.
+pub fn on_every_schedule_of(form: Form, body: impl Fn(&Bench)) {
+    match form {
+        Form::Warp => common::on_every_schedule(body),
+        Form::Warpgroup => common::on_every_hopper_schedule(body),
+    }
 }
 
 /// What runs one step.
@@ -73,8 +80,8 @@ pub fn agrees<T: Half>(form: Form, steps: Vec<Step>) {
             (world, reference)
         })
         .collect();
-    common::on_every_schedule(|bench| {
-        let (Some(narrow), Some(wide)) = (load::<T>(bench, 64, form), load::<T>(bench, 128, form)) else { return };
+    on_every_schedule_of(form, |bench| {
+        let (narrow, wide) = (load::<T>(bench, 64, form), load::<T>(bench, 128, form));
         for (world, reference) in &worlds {
             let place = format!("{} {:?}", T::NAME, world.step);
             let mut run = Run::new(bench, world, form);
@@ -96,8 +103,8 @@ pub fn a_window_off_by_one_is_seen(form: Form, windows: [usize; 2], start: u32) 
         let step = Step { heads: heads(12, 1, 128), window: Some(window), page_size: 64, spans: vec![(start, 17)] };
         let world = World::<f16>::new(step, 7);
         let others = [window - 1, window + 1].map(|window| world.reference(Some(window)));
-        common::on_every_schedule(|bench| {
-            let Some(attention) = load(bench, 128, form) else { return };
+        on_every_schedule_of(form, |bench| {
+            let attention = load(bench, 128, form);
             let mut run = Run::new(bench, &world, form);
             run.launch(bench, &attention).unwrap();
             let found = run.found(bench);
@@ -115,8 +122,8 @@ pub fn a_window_off_by_one_is_seen(form: Form, windows: [usize; 2], start: u32) 
 pub fn the_same_however_launched(form: Form) {
     let spans = vec![(20, 30), (0, 0), (0, 5)];
     let world = World::<bf16>::new(Step { heads: heads(2, 2, 64), window: Some(33), page_size: 16, spans }, 5);
-    common::on_every_schedule(|bench| {
-        let Some(attention) = load(bench, 64, form) else { return };
+    on_every_schedule_of(form, |bench| {
+        let attention = load(bench, 64, form);
         let (run, stream) = (Run::new(bench, &world, form), &bench.stream);
         let (tiles, first) = (run.tiles_on_device.view(), bench.download(run.device.queries.view()));
         let mut b = bench.upload(&first);

@@ -14,7 +14,7 @@ void open_barrier(Block& block, Barrier& barrier) {
     const size_t id = static_cast<size_t>(&barrier - block.barriers);
     for (Thread* thread : barrier.participants) {
         thread->warp->barrier_lanes[id] = 0;
-        // Others were only arrived at, and may open between such a barrier and the moment its threads go on.
+        // A barrier without values must not overwrite the answer of one with values whose threads have not yet gone on.
         if (barrier.reduces) thread->any_at_barrier = barrier.any;
     }
     for (Thread* thread : barrier.waiting)

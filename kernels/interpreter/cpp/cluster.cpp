@@ -42,15 +42,14 @@ void open_when_all_are_here(Cluster& cluster) {
 }
 }  // namespace
 
-// A relaxed arrival tells nothing of what came before it.
-void cluster_arrive(Order order) {
+void cluster_arrive() {
     const Site site = RIGEL_CALLER;
     Thread& thread = *current;
     Cluster& cluster = *thread.warp->block->cluster;
     if (thread.arrived_at_cluster) fail(site, "cluster_arrive for the second time without cluster_wait between");
     thread.arrived_at_cluster = true;
     thread.cluster_phase = cluster.phase;
-    if (order == Order::Release) cluster.gathering = join(cluster.gathering, publish(thread));
+    cluster.gathering = join(cluster.gathering, publish(thread));
     cluster.arrived++;
     open_when_all_are_here(cluster);
 }
@@ -65,7 +64,7 @@ void cluster_wait() {
         scheduler.block("the cluster's barrier", site);
     }
     thread.arrived_at_cluster = false;
-    if (cluster.ended) acquire(thread, *cluster.ended);
+    acquire(thread, *cluster.ended);
 }
 
 void leave_cluster(Thread& thread) {

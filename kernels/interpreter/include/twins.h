@@ -100,7 +100,7 @@ void bulk_wait(int pending, BulkWait until);
 // cluster.cuh
 uint32_t cluster_rank();
 uint32_t cluster_blocks();
-void cluster_arrive(Order order);
+void cluster_arrive();
 void cluster_wait();
 uint32_t cluster_address(uint32_t shared_address, uint32_t rank);
 uint32_t load_cluster(uint32_t cluster_address);

@@ -453,6 +453,7 @@ ON_TILES(planted_sent_and_not_waited, 32) {
     cluster_sync();
     y[blockIdx.x * 32 + threadIdx.x] = 1.0f;
     if (threadIdx.x == 0) store_async_8(cluster_address(shared_address(shared), other), two_words(1, 1), cluster_address(barrier, other));  // BUG sent and not waited
+    cluster_sync();
 }
 REGISTER_KERNEL(planted_sent_and_not_waited)
 

@@ -57,7 +57,7 @@ pub enum What {
         context: usize,
         /// The launch.
         shape: DecodeShape,
-        /// In this form, beside the device's own.
+        /// Its form; `None`: the device's own.
         form: Option<attention_decode::Form>,
     },
     /// A whole prompt of `length` rows.
@@ -217,14 +217,18 @@ impl Case {
             all.push(What::Head(ProductShape { rows, columns: vocab, depth: hidden }));
         }
         for (batch, context) in DECODES {
-            let (form, multiprocessors) = (attention_decode::Form::of(device), device.multiprocessors as usize);
-            let split_len = split_len(form, batch, &heads, window, spec.max_positions, multiprocessors);
             let positions = spec.max_positions.max(context);
-            let shape = DecodeShape { rows: batch, sequences: batch, heads, window, positions, split_len };
-            all.push(What::Decode { batch, context, shape, form: None });
-            // What the merge inside of the kernel is worth.
-            if form == attention_decode::Form::Cluster && shape.splits() > 1 {
-                all.push(What::Decode { batch, context, shape, form: Some(attention_decode::Form::Split) });
+            let shape = |form| {
+                let multiprocessors = device.multiprocessors as usize;
+                let split_len = split_len(form, batch, &heads, window, spec.max_positions, multiprocessors);
+                DecodeShape { rows: batch, sequences: batch, heads, window, positions, split_len }
+            };
+            let own = attention_decode::Form::of(device);
+            all.push(What::Decode { batch, context, shape: shape(own), form: None });
+            // What the merge inside of the kernel is worth, against the other form as it would be cut.
+            let split = attention_decode::Form::Split;
+            if own != split && shape(split).splits() > 1 {
+                all.push(What::Decode { batch, context, shape: shape(split), form: Some(split) });
             }
         }
         for length in LENGTHS {

@@ -11,7 +11,8 @@ use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::work::Work;
 use super::paged::{
-    AttentionInputs, Heads, MOST_POSITIONS, Sequence, Sizes, check_head_dim, check_workspace, first_visible,
+    AttentionInputs, Heads, MOST_POSITIONS, SPAN_BYTES, Sequence, Sizes, WorkspaceLen, check_head_dim, check_workspace,
+    first_visible,
 };
 use super::{Check, Element, attention_decode_sm90};
 
@@ -22,14 +23,14 @@ const WARPS: usize = 4;
 const UNIT: usize = 16;
 /// Split lengths are multiples of this: a unit for each warp.
 pub const SPLIT_STEP: usize = WARPS * UNIT;
-/// Where there are two blocks for each multiprocessor, a split has at least two units a warp.
-const SHORTEST_OF_TWO: usize = 2 * SPLIT_STEP;
+/// The shortest split where each multiprocessor has two blocks: two units a warp.
+const SHORTEST_WITH_TWO_BLOCKS: usize = 2 * SPLIT_STEP;
 /// Keeps positions at the end of a split within 32 bits.
 const MOST_SPLIT: usize = 1 << 29;
 
-/// The length of splits with which a launch for up to `sequences` sequences of up to `positions` positions has up to
-/// two blocks for each of `multiprocessors`, as many as run at a time: a third would wait for a first to end. Where
-/// those would be too short to be worth their merge, up to one block.
+/// The length of splits with which a launch for up to `sequences` sequences of up to `positions` positions has as many
+/// blocks as run at a time, two for each of `multiprocessors`, in clusters somewhat fewer: one more would wait for
+/// another to end. Where those splits would be too short to be worth their merge, one block for each multiprocessor.
 pub fn split_len(
     form: Form,
     sequences: usize,
@@ -38,17 +39,17 @@ pub fn split_len(
     positions: usize,
     multiprocessors: usize,
 ) -> usize {
-    let blocks = sequences.max(1) * heads.kv.max(1) * RowTile::of(heads).count(heads);
+    let rows = sequences.max(1) * heads.kv.max(1) * RowTile::of(heads).count(heads);
     let length = |splits: usize| {
         let positions = split_positions(window, positions).div_ceil(splits.max(1));
         positions.clamp(1, MOST_SPLIT).next_multiple_of(SPLIT_STEP)
     };
     let two = match form {
-        Form::Split => 2 * multiprocessors / blocks,
-        Form::Cluster => attention_decode_sm90::splits_at_a_time(multiprocessors, blocks),
+        Form::Split => 2 * multiprocessors / rows,
+        Form::Cluster => attention_decode_sm90::splits_at_a_time(multiprocessors, rows),
     };
     match length(two) {
-        short if short < SHORTEST_OF_TWO => length(multiprocessors / blocks),
+        short if short < SHORTEST_WITH_TWO_BLOCKS => length(multiprocessors / rows),
         length => length,
     }
 }
@@ -144,16 +145,8 @@ pub struct DecodeShape {
     pub split_len: usize,
 }
 
-/// Elements of a [`DecodeWorkspace`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct WorkspaceLen {
-    /// Partial results, in f32.
-    pub partials: usize,
-    /// Counters.
-    pub arrivals: usize,
-}
-
-/// Device memory that launches of [`AttentionDecode`] on one stream share.
+/// Device memory that launches of [`AttentionDecode`] on one stream share, of at least
+/// [`DecodeShape::workspace_len`] elements.
 pub struct DecodeWorkspace<'a> {
     /// What it holds before and after means nothing.
     pub partials: SliceMut<'a, f32>,
@@ -171,12 +164,15 @@ impl DecodeShape {
     /// through memory, of a split or of a cluster's, and of clusters a counter for each sequence and query head.
     pub fn workspace_len(&self, form: Form) -> WorkspaceLen {
         let rows = self.sequences * self.heads.query;
-        let partials = |count: usize| rows * count * (self.heads.dim + 2);
-        match (form, self.splits(), attention_decode_sm90::clusters(self.splits())) {
-            (_, 0 | 1, _) | (Form::Cluster, _, 1) => WorkspaceLen::default(),
-            (Form::Split, splits, _) => WorkspaceLen { partials: partials(splits), arrivals: 0 },
-            (Form::Cluster, _, clusters) => WorkspaceLen { partials: partials(clusters), arrivals: rows },
-        }
+        let (partials, arrivals) = match (form, self.splits()) {
+            (_, 0 | 1) => (0, 0),
+            (Form::Split, splits) => (splits, 0),
+            (Form::Cluster, splits) => match attention_decode_sm90::clusters(splits) {
+                1 => (0, 0),
+                clusters => (clusters, 1),
+            },
+        };
+        WorkspaceLen { partials: rows * partials * (self.heads.dim + 2), arrivals: rows * arrivals }
     }
 
     /// What it moves and computes in any form: visible keys and values once, queries, tables, outputs; 2 products of
@@ -220,6 +216,7 @@ impl DecodeShape {
             }
             Form::Split => vec![(attend, work)],
             Form::Cluster => {
+                // The FLOPs of a merge within the kernel are left out.
                 let clusters = |sequence| attention_decode_sm90::clusters(self.seen_splits(sequence) as usize) as u64;
                 let several: u64 = rows.map(clusters).filter(|clusters| *clusters > 1).sum();
                 work.bytes_read += self.partial_bytes(several);
@@ -251,9 +248,6 @@ impl DecodeShape {
         Ok((CHECK.size("splits", self.splits(), i32::MAX as usize - 7)?, split_len))
     }
 }
-
-/// What a kernel reads of each sequence: see load_span.
-const SPAN_BYTES: u64 = 20;
 
 /// Attention of one row a sequence over caches of `T`.
 pub struct AttentionDecode<T> {
@@ -354,7 +348,7 @@ impl<T: Element> AttentionDecode<T> {
         // WarpResults of one row: values with 8 of padding, and a state.
         launch.shared_bytes = (WARPS * (heads.dim + 8 + 2) * 4) as u32;
         let arguments = Arguments::new()
-            .output(&workspace.partials)
+            .input(workspace.partials.as_slice())
             .output(&out)
             .input(inputs.sequences)
             .scalar(window)
@@ -422,19 +416,18 @@ mod tests {
     }
     #[test]
     fn clusters_run_all_at_one_time() {
-        for kv in [1, 2, 4, 8, 16, 32] {
-            for sequences in 1..=256 {
-                let heads = Heads { query: 12 * kv, kv, dim: 128 };
-                for window in [Some(4096), None] {
-                    let split_len = split_len(Form::Cluster, sequences, &heads, window, 16_384, 132);
-                    let splits = DecodeShape { sequences, heads, ..shape(window, 16_384, split_len) }.splits();
-                    let cluster = splits.min(8);
-                    let clusters = splits.div_ceil(8) * sequences * kv;
-                    // Two blocks a multiprocessor, in groups of 16 of them and one of 14.
-                    let at_a_time = 7 * (32 / cluster) + 28 / cluster;
-                    let place = format!("{kv} heads, {sequences} sequences, window {window:?}: {splits} splits");
-                    assert!(cluster == 1 || clusters <= at_a_time, "{place}, {clusters} clusters");
-                }
+        // Multiprocessors that a cluster may lie in, two blocks on each.
+        let chips: [&[usize]; 3] =
+            [&[18, 18, 18, 16, 16, 16, 16, 14], &[18, 16, 16, 16, 16, 16, 16], &[16, 16, 16, 16, 14]];
+        for (groups, kv) in chips.into_iter().flat_map(|groups| [1, 2, 4, 8, 16, 32].map(|kv| (groups, kv))) {
+            let (multiprocessors, heads) = (groups.iter().sum(), Heads { query: 12 * kv, kv, dim: 128 });
+            for (sequences, window) in (1..=256).flat_map(|n| [(n, Some(4096)), (n, None)]) {
+                let split_len = split_len(Form::Cluster, sequences, &heads, window, 16_384, multiprocessors);
+                let splits = DecodeShape { sequences, heads, ..shape(window, 16_384, split_len) }.splits();
+                let (cluster, clusters) = (splits.min(8), splits.div_ceil(8) * sequences * kv);
+                let at_a_time: usize = groups.iter().map(|group| 2 * group / cluster).sum();
+                let place = format!("{multiprocessors}, {kv} heads, {sequences} sequences, window {window:?}");
+                assert!(cluster == 1 || clusters <= at_a_time, "{place}: {clusters} clusters of {cluster}");
             }
         }
     }

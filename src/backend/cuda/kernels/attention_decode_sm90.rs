@@ -5,8 +5,7 @@ use super::super::image;
 use super::super::launch::Launch;
 use super::attention_decode::Form;
 
-/// The most blocks of a cluster: as many as every device takes. A row whose splits are more has the same bits with any
-/// number of splits in the grid because clusters are then all of this size.
+/// Blocks of a cluster where there are more splits than that, else one for each split: as many as every device takes.
 const MOST_BLOCKS: usize = 8;
 /// Bytes of an mbarrier.
 const BARRIER: usize = 8;
@@ -21,13 +20,14 @@ pub(super) fn clusters(splits: usize) -> usize {
     splits.div_ceil(MOST_BLOCKS)
 }
 
-/// The most splits for each of `blocks` (sequences, heads and tiles of heads) whose clusters all run at one time.
+/// Splits of each of `rows` (sequences, KV heads and tiles of their query heads together) with which all clusters run at
+/// one time, two blocks a multiprocessor.
 ///
-/// The multiprocessors of a cluster lie together, in groups of up to 18 of which some have but 14, and each has room for
-/// two blocks. Of 132 multiprocessors, 15 clusters of 8 were seen to run at a time with a block each, where 16 would have
-/// room, and 7 blocks leave room that no other cluster takes: so it is counted with five of six.
-pub(super) fn splits_at_a_time(multiprocessors: usize, blocks: usize) -> usize {
-    match 2 * multiprocessors * 5 / 6 / blocks {
+/// A cluster lies within one group of multiprocessors; groups have 14 to 18 of them, and what is left in one is of no use
+/// to a cluster that is larger. Of 132 multiprocessors 15 clusters of 8 were seen at a time with a block on each, not 16.
+/// Five blocks of six fit for every size of cluster.
+pub(super) fn splits_at_a_time(multiprocessors: usize, rows: usize) -> usize {
+    match 2 * multiprocessors * 5 / 6 / rows {
         splits if splits > MOST_BLOCKS => splits / MOST_BLOCKS * MOST_BLOCKS,
         splits => splits,
     }

@@ -11,7 +11,8 @@ use super::super::stream::Stream;
 use super::super::work::Work;
 use super::attention_prefill::{self, PrefillShape, Tile};
 use super::paged::{
-    AttentionInputs, Heads, MOST_POSITIONS, Sequence, check_head_dim, check_workspace, first_visible, window_argument,
+    AttentionInputs, Heads, MOST_POSITIONS, SPAN_BYTES, Sequence, check_head_dim, check_workspace, first_visible,
+    window_argument,
 };
 use super::{Check, Element};
 
@@ -125,7 +126,7 @@ impl OrderedShape {
         let Heads { query, dim, .. } = self.heads;
         let of_tile = |tile: &Tile| match sequences.get(tile.sequence as usize) {
             Some(sequence) => Work {
-                bytes_read: 20,
+                bytes_read: SPAN_BYTES,
                 bytes_written: (self.rows_of(sequence, tile) as usize * query * dim * 2) as u64,
                 flops: 0,
             },

@@ -13,7 +13,7 @@ use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::work::Work;
-use super::paged::{AttentionInputs, Heads, Sequence, Sizes, check_head_dim, first_visible};
+use super::paged::{AttentionInputs, Heads, SPAN_BYTES, Sequence, Sizes, check_head_dim, first_visible};
 use super::{Check, Element, attention_prefill_sm90};
 
 pub(super) const CHECK: Check = Check { kernel: "attention_prefill" };
@@ -170,7 +170,7 @@ impl PrefillShape {
             }
             let row_bytes = u64::from(sequence.rows) * (query * dim * 2) as u64;
             let cached = 2 * sequence.visible_keys(self.window) * (kv * dim * 2) as u64;
-            let tables = 20 + 4 * sequence.visible_blocks(self.window, page_size);
+            let tables = SPAN_BYTES + 4 * sequence.visible_blocks(self.window, page_size);
             work.bytes_read += row_bytes + cached + tables;
             work.bytes_written += row_bytes;
             work.flops += 4 * sequence.visible_pairs(self.window) * (query * dim) as u64;

@@ -14,6 +14,9 @@ pub const MOST_POSITIONS: usize = 1 << 31;
 /// The smallest page.
 pub const LEAST_PAGE: usize = 16;
 
+/// What a kernel that looks where a sequence stands reads of it: `load_span` of `kernels/common/pages.cuh`.
+pub(super) const SPAN_BYTES: u64 = 20;
+
 /// One sequence of a step, as the kernels read it. Its rows are `first_row .. first_row + rows` of the step and stand
 /// at positions `start .. start + rows`. Logical block `b`, positions from `b * page_size` on, lies in page
 /// `block_tables[table + b - first_block]`; no row of the step sees any of the blocks before `first_block`.
@@ -120,6 +123,24 @@ impl Heads {
 /// Checks that there are kernels for heads of `dim` elements.
 pub(super) fn check_head_dim(check: Check, dim: usize) -> Result<(), CudaError> {
     if dim == 64 || dim == 128 { Ok(()) } else { check.fail("head_dim", dim, "64 or 128") }
+}
+
+/// Elements of the workspace of an attention whose keys are split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WorkspaceLen {
+    /// Partial results, in f32.
+    pub partials: usize,
+    /// Counters of partial results that have come, u32.
+    pub arrivals: usize,
+}
+
+impl WorkspaceLen {
+    /// What serves either.
+    #[must_use]
+    pub fn max(self, other: WorkspaceLen) -> WorkspaceLen {
+        let WorkspaceLen { partials, arrivals } = self;
+        WorkspaceLen { partials: partials.max(other.partials), arrivals: arrivals.max(other.arrivals) }
+    }
 }
 
 /// Checks a workspace for partial results. It may be longer than this launch needs: one serves all steps.

@@ -1,10 +1,10 @@
 //! Which attention kernels take which sequences of a step.
 
 use super::super::Properties;
-use super::super::kernels::attention_decode::{self, WorkspaceLen};
+use super::super::kernels::attention_decode;
 use super::super::kernels::attention_ordered::{self, Division, OrderedShape, SPLIT_LEN};
 use super::super::kernels::attention_prefill::{self, Tile};
-use super::super::kernels::paged::Sequence;
+use super::super::kernels::paged::{Sequence, WorkspaceLen};
 use super::forward::decode_shape;
 use super::recordings::largest_bucket;
 use super::step::{heads, window};
@@ -94,25 +94,23 @@ impl AttentionPlan {
 
     /// Elements of the workspace that serves any step.
     pub(super) fn workspace_len(self, spec: &ModelSpec, options: &CudaOptions, device: &Properties) -> WorkspaceLen {
-        let most = |lens: &mut dyn Iterator<Item = WorkspaceLen>| {
-            // A buffer of no elements would take a byte that no plan has.
-            lens.fold(WorkspaceLen { partials: 1, arrivals: 1 }, |most, len| WorkspaceLen {
-                partials: most.partials.max(len.partials),
-                arrivals: most.arrivals.max(len.arrivals),
-            })
-        };
+        // The driver gives a buffer of no elements a byte, which the plan would not have.
+        let least = WorkspaceLen { partials: 1, arrivals: 1 };
         match self {
             // Fewer sequences have more splits each: the largest workspace may be that of any number of them.
             AttentionPlan::Fastest { decode, .. } => {
                 let len = |n| decode_shape(n, n, spec, split_len_for(n, spec, device)).workspace_len(decode);
-                most(&mut (1..=options.max_sequences).map(len))
+                (1..=options.max_sequences).map(len).fold(least, WorkspaceLen::max)
             }
             // Tiles of more rows are fewer, and may see a split more.
             AttentionPlan::Ordered { split_room, .. } => {
                 let room = attention_ordered::tile_rows(&heads(spec));
                 let division = |tile_rows| Division::Split { tile_rows };
-                let len = |rows| ordered_shape(0, split_room / rows, division(rows), spec).workspace_len();
-                most(&mut (1..=room).map(|rows| WorkspaceLen { partials: len(rows), arrivals: 0 }))
+                let len = |rows| {
+                    let partials = ordered_shape(0, split_room / rows, division(rows), spec).workspace_len();
+                    WorkspaceLen { partials, arrivals: 0 }
+                };
+                (1..=room).map(len).fold(least, WorkspaceLen::max)
             }
         }
     }

@@ -6,7 +6,7 @@ use crate::backend::BackendError;
 use crate::kv::CacheGeometry;
 use crate::model::ModelSpec;
 
-use super::super::kernels::attention_decode::WorkspaceLen;
+use super::super::kernels::paged::WorkspaceLen;
 use super::super::layout::{ELEMENT_BYTES, Layout, padded};
 use super::super::weights::RopeTable;
 use super::super::{Device, Properties};

@@ -28,7 +28,7 @@ pub(super) struct Workspace<T> {
     pub logits: Buffer<f32>,
     /// Attention's partial results, f32.
     pub partials: Buffer<f32>,
-    /// Its counters of those that have come, 0 between launches.
+    /// Attention's counters of clusters that have stored their results, 0 between launches.
     pub arrivals: Buffer<u32>,
     pub sizes: Sizes,
 }
