@@ -237,7 +237,12 @@ unsafe fn panel<L: Lanes, W: Element, const M: usize, const N: usize>(
                     }
                 }
             }
-            acc.add_ahead::<W>(x, w, start, end, weights.wrapping_add(next), next_stride);
+            let next = weights.wrapping_add(next);
+            if grouped {
+                acc.add_ahead::<W, false>(x, w, start..end, next, next_stride);
+            } else {
+                acc.add_ahead::<W, true>(x, w, start..end, next, next_stride);
+            }
             if end < k {
                 acc.store(partial);
             } else {
@@ -307,26 +312,30 @@ impl<L: Lanes, const M: usize, const N: usize> Accumulators<L, M, N> {
     }
 
     /// [`Accumulators::add`], asking for as many weights from `ahead` on, a stretch of each of `N` rows that are
-    /// `ahead_stride` bytes apart.
+    /// `ahead_stride` bytes apart. With `FURTHER`, which is for whole rows, it asks for as many behind those too, into
+    /// second-level cache: a core has room for few lines that are on their way to its first level, for more to its second.
     #[inline(always)]
-    unsafe fn add_ahead<W: Element>(
+    unsafe fn add_ahead<W: Element, const FURTHER: bool>(
         &mut self,
         x: [*const f32; M],
         w: [*const u8; N],
-        start: usize,
-        end: usize,
+        stretch: Range<usize>,
         ahead: *const u8,
         ahead_stride: usize,
     ) {
         let lines_in_row = STRETCH * W::SIZE / 64;
+        let Range { start: mut k, end } = stretch;
         let whole = end - end % LANES;
-        let mut k = start;
         let mut line = 0;
         // SAFETY: the caller's promise; a prefetch may point anywhere.
         unsafe {
             while k < whole {
                 for _ in 0..(N * LANES * W::SIZE).div_ceil(64) {
-                    L::prefetch(ahead.wrapping_add(line / lines_in_row * ahead_stride + line % lines_in_row * 64));
+                    let at = ahead.wrapping_add(line / lines_in_row * ahead_stride + line % lines_in_row * 64);
+                    L::prefetch(at);
+                    if FURTHER {
+                        L::prefetch_second(at.wrapping_add(N * end * W::SIZE));
+                    }
                     line += 1;
                 }
                 self.add_lanes::<W>(x, w, k, LANES);
