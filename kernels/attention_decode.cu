@@ -86,7 +86,8 @@ DEVICE void attention_decode_merge(const float* workspace, T* out, const Sequenc
     const size_t head = static_cast<size_t>(blockIdx.y) * heads + blockIdx.x;
     const size_t all = static_cast<size_t>(gridDim.y) * heads * split_count;
     Row result = Row::none();
-    Row::each(Partials<const float>::in(workspace, all, kHeadDim), head * split_count + warp, head * split_count + count, kWarps,
+    const size_t first = head * split_count;
+    Row::each(Partials<const float>::in(workspace, all, kHeadDim), first + warp, first + count, kWarps,
               [&](const Row& split) { Row::add(result, split); });
 
     const auto results = Results::in(shared);

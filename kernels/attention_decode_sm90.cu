@@ -2,6 +2,7 @@
 // Attention of one row a sequence over its paged cache, on Hopper: decode, bound by the bytes of keys and values, read
 // once. The keys of a sequence are split over the blocks of clusters, which merge what they found among themselves, and
 // of several clusters the last to finish merges theirs: one kernel, no second one to wait for.
+#include "common/arrival.cuh"
 #include "common/attention_decode.cuh"
 
 // As store_columns, to the shared memory of any block of the cluster; see store_async_16.
@@ -139,11 +140,7 @@ DEVICE void attention_decode(const T* queries, const Cache<T>& cache, T* out, fl
         if (seen > 1) {
             const size_t head = static_cast<size_t>(blockIdx.z) * tile.layer_heads + tile.first + row;
             Row::store(result, partials, head * clusters + cluster);
-            warp_sync();
-            uint32_t arrived = 0;
-            if (threadIdx.x % 32 == 0) arrived = atomic_wrap_acq_rel(arrivals + head, seen - 1);
-            if (shuffle_from(arrived, 0) != seen - 1) continue;
-            warp_sync();  // the other lanes too come after the other clusters
+            if (!arrives_last(arrivals + head, seen)) continue;
             result = Row::none();
             const size_t first = head * clusters;
             Row::each(partials, first, first + seen, 1, [&](const Row& other) { Row::add(result, other); });

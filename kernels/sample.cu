@@ -1,6 +1,7 @@
 // targets: sm_80 compute_80 sm_90
 // One token for each row of a step: allowed and banned tokens, biases, penalties, temperature, min-p, top-k, top-p, draw;
 // or the largest logit. The tokens are those of src/sampling/sampler.rs.
+#include "common/arrival.cuh"
 #include "common/logprobs.cuh"
 #include "common/philox.cuh"
 #include "ptx/ptx.cuh"
@@ -423,13 +424,8 @@ KERNEL(sample_rows, kBlock, 1)
     Best best = block_best(memory, largest);
     if (split && parts > 1) {
         if (threadIdx.x >= 32) return;
-        uint32_t arrived = 0;
-        if (threadIdx.x == 0) {
-            partials[index * parts + part] = static_cast<uint64_t>(best.key) << 32 | best.id;
-            arrived = atomic_wrap_acq_rel(counters + index, parts - 1);
-        }
-        if (shuffle_from(arrived, 0) != parts - 1) return;
-        warp_sync();  // the other lanes too come after the other blocks
+        if (threadIdx.x == 0) partials[index * parts + part] = static_cast<uint64_t>(best.key) << 32 | best.id;
+        if (!arrives_last(counters + index, parts)) return;
         best = Best{0, kNone};
         for (uint32_t other = threadIdx.x; other < parts; other += 32) {
             const uint64_t packed = partials[index * parts + other];

@@ -414,6 +414,7 @@ mod tests {
             assert!(len.is_multiple_of(SPLIT_STEP) && (1..=MOST_SPLIT).contains(&len), "{len}");
         }
     }
+
     #[test]
     fn clusters_run_all_at_one_time() {
         // Multiprocessors that a cluster may lie in, two blocks on each.
