@@ -58,7 +58,7 @@ pub struct ModelArgs {
     /// Dtype of the weights on a GPU; auto keeps f16 and makes bf16 of all else. The CPU uses them as stored
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     dtype: DtypeArg,
-    /// Threads of the CPU backend [default: all cores]
+    /// Threads of the CPU backend, at most one for each core that the process may use [default: as many]
     #[arg(long, value_name = "N", help_heading = "Model", allow_negative_numbers = true)]
     threads: Option<NonZeroUsize>,
     /// Positions to make room for, prompt and completion together [default: the model's]
@@ -210,8 +210,8 @@ impl ModelArgs {
 
     /// Threads that the CPU backend gets.
     pub fn cpu_threads(&self) -> usize {
-        let all = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        self.threads.map_or_else(all, NonZeroUsize::get)
+        let cores = rigel::backend::cpu::available_cores();
+        self.threads.unwrap_or(cores).min(cores).get()
     }
 }
 

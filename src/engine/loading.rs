@@ -5,7 +5,7 @@ use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 
 #[cfg(feature = "cuda")]
 use crate::backend::Arithmetic;
-use crate::backend::cpu::{CpuBackend, CpuOptions};
+use crate::backend::cpu::{self, CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::model::{CudaOptions, WeightSource};
 #[cfg(feature = "cuda")]
@@ -115,7 +115,8 @@ impl EngineBuilder {
     fn cpu_backend(&mut self, checkpoint: &Checkpoint, spec: ModelSpec) -> Result<Box<dyn Backend>, EngineError> {
         let step = self.step(&spec, CPU_PAGE_SIZE, CPU_PREFILL_CHUNK, CPU_SEQUENCES);
         let memory = self.memory.map(NonZeroU64::get);
-        let options = CpuOptions { threads: self.threads, page_size: step.page_size, pages: 0, max_rows: step.rows };
+        let threads = self.threads.map(|wanted| cap_threads(wanted, cpu::available_cores()));
+        let options = CpuOptions { threads, page_size: step.page_size, pages: 0, max_rows: step.rows };
         let pages = CpuBackend::pages_within(&spec, &options, memory, step.least_pages, step.most_pages)?;
         if self.options.speculation == Speculation::Auto {
             self.options.speculation = Speculation::PromptLookup;
@@ -224,11 +225,33 @@ fn cpu_instead(error: &CudaError) -> Placement {
     Placement::Cpu
 }
 
+/// `wanted` threads, but no more than `cores`.
+fn cap_threads(wanted: NonZeroUsize, cores: NonZeroUsize) -> NonZeroUsize {
+    if wanted > cores {
+        let plural = if cores.get() == 1 { "" } else { "s" };
+        tracing::warn!("{wanted} threads were asked for and this process may use {cores} core{plural}: using as many");
+    }
+    wanted.min(cores)
+}
+
 /// That no dtype is asked of the CPU.
 fn no_dtype_on_cpu(dtype: WeightDtype) -> Result<(), EngineError> {
     match dtype {
         WeightDtype::Auto => Ok(()),
         WeightDtype::Bf16 => Err(EngineError::DtypeOnCpu { dtype: Dtype::Bf16 }),
         WeightDtype::F16 => Err(EngineError::DtypeOnCpu { dtype: Dtype::F16 }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_capped_at_the_cores() {
+        let count = |n| NonZeroUsize::new(n).unwrap();
+        for (wanted, cores, expected) in [(1, 1, 1), (1, 8, 1), (8, 8, 8), (9, 8, 8), (1000, 1, 1)] {
+            assert_eq!(cap_threads(count(wanted), count(cores)), count(expected));
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The forward pass, readable from top to bottom: every thread of the team runs [`Pass::run`], phase by phase.
+//! The forward pass, readable from top to bottom: parallel region by parallel region.
 
 use super::attention::{self, MAX_QUERIES, Tile};
 use super::cache::Cache;
@@ -6,19 +6,19 @@ use super::kernels::Kernels;
 use super::matmul::{self, Product, Then};
 use super::plan::Plan;
 use super::rope;
-use super::team::Member;
+use super::thread_pool::ThreadPool;
 use super::weights::{Layer, Linear, Norm, Weights};
 use super::workspace::{Rows, Workspace};
 use crate::backend::Batch;
 use crate::model::ModelSpec;
 
-/// Rows of an elementwise phase that a thread takes at once.
-const ROWS_AT_ONCE: usize = 4;
+/// Rows in a task of an elementwise region.
+const ROWS_PER_TASK: usize = 4;
 
 /// One forward pass over one batch.
 ///
-/// The plan was made for the batch, so every index below is in range; pieces of a phase write apart from each other
-/// and read what earlier phases wrote. Each `SAFETY` below rests on these two facts.
+/// The plan was made for the batch, so every index below is in range; tasks of a region write apart from each other
+/// and read what earlier regions wrote. Each `SAFETY` below rests on these two facts.
 pub(crate) struct Pass<'a> {
     pub(crate) spec: &'a ModelSpec,
     pub(crate) inv_freq: &'a [f32],
@@ -32,21 +32,21 @@ pub(crate) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// What each thread of the team does.
-    pub(crate) fn run(&self, member: &mut Member<'_>) {
+    /// All of it, on the threads of `pool`.
+    pub(crate) fn run(&self, pool: &mut ThreadPool) {
         let &Workspace { hidden, normed, attended, inner, .. } = self.workspace;
-        self.embed(member);
+        self.embed(pool);
         for (index, layer) in self.weights.layers.iter().enumerate() {
-            self.norm_all(member, &layer.attention_norm);
-            self.project_qkv(member, layer);
-            self.rotate_and_keep(member, index);
-            self.attend(member, index);
-            self.multiply(member, &[self.product(attended, &layer.attention_out, hidden, Then::Add)]);
-            self.norm_all(member, &layer.mlp_norm);
-            self.multiply(member, &[self.product(normed, &layer.mlp_in, inner, Then::Gelu)]);
-            self.multiply(member, &[self.product(inner, &layer.mlp_out, hidden, Then::Add)]);
+            self.norm_all(pool, &layer.attention_norm);
+            self.project_qkv(pool, layer);
+            self.rotate_and_keep(pool, index);
+            self.attend(pool, index);
+            self.multiply(pool, &[self.product(attended, &layer.attention_out, hidden, Then::Add)]);
+            self.norm_all(pool, &layer.mlp_norm);
+            self.multiply(pool, &[self.product(normed, &layer.mlp_in, inner, Then::Gelu)]);
+            self.multiply(pool, &[self.product(inner, &layer.mlp_out, hidden, Then::Add)]);
         }
-        self.head(member);
+        self.head(pool);
     }
 
     fn rows(&self) -> usize {
@@ -54,10 +54,10 @@ impl Pass<'_> {
     }
 
     /// Token embeddings, and each row's rotation.
-    fn embed(&self, member: &mut Member<'_>) {
+    fn embed(&self, pool: &mut ThreadPool) {
         let embedding = self.weights.embedding.weight();
         let half = self.spec.head_dim / 2;
-        member.share_rows(self.rows(), ROWS_AT_ONCE, |rows| {
+        pool.parallel_for_rows(self.rows(), ROWS_PER_TASK, |rows| {
             for row in rows {
                 let id = self.batch.token_ids[row].0 as usize;
                 let stored = &embedding.bytes[id * embedding.row_bytes()..][..embedding.row_bytes()];
@@ -75,8 +75,8 @@ impl Pass<'_> {
     }
 
     /// `normed[row] = norm(hidden[row])` for every row.
-    fn norm_all(&self, member: &mut Member<'_>, norm: &Norm) {
-        member.share_rows(self.rows(), ROWS_AT_ONCE, |rows| rows.for_each(|row| self.norm_row(norm, row, row)));
+    fn norm_all(&self, pool: &mut ThreadPool, norm: &Norm) {
+        pool.parallel_for_rows(self.rows(), ROWS_PER_TASK, |rows| rows.for_each(|row| self.norm_row(norm, row, row)));
     }
 
     /// `normed[to] = norm(hidden[row])`.
@@ -106,7 +106,7 @@ impl Pass<'_> {
         }
     }
 
-    fn project_qkv(&self, member: &mut Member<'_>, layer: &Layer) {
+    fn project_qkv(&self, pool: &mut ThreadPool, layer: &Layer) {
         let &Workspace { normed, qkv, .. } = self.workspace;
         let head_dim = self.spec.head_dim;
         let part = |linear, first_head: usize| {
@@ -116,40 +116,40 @@ impl Pass<'_> {
             Product { out, ..product }
         };
         let (keys, values) = (self.spec.heads, self.spec.heads + self.spec.kv_heads);
-        self.multiply(member, &[part(&layer.query, 0), part(&layer.key, keys), part(&layer.value, values)]);
+        self.multiply(pool, &[part(&layer.query, 0), part(&layer.key, keys), part(&layer.value, values)]);
     }
 
-    /// Matrix products in one phase: blocks of weight rows go to whoever is free.
-    fn multiply<const N: usize>(&self, member: &mut Member<'_>, products: &[Product<'_>; N]) {
+    /// Matrix products in one region: blocks of weight rows go to whoever is free.
+    fn multiply<const N: usize>(&self, pool: &mut ThreadPool, products: &[Product<'_>; N]) {
         let blocks = products.each_ref().map(|product| product.block_rows(self.threads));
-        let mut pieces = 0;
+        let mut tasks = 0;
         for (product, block) in products.iter().zip(blocks) {
-            pieces += product.weight.rows().div_ceil(block);
+            tasks += product.weight.rows().div_ceil(block);
         }
-        // SAFETY: each thread's stretch begins with room for this.
-        let scratch = unsafe { matmul::Scratch::new(self.scratch(member)) };
-        member.share(pieces, |mut piece| {
+        pool.parallel_for(tasks, |thread, mut task| {
+            // SAFETY: each thread's scratch begins with room for this.
+            let scratch = unsafe { matmul::Scratch::new(self.scratch(thread)) };
             for (product, block) in products.iter().zip(blocks) {
                 let rows = product.weight.rows();
                 let here = rows.div_ceil(block);
-                if piece < here {
-                    let range = piece * block..rows.min((piece + 1) * block);
+                if task < here {
+                    let range = task * block..rows.min((task + 1) * block);
                     // The blocks in between go to the others.
                     let next = range.start + self.threads * block;
                     // SAFETY: see `Pass`; the block lies inside the weight, and `scratch` is this thread's.
                     return unsafe { self.kernels.product_block(product, range, next, scratch) };
                 }
-                piece -= here;
+                task -= here;
             }
         });
     }
 
     /// Rotates queries in place, and rotates keys into the cache; copies values there.
-    fn rotate_and_keep(&self, member: &mut Member<'_>, layer: usize) {
+    fn rotate_and_keep(&self, pool: &mut ThreadPool, layer: usize) {
         let head_dim = self.spec.head_dim;
         let half = head_dim / 2;
         let (heads, kv_heads) = (self.spec.heads, self.spec.kv_heads);
-        member.share_rows(self.rows(), ROWS_AT_ONCE, |rows| {
+        pool.parallel_for_rows(self.rows(), ROWS_PER_TASK, |rows| {
             for row in rows {
                 let place = self.plan.rows()[row];
                 // SAFETY: see `Pass`; no two rows of a batch share a slot.
@@ -173,26 +173,26 @@ impl Pass<'_> {
         });
     }
 
-    /// Attention of all rows, a tile of rows and heads to a piece.
-    fn attend(&self, member: &mut Member<'_>, layer: usize) {
+    /// Attention of all rows, a tile of rows and heads to a task.
+    fn attend(&self, pool: &mut ThreadPool, layer: usize) {
         let (spec, tiles) = (self.spec, &self.plan.tiles);
         let group = spec.group_size();
-        // The heads of a KV head share its keys in one piece, unless there would be too few pieces for the threads.
+        // The heads of a KV head share its keys in one task, unless there would be too few tasks for the threads.
         let splits = self.threads.div_ceil((tiles.len() * spec.kv_heads).max(1));
         let heads = group.div_ceil(splits).clamp(1, MAX_QUERIES);
         let splits = group.div_ceil(heads);
         let &Workspace { qkv, attended, .. } = self.workspace;
-        // SAFETY: behind the room for matrix products lies that for attention.
-        let scratch = unsafe { attention::Scratch::new(self.scratch(member).add(matmul::Scratch::FLOATS)) };
-        member.share(tiles.len() * spec.kv_heads * splits, |piece| {
-            // The last rows see the most keys: the long pieces first.
-            let rows = tiles[tiles.len() - 1 - piece / (spec.kv_heads * splits)];
-            let kv_head = piece / splits % spec.kv_heads;
-            let split = piece % splits;
+        pool.parallel_for(tiles.len() * spec.kv_heads * splits, |thread, task| {
+            // SAFETY: behind the room for matrix products lies that for attention.
+            let scratch = unsafe { attention::Scratch::new(self.scratch(thread).add(matmul::Scratch::FLOATS)) };
+            // The last rows see the most keys: the long tasks first.
+            let rows = tiles[tiles.len() - 1 - task / (spec.kv_heads * splits)];
+            let kv_head = task / splits % spec.kv_heads;
+            let split = task % splits;
             let sequence = &self.batch.sequences[rows.sequence];
             let first_head = kv_head * group + split * heads;
             let (keys, values) = self.cache.head(layer, kv_head);
-            // SAFETY: see `Pass`; the cache was written in the phase before, `scratch` is this thread's.
+            // SAFETY: see `Pass`; the cache was written in the region before, `scratch` is this thread's.
             unsafe {
                 let tile = Tile {
                     queries: qkv.row(rows.row).add(first_head * spec.head_dim),
@@ -217,19 +217,19 @@ impl Pass<'_> {
     }
 
     /// Final norm and head, for the rows whose logits are wanted.
-    fn head(&self, member: &mut Member<'_>) {
+    fn head(&self, pool: &mut ThreadPool) {
         let wanted = self.batch.logits_rows;
-        member.share_rows(wanted.len(), ROWS_AT_ONCE, |range| {
+        pool.parallel_for_rows(wanted.len(), ROWS_PER_TASK, |range| {
             range.for_each(|i| self.norm_row(&self.weights.norm, wanted[i], i));
         });
         let &Workspace { normed, logits, .. } = self.workspace;
         let product = self.product(normed, &self.weights.head, logits, Then::Store);
-        self.multiply(member, &[Product { rows: wanted.len(), ..product }]);
+        self.multiply(pool, &[Product { rows: wanted.len(), ..product }]);
     }
 
-    /// This thread's working memory.
-    fn scratch(&self, member: &Member<'_>) -> *mut f32 {
-        // SAFETY: there is a row for each member of the team.
-        unsafe { self.workspace.scratch.row(member.index()) }
+    /// A thread's working memory.
+    fn scratch(&self, thread: usize) -> *mut f32 {
+        // SAFETY: there is a row for each thread of the pool.
+        unsafe { self.workspace.scratch.row(thread) }
     }
 }

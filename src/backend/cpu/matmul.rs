@@ -106,6 +106,9 @@ pub(crate) struct Product<'a> {
     pub then: Then,
 }
 
+// SAFETY: its pointers are followed by `product_block` alone, whose caller promises that accesses do not race.
+unsafe impl Sync for Product<'_> {}
+
 impl Product<'_> {
     /// Weight rows to a block: as above, but at least two blocks to a thread, and whole tiles.
     pub(crate) fn block_rows(&self, threads: usize) -> usize {

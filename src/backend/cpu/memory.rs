@@ -4,7 +4,7 @@ use memmap2::MmapMut;
 
 use crate::backend::BackendError;
 
-/// Zeroed `f32`s, shared by the threads of a team through raw pointers. Begins at a page.
+/// Zeroed `f32`s, shared by the threads of a pool through raw pointers. Begins at a page.
 pub(crate) struct Memory {
     map: MmapMut,
     at: *mut f32,

@@ -7,8 +7,8 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `forward` | the pass from token ids to logits |
-//! | `plan` | a batch, checked and cut into pieces |
-//! | `team` | the threads, and how they share a phase |
+//! | `plan` | a batch, checked and cut into tasks |
+//! | `thread_pool`, `parallel_region`, `sync` | the threads, and how they share work |
 //! | `weights`, `cache`, `workspace`, `memory` | what lives longer than a batch |
 //! | `matmul`, `attention`, `norm`, `rope`, `activation` | the arithmetic, over any instruction set |
 //! | `simd`, `kernels` | sixteen lanes, and the choice of an instruction set |
@@ -23,13 +23,17 @@ mod kernels;
 mod matmul;
 mod memory;
 mod norm;
+mod parallel_region;
 mod plan;
 mod rope;
 mod simd;
-mod team;
+mod sync;
+mod thread_pool;
 mod weights;
 mod workspace;
 
+#[cfg(test)]
+mod model_check;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -49,14 +53,14 @@ use cache::Cache;
 use forward::Pass;
 use kernels::{ISA_VARIABLE, Kernels};
 use plan::Plan;
-use team::Team;
+use thread_pool::ThreadPool;
 use weights::Weights;
 use workspace::Workspace;
 
 /// How a [`CpuBackend`] is set up.
 #[derive(Debug, Clone)]
 pub struct CpuOptions {
-    /// Threads; all cores by default.
+    /// Threads, the caller's among them; [`available_cores`] by default. More than those make everything slower.
     pub threads: Option<NonZeroUsize>,
     /// Positions that a page of the cache holds.
     pub page_size: NonZeroU32,
@@ -71,7 +75,7 @@ pub struct CpuBackend {
     spec: ModelSpec,
     inv_freq: Vec<f32>,
     kernels: &'static Kernels,
-    team: Team,
+    pool: ThreadPool,
     weights: Weights,
     cache: Cache,
     workspace: Workspace,
@@ -160,7 +164,7 @@ impl CpuBackend {
         let kernels = Kernels::new(isa)
             .ok_or_else(|| BackendError::Unavailable(format!("this machine has no {}", isa.name())))?;
         let threads = threads(&options);
-        let team = Team::new(threads)
+        let pool = ThreadPool::new(threads)
             .map_err(|error| BackendError::Unavailable(format!("{threads} threads cannot be started: {error}")))?;
         let weights = Weights::new(checkpoint, &spec, kernels)?;
         tracing::debug!("CPU backend: {} kernels, {threads} threads", isa.name());
@@ -169,19 +173,25 @@ impl CpuBackend {
             kernels,
             weights,
             cache: Cache::new(&spec, options.page_size, options.pages)?,
-            workspace: Workspace::new(&spec, options.max_rows, options.max_rows, team.size())?,
+            workspace: Workspace::new(&spec, options.max_rows, options.max_rows, pool.size())?,
             plan: Plan::new(options.max_rows, options.pages),
             max_rows: options.max_rows,
             logits_rows: 0,
-            team,
+            pool,
             spec,
         })
     }
 }
 
+/// Cores that this process may use: all of the machine's, less those that its affinity leaves out, and no more than its
+/// control group's quota of time where there is one. One where the system does not say.
+pub fn available_cores() -> NonZeroUsize {
+    std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
+
 /// The threads asked for, or one for each core.
 fn threads(options: &CpuOptions) -> NonZeroUsize {
-    options.threads.unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))
+    options.threads.unwrap_or_else(available_cores)
 }
 
 impl Backend for CpuBackend {
@@ -213,9 +223,9 @@ impl Backend for CpuBackend {
             workspace: &self.workspace,
             plan: &self.plan,
             batch,
-            threads: self.team.size(),
+            threads: self.pool.size(),
         };
-        self.team.run(|member| pass.run(member));
+        pass.run(&mut self.pool);
         self.logits_rows = batch.logits_rows.len();
         Ok(())
     }
@@ -233,15 +243,14 @@ impl Backend for CpuBackend {
             let what = format!("a draw from logits row {} of {}", row.logits_row, self.logits_rows);
             return Err(BackendError::InvalidBatch(what));
         }
-        let CpuBackend { team, workspace, spec, .. } = self;
+        let CpuBackend { pool, workspace, spec, .. } = self;
         let drawn: Vec<OnceLock<Result<Sampled, SampleError>>> = rows.iter().map(|_| OnceLock::new()).collect();
-        team.run(|member| {
-            member.share(rows.len(), |index| {
-                // SAFETY: as in `logits`; rows were checked above.
-                let logits = unsafe { workspace.logits_of(rows[index].logits_row, spec.vocab_size) };
-                // Each index comes once.
-                let _ = drawn[index].set(sampling::sample(logits, &rows[index]));
-            });
+        // A token of the highest logit is found in a moment; others take a sort.
+        pool.parallel_for_uneven(rows.len(), |_, index| {
+            // SAFETY: as in `logits`; rows were checked above.
+            let logits = unsafe { workspace.logits_of(rows[index].logits_row, spec.vocab_size) };
+            // Each index comes once.
+            let _ = drawn[index].set(sampling::sample(logits, &rows[index]));
         });
         drawn.into_iter().map(|drawn| drawn.into_inner().ok_or(BackendError::MissingSample)).collect()
     }

@@ -1,4 +1,4 @@
-//! What a batch asks for, checked and cut into the pieces that the forward pass hands out.
+//! What a batch asks for, checked and cut into the tasks that the forward pass hands out.
 
 use super::attention::MAX_QUERIES;
 use crate::backend::places::{Places, RowPlace};

@@ -13,6 +13,9 @@ pub(crate) struct Rows {
     pub(crate) stride: usize,
 }
 
+// SAFETY: through `&Rows` one gets raw pointers; whoever uses them promises that accesses do not race.
+unsafe impl Sync for Rows {}
+
 impl Rows {
     /// The first element of a row.
     ///
