@@ -245,8 +245,7 @@ impl Backend for CpuBackend {
         }
         let CpuBackend { pool, workspace, spec, .. } = self;
         let drawn: Vec<OnceLock<Result<Sampled, SampleError>>> = rows.iter().map(|_| OnceLock::new()).collect();
-        // A token of the highest logit is found in a moment; others take a sort.
-        pool.parallel_for_uneven(rows.len(), |_, index| {
+        pool.parallel_for(rows.len(), |_, index| {
             // SAFETY: as in `logits`; rows were checked above.
             let logits = unsafe { workspace.logits_of(rows[index].logits_row, spec.vocab_size) };
             // Each index comes once.

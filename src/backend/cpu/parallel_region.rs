@@ -7,9 +7,7 @@
 //!
 //! Waiting threads spin for a few microseconds, then sleep. `model_check` tries the interleavings of this file's atomics.
 
-use std::time::{Duration, Instant};
-
-use super::sync::{AtomicBool, AtomicU64, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, UnsafeCell, fence, spin_until};
+use super::sync::{AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, UnsafeCell, fence, spin_until};
 
 /// The work of one region.
 #[derive(Clone, Copy)]
@@ -29,23 +27,11 @@ struct Padded<T>(T);
 /// One region after the other, of one caller and a fixed number of workers.
 pub(super) struct ParallelRegion {
     tasks: Padded<Tasks>,
-    progress: Padded<Progress>,
+    /// Tasks of the open region that are not done.
+    unfinished: Padded<AtomicUsize>,
     caller: Padded<Sleeper>,
-    workers: Box<[Padded<Worker>]>,
+    workers: Box<[Padded<Sleeper>]>,
     stopped: AtomicBool,
-    /// What times are counted from.
-    beginning: Instant,
-}
-
-/// What one thread did in a region.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Share {
-    /// Number of tasks.
-    pub(super) done: usize,
-    /// What they took.
-    pub(super) busy: Duration,
-    /// When the last one was done.
-    pub(super) finished: Instant,
 }
 
 struct Tasks {
@@ -53,24 +39,6 @@ struct Tasks {
     untaken: AtomicUsize,
     /// Written by the caller while no task is held, read by threads that hold one.
     job: UnsafeCell<Job>,
-}
-
-struct Progress {
-    /// Tasks of the open region that are not done.
-    unfinished: AtomicUsize,
-    // The share of the worker that finished last, or of one that did so at the same time. Nothing but time depends on it.
-    worker: AtomicUsize,
-    done: AtomicUsize,
-    /// Nanoseconds.
-    busy: AtomicU64,
-    /// Nanoseconds from [`ParallelRegion::beginning`].
-    finished: AtomicU64,
-}
-
-struct Worker {
-    sleeper: Sleeper,
-    /// Takes no tasks for now.
-    resting: AtomicBool,
 }
 
 // SAFETY: what `Job::data` points to is used under the contract of `ParallelRegion::open`; all else is atomics and locks.
@@ -81,23 +49,15 @@ unsafe impl Sync for ParallelRegion {}
 impl ParallelRegion {
     pub(super) fn new(workers: usize) -> ParallelRegion {
         unsafe fn nothing(_: *const (), _: usize, _: usize) {}
-        let worker = || Padded(Worker { sleeper: Sleeper::new(), resting: AtomicBool::new(false) });
         ParallelRegion {
             tasks: Padded(Tasks {
                 untaken: AtomicUsize::new(0),
                 job: UnsafeCell::new(Job { tasks: 0, data: std::ptr::null(), call: nothing }),
             }),
-            progress: Padded(Progress {
-                unfinished: AtomicUsize::new(0),
-                worker: AtomicUsize::new(0),
-                done: AtomicUsize::new(0),
-                busy: AtomicU64::new(0),
-                finished: AtomicU64::new(0),
-            }),
+            unfinished: Padded(AtomicUsize::new(0)),
             caller: Padded(Sleeper::new()),
-            workers: (0..workers).map(|_| worker()).collect(),
+            workers: (0..workers).map(|_| Padded(Sleeper::new())).collect(),
             stopped: AtomicBool::new(false),
-            beginning: Instant::now(),
         }
     }
 
@@ -109,54 +69,28 @@ impl ParallelRegion {
     pub(super) unsafe fn open(&self, job: Job) {
         // SAFETY: no task is held (the caller's promise), so nobody reads.
         self.tasks.0.job.with_mut(|slot| unsafe { *slot = job });
-        self.progress.0.unfinished.store(job.tasks, Ordering::Relaxed);
-        self.progress.0.done.store(0, Ordering::Relaxed);
+        self.unfinished.0.store(job.tasks, Ordering::Relaxed);
         // Release: whoever takes a task sees the two writes above.
         self.tasks.0.untaken.store(job.tasks, Ordering::Release);
         fence(Ordering::SeqCst); // for `Sleeper::wake`
         // The caller takes one itself.
-        let mut wanted = job.tasks.saturating_sub(1);
-        for Padded(worker) in &self.workers {
-            if wanted > 0 && !worker.resting.load(Ordering::Relaxed) {
-                wanted -= 1;
-                worker.sleeper.wake();
-            }
+        for Padded(worker) in self.workers.iter().take(job.tasks.saturating_sub(1)) {
+            worker.wake();
         }
     }
 
-    /// The caller does tasks of the region it opened until none is left. Returns its share, if it got one.
-    pub(super) fn help(&self) -> Option<Share> {
-        self.run_tasks(0, || true)
+    /// The caller does tasks of the region it opened until none is left to take.
+    pub(super) fn help(&self) {
+        self.run_tasks(0);
     }
 
-    /// Returns `true` if every task is done, and the caller sees what the tasks wrote.
-    pub(super) fn is_finished(&self) -> bool {
-        // Acquire: pairs with the release of each thread's last task.
-        self.progress.0.unfinished.load(Ordering::Acquire) == 0
-    }
-
-    /// The barrier: the caller waits until every task is done.
+    /// The barrier: the caller waits until every task is done, and sees what the tasks wrote.
     pub(super) fn wait(&self) {
-        if !spin_until(|| self.is_finished()) {
-            self.caller.0.sleep_until(|| self.is_finished());
+        // Acquire: pairs with the release of each thread's last task.
+        let finished = || self.unfinished.0.load(Ordering::Acquire) == 0;
+        if !spin_until(finished) {
+            self.caller.0.sleep_until(finished);
         }
-    }
-
-    /// After [`ParallelRegion::wait`]: the worker that finished last, and its share; `None` if the caller did everything.
-    pub(super) fn last_worker(&self) -> Option<(usize, Share)> {
-        let progress = &self.progress.0;
-        let time = |value: &AtomicU64| Duration::from_nanos(value.load(Ordering::Relaxed));
-        let share = Share {
-            done: progress.done.load(Ordering::Relaxed),
-            busy: time(&progress.busy),
-            finished: self.beginning + time(&progress.finished),
-        };
-        (share.done > 0).then(|| (progress.worker.load(Ordering::Relaxed), share))
-    }
-
-    /// The caller lets a worker rest, from its next task on, or calls it back.
-    pub(super) fn set_resting(&self, worker: usize, resting: bool) {
-        self.workers[worker].0.resting.store(resting, Ordering::Relaxed);
     }
 
     /// The caller lets all workers return from [`ParallelRegion::work`].
@@ -164,44 +98,38 @@ impl ParallelRegion {
         self.stopped.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst); // for `Sleeper::wake`
         for Padded(worker) in &self.workers {
-            worker.sleeper.wake();
+            worker.wake();
         }
     }
 
     /// What worker `index` does all its life.
     pub(super) fn work(&self, index: usize) {
-        let worker = &self.workers[index].0;
-        let rests = || worker.resting.load(Ordering::Relaxed);
         let stopped = || self.stopped.load(Ordering::Relaxed);
-        let wanted = || stopped() || !rests() && self.tasks.0.untaken.load(Ordering::Relaxed) > 0;
+        let wanted = || stopped() || self.tasks.0.untaken.load(Ordering::Relaxed) > 0;
         loop {
             if !spin_until(wanted) {
-                worker.sleeper.sleep_until(wanted);
+                self.workers[index].0.sleep_until(wanted);
             }
             if stopped() {
                 return;
             }
-            self.run_tasks(index + 1, || !rests());
+            self.run_tasks(index + 1);
         }
     }
 
-    fn run_tasks(&self, thread: usize, go_on: impl Fn() -> bool) -> Option<Share> {
-        let start = Instant::now();
+    /// Does tasks as `thread` until none is left to take.
+    fn run_tasks(&self, thread: usize) {
         let mut done = 0;
-        while go_on()
-            && let Some((job, task)) = self.take()
-        {
+        while let Some((job, task)) = self.take() {
             // SAFETY: this thread holds the task, so the region is not over: the promise of `open`.
             unsafe { (job.call)(job.data, thread, task) };
             done += 1;
         }
-        if done == 0 {
-            return None;
+        // Release: the caller, when it sees zero, sees what the tasks of all threads wrote.
+        if done > 0 && self.unfinished.0.fetch_sub(done, Ordering::AcqRel) == done && thread != 0 {
+            fence(Ordering::SeqCst); // for `Sleeper::wake`
+            self.caller.0.wake();
         }
-        let finished = Instant::now();
-        let share = Share { done, busy: finished - start, finished };
-        self.finish(thread, share);
-        Some(share)
     }
 
     /// Takes a task of the region that is open at this moment. A thread that looked at an earlier one takes it all the same.
@@ -220,22 +148,6 @@ impl ParallelRegion {
             }
         }
         None
-    }
-
-    fn finish(&self, thread: usize, share: Share) {
-        let progress = &self.progress.0;
-        if thread != 0 {
-            let nanoseconds = |duration: Duration| duration.as_nanos() as u64;
-            progress.worker.store(thread - 1, Ordering::Relaxed);
-            progress.done.store(share.done, Ordering::Relaxed);
-            progress.busy.store(nanoseconds(share.busy), Ordering::Relaxed);
-            progress.finished.store(nanoseconds(share.finished - self.beginning), Ordering::Relaxed);
-        }
-        // Release: the caller, when it sees zero, sees what the tasks of all threads wrote.
-        if progress.unfinished.fetch_sub(share.done, Ordering::AcqRel) == share.done && thread != 0 {
-            fence(Ordering::SeqCst); // for `Sleeper::wake`
-            self.caller.0.wake();
-        }
     }
 }
 

@@ -3,11 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+pub(super) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 pub(super) use std::sync::{Condvar, Mutex, MutexGuard};
 
-/// How long a waiting thread spins before it sleeps: about what putting a thread to sleep and waking it costs.
-const SPIN: Duration = Duration::from_micros(20);
+/// How long a waiting thread spins before it sleeps: longer than most waits where every thread has a core, and short beside
+/// the time for which another process could use this one.
+const SPIN: Duration = Duration::from_micros(5);
 /// Looks at the condition between two looks at the clock.
 const LOOKS: u32 = 16;
 
