@@ -34,6 +34,7 @@
 //! | 3 | [`kv`] | pages, block tables, window eviction; [`sampling`]: parameters, processors, draws |
 //! | 2 | [`model`] | what the network is: shapes and counts; [`text`]: tokenizer, chat template, infill, stops |
 //! | 1 | [`checkpoint`] | config.json and safetensors over a memory map, checked, never copied |
+//! | 0 | [`host`] | what the machine and its container give: memory, and the kind of a file system |
 
 #![warn(missing_docs)]
 
@@ -41,6 +42,7 @@ pub mod backend;
 pub mod bench;
 pub mod checkpoint;
 pub mod engine;
+pub mod host;
 pub mod kv;
 pub mod model;
 pub mod openai;

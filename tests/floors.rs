@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const FLOORS: [(&str, u32); 11] = [
+const FLOORS: [(&str, u32); 12] = [
+    ("host", 0),
     ("checkpoint", 1),
     ("model", 2),
     ("text", 2),

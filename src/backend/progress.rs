@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-/// How far the loading of weights into a device's memory has come.
+/// How far the loading of weights into memory has come: a device's, or the process's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadProgress {
-    /// Bytes on the device, or on their way: at most a few buffers' worth of them.
+    /// Bytes there, or on their way to a device: at most a few buffers' worth of them.
     pub done_bytes: u64,
     /// Bytes that the weights take there.
     pub total_bytes: u64,

@@ -1,6 +1,7 @@
 //! `rigel doctor`: what this binary can do on this machine, and what to do about what is missing.
 
 use clap::Args;
+use rigel::host::AvailableMemory;
 
 use super::error::CliError;
 use super::output::Output;
@@ -19,7 +20,7 @@ pub struct Doctor {}
 impl Doctor {
     pub fn run(self, out: &mut Output) -> Result<(), CliError> {
         let (on_gpu, usable) = gpu::findings();
-        let findings = [vec![cpu()], on_gpu, vec![models(usable)]].concat();
+        let findings = [vec![cpu(), memory(rigel::host::available_memory())], on_gpu, vec![models(usable)]].concat();
         findings.iter().flat_map(Finding::to_lines).try_for_each(|line| out.line(&line))
     }
 }
@@ -52,6 +53,17 @@ impl Finding {
 fn cpu() -> Finding {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     Finding::new("cpu", vec![format!("{}, {threads} threads", std::env::consts::ARCH)])
+}
+
+/// What the CPU has for weights and cache.
+fn memory(available: Option<AvailableMemory>) -> Finding {
+    let line = match available {
+        Some(AvailableMemory { bytes, limit }) => {
+            format!("{:.1} GiB left in {limit}", bytes as f64 / (1u64 << 30) as f64)
+        }
+        None => "not known: the system does not say".to_owned(),
+    };
+    Finding::new("memory", vec![line])
 }
 
 /// What all that amounts to.

@@ -36,6 +36,7 @@ fn without_a_driver_it_says_so_and_what_to_do() {
     );
     assert!(!report.iter().any(|line| line.starts_with("gpu")), "{report:?}");
     assert!(under(&report, "cpu")[0].contains("threads"));
+    assert!(under(&report, "memory")[0].contains(" GiB left in this "), "{report:?}");
     assert_eq!(under(&report, "models"), ["run on the CPU"]);
 }
 

@@ -15,14 +15,6 @@ unsafe impl Send for Memory {}
 // SAFETY: through `&Memory` one gets a raw pointer; whoever uses it promises that accesses do not race.
 unsafe impl Sync for Memory {}
 
-/// Bytes that the system could still hand out without taking from others; none where it does not say.
-pub(crate) fn available() -> Option<u64> {
-    let table = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = table.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024)
-}
-
 /// In what portions the system should hand out memory. Nothing but time depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Portions {

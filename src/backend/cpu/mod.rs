@@ -46,6 +46,7 @@ pub use kernels::Isa;
 
 use super::{Backend, BackendError, Batch, check_page};
 use crate::checkpoint::Checkpoint;
+use crate::host::{AvailableMemory, available_memory};
 use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
 use crate::sampling::{self, SampleError, SampleRow, Sampled};
@@ -105,8 +106,8 @@ impl CpuBackend {
     }
 
     /// How many pages of the cache fit `memory` bytes beside the activations of a backend with these options (whatever
-    /// their pages): at most `most`. Half of the memory that the system has left where none is given. The weights stay in
-    /// their file.
+    /// their pages): at most `most`. Half of what this process can have where none is given ([`available_memory`]): the rest
+    /// is for the pages of the weights that are mapped, and for others.
     ///
     /// # Errors
     /// [`BackendError::OutOfMemory`] where not even `least` fit.
@@ -119,30 +120,46 @@ impl CpuBackend {
     ) -> Result<u32, BackendError> {
         let workspace = CpuBackend::planned_bytes(spec, &CpuOptions { pages: 0, ..options.clone() });
         let page = Cache::page_bytes(spec, options.page_size);
-        let memory = memory.or_else(|| memory::available().map(|available| available / 2)).unwrap_or(u64::MAX);
+        let available = available_memory();
+        let of_what = match (memory, available) {
+            (None, Some(AvailableMemory { bytes, limit })) => {
+                format!(", half of the {bytes} that are left in {limit}")
+            }
+            _ => String::new(),
+        };
+        let memory = memory.or(available.map(|available| available.bytes / 2)).unwrap_or(u64::MAX);
         let pages = memory.saturating_sub(workspace) / page.max(1);
         if pages < u64::from(least) {
             let needed = workspace.saturating_add(page.saturating_mul(least.into()));
             let what = format!("activations {workspace} and {least} pages of the cache, {page} each");
             let advice = format!(
-                "{memory} may be used; a lower context makes the cache smaller, a lower prefill chunk or number of \
+                "{memory} may be used{of_what}; a lower context makes the cache smaller, a lower prefill chunk or number of \
                  sequences the activations"
             );
             return Err(BackendError::OutOfMemory { needed, what, advice });
         }
-        Ok(u32::try_from(pages).unwrap_or(u32::MAX).min(most))
+        let pages = u32::try_from(pages).unwrap_or(u32::MAX).min(most);
+        let planned = workspace.saturating_add(page.saturating_mul(pages.into()));
+        if let Some(AvailableMemory { bytes, limit }) = available.filter(|available| planned > available.bytes) {
+            // Asked for: it may be given back by others until it is used.
+            tracing::warn!(
+                "cache and activations may grow to {planned} bytes, and {bytes} are left in {limit}: the system may end \
+                 this process when they fill up"
+            );
+        }
+        Ok(pages)
     }
 
-    /// That the system has `bytes` of memory left, for `what`, where it says how much it has.
+    /// That this process can have `bytes` of memory, for `what`, where the system says how much it can.
     ///
     /// # Errors
     /// [`BackendError::OutOfMemory`].
     pub fn check_memory(bytes: u64, what: &str) -> Result<(), BackendError> {
-        match memory::available() {
-            Some(available) if bytes > available => Err(BackendError::OutOfMemory {
+        match available_memory() {
+            Some(available) if bytes > available.bytes => Err(BackendError::OutOfMemory {
                 needed: bytes,
                 what: what.to_owned(),
-                advice: format!("{available} are left in this machine's memory; use a smaller network"),
+                advice: format!("{} are left in {}; use a smaller network", available.bytes, available.limit),
             }),
             _ => Ok(()),
         }
