@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::io;
 
+use crate::host::MemoryLimit;
+
 /// Why a checkpoint cannot be used.
 ///
 /// Every message is a single line that names the file, tensor or field, what was found, what was expected, and
@@ -49,6 +51,20 @@ pub enum CheckpointError {
         file: String,
         /// The operating system's reason.
         source: io::Error,
+    },
+    /// Weights that are to be read into memory and do not fit.
+    #[error(
+        "{model}: its weights take {needed} bytes, and {left} are left in {limit}; map them, or use a smaller model"
+    )]
+    OutOfMemory {
+        /// The model.
+        model: String,
+        /// Bytes of the weights.
+        needed: u64,
+        /// Bytes that this process can have.
+        left: u64,
+        /// What allows no more.
+        limit: MemoryLimit,
     },
     /// A file whose content is not what its name promises.
     #[error("{file}: found {found}, expected {expected}; {advice}")]

@@ -1,10 +1,14 @@
-//! The bytes of one weight file: a read-only memory map of it, or of memory that was made in its place, or a slice that
-//! is part of the program.
+//! The bytes of one weight file: a read-only memory map of it, a copy of it in memory, memory that was made in its place,
+//! or a slice that is part of the program.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::io;
 use std::path::Path;
 
 use super::error::{CheckpointError, DOWNLOAD_AGAIN};
+use super::reading::Reader;
+use super::sigbus::NamedRange;
+use crate::host;
 
 /// A weight file's bytes, and its path for messages.
 pub(super) struct Mapping {
@@ -13,7 +17,14 @@ pub(super) struct Mapping {
 }
 
 enum Content {
-    Mapped(memmap2::Mmap),
+    File {
+        /// Dropped before the map: fields are in their order.
+        _named: NamedRange,
+        map: memmap2::Mmap,
+        /// The kind of the network file system that holds the file.
+        network: Option<String>,
+    },
+    Memory(memmap2::Mmap),
     Static(&'static [u8]),
 }
 
@@ -23,25 +34,28 @@ impl Mapping {
     /// # Errors
     /// [`CheckpointError::Io`], or an empty file.
     pub fn open(path: &Path, file: String) -> Result<Mapping, CheckpointError> {
-        let io = |source| CheckpointError::Io { file: file.clone(), source };
-        // Asked for before the file is opened: opening a pipe would wait for its writer.
-        let metadata = std::fs::metadata(path).map_err(io)?;
-        let found = if !metadata.is_file() {
-            "something that is not a regular file"
-        } else if metadata.len() == 0 {
-            "an empty file"
-        } else {
-            let opened = File::open(path).map_err(io)?;
-            // SAFETY: the map is private to this process's view and read-only. Its bytes are only ever read as u8 or as
-            // plain numbers, for which every bit pattern is valid, so another process that rewrites the file in place
-            // changes results but breaks no type. One that truncates the file makes a later read of the lost pages
-            // raise SIGBUS, which ends this process; nothing short of copying the file prevents that. Hugging Face's
-            // downloader does neither: it writes aside and renames, which leaves a mapped file as it was.
-            let map = unsafe { memmap2::Mmap::map(&opened) }.map_err(io)?;
-            return Ok(Mapping { file, content: Content::Mapped(map) });
-        };
-        let expected = "a safetensors file".to_owned();
-        Err(CheckpointError::File { file, found: found.to_owned(), expected, advice: DOWNLOAD_AGAIN })
+        let (opened, metadata) = open(path, &file)?;
+        // SAFETY: the map is private to this process's view and read-only. Its bytes are only ever read as u8 or as
+        // plain numbers, for which every bit pattern is valid, so another process that rewrites the file in place
+        // changes results but breaks no type. One that truncates the file, or a server or disk that loses it, makes a
+        // later read of the lost pages raise SIGBUS, which ends this process (`name_files_on_sigbus` says of which
+        // file); `WeightLoading::Read` copies the file and is immune. Hugging Face's downloader does neither: it writes
+        // aside and renames, which leaves a mapped file as it was.
+        let map = unsafe { memmap2::Mmap::map(&opened) }
+            .map_err(|source| CheckpointError::Io { file: file.clone(), source })?;
+        let _named = NamedRange::new(map.as_ptr_range(), &file);
+        let network = host::network_file_system(&metadata);
+        Ok(Mapping { file, content: Content::File { _named, map, network } })
+    }
+
+    /// Reads the whole file at `path` into memory of this process: nothing that happens to the file later matters.
+    ///
+    /// # Errors
+    /// Those of [`Mapping::open`]; no address space; a file that changes while it is read.
+    pub fn read(path: &Path, file: String, reader: &mut Reader<'_>) -> Result<Mapping, CheckpointError> {
+        let (opened, metadata) = open(path, &file)?;
+        let map = reader.read(&opened, &metadata, &file)?;
+        Ok(Mapping { file, content: Content::Memory(map) })
     }
 
     /// Bytes that are part of the program.
@@ -51,13 +65,13 @@ impl Mapping {
 
     /// Bytes that are in no file.
     pub fn of_memory(map: memmap2::Mmap, file: String) -> Mapping {
-        Mapping { file, content: Content::Mapped(map) }
+        Mapping { file, content: Content::Memory(map) }
     }
 
     /// The whole file.
     pub fn bytes(&self) -> &[u8] {
         match &self.content {
-            Content::Mapped(map) => map,
+            Content::File { map, .. } | Content::Memory(map) => map,
             Content::Static(bytes) => bytes,
         }
     }
@@ -66,4 +80,74 @@ impl Mapping {
     pub fn file(&self) -> &str {
         &self.file
     }
+
+    /// The kind of the network file system that the bytes are mapped from, such as `nfs4`.
+    pub fn network(&self) -> Option<&str> {
+        match &self.content {
+            Content::File { network, .. } => network.as_deref(),
+            Content::Memory(_) | Content::Static(_) => None,
+        }
+    }
+
+    /// Reads all pages in and keeps them in memory for as long as this lives. Returns how many bytes; none of a slice of
+    /// the program.
+    ///
+    /// # Errors
+    /// The system's: mostly RLIMIT_MEMLOCK.
+    pub fn lock(&self) -> io::Result<u64> {
+        match &self.content {
+            Content::File { map, .. } | Content::Memory(map) => {
+                #[cfg(unix)]
+                {
+                    map.lock()?;
+                    Ok(map.len() as u64)
+                }
+                #[cfg(not(unix))]
+                {
+                    let _ = map;
+                    Err(io::ErrorKind::Unsupported.into())
+                }
+            }
+            Content::Static(_) => Ok(0),
+        }
+    }
+
+    /// Bytes that locking has yet to bring into memory; 0 where that is not known.
+    pub fn absent_bytes(&self) -> u64 {
+        match &self.content {
+            #[cfg(target_os = "linux")]
+            Content::File { map, .. } => absent_bytes(map),
+            // Memory was written when it was made.
+            _ => 0,
+        }
+    }
+}
+
+/// The pages of a mapping that are not in memory, in bytes.
+#[cfg(target_os = "linux")]
+fn absent_bytes(map: &memmap2::Mmap) -> u64 {
+    let page = rustix::param::page_size();
+    let mut pages = vec![0u8; map.len().div_ceil(page)];
+    // SAFETY: the range is that of a live mapping, which begins at a page, and `pages` has a byte for each of its pages.
+    let done = unsafe { libc::mincore(map.as_ptr().cast_mut().cast(), map.len(), pages.as_mut_ptr()) };
+    let absent = pages.iter().filter(|page| **page & 1 == 0).count() * page;
+    if done == 0 { absent as u64 } else { 0 }
+}
+
+/// The regular, non-empty file at `path`.
+fn open(path: &Path, file: &str) -> Result<(File, Metadata), CheckpointError> {
+    let io = |source| CheckpointError::Io { file: file.to_owned(), source };
+    // Asked for before the file is opened: opening a pipe would wait for its writer.
+    let metadata = std::fs::metadata(path).map_err(io)?;
+    let found = if !metadata.is_file() {
+        "something that is not a regular file"
+    } else if metadata.len() == 0 {
+        "an empty file"
+    } else {
+        let opened = File::open(path).map_err(io)?;
+        let metadata = opened.metadata().map_err(io)?;
+        return Ok((opened, metadata));
+    };
+    let expected = "a safetensors file".to_owned();
+    Err(CheckpointError::File { file: file.to_owned(), found: found.to_owned(), expected, advice: DOWNLOAD_AGAIN })
 }

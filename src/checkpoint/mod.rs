@@ -16,14 +16,19 @@ mod hub;
 mod in_memory;
 mod index;
 mod json;
+mod loading;
 mod mapping;
+mod reading;
 mod safetensors;
+mod sigbus;
 mod source;
 mod tensor;
 
 pub use config::{Config, Family};
 pub use error::CheckpointError;
 pub use generation_config::GenerationConfig;
+pub use loading::{LockError, OpenOptions, WeightLoading};
+pub use sigbus::name_files_on_sigbus;
 pub use source::ModelSource;
 pub use tensor::{Dtype, OpaqueTensor, Tensor};
 
@@ -34,6 +39,7 @@ use std::sync::Arc;
 use error::{shown, shown_shape};
 use index::ShardIndex;
 use json::MAX_JSON_BYTES;
+use loading::Loader;
 
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
@@ -100,6 +106,17 @@ impl Checkpoint {
     /// A missing or broken file; see [`CheckpointError`]. Whether the tensors are those that the network needs is
     /// [`Checkpoint::check`]'s question.
     pub fn open(source: &ModelSource) -> Result<Checkpoint, CheckpointError> {
+        Checkpoint::open_with(source, OpenOptions::default())
+    }
+
+    /// The same with options, such as weights that are read and not mapped.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::open`]; weights that are to be read and do not fit the memory that this process can have.
+    pub fn open_with(source: &ModelSource, options: OpenOptions<'_>) -> Result<Checkpoint, CheckpointError> {
+        let mut ignored = |_, _| {};
+        let OpenOptions { weights, on_read } = options;
+        let report = on_read.unwrap_or(&mut ignored);
         let Some(config) = source.read_up_to(CONFIG, MAX_JSON_BYTES)? else {
             let file = source.describe(CONFIG);
             return Err(CheckpointError::MissingFile { file, advice: source.how_to_get(CONFIG) });
@@ -117,18 +134,19 @@ impl Checkpoint {
             tensors: BTreeMap::new(),
         };
         if source.has(SINGLE)? {
-            checkpoint.add_file(SINGLE)?;
+            checkpoint.add_file(SINGLE, &mut Loader::new(weights, source, [SINGLE].into_iter(), report)?)?;
         } else if let Some(index) = source.read_up_to(INDEX, MAX_JSON_BYTES)? {
-            checkpoint.add_shards(&ShardIndex::parse(&index, &source.describe(INDEX))?)?;
+            let index = ShardIndex::parse(&index, &source.describe(INDEX))?;
+            checkpoint.add_shards(&index, &mut Loader::new(weights, source, index.shards().into_iter(), report)?)?;
         } else {
             return Err(no_weights(source));
         }
         Ok(checkpoint)
     }
 
-    /// Maps one weight file and enters its tensors.
-    fn add_file(&mut self, name: &str) -> Result<(), CheckpointError> {
-        let mapping = Arc::new(self.source.map(name)?);
+    /// Maps or reads one weight file and enters its tensors.
+    fn add_file(&mut self, name: &str, loader: &mut Loader<'_>) -> Result<(), CheckpointError> {
+        let mapping = Arc::new(self.source.load(name, loader)?);
         for entry in safetensors::read_header(mapping.bytes(), mapping.file())? {
             let vacant = match self.tensors.entry(entry.name) {
                 Entry::Vacant(vacant) => vacant,
@@ -164,9 +182,9 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn add_shards(&mut self, index: &ShardIndex) -> Result<(), CheckpointError> {
+    fn add_shards(&mut self, index: &ShardIndex, loader: &mut Loader<'_>) -> Result<(), CheckpointError> {
         for shard in index.shards() {
-            self.add_file(shard)?;
+            self.add_file(shard, loader)?;
         }
         for (tensor, shard) in index.tensors() {
             let file = self.source.describe(shard);

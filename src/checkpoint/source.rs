@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::bundled;
 use super::error::{CheckpointError, shown};
 use super::hub;
+use super::loading::Loader;
 use super::mapping::Mapping;
 
 /// The name of the bundled model.
@@ -147,15 +148,26 @@ impl ModelSource {
         }
     }
 
-    /// The weight file `name`, mapped, not read. The caller has made sure that the name stays inside the directory.
-    pub(super) fn map(&self, name: &str) -> Result<Mapping, CheckpointError> {
+    /// The weight file `name`, mapped or read. The caller has made sure that the name stays inside the directory.
+    pub(super) fn load(&self, name: &str, loader: &mut Loader<'_>) -> Result<Mapping, CheckpointError> {
         let file = self.describe(name);
         let mapping = match &self.place {
             Place::Bundled => bundled::file(name).map(|bytes| Mapping::of_static(bytes, file.clone())),
-            Place::Directory { path, .. } if self.has(name)? => Some(Mapping::open(&path.join(name), file.clone())?),
+            Place::Directory { path, .. } if self.has(name)? => Some(match loader {
+                Loader::Mmap => Mapping::open(&path.join(name), file.clone())?,
+                Loader::Read(reader) => Mapping::read(&path.join(name), file.clone(), reader)?,
+            }),
             Place::Directory { .. } | Place::Memory { .. } => None,
         };
         mapping.ok_or_else(|| CheckpointError::MissingFile { file, advice: self.how_to_get(name) })
+    }
+
+    /// Bytes of the file `name`; 0 where there is none, and of the bundled model, whose files are in memory.
+    pub(super) fn file_bytes(&self, name: &str) -> u64 {
+        match &self.place {
+            Place::Bundled | Place::Memory { .. } => 0,
+            Place::Directory { path, .. } => fs::metadata(path.join(name)).map_or(0, |metadata| metadata.len()),
+        }
     }
 
     /// Names of the files in the directory, sorted; for the message about a directory without usable weights.

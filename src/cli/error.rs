@@ -101,6 +101,7 @@ impl CliError {
             CliError::Report(ReportError::Write { .. }) => 1,
             CliError::Synthetic(SyntheticError::DiskFull { .. } | SyntheticError::Write { .. }) => 1,
             CliError::Engine(EngineError::Thread { .. }) => 1,
+            CliError::Engine(EngineError::Checkpoint(CheckpointError::OutOfMemory { .. })) => 1,
             CliError::Engine(EngineError::Backend(error)) => match error {
                 rigel::backend::BackendError::Checkpoint(_) => 2,
                 _ => 1,

@@ -1,4 +1,4 @@
-//! The progress bar of weights on their way to a GPU, or to a file.
+//! The progress bar of weights on their way into memory, to a GPU, or to a file.
 
 use std::time::Duration;
 
@@ -24,7 +24,8 @@ impl LoadBar {
         if quiet { LoadBar::Hidden } else { LoadBar::Shown }
     }
 
-    /// What draws it: a function for every piece of news, the bar gone with the last one or with the function.
+    /// What draws it: a function for every piece of news, the bar gone with the last one or with the function. What is read
+    /// and then uploaded has a bar for each.
     pub fn drawer(self) -> impl FnMut(LoadProgress) + Send + 'static {
         self.drawer_of("loading weights")
     }
@@ -38,10 +39,11 @@ impl LoadBar {
             if self == LoadBar::Shown && bar.is_none() && elapsed >= AT_ONCE && !done {
                 bar = Some(new_bar(what, total_bytes, elapsed));
             }
-            let Some(bar) = &bar else { return };
-            bar.set_position(done_bytes);
+            let Some(shown) = &bar else { return };
+            shown.set_position(done_bytes);
             if done {
-                bar.finish_and_clear();
+                shown.finish_and_clear();
+                bar = None;
             }
         }
     }

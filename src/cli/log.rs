@@ -37,6 +37,49 @@ where
             _ => write!(writer, "{} {}: ", level.as_str().to_ascii_lowercase(), event.metadata().target())?,
         }
         context.format_fields(writer.by_ref(), event)?;
+        if let Some(option) = option_for(event.metadata().target()) {
+            write!(writer, " with {option}")?;
+        }
         writeln!(writer)
+    }
+}
+
+/// The option that does what a warning of the library, which knows no options, ends by advising.
+fn option_for(target: &str) -> Option<&'static str> {
+    (target == "rigel::network_file_system").then_some("--no-mmap")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// What is written, for everybody who has a clone.
+    #[derive(Clone, Default)]
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_library_s_advice_gets_its_option() {
+        let shared = Shared::default();
+        let writer = shared.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).event_format(Lines).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(target: "rigel::network_file_system", "read the weights into memory instead");
+            tracing::warn!("a tensor is not used");
+        });
+        let lines = String::from_utf8(shared.0.lock().unwrap().clone()).unwrap();
+        let expected = "warning: read the weights into memory instead with --no-mmap\nwarning: a tensor is not used\n";
+        assert_eq!(lines, expected);
     }
 }

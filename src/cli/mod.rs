@@ -115,13 +115,14 @@ impl Command {
 }
 
 /// Runs the command that the process was started with. Exit codes: 0, 1 for what fails while running, 2 for bad
-/// input.
+/// input; 128 and the signal's number where Ctrl-C or a weight file that is gone (SIGBUS) ended it.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return error::report_usage(&error, &command_name()),
     };
     log::init();
+    rigel::checkpoint::name_files_on_sigbus("run the command again, with --no-mmap if the file may change again");
     let mut out = Output::stdout();
     let result = cli.command.run(&mut out).and_then(|()| out.flush());
     match result {

@@ -4,7 +4,7 @@ use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 
 use clap::{Args, ValueEnum};
 use rigel::backend::{Arithmetic, WeightDtype};
-use rigel::checkpoint::ModelSource;
+use rigel::checkpoint::{ModelSource, WeightLoading};
 use rigel::engine::{Device, Engine, EngineBuilder, Speculation};
 use rigel::text::Tokenizer;
 
@@ -67,10 +67,18 @@ pub struct ModelArgs {
     /// The most prompt tokens computed in one step [default: 256 on the CPU, 2048 on a GPU]
     #[arg(long, value_name = "TOKENS", help_heading = "Model", allow_negative_numbers = true)]
     prefill_chunk: Option<NonZeroU32>,
-    /// Memory that the model may take of its device, such as 20GiB; on the CPU without the weights, which stay in their
-    /// file [default: 90 % of what is free on a GPU, half of it on the CPU]
+    /// Memory that the model may take of its device, such as 20GiB; on the CPU without the weights [default: 90 % of what is
+    /// free on a GPU, on the CPU half of what the machine and the container leave]
     #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "Model", allow_negative_numbers = true)]
     memory: Option<NonZeroU64>,
+    /// Read the weight files into memory at the start instead of mapping them: for files on a network, or that may change
+    /// or vanish meanwhile. On a GPU the memory is given back once the weights are there
+    #[arg(long, help_heading = "Model")]
+    no_mmap: bool,
+    /// Keep the weights in memory: read them at the start and never let the system take them back. Where it refuses, a
+    /// warning says what to raise. Of no effect on a GPU
+    #[arg(long, help_heading = "Model")]
+    mlock: bool,
     /// Draft tokens that came after the same ones before; auto does on the CPU. The text is the same either way
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     speculation: SpeculationArg,
@@ -181,6 +189,12 @@ impl ModelArgs {
             Load::One => builder = builder.max_sequences(NonZeroUsize::MIN),
             Load::Many(None) => {}
             Load::Many(Some(most)) => builder = builder.max_sequences(most),
+        }
+        if self.no_mmap {
+            builder = builder.weight_loading(WeightLoading::Read);
+        }
+        if self.mlock {
+            builder = builder.mlock();
         }
         if let Some(bytes) = self.memory {
             builder = builder.memory(bytes);

@@ -6,7 +6,7 @@ use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::CudaError;
 use crate::backend::{Arithmetic, Backend, BackendError, LoadProgress, WeightDtype};
-use crate::checkpoint::{CheckpointError, Config, Dtype, ModelSource};
+use crate::checkpoint::{CheckpointError, Config, Dtype, ModelSource, WeightLoading};
 use crate::kv::PrefixCache;
 use crate::text::{TextError, TokenId, Tokenizer};
 
@@ -76,6 +76,8 @@ pub struct EngineBuilder {
     pub(super) page_size: Option<NonZeroU32>,
     pub(super) context: Option<NonZeroU32>,
     pub(super) memory: Option<NonZeroU64>,
+    pub(super) weight_loading: WeightLoading,
+    pub(super) mlock: bool,
     pub(super) arithmetic: Arithmetic,
     pub(super) options: EngineOptions,
     pub(super) on_load: OnLoad,
@@ -103,7 +105,6 @@ pub(super) struct OnLoad(Option<Box<dyn FnMut(LoadProgress) + Send>>);
 
 impl OnLoad {
     /// Tells them, if there is anybody.
-    #[cfg(feature = "cuda")]
     pub(super) fn report(&mut self, progress: LoadProgress) {
         if let Some(report) = &mut self.0 {
             report(progress);
@@ -161,16 +162,32 @@ impl EngineBuilder {
     }
 
     /// Calls `report` a few times a second while weights are loaded into the memory of a GPU, and once when all are
-    /// there, on the thread that calls [`EngineBuilder::build`]. Never on the CPU: nothing is loaded there, pages come
-    /// as they are used.
+    /// there, on the thread that calls [`EngineBuilder::build`]. Before that, and on the CPU, while
+    /// [`WeightLoading::Read`] reads them into this process; mapped weights are not loaded on the CPU, their pages come as
+    /// they are used.
     pub fn on_load(mut self, report: impl FnMut(LoadProgress) + Send + 'static) -> Self {
         self.on_load = OnLoad(Some(Box::new(report)));
         self
     }
 
-    /// Threads of the CPU backend; one for each core that the process may use
-    /// ([`available_cores`](crate::backend::cpu::available_cores)) by default. More are capped at that, with a warning: threads
-    /// that wait for each other's cores make a step many times slower.
+    /// How the weight files come to this process: mapped, by default, or read into memory of its own, which nothing that
+    /// happens to the files later can change. Memory for [`WeightLoading::Read`] is checked before; on a GPU it is given
+    /// back when the weights are there. A file that is mapped from a network file system is warned of, with the tracing
+    /// target `rigel::network_file_system`.
+    pub fn weight_loading(mut self, loading: WeightLoading) -> Self {
+        self.weight_loading = loading;
+        self
+    }
+
+    /// Reads the weights in at once and locks them in memory (mlock), mapped or not, so that the system never takes their
+    /// pages back. Where it refuses, a warning says what to raise, and the model runs unlocked. Of no effect on a GPU, whose
+    /// memory is never paged out.
+    pub fn mlock(mut self) -> Self {
+        self.mlock = true;
+        self
+    }
+
+    /// Threads of the CPU backend; all cores by default.
     pub fn threads(mut self, threads: NonZeroUsize) -> Self {
         self.threads = Some(threads);
         self
@@ -196,9 +213,10 @@ impl EngineBuilder {
     }
 
     /// Bytes of memory that the engine may take of its device: weights, cache and workspace on a GPU; cache and
-    /// workspace on the CPU, where weights stay in their file. What is left after weights and workspace is the cache, up
+    /// workspace on the CPU, without the weights, mapped or read. What is left after weights and workspace is the cache, up
     /// to what [`EngineBuilder::max_sequences`] sequences of the whole context can use. The default is 90 % of what is
-    /// free on a GPU, and half of the free memory on the CPU.
+    /// free on a GPU, and on the CPU half of what this process can have
+    /// ([`available_memory`](crate::host::available_memory): the limit of its container counts).
     pub fn memory(mut self, bytes: NonZeroU64) -> Self {
         self.memory = Some(bytes);
         self

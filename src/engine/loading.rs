@@ -2,6 +2,7 @@
 //! weights come from.
 
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+use std::time::Instant;
 
 #[cfg(feature = "cuda")]
 use crate::backend::Arithmetic;
@@ -10,8 +11,8 @@ use crate::backend::cpu::{self, CpuBackend, CpuOptions};
 use crate::backend::cuda::model::{CudaOptions, WeightSource};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::{self, CudaError};
-use crate::backend::{Backend, WeightDtype};
-use crate::checkpoint::{Checkpoint, Config, Dtype, ModelSource};
+use crate::backend::{Backend, LoadProgress, WeightDtype};
+use crate::checkpoint::{Checkpoint, Config, Dtype, ModelSource, OpenOptions};
 use crate::kv::CacheGeometry;
 #[cfg(feature = "cuda")]
 use crate::model::random_name;
@@ -54,13 +55,14 @@ impl EngineBuilder {
             Some(Source::Resolved(source)) => source,
             Some(Source::Random { config, seed }) => return self.load_random(placement, *config, seed),
         };
-        let checkpoint = Checkpoint::open(&source)?;
+        let checkpoint = self.open(&source)?;
         let mut spec = ModelSpec::from_checkpoint(&checkpoint)?;
         spec.untie_stored_head(&checkpoint);
         let spec = self.limited(spec);
         let backend = match placement {
             Placement::Cpu => {
                 no_dtype_on_cpu(self.dtype)?;
+                self.lock_weights(&checkpoint);
                 self.cpu_backend(&checkpoint, spec)?
             }
             #[cfg(feature = "cuda")]
@@ -72,6 +74,33 @@ impl EngineBuilder {
         Ok(Loaded { backend, source })
     }
 
+    /// Opens the checkpoint; says where its weights are mapped from another machine.
+    fn open(&mut self, source: &ModelSource) -> Result<Checkpoint, EngineError> {
+        let began = Instant::now();
+        let report = &mut |done_bytes, total_bytes| {
+            self.on_load.report(LoadProgress { done_bytes, total_bytes, elapsed: began.elapsed() });
+        };
+        let checkpoint =
+            Checkpoint::open_with(source, OpenOptions { weights: self.weight_loading, on_read: Some(report) })?;
+        if let Some((file, kind)) = checkpoint.network_file() {
+            tracing::warn!(
+                target: "rigel::network_file_system",
+                "{file} is mapped from a network file system ({kind}): where its server goes away or somebody writes to                  the file, this process ends or computes nonsense; read the weights into memory instead"
+            );
+        }
+        Ok(checkpoint)
+    }
+
+    /// Locks the weights in memory where that was asked for; that it cannot be done is no reason to stop.
+    fn lock_weights(&self, checkpoint: &Checkpoint) {
+        if self.mlock {
+            match checkpoint.lock_weights() {
+                Ok(bytes) => tracing::debug!("{bytes} bytes of weights are locked into memory"),
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
+    }
+
     fn load_random(&mut self, placement: Placement, config: Config, seed: u32) -> Result<Loaded, EngineError> {
         let spec = self.limited(ModelSpec::from_config(&config)?);
         let dtype = self.dtype.of_config(&config);
@@ -79,6 +108,7 @@ impl EngineBuilder {
             Placement::Cpu => {
                 CpuBackend::check_memory(spec.counts().parameters * dtype.size() as u64, "random weights")?;
                 let checkpoint = random_checkpoint(config, dtype, seed)?;
+                self.lock_weights(&checkpoint);
                 Ok(Loaded { backend: self.cpu_backend(&checkpoint, spec)?, source: checkpoint.source().clone() })
             }
             #[cfg(feature = "cuda")]

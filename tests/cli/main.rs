@@ -14,6 +14,8 @@ mod generate;
 mod help;
 mod infill;
 mod inspect;
+#[cfg(unix)]
+mod mapping;
 #[cfg(feature = "cuda")]
 mod plan;
 #[cfg(feature = "cuda")]
