@@ -50,7 +50,7 @@ fn run() -> Result<(), String> {
             nvcc.compile(&sources, &kernels, &out)?;
             // Tests read these from where they lie (tests/kernels_conformance.rs); the binary has none of them.
             nvcc.compile(&conformance, &kernels, &out.join("conformance"))?;
-            table(Some(&nvcc.version), &sources, &out)
+            table(Some(&nvcc), &sources, &out)
         }
         None if required => return Err(format!("RIGEL_REQUIRE_NVCC is set, but there is no nvcc; {HOW_TO_GET}")),
         None => {
@@ -65,8 +65,11 @@ fn run() -> Result<(), String> {
 const HOW_TO_GET: &str = "run tools/install-nvcc (300 MB from PyPI into .cuda/, no root), or set NVCC or CUDA_HOME";
 
 /// The Rust source of the table.
-fn table(version: Option<&str>, sources: &[Source], out: &Path) -> String {
+fn table(nvcc: Option<&Nvcc>, sources: &[Source], out: &Path) -> String {
+    let version = nvcc.map(|nvcc| nvcc.version.as_str());
+    let seconds = nvcc.and_then(|nvcc| nvcc.trap_seconds);
     let mut text = format!("pub(super) const NVCC: Option<&str> = {version:?};\n");
+    text.push_str(&format!("pub(super) const MBARRIER_TRAP_SECONDS: Option<u32> = {seconds:?};\n"));
     text.push_str("pub(super) static IMAGES: &[Image] = &[\n");
     for Source { name, targets, .. } in sources {
         let fatbin = out.join(name).with_extension("fatbin");

@@ -33,6 +33,8 @@ pub struct Nvcc {
     path: PathBuf,
     /// `13.0.88`
     pub version: String,
+    /// After how many seconds a wait at an mbarrier traps: see `kernels/ptx/mbarrier_trap.cuh`.
+    pub trap_seconds: Option<u32>,
 }
 
 impl Nvcc {
@@ -80,7 +82,9 @@ impl Nvcc {
         // "Cuda compilation tools, release 13.0, V13.0.88"
         let version = text.split(", V").nth(1).and_then(|rest| rest.split_whitespace().next());
         match version {
-            Some(version) if output.status.success() => Ok(Nvcc { path, version: version.to_owned() }),
+            Some(version) if output.status.success() => {
+                Ok(Nvcc { path, version: version.to_owned(), trap_seconds: trap_seconds()? })
+            }
             _ => Err(format!("{} --version answered: {}", path.display(), text.trim())),
         }
     }
@@ -96,10 +100,13 @@ impl Nvcc {
     fn compile_one(&self, source: &Source, include: &Path, out: &Path) -> Result<(), String> {
         let file = |extension: &str| out.join(&source.name).with_extension(extension);
         let fatbin = file("fatbin");
-        let key = key(&source.files, &(FLAGS, &source.targets, &self.version))?;
+        let key = key(&source.files, &(FLAGS, &source.targets, &self.version, self.trap_seconds))?;
         make_once(&fatbin, &key, || {
             let mut command = Command::new(&self.path);
             command.args(FLAGS).args(source.targets.iter().map(|target| generate_code(target)));
+            if let Some(seconds) = self.trap_seconds {
+                command.arg(format!("-DRIGEL_MBARRIER_TRAP_NS={}u", u64::from(seconds) * 1_000_000_000));
+            }
             command.arg("-I").arg(include).arg("-o").arg(&fatbin).arg(&source.path);
             let output = command.output().map_err(|error| format!("{} does not run: {error}", self.path.display()))?;
             let report = [output.stdout, output.stderr].concat();
@@ -113,6 +120,18 @@ impl Nvcc {
             let path = file("ptxas");
             fs::write(&path, &*report).map_err(|error| format!("{}: {error}", path.display()))
         })
+    }
+}
+
+/// What `RIGEL_TRAP_MBARRIER` says: nothing or 0 for never. The kernels count nanoseconds in 32 bits.
+fn trap_seconds() -> Result<Option<u32>, String> {
+    println!("cargo::rerun-if-env-changed=RIGEL_TRAP_MBARRIER");
+    match env::var("RIGEL_TRAP_MBARRIER").unwrap_or_default().as_str() {
+        "" | "0" => Ok(None),
+        seconds @ ("1" | "2" | "3" | "4") => Ok(seconds.parse().ok()),
+        other => {
+            Err(format!("RIGEL_TRAP_MBARRIER={other}: expected 0 (off) or the seconds that a wait may last, 1 to 4"))
+        }
     }
 }
 

@@ -130,7 +130,7 @@ DEVICE void attention_decode(const T* queries, const Cache<T>& cache, T* out, fl
     const uint32_t seen = (split_count - 1) / blocks + 1;  // clusters that have keys
     const size_t count = static_cast<size_t>(gridDim.z) * tile.layer_heads * clusters;
     const auto partials = Partials<float>::in(workspace, count, kHeadDim);
-    mbarrier_wait_cluster(Mail::barrier_of(inbox), 0);
+    mbarrier_wait_cluster(Mail::barrier_of(inbox), 0, "inbox");
     for (uint32_t round = warp; round * blocks + rank < tile.heads; round += kWarps) {
         const uint32_t row = round * blocks + rank;
         Row result = Row::none();

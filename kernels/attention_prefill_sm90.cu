@@ -137,7 +137,7 @@ DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const Tensor
         if (is_first) mbarrier_arrive(full);
     };
     const auto wait_together = [&](uint32_t empty, uint32_t parity) {
-        if (is_first) mbarrier_wait(empty, parity ^ 1);
+        if (is_first) mbarrier_wait(empty, parity ^ 1, "keys or values empty");
         barrier_sync(kProducers, kWarpgroup);
     };
 
@@ -225,7 +225,7 @@ DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const Tensor
         }
     }
     if (is_first) {
-        mbarrier_wait(Stages::empty(M::query_barriers(memory), query_place), query_place.parity ^ 1);
+        mbarrier_wait(Stages::empty(M::query_barriers(memory), query_place), query_place.parity ^ 1, "queries empty");
         items[query_place.stage] = Item{};
         mbarrier_arrive(Stages::full(M::query_barriers(memory), query_place));
     }
@@ -249,7 +249,7 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
     if (consumer == 1) barrier_arrive(kTurn, kInTurn);
     Stages::Place query_place, place;
     for (;;) {
-        Stages::begin_reading(M::query_barriers(memory), query_place);
+        Stages::begin_reading(M::query_barriers(memory), query_place, "queries full");
         const Item item = items[query_place.stage];
         if (item.queries == 0) break;
         const uint32_t first_position = item.first_position, last_position = Item::last_position(item, launch.group);
@@ -305,7 +305,7 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
             if (lane == 0) Stages::end_reading(barriers, read);
         };
 
-        Stages::begin_reading(key_barriers, place);
+        Stages::begin_reading(key_barriers, place, "keys full");
         warpgroup_fence();
         multiply_keys_of(place.stage);
         warpgroup_wait<0>();
@@ -316,11 +316,11 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
         for (uint32_t tile = first_tile + 1; tile < end_tile; tile++) {
             const Stages::Place before = place;
             Stages::Place::advance(place);
-            Stages::begin_reading(key_barriers, place);
+            Stages::begin_reading(key_barriers, place, "keys full");
             barrier_sync(kTurn + consumer, kInTurn);
             warpgroup_fence();
             multiply_keys_of(place.stage);
-            Stages::begin_reading(value_barriers, before);
+            Stages::begin_reading(value_barriers, before, "values full");
             warpgroup_fence();
             multiply_values_of(before.stage);
             barrier_arrive(kTurn + 1 - consumer, kInTurn);
@@ -336,7 +336,7 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
             end_reading(value_barriers, before);
             pack_weights<T, 1, kKeys>(weights, scores);
         }
-        Stages::begin_reading(value_barriers, place);
+        Stages::begin_reading(value_barriers, place, "values full");
         warpgroup_fence();
         multiply_values_of(place.stage);
         whole_rows(states);

@@ -101,7 +101,7 @@ DEVICE void skinny(const TensorMap& x, const TensorMap& weights, const typename 
     const uint64_t evict_first = l2_evict_first();
     const auto load_weights = [&](const typename Stages::Place& place, uint32_t chunk) {
         // Both blocks that the activations from here go to have read the stage.
-        mbarrier_wait_cluster_relaxed(Stages::empty(barriers, place), place.parity ^ 1);
+        mbarrier_wait_cluster_relaxed(Stages::empty(barriers, place), place.parity ^ 1, "empty");
         const uint32_t full = Stages::full(barriers, place);
         mbarrier_arrive_expect(full, Shape::kStageBytes);
         const uint32_t stage = ring + place.stage * Shape::kStageBytes;

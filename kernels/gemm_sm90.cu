@@ -146,7 +146,7 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
         const uint16_t everyone = static_cast<uint16_t>((1u << cluster) - 1);
         const auto fill_weights = [&](const typename Stages::Place& place, uint32_t column, uint32_t turn) {
             // As Ring::begin_filling, for readers of the whole cluster: copies go into stages of all its blocks.
-            mbarrier_wait_cluster_relaxed(Stages::empty(barriers, place), place.parity ^ 1);
+            mbarrier_wait_cluster_relaxed(Stages::empty(barriers, place), place.parity ^ 1, "empty");
             const uint32_t full = Stages::full(barriers, place);
             mbarrier_arrive_expect(full, Tile::kStageBytes);
             const uint32_t to = ring + place.stage * Tile::kStageBytes + kActivationBytes + rank * part_bytes;
@@ -290,7 +290,7 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
                 const uint32_t column = at.column + i * kPieceColumns;
                 if (column >= columns) break;
                 if constexpr (kAdds) {
-                    mbarrier_wait(piece_barriers + piece * 8, piece_parities >> piece & 1);
+                    mbarrier_wait(piece_barriers + piece * 8, piece_parities >> piece & 1, "piece of the output");
                     piece_parities ^= 1u << piece;
                 } else if constexpr (kBulk) {
                     if (elected) bulk_wait_read<kPieces - 1>();

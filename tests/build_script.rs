@@ -267,6 +267,32 @@ fn rigel_cuda_archs_narrows_the_targets() {
 }
 
 #[test]
+fn rigel_trap_mbarrier_has_waits_trap_and_compiles_again() {
+    let project = Project::new().with_compiler();
+    let watched = project.build(&[("RIGEL_TRAP_MBARRIER", "0")]).ok().lines("cargo::rerun-if-env-changed=");
+    assert!(watched.iter().any(|variable| variable == "RIGEL_TRAP_MBARRIER"), "{watched:?}");
+    assert!(project.table().contains("MBARRIER_TRAP_SECONDS: Option<u32> = None"));
+    let calls = project.calls();
+    assert!(calls.len() == 3 && calls.iter().all(|call| !call.contains("-D")), "off by default: {calls:?}");
+
+    project.build(&[("RIGEL_TRAP_MBARRIER", "2")]).ok();
+    assert!(project.table().contains("MBARRIER_TRAP_SECONDS: Option<u32> = Some(2)"));
+    let calls = project.calls();
+    assert!(
+        calls.len() == 3 && calls.iter().all(|call| call.contains(" -DRIGEL_MBARRIER_TRAP_NS=2000000000u ")),
+        "{calls:?}"
+    );
+    project.build(&[]).ok();
+    assert_eq!(project.calls().len(), 3, "back to waits that wait for ever");
+
+    for wrong in ["5", "yes", "-1"] {
+        let error = project.build(&[("RIGEL_TRAP_MBARRIER", wrong)]).failed();
+        let expected = "expected 0 (off) or the seconds that a wait may last, 1 to 4";
+        assert_eq!(error, format!("RIGEL_TRAP_MBARRIER={wrong}: {expected}"));
+    }
+}
+
+#[test]
 fn what_the_compiler_says_is_shown() {
     let project = Project::new().with_compiler();
     project.write("kernels/two.cu", "// targets: sm_90a\nBROKEN\n");

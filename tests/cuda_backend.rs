@@ -9,7 +9,7 @@ use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use half::{bf16, f16};
 use rigel::backend::cpu::{CpuBackend, CpuOptions};
 use rigel::backend::cuda::kernels::Element;
-use rigel::backend::cuda::model::{CudaBackend, CudaOptions, pages_within};
+use rigel::backend::cuda::model::{CudaBackend, CudaOptions, DRIVER_BYTES, pages_within};
 use rigel::backend::cuda::{Arguments, Device, Launch};
 use rigel::backend::{Arithmetic, Backend, BackendError, Batch, DeviceQueue, SequenceRows};
 use rigel::checkpoint::Config;
@@ -177,6 +177,39 @@ device_test! {
             assert!(device.is_synchronous() && !bench.device().is_synchronous());
             let one_by_one = play(&mut cuda::<bf16>(&device, "gqa9"), &lengths, &steps);
             assert!(recorded == one_by_one);
+        });
+    }
+}
+
+device_test! {
+    /// What graphs and lazily loaded modules take of the GPU is the driver's, and planned for as one number. The
+    /// interpreter's driver takes nothing.
+    fn graphs_of_every_bucket_fit_into_what_the_plan_leaves_the_driver() {
+        common::on_one_schedule(|bench| {
+            if bench.interpreter().is_some() {
+                println!("graphs_of_every_bucket…: the interpreter's driver takes no memory, only a GPU can tell");
+                return;
+            }
+            let (checkpoint, spec) = common::golden("gqa9");
+            let options = CudaOptions { pages: 256, max_rows: 256, max_sequences: 256, ..options() };
+            let (before, _) = bench.device().memory().unwrap();
+            let mut backend = CudaBackend::<bf16>::new(bench.device(), &checkpoint, spec, &options, &mut |_| {}).unwrap();
+            let pages: Vec<[PageId; 1]> = (0..256).map(|page| [PageId(page)]).collect();
+            for rows in [1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256] {
+                let ids = vec![TokenId(5); rows];
+                let row = |index: usize| SequenceRows { rows: index..index + 1, start: 0, first_block: 0, pages: &pages[index] };
+                let sequences: Vec<SequenceRows<'_>> = (0..rows).map(row).collect();
+                // Launched, captured, replayed.
+                for _ in 0..3 {
+                    backend.forward(&Batch { token_ids: &ids, sequences: &sequences, logits_rows: &[0] }).unwrap();
+                }
+            }
+            backend.logits(0).unwrap();
+            let (after, _) = bench.device().memory().unwrap();
+            let planned = backend.memory_plan().bytes();
+            let driver = (before - after).saturating_sub(planned);
+            println!("the driver has taken {} MiB beside the {} MiB that are planned", driver >> 20, planned >> 20);
+            assert!(driver <= DRIVER_BYTES, "the plan leaves it {} MiB, it has taken {} MiB", DRIVER_BYTES >> 20, driver >> 20);
         });
     }
 }

@@ -3,10 +3,18 @@
 
 mod common;
 
+use std::num::NonZeroU32;
+
 use common::{conformance_image, for_ever};
+use half::bf16;
+use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
 use rigel::backend::cuda::{
-    Arguments, Buffer, ComputeCapability, CudaError, Device, Image, Kernel, Launch, Stream, driver, images, properties,
+    Arguments, Buffer, ComputeCapability, CudaError, Device, Dimension, Image, Kernel, Launch, Stream, Switches,
+    Swizzle, TensorMap, driver, images, properties,
 };
+use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows};
+use rigel::kv::PageId;
+use rigel::text::TokenId;
 use rigel_interpreter::{DeviceProfile, Interpreter};
 
 /// A test that needs no kernels, in a process of its own.
@@ -301,5 +309,165 @@ device_test! {
         let failed = [one.synchronize(), other.synchronize()].into_iter().filter(Result::is_err).count();
         assert!(failed > 0, "two launches on the same data, in no order");
         assert!(interpreter.reports()[0].contains("race"), "{:?}", interpreter.reports());
+    }
+}
+
+/// `CUDA_ERROR_NOT_SUPPORTED`
+const NOT_SUPPORTED: i32 = 801;
+
+fn model(device: &Device) -> CudaBackend<bf16> {
+    let (checkpoint, spec) = common::golden("gqa9");
+    let page_size = NonZeroU32::new(16).unwrap();
+    let options = CudaOptions { page_size, pages: 4, max_rows: 4, max_sequences: 4, arithmetic: Arithmetic::Fastest };
+    CudaBackend::new(device, &checkpoint, spec, &options, &mut |_| {}).unwrap()
+}
+
+/// A decode step of so many sequences at position `start`, each on a page of its own: the logits of all.
+fn decode(backend: &mut CudaBackend<bf16>, sequences: usize, start: u32) -> Vec<Vec<f32>> {
+    let pages = [0, 1, 2, 3].map(|page| [PageId(page)]);
+    let rows = |index: usize| SequenceRows { rows: index..index + 1, start, first_block: 0, pages: &pages[index] };
+    let rows: Vec<SequenceRows<'_>> = (0..sequences).map(rows).collect();
+    let ids: Vec<TokenId> = (0..sequences as u32).map(|index| TokenId(7 * index + start + 1)).collect();
+    let logits_rows: Vec<usize> = (0..sequences).collect();
+    backend.forward(&Batch { token_ids: &ids, sequences: &rows, logits_rows: &logits_rows }).unwrap();
+    logits_rows.into_iter().map(|row| backend.logits(row).unwrap().to_vec()).collect()
+}
+
+device_test! {
+    fn a_capture_that_fails_leaves_its_bucket_launched_kernel_by_kernel_and_no_other() {
+        let interpreter = play(DeviceProfile::Sm90);
+        let device = Device::open(0).unwrap();
+        let uncaptured = Device::open_with(0, Switches { graphs: false, ..Switches::default() }).unwrap();
+        let expected = [1, 2].map(|sequences| -> Vec<_> {
+            let mut backend = model(&uncaptured);
+            (0..4).map(|start| decode(&mut backend, sequences, start)).collect()
+        });
+        // What may fail: to begin, to end, to make the graph runnable, and to run it.
+        for call in ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphLaunch"] {
+            let mut backend = model(&device);
+            let mut captured = |sequences: usize, start: u32| {
+                interpreter.clear_counters();
+                let logits = decode(&mut backend, sequences, start);
+                assert!(logits == expected[sequences - 1][start as usize], "{call}: {sequences} rows at {start}");
+                let launches = interpreter.counters();
+                let captured = launches.iter().filter(|launch| launch.recorded).count();
+                assert!(captured == 0 || captured == launches.len(), "{call}: a step that ran twice, or in part");
+                captured > 0
+            };
+            // One row: refused when its bucket is captured, then never tried again.
+            assert!(!captured(1, 0));
+            interpreter.refuse(call, NOT_SUPPORTED);
+            assert!(!captured(1, 1));
+            interpreter.refuse(call, 0);
+            assert!(!captured(1, 2) && !captured(1, 3), "{call}: the bucket of one row is captured after all");
+            // Two rows: another bucket, which tries for itself.
+            let two: Vec<bool> = (0..4).map(|start| captured(2, start)).collect();
+            assert_eq!(two, [false, true, true, true], "{call}");
+        }
+        assert_eq!(interpreter.reports(), Vec::<String>::new());
+    }
+}
+
+device_test! {
+    fn a_replay_that_is_refused_later_is_launched_kernel_by_kernel() {
+        let interpreter = play(DeviceProfile::Sm90);
+        let device = Device::open(0).unwrap();
+        let expected: Vec<_> = {
+            let mut backend = model(&device);
+            (0..5).map(|start| decode(&mut backend, 1, start)).collect()
+        };
+        let mut backend = model(&device);
+        for start in 0..5 {
+            if start == 3 {
+                interpreter.refuse("cuGraphLaunch", NOT_SUPPORTED);
+            }
+            assert!(decode(&mut backend, 1, start) == expected[start as usize], "position {start}");
+        }
+    }
+}
+
+device_test! {
+    fn a_driver_without_programmatic_launch_starts_kernels_one_after_the_other() {
+        let interpreter = play(DeviceProfile::Sm90);
+        let expected = decode(&mut model(&Device::open(0).unwrap()), 2, 0);
+        interpreter.refuse("programmatic", NOT_SUPPORTED);
+        let device = Device::open(0).unwrap();
+        let mut backend = model(&device);
+        interpreter.clear_counters();
+        assert!(decode(&mut backend, 2, 0) == expected);
+        let launches = interpreter.counters();
+        assert!(launches.len() > 10 && launches.iter().all(|launch| !launch.programmatic));
+        // It is not asked again.
+        interpreter.refuse("programmatic", 0);
+        interpreter.clear_counters();
+        decode(&mut backend, 2, 1);
+        assert!(interpreter.counters().iter().all(|launch| !launch.programmatic));
+    }
+}
+
+device_test! {
+    fn what_a_launch_needs_and_is_refused_is_named_with_the_kernel() {
+        let interpreter = play(DeviceProfile::Sm90);
+        let device = Device::open(0).unwrap();
+        let (stream, add) = (device.stream().unwrap(), add_one(&device));
+        let mut data = stream.zeroed::<u32>(64).unwrap();
+        let arguments = Arguments::new().input(data.view()).output(&data.view_mut());
+        // SAFETY: as long as the kernel's two blocks read and write; most are refused.
+        let launch = |launch: Launch| unsafe { stream.launch(&add, &launch, &arguments) };
+        let plain = Launch::linear(2, 32);
+
+        interpreter.refuse("cluster", NOT_SUPPORTED);
+        assert_eq!(
+            refusal(launch(Launch { cluster: [2, 1, 1], ..plain })),
+            "device_add_one: the driver refuses a launch of grid [2, 1, 1] of [32, 1, 1] threads, 0 bytes of shared memory, \
+             clusters of [2, 1, 1] blocks (CUDA_ERROR_NOT_SUPPORTED: operation not supported)"
+        );
+        interpreter.refuse("cuFuncSetAttribute", NOT_SUPPORTED);
+        assert_eq!(
+            refusal(launch(Launch { shared_bytes: 100 << 10, ..plain })),
+            "device_add_one: the driver refuses 102400 bytes of shared memory for a block (CUDA_ERROR_NOT_SUPPORTED: \
+             operation not supported)"
+        );
+        assert!(launch(plain).is_ok(), "what needs none of that is launched");
+        assert_eq!(stream.download(data.view()).unwrap(), [1; 64]);
+
+        let switches = Switches { carveout: Some(50), ..Switches::default() };
+        let carved = Device::open_with(0, switches).unwrap().stream().unwrap();
+        interpreter.refuse("carveout", NOT_SUPPORTED);
+        // SAFETY: it is refused.
+        assert!(refusal(unsafe { carved.launch(&add, &plain, &arguments) }).contains("device_add_one: the driver refuses a launch"));
+
+        interpreter.refuse("cuTensorMapEncodeTiled", NOT_SUPPORTED);
+        let matrix = stream.zeroed::<bf16>(64 * 16).unwrap();
+        let dimensions = Dimension::of_matrix(64, 16, [64, 16]);
+        let refused = refusal(TensorMap::input(matrix.view(), &dimensions, Swizzle::Bytes128));
+        assert!(refused.starts_with("a tensor map: the driver refuses dimensions [Dimension"), "{refused}");
+
+        interpreter.refuse("cuModuleLoadData", NOT_SUPPORTED);
+        assert_eq!(
+            refusal(device.load(conformance_image("device"))),
+            "kernels/device.cu: the driver refuses to load its code for sm_90 (CUDA_ERROR_NOT_SUPPORTED: operation not \
+             supported)"
+        );
+    }
+}
+
+device_test! {
+    fn a_model_whose_clusters_are_refused_says_which_switch_takes_others() {
+        let interpreter = play(DeviceProfile::Sm90);
+        let device = Device::open(0).unwrap();
+        let mut backend = model(&device);
+        interpreter.refuse("cluster", NOT_SUPPORTED);
+        let pages = [PageId(0)];
+        let sequences = [SequenceRows { rows: 0..1, start: 0, first_block: 0, pages: &pages }];
+        let error = backend.forward(&Batch { token_ids: &[TokenId(1)], sequences: &sequences, logits_rows: &[0] });
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("attention_decode_sm90_bf16_64x16: the driver refuses a launch of grid"), "{error}");
+        assert!(error.ends_with("; RIGEL_CUDA_ATTENTION_DECODE=sm80 takes another kernel"), "{error}");
+        // And it does.
+        let algorithms =
+            rigel::backend::cuda::Algorithms { decode: Some(rigel::backend::cuda::AttentionAlgorithm::Sm80), ..Default::default() };
+        let device = Device::open_with(0, Switches { algorithms, ..Switches::default() }).unwrap();
+        decode(&mut model(&device), 1, 0);
     }
 }

@@ -94,6 +94,22 @@ device_test! {
 }
 
 device_test! {
+    /// Stages of the rings are filled by boxes, then by copies at the edge of a window, then by boxes again.
+    fn attention_has_the_same_bits_however_often() {
+        if common::skipped_before_hopper("prefill attention by warpgroups") {
+            return;
+        }
+        let bench = common::hopper_bench();
+        let attention = load::<bf16>(&bench, 128, Form::Warpgroup);
+        let spans = [(250, 65), (0, 140), (0, 1)];
+        common::assert_same_bits_however_often(&bench, || {
+            let step = Step { heads: heads(12, 1, 128), window: Some(127), page_size: 16, spans: spans.to_vec() };
+            outputs(&bench, &attention, Form::Warpgroup, step)
+        });
+    }
+}
+
+device_test! {
     fn attention_in_a_row_and_in_a_graph_gives_the_same_as_one_by_one() {
         prefill::the_same_however_launched(Form::Warpgroup);
     }

@@ -191,6 +191,40 @@ device_test! {
 }
 
 device_test! {
+    /// Boxes of which nothing lies in the tensor, as the second half of the activations of a small-M gemm: they bring zeros
+    /// and count in full; stores to such places store nothing.
+    fn boxes_wholly_outside_of_a_tensor() {
+        common::on_every_hopper_schedule(|bench| {
+            let x = words(MATRIX.elements() / 2);
+            let of_input = |input: &Buffer<u32>, _: &mut Buffer<u32>| {
+                TensorMap::input(input.view().cast::<half::bf16>().unwrap(), &MATRIX.dimensions(), MATRIX.swizzle).unwrap()
+            };
+            let found = Run::new(bench, "boxes_outside").on(&x, 1536, Some(&of_input));
+            same("boxes_outside", &found, &[0; 1536]);
+
+            // Each block has the box of block 0, then that of block 1, which is zeros.
+            let box_of_first: Vec<u16> = MATRIX
+                .places(&[0, 0])
+                .iter()
+                .map(|place| place.map_or(0, |at| halves(&x)[at]))
+                .collect();
+            let one: Vec<u32> = bytemuck::cast_slice(&box_of_first).iter().copied().chain([0; 512]).collect();
+            let run = Run { blocks: 2, ..Run::new(bench, "box_outside_multicast") };
+            let found = run.on(&x, 2048, Some(&of_input));
+            same("box_outside_multicast", &found, &[one.clone(), one].concat());
+
+            let of_output = |_: &Buffer<u32>, output: &mut Buffer<u32>| {
+                let mut view = output.view_mut();
+                let view = view.reborrow().cast::<half::bf16>().unwrap();
+                TensorMap::output(&view, &MATRIX.dimensions(), MATRIX.swizzle).unwrap()
+            };
+            let found = Run::new(bench, "box_outside_store").on(&words(512), MATRIX.elements() / 2, Some(&of_output));
+            same("box_outside_store", &found, &vec![0; MATRIX.elements() / 2]);
+        });
+    }
+}
+
+device_test! {
     fn clusters() {
         common::on_every_hopper_schedule(|bench| {
             for blocks in [1, 2, 3, 8] {

@@ -8,8 +8,9 @@ use common::{Bench, Half};
 use half::{bf16, f16};
 use product::{Case, Padding, QkvCase, refusal};
 use rigel::backend::Arithmetic;
+use rigel::backend::cuda::Launch;
 use rigel::backend::cuda::kernels::BiasTerm;
-use rigel::backend::cuda::kernels::gemm_skinny_sm90::{Batch, MOST_ROWS, Plan, runs_on};
+use rigel::backend::cuda::kernels::gemm_skinny_sm90::{self, Batch, MOST_ROWS, Plan, runs_on};
 use rigel::backend::cuda::kernels::product::{Epilogue, Path, ProductShape, Projection, QkvProjection, QkvShape};
 
 /// Rows, columns, depth, parts of k, tiles of a cluster. Each kernel full and not; one tile, several, an odd number
@@ -121,6 +122,49 @@ device_test! {
         common::on_every_hopper_schedule(|bench| {
             product::an_mlp_is_the_same_however_launched(bench, 37, Arithmetic::Fastest);
         });
+    }
+}
+
+device_test! {
+    fn a_product_has_the_same_bits_however_often() {
+        if common::skipped_before_hopper("the small-M gemm") {
+            return;
+        }
+        let bench = common::hopper_bench();
+        let case = Case::<bf16>::new(ProductShape { rows: 50, columns: 264, depth: 1032 }, BiasTerm::Present, 9);
+        let projection = Projection::<bf16>::load(bench.device(), Epilogue::Bias).unwrap();
+        let operands = case.upload(&bench);
+        let path = skinny(50, 4, 2);
+        common::assert_same_bits_however_often(&bench, || case.bits_of(&bench, &projection, &operands, 0..50, path));
+    }
+}
+
+device_test! {
+    /// `Plan::choose` cuts k into as many parts as run at one time: by the GPU's own account of clusters.
+    fn the_clusters_of_a_plan_run_at_one_time() {
+        if common::skipped_before_hopper("the small-M gemm") {
+            return;
+        }
+        let bench = common::hopper_bench();
+        let (device, stream) = (bench.device(), &bench.stream);
+        for batch in Batch::ALL {
+            for (columns, depth) in [(3584, 3072), (3072, 12_288), (5632, 4608), (7168, 6144), (6144, 6144), (6144, 24_576)] {
+                let shape = ProductShape { rows: batch.rows(), columns, depth };
+                let plan = Plan::choose(device.properties().multiprocessors, shape);
+                let name = Path::Skinny(plan).kernel_name("bias", "bf16", shape.rows);
+                let kernel = device.module("gemm_skinny_sm90").unwrap().kernel(&name).unwrap();
+                let blocks = plan.blocks(columns) as u32;
+                let cluster = plan.across * plan.splits;
+                let mut launch = Launch::linear(blocks, gemm_skinny_sm90::THREADS);
+                (launch.cluster[0], launch.shared_bytes) = (cluster, batch.shared_bytes() as u32);
+                let fit = stream.clusters_at_a_time(&kernel, &launch).unwrap();
+                println!("{name}, {columns} x {depth}: {} clusters of {cluster}, {fit} at a time", blocks / cluster);
+                // Above 128 rows a block needs an SM to itself: there some plans wait, and the review says so.
+                if batch.rows() <= 128 {
+                    assert!(fit >= blocks / cluster, "{name}, {columns} x {depth}: {fit} of {}", blocks / cluster);
+                }
+            }
+        }
     }
 }
 

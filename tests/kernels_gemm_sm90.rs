@@ -51,6 +51,21 @@ fn multiplies<T: Half>(bench: &Bench, cases: &[(Case<T>, Plan)], turn: usize) {
 }
 
 device_test! {
+    fn a_product_has_the_same_bits_however_often() {
+        if common::skipped_before_hopper("gemm_sm90") {
+            return;
+        }
+        let bench = common::hopper_bench();
+        let shape = ProductShape { rows: 200, columns: 520, depth: 200 };
+        let case = Case::<bf16>::new(shape, BiasTerm::Present, 9);
+        let projection = Projection::<bf16>::load(bench.device(), Epilogue::Bias).unwrap();
+        let operands = case.upload(&bench);
+        let path = Path::GemmSm90(plan(shape, Tile::Columns256, 2, 1));
+        common::assert_same_bits_however_often(&bench, || case.bits_of(&bench, &projection, &operands, 0..200, path));
+    }
+}
+
+device_test! {
     fn products_in_bf16_agree_with_float64() {
         let cases = cases::<bf16>();
         common::on_every_hopper_schedule(|bench| multiplies(bench, &cases, 0));

@@ -123,6 +123,20 @@ fn no_kernel_touches_local_memory() {
 const GEMV_LOOPS: [(&str, usize, usize); 3] = [("_8x16", 8, 16), ("_8x32", 8, 16), ("_16x32", 16, 16)];
 
 #[test]
+fn no_wait_traps_unless_the_build_says_so() {
+    let listings = listings("no_wait_traps_unless_the_build_says_so");
+    let traps = rigel::backend::cuda::mbarrier_trap_seconds().is_some();
+    let mut waits = 0;
+    for ((architecture, kernel), code) in listings {
+        // SYNCS.PHASECHK is a try at an mbarrier, BPT.TRAP a trap.
+        let (tries, found) = (count(code, "SYNCS.PHASECHK"), count(code, "BPT.TRAP"));
+        waits += tries;
+        assert_eq!(found > 0, traps && tries > 0, "{architecture} {kernel}: {tries} waits, {found} traps");
+    }
+    assert!(listings.is_empty() || waits > 50, "{waits} waits at mbarriers in all kernels");
+}
+
+#[test]
 fn gemv_multiplies_on_tensor_cores_and_asks_for_weights_16_bytes_at_a_time() {
     for ((architecture, kernel), code) in listings("gemv_multiplies_on_tensor_cores…") {
         if !kernel.starts_with("gemv_") || kernel.starts_with("gemv_normed_") {

@@ -32,11 +32,14 @@ struct Ring {
     }
     // The filler's: waits until the stage is empty, and has its next phase expect `bytes`; the copies follow.
     DEVICE void begin_filling(uint32_t barriers, const Place& place, uint32_t bytes) {
-        mbarrier_wait(empty(barriers, place), place.parity ^ 1);  // a new barrier: the phase before its first has ended
+        // Of a new barrier the phase before its first has ended.
+        mbarrier_wait(empty(barriers, place), place.parity ^ 1, "empty");
         mbarrier_arrive_expect(full(barriers, place), bytes);
     }
     // The readers': waits until the stage is full.
-    DEVICE void begin_reading(uint32_t barriers, const Place& place) { mbarrier_wait(full(barriers, place), place.parity); }
+    DEVICE void begin_reading(uint32_t barriers, const Place& place, const char* name = "full") {
+        mbarrier_wait(full(barriers, place), place.parity, name);
+    }
     // One of `readers`: the stage is read.
     DEVICE void end_reading(uint32_t barriers, const Place& place) { mbarrier_arrive(empty(barriers, place)); }
 };

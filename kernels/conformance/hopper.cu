@@ -129,6 +129,35 @@ KERNEL(conform_tensor_load_2d_multicast, 128)(const uint32_t*, uint32_t* out, co
 }
 REGISTER_KERNEL(conform_tensor_load_2d_multicast)
 
+// Boxes of which nothing lies in the tensor: below it, above it, right of it. Each brings zeros, and counts in full.
+KERNEL(conform_boxes_outside, 128)(const uint32_t*, uint32_t* out, const __grid_constant__ TensorMap map) {
+    SHARED_MEMORY(shared);
+    const uint32_t barrier = barrier_behind(6144, 1), tile = shared_address(shared);
+    if (threadIdx.x == 0) {
+        mbarrier_arrive_expect(barrier, 6144);
+        tensor_load_2d(tile, &map, 0, 1000, barrier);
+        tensor_load_2d(tile + 2048, &map, 0, -16, barrier);
+        tensor_load_2d(tile + 4096, &map, 128, 0, barrier);
+    }
+    mbarrier_wait(barrier, 0);
+    copy_out(out, 6144);
+}
+REGISTER_KERNEL(conform_boxes_outside)
+
+// Block r of a cluster of two loads a box to both, into the r-th half. That of block 1 lies outside of the tensor.
+KERNEL(conform_box_outside_multicast, 128)(const uint32_t*, uint32_t* out, const __grid_constant__ TensorMap map) {
+    SHARED_MEMORY(shared);
+    const uint32_t barrier = barrier_behind(4096, 1), rank = cluster_rank();
+    if (threadIdx.x == 0) {
+        mbarrier_arrive_expect(barrier, 4096);
+        tensor_load_2d_multicast(shared_address(shared) + rank * 2048, &map, 0, static_cast<int>(rank * 512), barrier, 3);
+    }
+    mbarrier_wait(barrier, 0);
+    copy_out(out, 4096);
+    cluster_sync();
+}
+REGISTER_KERNEL(conform_box_outside_multicast)
+
 // The words of `in`, 512 of them, as a box to the map's tensor, which is `out`.
 #define STORE_BOX(name, ...)                                                                               \
     KERNEL(conform_##name, 128)                                                                            \
@@ -146,6 +175,20 @@ REGISTER_KERNEL(conform_tensor_load_2d_multicast)
     REGISTER_KERNEL(conform_##name)
 STORE_BOX(tensor_store_2d, 16, -3)
 STORE_BOX(tensor_store_3d, 8, 3, 1)
+// The same, outside of the tensor: nothing is stored.
+KERNEL(conform_box_outside_store, 128)(const uint32_t* in, uint32_t*, const __grid_constant__ TensorMap map) {
+    SHARED_MEMORY(shared);
+    for (uint32_t i = threadIdx.x; i < 512; i += 128) reinterpret_cast<uint32_t*>(shared)[i] = in[i];
+    fence_proxy_async_shared();
+    block_sync();
+    if (threadIdx.x == 0) {
+        tensor_store_2d(&map, 0, 1000, shared_address(shared));
+        tensor_store_2d(&map, 128, -16, shared_address(shared));
+        bulk_commit();
+        bulk_wait_read<0>();
+    }
+}
+REGISTER_KERNEL(conform_box_outside_store)
 
 // ---- clusters ----
 

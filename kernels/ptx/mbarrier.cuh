@@ -5,8 +5,11 @@
 // as many arrivals have come as mbarrier_init said, and as many bytes as were expected; then the next begins. A wait for
 // parity p ends when a phase of that parity has: so a wait for 1 on a new barrier ends at once. Arrivals release, waits
 // acquire: what a thread did before its arrival is visible behind the wait.
+//
+// A wait takes a name for its barrier. Only builds with RIGEL_MBARRIER_TRAP_NS use it: see mbarrier_trap.cuh.
 #pragma once
 #include "language.cuh"
+#include "mbarrier_trap.cuh"
 
 // Makes the barrier, for `arrivals` arrivals a phase (1 to 2^20 - 1). One thread does; before others use it come
 // mbarrier_init_fence and a barrier of the block (of the cluster where its other blocks use it).
@@ -59,51 +62,15 @@ DEVICE void mbarrier_arrive_cluster_relaxed(uint32_t barrier) {
 #endif
 }
 // Waits until a phase of this parity has ended. Acquires what threads of this block and copies did.
-DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
-#if ON_GPU
-    asm volatile(
-        "{\n"
-        ".reg .pred ended;\n"
-        "again_%=:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 ended, [%0], %1;\n"
-        "@!ended bra again_%=;\n"
-        "}" ::"r"(barrier),
-        "r"(parity)
-        : "memory");
-#else
-    interpreter::mbarrier_wait(barrier, parity, interpreter::Scope::Block, interpreter::Order::Acquire);
-#endif
+DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity, const char* name = "mbarrier") {
+    MBARRIER_WAIT("", Block, Acquire);
 }
 // The same, and acquires what threads of the whole cluster did before they arrived.
-DEVICE void mbarrier_wait_cluster(uint32_t barrier, uint32_t parity) {
-#if ON_GPU
-    asm volatile(
-        "{\n"
-        ".reg .pred ended;\n"
-        "again_%=:\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ended, [%0], %1;\n"
-        "@!ended bra again_%=;\n"
-        "}" ::"r"(barrier),
-        "r"(parity)
-        : "memory");
-#else
-    interpreter::mbarrier_wait(barrier, parity, interpreter::Scope::Cluster, interpreter::Order::Acquire);
-#endif
+DEVICE void mbarrier_wait_cluster(uint32_t barrier, uint32_t parity, const char* name = "mbarrier") {
+    MBARRIER_WAIT(".acquire.cluster", Cluster, Acquire);
 }
 // Waits for arrivals of the whole cluster and acquires nothing, which spares a flush of the first-level cache: enough
 // for overwriting, by copies, what those that arrived have read.
-DEVICE void mbarrier_wait_cluster_relaxed(uint32_t barrier, uint32_t parity) {
-#if ON_GPU
-    asm volatile(
-        "{\n"
-        ".reg .pred ended;\n"
-        "again_%=:\n"
-        "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 ended, [%0], %1;\n"
-        "@!ended bra again_%=;\n"
-        "}" ::"r"(barrier),
-        "r"(parity)
-        : "memory");
-#else
-    interpreter::mbarrier_wait(barrier, parity, interpreter::Scope::Cluster, interpreter::Order::Relaxed);
-#endif
+DEVICE void mbarrier_wait_cluster_relaxed(uint32_t barrier, uint32_t parity, const char* name = "mbarrier") {
+    MBARRIER_WAIT(".relaxed.cluster", Cluster, Relaxed);
 }

@@ -88,7 +88,8 @@ mod gpu {
     use std::fs;
 
     use rigel::backend::cuda::{
-        CudaError, Device, Image, Properties, driver, images, nvcc_version, properties, runs_on,
+        CudaError, Device, Image, Properties, Switches, driver, images, mbarrier_trap_seconds, nvcc_version,
+        properties, runs_on,
     };
 
     use super::Finding;
@@ -100,7 +101,28 @@ mod gpu {
         let gpus = if driver::check().is_ok() { gpus() } else { Vec::new() };
         let usable = !images().is_empty() && gpus.first().is_some_and(|(_, usable)| *usable);
         findings.extend(gpus.into_iter().map(|(finding, _)| finding));
+        findings.push(switches());
         (findings, usable)
+    }
+
+    /// What is set to find out which part is at fault: each variable, as it is now.
+    fn switches() -> Finding {
+        let switches = match Switches::from_env() {
+            Ok(switches) => switches,
+            Err(error) => return Finding::amiss("switches", &error),
+        };
+        let mut lines: Vec<String> = switches
+            .settings()
+            .into_iter()
+            .map(|(switch, value)| {
+                let set = if value == switch.values[0] { "" } else { " (set)" };
+                format!("{:<36}  {}{set}", format!("{}={value}", switch.variable), switch.effect)
+            })
+            .collect();
+        if let Some(seconds) = mbarrier_trap_seconds() {
+            lines.push(format!("this build's kernels trap where they wait at an mbarrier for more than {seconds} s"));
+        }
+        Finding::new("switches", lines)
     }
 
     /// What was compiled in.
@@ -174,7 +196,8 @@ mod gpu {
     }
 
     fn describe(properties: &Properties) -> Vec<String> {
-        let Properties { name, compute_capability, multiprocessors, shared_bytes, l2_bytes, memory_bytes } = properties;
+        let Properties { name, compute_capability, multiprocessors, shared_bytes, l2_bytes, memory_bytes, .. } =
+            properties;
         vec![
             format!("{name}, compute capability {compute_capability}, {} of memory", gib(*memory_bytes)),
             format!(
@@ -247,6 +270,7 @@ mod gpu {
                 shared_bytes: 232_448,
                 l2_bytes: 50 << 20,
                 memory_bytes: 140 << 30,
+                algorithms: rigel::backend::cuda::Algorithms::default(),
             };
             assert_eq!(
                 describe(&properties),

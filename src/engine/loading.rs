@@ -134,7 +134,7 @@ impl EngineBuilder {
             #[cfg(feature = "cuda")]
             Device::Cuda => cuda::Device::first().map(Placement::Cuda).map_err(EngineError::Cuda),
             #[cfg(feature = "cuda")]
-            Device::Auto => Ok(cuda::Device::first().map_or_else(|error| cpu_instead(&error), Placement::Cuda)),
+            Device::Auto => cuda::Device::first().map(Placement::Cuda).or_else(cpu_instead),
             #[cfg(not(feature = "cuda"))]
             Device::Cuda => Err(EngineError::NoCudaFeature),
             #[cfg(not(feature = "cuda"))]
@@ -235,24 +235,26 @@ impl Device {
     /// The GPU that a model so placed takes, opened; none where it takes the CPU.
     ///
     /// # Errors
-    /// For [`Device::Cuda`]: those of [`cuda::Device::first`].
+    /// For [`Device::Cuda`]: those of [`cuda::Device::first`]; for [`Device::Auto`] of these what is wrong with a switch.
     pub fn gpu(self) -> Result<Option<cuda::Device>, EngineError> {
         match self {
             Device::Cpu => Ok(None),
             Device::Cuda => cuda::Device::first().map(Some).map_err(EngineError::Cuda),
-            Device::Auto => Ok(cuda::Device::first().ok()),
+            Device::Auto => cuda::Device::first().map(Some).or_else(|error| cpu_instead(error).map(|_| None)),
         }
     }
 }
 
-/// The CPU, since there is no GPU; where there is one that cannot be used, a warning says why.
+/// The CPU, since there is no GPU; where there is one that cannot be used, a warning says why. Who has set a switch for
+/// the GPU wants the GPU: what is wrong with the switch is an error.
 #[cfg(feature = "cuda")]
-fn cpu_instead(error: &CudaError) -> Placement {
+fn cpu_instead(error: CudaError) -> Result<Placement, EngineError> {
     match error {
+        CudaError::Switch(_) | CudaError::Algorithm { .. } => return Err(EngineError::Cuda(error)),
         CudaError::NoDriver | CudaError::NoDevice | CudaError::BuiltWithoutKernels => tracing::debug!("{error}"),
         _ => tracing::warn!("using the CPU: {error}"),
     }
-    Placement::Cpu
+    Ok(Placement::Cpu)
 }
 
 /// `wanted` threads, but no more than `cores`.

@@ -91,3 +91,34 @@ fn a_dtype_is_the_gpus() {
     let f16 = rigel_on(&[], &args).ok();
     assert!(!f16.text().is_empty());
 }
+
+#[test]
+fn a_capture_that_fails_is_one_warning_and_the_same_text() {
+    if images().is_empty() {
+        return eprintln!("a_capture_that_fails…: skipped, this build has no kernels; run tools/install-nvcc");
+    }
+    let generate =
+        ["generate", "--quiet", "--context", "64", "-n", "5", "--device", "cuda", "def __init__(self):\n        self."];
+    let expected = rigel_on(&[], &generate).ok();
+    assert_eq!(expected.stderr, "");
+    let refused = rigel_on(&[("RIGEL_INTERPRETER_REFUSE", "cuGraphInstantiateWithFlags=801")], &generate).ok();
+    assert_eq!(refused.text(), expected.text());
+    let warnings: Vec<&str> = refused.stderr.lines().filter(|line| line.contains("CUDA graph")).collect();
+    assert_eq!(warnings.len(), 1, "{}", refused.stderr);
+    for part in ["decode steps of 1 row have no CUDA graph", "CUDA_ERROR_NOT_SUPPORTED", "launched kernel by kernel"] {
+        assert!(warnings[0].contains(part), "no {part:?} in {}", warnings[0]);
+    }
+}
+
+#[test]
+fn a_switch_with_a_wrong_value_ends_the_program_and_does_not_take_the_cpu_instead() {
+    if images().is_empty() {
+        return eprintln!("a_switch_with_a_wrong_value…: skipped, this build has no kernels; run tools/install-nvcc");
+    }
+    for device in ["cuda", "auto"] {
+        let run = rigel_on(&[("RIGEL_CUDA_GEMM", "sm100")], &["generate", "--device", device, "x"]);
+        assert_eq!(refusal(run), "RIGEL_CUDA_GEMM=sm100: expected auto, skinny, sm90 or sm80", "{device}");
+    }
+    let run = rigel_on(&[("RIGEL_CUDA_GEMM", "sm90"), ("RIGEL_INTERPRETER_DEVICE", "80")], &["generate", "x"]);
+    assert!(refusal(run).starts_with("RIGEL_CUDA_GEMM=sm90 cannot be used: it needs compute capability 9.0"));
+}

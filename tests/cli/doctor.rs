@@ -84,3 +84,19 @@ fn an_old_gpu_an_old_driver_and_no_gpu_are_told_apart() {
     let none = report(rigel_on(&[NO_GPU], &["doctor"]));
     assert_eq!(under(&none, "gpu")[0], "the CUDA driver sees no GPU");
 }
+
+#[test]
+fn switches_are_shown_as_they_are_set() {
+    let defaults = under(&report(rigel(&["doctor"])), "switches");
+    assert_eq!(defaults.len(), rigel::backend::cuda::SWITCHES.len(), "{defaults:?}");
+    assert!(defaults.iter().all(|line| line.starts_with("RIGEL_CUDA_") && !line.ends_with("(set)")), "{defaults:?}");
+    assert!(defaults[1].starts_with("RIGEL_CUDA_PDL=1 "), "{defaults:?}");
+
+    let set = report(rigel_on(&[("RIGEL_CUDA_PDL", "0"), ("RIGEL_CUDA_GEMV", "sm80")], &["doctor"]));
+    let set: Vec<String> = under(&set, "switches").into_iter().filter(|line| line.ends_with("(set)")).collect();
+    assert_eq!(set.len(), 2, "{set:?}");
+    assert!(set[0].starts_with("RIGEL_CUDA_PDL=0 ") && set[1].starts_with("RIGEL_CUDA_GEMV=sm80 "), "{set:?}");
+
+    let wrong = report(rigel_on(&[("RIGEL_CUDA_PDL", "no")], &["doctor"]));
+    assert_eq!(under(&wrong, "switches"), ["RIGEL_CUDA_PDL=no: expected 1 or 0"]);
+}

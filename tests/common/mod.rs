@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rigel::backend::cuda::kernels::Element;
+use rigel::backend::cuda::kernels::ceilings::Ceilings;
 use rigel::backend::cuda::{Buffer, CudaError, Device, Image, Slice, Stream, Work};
 use rigel::checkpoint::{Checkpoint, ModelSource};
 use rigel::model::ModelSpec;
@@ -96,6 +97,46 @@ pub fn skipped_on_a_gpu(test: &str, needs: &str) -> bool {
         println!("{test}: skipped on a GPU, it needs {needs}");
     }
     skipped
+}
+
+/// Whether this test needs compute capability 9.0, and runs on a GPU that has another: it says so then and ends.
+pub fn skipped_before_hopper(what: &str) -> bool {
+    let on_gpu = env::var("RIGEL_TEST_DEVICE").is_ok_and(|device| device == "cuda");
+    let skipped = on_gpu && Bench::open(None).device().properties().compute_capability.major != 9;
+    if skipped {
+        println!("skipped: {what} needs compute capability 9.0");
+    }
+    skipped
+}
+
+/// A device of compute capability 9.0, for tests of what fails there: the interpreter's reports are theirs to look at.
+pub fn hopper_bench() -> Bench {
+    if env::var("RIGEL_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
+        return Bench::open(None);
+    }
+    let interpreter = Interpreter::load();
+    interpreter.set_device(DeviceProfile::Sm90);
+    Bench::open(Some(interpreter))
+}
+
+/// That `compute` gives the same bits again and again, while another stream keeps single SMs busy for varying times: so
+/// often as `RIGEL_TEST_REPEATS` says on a GPU, a few times on the interpreter.
+pub fn assert_same_bits_however_often(bench: &Bench, mut compute: impl FnMut() -> Vec<u16>) {
+    let times = match bench.interpreter() {
+        Some(_) => 2,
+        None => env::var("RIGEL_TEST_REPEATS").ok().and_then(|times| times.parse().ok()).unwrap_or(2000),
+    };
+    let beside = bench.device().stream().expect("a stream");
+    let ceilings = Ceilings::load(bench.device()).expect("kernels");
+    let mut passed = beside.zeroed::<u64>(2).expect("memory");
+    beside.synchronize().expect("the zeros");
+    let mut random = Random(3);
+    let first = compute();
+    for time in 0..times {
+        ceilings.wait_and_count(&beside, 1 + random.bits() % 30_000, passed.view_mut()).expect("a launch");
+        assert!(compute() == first, "other bits the {time}th time");
+    }
+    beside.synchronize().expect("the other stream's work");
 }
 
 /// A copy aligned for the driver's 8-byte words, which lives as long as the process.

@@ -12,7 +12,7 @@ use rigel::backend::cuda::kernels::BiasTerm;
 use rigel::backend::cuda::kernels::product::{
     Epilogue, Head, Path, ProductInputs, ProductShape, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
 };
-use rigel::backend::cuda::{Buffer, ComputeCapability, CudaError, Properties};
+use rigel::backend::cuda::{Algorithms, Buffer, ComputeCapability, CudaError, Properties};
 
 use crate::common::{Bench, Half, Random, assert_close};
 
@@ -356,6 +356,7 @@ pub fn properties(compute_capability: (u32, u32)) -> Properties {
         shared_bytes: 227 << 10,
         l2_bytes: 0,
         memory_bytes: 0,
+        algorithms: Algorithms::default(),
     }
 }
 

@@ -30,8 +30,8 @@ int play_device(uint32_t compute_capability) {
 }
 
 // A program that knows nothing of these functions is started with the stand-in in LD_PRELOAD and told what to meet by
-// RIGEL_INTERPRETER_DEVICE (75, 80, 86, 90; 0 for none), RIGEL_INTERPRETER_DRIVER (12040 for CUDA 12.4) and
-// RIGEL_INTERPRETER_MEMORY (MiB).
+// RIGEL_INTERPRETER_DEVICE (75, 80, 86, 90; 0 for none), RIGEL_INTERPRETER_DRIVER (12040 for CUDA 12.4),
+// RIGEL_INTERPRETER_MEMORY (MiB) and RIGEL_INTERPRETER_REFUSE (cuGraphInstantiateWithFlags=801: what a call answers).
 bool play_environment() {
     played.device = &kSm90;
     if (const char* device = std::getenv("RIGEL_INTERPRETER_DEVICE")) {
@@ -41,6 +41,12 @@ bool play_environment() {
     if (const char* version = std::getenv("RIGEL_INTERPRETER_DRIVER")) played.version = std::atoi(version);
     if (const char* mebibytes = std::getenv("RIGEL_INTERPRETER_MEMORY")) {
         played.memory_bytes = std::strtoull(mebibytes, nullptr, 10) << 20;
+    }
+    if (const char* refused = std::getenv("RIGEL_INTERPRETER_REFUSE")) {
+        const std::string pair = refused;
+        const size_t sign = pair.find('=');
+        if (sign == std::string::npos) std::fprintf(stderr, "rigel interpreter: RIGEL_INTERPRETER_REFUSE=%s: expected CALL=NUMBER\n", refused);
+        else set_refusal(pair.substr(0, sign).c_str(), static_cast<CUresult>(std::atoi(pair.c_str() + sign + 1)));
     }
     return true;
 }
@@ -69,10 +75,16 @@ CONTROL void rigel_interpreter_set_async_raw(uint32_t policy) {
     settings.async = static_cast<AsyncPolicy>(policy);
 }
 
+CONTROL void rigel_interpreter_refuse_raw(const char* call, int error) {
+    std::lock_guard<std::recursive_mutex> guard(driver_lock);
+    set_refusal(call, static_cast<CUresult>(error));
+}
+
 struct CountersOut {
     uint64_t bytes_read, bytes_written, requested_read, requested_written;
     uint64_t matrix_instructions, barriers, matrix_load_rows, matrix_load_conflicts;
     uint64_t matrix_store_rows, matrix_store_conflicts, warpgroup_instructions;
+    uint64_t programmatic, carveout, recorded;
     char kernel[128];
 };
 CONTROL uint64_t rigel_interpreter_launches() {
@@ -82,10 +94,11 @@ CONTROL uint64_t rigel_interpreter_launches() {
 CONTROL int rigel_interpreter_counters_of(uint64_t launch, CountersOut* out) {
     std::lock_guard<std::recursive_mutex> guard(driver_lock);
     if (launch >= finished_launches.size()) return -1;
-    const auto& [kernel, bytes_read, bytes_written, of] = finished_launches[launch];
+    const auto& [kernel, bytes_read, bytes_written, of, request] = finished_launches[launch];
     *out = {bytes_read, bytes_written, of.requested_read, of.requested_written,
             of.matrix_instructions, of.barriers, of.matrix_load_rows, of.matrix_load_conflicts,
-            of.matrix_store_rows, of.matrix_store_conflicts, of.warpgroup_instructions, {}};
+            of.matrix_store_rows, of.matrix_store_conflicts, of.warpgroup_instructions,
+            request->programmatic, static_cast<uint64_t>(request->carveout + 1), request->recorded, {}};
     std::strncpy(out->kernel, kernel.c_str(), sizeof out->kernel - 1);
     return 0;
 }

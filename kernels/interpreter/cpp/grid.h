@@ -86,6 +86,9 @@ struct Thread {
     bool arrived_at_cluster = false;
     uint64_t cluster_phase = 0;  // that it arrived in
 
+    bool gives_up = false;    // it waits at an mbarrier, and traps where the wait cannot end
+    bool has_given_up = false;
+
     const char* waits_for = "its start";
     Site waits_at = 0;
 };

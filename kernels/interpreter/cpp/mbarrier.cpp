@@ -128,8 +128,9 @@ void mbarrier_arrive_cluster(uint32_t address, Order order) {
     arrive(block_of_address(address, site), address, 0, order, site);
 }
 
-void mbarrier_wait(uint32_t address, uint32_t parity, Scope scope, Order order) {
-    const Site site = RIGEL_CALLER;
+namespace {
+// False: the thread has given up.
+bool wait_at(uint32_t address, uint32_t parity, Scope scope, Order order, Site site) {
     Thread& thread = *current;
     Block& block = *thread.warp->block;
     uint8_t* const place = place_of(block, address);
@@ -148,11 +149,38 @@ void mbarrier_wait(uint32_t address, uint32_t parity, Scope scope, Order order) 
             };
             take_over(barrier.ended);
             if (scope == Scope::Cluster) take_over(barrier.ended_in_cluster);
-            return;
+            return true;
         }
+        if (thread.has_given_up) return false;
         barrier.waiting.push_back(&thread);
         scheduler.block(wait_name(address, parity), site);
     }
+}
+}  // namespace
+
+uint64_t mbarrier_trap[2] = {};
+
+void mbarrier_wait(uint32_t address, uint32_t parity, Scope scope, Order order) { wait_at(address, parity, scope, order, RIGEL_CALLER); }
+
+void mbarrier_wait_or_trap(uint32_t address, uint32_t parity, Scope scope, Order order, const char* name) {
+    const Site site = RIGEL_CALLER;
+    Thread& thread = *current;
+    thread.gives_up = true;
+    const bool ended = wait_at(address, parity, scope, order, site);
+    thread.gives_up = false;
+    if (ended) return;
+    // The words are those of kernels/ptx/mbarrier_trap.cuh.
+    if (auto* const record = reinterpret_cast<uint32_t*>(mbarrier_trap[0])) {
+        const Block& block = *thread.warp->block;
+        const Grid& grid = *block.grid;
+        const dim3 size = grid.size;
+        const auto index = static_cast<uint32_t>(block.index);
+        const uint32_t words[] = {1, in_block(address), parity, index % size.x, index / size.x % size.y, index / size.x / size.y,
+                                  size.x, size.y, size.z, thread.index, static_cast<uint32_t>(block.threads.size()), grid.shared_bytes, 50};
+        std::memcpy(record, words, sizeof words);
+        std::strncpy(reinterpret_cast<char*>(record + 13), name, 31);
+    }
+    fail(site, text("trap: the wait for %s, the mbarrier at byte %u, parity %u, cannot end", name, in_block(address), parity));
 }
 
 void check_mbarrier_for_copies(Block& block, uint32_t address, Site site) {

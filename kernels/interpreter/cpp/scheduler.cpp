@@ -75,6 +75,7 @@ bool Scheduler::run(const std::vector<Grid*>& chain) {
     while (!failed_) {
         if (starts_due_) start_blocks();
         if (ready_.empty() && finish_a_bulk_copy()) continue;
+        if (ready_.empty() && wake_one_that_gives_up()) continue;
         if (ready_.empty()) {
             if (!std::all_of(chain_.begin(), chain_.end(), [](Grid* grid) { return grid->done(); })) report_stuck("deadlock");
             break;
@@ -87,6 +88,18 @@ bool Scheduler::run(const std::vector<Grid*>& chain) {
     forget_bulk_copies();
     release_everything();
     return !failed_;
+}
+
+// Nothing can go on. On a GPU the bound of a wait would end now.
+bool Scheduler::wake_one_that_gives_up() {
+    for (Block* block : resident_)
+        for (Thread& thread : block->threads)
+            if (thread.gives_up && !thread.has_given_up) {
+                thread.has_given_up = true;
+                wake(thread);
+                return true;
+            }
+    return false;
 }
 
 // From the main loop, where no thread runs that a failed check could end.

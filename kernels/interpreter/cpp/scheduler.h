@@ -50,6 +50,7 @@ class Scheduler {
     void add_ready(Warp& warp);
     void switch_from(Thread& thread);
     void report_stuck(const char* kind);
+    bool wake_one_that_gives_up();
     void release(Block* block);
     void release_everything();
 

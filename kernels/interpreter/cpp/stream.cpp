@@ -41,6 +41,7 @@ std::unique_ptr<Grid> make_grid(const LaunchRequest& request) {
 Outcome run_launches(Stream& stream) {
     std::vector<std::unique_ptr<Grid>> grids;
     std::vector<Grid*> chain;
+    std::vector<std::shared_ptr<const LaunchRequest>> requests;
     Ref<const FinishedWork> known = stream.finished;
     do {
         const Operation operation = std::move(stream.queue.front());
@@ -48,6 +49,7 @@ Outcome run_launches(Stream& stream) {
         stream.run++;
         known = join(known, operation.known_by_host);
         grids.push_back(make_grid(*operation.launch));
+        requests.push_back(operation.launch);
         Grid& grid = *grids.back();
         grid.ahead = chain.empty() ? nullptr : chain.back();
         chain.push_back(&grid);
@@ -56,10 +58,11 @@ Outcome run_launches(Stream& stream) {
     } while (!stream.queue.empty() && stream.queue.front().launch && stream.queue.front().launch->starts_early);
     shuffle_source.reseed(settings.seed + 1000003 * chain[0]->work);
     const bool fine = scheduler.run(chain);
-    for (auto& grid : grids) {
-        stream.finished = join(stream.finished, with_finished(grid->known_at_end, grid->work));
-        const LaunchCounters& counters = grid->counters;
-        finished_launches.push_back({grid->kernel->name, counters.read.count(), counters.written.count(), counters});
+    for (size_t index = 0; index < grids.size(); index++) {
+        const Grid& grid = *grids[index];
+        stream.finished = join(stream.finished, with_finished(grid.known_at_end, grid.work));
+        const LaunchCounters& counters = grid.counters;
+        finished_launches.push_back({grid.kernel->name, counters.read.count(), counters.written.count(), counters, requests[index]});
     }
     return fine ? Outcome::Fine : Outcome::CheckFailed;
 }

@@ -22,6 +22,9 @@ struct LaunchRequest {
     ArgumentBytes argument_bytes;
     std::vector<size_t> argument_offsets;
     bool cooperative, starts_early;
+    // As it was launched: with the attribute for an early start, with which carve-out (-1: none), into a recording.
+    bool programmatic = false, recorded = false;
+    int carveout = -1;
 };
 
 struct Stream;
@@ -73,6 +76,7 @@ struct FinishedLaunch {
     std::string kernel;
     uint64_t bytes_read, bytes_written;  // distinct
     LaunchCounts counts;
+    std::shared_ptr<const LaunchRequest> request;
 };
 extern std::vector<FinishedLaunch> finished_launches;
 

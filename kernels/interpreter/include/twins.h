@@ -83,6 +83,7 @@ void mbarrier_init_fence();
 void mbarrier_arrive(uint32_t barrier, uint32_t expected_bytes);
 void mbarrier_arrive_cluster(uint32_t barrier, Order order);
 void mbarrier_wait(uint32_t barrier, uint32_t parity, Scope scope, Order order);
+void mbarrier_wait_or_trap(uint32_t barrier, uint32_t parity, Scope scope, Order order, const char* name);
 
 // bulk_copy.cuh
 enum class BulkWait { Read, Written };

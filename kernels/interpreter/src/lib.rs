@@ -8,7 +8,7 @@
 //! A launch whose checks fail makes the next synchronisation return `CUDA_ERROR_LAUNCH_FAILED`; the text is in
 //! [`Interpreter::reports`] and on stderr. See docs/interpreter.md for how to read it.
 
-use std::ffi::c_char;
+use std::ffi::{CString, c_char};
 use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
@@ -75,11 +75,17 @@ pub struct LaunchCounters {
     pub matrix_store_conflicts: u64,
     /// `wgmma` instructions, counted once a warpgroup.
     pub warpgroup_instructions: u64,
+    /// Whether it was launched with the attribute of programmatic dependent launch.
+    pub programmatic: bool,
+    /// The preferred shared-memory carve-out that it was launched with, in percent.
+    pub carveout: Option<u32>,
+    /// Whether it was launched into a recording, and ran as a node of a graph.
+    pub recorded: bool,
 }
 
 #[repr(C)]
 struct RawCounters {
-    values: [u64; 11],
+    values: [u64; 14],
     kernel: [c_char; 128],
 }
 
@@ -119,6 +125,7 @@ impl Interpreter {
         report_count() -> u64;
         report_text(index: u64, text: *mut u8, capacity: u64) -> u64;
         forget_errors_raw() -> ();
+        refuse_raw(call: *const c_char, error: i32) -> ();
     }
 
     /// Loads the stand-in, so that the process has it in place of a driver from here on. Must come before the first use
@@ -169,12 +176,13 @@ impl Interpreter {
     pub fn counters(&self) -> Vec<LaunchCounters> {
         (0..self.launches())
             .map(|launch| {
-                let mut raw = RawCounters { values: [0; 11], kernel: [0; 128] };
+                let mut raw = RawCounters { values: [0; 14], kernel: [0; 128] };
                 self.counters_of(launch, &raw mut raw);
                 let name = raw.kernel.iter().take_while(|&&byte| byte != 0).map(|&byte| byte as u8).collect();
                 let [bytes_read, bytes_written, requested_read, requested_written, rest @ ..] = raw.values;
                 let [matrix_instructions, barriers, matrix_load_rows, matrix_load_conflicts, rest @ ..] = rest;
-                let [matrix_store_rows, matrix_store_conflicts, warpgroup_instructions] = rest;
+                let [matrix_store_rows, matrix_store_conflicts, warpgroup_instructions, rest @ ..] = rest;
+                let [programmatic, carveout, recorded] = rest;
                 LaunchCounters {
                     kernel: String::from_utf8(name).unwrap_or_default(), // kernels have C names
                     bytes_read,
@@ -188,9 +196,23 @@ impl Interpreter {
                     matrix_store_rows,
                     matrix_store_conflicts,
                     warpgroup_instructions,
+                    programmatic: programmatic != 0,
+                    // One more than the percentage; 0 for none.
+                    carveout: carveout.checked_sub(1).map(|percent| percent as u32),
+                    recorded: recorded != 0,
                 }
             })
             .collect()
+    }
+
+    /// From here on the driver answers `call` with `error`, a `CUresult`; 0 ends that. `call` is an entry point
+    /// (`cuGraphInstantiateWithFlags`), or `cluster`, `programmatic` or `carveout` for launches with that attribute.
+    ///
+    /// # Panics
+    /// For a name with a zero byte.
+    pub fn refuse(&self, call: &str, error: i32) {
+        let call = CString::new(call).expect("a name has no zero byte");
+        self.refuse_raw(call.as_ptr(), error);
     }
 
     /// Forgets all counters.

@@ -16,6 +16,7 @@ checks: correct and slow. What it plays:
     RIGEL_INTERPRETER_DEVICE   compute capability: 75, 80, 86, 90 (the default), or 0 for no device
     RIGEL_INTERPRETER_DRIVER   CUDA version of the driver: 13000 (the default), or 12040 for an old one
     RIGEL_INTERPRETER_MEMORY   memory in MiB: 4096 (the default)
+    RIGEL_INTERPRETER_REFUSE   what a call answers, as a CUresult: cuGraphInstantiateWithFlags=801
 
 docs/interpreter.md in Rigel's repository tells how to read its reports.
 ";

@@ -1,6 +1,7 @@
 //! GPUs that are known by name, for plans on machines that have none.
 
 use super::device::{ComputeCapability, Properties};
+use super::switches::Algorithms;
 
 /// A GPU by its data sheet.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,6 +45,7 @@ impl Card {
                 shared_bytes: shared << 10,
                 l2_bytes: l2 << 20,
                 memory_bytes: memory << 20,
+                algorithms: Algorithms::default(),
             },
             bytes_per_second: gigabytes * 1e9,
         }

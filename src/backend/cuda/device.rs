@@ -1,8 +1,8 @@
 //! One GPU: what it is, its memory, its loaded kernels.
 
 use std::collections::HashMap;
-use std::env;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
@@ -14,12 +14,10 @@ use super::image::{Image, images};
 use super::module::Module;
 use super::pinned::PinnedMemory;
 use super::stream::Stream;
+use super::switches::{Algorithms, Switches};
 
 /// The kernels use Ampere's asynchronous copies and bf16 matrix instructions.
 const OLDEST: ComputeCapability = ComputeCapability { major: 8, minor: 0 };
-
-/// The variable that has every launch waited for.
-const SYNCHRONOUS: &str = "RIGEL_CUDA_SYNC";
 
 /// What a GPU can do, by generation: 8.0 is A100, 9.0 is H100 and H200.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,7 +41,7 @@ impl fmt::Display for ComputeCapability {
     }
 }
 
-/// What the driver says about a GPU.
+/// What the driver says about a GPU, and which algorithms were chosen for it by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Properties {
     /// Such as `NVIDIA H200`.
@@ -58,6 +56,8 @@ pub struct Properties {
     pub l2_bytes: u64,
     /// Bytes of memory.
     pub memory_bytes: u64,
+    /// What runs there by name instead of by rule; of an opened [`Device`], those of its [`Switches`].
+    pub algorithms: Algorithms,
 }
 
 impl Properties {
@@ -99,6 +99,7 @@ pub fn properties(ordinal: usize) -> Result<Properties, CudaError> {
         shared_bytes: number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         l2_bytes: number(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.into(),
         memory_bytes: memory as u64,
+        algorithms: Algorithms::default(),
     })
 }
 
@@ -110,20 +111,32 @@ struct Inner {
     context: Arc<CudaContext>,
     properties: Properties,
     modules: Mutex<HashMap<&'static str, Arc<Module>>>,
-    /// Whether every launch is waited for.
-    synchronous: bool,
+    switches: Switches,
+    /// Whether kernels are launched to start early: until the driver refuses that.
+    launches_early: AtomicBool,
     /// By recording under way, what its graph must keep.
     recorded: Mutex<HashMap<u64, Vec<Arc<PinnedMemory>>>>,
 }
 
 impl Device {
-    /// Opens GPU number `ordinal`, counted from 0.
+    /// Opens GPU number `ordinal`, counted from 0, with the switches of the environment.
     ///
     /// # Errors
-    /// One each for: no driver, a driver too old, no GPU, no such GPU, a GPU too old.
+    /// One each for: a switch with a wrong value, no driver, a driver too old, no GPU, no such GPU, a GPU too old, an
+    /// algorithm that does not run on it.
     pub fn open(ordinal: usize) -> Result<Device, CudaError> {
-        let properties = properties(ordinal)?;
+        Device::open_with(ordinal, Switches::from_env()?)
+    }
+
+    /// The same with these switches, whatever the environment says.
+    ///
+    /// # Errors
+    /// As for [`Device::open`].
+    pub fn open_with(ordinal: usize, switches: Switches) -> Result<Device, CudaError> {
+        let mut properties = properties(ordinal)?;
         properties.check()?;
+        switches.algorithms.check_device(&properties)?;
+        properties.algorithms = switches.algorithms;
         let context = CudaContext::new(ordinal).named("cuDevicePrimaryCtxRetain")?;
         // SAFETY: the events would order uses of one buffer on several streams; `Stream` asks its caller to do that
         // with `Event`s, and recorded graphs cannot hold cudarc's.
@@ -131,9 +144,9 @@ impl Device {
         if context.has_async_alloc() {
             keep_freed_memory(&context)?;
         }
-        let synchronous = env::var_os(SYNCHRONOUS).is_some_and(|value| !value.is_empty() && value != "0");
         let (modules, recorded) = (Mutex::default(), Mutex::default());
-        Ok(Device(Arc::new(Inner { context, properties, modules, synchronous, recorded })))
+        let launches_early = AtomicBool::new(switches.programmatic_launch);
+        Ok(Device(Arc::new(Inner { context, properties, modules, switches, launches_early, recorded })))
     }
 
     /// Opens the first GPU, where this build has kernels for it.
@@ -144,11 +157,36 @@ impl Device {
         if images().is_empty() { Err(CudaError::BuiltWithoutKernels) } else { Device::open(0) }
     }
 
-    /// Whether `RIGEL_CUDA_SYNC` was set, to anything but 0, when it was opened: then every launch and replay is waited
-    /// for, so that [`CudaError::KernelFailed`] comes from the launch that failed and names its kernel. Slow, for
-    /// finding faults. A failed replay does not say which of its kernels it was: do not record while this is set.
+    /// What it was opened with.
+    pub fn switches(&self) -> &Switches {
+        &self.0.switches
+    }
+
+    /// Whether kernels are launched to start before the kernel ahead has ended.
+    pub(super) fn launches_early(&self) -> bool {
+        self.0.launches_early.load(Ordering::Relaxed)
+    }
+
+    /// From here on no kernel is launched so: the driver has refused it, for this reason.
+    pub(super) fn stop_launching_early(&self, answer: &CudaError) {
+        if self.0.launches_early.swap(false, Ordering::Relaxed) {
+            tracing::warn!(
+                "the driver refuses programmatic dependent launch: {answer}; each kernel now starts once the kernel ahead \
+                 has ended, as with RIGEL_CUDA_PDL=0"
+            );
+        }
+    }
+
+    /// Whether every launch and replay is waited for ([`Switches::synchronous`]), so that [`CudaError::KernelFailed`]
+    /// comes from the launch that failed and names its kernel. Slow, for finding faults. A failed replay does not say which of its kernels it was: do not record while this is set.
     pub fn is_synchronous(&self) -> bool {
-        self.0.synchronous
+        self.0.switches.synchronous
+    }
+
+    /// Whether decode steps are captured as CUDA graphs: a switch may say no, and a replay would not name the kernel that
+    /// fails.
+    pub fn captures(&self) -> bool {
+        self.0.switches.graphs && !self.is_synchronous()
     }
 
     /// What the GPU is.

@@ -5,6 +5,8 @@ use cudarc::driver::sys::CUresult;
 
 use super::device::ComputeCapability;
 use super::driver::CudaVersion;
+use super::mbarrier_trap;
+use super::switches::instead_of;
 
 /// What can go wrong between here and the GPU.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +90,17 @@ pub enum CudaError {
         /// Those that it has.
         known: String,
     },
+    /// A variable `RIGEL_CUDA_…` has a value that it does not take.
+    #[error(transparent)]
+    Switch(#[from] super::switches::SwitchError),
+    /// An algorithm that was chosen by name cannot compute what it is asked for.
+    #[error("{switch} cannot be used: {reason}; unset it or choose another")]
+    Algorithm {
+        /// The variable and its value.
+        switch: String,
+        /// Why not.
+        reason: String,
+    },
     /// The arguments of a launch are not the compiled kernel's parameters. A bug in the launcher.
     #[error("{kernel}: launched with arguments of {found:?} bytes, compiled with parameters of {expected:?}")]
     Arguments {
@@ -109,6 +122,18 @@ pub enum CudaError {
         found: u64,
         /// What it may be.
         allowed: String,
+    },
+    /// The driver refuses a launch, or what a kernel asks for before it.
+    #[error("{kernel}: the driver refuses {what} ({answer}){instead}")]
+    Refused {
+        /// The kernel.
+        kernel: String,
+        /// What was asked for.
+        what: String,
+        /// The driver's answer, by name and in words.
+        answer: String,
+        /// What to do about it, behind a semicolon, or nothing.
+        instead: &'static str,
     },
     /// A launcher was given buffers or sizes that its kernel cannot take.
     #[error("{kernel}: {what} is {found}, expected {expected}")]
@@ -148,7 +173,7 @@ pub enum CudaError {
     },
     /// A kernel failed while it ran, and the launch that started it was waited for. Comes with `RIGEL_CUDA_SYNC=1`
     /// alone.
-    #[error("{kernel} failed: {answer}; this process cannot use the GPU any more")]
+    #[error("{kernel} failed: {answer}; this process cannot use the GPU any more{}", instead_of(.kernel))]
     KernelFailed {
         /// The kernel's name, or `a kernel of a recording`.
         kernel: String,
@@ -195,6 +220,20 @@ impl<T> Naming<T> for Result<T, DriverError> {
 }
 
 impl CudaError {
+    /// The driver's answer to a launch of `kernel`, or to what is asked for before it.
+    pub(super) fn refused(kernel: &str, what: String, call: &'static str, error: DriverError) -> CudaError {
+        let answer = describe(error);
+        if is_of_a_kernel(error) {
+            return CudaError::WorkFailed { call, answer };
+        }
+        CudaError::Refused { kernel: kernel.to_owned(), what, answer, instead: instead_of(kernel) }
+    }
+
+    /// Whether the context is lost: everything that is asked of the GPU from now on fails too.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, CudaError::KernelFailed { .. } | CudaError::WorkFailed { .. })
+    }
+
     /// What synchronising right after `kernel` brought to light.
     pub(super) fn failed(kernel: String, error: DriverError) -> CudaError {
         let answer = describe(error);
@@ -207,7 +246,7 @@ impl CudaError {
 }
 
 /// Whether it is a fault of a running kernel. The driver returns it from whatever call comes next, and from all after.
-fn is_of_a_kernel(error: DriverError) -> bool {
+pub(super) fn is_of_a_kernel(error: DriverError) -> bool {
     matches!(
         error.0,
         CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
@@ -231,5 +270,8 @@ fn describe(error: DriverError) -> String {
         CUresult::CUDA_ERROR_SYSTEM_NOT_READY => " (is the fabric manager running?)",
         _ => "",
     };
-    format!("{name}{words}{advice}")
+    // A trap's record is still there where the context is lost.
+    let trap = if is_of_a_kernel(error) { mbarrier_trap::record() } else { None };
+    let trap = trap.map_or(String::new(), |record| format!("; {record}"));
+    format!("{name}{words}{advice}{trap}")
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::CudaGraph;
+use cudarc::driver::{CudaGraph, sys};
 
 use super::error::{CudaError, Naming};
 use super::pinned::PinnedMemory;
@@ -38,6 +38,35 @@ impl Graph {
     /// [`CudaError::Driver`].
     pub fn upload(&self) -> Result<(), CudaError> {
         self.recording.upload().named("cuGraphUpload")
+    }
+
+    /// How many dependencies there are between its nodes, and how many of them are programmatic: of a kernel that may
+    /// start before the kernel ahead has ended.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`].
+    pub fn edges(&self) -> Result<(usize, usize), CudaError> {
+        let graph = self.recording.cu_graph();
+        let mut count = 0;
+        // SAFETY: the graph is not changed by anyone; without places for the edges their number is asked for.
+        unsafe {
+            let none = std::ptr::null_mut;
+            sys::cuGraphGetEdges_v2(graph, none(), none(), std::ptr::null_mut(), &raw mut count)
+        }
+        .result()
+        .named("cuGraphGetEdges")?;
+        let mut nodes = [vec![std::ptr::null_mut(); count], vec![std::ptr::null_mut(); count]];
+        // SAFETY: a C structure of numbers: all zeros are valid.
+        let mut edges: Vec<sys::CUgraphEdgeData> = vec![unsafe { std::mem::zeroed() }; count];
+        let [from, to] = &mut nodes;
+        // SAFETY: each array has room for as many edges as the count says.
+        unsafe {
+            sys::cuGraphGetEdges_v2(graph, from.as_mut_ptr(), to.as_mut_ptr(), edges.as_mut_ptr(), &raw mut count)
+        }
+        .result()
+        .named("cuGraphGetEdges")?;
+        let programmatic = sys::CUgraphDependencyType::CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC as u8;
+        Ok((count, edges.iter().take(count).filter(|edge| edge.type_ == programmatic).count()))
     }
 
     /// Replays it on the stream that it was recorded on. Whoever then touches [`Pinned`](super::Pinned) memory that it

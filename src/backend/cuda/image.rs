@@ -51,6 +51,11 @@ pub fn runs_on(name: &str, device: ComputeCapability) -> bool {
     targets.iter().any(|(of, targets)| *of == name && targets.iter().any(|target| target.runs_on(device)))
 }
 
+/// After how many seconds a wait at an mbarrier traps; `None` if this build's waits never do.
+pub fn mbarrier_trap_seconds() -> Option<u32> {
+    MBARRIER_TRAP_SECONDS
+}
+
 /// The version of the nvcc that compiled them, such as `13.0.88`.
 pub fn nvcc_version() -> Option<&'static str> {
     NVCC

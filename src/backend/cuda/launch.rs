@@ -6,9 +6,10 @@ use bytemuck::Pod;
 use cudarc::driver::sys;
 
 use super::buffer::{Slice, SliceMut};
-use super::error::{CudaError, Naming};
+use super::error::{CudaError, Naming, is_of_a_kernel};
 use super::module::Kernel;
 use super::stream::Stream;
+use super::switches::Described;
 use super::tensor_map::TensorMap;
 
 /// Threads, shared memory and start of a launch.
@@ -33,7 +34,8 @@ pub enum Overlap {
     None,
     /// Once every block of the kernel before it has called `griddepcontrol.launch_dependents` or ended: programmatic
     /// dependent launch. The kernel must call `griddepcontrol.wait` before it touches what that one, or any before
-    /// it, reads or writes. Without machine code for compute capability 9.0, as [`Overlap::None`].
+    /// it, reads or writes. Without machine code for compute capability 9.0, or where
+    /// [`Switches::programmatic_launch`](super::Switches::programmatic_launch) is off, as [`Overlap::None`].
     Programmatic,
 }
 
@@ -119,7 +121,7 @@ impl Stream {
     ///
     /// # Errors
     /// [`CudaError::Arguments`] where number or sizes of the arguments are not those of the compiled kernel;
-    /// [`CudaError::LaunchLimit`]; [`CudaError::Driver`]; [`CudaError::WorkFailed`] where an earlier kernel has failed;
+    /// [`CudaError::LaunchLimit`]; [`CudaError::Refused`]; [`CudaError::WorkFailed`] where an earlier kernel has failed;
     /// [`CudaError::KernelFailed`] where launches are waited for
     /// ([`Device::is_synchronous`](super::Device::is_synchronous)).
     ///
@@ -139,45 +141,93 @@ impl Stream {
         self.bind()?;
         kernel.allow_shared_bytes(launch.shared_bytes)?;
 
-        let mut attributes = Vec::with_capacity(2);
-        if launch.cluster != [1, 1, 1] {
-            let [x, y, z] = launch.cluster;
-            let mut attribute = empty_attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION);
-            attribute.value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z };
-            attributes.push(attribute);
-        }
-        if launch.overlap == Overlap::Programmatic && kernel.target().number >= 90 {
-            let mut attribute =
-                empty_attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION);
-            attribute.value.programmaticStreamSerializationAllowed = 1;
-            attributes.push(attribute);
-        }
-        let config = sys::CUlaunchConfig {
-            gridDimX: launch.grid[0],
-            gridDimY: launch.grid[1],
-            gridDimZ: launch.grid[2],
-            blockDimX: launch.block[0],
-            blockDimY: launch.block[1],
-            blockDimZ: launch.block[2],
-            sharedMemBytes: launch.shared_bytes,
-            hStream: self.handle(),
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: attributes.len() as u32,
-        };
         // The driver copies the values before it returns; it takes them by mutable pointer all the same.
         let (mut values, mut maps) = (arguments.values, arguments.maps);
         let mut pointers: [*mut c_void; MOST] = std::array::from_fn(|index| match arguments.sizes[index] {
             TENSOR_MAP_BYTES => (&raw mut maps[arguments.values[index] as usize]).cast(),
             _ => (&raw mut values[index]).cast(),
         });
-        // SAFETY: configuration, attributes, values, maps and pointers outlive the call; number and sizes of the arguments
-        // were compared with the kernel's; what they mean is the caller's promise.
-        unsafe {
-            sys::cuLaunchKernelEx(&config, kernel.handle(), pointers.as_mut_ptr(), std::ptr::null_mut()).result()
+        let mut launch_with = |overlap: Overlap| {
+            let (mut attributes, count) = self.attributes(launch, overlap);
+            let config = configuration(launch, self.handle(), &mut attributes[..count]);
+            // SAFETY: configuration, attributes, values, maps and pointers outlive the call; number and sizes of the
+            // arguments were compared with the kernel's; what they mean is the caller's promise.
+            unsafe {
+                sys::cuLaunchKernelEx(&config, kernel.handle(), pointers.as_mut_ptr(), std::ptr::null_mut()).result()
+            }
+        };
+        if let Some(watch) = kernel.watch() {
+            watch.launched(kernel.name(), launch);
         }
-        .named("cuLaunchKernelEx")?;
+        let refused = |error| {
+            CudaError::refused(kernel.name(), format!("a launch of {}", Described(launch)), "cuLaunchKernelEx", error)
+        };
+        let overlap = self.overlap_of(kernel, launch);
+        match launch_with(overlap) {
+            Ok(()) => {}
+            // Where it is the attribute that the driver does not know, the launch is right without it.
+            Err(error) if overlap == Overlap::Programmatic && !is_of_a_kernel(error) => {
+                launch_with(Overlap::None).map_err(refused)?;
+                self.device().stop_launching_early(&refused(error));
+            }
+            Err(error) => return Err(refused(error)),
+        }
         self.wait_where_synchronous(|| kernel.name().to_owned())?;
         self.trace().mark(self, kernel.name())
+    }
+
+    /// How the kernel is started, by its launch, its code and the device's switches.
+    fn overlap_of(&self, kernel: &Kernel, launch: &Launch) -> Overlap {
+        let early = launch.overlap == Overlap::Programmatic && kernel.target().number >= 90;
+        if early && self.device().launches_early() { Overlap::Programmatic } else { Overlap::None }
+    }
+
+    /// The attributes of a launch, and how many there are.
+    fn attributes(&self, launch: &Launch, overlap: Overlap) -> ([sys::CUlaunchAttribute; 3], usize) {
+        let mut attributes = [empty_attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_IGNORE); 3];
+        let mut count = 0;
+        let mut add = |attribute| {
+            attributes[count] = attribute;
+            count += 1;
+        };
+        if launch.cluster != [1, 1, 1] {
+            let [x, y, z] = launch.cluster;
+            let mut attribute = empty_attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION);
+            attribute.value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z };
+            add(attribute);
+        }
+        if overlap == Overlap::Programmatic {
+            let mut attribute =
+                empty_attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION);
+            attribute.value.programmaticStreamSerializationAllowed = 1;
+            add(attribute);
+        }
+        // Of each launch and not of the function, so that graphs keep it.
+        if let Some(percent) = self.device().switches().carveout {
+            let mut attribute =
+                empty_attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT);
+            attribute.value.sharedMemCarveout = percent;
+            add(attribute);
+        }
+        (attributes, count)
+    }
+
+    /// How many clusters of such a launch the GPU runs at a time, by its own account. Compute capability 9.0.
+    ///
+    /// # Errors
+    /// As for [`Stream::launch`].
+    pub fn clusters_at_a_time(&self, kernel: &Kernel, launch: &Launch) -> Result<u32, CudaError> {
+        self.check_limits(kernel, launch)?;
+        self.bind()?;
+        kernel.allow_shared_bytes(launch.shared_bytes)?;
+        let (mut attributes, count) = self.attributes(launch, Overlap::None);
+        let config = configuration(launch, self.handle(), &mut attributes[..count]);
+        let mut clusters = 0;
+        // SAFETY: the kernel is loaded; configuration, attributes and the count outlive the call.
+        unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut clusters, kernel.handle(), &config) }
+            .result()
+            .named("cuOccupancyMaxActiveClusters")?;
+        Ok(u32::try_from(clusters).unwrap_or(0))
     }
 
     fn check_limits(&self, kernel: &Kernel, launch: &Launch) -> Result<(), CudaError> {
@@ -200,6 +250,26 @@ impl Stream {
             }
         }
         Ok(())
+    }
+}
+
+/// The attributes must outlive what this returns.
+fn configuration(
+    launch: &Launch,
+    stream: sys::CUstream,
+    attributes: &mut [sys::CUlaunchAttribute],
+) -> sys::CUlaunchConfig {
+    sys::CUlaunchConfig {
+        gridDimX: launch.grid[0],
+        gridDimY: launch.grid[1],
+        gridDimZ: launch.grid[2],
+        blockDimX: launch.block[0],
+        blockDimY: launch.block[1],
+        blockDimZ: launch.block[2],
+        sharedMemBytes: launch.shared_bytes,
+        hStream: stream,
+        attrs: attributes.as_mut_ptr(),
+        numAttrs: attributes.len() as u32,
     }
 }
 

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`driver`] | the driver's library: is there one, which CUDA does it support |
 //! | [`Device`], [`Card`] | one GPU: properties, memory, loaded kernels; those known by name |
+//! | [`Switches`] | what is switched off or chosen by name, to find what is at fault |
 //! | [`Stream`], [`Event`], [`Graph`] | work in order, a point in it, a recording of it |
 //! | [`Buffer`], [`Slice`], [`SliceMut`], [`Pinned`] | typed memory with a length, on the device and pinned on the host |
 //! | [`Image`], [`Module`], [`Kernel`] | a fatbin, the fatbin loaded, one function of it |
@@ -35,10 +36,12 @@ mod image;
 pub mod kernels;
 mod launch;
 pub mod layout;
+mod mbarrier_trap;
 pub mod model;
 mod module;
 mod pinned;
 mod stream;
+mod switches;
 mod tensor_map;
 pub mod trace;
 pub mod upload;
@@ -52,11 +55,12 @@ pub use error::CudaError;
 pub use event::Event;
 pub use fatbin::Target;
 pub use graph::Graph;
-pub use image::{Image, images, nvcc_version, runs_on};
+pub use image::{Image, images, mbarrier_trap_seconds, nvcc_version, runs_on};
 pub use launch::{Arguments, Launch, Overlap};
 pub use module::{Kernel, Module};
 pub use pinned::{Pinned, PinnedSlice, PinnedSliceMut};
 pub use stream::Stream;
+pub use switches::{Algorithms, AttentionAlgorithm, LinearAlgorithm, SWITCHES, Switch, SwitchError, Switches};
 pub use tensor_map::{Dimension, Swizzle, TensorMap};
 pub use upload::UploadError;
 pub use weights::{LayerWeights, LinearWeights, RopeTable, Weights};

@@ -10,6 +10,7 @@ use super::device::Properties;
 use super::error::{CudaError, Naming};
 use super::fatbin::{self, Form, Target};
 use super::image::Image;
+use super::mbarrier_trap::{self, Watch};
 
 /// A block's shared memory may grow to this without asking.
 const SHARED_BYTES_WITHOUT_ASKING: u32 = 48 << 10;
@@ -19,6 +20,8 @@ pub struct Module {
     image: Image,
     target: Target,
     kernels: Kernels,
+    /// Where its waits report a trap, in builds that have such.
+    watch: Option<Arc<Watch>>,
     loaded: Arc<Loaded>,
 }
 
@@ -47,7 +50,7 @@ impl Module {
     /// Reads the fatbin, then loads it: the code that this device runs, or PTX for the driver to compile.
     ///
     /// # Errors
-    /// [`CudaError::NoCode`], [`CudaError::BadImage`], [`CudaError::Driver`].
+    /// [`CudaError::NoCode`], [`CudaError::BadImage`], [`CudaError::Refused`], [`CudaError::Driver`].
     pub(super) fn load(context: &Arc<CudaContext>, device: &Properties, image: Image) -> Result<Module, CudaError> {
         let damaged = |reason| CudaError::BadImage { image: image.name.to_owned(), reason };
         let no_code = || CudaError::NoCode {
@@ -69,10 +72,14 @@ impl Module {
         match unsafe { result::module::load_data(image.fatbin.as_ptr().cast()) } {
             Ok(handle) => {
                 let loaded = Arc::new(Loaded { handle, context: context.clone() });
-                Ok(Module { image, target: chosen.target, kernels, loaded })
+                let watch = mbarrier_trap::watch(handle, image.name)?;
+                Ok(Module { image, target: chosen.target, kernels, watch, loaded })
             }
             Err(error) if error.0 == CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => Err(no_code()),
-            Err(error) => Err(error).named("cuModuleLoadData"),
+            Err(error) => {
+                let what = format!("to load its code for {}", chosen.target);
+                Err(CudaError::refused(&format!("kernels/{}.cu", image.name), what, "cuModuleLoadData", error))
+            }
         }
     }
 
@@ -108,6 +115,7 @@ impl Module {
             parameters,
             target: self.target,
             shared_bytes: Mutex::new(SHARED_BYTES_WITHOUT_ASKING),
+            watch: self.watch.clone(),
             _module: self.loaded.clone(),
         })
     }
@@ -129,6 +137,7 @@ pub struct Kernel {
     target: Target,
     /// What its blocks may have, as the driver was last told.
     shared_bytes: Mutex<u32>,
+    watch: Option<Arc<Watch>>,
     _module: Arc<Loaded>,
 }
 
@@ -157,6 +166,10 @@ impl Kernel {
         self.handle
     }
 
+    pub(super) fn watch(&self) -> Option<&Watch> {
+        self.watch.as_deref()
+    }
+
     /// Lets its blocks have `bytes` of dynamic shared memory. The context is current on this thread.
     pub(super) fn allow_shared_bytes(&self, bytes: u32) -> Result<(), CudaError> {
         // Held over the call: of two threads, the one that wants less must not be the last to tell the driver.
@@ -167,8 +180,10 @@ impl Kernel {
         let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         let value = i32::try_from(bytes).unwrap_or(i32::MAX);
         // SAFETY: the handle is that of a function of a loaded module.
-        unsafe { result::function::set_function_attribute(self.handle, attribute, value) }
-            .named("cuFuncSetAttribute")?;
+        unsafe { result::function::set_function_attribute(self.handle, attribute, value) }.map_err(|error| {
+            let what = format!("{bytes} bytes of shared memory for a block");
+            CudaError::refused(&self.name, what, "cuFuncSetAttribute", error)
+        })?;
         *allowed = bytes;
         Ok(())
     }

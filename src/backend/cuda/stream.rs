@@ -294,7 +294,8 @@ impl Stream {
         let capture = self.capture_id();
         let worked = work();
         // Ended in either case: a stream left recording is of no use any more.
-        let graph = self.inner.end_capture(sys::CUgraphInstantiate_flags(0)).named("cuStreamEndCapture");
+        let graph =
+            self.inner.end_capture(sys::CUgraphInstantiate_flags(0)).named("cuStreamEndCapture or cuGraphInstantiate");
         let pinned = capture.map(|id| id.map(|id| self.device.kept_for_graph(id)).unwrap_or_default());
         worked?;
         let no_graph = || CudaError::Driver { call: "cuStreamEndCapture", answer: "no graph".to_owned() };

@@ -4,7 +4,7 @@
 use cudarc::driver::sys;
 
 use super::buffer::{Slice, SliceMut};
-use super::error::{CudaError, Naming};
+use super::error::CudaError;
 use super::kernels::Element;
 
 /// How 16-byte pieces of a box are spread over the banks of shared memory: each is xored with the number of its row of
@@ -64,7 +64,7 @@ impl TensorMap {
     /// A tensor that a kernel reads: dimensions from the one with consecutive elements on, 2 to 5 of them.
     ///
     /// # Errors
-    /// [`CudaError::Operand`] where the buffer is shorter than the dimensions reach; [`CudaError::Driver`] for what the
+    /// [`CudaError::Operand`] where the buffer is shorter than the dimensions reach; [`CudaError::Refused`] for what the
     /// copy engine cannot do: an address that is not aligned to 16 bytes, a stride or the box's first dimension that is
     /// no multiple of 16 bytes, a box wider than its swizzle.
     pub fn input<T: Element>(
@@ -143,6 +143,9 @@ fn encode<T: Element>(
         )
         .result()
     }
-    .named("cuTensorMapEncodeTiled")?;
+    .map_err(|error| {
+        let what = format!("dimensions {dimensions:?} of {} bytes an element, swizzle {swizzle:?}", size_of::<T>());
+        CudaError::refused("a tensor map", what, "cuTensorMapEncodeTiled", error)
+    })?;
     Ok(map)
 }

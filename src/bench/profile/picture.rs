@@ -243,7 +243,7 @@ mod tests {
     use crate::backend::cuda::model::CudaOptions;
     use crate::backend::cuda::model::account::{SequenceStep, StepDescription, account};
     use crate::backend::cuda::trace::TimedLaunch;
-    use crate::backend::cuda::{ComputeCapability, Properties};
+    use crate::backend::cuda::{Algorithms, ComputeCapability, Properties};
     use crate::bench::report::Ceilings;
     use crate::checkpoint::Config;
     use crate::model::ModelSpec;
@@ -266,6 +266,7 @@ mod tests {
             shared_bytes: 227 << 10,
             l2_bytes: 50 << 20,
             memory_bytes: 141 << 30,
+            algorithms: Algorithms::default(),
         };
         let described = StepDescription { sequences, logits_rows: sequences.len(), sampled_rows: sequences.len() };
         let account = account::<half::bf16>(&spec, &options, &card, &described);

@@ -73,6 +73,10 @@ extern CUresult sticky_error;
 CUresult result_of(Outcome outcome);
 CUresult refuse(CUresult error, const std::string& why);  // says why on stderr
 extern size_t allocated_bytes;  // of device memory, now
+// What a test has this call answer, and all like it: the name of an entry point, or `cluster`, `programmatic` or
+// `carveout` for launches with that attribute.
+CUresult refusal_of(const char* call);
+void set_refusal(const char* call, CUresult error);
 
 // Appends to the stream, or to the recording that it takes part in.
 CUresult give(Stream& stream, Operation operation);
@@ -83,7 +87,11 @@ inline Stream& stream_of(void* handle) {
 
 }  // namespace interpreter
 
-// At the head of every function that does work: takes the lock, and passes on an earlier error.
-#define BEGIN_DRIVER_CALL                                                             \
+// Takes the lock, and passes on an earlier error.
+#define LOCK_DRIVER                                                                   \
     std::lock_guard<std::recursive_mutex> guard(::interpreter::driver_lock);          \
     if (::interpreter::sticky_error != CUDA_SUCCESS) return ::interpreter::sticky_error
+// At the head of every function that does work: the same, and answers as a test wants it to.
+#define BEGIN_DRIVER_CALL \
+    LOCK_DRIVER;          \
+    if (const CUresult refused = ::interpreter::refusal_of(__func__)) return refused

@@ -1,6 +1,7 @@
 // Devices, contexts, errors.
 #include <cstdio>
 #include <cstring>
+#include <map>
 
 #include "api.h"
 #include "memory.h"
@@ -14,6 +15,24 @@ PlayedDriver played;
 CUresult result_of(Outcome outcome) {
     if (outcome != Outcome::Fine) sticky_error = CUDA_ERROR_LAUNCH_FAILED;
     return sticky_error;
+}
+
+namespace {
+// Made when first used: a constructor of another file may come first.
+std::map<std::string, CUresult>& all_refusals() {
+    static std::map<std::string, CUresult> refusals;
+    return refusals;
+}
+}  // namespace
+CUresult refusal_of(const char* call) {
+    const auto& refusals = all_refusals();
+    if (refusals.empty()) return CUDA_SUCCESS;
+    const auto found = refusals.find(call);
+    return found == refusals.end() ? CUDA_SUCCESS : found->second;
+}
+void set_refusal(const char* call, CUresult error) {
+    if (error == CUDA_SUCCESS) all_refusals().erase(call);
+    else all_refusals()[call] = error;
 }
 
 CUresult refuse(CUresult error, const std::string& why) {

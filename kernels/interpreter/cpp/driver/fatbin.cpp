@@ -81,7 +81,7 @@ std::vector<uint32_t> parameter_sizes(Bytes info) {
     return sizes;
 }
 
-std::map<std::string, std::vector<uint32_t>> kernels_of(Bytes cubin) {
+void read_cubin(Bytes cubin, Image* image) {
     const auto header = cubin.at<Elf64_Ehdr>(0, "the machine code's header");
     if (std::memcmp(header.e_ident, ELFMAG, SELFMAG) != 0) throw Damaged{"the machine code is no ELF file"};
     const auto section = [&](uint64_t i) {
@@ -91,13 +91,20 @@ std::map<std::string, std::vector<uint32_t>> kernels_of(Bytes cubin) {
     const Bytes names = bytes_of(section(header.e_shstrndx));
     const std::string info = ".nv.info.", code = ".text.";
     std::map<std::string, std::vector<uint32_t>> kernels;
+    image->globals.clear();
     for (uint64_t i = 0; i < header.e_shnum; i++) {
         const Elf64_Shdr one = section(i);
         const std::string name = names.string_at(one.sh_name, "a section's name");
         if (name.rfind(code, 0) == 0) kernels[name.substr(code.size())];
         if (name.rfind(info, 0) == 0) kernels[name.substr(info.size())] = parameter_sizes(bytes_of(one));
+        if (one.sh_type != SHT_SYMTAB) continue;
+        const Bytes symbols = bytes_of(one), texts = bytes_of(section(one.sh_link));
+        for (uint64_t at = 0; at + sizeof(Elf64_Sym) <= symbols.length; at += sizeof(Elf64_Sym)) {
+            const auto symbol = symbols.at<Elf64_Sym>(at, "a symbol");
+            if (ELF64_ST_TYPE(symbol.st_info) == STT_OBJECT) image->globals.insert(texts.string_at(symbol.st_name, "a symbol's name"));
+        }
     }
-    return kernels;
+    image->kernels = std::move(kernels);
 }
 
 // Fills in the kernels of the machine code that the device runs; where it would compile PTX, of any machine code, which is
@@ -121,7 +128,7 @@ bool has_code_for(Bytes image, uint32_t device, Image* read) {
         // Machine code runs on its own and later devices of the same major version.
         const bool runs = entry.architecture <= device && entry.architecture / 10 == device / 10;
         if (runs ? entry.architecture < best : best || !read->kernels.empty()) continue;
-        read->kernels = kernels_of(payload);
+        read_cubin(payload, read);
         if (runs) best = entry.architecture;
     }
     return best || compiles;

@@ -1,6 +1,7 @@
 // What a module's image says: nvcc's fatbin with machine code (cubins) and PTX.
 #pragma once
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@ namespace interpreter {
 struct Image {
     // Kernels of the machine code, each with its arguments' sizes. Empty for a placeholder (a word of 0).
     std::map<std::string, std::vector<uint32_t>> kernels;
+    std::set<std::string> globals;  // its variables
 };
 
 // Reads the image; an error where the played device could not run it.

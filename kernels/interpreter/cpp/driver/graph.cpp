@@ -90,7 +90,7 @@ DRIVER_API cuStreamBeginCapture_v2(void* stream, int) {
     return CUDA_SUCCESS;
 }
 DRIVER_API cuStreamEndCapture(void* stream, Graph** graph) {
-    BEGIN_DRIVER_CALL;
+    LOCK_DRIVER;
     *graph = nullptr;
     const std::shared_ptr<Recording> recording = stream_of(stream).recording;
     if (!recording) return CUDA_ERROR_ILLEGAL_STATE;
@@ -101,6 +101,8 @@ DRIVER_API cuStreamEndCapture(void* stream, Graph** graph) {
     recording->ended = true;
     for (Branch& branch : recording->branches)
         if (branch.stream) branch.stream->recording.reset();
+    // It ends in any case.
+    if (const CUresult refused = refusal_of(__func__)) return refused;
     if (!recording->valid) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
     if (!all_joined(*recording))
         return invalidate(*recording, CUDA_ERROR_STREAM_CAPTURE_UNJOINED,
@@ -188,5 +190,29 @@ DRIVER_API cuGraphExecDestroy(Graph* executable) {
 DRIVER_API cuGraphGetNodes(Graph* graph, void**, size_t* count) {
     BEGIN_DRIVER_CALL;
     *count = graph->operations.size();
+    return CUDA_SUCCESS;
+}
+
+// CUgraphEdgeData: the type is 1 for an edge of programmatic dependent launch.
+struct GraphEdge {
+    uint8_t from_port, to_port, type, reserved[5];
+};
+// Nodes are named by their number, from 1 on. An early start is an edge from the kernel right ahead alone.
+DRIVER_API cuGraphGetEdges_v2(Graph* graph, size_t* from, size_t* to, GraphEdge* data, size_t* count) {
+    BEGIN_DRIVER_CALL;
+    size_t edges = 0;
+    for (size_t index = 0; index < graph->operations.size(); index++) {
+        const RecordedOperation& recorded = graph->operations[index];
+        for (size_t earlier : recorded.after) {
+            if (from && edges < *count) {
+                const bool kernels = recorded.operation.launch && graph->operations[earlier].operation.launch;
+                from[edges] = earlier + 1, to[edges] = index + 1;
+                data[edges] = {};
+                data[edges].type = kernels && recorded.operation.launch->starts_early ? 1 : 0;
+            }
+            edges++;
+        }
+    }
+    *count = edges;
     return CUDA_SUCCESS;
 }

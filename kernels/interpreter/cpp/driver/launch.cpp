@@ -21,7 +21,8 @@ struct LaunchConfig {
     const LaunchAttribute* attributes;
     unsigned attribute_count;
 };
-constexpr uint32_t kAttributeCooperative = 2, kAttributeClusterDimension = 4, kAttributeStreamSerialization = 6;
+constexpr uint32_t kAttributeCooperative = 2, kAttributeClusterDimension = 4, kAttributeStreamSerialization = 6,
+                   kAttributeCarveout = 14;
 
 namespace interpreter {
 size_t argument_offset(const Kernel& kernel, unsigned index) {
@@ -83,7 +84,7 @@ CUresult check_cluster(const Function& function, dim3 size, dim3 cluster) {
 }
 
 CUresult launch(Function* function, const unsigned* grid, const unsigned* block, dim3 cluster, unsigned shared_bytes,
-                void* stream, void** arguments, bool cooperative, bool starts_early) {
+                void* stream, void** arguments, bool cooperative, bool starts_early, int carveout = -1) {
     BEGIN_DRIVER_CALL;
     if (!function) return CUDA_ERROR_INVALID_HANDLE;
     auto request = std::make_shared<LaunchRequest>();
@@ -95,6 +96,9 @@ CUresult launch(Function* function, const unsigned* grid, const unsigned* block,
     request->cooperative = cooperative;
     // Older devices have no programmatic dependent launch: there the grid simply follows.
     request->starts_early = starts_early && played.device->major >= 9;
+    request->programmatic = starts_early;
+    request->carveout = carveout;
+    request->recorded = stream_of(stream).recording != nullptr;
     if (const CUresult error = check_shape(*function, request->size, request->block_size, shared_bytes, cooperative)) return error;
     if (const CUresult error = check_cluster(*function, request->size, cluster)) return error;
     const Kernel& kernel = *function->kernel;
@@ -125,6 +129,7 @@ DRIVER_API cuLaunchCooperativeKernel(Function* function, unsigned gx, unsigned g
 }
 DRIVER_API cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** arguments, void**) {
     bool cooperative = false, starts_early = false;
+    int carveout = -1;
     dim3 cluster;
     for (unsigned i = 0; i < config->attribute_count; i++) {
         const LaunchAttribute& attribute = config->attributes[i];
@@ -132,7 +137,30 @@ DRIVER_API cuLaunchKernelEx(const LaunchConfig* config, Function* function, void
         if (attribute.id == kAttributeStreamSerialization) starts_early = attribute.value.flag != 0;
         if (attribute.id == kAttributeClusterDimension)
             cluster = {attribute.value.words[0], attribute.value.words[1], attribute.value.words[2]};
+        // In percent of what a multiprocessor has.
+        if (attribute.id == kAttributeCarveout) {
+            if (attribute.value.words[0] > 100) return refuse(CUDA_ERROR_INVALID_VALUE, text("a carve-out of %u percent", attribute.value.words[0]));
+            carveout = static_cast<int>(attribute.value.words[0]);
+        }
     }
+    if (cluster.x * cluster.y * cluster.z > 1)
+        if (const CUresult error = refusal_of("cluster")) return error;
+    if (starts_early)
+        if (const CUresult error = refusal_of("programmatic")) return error;
+    if (carveout >= 0)
+        if (const CUresult error = refusal_of("carveout")) return error;
     return launch(function, config->grid, config->block, cluster, config->shared_bytes, config->stream, arguments, cooperative,
-                  starts_early);
+                  starts_early, carveout);
+}
+
+// By shared memory and threads, as for blocks; where the multiprocessors of a GPU lie apart, fewer fit.
+DRIVER_API cuOccupancyMaxActiveClusters(int* clusters, Function* function, const LaunchConfig* config) {
+    BEGIN_DRIVER_CALL;
+    uint32_t blocks = 1;
+    for (unsigned i = 0; i < config->attribute_count; i++)
+        if (config->attributes[i].id == kAttributeClusterDimension)
+            blocks = config->attributes[i].value.words[0] * config->attributes[i].value.words[1] * config->attributes[i].value.words[2];
+    const unsigned threads = config->block[0] * config->block[1] * config->block[2];
+    *clusters = resident_blocks(*function, threads, config->shared_bytes) * played.device->multiprocessors / static_cast<int>(blocks);
+    return CUDA_SUCCESS;
 }

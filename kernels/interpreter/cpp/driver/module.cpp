@@ -6,6 +6,7 @@
 #include "api.h"
 #include "fatbin.h"
 #include "function.h"
+#include "mbarrier.h"
 #include "registry.h"
 #include "report.h"
 
@@ -42,6 +43,16 @@ DRIVER_API cuModuleGetFunction(Function** function, Module* module, const char* 
     auto& made = module->functions[name];
     if (!made) made.reset(new Function{kernel});
     *function = made.get();
+    return CUDA_SUCCESS;
+}
+// The one variable that kernels have, in builds whose waits trap.
+DRIVER_API cuModuleGetGlobal_v2(CUdeviceptr* address, size_t* bytes, Module* module, const char* name) {
+    BEGIN_DRIVER_CALL;
+    if (!module->image.globals.count(name)) return CUDA_ERROR_NOT_FOUND;
+    if (std::strcmp(name, "rigel_mbarrier_trap") != 0)
+        return refuse(CUDA_ERROR_NOT_SUPPORTED, text("the interpreter has no variable %s", name));
+    *address = reinterpret_cast<CUdeviceptr>(mbarrier_trap);
+    if (bytes) *bytes = sizeof mbarrier_trap;
     return CUDA_SUCCESS;
 }
 DRIVER_API cuFuncGetParamInfo(Function* function, size_t index, size_t* offset, size_t* bytes) {

@@ -17,6 +17,7 @@ CUresult bad(const std::string& why) { return refuse(CUDA_ERROR_INVALID_VALUE, "
 DRIVER_API cuTensorMapEncodeTiled(void* map, unsigned type, uint32_t dimensions, void* base, const uint64_t* sizes,
                                   const uint64_t* strides, const uint32_t* box, const uint32_t* element_strides, unsigned interleave,
                                   unsigned swizzle, unsigned, unsigned fill) {
+    if (const CUresult refused = refusal_of(__func__)) return refused;
     if (!map || reinterpret_cast<uintptr_t>(map) % 64) return bad("the map is not aligned to 64 bytes");
     if (type >= sizeof kElementBytes) return bad(text("element type %u", type));
     if (dimensions == 0 || dimensions > 5) return bad(text("%u dimensions, 1 to 5 are allowed", dimensions));

@@ -9,6 +9,7 @@ use super::super::error::CudaError;
 use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
+use super::super::switches::AttentionAlgorithm;
 use super::super::work::Work;
 use super::paged::{
     AttentionInputs, Heads, MOST_POSITIONS, SPAN_BYTES, Sequence, Sizes, WorkspaceLen, check_head_dim, check_workspace,
@@ -59,6 +60,11 @@ fn split_positions(window: Option<usize>, positions: usize) -> usize {
     window.map_or(positions, |window| window.saturating_add(UNIT - 1).min(positions))
 }
 
+/// Whether [`Form::Cluster`] runs on the device.
+pub fn has_clusters(device: &Properties) -> bool {
+    attention_decode_sm90::runs_on(device)
+}
+
 /// Which kernels compute it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -70,9 +76,14 @@ pub enum Form {
 }
 
 impl Form {
-    /// The one for a device: of clusters where that runs and this binary has it.
+    /// The one for a device: as its algorithms say, else of clusters where that runs and this binary has it.
     pub fn of(device: &Properties) -> Form {
-        if attention_decode_sm90::runs_on(device) { Form::Cluster } else { Form::Split }
+        match device.algorithms.decode {
+            Some(AttentionAlgorithm::Sm80) => Form::Split,
+            Some(AttentionAlgorithm::Sm90) => Form::Cluster,
+            Some(AttentionAlgorithm::Ordered) | None if has_clusters(device) => Form::Cluster,
+            Some(AttentionAlgorithm::Ordered) | None => Form::Split,
+        }
     }
 
     /// The name of its file.

@@ -12,6 +12,7 @@ use super::super::error::CudaError;
 use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
+use super::super::switches::AttentionAlgorithm;
 use super::super::work::Work;
 use super::paged::{AttentionInputs, Heads, SPAN_BYTES, Sequence, Sizes, check_head_dim, first_visible};
 use super::{Check, Element, attention_prefill_sm90};
@@ -115,6 +116,11 @@ fn longest_first<'a, I: Iterator<Item = (u32, u64, u64)>>(
     tiles.into_iter().map(|(_, tile)| tile).collect()
 }
 
+/// Whether [`Form::Warpgroup`] runs on the device.
+pub fn has_warpgroups(device: &Properties) -> bool {
+    attention_prefill_sm90::runs_on(device)
+}
+
 /// Which kernel computes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -125,9 +131,14 @@ pub enum Form {
 }
 
 impl Form {
-    /// The one for a device: of a warpgroup where that runs and this binary has it.
+    /// The one for a device: as its algorithms say, else of a warpgroup where that runs and this binary has it.
     pub fn of(device: &Properties) -> Form {
-        if attention_prefill_sm90::runs_on(device) { Form::Warpgroup } else { Form::Warp }
+        match device.algorithms.prefill {
+            Some(AttentionAlgorithm::Sm80) => Form::Warp,
+            Some(AttentionAlgorithm::Sm90) => Form::Warpgroup,
+            Some(AttentionAlgorithm::Ordered) | None if has_warpgroups(device) => Form::Warpgroup,
+            Some(AttentionAlgorithm::Ordered) | None => Form::Warp,
+        }
     }
 
     /// The name of its file, with which the names of its kernels begin.

@@ -20,7 +20,8 @@ const IMAGE: &str = "gemm_skinny_sm90";
 /// kTile, kDepth and kThreads of the kernel.
 const COLUMNS: usize = 128;
 const DEPTH: usize = 64;
-const THREADS: u32 = 288;
+/// Threads of a block.
+pub const THREADS: u32 = 288;
 /// Bytes of a row of either operand in a stage, and of the two barriers of one.
 const ROW_BYTES: usize = 2 * DEPTH;
 const BARRIER_BYTES: usize = 16;
@@ -78,7 +79,8 @@ impl Batch {
         }
     }
 
-    fn shared_bytes(self) -> usize {
+    /// Bytes of shared memory of a block.
+    pub fn shared_bytes(self) -> usize {
         self.stages() * ((COLUMNS + self.rows()) * ROW_BYTES + BARRIER_BYTES)
     }
 

@@ -9,6 +9,7 @@ use super::super::error::CudaError;
 use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
+use super::super::switches::Algorithms;
 use super::super::work::Work;
 use super::gemv::Tile;
 use super::norm::{NormForm, NormWeights};
@@ -31,10 +32,11 @@ pub const MOST_ROWS: usize = 2;
 /// The longest row, padding included.
 pub const MOST_WIDTH: usize = THREADS as usize * VECTORS * VECTOR;
 
-/// Whether products of so many rows of this width take their norm with them. [`Arithmetic::BatchInvariant`] keeps to
-/// kernels that take any number of rows.
-pub fn takes(arithmetic: Arithmetic, rows: usize, width: usize) -> bool {
-    arithmetic == Arithmetic::Fastest && rows <= MOST_ROWS && width.next_multiple_of(VECTOR) <= MOST_WIDTH
+/// Whether products of so many rows of this width take their norm with them, where `algorithms` let them.
+/// [`Arithmetic::BatchInvariant`] keeps to kernels that take any number of rows.
+pub fn takes(arithmetic: Arithmetic, algorithms: &Algorithms, rows: usize, width: usize) -> bool {
+    let may = arithmetic == Arithmetic::Fastest && algorithms.fuses_norm();
+    may && rows <= MOST_ROWS && width.next_multiple_of(VECTOR) <= MOST_WIDTH
 }
 
 /// The kernel of a form of norm and an epilogue, by their names in those of kernels.

@@ -256,7 +256,7 @@ impl<'a> Pass<'a> {
     }
 
     fn merged(&self, norm: LaunchAccount, rows: usize, product: LaunchAccount, epilogue: &str) -> Vec<LaunchAccount> {
-        if !gemv_normed::takes(self.options.arithmetic, rows, self.spec.hidden_size) {
+        if !gemv_normed::takes(self.options.arithmetic, &self.device.algorithms, rows, self.spec.hidden_size) {
             return vec![norm, product];
         }
         let kernel = gemv_normed::kernel_name(norm_form(self.spec.norm.kind), epilogue, self.element);

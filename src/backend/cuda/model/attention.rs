@@ -42,7 +42,7 @@ pub(super) struct StepTiles {
 
 impl AttentionPlan {
     pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, device: &Properties) -> AttentionPlan {
-        if options.arithmetic == Arithmetic::Fastest {
+        if !is_ordered(options.arithmetic, device) {
             let (decode, prefill) = (attention_decode::Form::of(device), attention_prefill::Form::of(device));
             return AttentionPlan::Fastest { decode, prefill };
         }
@@ -114,6 +114,11 @@ impl AttentionPlan {
             }
         }
     }
+}
+
+/// Whether ordered attention computes all rows: for batch-invariant arithmetic, or because it was chosen by name.
+pub(super) fn is_ordered(arithmetic: Arithmetic, device: &Properties) -> bool {
+    arithmetic == Arithmetic::BatchInvariant || device.algorithms.is_ordered()
 }
 
 /// Ordered attention over `tiles` tiles of a step of `rows` rows.

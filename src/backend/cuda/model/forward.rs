@@ -17,8 +17,8 @@ use super::super::kernels::product::{
     Epilogue, Head, ProductInputs, ProductShape, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
 };
 use super::super::weights::{LinearWeights, RopeTable, Weights};
-use super::super::{Buffer, Device, Slice, Stream};
-use super::attention::ordered_shape;
+use super::super::{Algorithms, Buffer, Device, Slice, Stream};
+use super::attention::{is_ordered, ordered_shape};
 use super::step::{StepLayout, StepShape, heads, window};
 use super::workspace::{Cache, Workspace, rows, rows_mut};
 use crate::backend::Arithmetic;
@@ -34,13 +34,11 @@ enum Attention<T> {
 
 impl<T: Element> Attention<T> {
     fn load(device: &Device, head_dim: usize, arithmetic: Arithmetic) -> Result<Attention<T>, CudaError> {
-        match arithmetic {
-            Arithmetic::Fastest => {
-                let decode = AttentionDecode::load(device, head_dim)?;
-                Ok(Attention::Fastest { decode, prefill: AttentionPrefill::load(device, head_dim)? })
-            }
-            Arithmetic::BatchInvariant => AttentionOrdered::load(device, head_dim).map(Attention::Ordered),
+        if is_ordered(arithmetic, device.properties()) {
+            return AttentionOrdered::load(device, head_dim).map(Attention::Ordered);
         }
+        let decode = AttentionDecode::load(device, head_dim)?;
+        Ok(Attention::Fastest { decode, prefill: AttentionPrefill::load(device, head_dim)? })
     }
 }
 
@@ -57,6 +55,7 @@ pub(super) struct Kernels<T> {
     out: Projection<T>,
     head: Head<T>,
     arithmetic: Arithmetic,
+    algorithms: Algorithms,
 }
 
 impl<T: Element> Kernels<T> {
@@ -71,6 +70,7 @@ impl<T: Element> Kernels<T> {
             out: Projection::load(device, Epilogue::BiasResidual)?.with(arithmetic),
             head: Head::load(device)?.with(arithmetic),
             arithmetic,
+            algorithms: device.properties().algorithms,
         })
     }
 }
@@ -128,7 +128,7 @@ impl<'a, T: Element> Pass<'a, T> {
 
     /// Whether products of so many rows take the norm ahead of them along.
     fn takes_norm(&self, rows: usize) -> bool {
-        gemv_normed::takes(self.kernels.arithmetic, rows, self.spec.hidden_size)
+        gemv_normed::takes(self.kernels.arithmetic, &self.kernels.algorithms, rows, self.spec.hidden_size)
     }
 
     /// Queries, and keys and values into the cache, rotated, of `norm(hidden[r])`.

@@ -152,6 +152,7 @@ impl<T: Element> CudaBackend<T> {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<CudaBackend<T>, BackendError> {
         check_supported(&spec, options)?;
+        device.properties().algorithms.check_network(options.arithmetic, padded(spec.hidden_size))?;
         let sizes = Sizes::new(&spec, options, device.properties());
         let plan = MemoryPlan::new(&spec, &Layout::new(&spec), &sizes);
         let (free, _) = device.memory()?;
@@ -229,10 +230,10 @@ impl<T: Element> DeviceQueue for CudaBackend<T> {
             inputs.send(stream, layout.words(), |words| step.write(words, layout, batch, drawn, places))
         };
         match recordings.bucket_for(exact) {
-            Some(Bucket { shape, layout, split_len, recording }) => {
+            Some((Bucket { shape, layout, split_len, recording }, failures)) => {
                 send(&mut resident.inputs, layout)?;
                 let mut pass = resident.pass(sampler.draws(), *shape, layout, *split_len);
-                recording.run(stream, || pass.run(stream))?;
+                recording.run(stream, shape.rows, failures, || pass.run(stream))?;
             }
             None => {
                 let layout = StepLayout::new(exact);

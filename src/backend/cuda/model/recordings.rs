@@ -1,5 +1,7 @@
 //! Decode steps recorded as graphs, one for each bucket of rows.
 
+use std::cell::Cell;
+
 use super::super::error::CudaError;
 use super::super::{Device, Graph, Properties, Stream};
 use super::attention::AttentionPlan;
@@ -29,7 +31,7 @@ pub(super) struct Bucket {
 
 /// How far a bucket's step is known.
 pub(super) enum Recording {
-    /// Recordings are of no use: launches are waited for one by one, to find the one that fails.
+    /// It is launched kernel by kernel: a switch says so, or the driver could not capture or replay it.
     Never,
     /// It has not run yet. Kernels are loaded when they first run, which cannot be recorded.
     New,
@@ -40,52 +42,85 @@ pub(super) enum Recording {
 }
 
 impl Recording {
-    /// Runs `step`, which gives the same launches to the stream each time.
+    /// Runs `step`, which gives the same launches to the stream each time. A driver that cannot capture it, or cannot
+    /// replay what it captured, leaves this bucket launched kernel by kernel; `rows` and `failures` are for the warning.
     pub(super) fn run(
         &mut self,
         stream: &Stream,
+        rows: usize,
+        failures: &CaptureFailures,
         mut step: impl FnMut() -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
         if stream.trace().is_on() {
             // Launches of a replay have no events between them.
             return step();
         }
-        match self {
-            Recording::Never => step(),
+        let replayed = match self {
+            Recording::Never => return step(),
             Recording::New => {
                 step()?;
                 *self = Recording::Known;
-                Ok(())
+                return Ok(());
             }
-            Recording::Known => {
-                let graph = stream.capture(step)?;
+            // A capture executes nothing, whether it succeeds or not.
+            Recording::Known => stream.capture(&mut step).and_then(|graph| {
                 graph.launch()?;
                 *self = Recording::Recorded(graph);
                 Ok(())
-            }
+            }),
             Recording::Recorded(graph) => graph.launch(),
+        };
+        match replayed {
+            Err(error) if !error.is_final() => {
+                *self = Recording::Never;
+                // The step itself may be at fault: then it fails here too, and with its own error.
+                step()?;
+                failures.report(rows, &error);
+                Ok(())
+            }
+            done => done,
         }
+    }
+}
+
+/// Whether a capture has failed before: one warning says it for all buckets.
+#[derive(Default)]
+pub(super) struct CaptureFailures(Cell<bool>);
+
+impl CaptureFailures {
+    fn report(&self, rows: usize, error: &CudaError) {
+        if self.0.replace(true) {
+            return tracing::debug!("decode steps of {rows} rows have no CUDA graph either: {error}");
+        }
+        let rows = if rows == 1 { "1 row".to_owned() } else { format!("{rows} rows") };
+        tracing::warn!(
+            "decode steps of {rows} have no CUDA graph: {error}; they are launched kernel by kernel, which gives the same \
+             tokens more slowly"
+        );
     }
 }
 
 /// The buckets, in ascending order of rows.
 pub(super) struct Recordings {
     buckets: Vec<Bucket>,
+    failures: CaptureFailures,
 }
 
 impl Recordings {
     pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, device: &Device) -> Recordings {
         let bucket = |shape: StepShape| {
-            let recording = if device.is_synchronous() { Recording::Never } else { Recording::New };
+            let recording = if device.captures() { Recording::New } else { Recording::Never };
             let split_len = split_len_for(shape.sequences, spec, device.properties());
             Bucket { shape, layout: StepLayout::new(shape), split_len, recording }
         };
-        Recordings { buckets: bucket_shapes(spec, options, device.properties()).map(bucket).collect() }
+        let buckets = bucket_shapes(spec, options, device.properties()).map(bucket).collect();
+        Recordings { buckets, failures: CaptureFailures::default() }
     }
 
     /// The smallest bucket that a step of this shape fits into, where each of its sequences has one row.
-    pub(super) fn bucket_for(&mut self, exact: StepShape) -> Option<&mut Bucket> {
-        self.buckets.iter_mut().find(|bucket| takes(bucket.shape, exact))
+    pub(super) fn bucket_for(&mut self, exact: StepShape) -> Option<(&mut Bucket, &CaptureFailures)> {
+        let bucket = self.buckets.iter_mut().find(|bucket| takes(bucket.shape, exact))?;
+        Some((bucket, &self.failures))
     }
 }
 

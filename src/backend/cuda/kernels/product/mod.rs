@@ -18,6 +18,7 @@ use super::super::device::{Device, Properties};
 use super::super::error::CudaError;
 use super::super::launch::Arguments;
 use super::super::stream::Stream;
+use super::super::switches::LinearAlgorithm;
 use super::super::work::Work;
 use super::gemm::{Gemm, Plan};
 use super::gemm_skinny_sm90::{self, Skinny};
@@ -121,18 +122,34 @@ impl Path {
         Path::choose_for(Arithmetic::Fastest, device, shape)
     }
 
-    /// The fastest path that `arithmetic` allows. `gemm_sm80` gives a row the same bits by any plan and beside any
+    /// The path that the device's algorithms name for so many rows, else the fastest; with
+    /// [`Arithmetic::BatchInvariant`] the one that it allows. `gemm_sm80` gives a row the same bits by any plan and beside any
     /// number of rows; `gemv`, `gemm_sm90` and each kernel of `gemm_skinny_sm90` do too, but others.
     pub fn choose_for(arithmetic: Arithmetic, device: &Properties, shape: ProductShape) -> Path {
-        match arithmetic {
-            Arithmetic::Fastest if shape.rows <= gemv::MOST_ROWS => Path::Gemv,
-            Arithmetic::Fastest if shape.rows <= gemm_skinny_sm90::MOST_ROWS && gemm_skinny_sm90::runs_on(device) => {
-                Path::Skinny(gemm_skinny_sm90::Plan::choose(device.multiprocessors, shape))
+        let algorithm = match arithmetic {
+            Arithmetic::BatchInvariant => LinearAlgorithm::Sm80,
+            Arithmetic::Fastest => {
+                device.algorithms.linear(shape.rows).unwrap_or_else(|| Path::fastest(device, shape.rows))
             }
-            Arithmetic::Fastest if gemm_sm90::runs_on(device) => {
-                Path::GemmSm90(gemm_sm90::Plan::choose(device.multiprocessors, shape))
-            }
-            Arithmetic::Fastest | Arithmetic::BatchInvariant => Path::Gemm(Plan::choose(device.into(), shape)),
+        };
+        match algorithm {
+            LinearAlgorithm::GemvNormed | LinearAlgorithm::Gemv => Path::Gemv,
+            LinearAlgorithm::Skinny => Path::Skinny(gemm_skinny_sm90::Plan::choose(device.multiprocessors, shape)),
+            LinearAlgorithm::Sm90 => Path::GemmSm90(gemm_sm90::Plan::choose(device.multiprocessors, shape)),
+            LinearAlgorithm::Sm80 => Path::Gemm(Plan::choose(device.into(), shape)),
+        }
+    }
+
+    /// The fastest algorithm for so many rows that runs on the device.
+    fn fastest(device: &Properties, rows: usize) -> LinearAlgorithm {
+        if rows <= gemv::MOST_ROWS {
+            LinearAlgorithm::Gemv
+        } else if rows <= gemm_skinny_sm90::MOST_ROWS && gemm_skinny_sm90::runs_on(device) {
+            LinearAlgorithm::Skinny
+        } else if gemm_sm90::runs_on(device) {
+            LinearAlgorithm::Sm90
+        } else {
+            LinearAlgorithm::Sm80
         }
     }
 
@@ -223,8 +240,10 @@ impl<T: Element> Product<T> {
         Ok(Product { gemv, skinny, gemm, gemm_sm90, arithmetic: Arithmetic::default(), element: PhantomData })
     }
 
-    fn path(&self, stream: &Stream, shape: ProductShape) -> Path {
-        Path::choose_for(self.arithmetic, stream.device().properties(), shape)
+    fn path(&self, stream: &Stream, shape: ProductShape) -> Result<Path, CudaError> {
+        let device = stream.device().properties();
+        device.algorithms.check_rows(shape.rows)?;
+        Ok(Path::choose_for(self.arithmetic, device, shape))
     }
 
     /// # Safety
@@ -313,7 +332,8 @@ impl<T: Element> Projection<T> {
     ///
     /// # Errors
     /// [`CudaError::Operand`] for a length that is not that of `shape`, no rows, columns or depth that are no multiples
-    /// of 8, a depth above [`MOST_DEPTH`], or a buffer that is not aligned to 16 bytes.
+    /// of 8, a depth above [`MOST_DEPTH`], or a buffer that is not aligned to 16 bytes; [`CudaError::Algorithm`] for more
+    /// rows than the algorithm takes that was chosen by name.
     pub fn launch(
         &self,
         stream: &Stream,
@@ -321,7 +341,7 @@ impl<T: Element> Projection<T> {
         inputs: ProductInputs<'_, T>,
         out: SliceMut<'_, T>,
     ) -> Result<(), CudaError> {
-        self.launch_by(self.0.path(stream, shape), stream, shape, inputs, out)
+        self.launch_by(self.0.path(stream, shape)?, stream, shape, inputs, out)
     }
 
     /// The same by a given path.
@@ -383,7 +403,7 @@ impl<T: Element> Head<T> {
         weights: Slice<'_, T>,
         out: SliceMut<'_, f32>,
     ) -> Result<(), CudaError> {
-        self.launch_by(self.0.path(stream, shape), stream, shape, x, weights, out)
+        self.launch_by(self.0.path(stream, shape)?, stream, shape, x, weights, out)
     }
 
     /// The same by a given path.

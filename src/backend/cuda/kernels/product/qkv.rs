@@ -170,7 +170,7 @@ impl<T: Element> QkvProjection<T> {
     ) -> Result<(), CudaError> {
         // What does not fit a product fails below, whatever the path.
         let product = shape.product(gemv::CHECK)?;
-        self.launch_by(self.0.path(stream, product), stream, shape, inputs, rows, out)
+        self.launch_by(self.0.path(stream, product)?, stream, shape, inputs, rows, out)
     }
 
     /// The same by a given path.
