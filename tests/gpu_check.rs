@@ -122,3 +122,53 @@ fn what_is_wrong_with_a_pack_is_one_line() {
     fs::write(folder.path().join("manifest.json"), "{\"schema\": \"other\"}").unwrap();
     refused(folder.path(), "expected 'rigel-gpu-check-1'");
 }
+
+/// Binary and beginning of a test's name, of every check; and what every check says to do.
+fn checks() -> Vec<(String, String, String)> {
+    let code = "from gpu_check.checks import CHECKS; \
+                print(*['|'.join([b, s, c.otherwise]) for c in CHECKS for b, s in c.tests], sep='\\n')";
+    let split = |line: &str| {
+        let mut parts = line.splitn(3, '|').map(str::to_owned);
+        (parts.next().unwrap(), parts.next().unwrap(), parts.next().unwrap())
+    };
+    python(code).lines().map(split).collect()
+}
+
+#[test]
+fn every_check_has_its_tests_and_they_are_packed() {
+    let packed = python(
+        "from gpu_check.pack import TESTS; from pathlib import Path; \
+         print(*[p.stem for p in Path('tests').glob('*.rs') if TESTS.fullmatch(p.stem)])",
+    );
+    let checks = checks();
+    assert!(checks.len() > 15, "{checks:?}");
+    for (binary, start, _) in checks {
+        assert!(packed.split_whitespace().any(|name| name == binary), "{binary} is not packed");
+        let text = fs::read_to_string(Path::new(ROOT).join(format!("tests/{binary}.rs"))).unwrap();
+        assert!(text.contains(&format!("fn {start}")), "{binary} has no test {start}…");
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn what_a_check_says_to_set_can_be_set() {
+    use rigel::backend::cuda::SWITCHES;
+    let measured = fs::read_to_string(Path::new(ROOT).join("tools/gpu_check/measure.py")).unwrap();
+    let texts: Vec<String> = checks().into_iter().map(|(.., otherwise)| otherwise).chain([measured]).collect();
+    let mut seen = 0;
+    for text in texts {
+        for word in text.split(|c: char| c.is_whitespace() || ",;:()\"".contains(c)) {
+            let Some((variable, value)) = word.split_once('=').filter(|(name, _)| name.starts_with("RIGEL_CUDA_"))
+            else {
+                continue;
+            };
+            let switch = SWITCHES.iter().find(|switch| switch.variable == variable);
+            let switch = switch.unwrap_or_else(|| panic!("{word}: there is no such variable"));
+            let percent =
+                switch.values.contains(&"0 to 100") && value.parse::<u32>().is_ok_and(|percent| percent <= 100);
+            assert!(switch.values.contains(&value) || percent, "{word}: it takes {:?}", switch.values);
+            seen += 1;
+        }
+    }
+    assert!(seen > 10, "{seen}");
+}

@@ -166,7 +166,7 @@ def settle(result, process, expired_own, expired_call):
                 row = row | {"values": {"passed": 0.0, "seconds": round(seconds, 1)}, "marks": [note]}
                 row.pop("missing", None)
             parts["rows"] = [row]
-            if status == DONE and row.get("values", {}).get("passed") == 0.0:
+            if status in (DONE, FAILED) and row.get("values", {}).get("passed") == 0.0:
                 status, note = FAILED, "; ".join(row["marks"])
     result.put(item, status, seconds, note, parts)
     if status == FAILED:
@@ -181,7 +181,7 @@ def log(path, item, output):
 
 
 def missing_row(item):
-    suite = {"tests": "tests", "sanitizer": "tests", "parity": "parity", "kernels": "kernels"}
+    suite = {"checks": "tests", "tests": "tests", "sanitizer": "tests", "parity": "parity", "kernels": "kernels"}
     name = item.key.split("/", 1)
     return report.row(suite.get(name[0], "model"), name[1], "gpu-check", missing=item.missing)
 

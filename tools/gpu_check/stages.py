@@ -2,13 +2,16 @@
 
 import os
 import shutil
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, List, Optional
 
 import report
 
-NAMES = ["tests", "parity", "sanitizer", "kernels", "model", "generate", "profile", "start"]
+from . import checks as first
+
+NAMES = ["checks", "tests", "parity", "sanitizer", "kernels", "model", "generate", "profile", "start"]
 # A stage ends by then, whatever is left of it.
 STAGE_SECONDS = 530
 TEST_SECONDS, SANITIZER_SECONDS = 240, 120
@@ -114,6 +117,10 @@ def tests(places):
     return Stage("tests", "tests of kernels, device layer and backend", items, jobs=min(4, os.cpu_count() or 1))
 
 
+def checks(places):
+    return Stage("checks", "what to look at first, each with what to do where it fails", first.items(places, Item))
+
+
 def judge_sanitizer(name):
     def judge(code, output, seconds):
         summaries = [line.strip("= ") for line in output.splitlines() if "SUMMARY:" in line]
@@ -182,7 +189,9 @@ def kernels(places):
     peers = [] if places.no_peers else ["--peers", places.python]
     bench = lambda words: [places.rigel, "bench", "kernels", words, *peers]
     items = [command(places, f"kernels/{words}", bench(words), 400) for words in KERNELS]
-    return Stage("kernels", "kernels beside PyTorch's", items)
+    published = [sys.executable, str(places.root / "tools/peers/published.py")]
+    items.insert(0, command(places, "kernels/published", published, 30))
+    return Stage("kernels", "kernels beside PyTorch's, and beside what others have published", items)
 
 
 def model(places):
@@ -234,5 +243,5 @@ def start(places):
 
 
 def all_stages(places):
-    makers = [tests, parity, sanitizer, kernels, model, generate, profile, start]
+    makers = [checks, tests, parity, sanitizer, kernels, model, generate, profile, start]
     return [make(places) for make in makers]

@@ -37,6 +37,33 @@ def figures(rows):
             yield f"{row['name']} {row.get('model')} batch {batch} by {row['by']}: {rate:.1f} tokens/s{share}"
 
 
+PEERS = ("torch sdpa cudnn", "torch sdpa flash")
+
+
+def tflops(row):
+    """Of a row that was measured, or of a published one."""
+    if row.get("times") and row.get("flops"):
+        return row["flops"] / row["times"]["median_us"] / 1e6
+    return row.get("values", {}).get("tflop_per_s")
+
+
+def attention(rows):
+    """Prefill attention by length: ours, SDPA's cuDNN and flash by name, FlashAttention-3's published figures."""
+    found = {}
+    for row in rows:
+        if row["name"] == "attention_prefill" and row.get("shape", {}).get("window") in (None, "none"):
+            rate = tflops(row)
+            if rate:
+                found.setdefault(row["shape"].get("length"), {}).setdefault(row["by"], (rate, row.get("model")))
+    for length, by in sorted(found.items()):
+        if "rigel" not in by:
+            continue
+        cells = [f"rigel {by['rigel'][0]:.0f}"]
+        cells += [f"{peer} {by[peer][0]:.0f}" if peer in by else f"no {peer}" for peer in PEERS]
+        cells += [f"{who} {rate:.0f}" for who, (rate, _) in by.items() if who.endswith("(published)")]
+        yield f"attention_prefill {by['rigel'][1] or ''} length {length}, TFLOP/s: {', '.join(cells)}"
+
+
 def print_all(result, stages):
     """Failures, figures, then the table, last."""
     failures = [
@@ -45,11 +72,11 @@ def print_all(result, stages):
         if entry["status"] in ("failed", "timed out")
     ]
     for text in failures[:FAILURES]:
-        line("- " + " ".join(text.split())[:300])
+        line("- " + " ".join(text.split())[:500])
     if len(failures) > FAILURES:
         line(f"- and {len(failures) - FAILURES} more, in the result")
     rows = [row for item in result.items.values() for row in item["rows"]]
-    for text in figures(rows):
+    for text in [*figures(rows), *attention(rows)]:
         line("- " + text)
     for text in sorted({why for item in result.items.values() for why in item["invalid"]}):
         line("- invalid: " + text)

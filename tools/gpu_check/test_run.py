@@ -4,6 +4,7 @@
 """
 
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -14,8 +15,9 @@ sys.dont_write_bytecode = True
 TOOLS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TOOLS), str(TOOLS / "peers")]
 
+import published
 import report
-from gpu_check import run, stages, summary
+from gpu_check import checks, run, stages, summary
 
 WRITES = """
 import json, sys, time
@@ -167,6 +169,123 @@ class Run(unittest.TestCase):
             self.assertEqual(self.statuses(), {"tests/a": "done"})
             if expected == "a " and len(self.read()["rows"]) == 0:
                 made.unlink()  # as on another machine
+
+    def check_items(self, manifest, root=None):
+        places = stages.Places(root or self.folder, manifest, "python3", self.folder, self.folder, self.folder)
+        return {item.key: item for item in stages.checks(places).items}
+
+    def test_a_check_that_fails_says_what_to_do(self):
+        made = self.check_items({"tests": {}, "ignored": {}})
+        check = next(check for check in checks.CHECKS if len(check.tests) == 2 and all(start for _, start in check.tests))
+        self.assertIn("no tests", made[checks.key(check.name)].missing)
+
+        # Binaries that print as libtest does; the second has a test that fails.
+        root = self.folder / "pack"
+        (root / "bin/tests").mkdir(parents=True)
+        (root / "tools").symlink_to(TOOLS)
+        tests = {}
+        for place, (binary, start) in enumerate(check.tests):
+            tests[binary] = [f"{start}_one", f"{start}_two", "another"]
+            said = "test {0}_one ... ok\ntest {0}_two ... {1}\ntest result: {2}\n".format(
+                start, "FAILED" if place else "ok", "FAILED. 1 passed; 1 failed" if place else "ok. 2 passed; 0 failed"
+            )
+            program = root / "bin/tests" / binary
+            program.write_text(f"#!/bin/sh\necho \"$@\" >> {self.folder}/called\ncat <<END\n{said}END\nexit {place * 101}\n")
+            program.chmod(0o755)
+        item = self.check_items({"tests": tests, "ignored": {}}, root)[checks.key(check.name)]
+        run.run_stage(self.result(), self.stage(item), 60)
+        row = self.read()["rows"][0]
+        start = check.tests[1][1]
+        self.assertEqual(row["values"]["passed"], 0.0)
+        self.assertEqual(row["marks"], [f"failed: {start}_two; do: {check.otherwise}"])
+        self.assertIn(check.otherwise, self.read()["gpu_check"]["items"][item.key]["note"])
+        called = (self.folder / "called").read_text().splitlines()
+        self.assertEqual(called[1], f"--exact {start}_one {start}_two --nocapture")
+
+        (root / "bin/tests" / check.tests[1][0]).write_text("#!/bin/sh\necho 'test result: ok. 2 passed; 0 failed'\n")
+        run.run_stage(self.result(), self.stage(item), 60, again=True)
+        self.assertEqual(self.statuses(), {item.key: "done"})
+        # Fewer than the manifest says, such as none, is no pass.
+        (root / "bin/tests" / check.tests[1][0]).write_text("#!/bin/sh\necho 'test result: ok. 0 passed; 0 failed'\n")
+        item.key = "checks/again"
+        run.run_stage(self.result(), self.stage(item), 60)
+        self.assertEqual(self.statuses()["checks/again"], "failed")
+
+    def measure(self, mode, rows, *words, ncu=None):
+        """measure.py with a `rigel` that writes these rows, by the first variable of the environment that has some."""
+        rigel = self.folder / "rigel"
+        code = f"""#!{sys.executable}
+import json, os, sys
+rows = {rows!r}
+found = next((rows[key] for key in rows if key in os.environ), rows.get(sys.argv[1]))
+open(sys.argv[sys.argv.index("--json") + 1], "w").write(json.dumps({{"rows": found}}))
+"""
+        rigel.write_text(code)
+        rigel.chmod(0o755)
+        out = self.folder / "measured.json"
+        line = [sys.executable, str(TOOLS / "gpu_check/measure.py"), mode, "--rigel", str(rigel), "--config", "x"]
+        done = subprocess.run([*line, "--json", str(out), *words], capture_output=True, text=True)
+        return done, json.loads(out.read_text())["rows"] if out.exists() else []
+
+    @staticmethod
+    def generated(us):
+        return [{"suite": "model", "name": "tg64", "by": "rigel", "tokens": 64, "times": {"median_us": us * 64}}]
+
+    def test_a_switch_that_is_faster_than_the_defaults_is_named(self):
+        even = {"bench": self.generated(100.0)}
+        done, rows = self.measure("switches", even)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertEqual([row["by"] for row in rows][:2], ["rigel, defaults", "rigel, RIGEL_CUDA_PDL=0"])
+        done, rows = self.measure("switches", {"RIGEL_CUDA_CARVEOUT": self.generated(90.0), **even})
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("do: RIGEL_CUDA_CARVEOUT=100: 1.11 times as fast as the defaults", done.stderr)
+        self.assertIn("1.11 times", rows[3]["marks"][0])
+
+    def test_steps_that_cupti_slows_down_and_kernels_that_never_overlap_are_seen(self):
+        launch = lambda gap: {"name": "decode launch", "path": "cupti", "values": {"gap_us": gap}, "times": {"median_us": 2}}
+        step = {"name": "decode step", "path": "cupti", "times": {"median_us": 101.0}, "values": {}}
+        rows = {"profile": [step, launch(-0.5), launch(0.3)], "bench": self.generated(100.0)}
+        done, found = self.measure("cupti", rows)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertEqual(found[0]["values"]["early_starts"], 0.5)
+        rows["profile"] = [step | {"times": {"median_us": 130.0}}, launch(0.1)]
+        done, found = self.measure("cupti", rows)
+        self.assertEqual(done.returncode, 1)
+        for part in ("1.30 of their time", "no kernel starts before the one ahead has ended: RIGEL_CUDA_CARVEOUT=100"):
+            self.assertIn(part, done.stderr)
+        done, _ = self.measure("cupti", {"profile": [step | {"path": "events"}], "bench": self.generated(100.0)})
+        self.assertIn("no CUPTI", done.stderr)
+
+    def test_bytes_from_memory_are_held_against_those_declared(self):
+        ncu = self.folder / "ncu"
+        table = '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n'
+        for launch in range(3):
+            table += f'"{launch}","skinny_x","dram__bytes_read.sum","byte","1,000,000"\n'
+            table += f'"{launch}","skinny_x","dram__bytes_write.sum","byte","20,000"\n'
+        ncu.write_text(f"#!/bin/sh\necho '==PROF== Connected'\ncat <<END\n{table}END\n")
+        ncu.chmod(0o755)
+        gemm = lambda bytes: {"bench": [{"name": "gemm mlp_in", "by": "rigel", "bytes": bytes}]}
+        done, rows = self.measure("dram", gemm(1_000_000), "--ncu", str(ncu))
+        self.assertEqual((done.returncode, rows[0]["values"]["ratio"]), (0, 1.02), done.stderr)
+        done, _ = self.measure("dram", gemm(700_000), "--ncu", str(ncu))
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("1.46 times the declared bytes", done.stderr)
+
+    def test_attention_stands_beside_cudnn_flash_and_what_was_published(self):
+        shape = {"length": 8192, "heads": 48}
+        timed = lambda by, us: {"name": "attention_prefill", "by": by, "flops": 600_000_000, "times": {"median_us": us}}
+        rows = [timed("rigel", 1.0) | {"shape": shape, "model": "15b"}, timed("torch sdpa cudnn", 2.0) | {"shape": shape}]
+        rows += [timed("rigel", 1.0) | {"shape": shape | {"window": 4096}}]
+        rows += list(published.rows())
+        self.assertEqual(
+            list(summary.attention(rows)),
+            [
+                "attention_prefill 15b length 8192, TFLOP/s: rigel 600, torch sdpa cudnn 300, no torch sdpa flash, "
+                "FlashAttention-3 (published) 602"
+            ],
+        )
+        for row in published.rows():
+            self.assertTrue(row["by"].endswith("(published)") and "not measured here" in row["marks"][0], row)
 
     def test_a_program_that_is_not_there_fails(self):
         item = stages.Item("kernels/none", ["/nowhere/rigel"], 30)
