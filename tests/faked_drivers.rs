@@ -9,8 +9,8 @@ use common::{conformance_image, for_ever};
 use half::bf16;
 use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
 use rigel::backend::cuda::{
-    Arguments, Buffer, ComputeCapability, CudaError, Device, Dimension, Image, Kernel, Launch, Stream, Switches,
-    Swizzle, TensorMap, driver, images, properties,
+    Algorithms, Arguments, Buffer, ComputeCapability, CudaError, Device, Dimension, Image, Kernel, Launch,
+    LinearAlgorithm, Stream, Switches, Swizzle, TensorMap, driver, images, properties,
 };
 use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows};
 use rigel::kv::PageId;
@@ -455,19 +455,25 @@ device_test! {
 device_test! {
     fn a_model_whose_clusters_are_refused_says_which_switch_takes_others() {
         let interpreter = play(DeviceProfile::Sm90);
-        let device = Device::open(0).unwrap();
-        let mut backend = model(&device);
+        // A prompt of more rows than gemv takes: small-M gemms in clusters.
+        let prompt = |device: &Device| {
+            let (checkpoint, spec) = common::golden("gqa9");
+            let page_size = NonZeroU32::new(16).unwrap();
+            let arithmetic = Arithmetic::Fastest;
+            let options = CudaOptions { page_size, pages: 4, max_rows: 20, max_sequences: 1, arithmetic };
+            let mut backend = CudaBackend::<bf16>::new(device, &checkpoint, spec, &options, &mut |_| {}).unwrap();
+            let pages = [PageId(0), PageId(1)];
+            let sequences = [SequenceRows { rows: 0..20, start: 0, first_block: 0, pages: &pages }];
+            let ids: Vec<TokenId> = (1..=20).map(TokenId).collect();
+            backend.forward(&Batch { token_ids: &ids, sequences: &sequences, logits_rows: &[19] })
+        };
         interpreter.refuse("cluster", NOT_SUPPORTED);
-        let pages = [PageId(0)];
-        let sequences = [SequenceRows { rows: 0..1, start: 0, first_block: 0, pages: &pages }];
-        let error = backend.forward(&Batch { token_ids: &[TokenId(1)], sequences: &sequences, logits_rows: &[0] });
-        let error = error.unwrap_err().to_string();
-        assert!(error.contains("attention_decode_sm90_bf16_64x16: the driver refuses a launch of grid"), "{error}");
-        assert!(error.ends_with("; RIGEL_CUDA_ATTENTION_DECODE=sm80 takes another kernel"), "{error}");
+        let error = prompt(&Device::open(0).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("skinny_bias_rope_kv_bf16_64: the driver refuses a launch of grid"), "{error}");
+        assert!(error.contains("clusters of [2, 1, 1] blocks"), "{error}");
+        assert!(error.ends_with("; RIGEL_CUDA_GEMM=sm80 takes another kernel"), "{error}");
         // And it does.
-        let algorithms =
-            rigel::backend::cuda::Algorithms { decode: Some(rigel::backend::cuda::AttentionAlgorithm::Sm80), ..Default::default() };
-        let device = Device::open_with(0, Switches { algorithms, ..Switches::default() }).unwrap();
-        decode(&mut model(&device), 1, 0);
+        let algorithms = Algorithms { gemm: Some(LinearAlgorithm::Sm80), ..Algorithms::default() };
+        prompt(&Device::open_with(0, Switches { algorithms, ..Switches::default() }).unwrap()).unwrap();
     }
 }

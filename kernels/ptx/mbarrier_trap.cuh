@@ -20,8 +20,8 @@ extern "C" {
 __device__ MbarrierTrap rigel_mbarrier_trap;
 }
 
-// Records where the thread waits, and traps. Returns where another thread of the module writes the record: that thread
-// traps.
+// Records where the thread waits, and traps. Where another thread of the module writes the record, waits for that one to
+// trap. It never returns, so that no register has to be kept over it.
 //   word 0      1 once the record is whole
 //   word 1      the barrier: bytes from the start of the block's dynamic shared memory
 //   word 2      the parity that is waited for
@@ -30,8 +30,8 @@ __device__ MbarrierTrap rigel_mbarrier_trap;
 //   words 13-20 the barrier's name, 32 bytes, ended by 0
 DEVICE void mbarrier_trap(uint32_t barrier, uint32_t parity, const char* name, uint32_t waited) {
     volatile uint32_t* const record = rigel_mbarrier_trap.record;
-    if (record != nullptr) {
-        if (atomicExch(&rigel_mbarrier_trap.taken, 1u) != 0) return;
+    if (record == nullptr) asm volatile("trap;");
+    if (atomicExch(&rigel_mbarrier_trap.taken, 1u) == 0) {
         uint32_t shared_bytes;
         asm volatile("mov.u32 %0, %%dynamic_smem_size;" : "=r"(shared_bytes));
         record[1] = barrier - shared_address(rigel_dynamic_shared_memory);
@@ -48,8 +48,9 @@ DEVICE void mbarrier_trap(uint32_t barrier, uint32_t parity, const char* name, u
         __threadfence_system();
         record[0] = 1;
         __threadfence_system();
+        asm volatile("trap;");
     }
-    asm volatile("trap;");
+    for (;;) asm volatile("nanosleep.u32 1000;");
 }
 
 // The clock is read only once the first try has failed. A try by itself waits some time.

@@ -25,9 +25,17 @@ const NAME: usize = 13;
 pub(super) struct Watch {
     file: &'static str,
     record: &'static [AtomicU32; WORDS],
-    /// Grid, threads of a block, bytes of dynamic shared memory and kernel of each launch so far, each once. The record
-    /// has all but the kernel.
-    launched: Mutex<BTreeSet<([u32; 3], u32, u32, String)>>,
+    /// The launches so far, each once.
+    launched: Mutex<BTreeSet<Launched>>,
+}
+
+/// One launch. A record has all of it but the kernel.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Launched {
+    grid: [u32; 3],
+    threads: u32,
+    shared_bytes: u32,
+    kernel: String,
 }
 
 /// Those of all modules that were loaded, also of such as are gone: a kernel may still run.
@@ -62,7 +70,8 @@ impl Watch {
     /// This kernel of the module is launched.
     pub(super) fn launched(&self, kernel: &str, launch: &Launch) {
         let mut launched = self.launched.lock().unwrap_or_else(PoisonError::into_inner);
-        launched.insert((launch.grid, launch.block.iter().product(), launch.shared_bytes, kernel.to_owned()));
+        let Launch { grid, block, shared_bytes, .. } = *launch;
+        launched.insert(Launched { grid, threads: block.iter().product(), shared_bytes, kernel: kernel.to_owned() });
     }
 
     fn read(&self) -> Option<Record> {
@@ -75,11 +84,10 @@ impl Watch {
         let name: Vec<u8> = words[NAME..].iter().flat_map(|word| word.to_ne_bytes()).take_while(|b| *b != 0).collect();
         let (block, grid) = ([x, y, z], [grid_x, grid_y, grid_z]);
         let launched = self.launched.lock().unwrap_or_else(PoisonError::into_inner);
-        let kernels =
-            launched.iter().filter(|(of, block, bytes, _)| (*of, *block, *bytes) == (grid, threads, shared_bytes));
+        let fits = |it: &&Launched| (it.grid, it.threads, it.shared_bytes) == (grid, threads, shared_bytes);
         Some(Record {
             file: self.file,
-            kernels: kernels.map(|(.., kernel)| kernel.clone()).collect(),
+            kernels: launched.iter().filter(fits).map(|it| it.kernel.clone()).collect(),
             name: String::from_utf8_lossy(&name).into_owned(),
             barrier,
             parity,

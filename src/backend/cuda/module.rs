@@ -20,8 +20,6 @@ pub struct Module {
     image: Image,
     target: Target,
     kernels: Kernels,
-    /// Where its waits report a trap, in builds that have such.
-    watch: Option<Arc<Watch>>,
     loaded: Arc<Loaded>,
 }
 
@@ -29,6 +27,8 @@ pub struct Module {
 struct Loaded {
     handle: sys::CUmodule,
     context: Arc<CudaContext>,
+    /// Where its waits report a trap, in builds that have such.
+    watch: Option<Arc<Watch>>,
 }
 
 // SAFETY: a module's handle may be used from any thread that has its context current.
@@ -71,9 +71,9 @@ impl Module {
         // SAFETY: the image is a whole fatbin, as parsed above, and outlives the module.
         match unsafe { result::module::load_data(image.fatbin.as_ptr().cast()) } {
             Ok(handle) => {
-                let loaded = Arc::new(Loaded { handle, context: context.clone() });
                 let watch = mbarrier_trap::watch(handle, image.name)?;
-                Ok(Module { image, target: chosen.target, kernels, watch, loaded })
+                let loaded = Arc::new(Loaded { handle, context: context.clone(), watch });
+                Ok(Module { image, target: chosen.target, kernels, loaded })
             }
             Err(error) if error.0 == CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => Err(no_code()),
             Err(error) => {
@@ -115,8 +115,7 @@ impl Module {
             parameters,
             target: self.target,
             shared_bytes: Mutex::new(SHARED_BYTES_WITHOUT_ASKING),
-            watch: self.watch.clone(),
-            _module: self.loaded.clone(),
+            module: self.loaded.clone(),
         })
     }
 
@@ -137,8 +136,7 @@ pub struct Kernel {
     target: Target,
     /// What its blocks may have, as the driver was last told.
     shared_bytes: Mutex<u32>,
-    watch: Option<Arc<Watch>>,
-    _module: Arc<Loaded>,
+    module: Arc<Loaded>,
 }
 
 // SAFETY: as for `Loaded`: the handle belongs to the module, which it keeps.
@@ -167,7 +165,7 @@ impl Kernel {
     }
 
     pub(super) fn watch(&self) -> Option<&Watch> {
-        self.watch.as_deref()
+        self.module.watch.as_deref()
     }
 
     /// Lets its blocks have `bytes` of dynamic shared memory. The context is current on this thread.
