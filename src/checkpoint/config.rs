@@ -144,7 +144,7 @@ impl Config {
     }
 
     /// That all weights together could be addressed, so that no count made of these numbers overflows.
-    fn check_total(&self, object: &Object<'_>) -> Result<(), CheckpointError> {
+    fn check_total(&self, object: &Object) -> Result<(), CheckpointError> {
         let [vocab, hidden, inner, layers, heads, head_dim] = [
             self.vocab_size,
             self.hidden_size,
@@ -169,7 +169,7 @@ impl Config {
     }
 }
 
-fn family(object: &Object<'_>, file: &str) -> Result<Family, CheckpointError> {
+fn family(object: &Object, file: &str) -> Result<Family, CheckpointError> {
     let model_type = object.text("model_type")?;
     let known = Family::ALL.iter().find(|(name, _)| Some(*name) == model_type);
     known.map(|(_, family)| *family).ok_or_else(|| CheckpointError::Unsupported {
@@ -180,7 +180,7 @@ fn family(object: &Object<'_>, file: &str) -> Result<Family, CheckpointError> {
     })
 }
 
-fn refuse_quantized(object: &Object<'_>, file: &str) -> Result<(), CheckpointError> {
+fn refuse_quantized(object: &Object, file: &str) -> Result<(), CheckpointError> {
     let Some(quantization) = object.object("quantization_config")? else { return Ok(()) };
     Err(CheckpointError::Unsupported {
         file: file.to_owned(),
@@ -193,7 +193,7 @@ fn refuse_quantized(object: &Object<'_>, file: &str) -> Result<(), CheckpointErr
     })
 }
 
-fn window(object: &Object<'_>) -> Result<Option<NonZeroU32>, CheckpointError> {
+fn window(object: &Object) -> Result<Option<NonZeroU32>, CheckpointError> {
     if object.is_null("sliding_window") {
         return Ok(None);
     }
@@ -205,7 +205,7 @@ fn window(object: &Object<'_>) -> Result<Option<NonZeroU32>, CheckpointError> {
     }
 }
 
-fn head_dim(object: &Object<'_>, hidden_size: usize, heads: usize) -> Result<usize, CheckpointError> {
+fn head_dim(object: &Object, hidden_size: usize, heads: usize) -> Result<usize, CheckpointError> {
     let explicit = if object.is_null("head_dim") { None } else { object.size("head_dim", MAX_HEAD_DIM)? };
     let (field, head_dim) = match explicit {
         Some(head_dim) => ("head_dim", head_dim),
@@ -224,7 +224,7 @@ fn head_dim(object: &Object<'_>, hidden_size: usize, heads: usize) -> Result<usi
 
 /// The base of the rotary embedding: `rope_parameters.rope_theta` of transformers 5 before `rope_theta` of 4, as
 /// transformers 5 itself decides. Any scaling is refused: no StarCoder2 was published with one.
-fn rope_theta(object: &Object<'_>, file: &str) -> Result<f64, CheckpointError> {
+fn rope_theta(object: &Object, file: &str) -> Result<f64, CheckpointError> {
     let mut theta = None;
     for field in ["rope_parameters", "rope_scaling"] {
         let Some(parameters) = object.object(field)? else { continue };
@@ -245,7 +245,7 @@ fn rope_theta(object: &Object<'_>, file: &str) -> Result<f64, CheckpointError> {
 
 /// StarCoder2 has the window in every layer or in none. transformers does not read `layer_types` for it; a file that
 /// carries one must say what the other fields say.
-fn check_layer_types(object: &Object<'_>, layers: usize, window: Option<NonZeroU32>) -> Result<(), CheckpointError> {
+fn check_layer_types(object: &Object, layers: usize, window: Option<NonZeroU32>) -> Result<(), CheckpointError> {
     let Some(value) = object.get("layer_types") else { return Ok(()) };
     let expected = if window.is_some() { "sliding_attention" } else { "full_attention" };
     let consistent = value
@@ -367,7 +367,7 @@ mod tests {
             "head_dim",
         ];
         for field in sizes {
-            for value in [json!(0), json!(-1), json!(2.5), json!(4.0), json!("8"), json!(1u64 << 40), json!([1])] {
+            for value in [json!(0), json!(-1), json!(2.5), json!("8"), json!(1u64 << 40), json!([1])] {
                 let message = with(field, value.clone()).unwrap_err().to_string();
                 let begin = format!("config.json: field {field}: found {value}, expected an integer from 1 to ");
                 assert!(message.starts_with(&begin), "{message}");
@@ -440,11 +440,11 @@ mod tests {
     fn files_that_are_not_json_objects() {
         let message = |bytes: &[u8]| Config::parse(bytes, "dir/config.json").unwrap_err().to_string();
         assert!(message(b"").starts_with("dir/config.json: found an empty file, expected JSON"));
-        assert!(message(b"{\"a\": ").starts_with("dir/config.json: found malformed JSON (EOF"));
+        assert!(message(b"{\"a\": ").starts_with("dir/config.json: found JSON that ends too early (at line 1"));
         assert!(message(b"[1, 2]").starts_with("dir/config.json: found [1,2], expected a JSON object"));
         assert!(message(b"{\"a\": \"\xff\"}").contains("bytes that are not UTF-8 at offset 7"));
         assert!(message(b"version https://git-lfs.github.com/spec/v1\n").contains("git lfs pull"));
         let deep = [b"{\"a\":".as_slice(), &vec![b'['; 100_000]].concat();
-        assert!(message(&deep).contains("recursion limit exceeded"));
+        assert!(message(&deep).contains("nested deeper than 127 levels"));
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io;
 
-use crate::host::MemoryLimit;
+use super::json::with_non_finite;
 
 /// Why a checkpoint cannot be used.
 ///
@@ -147,7 +147,7 @@ pub(super) fn shown_value(value: &serde_json::Value) -> String {
     match value {
         serde_json::Value::Array(items) if items.len() > 16 => format!("a list of {} items", items.len()),
         serde_json::Value::Object(fields) if fields.len() > 16 => format!("an object of {} fields", fields.len()),
-        value => shown(&value.to_string()),
+        value => shown(&with_non_finite(value.to_string())),
     }
 }
 

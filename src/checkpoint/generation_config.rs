@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn wrong_types_name_the_field() {
         for (json, field) in [
-            (r#"{"eos_token_id":-1}"#, "eos_token_id"),
+            (r#"{"eos_token_id":"</s>"}"#, "eos_token_id"),
             (r#"{"eos_token_id":[0,"a"]}"#, "eos_token_id"),
             (r#"{"temperature":"hot"}"#, "temperature"),
             (r#"{"temperature":1e300}"#, "temperature"),

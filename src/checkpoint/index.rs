@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
-use serde::Deserialize;
+use serde_json::Value;
 
-use super::error::{CheckpointError, DOWNLOAD_AGAIN, shown};
-use super::json::json_text;
+use super::error::{CheckpointError, DOWNLOAD_AGAIN, shown, shown_value};
+use super::json::Object;
 
 /// The index of a sharded checkpoint.
-#[derive(Debug, PartialEq, Deserialize)]
+#[derive(Debug, PartialEq)]
 pub(super) struct ShardIndex {
     /// Shard file name by tensor name.
     weight_map: BTreeMap<String, String>,
@@ -26,12 +26,23 @@ impl ShardIndex {
             expected: expected.to_owned(),
             advice: DOWNLOAD_AGAIN,
         };
-        let index: ShardIndex = serde_json::from_str(json_text(bytes, file)?).map_err(|error| {
-            broken(
-                format!("an index that does not parse: {}", shown(&error.to_string())),
-                "{\"weight_map\": {tensor: shard}}",
-            )
-        })?;
+        let object = Object::parse(bytes, file)?;
+        let Some(Value::Object(fields)) = object.get("weight_map") else {
+            return Err(object.wrong("weight_map", "an object that names each tensor's shard"));
+        };
+        let mut weight_map = BTreeMap::new();
+        for (tensor, shard) in fields {
+            let Value::String(shard) = shard else {
+                return Err(CheckpointError::Field {
+                    file: file.to_owned(),
+                    field: format!("weight_map.{}", shown(tensor)),
+                    found: shown_value(shard),
+                    expected: "the name of a file".to_owned(),
+                });
+            };
+            weight_map.insert(tensor.clone(), shard.clone());
+        }
+        let index = ShardIndex { weight_map };
         if index.weight_map.is_empty() {
             return Err(broken("an empty weight_map".to_owned(), "at least one tensor"));
         }
@@ -51,6 +62,11 @@ impl ShardIndex {
     /// The shards' file names, each once, sorted.
     pub fn shards(&self) -> BTreeSet<&str> {
         self.weight_map.values().map(String::as_str).collect()
+    }
+
+    /// The shard that the index names for `tensor`.
+    pub fn shard(&self, tensor: &str) -> Option<&str> {
+        self.weight_map.get(tensor).map(String::as_str)
     }
 
     /// Each tensor's name and its shard, sorted by name.
@@ -112,10 +128,12 @@ mod tests {
     #[test]
     fn what_is_no_index() {
         let message = |json: &str| ShardIndex::parse(json.as_bytes(), "i.json").unwrap_err().to_string();
-        assert!(message("{}").contains("missing field `weight_map`"));
+        assert!(message("{}").contains("field weight_map: found nothing, expected an object"));
         assert!(message(r#"{"weight_map":{}}"#).contains("found an empty weight_map"));
-        assert!(message(r#"{"weight_map":{"a":1}}"#).contains("invalid type: integer `1`, expected a string"));
-        assert!(message("{\"weight_map\"").contains("does not parse: EOF"));
+        assert!(
+            message(r#"{"weight_map":{"a":1}}"#).contains("field weight_map.a: found 1, expected the name of a file")
+        );
+        assert!(message("{\"weight_map\"").contains("found JSON that ends too early"));
         assert!(message("").contains("found an empty file"));
     }
 }
