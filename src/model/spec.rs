@@ -30,8 +30,11 @@ pub enum NormKind {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Activation {
-    /// `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`, which config.json calls `gelu_pytorch_tanh`.
+    /// `0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³)))`, which config.json calls `gelu_pytorch_tanh`, `gelu_new`,
+    /// `gelu_fast`, `gelu_accurate` or `gelu_python_tanh`: one formula in the different roundings of transformers.
     GeluTanh,
+    /// `0.5 x (1 + erf(x / √2))`, which config.json calls `gelu` or `gelu_python`.
+    GeluErf,
 }
 
 /// What the network is: its shapes and the choices that its family leaves open.
@@ -113,13 +116,16 @@ impl ModelSpec {
     /// An activation function that is not supported.
     pub fn from_config(config: &Config) -> Result<ModelSpec, CheckpointError> {
         let activation = match config.hidden_act.as_str() {
-            "gelu_pytorch_tanh" => Activation::GeluTanh,
+            "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" | "gelu_accurate" | "gelu_python_tanh" => {
+                Activation::GeluTanh
+            }
+            "gelu" | "gelu_python" => Activation::GeluErf,
             other => {
                 return Err(CheckpointError::Unsupported {
                     file: config.file.clone(),
                     field: "hidden_act",
                     found: format!("{:?}", other.chars().take(64).collect::<String>()),
-                    supported: "gelu_pytorch_tanh".to_owned(),
+                    supported: "gelu_pytorch_tanh, gelu_new, gelu_fast, gelu".to_owned(),
                 });
             }
         };
@@ -136,7 +142,7 @@ impl ModelSpec {
             norm: Norm { kind: NormKind::LayerNorm, eps: config.norm_epsilon as f32 },
             activation,
             bias: config.use_bias,
-            rope: Rope { theta: config.rope_theta },
+            rope: Rope { theta: config.rope_theta, factor: config.rope_factor },
             window: config.sliding_window,
             max_positions: config.max_position_embeddings,
             tied_head: config.tie_word_embeddings,
@@ -203,8 +209,19 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn other_activations_are_refused() {
-        let message = from_json(r#"{"model_type":"starcoder2","hidden_act":"gelu"}"#).unwrap_err().to_string();
-        assert_eq!(message, "config.json: field hidden_act: \"gelu\" is not supported; supported: gelu_pytorch_tanh");
+    fn activations_by_their_names_in_transformers() {
+        let named = |name: &str| from_json(&format!(r#"{{"model_type":"starcoder2","hidden_act":"{name}"}}"#));
+        for name in ["gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh"] {
+            assert_eq!(named(name).unwrap().activation, Activation::GeluTanh, "{name}");
+        }
+        for name in ["gelu", "gelu_python"] {
+            assert_eq!(named(name).unwrap().activation, Activation::GeluErf, "{name}");
+        }
+        // These are others: x sigmoid(1.702 x), and GELU clipped to ±10.
+        for name in ["quick_gelu", "gelu_10", "silu", "GELU", ""] {
+            let message = named(name).unwrap_err().to_string();
+            let expected = "supported: gelu_pytorch_tanh, gelu_new, gelu_fast, gelu";
+            assert_eq!(message, format!("config.json: field hidden_act: {name:?} is not supported; {expected}"));
+        }
     }
 }

@@ -10,7 +10,7 @@ use super::thread_pool::ThreadPool;
 use super::weights::{Layer, Linear, Norm, Weights};
 use super::workspace::{Rows, Workspace};
 use crate::backend::Batch;
-use crate::model::ModelSpec;
+use crate::model::{Activation, ModelSpec};
 
 /// Rows in a task of an elementwise region.
 const ROWS_PER_TASK: usize = 4;
@@ -35,16 +35,20 @@ impl Pass<'_> {
     /// All of it, on the threads of `pool`.
     pub(crate) fn run(&self, pool: &mut ThreadPool) {
         let &Workspace { hidden, normed, attended, inner, .. } = self.workspace;
-        self.embed(pool);
+        let activation = match self.spec.activation {
+            Activation::GeluTanh => Then::GeluTanh,
+            Activation::GeluErf => Then::GeluErf,
+        };
+        self.embed(member);
         for (index, layer) in self.weights.layers.iter().enumerate() {
-            self.norm_all(pool, &layer.attention_norm);
-            self.project_qkv(pool, layer);
-            self.rotate_and_keep(pool, index);
-            self.attend(pool, index);
-            self.multiply(pool, &[self.product(attended, &layer.attention_out, hidden, Then::Add)]);
-            self.norm_all(pool, &layer.mlp_norm);
-            self.multiply(pool, &[self.product(normed, &layer.mlp_in, inner, Then::Gelu)]);
-            self.multiply(pool, &[self.product(inner, &layer.mlp_out, hidden, Then::Add)]);
+            self.norm_all(member, &layer.attention_norm);
+            self.project_qkv(member, layer);
+            self.rotate_and_keep(member, index);
+            self.attend(member, index);
+            self.multiply(member, &[self.product(attended, &layer.attention_out, hidden, Then::Add)]);
+            self.norm_all(member, &layer.mlp_norm);
+            self.multiply(member, &[self.product(normed, &layer.mlp_in, inner, activation)]);
+            self.multiply(member, &[self.product(inner, &layer.mlp_out, hidden, Then::Add)]);
         }
         self.head(pool);
     }

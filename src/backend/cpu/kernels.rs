@@ -69,9 +69,9 @@ pub(crate) struct Kernels {
     pub(crate) layer_norm: unsafe fn(*const f32, *const f32, *const f32, f32, usize, *mut f32),
     /// [`rotate`](super::rope::rotate)
     pub(crate) rotate: unsafe fn(*const f32, *const f32, *const f32, usize, *mut f32),
-    /// `exp` and GELU of 16 elements, for tests.
+    /// `exp` and both forms of GELU of 16 elements, one after the other, for tests.
     #[cfg(test)]
-    pub(crate) elementwise: unsafe fn(*const f32, *mut f32, *mut f32),
+    pub(crate) elementwise: unsafe fn(*const f32, *mut f32),
 }
 
 macro_rules! compile {
@@ -118,13 +118,14 @@ macro_rules! compile {
 
             #[cfg(test)]
             $(#[target_feature(enable = $features)])?
-            unsafe fn elementwise(x: *const f32, exp: *mut f32, gelu: *mut f32) {
-                use super::super::{activation, simd::Lanes};
+            unsafe fn elementwise(x: *const f32, out: *mut f32) {
+                use super::super::{activation, simd::{LANES, Lanes}};
                 // SAFETY: as above.
                 unsafe {
                     let x = <$lanes>::load(x);
-                    activation::exp(x).store(exp);
-                    activation::gelu_tanh(x).store(gelu);
+                    activation::exp(x).store(out);
+                    activation::gelu_tanh(x).store(out.add(LANES));
+                    activation::gelu_erf(x).store(out.add(2 * LANES));
                 }
             }
 

@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use super::activation::gelu_tanh;
+use super::activation::{gelu_erf, gelu_tanh};
 use super::simd::{Element, LANES, Lanes};
 use crate::checkpoint::Dtype;
 
@@ -63,8 +63,10 @@ impl Scratch {
 pub(crate) enum Then {
     /// It is stored.
     Store,
-    /// Its GELU is stored.
-    Gelu,
+    /// Its GELU in the tanh form is stored.
+    GeluTanh,
+    /// Its GELU by definition, with erf, is stored.
+    GeluErf,
     /// It is added to what is there.
     Add,
 }
@@ -405,7 +407,8 @@ unsafe fn finish<L: Lanes>(product: &Product<'_>, row: usize, block: Range<usize
             }
             match product.then {
                 Then::Store => {}
-                Then::Gelu => y = gelu_tanh(y),
+                Then::GeluTanh => y = gelu_tanh(y),
+                Then::GeluErf => y = gelu_erf(y),
                 Then::Add => y = L::load_first(out.add(i), n).add(y),
             }
             y.store_first(out.add(i), n);
@@ -506,7 +509,7 @@ mod tests {
                             let block = start..start + 1 + random.below(n - start);
                             let stored = case.run(isa, 0..rows, block.clone(), Then::Store);
                             let added = case.run(isa, 0..rows, block.clone(), Then::Add);
-                            let gelu = case.run(isa, 0..rows, block.clone(), Then::Gelu);
+                            let gelu = case.run(isa, 0..rows, block.clone(), Then::GeluTanh);
                             for i in 0..rows * n {
                                 if !block.contains(&(i % n)) {
                                     assert!([stored[i], added[i], gelu[i]] == [7.0; 3], "wrote outside its block");
@@ -537,7 +540,7 @@ mod tests {
                 for (rows, n, k) in [(13, 21, 100), (7, 8, 16), (9, 5, 37), (50, 6, STRETCH + 17), (4, 9, 2 * STRETCH)]
                 {
                     let case = Case::new(&mut random, dtype, rows, n, k);
-                    for then in [Then::Store, Then::Gelu, Then::Add] {
+                    for then in [Then::Store, Then::GeluTanh, Then::GeluErf, Then::Add] {
                         let whole = case.run(isa, 0..rows, 0..n, then);
                         for row in 0..rows {
                             let last = row + 1 + random.below(rows - row);
@@ -563,7 +566,7 @@ mod tests {
         for dtype in DTYPES {
             for (rows, n, k) in [(7, 13, 75), (1, 9, 16), (12, 16, 130)] {
                 let case = Case::new(&mut random, dtype, rows, n, k);
-                for then in [Then::Store, Then::Gelu, Then::Add] {
+                for then in [Then::Store, Then::GeluTanh, Then::GeluErf, Then::Add] {
                     let [a, b] = [Isa::Avx2, Isa::Avx512].map(|isa| case.run(isa, 0..rows, 0..n, then));
                     assert!(a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits()));
                 }

@@ -48,7 +48,7 @@ use crate::backend::places::Places;
 use crate::backend::{Arithmetic, Backend, BackendError, Batch, DeviceQueue, LoadProgress, check_page};
 use crate::checkpoint::Dtype;
 use crate::kv::{CacheGeometry, PageId};
-use crate::model::ModelSpec;
+use crate::model::{Activation, ModelSpec};
 use crate::sampling::{self, NotFinite, SampleError, SampleRow, Sampled, TokenLogprobs};
 use crate::text::TokenId;
 use attention::AttentionPlan;
@@ -88,6 +88,10 @@ pub fn load<'a>(
     options: &CudaOptions,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Box<dyn Backend>, BackendError> {
+    if spec.activation != Activation::GeluTanh {
+        let found = "hidden_act gelu (with erf) has no kernels for a GPU yet; use the device cpu";
+        return Err(BackendError::Unavailable(found.to_owned()));
+    }
     Ok(match dtype {
         Dtype::F16 => Box::new(CudaBackend::<half::f16>::new(device, source, spec, options, progress)?),
         Dtype::Bf16 | Dtype::F32 => Box::new(CudaBackend::<half::bf16>::new(device, source, spec, options, progress)?),
