@@ -167,12 +167,15 @@ fn check_page(page: PageId, cache: CacheGeometry) -> Result<(), BackendError> {
 }
 
 /// Checks that the checkpoint has every tensor of `spec` in a dtype that backends take; warns of those that it has
-/// besides.
+/// besides, and of what else is remarkable about it.
 ///
 /// # Errors
 /// The first tensor that is missing, misshapen, or of another dtype.
 pub(crate) fn check_tensors(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result<(), CheckpointError> {
     let unused = checkpoint.check(&spec.tensors())?;
+    for notice in checkpoint.notices() {
+        tracing::warn!("{}: {notice}", checkpoint.source());
+    }
     if !unused.is_empty() {
         tracing::warn!("{} tensors of the checkpoint are not used: {}", unused.len(), unused.join(", "));
     }

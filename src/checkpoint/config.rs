@@ -1,13 +1,15 @@
 //! config.json: the numbers that say what the network is, with Hugging Face's defaults, checked before anything else
 //! is opened.
 //!
-//! Keys that Hugging Face's own code does not read are ignored here too: the published 7B carries
-//! `activation_function`, and an old 15B revision a stray `rms_norm_eps`. What the numbers mean for the forward pass
-//! is said one floor up, in `model`.
+//! Keys that Hugging Face's own code does not read are ignored here too, whatever their values: the published 7B carries
+//! `activation_function`, an old 15B revision a stray `rms_norm_eps`, and transformers does not look at `layer_types` of
+//! a StarCoder2. What the numbers mean for the forward pass is said one floor up, in `model`.
 
 use std::num::NonZeroU32;
 
-use super::error::{CheckpointError, shown};
+use serde_json::Value;
+
+use super::error::{CheckpointError, shown, shown_value};
 use super::json::Object;
 
 /// The network families that Rigel runs.
@@ -59,6 +61,8 @@ pub struct Config {
     pub norm_epsilon: f64,
     /// Base of the rotary embedding.
     pub rope_theta: f64,
+    /// Divisor of the rotary embedding's frequencies: the `factor` of the rope type `linear`; 1 for no scaling.
+    pub rope_factor: f64,
     /// Keys a query sees, itself included (`q - k <= W - 1`); `None` for all.
     pub sliding_window: Option<NonZeroU32>,
     /// Whether the linear layers have biases. The norms always have theirs.
@@ -67,8 +71,9 @@ pub struct Config {
     pub tie_word_embeddings: bool,
     /// Ids that end a text; may hold ids at or above `vocab_size`.
     pub eos_token_ids: Vec<u32>,
-    /// Id that begins a text.
-    pub bos_token_id: Option<u32>,
+    /// What the file says about a quantisation of the weights, if anything: `quant_method "gptq"`. For messages: the
+    /// tensors decide whether the weights are quantised.
+    pub quantization: Option<String>,
     /// `dtype` or `torch_dtype`, for information: the tensors' own dtypes rule.
     pub dtype: Option<String>,
     /// Path of the file, for messages.
@@ -99,19 +104,17 @@ impl Config {
     /// Reads `bytes`, the content of `file` (a path for messages).
     ///
     /// # Errors
-    /// Malformed JSON; an unsupported `model_type`, rope type or quantisation; a number that is 0, negative, not an
+    /// Malformed JSON; an unsupported `model_type` or rope type; a number that is 0, negative, not an
     /// integer or too large, or that does not divide another. Nothing larger than the file is allocated.
     pub fn parse(bytes: &[u8], file: &str) -> Result<Config, CheckpointError> {
         let object = Object::parse(bytes, file)?;
         let family = family(&object, file)?;
-        refuse_quantized(&object, file)?;
 
         let size = |field: &str, default| Ok(object.size(field, MAX_SIZE)?.unwrap_or(default));
         let hidden_size: usize = size("hidden_size", DEFAULT_HIDDEN_SIZE)?;
         let num_attention_heads = size("num_attention_heads", DEFAULT_HEADS)?;
         let num_hidden_layers = object.size("num_hidden_layers", MAX_LAYERS)?.unwrap_or(DEFAULT_LAYERS);
-        let sliding_window = window(&object)?;
-        check_layer_types(&object, num_hidden_layers, sliding_window)?;
+        let (rope_theta, rope_factor) = rope(&object)?;
         let config = Config {
             family,
             vocab_size: size("vocab_size", DEFAULT_VOCAB_SIZE)?,
@@ -124,15 +127,16 @@ impl Config {
             max_position_embeddings: size("max_position_embeddings", DEFAULT_MAX_POSITIONS)?,
             hidden_act: object.text("hidden_act")?.unwrap_or(DEFAULT_HIDDEN_ACT).to_owned(),
             norm_epsilon: object.positive("norm_epsilon")?.unwrap_or(DEFAULT_NORM_EPSILON),
-            rope_theta: rope_theta(&object, file)?,
-            sliding_window,
+            rope_theta,
+            rope_factor,
+            sliding_window: window(&object)?,
             use_bias: object.flag("use_bias")?.unwrap_or(true),
             // Absent means true: the published 3B and 7B rely on it.
             tie_word_embeddings: object.flag("tie_word_embeddings")?.unwrap_or(true),
             eos_token_ids: object.token_ids("eos_token_id")?.unwrap_or_else(|| vec![DEFAULT_EOS]),
-            bos_token_id: object.natural("bos_token_id")?,
+            quantization: quantization(&object),
             // transformers writes `dtype` from 4.56 on, `torch_dtype` before.
-            dtype: object.text("dtype")?.or(object.text("torch_dtype")?).map(str::to_owned),
+            dtype: ["dtype", "torch_dtype"].iter().find_map(|field| object.get(field)?.as_str()).map(str::to_owned),
             file: file.to_owned(),
         };
         if !config.num_attention_heads.is_multiple_of(config.num_key_value_heads) {
@@ -180,16 +184,12 @@ fn family(object: &Object, file: &str) -> Result<Family, CheckpointError> {
     })
 }
 
-fn refuse_quantized(object: &Object, file: &str) -> Result<(), CheckpointError> {
-    let Some(quantization) = object.object("quantization_config")? else { return Ok(()) };
-    Err(CheckpointError::Unsupported {
-        file: file.to_owned(),
-        field: "quantization_config",
-        found: match quantization.text("quant_method") {
-            Ok(Some(method)) => format!("quant_method \"{}\"", shown(method)),
-            _ => "a quantised checkpoint".to_owned(),
-        },
-        supported: "checkpoints in F32, F16 or BF16; use the model that this one was quantised from".to_owned(),
+fn quantization(object: &Object) -> Option<String> {
+    // `quantization` is MLX's.
+    let value = object.get("quantization_config").or(object.get("quantization"))?;
+    Some(match value.get("quant_method").and_then(Value::as_str) {
+        Some(method) => format!("quant_method \"{}\"", shown(method)),
+        None => shown_value(value),
     })
 }
 
@@ -222,45 +222,58 @@ fn head_dim(object: &Object, hidden_size: usize, heads: usize) -> Result<usize, 
     Ok(head_dim)
 }
 
-/// The base of the rotary embedding: `rope_parameters.rope_theta` of transformers 5 before `rope_theta` of 4, as
-/// transformers 5 itself decides. Any scaling is refused: no StarCoder2 was published with one.
-fn rope_theta(object: &Object, file: &str) -> Result<f64, CheckpointError> {
-    let mut theta = None;
-    for field in ["rope_parameters", "rope_scaling"] {
-        let Some(parameters) = object.object(field)? else { continue };
-        let rope_type = parameters.text("rope_type")?.or(parameters.text("type")?);
-        // An object without a type is what transformers calls default too.
-        if let Some(rope_type) = rope_type.filter(|name| *name != "default") {
-            return Err(CheckpointError::Unsupported {
-                file: file.to_owned(),
-                field,
-                found: format!("rope type \"{}\"", shown(rope_type)),
-                supported: "\"default\" (no scaling)".to_owned(),
-            });
+/// The base of the rotary embedding and the divisor of its frequencies. As in transformers 5, the old `rope_scaling`
+/// stands for the whole of the new `rope_parameters` where it is there and not empty, and a `rope_theta` inside is taken
+/// before that beside it.
+fn rope(object: &Object) -> Result<(f64, f64), CheckpointError> {
+    let (mut theta, mut factor) = (None, 1.0);
+    for field in ["rope_scaling", "rope_parameters"] {
+        if let Some(parameters) = object.object(field)?.filter(|parameters| !parameters.is_empty()) {
+            factor = rope_factor(&parameters, field)?;
+            theta = parameters.positive("rope_theta")?;
+            break;
         }
-        theta = theta.or(parameters.positive("rope_theta")?);
     }
-    Ok(theta.or(object.positive("rope_theta")?).unwrap_or(DEFAULT_ROPE_THETA))
+    Ok((theta.or(object.positive("rope_theta")?).unwrap_or(DEFAULT_ROPE_THETA), factor))
 }
 
-/// StarCoder2 has the window in every layer or in none. transformers does not read `layer_types` for it; a file that
-/// carries one must say what the other fields say.
-fn check_layer_types(object: &Object, layers: usize, window: Option<NonZeroU32>) -> Result<(), CheckpointError> {
-    let Some(value) = object.get("layer_types") else { return Ok(()) };
-    let expected = if window.is_some() { "sliding_attention" } else { "full_attention" };
-    let consistent = value
-        .as_array()
-        .is_some_and(|types| types.len() == layers && types.iter().all(|name| name.as_str() == Some(expected)));
-    if consistent {
-        return Ok(());
+/// By how much the rope type of `parameters` divides every frequency.
+fn rope_factor(parameters: &Object, field: &'static str) -> Result<f64, CheckpointError> {
+    // An object without a type is what transformers calls default too.
+    let rope_type = parameters.text("rope_type")?.or(parameters.text("type")?).unwrap_or("default");
+    let factor = |of: &Object| of.positive("factor").ok().flatten();
+    let unscaled = match rope_type {
+        "default" => true,
+        "linear" => {
+            let found = parameters.positive("factor")?;
+            return found.ok_or_else(|| parameters.wrong("factor", "a number above 0"));
+        }
+        // These stretch the lower frequencies by the factor, so that 1 changes none; yarn's scaling of attention is
+        // that of the factor too, unless the file has another one.
+        "dynamic" | "llama3" => factor(parameters) == Some(1.0),
+        "yarn" => {
+            let attention = parameters.get("attention_factor").map_or(Some(1.0), Value::as_f64);
+            factor(parameters) == Some(1.0) && attention == Some(1.0)
+        }
+        _ => false,
+    };
+    if unscaled {
+        return Ok(1.0);
     }
-    let window = window.map_or_else(|| "null".to_owned(), |window| window.to_string());
-    Err(object.wrong("layer_types", format!("{layers} times \"{expected}\" (sliding_window is {window})")))
+    Err(CheckpointError::Unsupported {
+        file: parameters.file().to_owned(),
+        field,
+        found: match parameters.get("factor") {
+            Some(factor) => format!("rope type \"{}\" with factor {}", shown(rope_type), shown_value(factor)),
+            None => format!("rope type \"{}\"", shown(rope_type)),
+        },
+        supported: "\"default\" (no scaling), \"linear\", and others with factor 1".to_owned(),
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -299,7 +312,7 @@ mod tests {
             assert_eq!((config.max_position_embeddings, config.sliding_window), (16384, NonZeroU32::new(4096)));
             // `activation_function: "gelu"` of the 7B must not win over `hidden_act`.
             assert_eq!((config.hidden_act.as_str(), config.norm_epsilon), ("gelu_pytorch_tanh", 1e-5));
-            assert_eq!((config.eos_token_ids.as_slice(), config.bos_token_id), (&[0][..], Some(0)));
+            assert_eq!(config.eos_token_ids, [0]);
             assert!(config.use_bias);
         }
     }
@@ -339,18 +352,66 @@ mod tests {
     }
 
     #[test]
-    fn layer_types_must_agree_with_the_window() {
-        let mut config = base();
-        config["sliding_window"] = json!(64);
-        config["layer_types"] = json!(["sliding_attention", "sliding_attention"]);
-        assert!(parse(&config).is_ok());
-        for wrong in [json!(["sliding_attention"]), json!(["sliding_attention", "full_attention"]), json!("x")] {
-            config["layer_types"] = wrong;
-            let message = parse(&config).unwrap_err().to_string();
-            assert!(message.contains("2 times \"sliding_attention\" (sliding_window is 64)"), "{message}");
+    fn fields_that_nobody_reads_may_hold_anything() {
+        let sound = parse(&base()).unwrap();
+        for field in ["layer_types", "bos_token_id", "pad_token_id", "attention_dropout", "architectures", "auto_map"] {
+            for value in
+                [json!(-1), json!("x"), json!(["full_attention"]), json!({"a": [1e20]}), json!(2.5), Value::Null]
+            {
+                assert_eq!(with(field, value).unwrap(), sound, "{field}");
+            }
         }
-        assert!(with("layer_types", json!(["full_attention", "full_attention"])).is_ok());
-        assert!(with("layer_types", json!(["sliding_attention", "sliding_attention"])).is_err());
+        for value in [json!(7), json!(["float32"]), json!({})] {
+            assert_eq!(with("torch_dtype", value).unwrap(), sound);
+        }
+        let text = base().to_string().replacen('{', "{\"initializer_range\": NaN, \"z\": -Infinity,", 1);
+        assert_eq!(Config::parse(text.as_bytes(), "config.json").unwrap(), sound);
+    }
+
+    #[test]
+    fn integers_may_be_written_as_floats() {
+        let text = base().to_string().replace(":64", ":64.0").replace(":2,", ":2.0,");
+        assert_ne!(text, base().to_string());
+        assert_eq!(Config::parse(text.as_bytes(), "config.json").unwrap(), parse(&base()).unwrap());
+    }
+
+    #[test]
+    fn linear_rope_scaling_and_factors_that_change_nothing() {
+        let factor = |field: &str, value: Value| with(field, value).map(|config| config.rope_factor);
+        for (field, name) in [("rope_scaling", "type"), ("rope_scaling", "rope_type"), ("rope_parameters", "rope_type")]
+        {
+            assert_eq!(factor(field, json!({name: "linear", "factor": 2.0})).unwrap(), 2.0);
+            assert_eq!(factor(field, json!({name: "linear", "factor": 4})).unwrap(), 4.0);
+            assert_eq!(factor(field, json!({name: "default", "factor": 4})).unwrap(), 1.0);
+            for kind in ["linear", "dynamic", "llama3", "yarn"] {
+                assert_eq!(factor(field, json!({name: kind, "factor": 1.0})).unwrap(), 1.0, "{kind}");
+                assert!(factor(field, json!({name: kind, "factor": "x"})).is_err(), "{kind}");
+            }
+            for kind in ["dynamic", "llama3", "yarn", "longrope", "su", "proportional"] {
+                let message = factor(field, json!({name: kind, "factor": 8.0})).unwrap_err().to_string();
+                let begin =
+                    format!("config.json: field {field}: rope type \"{kind}\" with factor 8.0 is not supported");
+                assert!(message.starts_with(&begin), "{message}");
+            }
+            // These have a factor for each frequency.
+            assert!(factor(field, json!({name: "longrope", "factor": 1.0, "short_factor": [2.0]})).is_err());
+            assert!(factor(field, json!({name: "yarn", "factor": 1.0, "attention_factor": 1.2})).is_err());
+        }
+        let message = factor("rope_scaling", json!({"type": "linear"})).unwrap_err().to_string();
+        assert!(message.contains("field rope_scaling.factor: found nothing, expected a number above 0"), "{message}");
+        let message = factor("rope_scaling", json!({"type": "linear", "factor": 0})).unwrap_err().to_string();
+        assert!(message.contains("field rope_scaling.factor: found 0, expected a number above 0"), "{message}");
+        let both = with("rope_parameters", json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5})).unwrap();
+        assert_eq!((both.rope_theta, both.rope_factor), (5e5, 2.0));
+        // As transformers 5.23's Starcoder2Config has it: `rope_scaling` stands for the whole of `rope_parameters`.
+        let mut both = base();
+        both["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 5.0});
+        both["rope_scaling"] = json!({"type": "linear", "factor": 2.0});
+        both["rope_theta"] = json!(7.0);
+        let rope = |config: Config| (config.rope_theta, config.rope_factor);
+        assert_eq!(rope(parse(&both).unwrap()), (7.0, 2.0));
+        both["rope_scaling"] = json!({});
+        assert_eq!(rope(parse(&both).unwrap()), (5.0, 1.0));
     }
 
     #[test]
@@ -427,13 +488,20 @@ mod tests {
         let yarn = json!({"rope_type": "yarn", "factor": 4.0});
         assert_eq!(
             unsupported(with("rope_scaling", yarn.clone())),
-            "config.json: field rope_scaling: rope type \"yarn\" is not supported; supported: \"default\" (no scaling)"
+            "config.json: field rope_scaling: rope type \"yarn\" with factor 4.0 is not supported; supported: \"default\" \
+             (no scaling), \"linear\", and others with factor 1"
         );
         assert!(unsupported(with("rope_parameters", yarn)).contains("rope type \"yarn\""));
-        assert!(unsupported(with("rope_scaling", json!({"type": "linear", "factor": 4.0}))).contains("\"linear\""));
+    }
+
+    #[test]
+    fn a_quantisation_is_noted_and_the_tensors_decide() {
+        let noted = |field: &str, value: Value| with(field, value).unwrap().quantization;
         let gptq = json!({"quant_method": "gptq", "bits": 4});
-        assert!(unsupported(with("quantization_config", gptq)).contains("quant_method \"gptq\" is not supported"));
-        assert!(with("quantization_config", Value::Null).is_ok());
+        assert_eq!(noted("quantization_config", gptq).as_deref(), Some("quant_method \"gptq\""));
+        assert_eq!(noted("quantization_config", json!(4)).as_deref(), Some("4"));
+        assert_eq!(noted("quantization", json!({"bits": 4})).as_deref(), Some("{\"bits\":4}"));
+        assert_eq!(noted("quantization_config", Value::Null), None);
     }
 
     #[test]

@@ -21,10 +21,24 @@ pub enum CheckpointError {
         model: String,
     },
     /// The path exists, but is no directory.
-    #[error("{path} is not a directory; give the directory that holds config.json and the weights")]
+    #[error("{path} is {found}; {advice}")]
     NotADirectory {
         /// The path.
         path: String,
+        /// What it is.
+        found: &'static str,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// The weights are not those of a plain network: quantised, an adapter's, or in another program's layout.
+    #[error("{model}: {found}; {advice}")]
+    OtherForm {
+        /// The checkpoint.
+        model: String,
+        /// What it is, and what gives it away.
+        found: String,
+        /// What to do.
+        advice: &'static str,
     },
     /// A hub id that the local Hugging Face cache does not hold.
     #[error(

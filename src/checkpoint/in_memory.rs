@@ -8,6 +8,7 @@ use memmap2::MmapMut;
 use super::error::shown;
 use super::generation_config::GenerationConfig;
 use super::mapping::Mapping;
+use super::rename::Renaming;
 use super::source::ModelSource;
 use super::{Checkpoint, CheckpointError, Config, Dtype, ExpectedTensor, Stored, Tensor, WeightFile};
 
@@ -71,6 +72,9 @@ impl Checkpoint {
             generation_config: GenerationConfig::default(),
             files: vec![WeightFile { name: name.to_owned(), bytes: mapping.bytes().len() as u64 }],
             tensors: stored,
+            renaming: Renaming::default(),
+            contested: BTreeMap::new(),
+            absent: BTreeMap::new(),
         })
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! [`ModelSource`] finds the files (a directory, the local Hugging Face cache, or the bundled nano). [`Checkpoint`]
 //! parses config.json and the headers of the weight files and maps them: opening 32 GB of shards reads a few pages of
-//! each. [`Tensor`]s are handles on the mapped bytes, in their stored dtype, unaligned.
+//! each. [`Tensor`]s are handles on the mapped bytes, in their stored dtype, unaligned; F64 alone is narrowed to F32.
 //!
 //! Everything here reads files that may be damaged or hostile: every length is checked against the file before it is
 //! used, nothing large is allocated on a file's word, and [`CheckpointError`] says in one line what is wrong. This
 //! room does not know what the network computes; which tensors it needs is told to it ([`Checkpoint::check`]).
 
 mod bundled;
+mod check;
 mod config;
 mod error;
 mod generation_config;
@@ -17,7 +18,8 @@ mod in_memory;
 mod index;
 pub(crate) mod json;
 mod mapping;
-mod reading;
+mod marks;
+mod rename;
 mod safetensors;
 mod sigbus;
 mod source;
@@ -25,20 +27,20 @@ mod tensor;
 
 pub use config::{Config, Family};
 pub use error::CheckpointError;
-pub use generation_config::GenerationConfig;
-pub use loading::{LockError, OpenOptions, WeightLoading};
-pub use sigbus::name_files_on_sigbus;
+pub use generation_config::{GenerationConfig, SamplingSuggestions};
 pub use source::ModelSource;
 pub use tensor::{Dtype, OpaqueTensor, Tensor};
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use error::{shown, shown_shape};
 use index::ShardIndex;
 use json::MAX_JSON_BYTES;
-use loading::Loader;
+use mapping::Mapping;
+use rename::Renaming;
+use safetensors::HeaderEntry;
+use tensor::WideTensor;
 
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
@@ -64,6 +66,9 @@ pub struct ExpectedTensor {
 }
 
 /// An open checkpoint: configuration parsed, weight files mapped, their headers checked. No weight was read.
+///
+/// Tensors have the names that Hugging Face's classes have for them, also where a training tool stored them under
+/// others: a common prefix and wrappers' components are left out, a missing `model.` is put in.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     source: ModelSource,
@@ -71,18 +76,53 @@ pub struct Checkpoint {
     generation_config: GenerationConfig,
     files: Vec<WeightFile>,
     tensors: BTreeMap<String, Stored>,
+    /// How the stored names became those of `tensors`.
+    renaming: Renaming,
+    /// Tensors of which two shards hold one, and the index names neither; and what the second shard is.
+    contested: BTreeMap<String, String>,
+    /// Tensors that the index expects in a shard that is not there.
+    absent: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone)]
 enum Stored {
     Usable(Tensor),
+    /// Boxed: rare, and large.
+    Wide(Box<WideTensor>),
     Opaque(OpaqueTensor),
 }
 
 impl Stored {
+    fn new(name: &str, entry: HeaderEntry, mapping: &Arc<Mapping>) -> Stored {
+        let HeaderEntry { dtype, shape, range, .. } = entry;
+        if let Some(dtype) = Dtype::from_name(&dtype) {
+            return Stored::Usable(Tensor {
+                name: name.into(),
+                dtype,
+                shape: shape.into(),
+                range,
+                mapping: mapping.clone(),
+            });
+        }
+        let is_wide = dtype == "F64";
+        let bytes = range.len() as u64;
+        let (name, dtype, file) = (name.to_owned(), error::shown(&dtype), mapping.file().to_owned());
+        let stored = OpaqueTensor { name, dtype, shape, bytes, file };
+        match is_wide {
+            true => Stored::Wide(Box::new(WideTensor {
+                stored,
+                range,
+                mapping: mapping.clone(),
+                narrowed: OnceLock::new(),
+            })),
+            false => Stored::Opaque(stored),
+        }
+    }
+
     fn file(&self) -> &str {
         match self {
             Stored::Usable(tensor) => tensor.file(),
+            Stored::Wide(tensor) => &tensor.stored.file,
             Stored::Opaque(tensor) => &tensor.file,
         }
     }
@@ -90,16 +130,26 @@ impl Stored {
     fn shape(&self) -> &[usize] {
         match self {
             Stored::Usable(tensor) => tensor.shape(),
+            Stored::Wide(tensor) => &tensor.stored.shape,
             Stored::Opaque(tensor) => &tensor.shape,
         }
     }
+}
+
+/// A weight file: its header's entries and the map that they lie in.
+struct Shard {
+    /// Its name in the directory.
+    name: String,
+    mapping: Arc<Mapping>,
+    entries: Vec<HeaderEntry>,
 }
 
 impl Checkpoint {
     /// Opens the checkpoint at `source`: reads its JSON files, maps its weight files and checks their headers.
     ///
     /// Where both are there, `model.safetensors` is taken before the shards of `model.safetensors.index.json`, as
-    /// transformers does.
+    /// transformers does. The index says which shards there are and, where two hold a tensor, which one counts; what it
+    /// says about a tensor that nobody needs is not looked at.
     ///
     /// # Errors
     /// A missing or broken file; see [`CheckpointError`]. Whether the tensors are those that the network needs is
@@ -118,12 +168,13 @@ impl Checkpoint {
         let report = on_read.unwrap_or(&mut ignored);
         let Some(config) = source.read_up_to(CONFIG, MAX_JSON_BYTES)? else {
             let file = source.describe(CONFIG);
-            return Err(CheckpointError::MissingFile { file, advice: source.how_to_get(CONFIG) });
+            return Err(CheckpointError::MissingFile { file, advice: marks::without_config(source) });
         };
         let config = Config::parse(&config, &source.describe(CONFIG))?;
-        let generation_config = match source.read_up_to(GENERATION_CONFIG, MAX_JSON_BYTES)? {
-            Some(bytes) => GenerationConfig::parse(&bytes, &source.describe(GENERATION_CONFIG))?,
-            None => GenerationConfig::default(),
+        let generation_config = match source.read_up_to(GENERATION_CONFIG, MAX_JSON_BYTES) {
+            Ok(None) => GenerationConfig::default(),
+            Ok(Some(bytes)) => GenerationConfig::lenient(&bytes, &source.describe(GENERATION_CONFIG))?,
+            Err(fault) => GenerationConfig::unreadable(fault)?,
         };
         let mut checkpoint = Checkpoint {
             source: source.clone(),
@@ -131,76 +182,78 @@ impl Checkpoint {
             generation_config,
             files: Vec::new(),
             tensors: BTreeMap::new(),
+            renaming: Renaming::default(),
+            contested: BTreeMap::new(),
+            absent: BTreeMap::new(),
         };
         if source.has(SINGLE)? {
-            checkpoint.add_file(SINGLE, &mut Loader::new(weights, source, [SINGLE].into_iter(), report)?)?;
+            checkpoint.enter(vec![Shard::open(source, SINGLE)?], None);
         } else if let Some(index) = source.read_up_to(INDEX, MAX_JSON_BYTES)? {
-            let index = ShardIndex::parse(&index, &source.describe(INDEX))?;
-            checkpoint.add_shards(&index, &mut Loader::new(weights, source, index.shards().into_iter(), report)?)?;
+            checkpoint.enter_shards(&ShardIndex::parse(&index, &source.describe(INDEX))?)?;
         } else {
-            return Err(no_weights(source));
+            return Err(check::no_weights(source));
         }
         Ok(checkpoint)
     }
 
-    /// Maps or reads one weight file and enters its tensors.
-    fn add_file(&mut self, name: &str, loader: &mut Loader<'_>) -> Result<(), CheckpointError> {
-        let mapping = Arc::new(self.source.load(name, loader)?);
-        for entry in safetensors::read_header(mapping.bytes(), mapping.file())? {
-            let vacant = match self.tensors.entry(entry.name) {
-                Entry::Vacant(vacant) => vacant,
-                Entry::Occupied(first) => {
-                    return Err(CheckpointError::Tensor {
-                        file: mapping.file().to_owned(),
-                        tensor: shown(first.key()),
-                        found: format!("a second one, after that in {}", first.get().file()),
-                        expected: "each tensor in one shard".to_owned(),
-                        advice: "the shards do not belong together: download them again",
-                    });
-                }
-            };
-            let stored = match Dtype::from_name(&entry.dtype) {
-                Some(dtype) => Stored::Usable(Tensor {
-                    name: vacant.key().as_str().into(),
-                    dtype,
-                    shape: entry.shape.into(),
-                    range: entry.range,
-                    mapping: mapping.clone(),
-                }),
-                None => Stored::Opaque(OpaqueTensor {
-                    name: vacant.key().clone(),
-                    dtype: shown(&entry.dtype),
-                    shape: entry.shape,
-                    bytes: entry.range.len() as u64,
-                    file: mapping.file().to_owned(),
-                }),
-            };
-            vacant.insert(stored);
+    /// Opens the shards that are there and enters their tensors. Which of the others are needed, [`Checkpoint::check`]
+    /// knows.
+    fn enter_shards(&mut self, index: &ShardIndex) -> Result<(), CheckpointError> {
+        let mut shards = Vec::new();
+        let mut first_absent = None;
+        for name in index.shards() {
+            if self.source.has(name)? {
+                shards.push(Shard::open(&self.source, name)?);
+            } else {
+                first_absent = first_absent.or(Some(name));
+            }
         }
-        self.files.push(WeightFile { name: name.to_owned(), bytes: mapping.bytes().len() as u64 });
+        if let (true, Some(name)) = (shards.is_empty(), first_absent) {
+            return Err(self.missing_shard(name));
+        }
+        let opened: Vec<String> = shards.iter().map(|shard| shard.name.clone()).collect();
+        self.enter(shards, Some(index));
+        if first_absent.is_some() {
+            let absent =
+                index.tensors().filter(|(_, shard)| opened.binary_search_by(|name| name.as_str().cmp(shard)).is_err());
+            self.absent = absent.map(|(tensor, shard)| (self.renaming.apply(tensor), shard.to_owned())).collect();
+        }
         Ok(())
     }
 
-    fn add_shards(&mut self, index: &ShardIndex, loader: &mut Loader<'_>) -> Result<(), CheckpointError> {
-        for shard in index.shards() {
-            self.add_file(shard, loader)?;
+    /// Enters the tensors of all weight files by the names that are expected.
+    fn enter(&mut self, shards: Vec<Shard>, index: Option<&ShardIndex>) {
+        let stored: Vec<&str> =
+            shards.iter().flat_map(|shard| &shard.entries).map(|entry| entry.name.as_str()).collect();
+        self.renaming = Renaming::of(stored.iter().copied());
+        let mut renamed = match self.renaming.is_identity() {
+            true => None,
+            false => Some(self.renaming.apply_all(&stored).into_iter()),
+        };
+        for Shard { name: file, mapping, entries } in shards {
+            for mut entry in entries {
+                let stored_name = std::mem::take(&mut entry.name);
+                let chosen = index.and_then(|index| index.shard(&stored_name));
+                let name = renamed.as_mut().and_then(Iterator::next).unwrap_or_else(|| stored_name.clone());
+                let stored = Stored::new(&name, entry, &mapping);
+                match self.tensors.entry(name) {
+                    Entry::Vacant(vacant) => {
+                        vacant.insert(stored);
+                    }
+                    // Shards come sorted: the one before has another name.
+                    Entry::Occupied(mut first) => match chosen {
+                        Some(shard) if shard == file => {
+                            first.insert(stored);
+                        }
+                        Some(shard) if self.source.describe(shard) == first.get().file() => {}
+                        _ => {
+                            self.contested.insert(first.key().clone(), mapping.file().to_owned());
+                        }
+                    },
+                }
+            }
+            self.files.push(WeightFile { name: file, bytes: mapping.bytes().len() as u64 });
         }
-        for (tensor, shard) in index.tensors() {
-            let file = self.source.describe(shard);
-            let found = match self.tensors.get(tensor) {
-                Some(stored) if stored.file() == file => continue,
-                Some(stored) => format!("it in {}", stored.file()),
-                None => "no such tensor".to_owned(),
-            };
-            return Err(CheckpointError::Tensor {
-                file,
-                tensor: shown(tensor),
-                found,
-                expected: format!("it here, as {INDEX} says"),
-                advice: "the shards do not belong together: download them again",
-            });
-        }
-        Ok(())
     }
 
     /// Where the checkpoint comes from.
@@ -213,7 +266,7 @@ impl Checkpoint {
         &self.config
     }
 
-    /// generation_config.json; all fields empty where the file is absent.
+    /// generation_config.json; all fields empty where the file is absent or malformed.
     pub fn generation_config(&self) -> &GenerationConfig {
         &self.generation_config
     }
@@ -223,90 +276,51 @@ impl Checkpoint {
         &self.files
     }
 
-    /// The tensors of a dtype that Rigel computes with, sorted by name.
+    /// The tensors stored in a dtype that Rigel computes with, sorted by name.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         self.tensors.values().filter_map(|stored| match stored {
             Stored::Usable(tensor) => Some(tensor),
-            Stored::Opaque(_) => None,
+            Stored::Wide(_) | Stored::Opaque(_) => None,
         })
     }
 
-    /// The tensors of all other dtypes, sorted by name.
+    /// The tensors of all other dtypes, sorted by name; those in F64 too, which are narrowed when they are used.
     pub fn opaque_tensors(&self) -> impl Iterator<Item = &OpaqueTensor> {
         self.tensors.values().filter_map(|stored| match stored {
             Stored::Usable(_) => None,
+            Stored::Wide(tensor) => Some(&tensor.stored),
             Stored::Opaque(tensor) => Some(tensor),
         })
     }
 
-    /// The tensor called `name`, where it is there in a dtype that Rigel computes with.
+    /// The tensor called `name`, where it is there in a dtype that Rigel computes with. One that is stored in F64 is
+    /// read and narrowed to F32 the first time, in memory that lives as long as the checkpoint or the tensor; `None`
+    /// where that memory cannot be had.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
-        match self.tensors.get(name) {
-            Some(Stored::Usable(tensor)) => Some(tensor),
-            _ => None,
+        match self.tensors.get(name)? {
+            Stored::Usable(tensor) => Some(tensor),
+            Stored::Wide(tensor) => tensor.narrowed(),
+            Stored::Opaque(_) => None,
         }
     }
 
-    /// Checks that every expected tensor is there, with its shape and in a supported dtype. Returns the names of the
-    /// tensors that nobody expects, sorted: worth a warning, no error (a tied checkpoint may carry `lm_head.weight`).
-    ///
-    /// # Errors
-    /// The first expected tensor that is missing, misshaped, or of another dtype.
-    pub fn check(&self, expected: &[ExpectedTensor]) -> Result<Vec<String>, CheckpointError> {
-        for expected in expected {
-            self.check_one(expected)?;
+    /// The dtype that [`Checkpoint::tensor`] has of `name`; nothing is read for it.
+    pub fn dtype(&self, name: &str) -> Option<Dtype> {
+        match self.tensors.get(name)? {
+            Stored::Usable(tensor) => Some(tensor.dtype()),
+            Stored::Wide(_) => Some(Dtype::F32),
+            Stored::Opaque(_) => None,
         }
-        let mut names: Vec<&str> = expected.iter().map(|expected| expected.name.as_str()).collect();
-        names.sort_unstable();
-        let unexpected = self.tensors.keys().filter(|name| names.binary_search(&name.as_str()).is_err());
-        Ok(unexpected.cloned().collect())
-    }
-
-    fn check_one(&self, expected: &ExpectedTensor) -> Result<(), CheckpointError> {
-        let stored = self.tensors.get(&expected.name);
-        let (found, advice) = match stored {
-            None => ("no such tensor".to_owned(), "check that config.json and the weights belong together"),
-            Some(stored) if stored.shape() != expected.shape => (
-                format!("shape {}", shown_shape(stored.shape())),
-                "check that config.json and the weights belong together",
-            ),
-            Some(Stored::Opaque(tensor)) => {
-                (format!("dtype {}", tensor.dtype), "use the checkpoint that this one was quantised or converted from")
-            }
-            Some(Stored::Usable(_)) => return Ok(()),
-        };
-        Err(CheckpointError::Tensor {
-            file: stored.map_or_else(|| self.source.to_string(), |stored| stored.file().to_owned()),
-            tensor: expected.name.clone(),
-            found,
-            expected: format!("shape {} in F32, F16 or BF16", shown_shape(&expected.shape)),
-            advice,
-        })
     }
 }
 
-/// What to do about a checkpoint that has neither `model.safetensors` nor its index.
-fn no_weights(source: &ModelSource) -> CheckpointError {
-    let names = source.file_names();
-    let with = |extension: &str| names.iter().find(|name| name.ends_with(extension));
-    let advice = if let Some(shard) = with(".safetensors") {
-        format!("{} is there, but not {INDEX}, which says what it holds: {}", shown(shard), source.how_to_get(INDEX))
-    } else if let Some(bin) = names.iter().find(|name| name.starts_with("pytorch_model") && name.ends_with(".bin")) {
-        // One process, all shards into one file; `clone` parts tensors that share memory, which safetensors refuses.
-        format!(
-            "only PyTorch weights are there ({}); convert them with: python3 -c 'import sys,glob,torch,\
-             safetensors.torch as s; d=sys.argv[1]; w={{}}; [w.update(torch.load(f,map_location=\"cpu\",\
-             weights_only=True)) for f in sorted(glob.glob(d+\"/pytorch_model*.bin\"))]; \
-             s.save_file({{k:t.clone().contiguous() for k,t in w.items()}},d+\"/{SINGLE}\",{{\"format\":\"pt\"}})' '{}'",
-            shown(bin),
-            source.describe("").trim_end_matches(std::path::MAIN_SEPARATOR),
-        )
-    } else if let Some(gguf) = with(".gguf") {
-        format!("GGUF files ({}) are not supported; use the model's safetensors", shown(gguf))
-    } else {
-        source.how_to_get(SINGLE)
-    };
-    CheckpointError::MissingFile { file: source.describe(SINGLE), advice }
+impl Shard {
+    /// Maps the weight file `name` and reads its header.
+    fn open(source: &ModelSource, name: &str) -> Result<Shard, CheckpointError> {
+        let mapping = Arc::new(source.map(name)?);
+        let entries = safetensors::read_header(mapping.bytes(), mapping.file())?;
+        Ok(Shard { name: name.to_owned(), mapping, entries })
+    }
 }
 
 #[cfg(test)]

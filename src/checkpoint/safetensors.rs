@@ -19,6 +19,7 @@ use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
 
 use super::error::{CheckpointError, DOWNLOAD_AGAIN, shown, shown_shape};
 use super::json::refuse_lfs_pointer;
+use super::marks;
 
 /// The longest header that the format allows its readers to accept, in bytes (the `safetensors` crate's limit).
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -52,11 +53,19 @@ struct RawEntry {
 /// their own shapes.
 pub(super) fn read_header(bytes: &[u8], file: &str) -> Result<Vec<HeaderEntry>, CheckpointError> {
     refuse_lfs_pointer(bytes, file, "a safetensors file")?;
-    let broken = |found: String, expected: &str| CheckpointError::File {
-        file: file.to_owned(),
-        found,
-        expected: expected.to_owned(),
-        advice: DOWNLOAD_AGAIN,
+    let broken = |found: String, expected: &str| match marks::of_content(bytes) {
+        Some((found, advice)) => CheckpointError::File {
+            file: file.to_owned(),
+            found: found.to_owned(),
+            expected: "a safetensors file".to_owned(),
+            advice,
+        },
+        None => CheckpointError::File {
+            file: file.to_owned(),
+            found,
+            expected: expected.to_owned(),
+            advice: DOWNLOAD_AGAIN,
+        },
     };
     let Some((length, rest)) = bytes.split_first_chunk::<LENGTH_BYTES>() else {
         return Err(broken(
@@ -268,6 +277,12 @@ mod tests {
         );
         bytes[..8].copy_from_slice(&u64::MAX.to_le_bytes());
         assert!(message(&bytes).contains("found a header length of 18446744073709551615 in a file of 10 bytes"));
+        assert_eq!(
+            message(b"GGUF\x03\0\0\0\x43\0\0\0\0\0\0\0"),
+            "w.safetensors: found a GGUF file, which is not supported, expected a safetensors file; use the model's \
+             safetensors"
+        );
+        assert!(message(b"<!DOCTYPE html><html></html>").contains("found a web page, not the file that it should be"));
         let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 31\n";
         assert!(message(pointer).ends_with("expected a safetensors file; run `git lfs pull` in the clone"));
     }

@@ -11,6 +11,7 @@ use super::error::{CheckpointError, shown};
 use super::hub;
 use super::loading::Loader;
 use super::mapping::Mapping;
+use super::marks;
 
 /// The name of the bundled model.
 const NANO: &str = "nano";
@@ -80,7 +81,8 @@ impl ModelSource {
         if path.is_dir() {
             Ok(ModelSource { place: Place::Directory { path, hub_id: None } })
         } else if path.exists() {
-            Err(CheckpointError::NotADirectory { path: path.display().to_string() })
+            let (found, advice) = marks::of_model_file(&first_bytes(&path));
+            Err(CheckpointError::NotADirectory { path: path.display().to_string(), found, advice })
         } else {
             Err(CheckpointError::NoSuchDirectory { model: format!("\"{}\"", shown(&path.to_string_lossy())) })
         }
@@ -200,6 +202,18 @@ impl ModelSource {
     }
 }
 
+/// The first bytes of the file at `path`; none where it is no regular file or cannot be read.
+fn first_bytes(path: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if path.is_file()
+        && let Ok(file) = File::open(path)
+    {
+        // What cannot be read is not looked at: the path is no directory all the same.
+        let _ = file.take(marks::CONTENT_BYTES as u64).read_to_end(&mut bytes);
+    }
+    bytes
+}
+
 /// How a user would name the model: the hub id, the path, or that it is the bundled one.
 impl fmt::Display for ModelSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -231,6 +245,11 @@ mod tests {
         let message = |model: &str| ModelSource::resolve_in(model, Some(root.path())).unwrap_err().to_string();
         let file = model.join("config.json");
         assert!(message(file.to_str().unwrap()).contains("config.json is not a directory; give the directory that"));
+        fs::write(&file, b"GGUF\x03").unwrap();
+        assert!(
+            message(file.to_str().unwrap()).contains("config.json is a GGUF file, which is not supported; use the mod")
+        );
+        fs::write(&file, "{}").unwrap();
         assert!(message("/no/such/model").starts_with("no such directory: \"/no/such/model\"; expected"));
         assert!(message("").starts_with("no such directory: \"\""));
         assert!(message("no-such/model").starts_with("no-such/model is neither a directory nor in the local Hugging"));

@@ -2,7 +2,10 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use memmap2::MmapMut;
+use rayon::prelude::*;
 
 use super::mapping::Mapping;
 
@@ -92,7 +95,54 @@ impl fmt::Debug for Tensor {
     }
 }
 
-/// A tensor whose dtype Rigel does not compute with: known by its header entry alone, an error only if it is needed.
+/// A tensor stored in F64: read as F32, into memory of its own, when it is first asked for.
+#[derive(Clone)]
+pub(super) struct WideTensor {
+    /// As it is stored.
+    pub(super) stored: OpaqueTensor,
+    /// Byte range in the mapping; lies inside it and is as long as F64 and the shape say.
+    pub(super) range: Range<usize>,
+    pub(super) mapping: Arc<Mapping>,
+    pub(super) narrowed: OnceLock<Option<Tensor>>,
+}
+
+impl fmt::Debug for WideTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.stored.fmt(f)
+    }
+}
+
+impl WideTensor {
+    /// The tensor in F32, each element rounded to nearest even as torch does; `None` where memory for it cannot be had.
+    pub(super) fn narrowed(&self) -> Option<&Tensor> {
+        self.narrowed.get_or_init(|| self.narrow()).as_ref()
+    }
+
+    fn narrow(&self) -> Option<Tensor> {
+        const ELEMENTS: usize = 1 << 16;
+        let (wide, _) = self.mapping.bytes()[self.range.clone()].as_chunks::<8>();
+        // A mapping is not empty.
+        let mut map = MmapMut::map_anon((wide.len() * 4).max(1)).ok()?;
+        let narrow = map[..wide.len() * 4].par_chunks_mut(4 * ELEMENTS);
+        narrow.zip(wide.par_chunks(ELEMENTS)).for_each(|(narrow, wide)| {
+            let (narrow, _) = narrow.as_chunks_mut::<4>();
+            for (narrow, wide) in narrow.iter_mut().zip(wide) {
+                *narrow = (f64::from_le_bytes(*wide) as f32).to_le_bytes();
+            }
+        });
+        let mapping = Mapping::of_memory(map.make_read_only().ok()?, self.mapping.file().to_owned());
+        Some(Tensor {
+            name: self.stored.name.as_str().into(),
+            dtype: Dtype::F32,
+            shape: self.stored.shape.as_slice().into(),
+            range: 0..wide.len() * 4,
+            mapping: Arc::new(mapping),
+        })
+    }
+}
+
+/// A tensor whose dtype Rigel does not compute with: known by its header entry alone, an error only if it is needed and
+/// cannot be narrowed as F64 can.
 #[derive(Debug, Clone)]
 pub struct OpaqueTensor {
     /// The checkpoint's name for it.

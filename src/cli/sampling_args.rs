@@ -1,7 +1,7 @@
 //! How tokens are chosen, and when a generation ends.
 
 use clap::Args;
-use rigel::checkpoint::{Checkpoint, GenerationConfig, ModelSource};
+use rigel::checkpoint::{Checkpoint, ModelSource, SamplingSuggestions};
 use rigel::engine::{Engine, Request, RequestError};
 use rigel::sampling::SamplingParams;
 use rigel::text::TokenId;
@@ -100,9 +100,9 @@ impl GenerationArgs {
     /// The same for options that requests of their own may change: none is without effect.
     pub fn defaults(self, source: &ModelSource) -> Result<GenerationOptions, CliError> {
         let mut sampling = if self.sampling.generation_config {
-            self.sampling.resolve(Checkpoint::open(source)?.generation_config())
+            self.sampling.resolve(&Checkpoint::open(source)?.generation_config().sampling()?)
         } else {
-            self.sampling.resolve(&GenerationConfig::default())
+            self.sampling.resolve(&SamplingSuggestions::default())
         };
         sampling.min_tokens = self.min_tokens.unwrap_or(sampling.min_tokens);
         sampling.validate().map_err(|invalid| {
@@ -128,7 +128,7 @@ impl GenerationArgs {
 impl SamplingArgs {
     /// The options given, over those of a generation_config.json. As in Hugging Face's `generate`, a temperature
     /// counts only where `do_sample` is true, and is 1 where it is absent.
-    fn resolve(&self, config: &GenerationConfig) -> SamplingParams {
+    fn resolve(&self, config: &SamplingSuggestions) -> SamplingParams {
         let default = SamplingParams::default();
         let config_temperature =
             if config.do_sample == Some(true) { config.temperature.unwrap_or(1.0) } else { default.temperature };
@@ -221,6 +221,8 @@ pub fn max_tokens(asked: Option<u32>, prompt: usize, positions: usize) -> Result
 
 #[cfg(test)]
 mod tests {
+    use rigel::checkpoint::GenerationConfig;
+
     use super::*;
 
     fn args() -> SamplingArgs {
@@ -238,13 +240,13 @@ mod tests {
         }
     }
 
-    fn config(json: &str) -> GenerationConfig {
-        GenerationConfig::parse(json.as_bytes(), "generation_config.json").unwrap()
+    fn config(json: &str) -> SamplingSuggestions {
+        GenerationConfig::parse(json.as_bytes(), "generation_config.json").unwrap().sampling().unwrap()
     }
 
     #[test]
     fn nothing_said_is_greedy() {
-        assert_eq!(args().resolve(&GenerationConfig::default()), SamplingParams::default());
+        assert_eq!(args().resolve(&SamplingSuggestions::default()), SamplingParams::default());
         // A temperature without do_sample is what transformers warns of and ignores.
         assert!(args().resolve(&config(r#"{"temperature": 0.7}"#)).is_greedy());
         assert!(args().resolve(&config(r#"{"do_sample": false, "temperature": 0.7}"#)).is_greedy());
@@ -281,7 +283,7 @@ mod tests {
             assert!(logit_bias(bad).is_err(), "{bad}");
         }
         let biases = vec![(TokenId(3), 1.0), (TokenId(3), 2.0)];
-        let params = SamplingArgs { logit_bias: biases, ..args() }.resolve(&GenerationConfig::default());
+        let params = SamplingArgs { logit_bias: biases, ..args() }.resolve(&SamplingSuggestions::default());
         assert_eq!(params.validate().unwrap_err().name, "logit_bias");
     }
 

@@ -44,6 +44,8 @@ pub struct Description {
     pub files: Vec<WeightFile>,
     /// Names of tensors that the network does not use.
     pub unused_tensors: Vec<String>,
+    /// What else is worth knowing before the checkpoint is used.
+    pub notices: Vec<String>,
 }
 
 impl Description {
@@ -65,6 +67,7 @@ impl Description {
             kv_bytes_per_token_bf16: counts.kv_bytes_per_token(2),
             files: checkpoint.files().to_vec(),
             unused_tensors,
+            notices: checkpoint.notices(),
             spec,
         })
     }
@@ -99,7 +102,10 @@ fn stored_bytes_per_token(checkpoint: &Checkpoint, spec: &ModelSpec, unused: &[S
         let row = spec.hidden_size * tensor.dtype().size();
         read(tensor.name(), tensor.bytes().len() as u64, row as u64)
     });
-    bytes.sum()
+    // F64 is read as F32.
+    let wide = checkpoint.opaque_tensors().filter(|tensor| checkpoint.dtype(&tensor.name).is_some());
+    let wide = wide.map(|tensor| read(&tensor.name, tensor.bytes / 2, spec.hidden_size as u64 * 4));
+    bytes.sum::<u64>() + wide.sum::<u64>()
 }
 
 /// `1234567` as `1,234,567`.
@@ -145,6 +151,9 @@ impl fmt::Display for Description {
         }
         for name in &self.unused_tensors {
             line("not used", name.escape_debug().to_string())?;
+        }
+        for notice in &self.notices {
+            line("notice", notice.clone())?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ mod bad_input;
 mod batch;
 mod bench;
 mod chat;
+mod checkpoints;
 mod common;
 #[cfg(feature = "cuda")]
 mod cuda;
