@@ -3,7 +3,9 @@
 
 use rigel::checkpoint::ModelSource;
 use rigel::engine::{Engine, FinishReason, PromptToken, StopCause};
-use rigel::openai::{Call, ChatBody, CompletionBody, Defaults, ErrorKind, Identity, Output, Sample, ServedModel};
+use rigel::openai::{
+    Call, ChatBody, Collected, Collector, CompletionBody, Defaults, ErrorKind, Identity, Output, Sample, ServedModel,
+};
 use rigel::sampling::TokenLogprobs;
 use rigel::text::{
     AddGenerationPrompt, ChatMessage, ChatTemplate, Infill, RepoContext, SpecialTokens, TokenId, Tokenizer,
@@ -11,6 +13,7 @@ use rigel::text::{
 use serde_json::{Value, json};
 
 struct Nano {
+    engine: Engine,
     served: ServedModel,
     tokenizer: Tokenizer,
     positions: usize,
@@ -18,11 +21,64 @@ struct Nano {
 
 fn nano() -> Nano {
     let engine = Engine::builder().device(rigel::engine::Device::Cpu).build().unwrap();
-    let served = ServedModel::new(&engine, &ModelSource::nano(), "nano").unwrap();
-    Nano { served, tokenizer: engine.tokenizer().unwrap().clone(), positions: engine.spec().max_positions }
+    Nano::new(engine, &ModelSource::nano())
+}
+
+/// Nano with one change to its files.
+fn changed_nano(change: impl FnOnce(&dyn Fn(&str, &str, Value))) -> Nano {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/models/nano")).unwrap().map(Result::unwrap) {
+        std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    change(&|file, field, with| {
+        let path = dir.path().join(file);
+        let mut value: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        value[field] = with;
+        std::fs::write(path, value.to_string()).unwrap();
+    });
+    let model = dir.path().to_str().unwrap();
+    let engine = Engine::builder().device(rigel::engine::Device::Cpu).model(model).build().unwrap();
+    Nano::new(engine, &ModelSource::directory(dir.path()).unwrap())
 }
 
 impl Nano {
+    fn new(engine: Engine, source: &ModelSource) -> Nano {
+        let served = ServedModel::new(&engine, source, "nano").unwrap();
+        let (tokenizer, positions) = (engine.tokenizer().unwrap().clone(), engine.spec().max_positions);
+        Nano { engine, served, tokenizer, positions }
+    }
+
+    /// Runs a call's requests.
+    fn outputs(&self, call: &Call) -> Vec<Output> {
+        let collected = call.requests.iter().map(|request| {
+            let mut collector = Collector::new(request.prompt.len(), request.n);
+            let mut outputs =
+                self.engine.generate(request.clone()).unwrap().filter_map(|event| match collector.push(event) {
+                    Collected::More => None,
+                    Collected::Done(output) => Some(output),
+                    Collected::Failed(failure) => panic!("{failure}"),
+                });
+            outputs.next().unwrap()
+        });
+        collected.collect()
+    }
+
+    /// The first choice of a completion's body, and how many tokens it took.
+    fn completed(&self, body: Value) -> (Value, usize) {
+        let call = self.completion(body);
+        let outputs = self.outputs(&call);
+        let tokens = outputs[0].samples[0].token_ids.len();
+        (self.response(&call, outputs)["choices"][0].clone(), tokens)
+    }
+
+    /// The same of a chat's.
+    fn chatted(&self, body: Value) -> (Value, usize) {
+        let call = self.chat(body);
+        let outputs = self.outputs(&call);
+        let tokens = outputs[0].samples[0].token_ids.len();
+        (self.response(&call, outputs)["choices"][0].clone(), tokens)
+    }
+
     fn completion(&self, body: Value) -> Call {
         self.served.completion(CompletionBody::read(body, &Defaults::openai()).unwrap(), 100).unwrap()
     }
@@ -158,7 +214,7 @@ fn a_chat_s_response_has_its_documented_shape() {
 }
 
 #[test]
-fn offsets_count_characters_and_the_better_of_two_equal_texts_stays() {
+fn offsets_count_characters_and_every_token_has_its_entry() {
     let nano = nano();
     let echo = "é\u{1f600}b";
     let prompt = nano.ids(echo);
@@ -167,7 +223,7 @@ fn offsets_count_characters_and_the_better_of_two_equal_texts_stays() {
     let call = nano.completion(json!({"prompt": echo, "echo": true, "logprobs": 2, "max_tokens": 9}));
     assert_eq!((call.requests[0].logprobs, call.requests[0].prompt_logprobs), (Some(2), Some(2)));
     let completion = nano.ids("\u{1f600}c");
-    // Both are parts of a character, so both are written as the replacement character.
+    // Both are parts of a character, and named by their bytes.
     let tops = vec![(emoji[1], -2.0), (emoji[0], -1.0)];
     let entry = |index: usize| TokenLogprobs { target: Some(-(index as f32) - 3.0), top: tops.clone() };
     let outputs = vec![Output {
@@ -213,11 +269,152 @@ fn offsets_count_characters_and_the_better_of_two_equal_texts_stays() {
         (second.get(&name(TokenId(300))), second.get(&name(prompt[1]))),
         (Some(&json!(-0.5)), Some(&json!(-1.0)))
     );
-    // Two ids of one text: the better stays. The chosen one's number is that of the list.
+    // Two parts of a character have an entry each. The chosen one's number is that of the list.
     let first = prompt.len();
-    assert_eq!(top[first], json!({"\u{fffd}": -1.0}));
-    assert_eq!(logprobs["token_logprobs"][first], json!(-1.0));
+    let parts = [0, 1].map(|part| {
+        let bytes = nano.tokenizer.token_bytes(emoji[part]).unwrap();
+        assert!(std::str::from_utf8(&bytes).is_err());
+        bytes.iter().fold("bytes:".to_owned(), |name, byte| format!("{name}\\x{byte:02x}"))
+    });
+    assert_eq!(top[first], json!({&parts[1]: -2.0, &parts[0]: -1.0}));
+    assert_eq!((&logprobs["token_logprobs"][first], &logprobs["tokens"][first]), (&json!(-1.0), &json!(parts[0])));
     let last = count - 1;
     let expected_last = -(completion.len() as f32 - 1.0) - 3.0;
-    assert_eq!(top[last], json!({"\u{fffd}": -1.0, "c": expected_last}));
+    assert_eq!(top[last], json!({&parts[1]: -2.0, &parts[0]: -1.0, "c": expected_last}));
+}
+
+/// The counts are transformers' with these `stop_strings`.
+#[test]
+fn a_stop_may_be_a_special_token() {
+    let nano = nano();
+    let body = |stop: Value, more: Value| {
+        let mut body =
+            json!({"prompt": "def f", "max_tokens": 8, "temperature": 0, "logit_bias": {"6": 100}, "stop": stop});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    for (stop, tokens) in [(json!("<file_sep>"), 1), (json!(["<file_sep><file_sep>"]), 2), (json!(["sep>"]), 1)] {
+        for shown in [true, false] {
+            let (choice, found) = nano.completed(body(stop.clone(), json!({"skip_special_tokens": !shown})));
+            assert_eq!((found, &choice["finish_reason"]), (tokens, &json!("stop")), "{stop}");
+            assert_eq!(choice["text"], "", "{stop}");
+        }
+    }
+    let (other, tokens) = nano.completed(body(json!("<repo_name>"), json!({})));
+    assert_eq!((tokens, &other["finish_reason"], &other["text"]), (8, &json!("length"), &json!("")));
+    // What is hidden stays hidden.
+    let included = |more: Value| nano.completed(body(json!("sep><file_sep>"), more)).0["text"].clone();
+    assert_eq!(included(json!({"include_stop_str_in_output": true})), "");
+    let shown = json!({"include_stop_str_in_output": true, "skip_special_tokens": false});
+    assert_eq!(included(shown), "<file_sep><file_sep>");
+    // The end of text under ignore_eos; a chat.
+    let end = json!({"ignore_eos": true, "logit_bias": {"0": 100}});
+    assert_eq!(nano.completed(body(json!("<|endoftext|>"), end)).1, 1);
+    let messages = json!([{"role": "user", "content": "Add."}]);
+    let chat = json!({"messages": messages, "max_tokens": 8, "logit_bias": {"6": 100}, "stop": ["<file_sep>"]});
+    assert_eq!(nano.chatted(chat).1, 1);
+}
+
+#[test]
+fn a_stop_string_waits_for_min_tokens_as_an_id_does() {
+    let nano = nano();
+    let a = nano.ids("a")[0];
+    let tokens = |more: Value| {
+        let mut body =
+            json!({"prompt": "def f", "max_tokens": 8, "temperature": 0, "logit_bias": {a.to_string(): 100}});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        nano.completed(body)
+    };
+    assert_eq!(tokens(json!({"stop": ["a"]})).1, 1);
+    let (choice, count) = tokens(json!({"stop": ["a"], "min_tokens": 3}));
+    assert_eq!((count, &choice["text"], &choice["finish_reason"]), (4, &json!("aaa"), &json!("stop")));
+    // A stop may begin before.
+    assert_eq!(tokens(json!({"stop": ["aaa"], "min_tokens": 4})).1, 5);
+    assert_eq!(tokens(json!({"stop": ["a"], "min_tokens": 8})).0["finish_reason"], "length");
+}
+
+#[test]
+fn a_chat_ends_at_the_end_of_any_file() {
+    let nano = changed_nano(|set| {
+        set("config.json", "eos_token_id", json!([4, 99_999]));
+        set("generation_config.json", "eos_token_id", json!(5));
+        set("tokenizer_config.json", "eos_token", json!("<file_sep>"));
+    });
+    assert_eq!(nano.engine.chat_eos_token_ids(), [4, 5, 6].map(TokenId));
+    assert_eq!(nano.engine.eos_token_ids(), [TokenId(5)]);
+    let messages = json!([{"role": "user", "content": "Add."}]);
+    for id in [4, 5, 6] {
+        let bias = json!({id.to_string(): 100});
+        let body = |ignore_eos: bool| json!({"messages": messages, "max_tokens": 4, "logit_bias": bias, "ignore_eos": ignore_eos});
+        let (choice, tokens) = nano.chatted(body(false));
+        assert_eq!((tokens, &choice["finish_reason"]), (1, &json!("stop")), "{id}");
+        assert_eq!(nano.chatted(body(true)).1, 4, "{id}");
+        // A completion keeps to generation_config.json.
+        let completion = json!({"prompt": "x", "max_tokens": 4, "temperature": 0, "logit_bias": bias});
+        assert_eq!(nano.completed(completion).1, if id == 5 { 1 } else { 4 }, "{id}");
+    }
+    // Nothing that ends it is chosen before min_tokens.
+    let body = json!({"messages": messages, "max_tokens": 4, "min_tokens": 4, "logit_bias": {"6": 100}});
+    assert_eq!(nano.chatted(body).0["finish_reason"], "length");
+}
+
+/// lm-eval calls a token greedy where it is the best of `top_logprobs`; the ids say what is true.
+#[test]
+fn every_position_has_its_entries_and_greedy_tokens_are_told() {
+    const TEXT: &str = "x = 'h\u{e9}llo \u{1f389} \u{65e5}\u{672c}' # \u{2260}";
+    let nano = nano();
+    for n in [1, 5] {
+        let body = json!({"prompt": TEXT, "max_tokens": 3, "temperature": 0, "logprobs": n, "echo": true});
+        let call = nano.completion(body);
+        let outputs = nano.outputs(&call);
+        let (prompt, sample) = (outputs[0].prompt.clone(), outputs[0].samples[0].clone());
+        let best_after = prompt.iter().map(|token| token.top.first().map(|(id, _)| *id));
+        let ids: Vec<TokenId> = prompt.iter().map(|token| token.id).chain(sample.token_ids.clone()).collect();
+        let best: Vec<Option<TokenId>> = std::iter::once(None)
+            .chain(best_after.take(prompt.len() - 1))
+            .chain(sample.logprobs.iter().map(|l| Some(l.top[0].0)))
+            .collect();
+        let response = nano.response(&call, outputs);
+        let logprobs = &response["choices"][0]["logprobs"];
+        let (mut greedy, mut partial) = (0, 0);
+        for (i, top) in logprobs["top_logprobs"].as_array().unwrap().iter().enumerate().skip(1) {
+            let top = top.as_object().unwrap();
+            assert!(top.len() == n || top.len() == n + 1, "{n}: {} entries at {i}", top.len());
+            let name = logprobs["tokens"][i].as_str().unwrap();
+            let own = top[name].as_f64().unwrap();
+            assert_eq!(Some(own), logprobs["token_logprobs"][i].as_f64(), "{i}");
+            let better = top.values().filter(|value| value.as_f64().unwrap() > own).count();
+            assert_eq!(better == 0, best[i] == Some(ids[i]), "{n}: {name} at {i}");
+            greedy += usize::from(better == 0);
+            partial += usize::from(name.starts_with("bytes:\\x"));
+        }
+        assert!(
+            greedy > 3 && greedy < ids.len() - 1 && partial > 1,
+            "{greedy} greedy, {partial} parts of {}",
+            ids.len()
+        );
+    }
+}
+
+/// Offsets, the pieces of a stream and the whole text agree, wherever a stop cuts.
+#[test]
+fn offsets_stay_within_the_text() {
+    let nano = nano();
+    let free = nano.completed(json!({"prompt": "def add(a, b):\n", "max_tokens": 12, "temperature": 0, "logprobs": 0}));
+    let text = free.0["text"].as_str().unwrap().to_owned();
+    assert!(text.is_ascii() && text.len() > 8, "{text:?}");
+    for start in 0..text.len() - 3 {
+        let stop = &text[start..start + 3];
+        let body =
+            json!({"prompt": "def add(a, b):\n", "max_tokens": 12, "temperature": 0, "logprobs": 0, "stop": [stop]});
+        let (choice, tokens) = nano.completed(body);
+        let cut = choice["text"].as_str().unwrap();
+        assert_eq!(cut, &text[..text.find(stop).unwrap()]);
+        let offsets = choice["logprobs"]["text_offset"].as_array().unwrap();
+        assert_eq!(offsets.len(), tokens);
+        for (i, offset) in offsets.iter().enumerate() {
+            let expected = free.0["logprobs"]["text_offset"][i].as_u64().unwrap().min(cut.len() as u64);
+            assert_eq!(offset.as_u64(), Some(expected), "{stop:?} at token {i}");
+        }
+    }
 }

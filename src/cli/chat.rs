@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::Args;
 use futures_core::Stream;
-use rigel::engine::{Engine, Event, Failure, FinishReason, Generation};
+use rigel::engine::{Engine, EosTokens, Event, Failure, FinishReason, Generation};
 use rigel::text::{AddGenerationPrompt, ChatMessage, ChatTemplate, SpecialTokens, TokenId};
 use rustyline::error::ReadlineError;
 use rustyline::history::MemHistory;
@@ -170,6 +170,7 @@ impl Conversation {
     fn answer(&mut self, out: &mut Output) -> Result<String, CliError> {
         let (prompt, dropped) = self.prompt()?;
         let mut request = self.options.request(&self.engine, prompt)?;
+        request.eos = EosTokens::Chat;
         request.stop_token_ids.extend(self.end);
         let mut generation = self.engine.generate(request)?;
         self.interrupts.begin();

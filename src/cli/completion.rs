@@ -6,7 +6,7 @@ use std::io::Write as _;
 use clap::Args;
 use rigel::engine::{Completion, Engine, Event, Failure, Finish, FinishReason, Request, StopCause, Timings};
 use rigel::sampling::TokenLogprobs;
-use rigel::text::{SpecialOutput, TokenId, Tokenizer};
+use rigel::text::{TokenId, TokenNames, Tokenizer};
 use serde::Serialize;
 
 use super::error::CliError;
@@ -195,7 +195,12 @@ fn closing_line(timings: &Timings, reason: &FinishReason) -> String {
 
 /// One line a token: id, log-probability, text, and the best tokens there.
 fn logprobs_table(tokenizer: &Tokenizer, completion: &Completion) -> String {
-    let text = |id: TokenId| format!("{:?}", tokenizer.decode(&[id], SpecialOutput::Keep).unwrap_or_default());
+    let names = TokenNames::new(Some(tokenizer.clone()), tokenizer.vocab_size());
+    // Quoted where it is text; bytes that are none have a name without quotes.
+    let text = |id: TokenId| match names.bytes(id).map(String::from_utf8) {
+        Some(Ok(text)) => format!("{text:?}"),
+        _ => names.shared(id),
+    };
     let mut table = format!("{:>6}  {:>8}  {:<16}  best", "id", "logprob", "text");
     for (&id, logprobs) in completion.token_ids.iter().zip(&completion.logprobs) {
         let logprob = logprobs.target.map_or_else(|| "-".into(), |logprob| format!("{logprob:.4}"));

@@ -3,13 +3,17 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 
+use rigel::openai::{self, shown, token_ids};
 use rigel::text::TokenId;
-use serde::Deserialize;
+use serde_json::Value;
 
 use super::error::CliError;
 
 /// The name that stands for stdin.
 pub const STDIN: &str = "-";
+
+/// What some editors put at a file's start.
+const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// The name under which messages speak of a file argument.
 fn origin(path: &str) -> String {
@@ -67,12 +71,6 @@ pub struct JsonLines {
     pending: Option<Vec<u8>>,
 }
 
-#[derive(Deserialize)]
-struct Object {
-    token_ids: Option<Vec<TokenId>>,
-    text: Option<String>,
-}
-
 impl JsonLines {
     /// Opens a file, or stdin where `path` is `-`.
     pub fn open(path: &str) -> Result<JsonLines, CliError> {
@@ -99,7 +97,7 @@ impl JsonLines {
         while let Some(line) = self.next_line()? {
             let place = format!("{}:{}", self.origin, self.line);
             let line = utf8(line, &place)?;
-            if !line.trim().is_empty() {
+            if !line.trim_start_matches(BYTE_ORDER_MARK).trim().is_empty() {
                 let input = parse_object(&line).map_err(|error| error.at(&place))?;
                 return Ok(Some(Prompt { place, input }));
             }
@@ -118,18 +116,26 @@ impl Iterator for JsonLines {
 
 fn parse_object(line: &str) -> Result<PromptInput, CliError> {
     const EXPECTED: &str = r#"expected {"token_ids":[…]} or {"text":"…"}"#;
-    let object: Object = serde_json::from_str(line.trim_end()).map_err(|error| {
-        // The place names the line of the file; that of the JSON text inside it is always 1.
-        let message = error.to_string().replace(" at line 1 column ", " at column ");
-        CliError::Usage(format!("{message}; {EXPECTED}"))
-    })?;
-    match object {
-        Object { token_ids: Some(ids), text: None } => Ok(PromptInput::TokenIds(ids)),
-        Object { token_ids: None, text: Some(text) } => Ok(PromptInput::Text(text)),
-        Object { token_ids: None, text: None } => {
-            Err(CliError::Usage(format!("neither `token_ids` nor `text`; {EXPECTED}")))
+    let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line).trim_end();
+    let object = openai::parse_object(line.as_bytes());
+    let mut object = object.map_err(|error| CliError::Usage(format!("{error}; {EXPECTED}")))?;
+    let mut field = |name: &str| object.remove(name).filter(|value| !value.is_null());
+    let wrong = |name: &str, value: &Value, expected: &str| {
+        CliError::Usage(format!("{name} is {}; expected {expected}", shown(value)))
+    };
+    match (field("token_ids"), field("text")) {
+        (Some(Value::Array(ids)), None) => {
+            let ids = token_ids(&ids).ok_or_else(|| {
+                let bad = ids.iter().find(|id| token_ids(std::slice::from_ref(*id)).is_none());
+                wrong("token_ids", bad.unwrap_or(&Value::Null), "integers from 0 to 4294967295")
+            })?;
+            Ok(PromptInput::TokenIds(ids))
         }
-        Object { .. } => Err(CliError::Usage(format!("both `token_ids` and `text`; {EXPECTED}"))),
+        (Some(value), None) => Err(wrong("token_ids", &value, "a list of token ids")),
+        (None, Some(Value::String(text))) => Ok(PromptInput::Text(text)),
+        (None, Some(value)) => Err(wrong("text", &value, "a string")),
+        (None, None) => Err(CliError::Usage(format!("neither `token_ids` nor `text`; {EXPECTED}"))),
+        (Some(_), Some(_)) => Err(CliError::Usage(format!("both `token_ids` and `text`; {EXPECTED}"))),
     }
 }
 
@@ -165,7 +171,7 @@ mod tests {
     #[test]
     fn reads_objects_line_by_line() {
         let prompts: Vec<Prompt> =
-            lines(b"{\"token_ids\":[1,2]}\n\n{\"text\":\"a\\nb\",\"id\":7}\r\n{\"token_ids\":[]}")
+            lines(b"\xef\xbb\xbf{\"token_ids\":[1,2.0]}\n\n{\"text\":\"a\\nb\",\"id\":7}\r\n{\"token_ids\":[]}")
                 .map(Result::unwrap)
                 .collect();
         let of = |line: usize, input| Prompt { place: format!("f:{line}"), input };
@@ -182,13 +188,16 @@ mod tests {
     #[test]
     fn says_which_line_is_wrong() {
         let after_good = |bad: &str| error(format!("{{\"token_ids\":[1]}}\n{bad}\n").as_bytes());
-        assert!(after_good("{\"token_ids\":[1,-2]}").starts_with("f:2: invalid value: integer `-2`"));
-        assert!(after_good("{\"token_ids\":[1.5]}").starts_with("f:2: invalid type: floating point `1.5`"));
-        assert!(after_good("{\"token_ids\":[4294967296]}").starts_with("f:2: invalid value"));
-        assert!(after_good("{\"token_ids\":[1]").contains("at column"));
+        assert!(after_good("{\"token_ids\":[1,-2]}").starts_with("f:2: token_ids is -2; expected integers from 0"));
+        assert!(after_good("{\"token_ids\":[1.5]}").starts_with("f:2: token_ids is 1.5; expected integers"));
+        assert!(after_good("{\"token_ids\":[4294967296]}").starts_with("f:2: token_ids is 4294967296; "));
+        assert!(after_good("{\"token_ids\":\"x\"}").starts_with("f:2: token_ids is \"x\"; expected a list"));
+        assert!(after_good("{\"text\":7}").starts_with("f:2: text is 7; expected a string"));
+        assert!(after_good("{\"token_ids\":[1]").starts_with("f:2: not valid JSON: it ends early"));
+        assert!(after_good("{\"token_ids\":[1 2]}").contains("at column"));
         assert!(after_good("{}").starts_with("f:2: neither `token_ids` nor `text`; expected"));
         assert!(after_good("{\"token_ids\":[1],\"text\":\"a\"}").starts_with("f:2: both"));
-        assert!(after_good("[1]").starts_with("f:2: "));
+        assert!(after_good("[1]").starts_with("f:2: a JSON array; "));
         assert!(error(b"{\"text\":\"\xff\"}").starts_with("f:1: byte 9 is not valid UTF-8"));
     }
 

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use rigel::checkpoint::ModelSource;
-use rigel::engine::{Completion, FinishReason, Request};
+use rigel::engine::{Completion, EosTokens, FinishReason, Request};
 use rigel::text::{
     AddGenerationPrompt, ChatMessage, ChatTemplate, SpecialOutput, SpecialTokens, TokenId, Tokenizer, clean_up_spaces,
 };
@@ -75,9 +75,9 @@ impl Respond {
         };
         let request = Request {
             max_tokens: limit.max_tokens(prompt.len(), engine.spec().max_positions)?,
-            // The card gives the whole list of ids to stop at, in place of the model's own.
-            stop_token_ids: stop_token_ids(tokenizer)?,
-            ignore_eos: true,
+            stop_token_ids: vec![end_token(tokenizer)?],
+            // The card stops at the tokenizer's end-of-sequence token; a fine-tune may have another.
+            eos: EosTokens::Chat,
             ..Request::new(prompt.clone())
         };
         let completion = engine.generate(request)?.wait()?;
@@ -112,12 +112,9 @@ fn prompt_text(source: &ModelSource, instruction: String) -> Result<String, CliE
     Ok(template.render(&[turn], AddGenerationPrompt::No)?)
 }
 
-fn stop_token_ids(tokenizer: &Tokenizer) -> Result<Vec<TokenId>, CliError> {
-    let missing =
-        |what: &str| CliError::Usage(format!("the tokenizer has no {what}, at which `respond` stops; use `generate`"));
-    let eos = tokenizer.eos().ok_or_else(|| missing("end-of-sequence token"))?;
-    let end = tokenizer.id(END).ok_or_else(|| missing("token `###`"))?;
-    Ok(vec![eos, end])
+fn end_token(tokenizer: &Tokenizer) -> Result<TokenId, CliError> {
+    let missing = || format!("the tokenizer has no token `{END}`, at which `respond` stops; use `generate`");
+    tokenizer.id(END).ok_or_else(|| CliError::Usage(missing()))
 }
 
 /// How long an answer may be.

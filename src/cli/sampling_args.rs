@@ -17,10 +17,11 @@ pub struct GenerationArgs {
     /// The most tokens to generate [default: 256, or what the model's positions leave]
     #[arg(long, short = 'n', value_name = "N", help_heading = "Length and stops", allow_negative_numbers = true)]
     max_new_tokens: Option<u32>,
-    /// Tokens to generate before one that ends the generation may be chosen [default: 0]
+    /// Tokens to generate before one that ends the generation may be chosen, or a --stop may be complete [default: 0]
     #[arg(long, value_name = "N", help_heading = "Length and stops", allow_negative_numbers = true)]
     min_tokens: Option<u32>,
-    /// Text that ends the generation, taken as it is and cut from the output; repeatable
+    /// Text that ends the generation, taken as it is and cut from the output; repeatable. Special tokens count as
+    /// their text: <file_sep> stops there, shown or not
     #[arg(long, value_name = "TEXT", help_heading = "Length and stops", allow_hyphen_values = true)]
     stop: Vec<String>,
     /// Token ids that end the generation, beside the model's own
@@ -49,7 +50,7 @@ struct SamplingArgs {
     /// Draw from the K most probable tokens; 0 is all [default: 0]
     #[arg(long, value_name = "K", allow_negative_numbers = true)]
     top_k: Option<u32>,
-    /// Draw from the fewest tokens whose probabilities add up to P; 1 is all [default: 1]
+    /// Draw from the fewest tokens whose probabilities add up to P; 1 is all, 0 the best alone [default: 1]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f32>,
     /// Draw from tokens at least P times as probable as the best; 0 is all [default: 0]
@@ -171,7 +172,7 @@ impl SamplingArgs {
             (self.min_p.is_some(), "--min-p"),
             (self.seed.is_some(), "--seed"),
         ];
-        given.into_iter().find(|(given, _)| *given && params.is_greedy()).map(|(_, name)| name)
+        given.into_iter().find(|(given, _)| *given && params.temperature == 0.0).map(|(_, name)| name)
     }
 }
 

@@ -1,5 +1,6 @@
 //! From a model's name to a running engine.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 
@@ -279,7 +280,12 @@ impl Engine {
             // Old generation_config.json files name an id above the vocabulary; the tokenizer knows better.
             eos_token_ids.extend(tokenizer.as_ref().and_then(Tokenizer::eos));
         }
-        let eos_token_ids = eos_token_ids.into();
-        Engine::start(Limits { spec, cache, tokenizer, tokenizer_origin, eos_token_ids }, backend, &options)
+        // An id beyond the vocabulary is never sampled.
+        let tokenizer_eos = tokenizer.as_ref().and_then(Tokenizer::eos).filter(|id| (id.0 as usize) < spec.vocab_size);
+        let chat: BTreeSet<TokenId> =
+            spec.chat_eos_token_ids.iter().copied().map(TokenId).chain(tokenizer_eos).collect();
+        let (eos_token_ids, chat_eos_token_ids) = (eos_token_ids.into(), chat.into_iter().collect());
+        let limits = Limits { spec, cache, tokenizer, tokenizer_origin, eos_token_ids, chat_eos_token_ids };
+        Engine::start(limits, backend, &options)
     }
 }

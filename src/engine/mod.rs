@@ -61,7 +61,7 @@ pub use event::{Completion, Event, Failure, Finish, FinishReason, PromptToken, S
 pub use generation::Generation;
 #[cfg(feature = "cuda")]
 pub use plan::GpuPlan;
-pub use request::{MOST_LOGPROBS, MOST_SAMPLES, Request, RequestError};
+pub use request::{EosTokens, MOST_LOGPROBS, MOST_SAMPLES, Request, RequestError};
 pub use statistics::Statistics;
 
 use std::collections::VecDeque;
@@ -75,10 +75,10 @@ use std::time::Instant;
 use crate::backend::{Backend, BackendError};
 use crate::kv::{CacheGeometry, PageCache};
 use crate::model::ModelSpec;
-use crate::text::{TokenId, Tokenizer};
+use crate::text::{TextStream, TokenId, Tokenizer};
 
 use generation::Reply;
-use output::TextStream;
+use output::text_stream;
 use scheduler::{Scheduler, StepLimits};
 use sequence::Sequence;
 use worker::{Shared, Submission, Worker};
@@ -93,6 +93,8 @@ struct Limits {
     tokenizer_origin: String,
     /// Tokens that end a generation unless `ignore_eos`: the checkpoint's, else the tokenizer's.
     eos_token_ids: Arc<[TokenId]>,
+    /// Tokens that end an assistant's turn unless `ignore_eos`: the checkpoint's and the tokenizer's.
+    chat_eos_token_ids: Arc<[TokenId]>,
 }
 
 /// One model, ready to generate. Shared between threads by reference or [`Arc`].
@@ -155,9 +157,14 @@ impl Engine {
             .ok_or_else(|| EngineError::NoTokenizer { file: self.limits.tokenizer_origin.clone() })
     }
 
-    /// Tokens that end a generation unless [`Request::ignore_eos`].
+    /// Tokens that end a generation with [`EosTokens::Completion`] unless [`Request::ignore_eos`].
     pub fn eos_token_ids(&self) -> &[TokenId] {
         &self.limits.eos_token_ids
+    }
+
+    /// Tokens that end a generation with [`EosTokens::Chat`] unless [`Request::ignore_eos`], in ascending order.
+    pub fn chat_eos_token_ids(&self) -> &[TokenId] {
+        &self.limits.chat_eos_token_ids
     }
 
     /// What the engine has done, as of its last step.
@@ -211,7 +218,7 @@ impl Engine {
     /// Checks a request, and makes what turns its tokens into text.
     fn check(&self, request: &Request) -> Result<Option<TextStream>, RequestError> {
         request.check(&self.limits.spec, self.limits.cache)?;
-        TextStream::new(request, &self.limits)
+        text_stream(request, &self.limits)
     }
 
     fn submit(&self, request: Request, text: Option<TextStream>, reply: &Arc<Reply>) {

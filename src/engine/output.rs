@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::sampling::{Sampled, TokenLogprobs};
-use crate::text::{Detokenizer, StopMatcher, StopOutcome, StopText, TokenId};
+use crate::text::{StopOutcome, StopStrings, StopText, TextStream, TokenId};
 
 use super::Limits;
 use super::event::{Event, Failure, Finish, FinishReason, PromptToken, StopCause, Timings, Token};
 use super::generation::Reply;
-use super::request::{Request, RequestError};
+use super::request::{EosTokens, Request, RequestError};
 
 /// Does the sample go on?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,25 +38,17 @@ pub(super) struct Output {
     ended: bool,
 }
 
-/// Tokens to text to stops.
-#[derive(Debug, Clone)]
-pub(super) struct TextStream {
-    detokenizer: Detokenizer,
-    stops: StopMatcher,
-}
-
-impl TextStream {
-    /// That of a request; none where the checkpoint has no tokenizer and nobody looks for stop texts.
-    pub(super) fn new(request: &Request, limits: &Limits) -> Result<Option<TextStream>, RequestError> {
-        match &limits.tokenizer {
-            Some(tokenizer) => Ok(Some(TextStream {
-                detokenizer: Detokenizer::new(tokenizer.clone(), request.special_output),
-                stops: StopMatcher::new(request.stop.clone(), request.stop_text)?,
-            })),
-            None if request.stop.is_empty() => Ok(None),
-            None => Err(RequestError::StopWithoutTokenizer),
-        }
-    }
+/// The text of a request's samples; none where the checkpoint has no tokenizer and nobody looks for stop texts.
+pub(super) fn text_stream(request: &Request, limits: &Limits) -> Result<Option<TextStream>, RequestError> {
+    let Some(tokenizer) = &limits.tokenizer else {
+        return if request.stop.is_empty() { Ok(None) } else { Err(RequestError::StopWithoutTokenizer) };
+    };
+    let stops = StopStrings {
+        stop: request.stop.clone(),
+        stop_text: request.stop_text,
+        min_tokens: request.sampling.min_tokens,
+    };
+    Ok(Some(TextStream::new(tokenizer.clone(), request.special_output, stops)?))
 }
 
 #[derive(Debug)]
@@ -79,7 +71,11 @@ impl Output {
         Output {
             sample,
             generated: 0,
-            eos_token_ids: if request.ignore_eos { Arc::default() } else { limits.eos_token_ids.clone() },
+            eos_token_ids: match (request.ignore_eos, request.eos) {
+                (true, _) => Arc::default(),
+                (false, EosTokens::Completion) => limits.eos_token_ids.clone(),
+                (false, EosTokens::Chat) => limits.chat_eos_token_ids.clone(),
+            },
             text,
             next_prompt_logprob: None,
             reply,
@@ -149,8 +145,7 @@ impl Output {
         if let Some(stream) = &mut self.text
             && (cause.is_none() || self.request.stop_text == StopText::Include)
         {
-            let decided = stream.detokenizer.push(token);
-            match stream.stops.push(&decided) {
+            match stream.push(token) {
                 StopOutcome::Continue { text: more } => text = more,
                 StopOutcome::Stopped { text: last, stop } => {
                     text = last;
@@ -182,9 +177,9 @@ impl Output {
     /// Decides the text held back, in which a stop text may still show up.
     fn flush_and_finish(&mut self, mut reason: FinishReason) {
         let mut text = String::new();
-        if let Some(TextStream { mut detokenizer, mut stops }) = self.text.take() {
-            match stops.push(&detokenizer.finish()) {
-                StopOutcome::Continue { text: more } => text = more + &stops.finish(),
+        if let Some(mut stream) = self.text.take() {
+            match stream.finish() {
+                StopOutcome::Continue { text: more } => text = more,
                 StopOutcome::Stopped { text: last, stop } => {
                     text = last;
                     reason = FinishReason::Stop(StopCause::Text(self.request.stop[stop].clone()));

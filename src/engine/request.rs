@@ -20,15 +20,20 @@ pub struct Request {
     pub max_tokens: u32,
     /// How each token is chosen.
     pub sampling: SamplingParams,
-    /// Texts that end the generation. They may span tokens.
+    /// Texts that end the generation. They may span tokens, and they are looked for in the text *with* special tokens,
+    /// whatever [`Request::special_output`] shows: `<file_sep>` stops at that token. One that begins inside a special
+    /// token's text counts as well (`sep>`), and the whole token is dropped with it. Those that are complete within
+    /// [`SamplingParams::min_tokens`] tokens are ordinary text.
     pub stop: Vec<String>,
     /// Tokens that end the generation, beside the end-of-sequence tokens.
     pub stop_token_ids: Vec<TokenId>,
-    /// Do the end-of-sequence tokens end the generation?
+    /// Does the generation go on after an end-of-sequence token?
     pub ignore_eos: bool,
-    /// Does the text keep the stop text or the stop token's text?
+    /// Which tokens are end-of-sequence tokens.
+    pub eos: EosTokens,
+    /// Does the text keep the stop text or the stop token's text? Of special tokens only where they are shown.
     pub stop_text: StopText,
-    /// Does the text show special tokens?
+    /// Does the text show special tokens? They count for [`Request::stop`] in any case.
     pub special_output: SpecialOutput,
     /// Report the log-probability of each token generated, and of this many best ones.
     pub logprobs: Option<usize>,
@@ -41,6 +46,18 @@ pub struct Request {
     pub timeout: Option<Duration>,
     /// Changes the logits of each token before it is chosen.
     pub processor: Option<Arc<dyn LogitsProcessor>>,
+}
+
+/// Which tokens are end-of-sequence tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EosTokens {
+    /// For plain completions: those of generation_config.json, else of config.json, else the tokenizer's; as in
+    /// transformers.
+    #[default]
+    Completion,
+    /// For an assistant's turn: those of generation_config.json, of config.json and of the tokenizer together. A chat
+    /// fine-tune often names its end of turn in one of the three alone; vLLM and llama.cpp stop at the tokenizer's, too.
+    Chat,
 }
 
 /// The most samples of one prompt.
@@ -60,6 +77,7 @@ impl Request {
             stop: Vec::new(),
             stop_token_ids: Vec::new(),
             ignore_eos: false,
+            eos: EosTokens::Completion,
             stop_text: StopText::Exclude,
             special_output: SpecialOutput::Skip,
             logprobs: None,

@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use crate::kv::{BlockTable, Chain, PageCache};
 use crate::sampling::{LogitsContext, SampleRow, Sampled, SamplingParams, TokenHistory, TokenLogprobs};
-use crate::text::TokenId;
+use crate::text::{TextStream, TokenId};
 
 use super::Limits;
 use super::draft::PromptLookup;
 use super::generation::Reply;
-use super::output::{Output, TextStream, Verdict};
+use super::output::{Output, Verdict};
 use super::request::Request;
 use super::scheduler::Slot;
 

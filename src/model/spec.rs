@@ -73,6 +73,10 @@ pub struct ModelSpec {
     /// Ids that end a text, each below `vocab_size`. Empty where the checkpoint names none that can be: then the
     /// tokenizer's own end-of-text token is meant.
     pub eos_token_ids: Vec<u32>,
+    /// Ids that end an assistant's turn as far as the checkpoint says: those of generation_config.json and those of
+    /// config.json, each below `vocab_size`, in ascending order. Chat fine-tunes often name their end of turn in one of
+    /// these files or in the tokenizer's alone.
+    pub chat_eos_token_ids: Vec<u32>,
 }
 
 impl ModelSpec {
@@ -86,6 +90,9 @@ impl ModelSpec {
         // Older generation_config.json of the published models say 50256, beyond the vocabulary: such a model would
         // never stop.
         let generation = below(&checkpoint.generation_config().eos_token_ids, spec.vocab_size);
+        spec.chat_eos_token_ids.extend(&generation);
+        spec.chat_eos_token_ids.sort_unstable();
+        spec.chat_eos_token_ids.dedup();
         if !generation.is_empty() {
             spec.eos_token_ids = generation;
         }
@@ -130,6 +137,7 @@ impl ModelSpec {
             }
         };
         let Family::StarCoder2 = config.family;
+        let eos_token_ids = below(&config.eos_token_ids, config.vocab_size);
         Ok(ModelSpec {
             family: config.family,
             vocab_size: config.vocab_size,
@@ -146,7 +154,8 @@ impl ModelSpec {
             window: config.sliding_window,
             max_positions: config.max_position_embeddings,
             tied_head: config.tie_word_embeddings,
-            eos_token_ids: below(&config.eos_token_ids, config.vocab_size),
+            chat_eos_token_ids: eos_token_ids.clone(),
+            eos_token_ids,
         })
     }
 

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::ApiError;
-use super::fields::{Fields, shown, token_ids};
+use super::fields::{Fields, integer, shown, token_ids};
 use super::options::{Defaults, Options, count_of_logprobs, one_of};
 use crate::text::{ChatMessage, TokenId};
 
@@ -61,8 +61,8 @@ impl CompletionBody {
             ("max_tokens", fields.natural("max_tokens")?),
             ("max_completion_tokens", fields.natural("max_completion_tokens")?),
         )?;
-        let n = u64::from(options.n);
-        fields.refuse("best_of", "ask for n samples and choose among them", |value| value.as_u64() == Some(n))?;
+        let n = i128::from(options.n);
+        fields.refuse("best_of", "ask for n samples and choose among them", |value| integer(value) == Some(n))?;
         let echo = fields.flag("echo")?.unwrap_or(false);
         let suffix = fields.text("suffix")?.filter(|suffix| !suffix.is_empty());
         if suffix.is_some() && echo {
@@ -74,7 +74,7 @@ impl CompletionBody {
         // `false` is what chat's clients say.
         let logprobs = fields.read("logprobs", "an integer from 0 to 100", |value| match value {
             Value::Bool(false) => Some(None),
-            value => value.as_u64().and_then(|count| u32::try_from(count).ok()).map(Some),
+            value => integer(value).and_then(|count| u32::try_from(count).ok()).map(Some),
         })?;
         let logprobs = logprobs.flatten().map(|count| count_of_logprobs("logprobs", count)).transpose()?;
         let max_tokens = max_tokens.unwrap_or(defaults.max_tokens);
@@ -229,6 +229,7 @@ mod tests {
         assert_eq!(prompts(json!("a")).unwrap(), [text("a")]);
         assert_eq!(prompts(json!(["a", "b"])).unwrap(), [text("a"), text("b")]);
         assert_eq!(prompts(json!([1, 2])).unwrap(), [ids(&[1, 2])]);
+        assert_eq!(prompts(json!([1.0, 2])).unwrap(), [ids(&[1, 2])]);
         assert_eq!(prompts(json!([[1, 2], [3]])).unwrap(), [ids(&[1, 2]), ids(&[3])]);
         for wrong in [json!([]), json!(["a", 1]), json!([1, "a"]), json!([[1], "a"]), json!([1.5]), json!(7)] {
             assert_eq!(prompts(wrong).unwrap_err().param.as_deref(), Some("prompt"));
@@ -246,8 +247,14 @@ mod tests {
         .unwrap();
         assert_eq!((body.max_tokens, body.echo, body.logprobs), (0, true, Some(1)));
         assert_eq!(completion(json!({"prompt": "a", "suffix": ""})).unwrap().suffix, None);
+        let floats = json!({"prompt": "a", "max_tokens": 8.0, "logprobs": 2.0, "n": 2.0, "best_of": 2.0});
+        let body = completion(floats).unwrap();
+        assert_eq!((body.max_tokens, body.logprobs, body.options.n), (8, Some(2), 2));
         for (name, value) in [
             ("max_tokens", json!(-1)),
+            ("max_tokens", json!(8.5)),
+            ("max_tokens", json!(1e300)),
+            ("logprobs", json!(1.5)),
             ("echo", json!("yes")),
             ("logprobs", json!(true)),
             ("logprobs", json!(101)),
@@ -287,7 +294,7 @@ mod tests {
     fn a_chat_s_own_fields_are_read() {
         let base = || json!({"messages": [{"role": "user", "content": "a"}]});
         let body = with(with(base(), "max_completion_tokens", json!(5)), "logprobs", json!(true));
-        let body = chat(with(body, "top_logprobs", json!(2))).unwrap();
+        let body = chat(with(body, "top_logprobs", json!(2.0))).unwrap();
         assert_eq!((body.max_tokens, body.logprobs), (Some(5), Some(2)));
         assert_eq!(chat(with(base(), "logprobs", json!(true))).unwrap().logprobs, Some(0));
         assert_eq!(chat(with(base(), "max_tokens", json!(7))).unwrap().max_tokens, Some(7));

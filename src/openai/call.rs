@@ -1,6 +1,6 @@
 //! A body turned into requests, and what is needed to make a response of their samples.
 
-use super::logprobs::{ChatLogprobs, CompletionLogprobs, TokenTexts};
+use super::logprobs::{ChatLogprobs, CompletionLogprobs};
 use super::response::{AssistantMessage, ChatChoice, CompletionChoice, ResponseBody, Usage};
 use super::{Options, Output, ServedModel};
 use crate::engine::{FinishReason, Request};
@@ -55,16 +55,15 @@ impl Call {
     /// The response, once every request is done. `outputs` are theirs, in the order of [`Call::requests`].
     pub fn response(&self, model: &ServedModel, identity: Identity, outputs: Vec<Output>) -> ResponseBody {
         let usage = Usage::of(&outputs);
-        let texts = TokenTexts { tokenizer: model.maybe_tokenizer() };
         match &self.format {
             Format::Completion { echoes, logprobs } => {
-                let mut choices = Vec::new();
+                let (tokenizer, mut choices) = (model.maybe_tokenizer(), Vec::new());
                 for (index, output) in outputs.into_iter().enumerate() {
                     let echo = echoes.as_ref().and_then(|echoes| echoes.get(index));
                     for sample in output.samples {
                         let logprobs = logprobs.then(|| {
                             let prompt = echo.map(|text| (text.as_str(), output.prompt.as_slice()));
-                            CompletionLogprobs::new(texts, prompt, &sample, self.special_output)
+                            CompletionLogprobs::new(model.names(), tokenizer, prompt, &sample, self.special_output)
                         });
                         let text = match echo {
                             Some(echo) => format!("{echo}{}", sample.text),
@@ -80,7 +79,7 @@ impl Call {
                 let samples = outputs.into_iter().flat_map(|output| output.samples);
                 let choices = samples.enumerate().map(|(index, sample)| ChatChoice {
                     index,
-                    logprobs: logprobs.then(|| ChatLogprobs::new(texts, &sample)),
+                    logprobs: logprobs.then(|| ChatLogprobs::new(model.names(), &sample)),
                     finish_reason: finish_reason(&sample.reason),
                     message: AssistantMessage::new(sample.text),
                 });

@@ -1,6 +1,8 @@
 //! A JSON object read field by field, each failure naming the field, what was found and what was expected. serde's
 //! derived readers are not used for bodies because their errors name neither the field nor the value.
 
+use std::ops::RangeInclusive;
+
 use serde_json::{Map, Value};
 
 use super::ApiError;
@@ -43,7 +45,22 @@ impl Fields {
 
     /// An integer from 0 that a u32 holds.
     pub fn natural(&mut self, name: &str) -> Result<Option<u32>, ApiError> {
-        self.read(name, "an integer of at least 0", natural)
+        let Some(value) = self.take(name) else { return Ok(None) };
+        let expected = match integer(&value) {
+            Some(number) if number > i128::from(u32::MAX) => "an integer of at most 4294967295",
+            _ => "an integer of at least 0",
+        };
+        natural(&value).map(Some).ok_or_else(|| ApiError::field(name, shown(&value), expected))
+    }
+
+    /// An integer of the range, which `expected` describes.
+    pub fn integer(
+        &mut self,
+        name: &str,
+        expected: &str,
+        range: RangeInclusive<i128>,
+    ) -> Result<Option<i128>, ApiError> {
+        self.read(name, expected, |value| integer(value).filter(|number| range.contains(number)))
     }
 
     /// `true` or `false`.
@@ -88,17 +105,26 @@ fn finite(value: &Value) -> Option<f32> {
     value.as_f64().map(|number| number as f32).filter(|number| number.is_finite())
 }
 
-fn natural(value: &Value) -> Option<u32> {
-    value.as_u64().and_then(|number| u32::try_from(number).ok())
+/// The integer that a number stands for, whether it is written 8 or 8.0: JSON has one type of number, many languages
+/// write no other, and JSON Schema calls both integers.
+pub fn integer(value: &Value) -> Option<i128> {
+    let whole = value.as_u64().map(i128::from).or_else(|| value.as_i64().map(i128::from));
+    // Below 2^64 no integer that a float holds is beyond an i128; NaN and infinity are no JSON.
+    let float = || value.as_f64().filter(|n| n.fract() == 0.0 && n.abs() < 2f64.powi(64)).map(|n| n as i128);
+    whole.or_else(float)
 }
 
-/// The ids of a list that holds nothing else.
-pub(super) fn token_ids(values: &[Value]) -> Option<Vec<TokenId>> {
+fn natural(value: &Value) -> Option<u32> {
+    integer(value).and_then(|number| u32::try_from(number).ok())
+}
+
+/// The token ids of a JSON list that holds nothing else: integers from 0 that a u32 holds, written 8 or 8.0.
+pub fn token_ids(values: &[Value]) -> Option<Vec<TokenId>> {
     values.iter().map(|value| natural(value).map(TokenId)).collect()
 }
 
 /// A value for a message: its JSON text, cut where it is long.
-pub(super) fn shown(value: &Value) -> String {
+pub fn shown(value: &Value) -> String {
     const LIMIT: usize = 60;
     let text = value.to_string();
     match text.char_indices().nth(LIMIT) {
@@ -126,6 +152,38 @@ mod tests {
         assert_eq!(f.natural("d").unwrap_err().to_string(), "d is -1; expected an integer of at least 0");
         assert!(f.texts("e").is_err() && f.token_ids("f").is_err());
         assert!(Fields::of(json!([1])).is_err());
+    }
+
+    #[test]
+    fn integers_may_be_written_as_floats() {
+        let read = |text: &str| integer(&serde_json::from_str(text).unwrap());
+        for (text, expected) in [
+            ("8", 8),
+            ("8.0", 8),
+            ("8e0", 8),
+            ("80e-1", 8),
+            ("-3.0", -3),
+            ("-0.0", 0),
+            ("-0", 0),
+            ("4294967295.0", 4294967295),
+            ("18446744073709551615", u64::MAX.into()),
+            ("-9223372036854775808", i64::MIN.into()),
+            ("9007199254740993", 9007199254740993),
+        ] {
+            assert_eq!(read(text), Some(expected), "{text}");
+        }
+        for text in ["8.5", "1e300", "-1e300", "18446744073709551616", "5e-324", "true", "\"8\"", "null", "[8]", "{}"] {
+            assert_eq!(read(text), None, "{text}");
+        }
+        let mut f = fields(json!({"a": 8.0, "b": 8.5, "c": 4294967296.0, "d": [1.0, 2], "e": [1.5]}));
+        assert_eq!(f.natural("a").unwrap(), Some(8));
+        assert_eq!(f.natural("b").unwrap_err().to_string(), "b is 8.5; expected an integer of at least 0");
+        assert_eq!(
+            f.natural("c").unwrap_err().to_string(),
+            "c is 4294967296.0; expected an integer of at most 4294967295"
+        );
+        assert_eq!(f.token_ids("d").unwrap(), Some(vec![TokenId(1), TokenId(2)]));
+        assert!(f.token_ids("e").is_err());
     }
 
     #[test]

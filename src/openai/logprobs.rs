@@ -5,44 +5,18 @@ use serde::{Serialize, Serializer};
 
 use super::Sample;
 use crate::engine::PromptToken;
-use crate::text::{Detokenizer, SpecialOutput, TokenId, Tokenizer};
+use crate::text::{Detokenizer, SpecialOutput, TokenId, TokenNames, Tokenizer};
 
-/// Names tokens.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct TokenTexts<'a> {
-    pub tokenizer: Option<&'a Tokenizer>,
-}
-
-impl TokenTexts<'_> {
-    /// A token's text, with replacement characters where it is part of a character; `token_id:7` where there is no
-    /// tokenizer, as vLLM writes it.
-    fn text(self, id: TokenId) -> String {
-        let text = self.tokenizer.and_then(|tokenizer| tokenizer.decode(&[id], SpecialOutput::Keep).ok());
-        text.unwrap_or_else(|| format!("token_id:{id}"))
-    }
-
-    fn bytes(self, id: TokenId) -> Option<Vec<u8>> {
-        self.tokenizer.and_then(|tokenizer| tokenizer.token_bytes(id))
-    }
-}
-
-/// The best tokens at a position and their log-probabilities, an object in the order of the probabilities.
+/// The best tokens at a position, under their [names](TokenNames::unique), and their log-probabilities: an object in
+/// the order of the probabilities.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TopLogprobs(pub Vec<(String, f32)>);
 
 impl TopLogprobs {
-    /// The best ones, and `chosen` where it is not among them. Of two tokens with the same text the better stays.
-    fn new(texts: TokenTexts<'_>, top: &[(TokenId, f32)], chosen: (TokenId, f32)) -> TopLogprobs {
-        let mut entries: Vec<(String, f32)> = Vec::new();
+    /// The best ones, and `chosen` where it is not among them: one entry each, since no two tokens share a name.
+    fn new(names: &TokenNames, top: &[(TokenId, f32)], chosen: (TokenId, f32)) -> TopLogprobs {
         let missing = (!top.iter().any(|(id, _)| *id == chosen.0)).then_some(&chosen);
-        for (id, logprob) in top.iter().chain(missing) {
-            let text = texts.text(*id);
-            match entries.iter_mut().find(|(other, _)| *other == text) {
-                Some((_, best)) => *best = best.max(*logprob),
-                None => entries.push((text, *logprob)),
-            }
-        }
-        TopLogprobs(entries)
+        TopLogprobs(top.iter().chain(missing).map(|(id, logprob)| (names.unique(*id), *logprob)).collect())
     }
 }
 
@@ -64,19 +38,21 @@ fn same_number(top: &[(TokenId, f32)], id: TokenId, logprob: f32) -> f32 {
 /// `logprobs` of a completion's choice: four lists, one entry a token.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct CompletionLogprobs {
-    /// Each token's text.
+    /// Each token's [name](TokenNames::unique): its text where it is text by itself.
     pub tokens: Vec<String>,
     /// Its log-probability; null for the first token of an echoed prompt.
     pub token_logprobs: Vec<Option<f32>>,
     /// The best tokens there, the token itself always among them; null where there is no log-probability.
     pub top_logprobs: Vec<Option<TopLogprobs>>,
-    /// Characters (Unicode scalar values) of the choice's text before the token.
+    /// Characters (Unicode scalar values) of the choice's text before the token; all of them for a token that a stop
+    /// string cut off.
     pub text_offset: Vec<usize>,
 }
 
 impl CompletionLogprobs {
     pub(super) fn new(
-        texts: TokenTexts<'_>,
+        names: &TokenNames,
+        tokenizer: Option<&Tokenizer>,
         echo: Option<(&str, &[PromptToken])>,
         sample: &Sample,
         special_output: SpecialOutput,
@@ -85,33 +61,35 @@ impl CompletionLogprobs {
         let mut start = 0;
         if let Some((text, prompt)) = echo {
             // The prompt is echoed with its special tokens.
-            let mut offsets = Offsets::new(texts, 0, SpecialOutput::Keep);
+            let mut offsets = Offsets::new(tokenizer, 0, SpecialOutput::Keep);
             for (index, token) in prompt.iter().enumerate() {
                 // What may follow a token stands with that token.
                 let top = index.checked_sub(1).map_or(&[][..], |before| &prompt[before].top);
-                logprobs.push(texts, token.id, token.logprob, top, offsets.next(token.id));
+                logprobs.push(names, token.id, token.logprob, top, offsets.next(token.id));
             }
             start = text.chars().count();
         }
-        let mut offsets = Offsets::new(texts, start, special_output);
+        let mut offsets = Offsets::new(tokenizer, start, special_output);
+        // A stop string may have cut the text of the last tokens off.
+        let end = start + sample.text.chars().count();
         for (&id, token) in sample.token_ids.iter().zip(&sample.logprobs) {
-            logprobs.push(texts, id, token.target, &token.top, offsets.next(id));
+            logprobs.push(names, id, token.target, &token.top, offsets.next(id).min(end));
         }
         logprobs
     }
 
     fn push(
         &mut self,
-        texts: TokenTexts<'_>,
+        names: &TokenNames,
         id: TokenId,
         logprob: Option<f32>,
         top: &[(TokenId, f32)],
         text_offset: usize,
     ) {
         let logprob = logprob.map(|logprob| same_number(top, id, logprob));
-        self.tokens.push(texts.text(id));
+        self.tokens.push(names.unique(id));
         self.token_logprobs.push(logprob);
-        self.top_logprobs.push(logprob.map(|logprob| TopLogprobs::new(texts, top, (id, logprob))));
+        self.top_logprobs.push(logprob.map(|logprob| TopLogprobs::new(names, top, (id, logprob))));
         self.text_offset.push(text_offset);
     }
 }
@@ -123,8 +101,8 @@ struct Offsets {
 }
 
 impl Offsets {
-    fn new(texts: TokenTexts<'_>, start: usize, special: SpecialOutput) -> Offsets {
-        let detokenizer = texts.tokenizer.map(|tokenizer| Detokenizer::new(tokenizer.clone(), special));
+    fn new(tokenizer: Option<&Tokenizer>, start: usize, special: SpecialOutput) -> Offsets {
+        let detokenizer = tokenizer.map(|tokenizer| Detokenizer::new(tokenizer.clone(), special));
         Offsets { detokenizer, characters: start }
     }
 
@@ -150,7 +128,7 @@ pub struct ChatLogprobs {
 /// One token of an answer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ChatToken {
-    /// Its text.
+    /// Its [name](TokenNames::shared): its text where it is text by itself.
     pub token: String,
     /// Its log-probability.
     pub logprob: f32,
@@ -163,7 +141,7 @@ pub struct ChatToken {
 /// One of the best tokens at a position.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ChatTop {
-    /// Its text.
+    /// Its [name](TokenNames::shared).
     pub token: String,
     /// Its log-probability.
     pub logprob: f32,
@@ -172,17 +150,17 @@ pub struct ChatTop {
 }
 
 impl ChatLogprobs {
-    pub(super) fn new(texts: TokenTexts<'_>, sample: &Sample) -> ChatLogprobs {
+    pub(super) fn new(names: &TokenNames, sample: &Sample) -> ChatLogprobs {
         let tokens = sample.token_ids.iter().zip(&sample.logprobs).filter_map(|(&id, token)| {
             let top = |(id, logprob): &(TokenId, f32)| ChatTop {
-                token: texts.text(*id),
+                token: names.shared(*id),
                 logprob: *logprob,
-                bytes: texts.bytes(*id),
+                bytes: names.bytes(*id),
             };
             Some(ChatToken {
-                token: texts.text(id),
+                token: names.shared(id),
                 logprob: same_number(&token.top, id, token.target?),
-                bytes: texts.bytes(id),
+                bytes: names.bytes(id),
                 top_logprobs: token.top.iter().map(top).collect(),
             })
         });

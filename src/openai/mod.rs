@@ -4,6 +4,7 @@
 //!
 //! | step | what | where |
 //! |---|---|---|
+//! | 0 | JSON text → a JSON object | [`parse_object`] |
 //! | 1 | a JSON object → checked fields | [`CompletionBody`], [`ChatBody`], both with [`Options`] |
 //! | 2 | fields → token ids and requests | [`ServedModel::completion`], [`ServedModel::chat`] → [`Call`] |
 //! | 3 | events of a request → its samples | [`Collector`] → [`Output`] |
@@ -18,6 +19,7 @@ mod call;
 mod collector;
 mod error;
 mod fields;
+mod json;
 mod logprobs;
 mod model;
 mod options;
@@ -27,6 +29,8 @@ pub use body::{ChatBody, CompletionBody, PromptBody};
 pub use call::{Call, Identity};
 pub use collector::{Collected, Collector, Output, Sample};
 pub use error::{ApiError, ErrorBody, ErrorKind, ErrorObject};
+pub use fields::{integer, shown, token_ids};
+pub use json::{check_begin, parse_object, syntax_error};
 pub use logprobs::{ChatLogprobs, ChatToken, ChatTop, CompletionLogprobs, TopLogprobs};
 pub use model::ServedModel;
 pub use options::{Defaults, Options};

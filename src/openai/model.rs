@@ -1,12 +1,15 @@
 //! The model that answers: from a checked body to requests of the engine.
 
+use std::sync::{Arc, OnceLock};
+
 use super::call::{Call, Format};
 use super::{ApiError, ChatBody, CompletionBody, ErrorKind, Options, PromptBody};
 use crate::checkpoint::ModelSource;
-use crate::engine::{Engine, EngineError, Request};
+use crate::engine::{Engine, EngineError, EosTokens, Request};
 use crate::kv::CacheGeometry;
 use crate::text::{
-    AddGenerationPrompt, ChatTemplate, Infill, RepoContext, SpecialOutput, SpecialTokens, TextError, TokenId, Tokenizer,
+    AddGenerationPrompt, ChatTemplate, Infill, RepoContext, SpecialOutput, SpecialTokens, TextError, TokenId,
+    TokenNames, Tokenizer,
 };
 
 /// What it takes to turn bodies into requests, and samples into responses: names, tokenizer, template, positions.
@@ -15,12 +18,15 @@ pub struct ServedModel {
     /// The name in responses.
     pub name: String,
     tokenizer: Option<Tokenizer>,
+    /// Made when the first log-probabilities are written: it takes a look at every token.
+    names: Arc<OnceLock<TokenNames>>,
     /// Why there is no tokenizer, for bodies that need one.
     no_tokenizer: String,
     template: Option<ChatTemplate>,
     /// Why there is no template, for bodies that need one.
     no_template: String,
     positions: usize,
+    vocab_size: usize,
 }
 
 /// The most samples of all prompts of one body together: what is held of a body in flight stays small.
@@ -42,8 +48,16 @@ impl ServedModel {
             Err(error @ TextError::NoChatTemplate { .. }) => (None, error.to_string()),
             Err(error) => return Err(error.into()),
         };
-        let positions = positions(engine);
-        Ok(ServedModel { name: name.into(), tokenizer, no_tokenizer, template, no_template, positions })
+        Ok(ServedModel {
+            name: name.into(),
+            tokenizer,
+            names: Arc::default(),
+            no_tokenizer,
+            template,
+            no_template,
+            positions: positions(engine),
+            vocab_size: engine.spec().vocab_size,
+        })
     }
 
     /// The requests of a completion's body: one a prompt. Where the body has no seed, the samples of all prompts draw
@@ -119,6 +133,7 @@ impl ServedModel {
         let text = template.render(&messages, add).map_err(|error| ApiError::from(error).of("messages"))?;
         let (ids, _) = truncated(self.tokenizer()?.encode(&text, SpecialTokens::Parse)?, &options);
         let mut request = self.request("messages", ids, max_tokens, &options, seed)?;
+        request.eos = EosTokens::Chat;
         request.logprobs = logprobs;
         Ok(Call::new(vec![request], Format::Chat { logprobs: logprobs.is_some() }, &options))
     }
@@ -131,6 +146,11 @@ impl ServedModel {
     /// The tokenizer, where there is one.
     pub(super) fn maybe_tokenizer(&self) -> Option<&Tokenizer> {
         self.tokenizer.as_ref()
+    }
+
+    /// Names of tokens.
+    pub(super) fn names(&self) -> &TokenNames {
+        self.names.get_or_init(|| TokenNames::new(self.tokenizer.clone(), self.vocab_size))
     }
 
     /// `field` is what the prompt was made of.

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::ApiError;
-use super::fields::Fields;
+use super::fields::{Fields, integer};
 use crate::engine::MOST_SAMPLES;
 use crate::sampling::SamplingParams;
 use crate::text::{SpecialOutput, StopText, TokenId};
@@ -56,7 +56,7 @@ pub struct Options {
     pub stop_token_ids: Vec<TokenId>,
     /// `include_stop_str_in_output`.
     pub stop_text: StopText,
-    /// `skip_special_tokens`.
+    /// `skip_special_tokens`. Special tokens count for `stop` in any case.
     pub special_output: SpecialOutput,
     /// `ignore_eos`.
     pub ignore_eos: bool,
@@ -73,12 +73,10 @@ pub struct Options {
 impl Options {
     pub(super) fn read(fields: &mut Fields, defaults: &Defaults) -> Result<Options, ApiError> {
         refuse_unsupported(fields)?;
-        let seed = fields.read("seed", "an integer of 64 bits", |value| {
-            value.as_u64().or_else(|| value.as_i64().map(|seed| seed as u64))
-        })?;
-        let n = fields.read("n", "an integer from 1 to 1024", |value| {
-            value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| (1..=MOST_SAMPLES).contains(n))
-        })?;
+        // A negative seed stands for its two's complement.
+        let seed = fields.integer("seed", "an integer of 64 bits", i64::MIN.into()..=u64::MAX.into())?;
+        let seed = seed.map(|seed| seed as u64);
+        let n = fields.integer("n", "an integer from 1 to 1024", 1..=MOST_SAMPLES.into())?;
         let special_output = match fields.flag("skip_special_tokens")? {
             Some(false) => SpecialOutput::Keep,
             _ => SpecialOutput::Skip,
@@ -89,7 +87,7 @@ impl Options {
         };
         Ok(Options {
             model: fields.text("model")?,
-            n: n.unwrap_or(1),
+            n: n.map_or(1, |n| n as u32),
             sampling: SamplingParams { seed: seed.unwrap_or(0), ..sampling(fields, &defaults.sampling)? },
             seed,
             stop: fields.texts("stop")?.unwrap_or_else(|| defaults.stop.clone()),
@@ -97,9 +95,9 @@ impl Options {
             stop_text,
             special_output,
             ignore_eos: fields.flag("ignore_eos")?.unwrap_or(defaults.ignore_eos),
-            truncate_prompt_tokens: fields.read("truncate_prompt_tokens", "an integer of at least 1", |value| {
-                value.as_u64().map(|n| u32::try_from(n).unwrap_or(u32::MAX)).filter(|n| *n > 0)
-            })?,
+            truncate_prompt_tokens: fields
+                .integer("truncate_prompt_tokens", "an integer of at least 1", 1..=i128::MAX)?
+                .map(|n| u32::try_from(n).unwrap_or(u32::MAX)),
             cache_salt: fields.text("cache_salt")?,
             stream: fields.flag("stream")?.unwrap_or(false),
             include_usage: include_usage(fields)?,
@@ -120,9 +118,8 @@ fn include_usage(fields: &mut Fields) -> Result<bool, ApiError> {
 
 fn sampling(fields: &mut Fields, defaults: &SamplingParams) -> Result<SamplingParams, ApiError> {
     // -1 is vLLM's "all".
-    let top_k = fields.read("top_k", "an integer of at least -1 (0 and -1 keep every token)", |value| {
-        if value.as_i64() == Some(-1) { Some(0) } else { value.as_u64().and_then(|k| u32::try_from(k).ok()) }
-    })?;
+    let top_k = fields.integer("top_k", "an integer of at least -1 (0 and -1 keep every token)", -1..=i128::MAX)?;
+    let top_k = top_k.map(|k| u32::try_from(k.max(0)).unwrap_or(u32::MAX));
     let params = SamplingParams {
         temperature: fields.number("temperature")?.unwrap_or(defaults.temperature),
         top_k: top_k.unwrap_or(defaults.top_k),
@@ -162,7 +159,7 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     }
     let text_format = |value: &Value| value.get("type").is_some_and(|kind| kind == "text");
     fields.refuse("response_format", "ask for the format in the prompt", text_format)?;
-    fields.refuse("priority", "requests are taken in their order", |value| value.as_i64() == Some(0))?;
+    fields.refuse("priority", "requests are taken in their order", |value| integer(value) == Some(0))?;
     fields.refuse("logits_processors", LEAVE_OUT, never)?;
     fields.refuse("prompt_embeds", "give token ids", never)?;
     fields.refuse("length_penalty", "it belongs to beam search", |value| value.as_f64() == Some(1.0))
@@ -227,6 +224,31 @@ mod tests {
         assert!(options.stream && options.include_usage);
     }
 
+    /// What clients send whose language has one type of number.
+    #[test]
+    fn integers_may_be_written_as_floats() {
+        let options = read(json!({
+            "n": 3.0, "seed": -1.0, "top_k": -1.0, "min_tokens": 2.0, "allowed_token_ids": [3.0], "stop_token_ids": [4.0],
+            "truncate_prompt_tokens": 5.0, "priority": 0.0
+        }))
+        .unwrap();
+        assert_eq!((options.n, options.seed, options.sampling.top_k), (3, Some(u64::MAX), 0));
+        assert_eq!((options.sampling.min_tokens, options.truncate_prompt_tokens), (2, Some(5)));
+        assert_eq!(options.sampling.allowed_token_ids, Some(vec![TokenId(3)]));
+        assert_eq!(options.stop_token_ids, [TokenId(4)]);
+        // More than any vocabulary has is every token.
+        assert_eq!(read(json!({"top_k": 1e10})).unwrap().sampling.top_k, u32::MAX);
+    }
+
+    #[test]
+    fn top_p_0_is_the_best_token() {
+        for zero in [json!(0), json!(0.0), json!(-0.0), json!(1e-60)] {
+            let sampling = read(json!({"top_p": zero, "temperature": 1.5})).unwrap().sampling;
+            assert!(sampling.is_greedy(), "{zero}");
+        }
+        assert!(!read(json!({"top_p": 1e-30})).unwrap().sampling.is_greedy());
+    }
+
     #[test]
     fn nulls_are_defaults() {
         let fields = [
@@ -271,6 +293,12 @@ mod tests {
             ("seed", json!(1.5)),
             ("temperature", json!(-1)),
             ("top_p", json!(2)),
+            ("top_p", json!(-0.5)),
+            ("n", json!(1.5)),
+            ("top_k", json!(1e300)),
+            ("seed", json!(1e300)),
+            ("min_tokens", json!(0.5)),
+            ("stop_token_ids", json!([4.5])),
             ("top_k", json!(-2)),
             ("min_p", json!("x")),
             ("logit_bias", json!({"a": 1})),

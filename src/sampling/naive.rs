@@ -126,8 +126,8 @@ impl Case {
         ids.retain(|&id| {
             let share = before / total;
             before += weight(id);
-            close |= params.top_p < 1.0 && (share - f64::from(params.top_p)).abs() < 1e-5;
-            params.top_p >= 1.0 || share < f64::from(params.top_p)
+            close |= params.top_p < 1.0 && id != best && (share - f64::from(params.top_p)).abs() < 1e-5;
+            params.top_p >= 1.0 || share < f64::from(params.top_p) || id == best
         });
         let score = |id: usize| {
             (x[id] - x[best]) / f64::from(params.temperature)
@@ -150,7 +150,7 @@ fn case() -> impl Strategy<Value = Case> {
     let choice = (
         prop::sample::select(vec![0.0f32, 0.0, 0.5, 1.0, 2.0]),
         prop::sample::select(vec![0u32, 0, 1, 3, 10, 40]),
-        prop::sample::select(vec![1.0f32, 1.0, 0.3, 0.9]),
+        prop::sample::select(vec![1.0f32, 1.0, 0.3, 0.9, 0.0, -0.0]),
         prop::sample::select(vec![0.0f32, 0.0, 0.1, 0.6]),
         any::<u64>(),
     );

@@ -21,7 +21,8 @@ pub struct SamplingParams {
     pub temperature: f32,
     /// Keep the k best tokens; 0 keeps all.
     pub top_k: u32,
-    /// Keep the fewest best tokens whose probabilities add up to at least this; 1 keeps all.
+    /// Keep the fewest best tokens whose probabilities add up to at least this, and always the best one; 1 keeps all,
+    /// 0 the best alone.
     pub top_p: f32,
     /// Keep tokens at least this fraction as probable as the best; 0 keeps all.
     pub min_p: f32,
@@ -39,7 +40,8 @@ pub struct SamplingParams {
     /// Tokens that may not be chosen.
     pub banned_token_ids: Vec<TokenId>,
     /// Until so many tokens are generated, none that ends the generation is chosen. Whoever runs the generation knows
-    /// which these are and bans them: [`SampleRow::banned`](super::SampleRow::banned).
+    /// which these are and bans them: [`SampleRow::banned`](super::SampleRow::banned). Stop strings that are complete
+    /// within so many tokens do not count either.
     pub min_tokens: u32,
     /// Key of the draws.
     pub seed: u64,
@@ -79,7 +81,12 @@ impl SamplingParams {
             temperature >= 0.0 && temperature.is_finite(),
             "a finite number of at least 0 (0 is greedy)",
         )?;
-        check("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "a number above 0 and at most 1 (1 keeps every token)")?;
+        check(
+            "top_p",
+            top_p,
+            (0.0..=1.0).contains(&top_p),
+            "a number from 0 to 1 (1 keeps every token, 0 the best alone)",
+        )?;
         check("min_p", min_p, (0.0..=1.0).contains(&min_p), "a number from 0 to 1 (0 keeps every token)")?;
         check(
             "repetition_penalty",
@@ -115,9 +122,9 @@ impl SamplingParams {
         Ok(())
     }
 
-    /// Is the largest logit taken, with no draw?
+    /// Is the largest logit taken, with no draw? At temperature 0, and where `top_p` 0 leaves nothing else.
     pub fn is_greedy(&self) -> bool {
-        self.temperature == 0.0
+        self.temperature == 0.0 || self.top_p == 0.0
     }
 
     /// Is any of the repetition, frequency and presence penalties on? Then a row needs a
@@ -141,7 +148,7 @@ mod tests {
         assert_eq!(bad(|p| p.temperature = f32::NAN), "temperature");
         assert_eq!(bad(|p| p.temperature = -0.1), "temperature");
         assert_eq!(bad(|p| p.temperature = f32::INFINITY), "temperature");
-        assert_eq!(bad(|p| p.top_p = 0.0), "top_p");
+        assert_eq!(bad(|p| p.top_p = -0.1), "top_p");
         assert_eq!(bad(|p| p.top_p = f32::NAN), "top_p");
         assert_eq!(bad(|p| p.top_p = 1.1), "top_p");
         assert_eq!(bad(|p| p.min_p = -0.5), "min_p");
@@ -157,6 +164,8 @@ mod tests {
         let edges = SamplingParams {
             frequency_penalty: -2.0,
             presence_penalty: 2.0,
+            top_p: -0.0,
+            temperature: -0.0,
             logit_bias: vec![(TokenId(5), -1e30), (TokenId(4), f32::MAX)],
             allowed_token_ids: Some(vec![TokenId(0)]),
             ..Default::default()

@@ -28,8 +28,8 @@ pub const MAX_UNDECIDED: usize = 4;
 
 #[derive(Debug, Clone)]
 enum State {
-    /// Decoding is concatenation of bytes; these wait for the rest of their character.
-    Bytes(Vec<u8>),
+    /// Decoding is concatenation of bytes.
+    Bytes(Utf8Stream),
     /// Decoding is a function of a whole list: `ids[..done]` are handed out and kept as context, the rest waits.
     Window { ids: Vec<u32>, done: usize },
 }
@@ -38,11 +38,16 @@ impl Detokenizer {
     /// At the beginning of a text.
     pub fn new(tokenizer: Tokenizer, special: SpecialOutput) -> Self {
         let state = if tokenizer.is_byte_level() {
-            State::Bytes(Vec::new())
+            State::Bytes(Utf8Stream::default())
         } else {
             State::Window { ids: Vec::new(), done: 0 }
         };
         Self { tokenizer, special, state }
+    }
+
+    /// The same text so far, going on with special tokens left out. None may have been pushed yet.
+    pub(super) fn skipping(&self) -> Self {
+        Self { special: SpecialOutput::Skip, ..self.clone() }
     }
 
     /// The text that this id decides, possibly empty.
@@ -51,10 +56,7 @@ impl Detokenizer {
             return String::new();
         }
         match &mut self.state {
-            State::Bytes(pending) => {
-                pending.extend(self.tokenizer.token_bytes(id).unwrap_or_default());
-                take_decided(pending)
-            }
+            State::Bytes(text) => text.push(&self.tokenizer.token_bytes(id).unwrap_or_default()),
             State::Window { ids, done } => {
                 ids.push(id.0);
                 let text = undecided(&self.tokenizer, self.special, ids, *done);
@@ -73,7 +75,7 @@ impl Detokenizer {
     /// The ids have ended: the rest, where an unfinished character is U+FFFD.
     pub fn finish(&mut self) -> String {
         match &mut self.state {
-            State::Bytes(pending) => String::from_utf8_lossy(&std::mem::take(pending)).into_owned(),
+            State::Bytes(text) => text.finish(),
             State::Window { ids, done } => {
                 let text = undecided(&self.tokenizer, self.special, ids, *done);
                 *done = ids.len();
@@ -83,19 +85,34 @@ impl Detokenizer {
     }
 }
 
-/// Takes from `bytes` everything but an unfinished last character, as [`String::from_utf8_lossy`] would write it.
-fn take_decided(bytes: &mut Vec<u8>) -> String {
-    // Only an end that more bytes could complete is undecided; an invalid sequence is U+FFFD whatever follows.
-    let unfinished = bytes.utf8_chunks().last().map_or(0, |last| {
-        let invalid = last.invalid();
-        match std::str::from_utf8(invalid) {
-            Err(e) if e.error_len().is_none() => invalid.len(),
-            _ => 0,
-        }
-    });
-    let rest = bytes.split_off(bytes.len() - unfinished);
-    let decided = std::mem::replace(bytes, rest);
-    String::from_utf8_lossy(&decided).into_owned()
+/// Bytes to text as they come: the pieces concatenate to [`String::from_utf8_lossy`] of all bytes.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Utf8Stream {
+    /// The beginning of a character: at most three bytes.
+    pending: Vec<u8>,
+}
+
+impl Utf8Stream {
+    /// The text that these bytes decide: all but an unfinished last character.
+    pub fn push(&mut self, bytes: &[u8]) -> String {
+        self.pending.extend_from_slice(bytes);
+        // Only an end that more bytes could complete is undecided; an invalid sequence is U+FFFD whatever follows.
+        let unfinished = self.pending.utf8_chunks().last().map_or(0, |last| {
+            let invalid = last.invalid();
+            match std::str::from_utf8(invalid) {
+                Err(e) if e.error_len().is_none() => invalid.len(),
+                _ => 0,
+            }
+        });
+        let rest = self.pending.split_off(self.pending.len() - unfinished);
+        let decided = std::mem::replace(&mut self.pending, rest);
+        String::from_utf8_lossy(&decided).into_owned()
+    }
+
+    /// The bytes have ended: an unfinished character is U+FFFD.
+    pub fn finish(&mut self) -> String {
+        String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
+    }
 }
 
 /// What `ids[done..]` add to the text of `ids[..done]`.

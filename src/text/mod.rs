@@ -5,7 +5,8 @@
 //! |---|---|
 //! | text ⇄ ids | [`Tokenizer`] |
 //! | ids → text, one at a time | [`Detokenizer`] |
-//! | when to stop | [`StopMatcher`] |
+//! | ids → text, up to a stop string | [`TextStream`] |
+//! | a name for each token | [`TokenNames`] |
 //! | a conversation → prompt text | [`ChatTemplate`] |
 //! | code around a gap → prompt ids | [`Infill`] |
 //! | tokenizer_config.json | [`TokenizerConfig`] |
@@ -22,6 +23,8 @@ mod python_json;
 mod stop;
 #[cfg(test)]
 mod testing;
+mod text_stream;
+mod token_names;
 mod tokenizer;
 
 pub use chat_template::{AddGenerationPrompt, ChatMessage, ChatTemplate};
@@ -30,7 +33,9 @@ pub use config::TokenizerConfig;
 pub use detokenizer::{Detokenizer, MAX_UNDECIDED};
 pub use error::TextError;
 pub use infill::{ContextFile, Infill, RepoContext};
-pub use stop::{StopMatcher, StopOutcome, StopText};
+pub use stop::StopText;
+pub use text_stream::{StopOutcome, StopStrings, TextStream};
+pub use token_names::TokenNames;
 pub use tokenizer::{SpecialOutput, SpecialTokens, Tokenizer};
 
 use serde::{Deserialize, Serialize};

@@ -269,6 +269,45 @@ fn lines_that_fail_are_recorded_and_the_rest_goes_on() {
 }
 
 #[test]
+fn an_input_of_another_kind_is_one_line() {
+    let refused = |name: &str, content: &[u8], expected: &str| {
+        let work = Work { dir: tempfile::tempdir().unwrap() };
+        std::fs::write(work.path(name), content).unwrap();
+        let run = rigel(&["batch", work.path(name).to_str().unwrap(), work.path("out.jsonl").to_str().unwrap()]);
+        let message = run.error(2);
+        assert!(message.contains(name) && message.contains(expected), "{message}");
+        assert!(!work.path("out.jsonl").exists());
+    };
+    let array = json!([{"prompt": "a"}, {"prompt": "b"}]);
+    refused("in.json", array.to_string().as_bytes(), "a JSON array; write one object a line");
+    refused("in.json", serde_json::to_string_pretty(&array).unwrap().as_bytes(), "a JSON array");
+    let pretty = serde_json::to_string_pretty(&json!({"messages": [{"role": "user", "content": "a"}]})).unwrap();
+    refused("in.json", pretty.as_bytes(), "JSON over several lines");
+    let utf_16: Vec<u8> = "\u{feff}{\"prompt\":\"a\"}\r\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    refused("in.jsonl", &utf_16, "UTF-16, as Windows PowerShell writes it; save it as UTF-8");
+    refused("in.jsonl.gz", b"\x1f\x8b\x08\0\0\0\0\0", "gzip; unpack it");
+    refused("nano.gguf", b"GGUF\x03\0\0\0", "GGUF, a model's weights");
+    refused("in.csv", b"id,prompt\n1,def f\n", "a table (CSV)");
+    refused("in.txt", b"def f(\ndef g(\n", "plain text; write each prompt as an object");
+}
+
+#[test]
+fn ids_of_another_type_fail_their_line_alone() {
+    let work = Work::of_text(
+        "\u{feff}{\"id\":1.5,\"prompt\":\"x\"}\n{\"custom_id\":true,\"prompt\":\"x\"}\n\u{feff}\n\
+         {\"id\":7.0,\"prompt\":\"x\",\"max_tokens\":2.0,\"top_p\":0}\n",
+    );
+    assert_eq!(work.run("out.jsonl", &[]).code, 1);
+    assert_eq!(work.by_id("out.jsonl").keys().collect::<Vec<_>>(), ["7"]);
+    let failed = work.by_id("out.jsonl.errors.jsonl");
+    let said =
+        |id: &str| (failed[id]["error"]["message"].as_str().unwrap(), failed[id]["error"]["param"].as_str().unwrap());
+    assert_eq!(failed.len(), 2);
+    assert_eq!(said("line-1"), ("id is 1.5; expected text or an integer", "id"));
+    assert_eq!(said("line-2"), ("custom_id is true; expected text or an integer", "custom_id"));
+}
+
+#[test]
 fn failed_lines_are_retried_on_request_and_never_recorded_twice() {
     let work = Work::new(&mixed(6));
     work.run("out.jsonl", &["-q"]).ok();

@@ -139,3 +139,17 @@ fn an_interrupt_stops_the_answer_and_not_the_program() {
     assert!(rest.iter().any(|line| line.starts_with("/reset ")), "{rest:?}");
     assert!(stderr.lines().any(|line| line == "stopped"), "{stderr}");
 }
+
+#[test]
+fn an_answer_ends_at_the_tokenizer_s_end() {
+    let copy = Copy::of_nano();
+    copy.edit("tokenizer_config.json", |config| config["eos_token"] = "<file_sep>".into());
+    let chat = |more: &[&str]| {
+        let args = ["chat", "-q", "-n", "4", "--model", copy.model(), "--logit-bias", "6=100"];
+        rigel_stdin(&[&args[..], more].concat(), "Hi\n").ok().stderr
+    };
+    assert!(!chat(&[]).contains("was cut"), "{}", chat(&[]));
+    assert!(chat(&["--ignore-eos"]).contains("was cut"));
+    // A stop that is a special token ends it as well.
+    assert!(!chat(&["--ignore-eos", "--stop", "<file_sep>"]).contains("was cut"));
+}

@@ -100,3 +100,21 @@ fn answers_are_those_of_transformers() {
     }
     assert!(equal >= 10 && refused >= 1, "{equal} answers compared, {refused} refused");
 }
+
+#[test]
+fn an_answer_ends_at_the_end_of_any_file() {
+    let args = |model: &str| rigel(&["respond", "--json", "-q", "--model", model, INSTRUCTION]).ok().json();
+    let copy = Copy::of_nano();
+    let whole = ids(&args(copy.model())["token_ids"]);
+    // A token that the answer has, made the end in one file alone.
+    let end = whole[4];
+    let taken = whole.iter().position(|id| *id == end).unwrap() + 1;
+    assert!(taken < whole.len());
+    for file in ["generation_config.json", "config.json"] {
+        let copy = Copy::of_nano();
+        copy.edit(file, |config| config["eos_token_id"] = end.into());
+        let record = args(copy.model());
+        assert_eq!(ids(&record["token_ids"]), whole[..taken], "{file}");
+        assert_eq!(record["finish_reason"], "stop");
+    }
+}

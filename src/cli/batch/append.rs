@@ -77,8 +77,8 @@ impl AppendFile {
         let mut lines = Lines::of_any_length(BufReader::new(File::open(&self.path).map_err(error)?.take(self.length)));
         while let Some((number, line)) = lines.next().map_err(error)? {
             let head = match line {
-                Line::Bytes(bytes) => serde_json::from_slice::<Head>(bytes).map_err(|error| error.to_string()),
-                Line::TooLong => Err("the line is too long".to_owned()),
+                Line::Bytes(bytes) => serde_json::from_slice::<Head>(bytes).map_err(|_| "no object with a custom_id"),
+                Line::TooLong => Err("the line is too long"),
             };
             match head {
                 Ok(head) => each(number, &head.custom_id)?,

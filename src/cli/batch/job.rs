@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use rigel::openai::ApiError;
+use rigel::openai::{ApiError, check_begin, integer, parse_object, shown, syntax_error};
 
-use super::lines::{Line, MAX_LINE};
+use super::lines::{Line, MAX_LINE, without_mark};
 
 /// What a line asks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,16 +48,8 @@ impl From<ApiError> for LineError {
 /// The fields that name a line; everything else is passed over.
 #[derive(Deserialize)]
 struct Head {
-    custom_id: Option<Id>,
-    id: Option<Id>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Id {
-    Text(String),
-    Unsigned(u64),
-    Signed(i64),
+    custom_id: Option<Value>,
+    id: Option<Value>,
 }
 
 /// The id of a line: `custom_id`, else `id`, else `line-7`. A line that cannot be read has the last of these.
@@ -69,12 +61,34 @@ fn read_id(line: Line<'_>) -> Result<Option<String>, LineError> {
     let Line::Bytes(bytes) = line else {
         return Err(LineError::new("line_too_long", format!("the line is longer than {MAX_LINE} bytes; shorten it")));
     };
-    let head: Head = serde_json::from_slice(without_mark(bytes)).map_err(|error| malformed(&error))?;
-    Ok(head.custom_id.or(head.id).map(|id| match id {
-        Id::Text(text) => text,
-        Id::Unsigned(number) => number.to_string(),
-        Id::Signed(number) => number.to_string(),
-    }))
+    let bytes = without_mark(bytes);
+    check_begin(bytes).map_err(malformed)?;
+    let head: Head = serde_json::from_slice(bytes).map_err(|error| {
+        if error.is_data() {
+            return LineError::new("invalid_line", "custom_id or id is there twice; give the line one id");
+        }
+        malformed(syntax_error(bytes, &error))
+    })?;
+    let custom_id = head.custom_id.map(|value| id("custom_id", &value)).transpose()?;
+    custom_id.map_or_else(|| head.id.map(|value| id("id", &value)).transpose(), |id| Ok(Some(id)))
+}
+
+/// Text, or an integer however it is written.
+fn id(field: &str, value: &Value) -> Result<String, LineError> {
+    let text = match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(_) => integer(value).map(|number| number.to_string()),
+        _ => None,
+    };
+    text.ok_or_else(|| LineError {
+        param: Some(field.to_owned()),
+        ..LineError::new("invalid_line", format!("{field} is {}; expected text or an integer", shown(value)))
+    })
+}
+
+/// Whether a line begins as a JSON object does.
+pub fn is_object(line: Line<'_>) -> bool {
+    matches!(line, Line::Bytes(bytes) if without_mark(bytes).trim_ascii_start().starts_with(b"{"))
 }
 
 /// What a line asks for.
@@ -82,8 +96,7 @@ pub fn job(line: Line<'_>) -> Result<Job, LineError> {
     read_id(line)?;
     // Read whole above, so there are bytes.
     let Line::Bytes(bytes) = line else { return Err(LineError::new("line_too_long", "the line is too long")) };
-    let mut fields: Map<String, Value> =
-        serde_json::from_slice(without_mark(bytes)).map_err(|error| malformed(&error))?;
+    let mut fields = parse_object(without_mark(bytes)).map_err(malformed)?;
     let given = |fields: &Map<String, Value>, name: &str| fields.get(name).is_some_and(|value| !value.is_null());
     if ["url", "body", "method"].iter().any(|name| given(&fields, name)) {
         return openai(&mut fields);
@@ -108,36 +121,23 @@ fn openai(fields: &mut Map<String, Value>) -> Result<Job, LineError> {
     match fields.get("method") {
         None | Some(Value::Null) => {}
         Some(Value::String(method)) if method == "POST" => {}
-        Some(method) => return invalid(format!("method is {method}; expected POST")),
+        Some(method) => return invalid(format!("method is {}; expected POST", shown(method))),
     }
     let body = match fields.remove("body") {
         Some(body @ Value::Object(_)) => body,
         None | Some(Value::Null) => return invalid("body is missing; expected an object".to_owned()),
-        Some(_) => return invalid("body is not an object".to_owned()),
+        Some(body) => return invalid(format!("body is {}; expected an object", shown(&body))),
     };
     match fields.get("url") {
         Some(Value::String(url)) if url == "/v1/completions" => Ok(Job::Completion(body)),
         Some(Value::String(url)) if url == "/v1/chat/completions" => Ok(Job::Chat(body)),
-        Some(url) if !url.is_null() => {
-            Err(LineError::new("invalid_url", format!("url is {}; {URLS}", cut(&url.to_string()))))
-        }
+        Some(url) if !url.is_null() => Err(LineError::new("invalid_url", format!("url is {}; {URLS}", shown(url)))),
         _ => Err(LineError::new("invalid_url", format!("url is missing; {URLS}"))),
     }
 }
 
-/// The line without the byte order mark that some editors put at a file's start.
-fn without_mark(bytes: &[u8]) -> &[u8] {
-    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
-}
-
-fn malformed(error: &serde_json::Error) -> LineError {
-    // The record names the line; that of the JSON text inside it is always 1.
-    let message = error.to_string().replace(" at line 1 column ", " at column ");
-    LineError::new("invalid_json", message)
-}
-
-fn cut(text: &str) -> String {
-    text.chars().take(60).collect()
+fn malformed(error: ApiError) -> LineError {
+    LineError::new("invalid_json", error.message)
 }
 
 #[cfg(test)]
@@ -159,6 +159,7 @@ mod tests {
         assert_eq!(id(r#"{"id":"b","prompt":"x"}"#), "b");
         assert_eq!(id(r#"{"id":12,"prompt":"x"}"#), "12");
         assert_eq!(id(r#"{"id":-3,"prompt":"x"}"#), "-3");
+        assert_eq!(id(r#"{"id":12.0,"prompt":"x"}"#), "12");
         assert_eq!(id(r#"{"custom_id":null,"prompt":"x"}"#), "line-7");
         for wrong in
             ["", "nonsense", "[1]", r#"{"id":[1]}"#, r#"{"id":1.5}"#, r#"{"id":"a","id":"b"}"#, "{\"id\":\"a\""]
@@ -206,7 +207,21 @@ mod tests {
         let error = job(Line::Bytes(b"{\"prompt\": x}")).unwrap_err();
         assert_eq!((error.code.as_str(), error.message.contains("at column 12")), ("invalid_json", true), "{error:?}");
         assert_eq!(job(Line::Bytes(b"{\"prompt\":\"\xff\"}")).unwrap_err().code, "invalid_json");
-        assert_eq!(job(Line::Bytes(b"{\"id\":[1],\"prompt\":\"\"}")).unwrap_err().code, "invalid_json");
+        let said = |line: &str| {
+            let error = job(Line::Bytes(line.as_bytes())).unwrap_err();
+            (error.code, error.message, error.param)
+        };
+        let wrong_id = |field: &str, found: &str| {
+            let message = format!("{field} is {found}; expected text or an integer");
+            ("invalid_line".to_owned(), message, Some(field.to_owned()))
+        };
+        assert_eq!(said(r#"{"id":[1],"prompt":""}"#), wrong_id("id", "[1]"));
+        assert_eq!(said(r#"{"id":1.5,"prompt":""}"#), wrong_id("id", "1.5"));
+        assert_eq!(said(r#"{"custom_id":true,"id":1,"prompt":""}"#), wrong_id("custom_id", "true"));
+        let twice = said(r#"{"id":1,"id":2,"prompt":""}"#);
+        assert_eq!((twice.0.as_str(), twice.1.contains("there twice")), ("invalid_line", true), "{twice:?}");
+        assert_eq!(said(r#"["a","b"]"#).1, "a JSON array; expected a JSON object");
+        assert_eq!(said("def f():").1, "begins with \"def f():\"; expected a JSON object");
         assert_eq!(job(Line::TooLong).unwrap_err().code, "line_too_long");
     }
 }

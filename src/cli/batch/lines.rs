@@ -5,7 +5,15 @@ use std::io::{self, BufRead};
 /// The longest line that is looked at, in bytes: a prompt of a million tokens as a list of ids takes 8 MB.
 pub const MAX_LINE: usize = 32 << 20;
 
-/// Lines of bytes, numbered from 1. Blank ones are counted and left out.
+/// What some editors put at a file's start.
+pub const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The line without the byte order mark.
+pub fn without_mark(line: &[u8]) -> &[u8] {
+    line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line)
+}
+
+/// Lines of bytes, numbered from 1. Blank ones are counted and left out; one with a byte order mark alone is blank.
 pub struct Lines<R> {
     reader: R,
     longest: usize,
@@ -42,7 +50,7 @@ impl<R: BufRead> Lines<R> {
             if length > self.longest {
                 return Ok(Some((self.number, Line::TooLong)));
             }
-            if !self.buffer.trim_ascii().is_empty() {
+            if !without_mark(&self.buffer).trim_ascii().is_empty() {
                 return Ok(Some((self.number, Line::Bytes(self.buffer.trim_ascii_end()))));
             }
         }
@@ -105,6 +113,8 @@ mod tests {
         assert_eq!(lines(b"first\n\n  \t\n  second\r\nthird\n"), expected);
         assert_eq!(lines(b""), []);
         assert_eq!(lines(b"\n\n"), []);
+        assert_eq!(lines(b"\xef\xbb\xbf\r\n\xef\xbb\xbf"), []);
+        assert_eq!(lines(b"\xef\xbb\xbf\nx"), [(2, b"x".to_vec())]);
     }
 
     #[test]

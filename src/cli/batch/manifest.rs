@@ -85,7 +85,10 @@ impl Manifest {
             Err(source) => return Err(CliError::Read { origin: path.display().to_string(), source }),
         };
         let manifest = serde_json::from_slice(&bytes)
-            .map_err(|error| CliError::Usage(format!("{}: not a manifest of rigel batch ({error})", path.display())))?;
+            .map_err(|_| {
+                CliError::Usage("not a manifest of this version's rigel batch; give another output file".into())
+            })
+            .map_err(|error| error.at(path.display().to_string()))?;
         Ok(Some(manifest))
     }
 

@@ -3,6 +3,7 @@
 //! | file | what lives there |
 //! |---|---|
 //! | `lines` `job` | the input: lines, and what they ask for |
+//! | `kind` | inputs that are no JSON lines |
 //! | `ids` `ledger` | which line has which id, which are recorded: 17 bytes a line |
 //! | `append` `record` | the output and the errors: files that only grow, and their lines |
 //! | `manifest` `digest` | what an output belongs to |
@@ -15,6 +16,7 @@ mod append;
 mod digest;
 mod ids;
 mod job;
+mod kind;
 mod ledger;
 mod lines;
 mod manifest;
@@ -45,7 +47,7 @@ use append::AppendFile;
 use digest::Hashing;
 use ids::IdsBuilder;
 use ledger::{Ledger, Shard};
-use lines::Lines;
+use lines::{Line, Lines};
 use manifest::{InputEntry, Manifest, ModelEntry, beside};
 use progress::Progress;
 use run::{Answering, Sink};
@@ -68,6 +70,9 @@ The first two are OpenAI's, with OpenAI's defaults (temperature 1, 16 tokens of
 a completion). A plain line holds a body's fields itself, and what it does not
 say the options say. A line without custom_id or id is called line-N, after its
 number in the file. No two lines may have the same id.
+
+A stop string is looked for in the text with special tokens, shown or not:
+\"stop\":[\"<file_sep>\"] ends there. Integers may be written 8 or 8.0.
 
 Output, one JSON object a line, in the order in which lines are done:
   {\"id\":…,\"custom_id\":\"a\",\"response\":{\"status_code\":200,\"request_id\":…,
@@ -239,12 +244,26 @@ struct Scanned {
 
 fn scan(path: &Path, shard: Shard) -> Result<Scanned, CliError> {
     let error = |source| CliError::Read { origin: path.display().to_string(), source };
-    let mut lines = Lines::new(BufReader::with_capacity(1 << 16, Hashing::new(open_input(path)?)));
+    let mut file = open_input(path)?;
+    kind::check_begin(path, &mut file)?;
+    let mut lines = Lines::new(BufReader::with_capacity(1 << 16, Hashing::new(file)));
     let (mut ids, mut last, mut total) = (IdsBuilder::default(), 0, 0);
+    // The first line, until one begins as an object.
+    let (mut first, mut has_objects) = (None, false);
     while let Some((number, line)) = lines.next().map_err(error)? {
+        has_objects |= job::is_object(line);
+        if !has_objects
+            && first.is_none()
+            && let Line::Bytes(bytes) = line
+        {
+            first = Some(bytes[..bytes.len().min(1 << 10)].to_vec());
+        }
         ids.push(&job::custom_id(number, line), number);
         total += u64::from(shard.holds(number));
         last = number;
+    }
+    if let Some(first) = first.filter(|_| !has_objects) {
+        return Err(kind::refuse_without_objects(path, &first));
     }
     let hashed = lines.into_inner().into_inner();
     let ids = ids.build().map_err(|duplicate| {

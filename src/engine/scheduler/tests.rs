@@ -24,7 +24,14 @@ fn limits(window: Option<u32>, cache: CacheGeometry) -> Limits {
         "max_position_embeddings": POSITIONS, "sliding_window": window, "eos_token_id": 49, "bos_token_id": 49,
     });
     let spec = ModelSpec::from_config(&Config::parse(json.to_string().as_bytes(), "config.json").unwrap()).unwrap();
-    Limits { spec, cache, tokenizer: None, tokenizer_origin: String::new(), eos_token_ids: [TokenId(49)].into() }
+    Limits {
+        spec,
+        cache,
+        tokenizer: None,
+        tokenizer_origin: String::new(),
+        eos_token_ids: [TokenId(49)].into(),
+        chat_eos_token_ids: [TokenId(49)].into(),
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -158,7 +158,8 @@ impl RowParams {
             position,
             seed_low: seed as u32,
             seed_high: (seed >> 32) as u32,
-            temperature,
+            // Whatever makes a row greedy.
+            temperature: if params.is_greedy() { 0.0 } else { temperature },
             // As the reference sampler has it, so that the kernel compares with the same number.
             floor: if min_p > 0.0 { min_p.ln() } else { f32::NEG_INFINITY },
             top_p,
