@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let tokenizer = engine.tokenizer()?;
     let end = *engine.eos_token_ids().first().ok_or("the model has no end-of-sequence token")?;
     let processor = Arc::new(House::new(tokenizer, 3, end));
-    let prompt = tokenizer.encode("class Stack:\n    def push(self, item):", SpecialTokens::AsText)?;
+    let prompt = tokenizer.encode_prompt("class Stack:\n    def push(self, item):", SpecialTokens::AsText)?;
     let request = Request { max_tokens: 80, processor: Some(processor), ..Request::new(prompt) };
     let completion = engine.generate(request)?.wait()?;
     println!("{}", completion.text);

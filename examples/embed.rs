@@ -8,7 +8,7 @@ use rigel::text::SpecialTokens;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // A directory or a hub id takes the place of "nano".
     let engine = Engine::builder().model("nano").build()?;
-    let prompt = engine.tokenizer()?.encode("def fibonacci(n):", SpecialTokens::AsText)?;
+    let prompt = engine.tokenizer()?.encode_prompt("def fibonacci(n):", SpecialTokens::AsText)?;
     for event in engine.generate(Request { max_tokens: 64, ..Request::new(prompt) })? {
         match event {
             Event::Token(token) => print!("{}", token.text),

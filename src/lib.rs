@@ -7,7 +7,7 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let engine = Engine::builder().model("nano").build()?;
-//! let prompt = engine.tokenizer()?.encode("def fibonacci(n):", SpecialTokens::AsText)?;
+//! let prompt = engine.tokenizer()?.encode_prompt("def fibonacci(n):", SpecialTokens::AsText)?;
 //! let completion = engine.generate(Request { max_tokens: 16, ..Request::new(prompt) })?.wait()?;
 //! println!("{}", completion.text);
 //! # Ok(())

@@ -20,25 +20,13 @@ struct Nano {
 }
 
 fn nano() -> Nano {
-    let engine = Engine::builder().device(rigel::engine::Device::Cpu).build().unwrap();
-    Nano::new(engine, &ModelSource::nano())
+    served(ModelSource::nano())
 }
 
-/// Nano with one change to its files.
-fn changed_nano(change: impl FnOnce(&dyn Fn(&str, &str, Value))) -> Nano {
-    let dir = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/models/nano")).unwrap().map(Result::unwrap) {
-        std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
-    }
-    change(&|file, field, with| {
-        let path = dir.path().join(file);
-        let mut value: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        value[field] = with;
-        std::fs::write(path, value.to_string()).unwrap();
-    });
-    let model = dir.path().to_str().unwrap();
-    let engine = Engine::builder().device(rigel::engine::Device::Cpu).model(model).build().unwrap();
-    Nano::new(engine, &ModelSource::directory(dir.path()).unwrap())
+fn served(source: ModelSource) -> Nano {
+    let engine = Engine::builder().device(rigel::engine::Device::Cpu).source(source.clone()).build().unwrap();
+    let served = ServedModel::new(&engine, &source, "nano");
+    Nano { served, tokenizer: engine.tokenizer().unwrap().clone(), positions: engine.spec().max_positions }
 }
 
 impl Nano {
@@ -417,4 +405,57 @@ fn offsets_stay_within_the_text() {
             assert_eq!(offset.as_u64(), Some(expected), "{stop:?} at token {i}");
         }
     }
+}
+
+/// A tokenizer that puts `<|endoftext|>` before every text: transformers' and vLLM's completions have it.
+#[test]
+fn a_text_gets_the_tokenizer_s_special_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "tokenizer_config.json", "model.safetensors"] {
+        let nano = concat!(env!("CARGO_MANIFEST_DIR"), "/models/nano/");
+        std::fs::copy(format!("{nano}{name}"), folder.path().join(name)).unwrap();
+    }
+    let mut json: Value = serde_json::from_slice(include_bytes!("../models/nano/tokenizer.json")).unwrap();
+    json["post_processor"] = json!({"type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}});
+    std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let model = served(ModelSource::directory(folder.path()).unwrap());
+    let plain = nano();
+    let prompt = |body: Value| model.completion(body).requests[0].prompt.clone();
+    let bos = |ids: &[TokenId]| [&[TokenId(0)], ids].concat();
+    let ids = model.ids("def f(x):");
+    assert_eq!(ids, plain.ids("def f(x):"));
+    assert_eq!(prompt(json!({"prompt": "def f(x):"})), bos(&ids));
+    assert_eq!(prompt(json!({"prompt": [5, 6]})), [TokenId(5), TokenId(6)]);
+    // They count, and are not cut off.
+    assert_eq!(prompt(json!({"prompt": "def f(x):", "truncate_prompt_tokens": 3})), bos(&ids[ids.len() - 2..]));
+    assert_eq!(prompt(json!({"prompt": [5, 6, 7], "truncate_prompt_tokens": 2})), [TokenId(6), TokenId(7)]);
+    let infill = |nano: &Nano| nano.completion(json!({"prompt": "a", "suffix": "b"})).requests[0].prompt.clone();
+    assert_eq!(infill(&model), bos(&infill(&plain)));
+    // A template brings its own.
+    let chat =
+        |nano: &Nano| nano.chat(json!({"messages": [{"role": "user", "content": "x"}]})).requests[0].prompt.clone();
+    assert_eq!(chat(&model), chat(&plain));
+
+    // Echoed: the text as it was given, and the token before it takes none of it.
+    let call = model.completion(json!({"prompt": "def f(x):", "echo": true, "logprobs": 0, "max_tokens": 0}));
+    let token =
+        |(index, &id): (usize, &TokenId)| PromptToken { id, logprob: (index > 0).then_some(-1.0), top: Vec::new() };
+    let tokens: Vec<PromptToken> = bos(&ids).iter().enumerate().map(token).collect();
+    let outputs = vec![Output {
+        prompt_tokens: tokens.len(),
+        prompt: tokens,
+        samples: vec![sample(Vec::new(), Vec::new(), "", FinishReason::Length)],
+    }];
+    let response = model.response(&call, outputs);
+    let (choice, logprobs) = (&response["choices"][0], &response["choices"][0]["logprobs"]);
+    assert_eq!((&choice["text"], &logprobs["tokens"][0]), (&json!("def f(x):"), &json!("<|endoftext|>")));
+    let mut expected = vec![0];
+    for end in 0..ids.len() {
+        let text = model.tokenizer.decode(&ids[..end], rigel::text::SpecialOutput::Keep).unwrap();
+        expected.push(text.chars().count());
+    }
+    assert_eq!(logprobs["text_offset"], json!(expected));
 }

@@ -67,6 +67,7 @@ fn the_vectors_of_hugging_face() {
         let expected: Vec<TokenId> = line.split_whitespace().map(|id| TokenId(id.parse().expect("a number"))).collect();
         for special in [SpecialTokens::Parse, SpecialTokens::AsText] {
             assert_eq!(t.encode(text, special).expect("encodes"), expected, "{text:?}");
+            assert_eq!(t.encode_prompt(text, special).expect("encodes"), expected, "{text:?}");
         }
         assert_eq!(t.decode(&expected, SpecialOutput::Keep).expect("decodes"), *text);
         assert_eq!(streamed(&t, &expected), *text);
@@ -89,6 +90,23 @@ fn vocabulary_and_special_tokens() {
     assert_eq!(t.id("###"), Some(TokenId(1502)));
     assert_eq!(t.token_bytes(TokenId(7207)).as_deref(), Some(&b" ###"[..]));
     assert!(t.decode(&[TokenId(49_152)], SpecialOutput::Keep).is_err());
+}
+
+/// The fields of the published tokenizer_config.json, which nano's repeats, list the added tokens and name special
+/// ones: tokenizer.json has them all, so nothing changes.
+#[test]
+fn the_published_config_adds_nothing() {
+    const NAME: &str = "the_published_config_adds_nothing";
+    let (Some(plain), Some(json)) = (tokenizer(NAME), data(NAME, "starcoder2-tokenizer.json")) else { return };
+    let published = include_bytes!("../models/nano/tokenizer_config.json");
+    let published = TokenizerConfig::from_bytes(Some((published, "tokenizer_config.json")), None).expect("an object");
+    let t = Tokenizer::with_config(&json, "starcoder2-tokenizer.json", &published).expect("a tokenizer");
+    assert_eq!((t.vocab_size(), t.eos(), t.bos()), (plain.vocab_size(), plain.eos(), plain.bos()));
+    assert!((0..49_152).map(TokenId).all(|id| t.is_special(id) == plain.is_special(id)));
+    let text = "<file_sep>a.py\ndef f(x):\n    return 12  # <|endoftext|> <fim_pad>\n";
+    for special in [SpecialTokens::Parse, SpecialTokens::AsText] {
+        assert_eq!(t.encode(text, special).expect("encodes"), plain.encode(text, special).expect("encodes"));
+    }
 }
 
 #[test]

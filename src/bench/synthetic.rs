@@ -19,10 +19,13 @@ use crate::model::Uniform;
 /// Bytes that one thread makes and writes at a time.
 const PIECE_BYTES: usize = 4 << 20;
 /// What tokenizers are made of, as far as a checkpoint has them.
-const TOKENIZER_FILES: [&str; 5] = [
+const TOKENIZER_FILES: [&str; 8] = [
     "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
     "generation_config.json",
 ];

@@ -174,8 +174,13 @@ impl ModelSource {
 
     /// Names of the files in the directory, sorted; for the message about a directory without usable weights.
     pub(super) fn file_names(&self) -> Vec<String> {
+        self.names_in(".")
+    }
+
+    /// Names of the files in a folder of the directory, sorted; for messages.
+    pub(crate) fn names_in(&self, folder: &str) -> Vec<String> {
         let Place::Directory { path, .. } = &self.place else { return Vec::new() };
-        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        let entries = fs::read_dir(path.join(folder)).into_iter().flatten().flatten();
         let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         names.sort();
         names

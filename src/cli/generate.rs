@@ -24,8 +24,9 @@ Examples:
 
 /// Continue a prompt
 ///
-/// The text is printed as it comes. The prompt is taken byte for byte: no template, nothing added or trimmed.
-/// Special tokens written in it, such as <fim_prefix>, become those tokens unless --no-special is given.
+/// The text is printed as it comes. The prompt is taken byte for byte: no template, nothing trimmed, and nothing added
+/// but the special tokens that the model's tokenizer puts around every prompt (StarCoder2's puts none). Special tokens
+/// written in it, such as <fim_prefix>, become those tokens unless --no-special is given.
 #[derive(Debug, Args)]
 #[command(override_usage = "\
 rigel generate [OPTIONS] <PROMPT>
@@ -60,7 +61,8 @@ impl Generate {
         let printing = Printing { options, special, format: self.format, echo: self.echo };
         if let Some(prompt) = self.prompt {
             let text = input::text_or_stdin(prompt)?;
-            if text.is_empty() {
+            // A tokenizer that puts a token before each prompt makes a prompt of nothing.
+            if text.is_empty() && self.model.model.tokenizer()?.encode_prompt("", special)?.is_empty() {
                 return Err(RequestError::EmptyPrompt.into());
             }
             let engine = self.model.engine(source, LoadBar::unless(printing.format.quiet), Load::One)?;
@@ -93,7 +95,7 @@ impl Printing {
     fn one(&self, engine: &Engine, input: PromptInput, out: &mut Output) -> Result<(), CliError> {
         let (ids, echo) = match input {
             PromptInput::Text(text) => {
-                let ids = engine.tokenizer()?.encode(&text, self.special)?;
+                let ids = engine.tokenizer()?.encode_prompt(&text, self.special)?;
                 (ids, if self.echo { text } else { String::new() })
             }
             PromptInput::TokenIds(ids) => {

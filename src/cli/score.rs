@@ -94,7 +94,7 @@ impl Score {
     ) -> Result<(), CliError> {
         let ids = match input {
             PromptInput::TokenIds(ids) => ids,
-            PromptInput::Text(text) => engine.tokenizer()?.encode(&text, special)?,
+            PromptInput::Text(text) => engine.tokenizer()?.encode_prompt(&text, special)?,
         };
         let tokens = score(engine, ids.clone())?;
         let mean = mean_logprob(&tokens);

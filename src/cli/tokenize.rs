@@ -20,7 +20,8 @@ Prints the ids on one line, or with --json {\"token_ids\":[…]}.";
 
 /// Text to token ids
 ///
-/// Reads no weights, and adds nothing to the text.
+/// Reads no weights. The ids are those that `generate` gives the model for this text: with the special tokens that the
+/// tokenizer puts around every prompt, if it has any (StarCoder2's has none). With --chat, a template's own are all.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Tokenize {
@@ -47,13 +48,15 @@ struct Record {
 impl Tokenize {
     pub fn run(self, out: &mut Output) -> Result<(), CliError> {
         let tokenizer = self.model.tokenizer()?;
-        let mut text = text_or_stdin(self.text)?;
-        if self.chat {
+        let text = text_or_stdin(self.text)?;
+        let token_ids = if self.chat {
             let template = ChatTemplate::from_source(&self.model.source()?)?;
-            text = template.render(&[ChatMessage::user(text)], AddGenerationPrompt::Yes)?;
-        }
-        let special = if self.no_special { SpecialTokens::AsText } else { SpecialTokens::Parse };
-        let token_ids = tokenizer.encode(&text, special)?;
+            let text = template.render(&[ChatMessage::user(text)], AddGenerationPrompt::Yes)?;
+            tokenizer.encode(&text, SpecialTokens::Parse)?
+        } else {
+            let special = if self.no_special { SpecialTokens::AsText } else { SpecialTokens::Parse };
+            tokenizer.encode_prompt(&text, special)?
+        };
         if self.json {
             return out.json(&Record { token_ids });
         }

@@ -54,7 +54,10 @@ pub enum EngineError {
         dtype: Dtype,
     },
     /// Text was asked of a model without a tokenizer.
-    #[error("{file} does not exist: text needs the tokenizer; copy it from the model's hub page, or give token ids")]
+    #[error(
+        "{file} does not exist, nor do vocab.json and merges.txt: text needs the tokenizer; copy it from the model's \
+         hub page, or give token ids"
+    )]
     NoTokenizer {
         /// Where it would be.
         file: String,

@@ -27,7 +27,7 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let engine = Engine::builder().model("nano").build()?;
-//! let prompt = engine.tokenizer()?.encode("def fibonacci(n):", SpecialTokens::AsText)?;
+//! let prompt = engine.tokenizer()?.encode_prompt("def fibonacci(n):", SpecialTokens::AsText)?;
 //! for event in engine.generate(Request { max_tokens: 16, ..Request::new(prompt) })? {
 //!     match event {
 //!         Event::Token(token) => print!("{}", token.text),

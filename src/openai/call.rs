@@ -34,6 +34,8 @@ pub(super) enum Format {
     Completion {
         /// Where `echo` asks: the text of each prompt.
         echoes: Option<Vec<String>>,
+        /// For each of these, how many tokens of the prompt stand before its text and are no part of it.
+        added_before: Vec<usize>,
         logprobs: bool,
     },
     Chat {
@@ -56,14 +58,16 @@ impl Call {
     pub fn response(&self, model: &ServedModel, identity: Identity, outputs: Vec<Output>) -> ResponseBody {
         let usage = Usage::of(&outputs);
         match &self.format {
-            Format::Completion { echoes, logprobs } => {
-                let (tokenizer, mut choices) = (model.maybe_tokenizer(), Vec::new());
+            Format::Completion { echoes, added_before, logprobs } => {
+                let mut choices = Vec::new();
                 for (index, output) in outputs.into_iter().enumerate() {
                     let echo = echoes.as_ref().and_then(|echoes| echoes.get(index));
                     for sample in output.samples {
                         let logprobs = logprobs.then(|| {
                             let prompt = echo.map(|text| (text.as_str(), output.prompt.as_slice()));
-                            CompletionLogprobs::new(model.names(), tokenizer, prompt, &sample, self.special_output)
+                            let added = added_before.get(index).copied().unwrap_or(0);
+                            CompletionLogprobs::new(texts, prompt, &sample, self.special_output)
+                                .without_text(added, output.prompt.len())
                         });
                         let text = match echo {
                             Some(echo) => format!("{echo}{}", sample.text),

@@ -78,6 +78,16 @@ impl CompletionLogprobs {
         logprobs
     }
 
+    /// The same where the first `added` tokens, of the `prompt` ones that are echoed, are no part of the text.
+    pub(super) fn without_text(mut self, added: usize, prompt: usize) -> CompletionLogprobs {
+        let prompt = &mut self.text_offset[..prompt.min(self.tokens.len())];
+        let width = prompt.get(added).copied().unwrap_or(usize::MAX);
+        if added > 0 {
+            prompt.iter_mut().for_each(|offset| *offset = offset.saturating_sub(width));
+        }
+        self
+    }
+
     fn push(
         &mut self,
         names: &TokenNames,

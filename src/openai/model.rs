@@ -5,11 +5,10 @@ use std::sync::{Arc, OnceLock};
 use super::call::{Call, Format};
 use super::{ApiError, ChatBody, CompletionBody, ErrorKind, Options, PromptBody};
 use crate::checkpoint::ModelSource;
-use crate::engine::{Engine, EngineError, EosTokens, Request};
+use crate::engine::{Engine, Request};
 use crate::kv::CacheGeometry;
 use crate::text::{
-    AddGenerationPrompt, ChatTemplate, Infill, RepoContext, SpecialOutput, SpecialTokens, TextError, TokenId,
-    TokenNames, Tokenizer,
+    AddGenerationPrompt, ChatTemplate, Infill, RepoContext, SpecialOutput, SpecialTokens, TokenId, Tokenizer,
 };
 
 /// What it takes to turn bodies into requests, and samples into responses: names, tokenizer, template, positions.
@@ -22,9 +21,9 @@ pub struct ServedModel {
     names: Arc<OnceLock<TokenNames>>,
     /// Why there is no tokenizer, for bodies that need one.
     no_tokenizer: String,
-    template: Option<ChatTemplate>,
-    /// Why there is no template, for bodies that need one.
-    no_template: String,
+    source: ModelSource,
+    /// Read when the first body needs it; else why there is none.
+    template: Arc<OnceLock<Result<ChatTemplate, String>>>,
     positions: usize,
     vocab_size: usize,
 }
@@ -34,30 +33,20 @@ const MOST_SAMPLES_OF_A_BODY: usize = 1024;
 
 impl ServedModel {
     /// The model that `engine` runs, whose files are at `source`, under the name `name`. A model without tokenizer or
-    /// without chat template is fine until a body needs them.
-    ///
-    /// # Errors
-    /// A chat template that is there and cannot be used.
-    pub fn new(engine: &Engine, source: &ModelSource, name: impl Into<String>) -> Result<ServedModel, EngineError> {
+    /// without a usable chat template is fine until a body needs them.
+    pub fn new(engine: &Engine, source: &ModelSource, name: impl Into<String>) -> ServedModel {
         let (tokenizer, no_tokenizer) = match engine.tokenizer() {
             Ok(tokenizer) => (Some(tokenizer.clone()), String::new()),
             Err(error) => (None, error.to_string()),
         };
-        let (template, no_template) = match ChatTemplate::from_source(source) {
-            Ok(template) => (Some(template), String::new()),
-            Err(error @ TextError::NoChatTemplate { .. }) => (None, error.to_string()),
-            Err(error) => return Err(error.into()),
-        };
-        Ok(ServedModel {
+        ServedModel {
             name: name.into(),
             tokenizer,
-            names: Arc::default(),
             no_tokenizer,
-            template,
-            no_template,
+            source: source.clone(),
+            template: Arc::default(),
             positions: positions(engine),
-            vocab_size: engine.spec().vocab_size,
-        })
+        }
     }
 
     /// The requests of a completion's body: one a prompt. Where the body has no seed, the samples of all prompts draw
@@ -92,8 +81,12 @@ impl ServedModel {
             }
             None => None,
         };
-        let (mut requests, mut echoes) = (Vec::new(), Vec::new());
+        let (mut requests, mut echoes, mut added_before) = (Vec::new(), Vec::new(), Vec::new());
         for (index, prompt) in prompts.into_iter().enumerate() {
+            // What the tokenizer puts around a text counts as its tokens, and is never cut off. Ids are taken as they are.
+            let is_text = matches!(prompt, PromptBody::Text(_));
+            let added =
+                if is_text && infill.is_none() { self.tokenizer()?.with_special_tokens(Vec::new()).len() } else { 0 };
             let (ids, text) = match (prompt, &infill) {
                 (PromptBody::Text(text), Some((infill, suffix))) => {
                     (infill.prompt(self.tokenizer()?, &text, suffix, &RepoContext::default())?, Some(text))
@@ -101,12 +94,16 @@ impl ServedModel {
                 (PromptBody::Text(text), None) => (self.tokenizer()?.encode(&text, SpecialTokens::Parse)?, Some(text)),
                 (PromptBody::TokenIds(ids), _) => (ids, None),
             };
-            let (ids, whole) = truncated(ids, &options);
+            let (mut ids, whole) = truncated(ids, added, &options);
             if echo {
                 echoes.push(match text {
                     Some(text) if whole => text,
                     _ => self.tokenizer()?.decode(&ids, SpecialOutput::Keep)?,
                 });
+                added_before.push(if added > 0 { self.tokenizer()?.special_tokens_before() } else { 0 });
+            }
+            if added > 0 {
+                ids = self.tokenizer()?.with_special_tokens(ids);
             }
             // As many as there are samples before this prompt's own.
             let samples_before = (index as u64).wrapping_mul(u64::from(options.n));
@@ -116,7 +113,7 @@ impl ServedModel {
             request.prompt_logprobs = logprobs.filter(|_| echo);
             requests.push(request);
         }
-        let format = Format::Completion { echoes: echo.then_some(echoes), logprobs: logprobs.is_some() };
+        let format = Format::Completion { echoes: echo.then_some(echoes), added_before, logprobs: logprobs.is_some() };
         Ok(Call::new(requests, format, &options))
     }
 
@@ -125,13 +122,16 @@ impl ServedModel {
     /// `max_tokens` is what the prompt leaves of the model's positions, and shrinks to that where it is more.
     ///
     /// # Errors
-    /// A model without chat template, messages that the template refuses, a prompt that has no room.
+    /// A model without a usable chat template, messages that the template refuses, a prompt that has no room.
     pub fn chat(&self, body: ChatBody, seed: u64) -> Result<Call, ApiError> {
         let ChatBody { messages, max_tokens, logprobs, add_generation_prompt, options } = body;
-        let template = self.template.as_ref().ok_or_else(|| ApiError::invalid(&self.no_template).of("messages"))?;
+        let template =
+            self.template.get_or_init(|| ChatTemplate::from_source(&self.source).map_err(|error| error.to_string()));
+        let template = template.as_ref().map_err(|error| ApiError::invalid(error).of("messages"))?;
         let add = if add_generation_prompt { AddGenerationPrompt::Yes } else { AddGenerationPrompt::No };
         let text = template.render(&messages, add).map_err(|error| ApiError::from(error).of("messages"))?;
-        let (ids, _) = truncated(self.tokenizer()?.encode(&text, SpecialTokens::Parse)?, &options);
+        // A template writes its own special tokens.
+        let (ids, _) = truncated(self.tokenizer()?.encode(&text, SpecialTokens::Parse)?, 0, &options);
         let mut request = self.request("messages", ids, max_tokens, &options, seed)?;
         request.eos = EosTokens::Chat;
         request.logprobs = logprobs;
@@ -207,9 +207,10 @@ fn positions(engine: &Engine) -> usize {
     fit
 }
 
-/// The prompt's last tokens, where it is to be cut, and whether they are all of it.
-fn truncated(mut ids: Vec<TokenId>, options: &Options) -> (Vec<TokenId>, bool) {
-    let keep = options.truncate_prompt_tokens.map_or(usize::MAX, |keep| keep as usize);
+/// The prompt's last tokens, where it is to be cut, and whether they are all of it; `added` is how many tokens will be
+/// put around them.
+fn truncated(mut ids: Vec<TokenId>, added: usize, options: &Options) -> (Vec<TokenId>, bool) {
+    let keep = options.truncate_prompt_tokens.map_or(usize::MAX, |keep| (keep as usize).saturating_sub(added));
     let cut = ids.len().saturating_sub(keep);
     ids.drain(..cut);
     (ids, cut == 0)

@@ -14,7 +14,7 @@ use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use serde::{Deserialize, Serialize};
 
-use super::config::TOKENIZER_CONFIG;
+use super::config::{DEFAULT_TEMPLATE, TOKENIZER_CONFIG};
 use super::{TextError, TokenizerConfig, python_json};
 use crate::checkpoint::ModelSource;
 
@@ -62,13 +62,21 @@ const FUEL: u64 = 1_000_000;
 /// Blocks, macro calls and expressions inside one another.
 const RECURSION_LIMIT: usize = 200;
 
-/// Longest template, in bytes; published ones reach a tenth of it. minijinja's parser recurses along chains such as
-/// `1+1+1…`, and takes up to [`STACK`] for a chain of this length.
+/// Longest template, in bytes; published ones reach a tenth of it.
 const MAX_SOURCE: usize = 128 << 10;
 
-/// Address space for the stack of the thread that compiles or renders, in bytes; only what is used becomes memory.
-/// Dropping lists nested as deeply as [`FUEL`] allows takes most of it.
+/// Address space for the stack of the thread that renders, in bytes; only what is used becomes memory. Dropping lists
+/// nested as deeply as [`FUEL`] allows takes most of it.
 const STACK: usize = 512 << 20;
+
+/// Where a limit on address space leaves no [`STACK`], a rendering gets less of it, and as much less fuel.
+const MIN_STACK: usize = 32 << 20;
+
+/// The stack for compiling a template of so many bytes: minijinja's parser recurses along chains such as `1+1+1…`, and
+/// takes up to 4 KiB a byte of them.
+fn stack_to_compile(source: usize) -> usize {
+    (4 << 20) + 4096 * source
+}
 
 /// A compiled chat template. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -80,26 +88,48 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// The chat template of a model: chat_template.jinja, else `chat_template` in tokenizer_config.json.
+    /// The chat template of a model, as transformers finds it: chat_template.jinja, else
+    /// additional_chat_templates/default.jinja, else `chat_template` in tokenizer_config.json.
     ///
     /// # Errors
     /// [`TextError::NoChatTemplate`] for a base model, [`TextError::Source`] if a file cannot be read, those of
-    /// [`TokenizerConfig::from_bytes`] and of [`new`](Self::new).
+    /// [`from_files`](Self::from_files).
     pub fn from_source(source: &ModelSource) -> Result<Self, TextError> {
         const FILE: &str = "chat_template.jinja";
-        let (jinja, origin) = (source.read(FILE)?, source.describe(FILE));
-        Self::from_files(
+        const FOLDER: &str = "additional_chat_templates";
+        let mut file = FILE.to_owned();
+        let mut jinja = source.read(&file)?;
+        if jinja.is_none() {
+            file = format!("{FOLDER}/{DEFAULT_TEMPLATE}.jinja");
+            jinja = source.read(&file)?;
+        }
+        let origin = source.describe(&file);
+        let template = Self::from_files(
             jinja.as_deref().map(|bytes| (bytes, origin.as_str())),
             &TokenizerConfig::from_source(source)?,
             &source.describe(TOKENIZER_CONFIG),
             &source.to_string(),
-        )
+        );
+        match template {
+            Err(TextError::NoChatTemplate { model }) => {
+                // A model with other templates only is no base model.
+                let names = source.names_in(FOLDER);
+                let names: Vec<_> = names.iter().filter_map(|name| name.strip_suffix(".jinja")).collect();
+                if names.is_empty() {
+                    return Err(TextError::NoChatTemplate { model });
+                }
+                let names = names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+                Err(TextError::NoDefaultTemplate { file: source.describe(FOLDER), names })
+            }
+            template => template,
+        }
     }
 
     /// Compiles a template whose variables are the special tokens of `config`. `origin` names its file in errors.
     ///
     /// # Errors
-    /// [`TextError::InvalidTemplate`] if it does not parse, or is longer than 128 KiB.
+    /// [`TextError::InvalidTemplate`] if it does not parse, or is longer than 128 KiB; [`TextError::TemplateMemory`] if
+    /// there is no memory for the parser's stack.
     pub fn new(template: &str, config: &TokenizerConfig, origin: &str) -> Result<Self, TextError> {
         let invalid = |reason: String| TextError::InvalidTemplate { file: origin.to_owned(), reason };
         if template.len() > MAX_SOURCE {
@@ -110,11 +140,18 @@ impl ChatTemplate {
             let mut environment = environment();
             environment.add_template_owned(NAME, source).map_err(|e| one_line(&e)).map(|()| environment)
         };
-        let environment = on_a_deep_stack(compile).and_then(|compiled| compiled).map_err(invalid)?;
+        let environment = match on_a_deep_stack(stack_to_compile(template.len()), compile) {
+            Ok(compiled) => compiled.map_err(invalid)?,
+            Err(NoResult::NoStack { mib, reason }) => {
+                return Err(TextError::TemplateMemory { file: origin.to_owned(), mib, reason });
+            }
+            Err(NoResult::Panicked) => return Err(invalid(PANICKED.to_owned())),
+        };
         let mut variables: BTreeMap<String, Value> =
-            config.specials().map(|(field, text)| (field.to_owned(), Value::from(text))).collect();
-        if !config.additional_special_tokens().is_empty() {
-            let tokens = Value::from(config.additional_special_tokens().to_vec());
+            config.specials().into_iter().map(|(field, text)| (field, Value::from(text))).collect();
+        let additional = config.additional_special_tokens();
+        if !additional.is_empty() {
+            let tokens = additional.into_iter().map(Value::from).collect();
             variables.insert("additional_special_tokens".to_owned(), tokens);
         }
         Ok(Self { environment: Arc::new(environment), variables, origin: origin.to_owned() })
@@ -124,21 +161,21 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`TextError::NoChatTemplate`] naming `model` if neither has one; [`TextError::InvalidFile`] if the file is not
-    /// UTF-8; those of [`new`](Self::new).
+    /// UTF-8; those of [`TokenizerConfig::chat_template`] and of [`new`](Self::new).
     pub fn from_files(
         chat_template_jinja: Option<(&[u8], &str)>,
         config: &TokenizerConfig,
         config_origin: &str,
         model: &str,
     ) -> Result<Self, TextError> {
-        match (chat_template_jinja, config.chat_template()) {
-            (Some((bytes, origin)), _) => {
-                let template = std::str::from_utf8(bytes)
-                    .map_err(|e| TextError::InvalidFile { file: origin.to_owned(), reason: e.to_string() })?;
-                Self::new(template, config, origin)
-            }
-            (None, Some(template)) => Self::new(template, config, config_origin),
-            (None, None) => Err(TextError::NoChatTemplate { model: model.to_owned() }),
+        if let Some((bytes, origin)) = chat_template_jinja {
+            let template = std::str::from_utf8(bytes)
+                .map_err(|e| TextError::InvalidFile { file: origin.to_owned(), reason: e.to_string() })?;
+            return Self::new(template, config, origin);
+        }
+        match config.chat_template()? {
+            Some(template) => Self::new(template, config, config_origin),
+            None => Err(TextError::NoChatTemplate { model: model.to_owned() }),
         }
     }
 
@@ -147,7 +184,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`TextError::TemplateRefused`] with the template's message if it calls `raise_exception` (StarCoder2-Instruct's
     /// does for any system message); [`TextError::TemplateFailed`] for any other error in it, and when it exceeds the
-    /// limits on work.
+    /// limits on work; [`TextError::TemplateMemory`] if there is no memory for its stack.
     pub fn render(
         &self,
         messages: &[ChatMessage],
@@ -159,14 +196,27 @@ impl ChatTemplate {
         context.insert("documents".to_owned(), Value::from(()));
         let add = add_generation_prompt == AddGenerationPrompt::Yes;
         context.insert("add_generation_prompt".to_owned(), Value::from(add));
-        let render = || {
-            let rendered = self.environment.get_template(NAME).and_then(|t| t.render(context));
-            rendered.map_err(|error| match refusal(&error) {
-                Some(message) => TextError::TemplateRefused { message },
-                None => self.failed(one_line(&error)),
-            })
-        };
-        on_a_deep_stack(render).unwrap_or_else(|reason| Err(self.failed(reason)))
+        let mut stack = STACK;
+        loop {
+            let mut environment = self.environment.clone();
+            let environment = Arc::make_mut(&mut environment);
+            environment.set_fuel(Some(FUEL / (STACK / stack) as u64));
+            let render = || {
+                let rendered = environment.get_template(NAME).and_then(|t| t.render(&context));
+                rendered.map_err(|error| match refusal(&error) {
+                    Some(message) => TextError::TemplateRefused { message },
+                    None => self.failed(one_line(&error)),
+                })
+            };
+            match on_a_deep_stack(stack, render) {
+                Ok(rendered) => return rendered,
+                Err(NoResult::Panicked) => return Err(self.failed(PANICKED.to_owned())),
+                Err(NoResult::NoStack { .. }) if stack > MIN_STACK => stack /= 4,
+                Err(NoResult::NoStack { mib, reason }) => {
+                    return Err(TextError::TemplateMemory { file: self.origin.clone(), mib, reason });
+                }
+            }
+        }
     }
 
     fn failed(&self, reason: String) -> TextError {
@@ -174,12 +224,20 @@ impl ChatTemplate {
     }
 }
 
-/// Runs `work` on a thread with [`STACK`]; why not, if there is no thread to be had or `work` panics.
-fn on_a_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
+/// Why work on a deep stack has no result.
+enum NoResult {
+    NoStack { mib: usize, reason: String },
+    Panicked,
+}
+
+const PANICKED: &str = "the template engine panicked; simplify the template";
+
+/// Runs `work` on a thread with a stack of so many bytes.
+fn on_a_deep_stack<T: Send>(stack: usize, work: impl FnOnce() -> T + Send) -> Result<T, NoResult> {
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("chat template".to_owned()).stack_size(STACK);
-        let thread = thread.spawn_scoped(scope, work).map_err(|e| format!("no thread for it: {e}"))?;
-        thread.join().map_err(|_| "the template engine panicked; simplify the template".to_owned())
+        let thread = std::thread::Builder::new().name("chat template".to_owned()).stack_size(stack);
+        let no_stack = |e: std::io::Error| NoResult::NoStack { mib: stack >> 20, reason: e.to_string() };
+        thread.spawn_scoped(scope, work).map_err(no_stack)?.join().map_err(|_| NoResult::Panicked)
     })
 }
 
@@ -402,6 +460,15 @@ mod tests {
         let _ = render(&not, &[]);
         let error = render(&"x".repeat(MAX_SOURCE + 1), &[]).expect_err("too long");
         assert!(matches!(error, TextError::InvalidTemplate { .. }), "{error}");
+    }
+
+    /// Less stack than is asked for, as under a limit on address space.
+    #[test]
+    fn a_stack_that_cannot_be_had_is_said() {
+        let huge = usize::MAX / 2;
+        let error = on_a_deep_stack(huge, || ());
+        assert!(matches!(error, Err(NoResult::NoStack { mib, .. }) if mib == huge >> 20));
+        assert!(stack_to_compile(INSTRUCT.len()) < 16 << 20 && stack_to_compile(MAX_SOURCE) > STACK);
     }
 
     #[test]

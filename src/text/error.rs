@@ -38,6 +38,23 @@ pub enum TextError {
         /// What should.
         expected: &'static str,
     },
+    /// A file says that a token has another id than it has, or an id that another token has.
+    #[error(
+        "{file}: token {token:?} is to have id {id}, but in {vocabulary} {other}; the two files belong to different \
+         tokenizers: download both from the model's repository again"
+    )]
+    IdClash {
+        /// The file that states the id.
+        file: String,
+        /// The token.
+        token: String,
+        /// Its id there.
+        id: TokenId,
+        /// The file of the vocabulary.
+        vocabulary: String,
+        /// What contradicts it, such as "it has id 7".
+        other: String,
+    },
     /// An id that no token has.
     #[error("token id {id} is not in the vocabulary; this tokenizer's ids are below {vocab_size}")]
     UnknownId {
@@ -71,6 +88,30 @@ pub enum TextError {
     NoChatTemplate {
         /// The model.
         model: String,
+    },
+    /// There are chat templates, and none is named "default".
+    #[error(
+        "{file}: none of the model's chat templates is named \"default\" (found {names}), so none can be chosen; give \
+         one that name, or put it into chat_template.jinja"
+    )]
+    NoDefaultTemplate {
+        /// The file or folder that holds them.
+        file: String,
+        /// Their names.
+        names: String,
+    },
+    /// There is no memory for the stack that a chat template may need.
+    #[error(
+        "not enough memory for the chat template of {file}: its stack needs {mib} MiB of address space ({reason}); \
+         allow the process more memory"
+    )]
+    TemplateMemory {
+        /// The file that the template came from.
+        file: String,
+        /// The smallest stack that would do, in MiB.
+        mib: usize,
+        /// The system's answer.
+        reason: String,
     },
     /// The chat template does not parse.
     #[error("{file}: the chat template does not parse: {reason}")]

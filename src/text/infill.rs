@@ -65,8 +65,10 @@ impl Infill {
     /// <repo_name>{name}<file_sep>{path0}\n{text0}<file_sep>…<file_sep>
     /// ```
     ///
-    /// and without a name but with other files the same from the first `<file_sep>`. Special tokens inside any of the
-    /// strings are taken as plain text. `tokenizer` is the one that this was made from.
+    /// and without a name but with other files the same from the first `<file_sep>`. Around the whole, once, come the
+    /// special tokens that `tokenizer` puts around every prompt ([`Tokenizer::with_special_tokens`]), as when the
+    /// format is written out and completed. Special tokens inside any of the strings are taken as plain text.
+    /// `tokenizer` is the one that this was made from.
     ///
     /// # Errors
     /// [`TextError::NoInfillToken`] if the context needs a token that the vocabulary lacks,
@@ -101,7 +103,7 @@ impl Infill {
         ids.push(self.fim_suffix);
         push_text(&mut ids, None, suffix)?;
         ids.push(self.fim_middle);
-        Ok(ids)
+        Ok(tokenizer.with_special_tokens(ids))
     }
 
     /// The ids that end the middle: `<file_sep>`, which begins the next file, and eos; those that the tokenizer has.
@@ -159,6 +161,17 @@ mod tests {
         assert_eq!(rendered("p", "s", &context), "<file_sep>X<file_sep><fim_prefix>p<fim_suffix>s<fim_middle>");
         let context = RepoContext { repo_name: Some("r".to_owned()), ..RepoContext::default() };
         assert_eq!(rendered("p", "s", &context), "<repo_name>r<file_sep><fim_prefix>p<fim_suffix>s<fim_middle>");
+    }
+
+    #[test]
+    fn a_post_processor_adds_once_around_the_whole() {
+        let mut json = testing::byte_level_json();
+        json["post_processor"] = crate::text::vocab_files::post_processor(Some(("<|endoftext|>", 0)), None);
+        let t = Tokenizer::from_bytes(json.to_string().as_bytes(), "t").expect("valid");
+        let infill = Infill::from_tokenizer(&t).expect("has the tokens");
+        let ids = infill.prompt(&t, "p", "s", &RepoContext::default()).expect("a prompt");
+        let written = t.encode_prompt("<fim_prefix>p<fim_suffix>s<fim_middle>", SpecialTokens::Parse).expect("encodes");
+        assert_eq!((ids[0], &ids), (TokenId(0), &written));
     }
 
     #[test]

@@ -9,9 +9,10 @@
 //! | a name for each token | [`TokenNames`] |
 //! | a conversation → prompt text | [`ChatTemplate`] |
 //! | code around a gap → prompt ids | [`Infill`] |
-//! | tokenizer_config.json | [`TokenizerConfig`] |
+//! | tokenizer_config.json and its like | [`TokenizerConfig`] |
 //! | transformers' change of spaces | [`clean_up_spaces`] |
 
+mod added_tokens;
 mod byte_level;
 mod chat_template;
 mod cleanup;
@@ -26,6 +27,7 @@ mod testing;
 mod text_stream;
 mod token_names;
 mod tokenizer;
+mod vocab_files;
 
 pub use chat_template::{AddGenerationPrompt, ChatMessage, ChatTemplate};
 pub use cleanup::clean_up_spaces;

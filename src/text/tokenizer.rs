@@ -1,13 +1,14 @@
-//! Text to token ids and back, over a Hugging Face tokenizer.json. Knows nothing of models: it adds no token of its
-//! own and truncates nothing.
+//! Text to token ids and back, over a Hugging Face tokenizer.json and the files beside it. Knows nothing of models, and
+//! truncates nothing.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 
 use tokenizers::decoders::DecoderWrapper;
+use tokenizers::{Encoding, PostProcessor, PostProcessorWrapper, Token};
 
-use super::byte_level;
 use super::{TextError, TokenId, TokenizerConfig};
+use super::{added_tokens, byte_level, vocab_files};
 use crate::checkpoint::ModelSource;
 
 /// What `<|endoftext|>` and its like mean inside a text that is encoded.
@@ -43,6 +44,15 @@ struct Inner {
     byte_level: bool,
     eos: Option<TokenId>,
     bos: Option<TokenId>,
+    /// What the post-processor makes of a text; `None` where the text's own ids are.
+    around: Option<Vec<Piece>>,
+}
+
+/// A part of what a post-processor returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Piece {
+    Text,
+    Special(TokenId),
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -52,17 +62,34 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// The tokenizer of a model: tokenizer.json, with the eos and bos of tokenizer_config.json (or
-    /// special_tokens_map.json). `None` if there is no tokenizer.json.
+    /// The tokenizer of a model: tokenizer.json, else vocab.json with merges.txt, and the added and special tokens of
+    /// tokenizer_config.json, special_tokens_map.json and added_tokens.json ([`TokenizerConfig`] says which count).
+    /// `None` if there is neither.
+    ///
+    /// A file of these three that is not a JSON object, and a special token that is unusable, are a warning each: the
+    /// vocabulary alone mostly suffices.
     ///
     /// # Errors
-    /// [`TextError::Source`] if a file cannot be read, those of [`TokenizerConfig::from_bytes`] and of
-    /// [`with_config`](Self::with_config).
+    /// [`TextError::Source`] if a file cannot be read, and those of [`with_config`](Self::with_config). Without
+    /// tokenizer.json: one of the two files missing or malformed, or a `tokenizer_class` other than GPT2Tokenizer and
+    /// Qwen2Tokenizer.
     pub fn from_source(source: &ModelSource) -> Result<Option<Self>, TextError> {
         const FILE: &str = "tokenizer.json";
-        let Some(json) = source.read(FILE)? else { return Ok(None) };
-        let config = TokenizerConfig::from_source(source)?;
-        Self::with_config(&json, &source.describe(FILE), &config).map(Some)
+        let json = source.read(FILE)?;
+        let mut config = TokenizerConfig::from_source(source)?;
+        let tokenizer = match &json {
+            Some(json) => Self::with_config(json, &source.describe(FILE), &config)?,
+            None => {
+                config.assume_class(vocab_files::DEFAULT_CLASS);
+                let Some(json) = vocab_files::tokenizer_json(source, &config)? else { return Ok(None) };
+                let origin = source.describe(vocab_files::VOCAB);
+                let (mut backend, untrained) = backend(&json, &origin, &config)?;
+                add_bos_and_eos(&mut backend, &config, &origin)?;
+                Self::new(backend, &untrained, &origin, &config)?
+            }
+        };
+        config.unreadable().for_each(|problem| tracing::warn!("{problem}; going on without the file"));
+        Ok(Some(tokenizer))
     }
 
     /// A tokenizer from tokenizer.json alone: it knows no eos and no bos. `origin` names the file in errors.
@@ -73,32 +100,73 @@ impl Tokenizer {
         Self::with_config(tokenizer_json, origin, &TokenizerConfig::default())
     }
 
-    /// A tokenizer from tokenizer.json whose eos and bos are the `eos_token` and `bos_token` of `config`.
+    /// A tokenizer from tokenizer.json, with the added and special tokens of `config`. They get the ids that
+    /// transformers gives them: their own where the vocabulary has them, else the next free ones.
     ///
     /// # Errors
-    /// [`TextError::InvalidTokenizer`] if the bytes are not a fast tokenizer's JSON, or if `config` names an eos or bos
-    /// that its vocabulary lacks.
+    /// [`TextError::InvalidTokenizer`] if the bytes are not a fast tokenizer's JSON; [`TextError::IdClash`] where
+    /// `config` states another id for a token; [`TextError::InvalidField`] for a malformed list of such ids.
     pub fn with_config(tokenizer_json: &[u8], origin: &str, config: &TokenizerConfig) -> Result<Self, TextError> {
-        let invalid = |reason: String| TextError::InvalidTokenizer { file: origin.to_owned(), reason };
-        let mut parsing = guarded(|| tokenizers::Tokenizer::from_bytes(tokenizer_json)).map_err(invalid)?;
-        // tokenizer.json may carry the truncation and padding of the training run; transformers resets both as well.
-        parsing.with_truncation(None).map_err(|e| invalid(e.to_string()))?;
-        parsing.with_padding(None);
-
-        let vocab_size = parsing.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        let special_id = |field: &str| match config.special(field) {
-            None => Ok(None),
-            Some(token) => match parsing.token_to_id(token) {
-                Some(id) => Ok(Some(TokenId(id))),
-                None => Err(invalid(format!("its vocabulary lacks the `{field}` of tokenizer_config.json, {token:?}"))),
-            },
-        };
-        let (eos, bos) = (special_id("eos_token")?, special_id("bos_token")?);
-        let byte_level = is_byte_level(parsing.get_decoder());
-        Ok(Self { inner: Arc::new(Inner { parsing, literal: OnceLock::new(), vocab_size, byte_level, eos, bos }) })
+        let (backend, untrained) = backend(tokenizer_json, origin, config)?;
+        Self::new(backend, &untrained, origin, config)
     }
 
-    /// The ids of `text`, and nothing else: no bos, no eos, no truncation.
+    fn new(
+        parsing: tokenizers::Tokenizer,
+        untrained: &[String],
+        origin: &str,
+        config: &TokenizerConfig,
+    ) -> Result<Self, TextError> {
+        let vocab_size = parsing.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        let special_id = |field: &str| {
+            let token = config.special(field)?;
+            if untrained.iter().any(|untrained| untrained == token) {
+                tracing::warn!("{origin}: its vocabulary lacks the `{field}` of the files beside it, {token:?}");
+                return None;
+            }
+            parsing.token_to_id(token).map(TokenId)
+        };
+        let (eos, bos) = (special_id("eos_token"), special_id("bos_token"));
+        let byte_level = is_byte_level(parsing.get_decoder());
+        let around = match parsing.get_post_processor() {
+            None => None,
+            Some(processor) => guarded(|| pieces(processor))
+                .map_err(|reason| TextError::InvalidTokenizer { file: origin.to_owned(), reason })?,
+        };
+        Ok(Self {
+            inner: Arc::new(Inner { parsing, literal: OnceLock::new(), vocab_size, byte_level, eos, bos, around }),
+        })
+    }
+
+    /// The ids of a prompt that is to be completed: those of [`encode`](Self::encode), and around them the special
+    /// tokens that tokenizer.json's post-processor adds (transformers' `tokenizer(text)`, the completions of vLLM).
+    /// StarCoder2's adds none; others put a bos first. A rendered chat template has its own: use
+    /// [`encode`](Self::encode) for it.
+    ///
+    /// # Errors
+    /// Those of [`encode`](Self::encode).
+    pub fn encode_prompt(&self, text: &str, special: SpecialTokens) -> Result<Vec<TokenId>, TextError> {
+        Ok(self.with_special_tokens(self.encode(text, special)?))
+    }
+
+    /// `ids`, the whole of a prompt, with the special tokens around them that the post-processor adds.
+    pub fn with_special_tokens(&self, ids: Vec<TokenId>) -> Vec<TokenId> {
+        let Some(pieces) = &self.inner.around else { return ids };
+        let piece = |piece: &Piece| match piece {
+            Piece::Text => ids.clone(),
+            Piece::Special(id) => vec![*id],
+        };
+        pieces.iter().flat_map(piece).collect()
+    }
+
+    /// How many tokens the post-processor puts before a prompt.
+    pub fn special_tokens_before(&self) -> usize {
+        let pieces = self.inner.around.as_deref().unwrap_or_default();
+        pieces.iter().take_while(|piece| **piece != Piece::Text).count()
+    }
+
+    /// The ids of `text`, and nothing else: no bos, no eos, no truncation (`add_special_tokens=False`).
+    /// [`encode_prompt`](Self::encode_prompt) is for prompts.
     ///
     /// Characters that a byte-level vocabulary cannot write are dropped, as in transformers: StarCoder2's lacks 14
     /// byte tokens, of which valid UTF-8 reaches only F1 (U+40000–7FFFF).
@@ -123,11 +191,17 @@ impl Tokenizer {
         };
         let encoding = guarded(|| tokenizer.encode_fast(text, false)).map_err(TextError::Encode)?;
         let ids: Vec<TokenId> = encoding.get_ids().iter().copied().map(TokenId).collect();
-        if special == SpecialTokens::AsText
-            && let Some(&id) = ids.iter().find(|id| self.is_special(**id))
-        {
-            let token = tokenizer.id_to_token(id.0).unwrap_or_default();
-            return Err(TextError::SpecialFromText { token, id });
+        if special == SpecialTokens::AsText {
+            // A word of the vocabulary that a file names as a special token, such as a pad token `!`, stays a word.
+            let is_word = |token: &str, id: TokenId| {
+                guarded(|| tokenizer.encode_fast(token, false)).is_ok_and(|encoding| encoding.get_ids() == [id.0])
+            };
+            for &id in ids.iter().filter(|id| self.is_special(**id)) {
+                let token = tokenizer.id_to_token(id.0).unwrap_or_default();
+                if !is_word(&token, id) {
+                    return Err(TextError::SpecialFromText { token, id });
+                }
+            }
         }
         Ok(ids)
     }
@@ -164,12 +238,13 @@ impl Tokenizer {
         self.inner.parsing.id_to_token(id.0).is_some()
     }
 
-    /// The end-of-sequence id, if tokenizer_config.json names one.
+    /// The end-of-sequence id, if the files beside the vocabulary name one that has an id without being named.
     pub fn eos(&self) -> Option<TokenId> {
         self.inner.eos
     }
 
-    /// The beginning-of-sequence id, if tokenizer_config.json names one. Nothing here adds it.
+    /// The beginning-of-sequence id, if the files beside the vocabulary name one. That alone does not put it before a
+    /// prompt ([`encode_prompt`](Self::encode_prompt)).
     pub fn bos(&self) -> Option<TokenId> {
         self.inner.bos
     }
@@ -197,9 +272,65 @@ impl Tokenizer {
     }
 }
 
+/// The `tokenizers` crate's tokenizer of tokenizer.json, with the tokens of `config` added, and those of them that only
+/// their name has added.
+fn backend(
+    json: &[u8],
+    origin: &str,
+    config: &TokenizerConfig,
+) -> Result<(tokenizers::Tokenizer, Vec<String>), TextError> {
+    const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
+    let invalid = |reason: String| TextError::InvalidTokenizer { file: origin.to_owned(), reason };
+    let json = json.strip_prefix(BYTE_ORDER_MARK).unwrap_or(json);
+    let mut backend = guarded(|| tokenizers::Tokenizer::from_bytes(json)).map_err(invalid)?;
+    // tokenizer.json may carry the truncation and padding of the training run; transformers resets both as well.
+    backend.with_truncation(None).map_err(|e| invalid(e.to_string()))?;
+    backend.with_padding(None);
+    let untrained = added_tokens::add(&mut backend, config, origin)?;
+    // Unusable, it is as good as absent: it is about text that spells special tokens out.
+    backend.set_encode_special_tokens(config.flag("split_special_tokens").unwrap_or(false));
+    Ok((backend, untrained))
+}
+
+/// `add_bos_token` and `add_eos_token` of tokenizer_config.json, which count where there is no tokenizer.json.
+fn add_bos_and_eos(
+    backend: &mut tokenizers::Tokenizer,
+    config: &TokenizerConfig,
+    origin: &str,
+) -> Result<(), TextError> {
+    let named = |switch: &str, field: &str| {
+        if !config.flag(switch)? {
+            return Ok(None);
+        }
+        let token = config.special(field).and_then(|token| Some((token, backend.token_to_id(token)?)));
+        token.map(Some).ok_or_else(|| TextError::InvalidFile {
+            file: config.origin().to_owned(),
+            reason: format!("`{switch}` asks for a token that `{field}` does not name; name it there"),
+        })
+    };
+    let (bos, eos) = (named("add_bos_token", "bos_token")?, named("add_eos_token", "eos_token")?);
+    if bos.or(eos).is_some() {
+        let processor: PostProcessorWrapper = serde_json::from_value(vocab_files::post_processor(bos, eos))
+            .map_err(|e| TextError::InvalidTokenizer { file: origin.to_owned(), reason: e.to_string() })?;
+        backend.with_post_processor(Some(processor));
+    }
+    Ok(())
+}
+
+/// What `processor` puts around a text; `None` if nothing.
+fn pieces(processor: &PostProcessorWrapper) -> tokenizers::Result<Option<Vec<Piece>>> {
+    // An id that no token has stands for the text.
+    const TEXT: u32 = u32::MAX;
+    let text = Encoding::from_tokens(vec![Token::new(TEXT, String::new(), (0, 0))], 0);
+    let processed = processor.process(text, None, true)?;
+    let piece = |id: &u32| if *id == TEXT { Piece::Text } else { Piece::Special(TokenId(*id)) };
+    let pieces: Vec<Piece> = processed.get_ids().iter().map(piece).collect();
+    Ok((pieces != [Piece::Text]).then_some(pieces))
+}
+
 /// The result of a call into the `tokenizers` crate, where a panic is an error like any other: the crate panics on
 /// some files that contradict themselves, such as a `continuing_subword_prefix` longer than the tokens it begins.
-fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+pub(super) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     // Nothing broken is seen afterwards: a call builds a new value, and of the tokenizer it changes a cache only, whose
     // entries are whole.
     match std::panic::catch_unwind(AssertUnwindSafe(call)) {
@@ -244,7 +375,7 @@ mod tests {
     use super::*;
 
     fn config(json: &str) -> TokenizerConfig {
-        TokenizerConfig::from_bytes(Some((json.as_bytes(), "tokenizer_config.json")), None).expect("well formed")
+        TokenizerConfig::from_bytes(Some((json.as_bytes(), "tokenizer_config.json")), None).expect("an object")
     }
 
     #[test]
@@ -266,6 +397,15 @@ mod tests {
         // U+40000 begins with byte F1, which the vocabulary lacks.
         let error = t.encode("a\u{40000}", SpecialTokens::AsText).expect_err("unk");
         assert!(matches!(error, TextError::SpecialFromText { id: TokenId(0), .. }), "{error}");
+    }
+
+    #[test]
+    fn a_word_that_is_named_as_a_special_token_stays_a_word_in_plain_text() {
+        let json = testing::byte_level_json().to_string();
+        let t = Tokenizer::with_config(json.as_bytes(), "t", &config(r#"{"pad_token": "ret"}"#)).expect("valid");
+        let ret = t.id("ret").expect("in the vocabulary");
+        assert!(t.is_special(ret) && !testing::byte_level().is_special(ret));
+        assert_eq!(t.encode("ret", SpecialTokens::AsText).expect("encodes"), [ret]);
     }
 
     #[test]
@@ -310,9 +450,54 @@ mod tests {
         assert_eq!((t.eos(), t.bos()), (Some(TokenId(0)), t.id("<fim_pad>")));
         let t = testing::byte_level();
         assert_eq!((t.eos(), t.bos()), (None, None));
-        let error = Tokenizer::with_config(json.as_bytes(), "dir/tokenizer.json", &config(r#"{"eos_token": "</s>"}"#))
-            .expect_err("absent");
-        assert!(error.to_string().contains("dir/tokenizer.json") && error.to_string().contains("`eos_token`"));
+        // One that the vocabulary lacks is added, as in transformers, but no model can have learnt to end with it. One
+        // that is no token is passed over.
+        let t = Tokenizer::with_config(json.as_bytes(), "t", &config(r#"{"eos_token": "</s>", "bos_token": 1}"#));
+        let (t, next) = (t.expect("valid"), testing::byte_level().vocab_size() as u32);
+        assert_eq!((t.eos(), t.bos(), t.id("</s>")), (None, None, Some(TokenId(next))));
+        assert!(t.is_special(TokenId(next)));
+    }
+
+    #[test]
+    fn ids_that_clash_are_named() {
+        let json = testing::byte_level_json().to_string();
+        let next = testing::byte_level().vocab_size();
+        let message = |decoder: &str| {
+            let config = config(&format!(r#"{{"added_tokens_decoder": {{{decoder}}}}}"#));
+            let message = Tokenizer::with_config(json.as_bytes(), "dir/tokenizer.json", &config).expect_err(decoder);
+            message.to_string()
+        };
+        assert_eq!(
+            message(r#""7": {"content": "<file_sep>"}"#),
+            "tokenizer_config.json: token \"<file_sep>\" is to have id 7, but in dir/tokenizer.json it has id 6; the two \
+             files belong to different tokenizers: download both from the model's repository again"
+        );
+        assert!(
+            message(r#""6": {"content": "<new>"}"#)
+                .contains("to have id 6, but in dir/tokenizer.json id 6 is \"<file_sep>\"")
+        );
+        let gap = next + 5;
+        let found = message(&format!(r#""{gap}": {{"content": "<new>"}}"#));
+        assert!(
+            found.contains(&format!("to have id {gap}, ")) && found.contains(&format!("gets, is {next};")),
+            "{found}"
+        );
+    }
+
+    #[test]
+    fn a_post_processor_adds_to_prompts_alone() {
+        let mut json = testing::byte_level_json();
+        json["post_processor"] = vocab_files::post_processor(Some(("<fim_pad>", 4)), Some(("<|endoftext|>", 0)));
+        let t = Tokenizer::from_bytes(json.to_string().as_bytes(), "t").expect("valid");
+        let x = testing::byte_id(b'x');
+        for special in [SpecialTokens::Parse, SpecialTokens::AsText] {
+            assert_eq!(t.encode("x", special).expect("encodes"), [x]);
+            assert_eq!(t.encode_prompt("x", special).expect("encodes"), [TokenId(4), x, TokenId(0)]);
+        }
+        assert_eq!(t.encode_prompt("", SpecialTokens::AsText).expect("encodes"), [TokenId(4), TokenId(0)]);
+        assert_eq!((t.special_tokens_before(), testing::byte_level().special_tokens_before()), (1, 0));
+        let plain = testing::byte_level();
+        assert_eq!(plain.encode_prompt("x", SpecialTokens::Parse).expect("encodes"), [x]);
     }
 
     #[test]

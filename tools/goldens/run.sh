@@ -3,6 +3,7 @@
 #
 #     PYTHON=… tools/goldens/run.sh checkpoints             the random checkpoints, their goldens, the mutations
 #     PYTHON=… PYTHON_4_39=… tools/goldens/run.sh nano      nano.json and respond.json, after models/nano has changed
+#     PYTHON=… tools/goldens/run.sh tokenizer               tokenizer_files.json
 set -eu
 cd "$(dirname "$0")/../.."
 here=tools/goldens
@@ -18,8 +19,11 @@ nano)
     "$PYTHON" $here/half.py nano
     "$PYTHON_4_39" $here/respond.py
     ;;
+tokenizer)
+    "$PYTHON" $here/tokenizer_files.py
+    ;;
 *)
-    sed -n '2,5s/^# \{0,1\}//p' "$0"
+    sed -n '2,6s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

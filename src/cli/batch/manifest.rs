@@ -222,6 +222,15 @@ pub fn model_digest(source: &ModelSource) -> Result<String, CheckpointError> {
             None => digest.part(b""),
         }
     }
+    // Few models have these, or need the vocabulary's; without them the digest is that of runs begun before they counted.
+    let vocabulary: &[&str] =
+        if source.read("tokenizer.json")?.is_none() { &["vocab.json", "merges.txt"] } else { &[] };
+    for name in ["added_tokens.json", "additional_chat_templates/default.jinja"].iter().chain(vocabulary) {
+        if let Some(bytes) = source.read(name)? {
+            digest.part(name.as_bytes());
+            digest.part(&bytes);
+        }
+    }
     let checkpoint = Checkpoint::open(source)?;
     for tensor in checkpoint.tensors() {
         digest.part(format!("{} {:?} {:?}", tensor.name(), tensor.dtype(), tensor.shape()).as_bytes());

@@ -157,7 +157,7 @@ impl Batch {
             drain_on_interrupt(&sink.progress, draining.clone())?;
             let engine =
                 self.model.engine(source.clone(), LoadBar::unless(self.quiet), Load::Many(self.max_sequences))?;
-            let served = ServedModel::new(&engine, &source, self.model.model.name())?;
+            let served = ServedModel::new(&engine, &source, self.model.model.name());
             let answering =
                 Answering { served: &served, plain: &plain_defaults(options), openai: &Defaults::openai(), seed };
             let lines = Lines::new(BufReader::new(open_input(&self.input)?));

@@ -79,7 +79,7 @@ impl Work {
         }
         let progress = Progress::new(ledger.count(), total, false);
         let mut sink = Sink { output, errors, ledger, progress };
-        let served = ServedModel::new(engine, &ModelSource::nano(), "books").unwrap();
+        let served = ServedModel::new(engine, &ModelSource::nano(), "books");
         let answering = Answering { served: &served, plain: &plain(), openai: &Defaults::openai(), seed: 0 };
         let draining = AtomicBool::new(false);
         let input = CountedLines {
