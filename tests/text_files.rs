@@ -217,8 +217,10 @@ fn vocabulary_files_that_cannot_be_used_are_one_line() {
         ("tokenizer_config.json", json!({"tokenizer_class": 3}), "field `tokenizer_class`: found 3"),
         ("tokenizer_config.json", json!({"add_bos_token": true, "bos_token": null}), "`bos_token` does not name"),
     ] {
-        let (folder, source) =
-            goldens.directory(&Map::from_iter([("tokenizer.json".to_owned(), Value::Null), (name.to_owned(), change)]));
+        // A class that can be built from these files, but where the case is about another.
+        let mut files = json!({"tokenizer.json": null, "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer"}});
+        files[name] = change;
+        let (folder, source) = goldens.directory(files.as_object().expect("an object"));
         let message = Tokenizer::from_source(&source).expect_err(needle).to_string();
         assert!(message.starts_with(&folder.path().join(name).display().to_string()), "{message}");
         assert!(message.contains(needle) && !message.contains('\n'), "{message}");

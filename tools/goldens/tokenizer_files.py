@@ -238,7 +238,8 @@ def outcome(name, files):
     added_tokens = {i: token for i, token in t.added_tokens_decoder.items()}
     return {
         "named": named,
-        "special": sorted(i for i, token in added_tokens.items() if token.special),
+        # What decoding skips. A token that was special stays so, whatever a later flag says.
+        "special": sorted(i for i in added_tokens if t.decode([i]) != "" and t.decode([i], skip_special_tokens=True) == ""),
         "added": {str(i): token.content for i, token in sorted(added_tokens.items())},
         "ids": [t(text, add_special_tokens=False)["input_ids"] for text in TEXTS],
         "prompt_ids": [t(text)["input_ids"] for text in TEXTS],
