@@ -2,11 +2,13 @@
 
     rigel synth models/configs/starcoder2-3b.json --out checkpoint       # or any bf16 StarCoder2 checkpoint
     python3 tools/peers/llama_cpp.py --model checkpoint --threads 2 --json out.json
+    python3 tools/peers/llama_cpp.py --model checkpoint --score sequences.json
 
 The first run builds llama.cpp from the source distribution of llama-cpp-python (PyPI) in a virtual environment of its
 own, which takes a C++ compiler and about a quarter of an hour of two cores. The checkpoint is written as GGUF once more,
 beside itself: matrices in bf16, norms and biases in f32, as llama.cpp's own converter does it; no tokenizer. Rows are named
 as llama-bench names them, and timed as it times them: pp is one call with the whole prompt, tg a call for each token.
+With --score nothing is timed: the log-probabilities of given token ids are printed (tools/peers/correctness.py).
 """
 
 import argparse
@@ -28,6 +30,7 @@ sys.path[:] = [folder for folder in sys.path if Path(folder or ".").resolve() !=
 
 # Written into the environment last, when all of it is there.
 STAMP = "llama-cpp-ready"
+DTYPES = {"BF16": "uint16", "F32": "float32"}
 GLOBAL_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 LAYER_NAMES = {
     "input_layernorm": "attn_norm",
@@ -74,7 +77,7 @@ def gguf_name(name):
 
 
 def tensors(directory):
-    """Name, shape and bf16 elements as u16, of every tensor of a checkpoint."""
+    """Name, shape and elements of every tensor of a checkpoint: float32, or bf16 as u16."""
     import numpy
 
     files = sorted(directory.glob("*.safetensors"))
@@ -87,11 +90,12 @@ def tensors(directory):
         for name, entry in json.loads(mapped[8 : 8 + length]).items():
             if name == "__metadata__":
                 continue
-            if entry["dtype"] != "BF16":
-                raise Refused(f"{path}: {name} is {entry['dtype']}, expected BF16; make one with --dtype bf16")
+            if entry["dtype"] not in DTYPES:
+                raise Refused(f"{path}: {name} is {entry['dtype']}, expected BF16 or F32; make one with --dtype bf16")
             first, last = entry["data_offsets"]
-            count = (last - first) // 2
-            elements = numpy.frombuffer(mapped, dtype=numpy.uint16, count=count, offset=8 + length + first)
+            dtype = numpy.dtype(DTYPES[entry["dtype"]])
+            count = (last - first) // dtype.itemsize
+            elements = numpy.frombuffer(mapped, dtype=dtype, count=count, offset=8 + length + first)
             yield name, entry["shape"], elements
 
 
@@ -114,16 +118,23 @@ def convert(directory, target):
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_rope_freq_base(theta)
     writer.add_layer_norm_eps(config["norm_epsilon"])
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
+    if config.get("sliding_window"):
+        # Other architectures' key. llama.cpp does not read it for StarCoder2 (0.3.36): it is there for the day it does.
+        writer.add_sliding_window(config["sliding_window"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("no_vocab")
+    file_type = gguf.LlamaFileType.ALL_F32
     for name, shape, elements in tensors(directory):
-        if len(shape) == 1:
+        if elements.dtype == numpy.float32:
+            writer.add_tensor(gguf_name(name), elements.reshape(shape))
+        elif len(shape) == 1:
             wide = (elements.astype(numpy.uint32) << 16).view(numpy.float32)
             writer.add_tensor(gguf_name(name), wide)
         else:
             rows = elements.reshape(shape).view(numpy.uint8)
             writer.add_tensor(gguf_name(name), rows, raw_dtype=gguf.GGMLQuantizationType.BF16)
+            file_type = gguf.LlamaFileType.MOSTLY_BF16
+    writer.add_file_type(file_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -134,7 +145,8 @@ def convert(directory, target):
 class Llama:
     """A model and a context, and no tokenizer."""
 
-    def __init__(self, path, context, threads):
+    def __init__(self, path, context, threads, exact=False):
+        """With `exact` keys and values stay float32, and attention is not fused."""
         import llama_cpp
 
         self.library = llama_cpp
@@ -150,9 +162,13 @@ class Llama:
         room = llama_cpp.llama_context_default_params()
         room.n_ctx, room.n_batch, room.n_ubatch = context, 2048, 512
         room.n_threads = room.n_threads_batch = threads
+        if exact:
+            room.type_k = room.type_v = llama_cpp.GGML_TYPE_F32
+            room.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.context = llama_cpp.llama_init_from_model(self.model, room)
         if not self.context:
             raise Refused(f"{path}: llama.cpp makes no context of {context} tokens")
+        self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
 
     def clear(self):
         self.library.llama_memory_clear(self.library.llama_get_memory(self.context), True)
@@ -165,6 +181,28 @@ class Llama:
             if code:
                 raise Refused(f"llama_decode returned {code}")
         self.library.llama_synchronize(self.context)
+
+    def log_probabilities(self, ids, chunk):
+        """Of every token but the first, with `chunk` tokens a call."""
+        import numpy
+
+        self.clear()
+        scores, batch = [], self.library.llama_batch_init(chunk, 0, 1)
+        for first in range(0, len(ids) - 1, chunk):
+            part = ids[first : min(first + chunk, len(ids) - 1)]
+            batch.n_tokens = len(part)
+            for i, token in enumerate(part):
+                batch.token[i], batch.pos[i], batch.logits[i] = token, first + i, 1
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            code = self.library.llama_decode(self.context, batch)
+            if code:
+                raise Refused(f"llama_decode returned {code}")
+            for i in range(len(part)):
+                row = numpy.ctypeslib.as_array(self.library.llama_get_logits_ith(self.context, i), (self.vocabulary,))
+                row = row.astype(numpy.float64) - row.max()
+                scores.append(float(row[ids[first + i + 1]] - numpy.log(numpy.exp(row).sum())))
+        self.library.llama_batch_free(batch)
+        return scores
 
 
 def tokens(count, vocabulary):
@@ -197,14 +235,27 @@ def measure(llama, options, vocabulary):
         yield f"tg{options.new}" + (f" @ d{depth}" if depth else ""), options.new, samples
 
 
+def converted(options):
+    """The checkpoint as GGUF; written where there is none."""
+    target = options.gguf or options.model / "model.bf16.gguf"
+    if not target.exists():
+        print(f"llama_cpp: writing {target}", file=sys.stderr)
+        convert(options.model, target)
+    return target
+
+
+def score(options):
+    sequences = json.loads(options.score.read_text())
+    context = (max(map(len, sequences)) + 255) // 256 * 256
+    llama = Llama(converted(options), context, options.threads, exact=True)
+    print(json.dumps([llama.log_probabilities(ids, options.chunk) for ids in sequences]))
+
+
 def bench(options):
     import llama_cpp
 
     directory = options.model
-    target = options.gguf or directory / "model.bf16.gguf"
-    if not target.exists():
-        print(f"llama_cpp: writing {target}", file=sys.stderr)
-        convert(directory, target)
+    target = converted(options)
     config = json.loads((directory / "config.json").read_text())
     context = max([*options.prompts, *(depth + options.new for depth in options.depths)])
     llama = Llama(target, (context + 255) // 256 * 256, options.threads)
@@ -234,6 +285,8 @@ def parse():
     add("-d", "--depths", type=numbers, default=[0], help="tokens before the generated ones [0]")
     add("-r", "--repetitions", type=int, default=5, help="[%(default)s]")
     add("--json", help="write the result there, row by row")
+    add("--score", type=Path, help="score the sequences of ids in this file of JSON, and time nothing")
+    add("--chunk", type=int, default=512, help="with --score, tokens a call [%(default)s]")
     add("--venv", type=Path, default=HERE.parents[2] / "target/llama-cpp", help="its environment [%(default)s]")
     options = parser.parse_args()
     if not (options.model / "config.json").exists():
@@ -246,7 +299,7 @@ def main():
     if Path(sys.prefix) != options.venv.resolve():
         python = environment(options.venv.resolve())
         os.execv(python, [str(python), str(HERE), *sys.argv[1:]])
-    bench(options)
+    score(options) if options.score else bench(options)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,299 @@
+"""Log-probabilities of Rigel, llama.cpp, candle, mistral.rs and transformers beside transformers in float32.
+
+    python3 tools/peers/correctness.py --rigel target/release/rigel
+
+Two random StarCoder2 checkpoints are written, one with a tied and one with an untied head, and each program scores the
+same token ids. It prints the tables of docs/correctness.md. llama.cpp, candle and mistral.rs are built once, from PyPI
+and crates.io, in a folder of their own; one that cannot be built gets a row that says so. Python needs the packages of
+tools/goldens/requirements.txt.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import torch
+from safetensors.torch import save_file
+
+HERE = Path(__file__).resolve()
+ROOT = HERE.parents[2]
+sys.path[:0] = [str(HERE.parent), str(ROOT / "tools/goldens")]
+import checkpoints
+import llama_cpp
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+import transformers
+from transformers import AutoModelForCausalLM
+
+CANDLE, MISTRALRS = "0.11.1", "0.8.1"
+WINDOW = 128
+# Of a prompt; one more id is scored, so that position W + 1, the first whose window is full, counts.
+PROMPTS = {"W/2": WINDOW // 2, "W": WINDOW, "W + 1": WINDOW + 1, "4 W": 4 * WINDOW}
+SEQUENCES = 4
+# The models are small: a second thread would only wait, above all where other work runs.
+ONE_THREAD = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+# "prompt": all tokens at once, as a prompt is processed. "tokens": one after the other, as an answer is generated.
+MODES = ("prompt", "tokens")
+
+# What makes a program differ, by what was found in its source. Built into the reference, the difference must go away.
+CAUSES = {
+    ("llama.cpp", "prompt"): {"window": None, "gelu": "f16"},
+    ("llama.cpp", "tokens"): {"window": None, "gelu": "f16"},
+    ("candle", "prompt"): {"window": WINDOW + 1, "head": "tied"},
+    ("candle", "tokens"): {"window": None, "head": "tied"},
+    ("mistral.rs", "prompt"): {"window": WINDOW + 1, "head": "tied"},
+    ("mistral.rs", "tokens"): {"head": "tied"},
+}
+WORDS = {"window": {None: "no window", WINDOW + 1: "window of W + 1"}, "head": {"tied": "tied head"}, "gelu": {"f16": "GELU in f16"}}
+
+
+class Unavailable(Exception):
+    """Why a program cannot be compared, in one line."""
+
+
+def write_checkpoint(head, seed, directory):
+    """Weights that bf16 holds exactly, stored in float32: every program computes with the same ones."""
+    spec = checkpoints.Checkpoint(
+        directory.name, 4, 2, 64, 256, 1024, 512, WINDOW, "float32", 100000.0, layers=3, head=head
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = checkpoints.weights(spec, numpy.random.default_rng(seed))
+    weights = {name: tensor.bfloat16().float().contiguous() for name, tensor in weights.items()}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(checkpoints.published_config(spec), indent=2) + "\n")
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer(spec.vocabulary)))
+    (directory / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}\n')
+
+
+def tokenizer(vocabulary):
+    """For mistral.rs, which starts with none: the bytes, then pairs of letters. Nothing is tokenized."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    names = ["<|endoftext|>", *bytes_to_unicode().values()]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    merges = [(a, b) for a in letters for b in letters][: vocabulary - len(names)]
+    names += [a + b for a, b in merges]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "added_tokens": [{"id": 0, "content": names[0], **flags}],
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": {name: i for i, name in enumerate(names)}, "merges": [" ".join(m) for m in merges]},
+    }
+
+
+def sequences(vocabulary):
+    """Ids of every prompt and its next token, in the order of PROMPTS; never 0, the end of a text."""
+    random = numpy.random.default_rng(15)
+    return [random.integers(1, vocabulary, n + 1).tolist() for n in PROMPTS.values() for _ in range(SEQUENCES)]
+
+
+class GeluInF16(torch.nn.Module):
+    """ggml's: a table of f16 values at f16 places."""
+
+    def forward(self, x):
+        near = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+        return torch.where(x <= -10, torch.zeros_like(x), torch.where(x >= 10, x, near))
+
+
+@torch.no_grad()
+def transformers_scores(directory, ids, mode="prompt", dtype=torch.float32, window=WINDOW, head="own", gelu="exact"):
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, sliding_window=window).eval()
+    if model.config.sliding_window != window:
+        raise Unavailable(f"this transformers keeps a window of {model.config.sliding_window}")
+    if head == "tied":
+        model.lm_head.weight = model.model.embed_tokens.weight
+    if gelu == "f16":
+        for layer in model.model.layers:
+            layer.mlp.act = GeluInF16()
+    scores = []
+    for sequence in ids:
+        tokens = torch.tensor([sequence])
+        if mode == "prompt":
+            logits = model(tokens[:, :-1], use_cache=False).logits[0]
+        else:
+            rows, cache = [], None
+            for i in range(len(sequence) - 1):
+                out = model(tokens[:, i : i + 1], past_key_values=cache, use_cache=True)
+                rows, cache = [*rows, out.logits[0]], out.past_key_values
+            logits = torch.cat(rows)
+        scores.append(logits.double().log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0].tolist())
+    return scores
+
+
+def output(words, **options):
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, env=os.environ | ONE_THREAD, **options)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"ended with {done.returncode}"]
+        wrong = next((line for line in lines if line.startswith("error")), lines[-1])
+        raise Unavailable(f"{Path(words[0]).name}: {wrong.strip()}")
+    return done.stdout
+
+
+def rust_peer(source, dependencies, folder):
+    """A program of its own that no workspace knows, built from one source file."""
+    (folder / "src").mkdir(parents=True, exist_ok=True)
+    lines = ["[workspace]", '[package]\nname = "peer"\nversion = "0.0.0"\nedition = "2024"', "[dependencies]"]
+    (folder / "Cargo.toml").write_text("\n".join([*lines, *dependencies]) + "\n")
+    text, target = source.read_text(), folder / "src/main.rs"
+    if not target.exists() or target.read_text() != text:
+        target.write_text(text)
+    print(f"correctness: building {source.stem} in {folder} (once, minutes)", file=sys.stderr)
+    output(["cargo", "build", "--release", "--quiet"], cwd=folder)
+    return folder / "target/release/peer"
+
+
+def last_line(text):
+    """Some programs print reports of their own before the result."""
+    return json.loads(text.strip().splitlines()[-1])
+
+
+class Peers:
+    """How each program is asked. A method returns what scores a checkpoint's sequences in one of the modes."""
+
+    def __init__(self, options):
+        self.options = options
+        self.file = options.work / "sequences.json"
+
+    def rigel(self):
+        lines = [json.dumps({"token_ids": ids}) for ids in json.loads(self.file.read_text())]
+
+        def scores(directory, mode):
+            words = [self.options.rigel, "score", "--model", directory, "--token-ids", "-", "--json"]
+            words += ["--device", "cpu", "--threads", "1"]
+            words += ["--prefill-chunk", "1" if mode == "tokens" else str(max(PROMPTS.values()) + 1)]
+            found = output(words, input="\n".join(lines))
+            return [json.loads(line)["logprobs"][1:] for line in found.splitlines()]
+
+        return scores
+
+    def llama_cpp(self):
+        environment = self.options.work / "llama-cpp"
+        script = HERE.with_name("llama_cpp.py")
+        try:
+            llama_cpp.environment(environment)
+        except subprocess.CalledProcessError as error:
+            raise Unavailable(f"{error.cmd[0]} ended with {error.returncode}") from error
+
+        def scores(directory, mode):
+            words = [sys.executable, script, "--venv", environment, "--model", directory, "--score", self.file]
+            words += ["--threads", "1"]
+            words += ["--gguf", directory / "model.f32.gguf", "--chunk", "1" if mode == "tokens" else "512"]
+            return last_line(output(words))
+
+        return scores
+
+    def candle(self):
+        crates = [f'{name} = "={CANDLE}"' for name in ("candle-core", "candle-nn", "candle-transformers")]
+        return self.rust("candle.rs", [*crates, 'serde_json = "1"'])
+
+    def mistralrs(self):
+        tokio = 'tokio = { version = "1", features = ["macros", "rt-multi-thread"] }'
+        # The crate is large and the models are small: an optimised build would cost more than it saves.
+        profile = "[profile.release]\nopt-level = 1"
+        return self.rust("mistralrs.rs", [f'mistralrs = "={MISTRALRS}"', 'serde_json = "1"', tokio, profile])
+
+    def rust(self, name, dependencies):
+        program = rust_peer(HERE.with_name(name), dependencies, self.options.work / Path(name).stem)
+        return lambda directory, mode: last_line(output([program, directory, self.file, mode]))
+
+
+def cells(scores, exact):
+    """Max and mean |Δ log-probability| of each length's sequences."""
+    found = []
+    for i in range(len(PROMPTS)):
+        part = slice(i * SEQUENCES, (i + 1) * SEQUENCES)
+        if [len(row) for row in scores[part]] != [len(row) for row in exact[part]]:
+            raise Unavailable("it scored another number of tokens")
+        errors = numpy.abs(numpy.concatenate(scores[part]) - numpy.concatenate(exact[part]))
+        found.append(f"{errors.max():.1e} / {errors.mean():.1e}".replace("e-0", "e-").replace("e+00", ""))
+    return found
+
+
+def row(*words):
+    print("| " + " | ".join(words) + " |", flush=True)
+
+
+def table(columns):
+    print()
+    row(*columns)
+    row(*["---"] * len(columns))
+
+
+def compare(options):
+    names = {"tied": "absent", "untied": "untied"}
+    directories = {name: options.work / "checkpoints" / name for name in names}
+    for seed, (name, head) in enumerate(names.items()):
+        write_checkpoint(head, 150 + seed, directories[name])
+    ids = sequences(512)
+    peers = Peers(options)
+    peers.file.write_text(json.dumps(ids))
+    exact = {name: transformers_scores(directory, ids) for name, directory in directories.items()}
+
+    yardsticks = {
+        "transformers bf16": lambda directory, mode: transformers_scores(directory, ids, mode, torch.bfloat16),
+        "transformers f32": lambda directory, mode: transformers_scores(directory, ids, mode),
+    }
+    programs = {"Rigel": "rigel", "llama.cpp": "llama_cpp", "candle": "candle", "mistral.rs": "mistralrs"}
+    found, refused = {}, {}
+    wanted = [name for name in (*yardsticks, *programs) if not options.only or name in options.only]
+    for name in wanted:
+        try:
+            scores = yardsticks.get(name) or getattr(peers, programs[name])()
+        except (Unavailable, OSError) as error:
+            refused[name] = str(error)
+            continue
+        for head, directory in directories.items():
+            for mode in MODES:
+                try:
+                    found[head, name, mode] = scores(directory, mode)
+                except (Unavailable, OSError) as error:
+                    refused[f"{name}, {head} head, {mode}"] = str(error)
+                print(f"correctness: {name}, {head} head, {mode}: done", file=sys.stderr)
+    if options.json:
+        rows = [{"head": h, "program": p, "mode": m, "logprobs": s} for (h, p, m), s in found.items()]
+        options.json.write_text(json.dumps({"ids": ids, "exact": exact, "rows": rows}) + "\n")
+
+    counted = ", ".join(f"{n} tokens at {name}" for name, n in PROMPTS.items())
+    print(f"transformers {transformers.__version__}, torch {torch.__version__}; {SEQUENCES} sequences of each: {counted}.")
+    table(["head", "program", "mode", *PROMPTS])
+    for (head, name, mode), scores in found.items():
+        row(head, name, mode, *cells(scores, exact[head]))
+    for name, reason in refused.items():
+        print(f"\nNot compared: {name}: {reason}")
+    table(["head", "program", "mode", "built into the reference", *PROMPTS])
+    for (head, name, mode), scores in found.items():
+        causes = CAUSES.get((name, mode), {})
+        causes = {key: value for key, value in causes.items() if (key, head) != ("head", "tied")}
+        if causes:
+            words = ", ".join(WORDS[key][value] for key, value in causes.items())
+            row(head, name, mode, words, *cells(scores, transformers_scores(directories[head], ids, **causes)))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--rigel", required=True, help="the rigel program")
+    add("--work", type=Path, default=ROOT / "target/peers", help="where checkpoints and programs go [%(default)s]")
+    add("--only", action="append", help="a program of the table; may be given again [all]")
+    add("--json", type=Path, help="write every log-probability there")
+    options = parser.parse_args()
+    options.work = options.work.resolve()
+    options.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    compare(options)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Unavailable as error:
+        sys.exit(f"correctness: {error}")
