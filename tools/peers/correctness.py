@@ -3,8 +3,8 @@
     python3 tools/peers/correctness.py --rigel target/release/rigel
 
 Two random StarCoder2 checkpoints are written, one with a tied and one with an untied head, and each program scores the
-same token ids. It prints the tables of docs/correctness.md. llama.cpp, candle and mistral.rs are built once, from PyPI
-and crates.io, in a folder of their own; one that cannot be built gets a row that says so. Python needs the packages of
+same token ids. It prints the tables of docs/correctness.md. llama.cpp, candle and mistral.rs are installed once, from
+PyPI and crates.io, in a folder of their own; one that cannot be is named with the reason. Python needs the packages of
 tools/goldens/requirements.txt.
 """
 
@@ -29,11 +29,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import transformers
 from transformers import AutoModelForCausalLM
 
-CANDLE, MISTRALRS = "0.11.1", "0.8.1"
+CANDLE, MISTRALRS = "0.11.1", "0.9.5"
 WINDOW = 128
-# Of a prompt; one more id is scored, so that position W + 1, the first whose window is full, counts.
-PROMPTS = {"W/2": WINDOW // 2, "W": WINDOW, "W + 1": WINDOW + 1, "4 W": 4 * WINDOW}
-SEQUENCES = 4
+# Prompts and how many there are. One more id than a prompt has is scored, so that its last position counts: that of W + 1
+# is the first that does not see the whole prompt.
+PROMPTS = {"W/2": (WINDOW // 2, 4), "W": (WINDOW, 4), "W + 1": (WINDOW + 1, 4), "4 W": (4 * WINDOW, 1)}
+LONGEST = max(tokens for tokens, _ in PROMPTS.values())
 # The models are small: a second thread would only wait, above all where other work runs.
 ONE_THREAD = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 # "prompt": all tokens at once, as a prompt is processed. "tokens": one after the other, as an answer is generated.
@@ -45,8 +46,6 @@ CAUSES = {
     ("llama.cpp", "tokens"): {"window": None, "gelu": "f16"},
     ("candle", "prompt"): {"window": WINDOW + 1, "head": "tied"},
     ("candle", "tokens"): {"window": None, "head": "tied"},
-    ("mistral.rs", "prompt"): {"window": WINDOW + 1, "head": "tied"},
-    ("mistral.rs", "tokens"): {"head": "tied"},
 }
 WORDS = {"window": {None: "no window", WINDOW + 1: "window of W + 1"}, "head": {"tied": "tied head"}, "gelu": {"f16": "GELU in f16"}}
 
@@ -66,32 +65,29 @@ def write_checkpoint(head, seed, directory):
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(checkpoints.published_config(spec), indent=2) + "\n")
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer(spec.vocabulary)))
-    (directory / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}\n')
+    template = "{{ messages[0]['content'] }}"
+    special = {"eos_token": "<0>", "bos_token": "<0>", "chat_template": template}
+    (directory / "tokenizer_config.json").write_text(json.dumps(special) + "\n")
 
 
 def tokenizer(vocabulary):
-    """For mistral.rs, which starts with none: the bytes, then pairs of letters. Nothing is tokenized."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    names = ["<|endoftext|>", *bytes_to_unicode().values()]
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    merges = [(a, b) for a in letters for b in letters][: vocabulary - len(names)]
-    names += [a + b for a, b in merges]
+    """For mistral.rs, which is asked in text: id 17 is written <17>, so that text and ids are the same thing."""
+    names = [f"<{i}>" for i in range(vocabulary)]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
     return {
         "version": "1.0",
-        "added_tokens": [{"id": 0, "content": names[0], **flags}],
+        "added_tokens": [{"id": i, "content": name, **flags} for i, name in enumerate(names)],
         "pre_tokenizer": byte_level,
         "decoder": byte_level,
-        "model": {"type": "BPE", "vocab": {name: i for i, name in enumerate(names)}, "merges": [" ".join(m) for m in merges]},
+        "model": {"type": "BPE", "vocab": {name: i for i, name in enumerate(names)}, "merges": []},
     }
 
 
 def sequences(vocabulary):
     """Ids of every prompt and its next token, in the order of PROMPTS; never 0, the end of a text."""
     random = numpy.random.default_rng(15)
-    return [random.integers(1, vocabulary, n + 1).tolist() for n in PROMPTS.values() for _ in range(SEQUENCES)]
+    return [random.integers(1, vocabulary, n + 1).tolist() for n, count in PROMPTS.values() for _ in range(count)]
 
 
 class GeluInF16(torch.nn.Module):
@@ -131,7 +127,7 @@ def output(words, **options):
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, env=os.environ | ONE_THREAD, **options)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"ended with {done.returncode}"]
-        wrong = next((line for line in lines if line.startswith("error")), lines[-1])
+        wrong = next((line for line in lines if "rror" in line.split(":")[0]), lines[-1])
         raise Unavailable(f"{Path(words[0]).name}: {wrong.strip()}")
     return done.stdout
 
@@ -150,7 +146,7 @@ def rust_peer(source, dependencies, folder):
 
 
 def last_line(text):
-    """Some programs print reports of their own before the result."""
+    """The result. Some programs print reports of their own before it."""
     return json.loads(text.strip().splitlines()[-1])
 
 
@@ -167,7 +163,7 @@ class Peers:
         def scores(directory, mode):
             words = [self.options.rigel, "score", "--model", directory, "--token-ids", "-", "--json"]
             words += ["--device", "cpu", "--threads", "1"]
-            words += ["--prefill-chunk", "1" if mode == "tokens" else str(max(PROMPTS.values()) + 1)]
+            words += ["--prefill-chunk", "1" if mode == "tokens" else str(LONGEST + 1)]
             found = output(words, input="\n".join(lines))
             return [json.loads(line)["logprobs"][1:] for line in found.splitlines()]
 
@@ -194,10 +190,31 @@ class Peers:
         return self.rust("candle.rs", [*crates, 'serde_json = "1"'])
 
     def mistralrs(self):
-        tokio = 'tokio = { version = "1", features = ["macros", "rt-multi-thread"] }'
-        # The crate is large and the models are small: an optimised build would cost more than it saves.
-        profile = "[profile.release]\nopt-level = 1"
-        return self.rust("mistralrs.rs", [f'mistralrs = "={MISTRALRS}"', 'serde_json = "1"', tokio, profile])
+        folder = self.options.work / "mistralrs"
+        python = folder / "bin/python"
+        if not (folder / "ready").exists():
+            output([sys.executable, "-m", "venv", folder])
+            output([python, "-m", "pip", "install", "--quiet", f"mistralrs=={MISTRALRS}"])
+            (folder / "ready").write_text("")
+
+        def scores(directory, mode):
+            words = [python, HERE.with_name("mistral_rs.py"), directory, self.file, mode]
+            try:
+                return last_line(output(words))
+            except Unavailable as error:
+                config = json.loads((directory / "config.json").read_text())
+                if "lm_head" not in str(error) or "tie_word_embeddings" in config:
+                    raise
+            # It takes an absent key for false. So that the rest can be compared it gets the key.
+            said = directory.with_name(directory.name + "-said")
+            said.mkdir(exist_ok=True)
+            for file in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+                (said / file).write_bytes((directory / file).read_bytes())
+            (said / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+            words[2] = said
+            return last_line(output(words))
+
+        return scores
 
     def rust(self, name, dependencies):
         program = rust_peer(HERE.with_name(name), dependencies, self.options.work / Path(name).stem)
@@ -207,8 +224,10 @@ class Peers:
 def cells(scores, exact):
     """Max and mean |Δ log-probability| of each length's sequences."""
     found = []
-    for i in range(len(PROMPTS)):
-        part = slice(i * SEQUENCES, (i + 1) * SEQUENCES)
+    first = 0
+    for _, count in PROMPTS.values():
+        part = slice(first, first + count)
+        first += count
         if [len(row) for row in scores[part]] != [len(row) for row in exact[part]]:
             raise Unavailable("it scored another number of tokens")
         errors = numpy.abs(numpy.concatenate(scores[part]) - numpy.concatenate(exact[part]))
@@ -252,28 +271,33 @@ def compare(options):
         for head, directory in directories.items():
             for mode in MODES:
                 try:
-                    found[head, name, mode] = scores(directory, mode)
+                    scored = scores(directory, mode)
+                    own = isinstance(scored, dict) and scored["ids"] != ids
+                    logprobs = scored["logprobs"] if isinstance(scored, dict) else scored
+                    reference = transformers_scores(directory, scored["ids"]) if own else exact[head]
+                    found[head, name, mode] = (scored["ids"] if own else ids, logprobs, reference)
                 except (Unavailable, OSError) as error:
                     refused[f"{name}, {head} head, {mode}"] = str(error)
                 print(f"correctness: {name}, {head} head, {mode}: done", file=sys.stderr)
     if options.json:
-        rows = [{"head": h, "program": p, "mode": m, "logprobs": s} for (h, p, m), s in found.items()]
-        options.json.write_text(json.dumps({"ids": ids, "exact": exact, "rows": rows}) + "\n")
+        fields = ("head", "program", "mode", "ids", "logprobs", "reference")
+        rows = [dict(zip(fields, (*key, *value))) for key, value in found.items()]
+        options.json.write_text(json.dumps(rows) + "\n")
 
-    counted = ", ".join(f"{n} tokens at {name}" for name, n in PROMPTS.items())
-    print(f"transformers {transformers.__version__}, torch {torch.__version__}; {SEQUENCES} sequences of each: {counted}.")
+    counted = ", ".join(f"{count} × {n} tokens at {name}" for name, (n, count) in PROMPTS.items())
+    print(f"transformers {transformers.__version__}, torch {torch.__version__}; {counted}.")
     table(["head", "program", "mode", *PROMPTS])
-    for (head, name, mode), scores in found.items():
-        row(head, name, mode, *cells(scores, exact[head]))
+    for key, (_, scores, reference) in found.items():
+        row(*key, *cells(scores, reference))
     for name, reason in refused.items():
         print(f"\nNot compared: {name}: {reason}")
     table(["head", "program", "mode", "built into the reference", *PROMPTS])
-    for (head, name, mode), scores in found.items():
+    for (head, name, mode), (scored, scores, _) in found.items():
         causes = CAUSES.get((name, mode), {})
         causes = {key: value for key, value in causes.items() if (key, head) != ("head", "tied")}
         if causes:
             words = ", ".join(WORDS[key][value] for key, value in causes.items())
-            row(head, name, mode, words, *cells(scores, transformers_scores(directories[head], ids, **causes)))
+            row(head, name, mode, words, *cells(scores, transformers_scores(directories[head], scored, **causes)))
 
 
 def main():
