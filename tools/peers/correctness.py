@@ -47,7 +47,11 @@ CAUSES = {
     ("candle", "prompt"): {"window": WINDOW + 1, "head": "tied"},
     ("candle", "tokens"): {"window": None, "head": "tied"},
 }
-WORDS = {"window": {None: "no window", WINDOW + 1: "window of W + 1"}, "head": {"tied": "tied head"}, "gelu": {"f16": "GELU in f16"}}
+WORDS = {
+    "window": {None: "no window", WINDOW + 1: "window of W + 1"},
+    "head": {"tied": "tied head"},
+    "gelu": {"f16": "GELU in f16"},
+}
 
 
 class Unavailable(Exception):
@@ -156,6 +160,7 @@ class Peers:
     def __init__(self, options):
         self.options = options
         self.file = options.work / "sequences.json"
+        self.notes = []
 
     def rigel(self):
         lines = [json.dumps({"token_ids": ids}) for ids in json.loads(self.file.read_text())]
@@ -205,6 +210,7 @@ class Peers:
                 config = json.loads((directory / "config.json").read_text())
                 if "lm_head" not in str(error) or "tie_word_embeddings" in config:
                     raise
+                self.notes.append(f"mistral.rs, config.json without tie_word_embeddings: {error}")
             # It takes an absent key for false. So that the rest can be compared it gets the key.
             said = directory.with_name(directory.name + "-said")
             said.mkdir(exist_ok=True)
@@ -239,65 +245,53 @@ def row(*words):
     print("| " + " | ".join(words) + " |", flush=True)
 
 
-def table(columns):
-    print()
-    row(*columns)
-    row(*["---"] * len(columns))
+def report(name, mode, head, directory, ids, scored, exact):
+    """The table's row, and one beside the reference with this program's causes built in."""
+    if isinstance(scored, dict):
+        ids, scored, exact = scored["ids"], scored["logprobs"], transformers_scores(directory, scored["ids"])
+    row(name, mode, head, "as it is", *cells(scored, exact))
+    causes = CAUSES.get((name, mode), {})
+    causes = {key: value for key, value in causes.items() if (key, head) != ("head", "tied")}
+    if causes:
+        words = ", ".join(WORDS[key][value] for key, value in causes.items())
+        row(name, mode, head, words, *cells(scored, transformers_scores(directory, ids, **causes)))
 
 
 def compare(options):
-    names = {"tied": "absent", "untied": "untied"}
-    directories = {name: options.work / "checkpoints" / name for name in names}
-    for seed, (name, head) in enumerate(names.items()):
+    heads = {"tied": "absent", "untied": "untied"}
+    directories = {name: options.work / "checkpoints" / name for name in heads}
+    for seed, (name, head) in enumerate(heads.items()):
         write_checkpoint(head, 150 + seed, directories[name])
     ids = sequences(512)
     peers = Peers(options)
     peers.file.write_text(json.dumps(ids))
     exact = {name: transformers_scores(directory, ids) for name, directory in directories.items()}
 
-    yardsticks = {
-        "transformers bf16": lambda directory, mode: transformers_scores(directory, ids, mode, torch.bfloat16),
-        "transformers f32": lambda directory, mode: transformers_scores(directory, ids, mode),
+    programs = {
+        "Rigel": peers.rigel,
+        "llama.cpp": peers.llama_cpp,
+        "candle": peers.candle,
+        "mistral.rs": peers.mistralrs,
+        "transformers f32": lambda: lambda directory, mode: transformers_scores(directory, ids, mode),
+        "transformers bf16": lambda: lambda directory, mode: transformers_scores(directory, ids, mode, torch.bfloat16),
     }
-    programs = {"Rigel": "rigel", "llama.cpp": "llama_cpp", "candle": "candle", "mistral.rs": "mistralrs"}
-    found, refused = {}, {}
-    wanted = [name for name in (*yardsticks, *programs) if not options.only or name in options.only]
-    for name in wanted:
+    print(f"transformers {transformers.__version__}, torch {torch.__version__}\n")
+    row("program", "mode", "head", "beside the reference", *PROMPTS)
+    row(*["---"] * (4 + len(PROMPTS)))
+    for name in [name for name in programs if not options.only or name in options.only]:
         try:
-            scores = yardsticks.get(name) or getattr(peers, programs[name])()
+            scores = programs[name]()
         except (Unavailable, OSError) as error:
-            refused[name] = str(error)
+            peers.notes.append(f"{name}: not compared: {error}")
             continue
         for head, directory in directories.items():
             for mode in MODES:
                 try:
-                    scored = scores(directory, mode)
-                    own = isinstance(scored, dict) and scored["ids"] != ids
-                    logprobs = scored["logprobs"] if isinstance(scored, dict) else scored
-                    reference = transformers_scores(directory, scored["ids"]) if own else exact[head]
-                    found[head, name, mode] = (scored["ids"] if own else ids, logprobs, reference)
+                    report(name, mode, head, directory, ids, scores(directory, mode), exact[head])
                 except (Unavailable, OSError) as error:
-                    refused[f"{name}, {head} head, {mode}"] = str(error)
-                print(f"correctness: {name}, {head} head, {mode}: done", file=sys.stderr)
-    if options.json:
-        fields = ("head", "program", "mode", "ids", "logprobs", "reference")
-        rows = [dict(zip(fields, (*key, *value))) for key, value in found.items()]
-        options.json.write_text(json.dumps(rows) + "\n")
-
-    counted = ", ".join(f"{count} × {n} tokens at {name}" for name, (n, count) in PROMPTS.items())
-    print(f"transformers {transformers.__version__}, torch {torch.__version__}; {counted}.")
-    table(["head", "program", "mode", *PROMPTS])
-    for key, (_, scores, reference) in found.items():
-        row(*key, *cells(scores, reference))
-    for name, reason in refused.items():
-        print(f"\nNot compared: {name}: {reason}")
-    table(["head", "program", "mode", "built into the reference", *PROMPTS])
-    for (head, name, mode), (scored, scores, _) in found.items():
-        causes = CAUSES.get((name, mode), {})
-        causes = {key: value for key, value in causes.items() if (key, head) != ("head", "tied")}
-        if causes:
-            words = ", ".join(WORDS[key][value] for key, value in causes.items())
-            row(head, name, mode, words, *cells(scores, transformers_scores(directories[head], scored, **causes)))
+                    peers.notes.append(f"{name}, {mode}, {head} head: not compared: {error}")
+    for note in dict.fromkeys(peers.notes):
+        print("\n" + note)
 
 
 def main():
@@ -306,7 +300,6 @@ def main():
     add("--rigel", required=True, help="the rigel program")
     add("--work", type=Path, default=ROOT / "target/peers", help="where checkpoints and programs go [%(default)s]")
     add("--only", action="append", help="a program of the table; may be given again [all]")
-    add("--json", type=Path, help="write every log-probability there")
     options = parser.parse_args()
     options.work = options.work.resolve()
     options.work.mkdir(parents=True, exist_ok=True)
