@@ -17,8 +17,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let engine = Engine::builder().model("nano").build()?;
     let prompts: Vec<String> = (0..20).map(|i| format!("def function_{i}(x):\n    return x")).collect();
     let tokenizer = engine.tokenizer()?;
-    let encoded: Vec<_> =
-        prompts.iter().map(|prompt| tokenizer.encode_prompt(prompt, SpecialTokens::AsText)).collect::<Result<_, _>>()?;
+    let encoded: Vec<_> = prompts
+        .iter()
+        .map(|prompt| tokenizer.encode_prompt(prompt, SpecialTokens::AsText))
+        .collect::<Result<_, _>>()?;
     let requests = encoded.into_iter().map(|prompt| Request {
         max_tokens: 12,
         n: SAMPLES,

@@ -9,13 +9,13 @@ use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use half::{bf16, f16};
 use rigel::backend::cpu::{CpuBackend, CpuOptions};
 use rigel::backend::cuda::kernels::Element;
-use rigel::backend::cuda::model::{CudaBackend, CudaOptions, DRIVER_BYTES, pages_within};
+use rigel::backend::cuda::model::{self, CudaBackend, CudaOptions, DRIVER_BYTES, pages_within};
 use rigel::backend::cuda::{Arguments, Device, Launch};
 use rigel::backend::{Arithmetic, Backend, BackendError, Batch, DeviceQueue, SequenceRows};
-use rigel::checkpoint::Config;
+use rigel::checkpoint::{Config, Dtype};
 use rigel::engine::{self, Engine, Failure, Request};
 use rigel::kv::{BlockTable, PageCache, PageId, PrefixCache};
-use rigel::model::ModelSpec;
+use rigel::model::{Activation, ModelSpec};
 use rigel::sampling::{LogitsContext, LogitsProcessor, SampleError, SampleRow, SamplingParams, TokenHistory};
 use rigel::text::TokenId;
 use rigel_interpreter::{DeviceProfile, Interpreter};
@@ -665,6 +665,18 @@ device_test! {
             let good = Batch { token_ids: &ids[..1], sequences: &[row(0, 0..1)], logits_rows: &[0] };
             backend.forward(&good).unwrap();
             assert!(backend.logits(0).unwrap().iter().all(|logit| logit.is_finite()));
+        });
+    }
+}
+
+device_test! {
+    fn an_activation_without_kernels_is_refused_by_name() {
+        common::on_one_schedule(|bench| {
+            let (checkpoint, spec) = common::golden("gqa9");
+            let spec = ModelSpec { activation: Activation::GeluErf, ..spec };
+            let loaded = model::load(bench.device(), &checkpoint, spec, Dtype::Bf16, &options(), &mut |_| {});
+            let error = loaded.err().unwrap().to_string();
+            assert!(error.contains("hidden_act gelu") && error.contains("use the device cpu"), "{error}");
         });
     }
 }

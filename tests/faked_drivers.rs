@@ -471,7 +471,7 @@ device_test! {
         let error = prompt(&Device::open(0).unwrap()).unwrap_err().to_string();
         assert!(error.contains("skinny_bias_rope_kv_bf16_64: the driver refuses a launch of grid"), "{error}");
         assert!(error.contains("clusters of [2, 1, 1] blocks"), "{error}");
-        assert!(error.ends_with("; RIGEL_CUDA_GEMM=sm80 takes another kernel"), "{error}");
+        assert!(error.contains("; RIGEL_CUDA_GEMM=sm80, or RIGEL_CUDA_GEMV=sm80 for"), "{error}");
         // And it does.
         let algorithms = Algorithms { gemm: Some(LinearAlgorithm::Sm80), ..Algorithms::default() };
         prompt(&Device::open_with(0, Switches { algorithms, ..Switches::default() }).unwrap()).unwrap();

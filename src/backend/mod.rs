@@ -166,6 +166,16 @@ fn check_page(page: PageId, cache: CacheGeometry) -> Result<(), BackendError> {
     Err(BackendError::InvalidBatch(format!("page {} of {}", page.0, cache.pages)))
 }
 
+/// How many names there are and the first of them, in one line whatever a file says; `None` if there is none.
+fn listed(names: &[String]) -> Option<String> {
+    const SHOWN: usize = 3;
+    let first: Vec<String> = names.iter().take(SHOWN).map(|name| name.escape_debug().to_string()).collect();
+    let more = names.len().saturating_sub(SHOWN);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let plural = if names.len() == 1 { "" } else { "s" };
+    (!names.is_empty()).then(|| format!("{} tensor{plural}, {}{more}", names.len(), first.join(", ")))
+}
+
 /// Checks that the checkpoint has every tensor of `spec` in a dtype that backends take; warns of those that it has
 /// besides, and of what else is remarkable about it.
 ///
@@ -176,8 +186,8 @@ pub(crate) fn check_tensors(checkpoint: &Checkpoint, spec: &ModelSpec) -> Result
     for notice in checkpoint.notices() {
         tracing::warn!("{}: {notice}", checkpoint.source());
     }
-    if !unused.is_empty() {
-        tracing::warn!("{} tensors of the checkpoint are not used: {}", unused.len(), unused.join(", "));
+    if let Some(unused) = listed(&unused) {
+        tracing::warn!("not used of the checkpoint: {unused}");
     }
     Ok(())
 }

@@ -150,7 +150,7 @@ pub(super) fn no_weights(source: &ModelSource) -> CheckpointError {
             source.describe("").trim_end_matches(std::path::MAIN_SEPARATOR),
         )
     } else {
-        source.how_to_get(SINGLE)
+        marks::of_pickles(source).unwrap_or_else(|| source.how_to_get(SINGLE))
     };
     CheckpointError::MissingFile { file: source.describe(SINGLE), advice }
 }

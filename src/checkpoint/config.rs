@@ -240,10 +240,12 @@ fn rope(object: &Object) -> Result<(f64, f64), CheckpointError> {
 /// By how much the rope type of `parameters` divides every frequency.
 fn rope_factor(parameters: &Object, field: &'static str) -> Result<f64, CheckpointError> {
     // An object without a type is what transformers calls default too.
-    let rope_type = parameters.text("rope_type")?.or(parameters.text("type")?).unwrap_or("default");
+    let named = parameters.text("rope_type")?.or(parameters.text("type")?);
+    let rope_type = named.unwrap_or("default");
     let factor = |of: &Object| of.positive("factor").ok().flatten();
     let unscaled = match rope_type {
-        "default" => true,
+        // A factor that no type goes with was meant to change something.
+        "default" => named.is_some() || factor(parameters).is_none_or(|factor| factor == 1.0),
         "linear" => {
             let found = parameters.positive("factor")?;
             return found.ok_or_else(|| parameters.wrong("factor", "a number above 0"));
@@ -264,6 +266,7 @@ fn rope_factor(parameters: &Object, field: &'static str) -> Result<f64, Checkpoi
         file: parameters.file().to_owned(),
         field,
         found: match parameters.get("factor") {
+            Some(factor) if named.is_none() => format!("factor {} without a rope type", shown_value(factor)),
             Some(factor) => format!("rope type \"{}\" with factor {}", shown(rope_type), shown_value(factor)),
             None => format!("rope type \"{}\"", shown(rope_type)),
         },
@@ -383,6 +386,10 @@ mod tests {
             assert_eq!(factor(field, json!({name: "linear", "factor": 2.0})).unwrap(), 2.0);
             assert_eq!(factor(field, json!({name: "linear", "factor": 4})).unwrap(), 4.0);
             assert_eq!(factor(field, json!({name: "default", "factor": 4})).unwrap(), 1.0);
+            assert_eq!(factor(field, json!({"factor": 1})).unwrap(), 1.0);
+            assert!(
+                factor(field, json!({"factor": 4})).unwrap_err().to_string().contains("factor 4 without a rope type")
+            );
             for kind in ["linear", "dynamic", "llama3", "yarn"] {
                 assert_eq!(factor(field, json!({name: kind, "factor": 1.0})).unwrap(), 1.0, "{kind}");
                 assert!(factor(field, json!({name: kind, "factor": "x"})).is_err(), "{kind}");

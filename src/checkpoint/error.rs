@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io;
 
 use super::json::with_non_finite;
+use crate::host::MemoryLimit;
 
 /// Why a checkpoint cannot be used.
 ///

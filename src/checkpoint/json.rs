@@ -86,7 +86,7 @@ pub(crate) fn parse(bytes: &[u8], file: &str) -> Result<Value, CheckpointError> 
 }
 
 /// What is wrong with `text`, without the parser's own words.
-fn malformed(text: &str, error: &serde_json::Error, column: usize) -> String {
+pub(super) fn malformed(text: &str, error: &serde_json::Error, column: usize) -> String {
     let line = error.line();
     let place = format!("line {line}, column {column}");
     if error.is_eof() {
@@ -140,7 +140,9 @@ impl<'a> Rewritten<'a> {
             text.push_str(&original[copied..range.start]);
             text.push_str(with);
             copied = range.end;
-            let shift = shift_of(&edits, line, usize::MAX) + with.len() as isize - range.len() as isize;
+            // What comes before on this line is the last edit, if it is on this line.
+            let before = edits.last().filter(|edit| edit.line == line).map_or(0, |edit| edit.shift);
+            let shift = before + with.len() as isize - range.len() as isize;
             let end = (range.end - line_start).saturating_add_signed(shift);
             edits.push(Edit { line, end, shift });
         };

@@ -1,5 +1,6 @@
 //! How weight files come to this process: mapped, or read; and kept there.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 
@@ -28,8 +29,8 @@ pub enum WeightLoading {
 pub struct OpenOptions<'a> {
     /// How its weight files come to this process.
     pub weights: WeightLoading,
-    /// Called on this thread with the bytes read so far and the bytes of all weight files, some megabytes apart; never for
-    /// [`WeightLoading::Mmap`].
+    /// Called on this thread with the bytes read so far and the bytes of all weight files, a few times a second and
+    /// once when all are there; never for [`WeightLoading::Mmap`].
     pub on_read: Option<&'a mut dyn FnMut(u64, u64)>,
 }
 
@@ -76,17 +77,26 @@ impl Checkpoint {
     /// A weight file that is mapped from a network file system, and the kind of that, such as `nfs4`. `None` where there is
     /// none, and where the system does not say.
     pub fn network_file(&self) -> Option<(&str, &str)> {
-        self.mappings().into_iter().find_map(|mapping| Some((mapping.file(), mapping.network()?)))
+        let mappings = self.tensors.values().filter_map(|stored| match stored {
+            Stored::Usable(tensor) => Some(&tensor.mapping),
+            Stored::Wide(tensor) => Some(&tensor.mapping),
+            Stored::Opaque(_) => None,
+        });
+        distinct(mappings).into_iter().find_map(|mapping| Some((mapping.file(), mapping.network()?)))
     }
 
-    /// Reads the weight files in as far as they are not in memory, and locks them there (mlock): the system then never
-    /// takes their pages back. Returns how many bytes; the bundled model, being part of the program, has none.
+    /// Reads the weight files in as far as they are not in memory, and locks them there (mlock), of F64 tensors what they
+    /// are narrowed to: the system then never takes their pages back. Returns how many bytes; the bundled model, being part of the program, has none.
     ///
     /// # Errors
     /// What is locked stays so. The limit is mostly RLIMIT_MEMLOCK. Files that are mapped and for which there is not enough
     /// memory are not begun with: no page could be taken back when it runs out.
     pub fn lock_weights(&self) -> Result<u64, LockError> {
-        let mappings = self.mappings();
+        let mappings = distinct(self.tensors.values().filter_map(|stored| match stored {
+            Stored::Usable(tensor) => Some(&tensor.mapping),
+            Stored::Wide(tensor) => tensor.narrowed().map(|tensor| &tensor.mapping),
+            Stored::Opaque(_) => None,
+        }));
         let total = mappings.iter().map(|mapping| mapping.bytes().len() as u64).sum();
         let absent: u64 = mappings.iter().map(|mapping| mapping.absent_bytes()).sum();
         if let Some(available) = host::available_memory().filter(|available| absent > available.bytes) {
@@ -105,19 +115,12 @@ impl Checkpoint {
         }
         Ok(locked)
     }
+}
 
-    /// The weight files' bytes, each once, in the order of their first tensors.
-    fn mappings(&self) -> Vec<&Mapping> {
-        let mut mappings: Vec<&Arc<Mapping>> = Vec::new();
-        for stored in self.tensors.values() {
-            if let Stored::Usable(tensor) = stored
-                && !mappings.iter().any(|known| Arc::ptr_eq(known, &tensor.mapping))
-            {
-                mappings.push(&tensor.mapping);
-            }
-        }
-        mappings.into_iter().map(Arc::as_ref).collect()
-    }
+/// Each of `mappings` once, in their order.
+fn distinct<'a>(mappings: impl Iterator<Item = &'a Arc<Mapping>>) -> Vec<&'a Mapping> {
+    let mut seen = HashSet::new();
+    mappings.filter(|mapping| seen.insert(Arc::as_ptr(mapping))).map(Arc::as_ref).collect()
 }
 
 /// Why memory could not be locked, and what to do.

@@ -95,7 +95,7 @@ pub(super) fn adapter(source: &ModelSource) -> Option<String> {
 
 /// Files by their names, and what a directory with one is; `*` stands for any characters, once. The first that fits
 /// counts.
-const FILES: [(&str, &str); 17] = [
+const FILES: [(&str, &str); 15] = [
     ("*.gguf", "GGUF files ({}) are not supported; use the model's safetensors"),
     ("*.ggml", "GGML files ({}) are not supported; use the model's safetensors"),
     (
@@ -118,18 +118,35 @@ const FILES: [(&str, &str); 17] = [
     ("weights*.npz", "{} holds weights of MLX, which are not supported; use the model's safetensors"),
     ("snapshots", "this is a model's folder in the Hugging Face cache; give the hub id, or a folder inside {}"),
     ("checkpoint-*", "checkpoints of a training are in the folders inside, such as {}; give one of them"),
+];
+
+/// The same where nothing else says what the directory is: a trainer leaves such files beside weights of any kind.
+const PICKLES: [(&str, &str); 2] = [
     ("*.pth", "{} holds pickled PyTorch weights; use the model's safetensors, or save it with `save_pretrained`"),
     ("*.pt", "{} holds pickled PyTorch weights; use the model's safetensors, or save it with `save_pretrained`"),
 ];
+
+/// A trainer's own state, which holds no weights.
+const TRAINING_STATE: [&str; 4] = ["optimizer*", "scheduler*", "rng_state*", "training_args*"];
 
 /// What a directory without config.json or without usable weights is, and what to do, judging by the names in it.
 pub(super) fn of_files(source: &ModelSource) -> Option<String> {
     if let Some(adapter) = adapter(source) {
         return Some(format!("this is {adapter}, not a whole model; {MERGE}"));
     }
-    let names = source.file_names();
-    FILES.iter().find_map(|(pattern, message)| {
-        let name = names.iter().find(|name| matches(pattern, name) && *name != SINGLE)?;
+    of_names(&FILES, source)
+}
+
+/// What a directory is in which nothing else than pickles may hold weights.
+pub(super) fn of_pickles(source: &ModelSource) -> Option<String> {
+    of_names(&PICKLES, source)
+}
+
+fn of_names(files: &[(&str, &str)], source: &ModelSource) -> Option<String> {
+    let mut names = source.file_names();
+    names.retain(|name| name != SINGLE && !TRAINING_STATE.iter().any(|pattern| matches(pattern, name)));
+    files.iter().find_map(|(pattern, message)| {
+        let name = names.iter().find(|name| matches(pattern, name))?;
         Some(message.replacen("{}", &shown(name), 1))
     })
 }
@@ -204,7 +221,7 @@ pub(super) fn of_model_file(bytes: &[u8]) -> (&'static str, &'static str) {
 
 /// What to do about a directory without config.json.
 pub(super) fn without_config(source: &ModelSource) -> String {
-    of_files(source).unwrap_or_else(|| source.how_to_get(CONFIG))
+    of_files(source).or_else(|| of_pickles(source)).unwrap_or_else(|| source.how_to_get(CONFIG))
 }
 
 #[cfg(test)]
@@ -262,7 +279,8 @@ mod tests {
             for name in files {
                 fs::write(root.path().join(name), b"").unwrap();
             }
-            of_files(&ModelSource::directory(root.path()).unwrap())
+            let source = ModelSource::directory(root.path()).unwrap();
+            of_files(&source).or_else(|| of_pickles(&source))
         };
         for (file, needle) in [
             ("starcoder2-Q4_K_M.gguf", "GGUF files (starcoder2-Q4_K_M.gguf) are not supported"),
@@ -283,6 +301,7 @@ mod tests {
             assert!(message.contains(needle), "{file}: {message}");
         }
         assert_eq!(what(&["README.md", "tokenizer.json", "model.safetensors"]), None);
+        assert_eq!(what(&["pytorch_model.bin", "optimizer.pt", "rng_state.pth", "scheduler.pt"]), None);
     }
 
     #[test]

@@ -17,8 +17,10 @@ mod hub;
 mod in_memory;
 mod index;
 pub(crate) mod json;
+mod loading;
 mod mapping;
 mod marks;
+mod reading;
 mod rename;
 mod safetensors;
 mod sigbus;
@@ -28,6 +30,8 @@ mod tensor;
 pub use config::{Config, Family};
 pub use error::CheckpointError;
 pub use generation_config::{GenerationConfig, SamplingSuggestions};
+pub use loading::{LockError, OpenOptions, WeightLoading};
+pub use sigbus::name_files_on_sigbus;
 pub use source::ModelSource;
 pub use tensor::{Dtype, OpaqueTensor, Tensor};
 
@@ -37,6 +41,7 @@ use std::sync::{Arc, OnceLock};
 
 use index::ShardIndex;
 use json::MAX_JSON_BYTES;
+use loading::Loader;
 use mapping::Mapping;
 use rename::Renaming;
 use safetensors::HeaderEntry;
@@ -187,9 +192,12 @@ impl Checkpoint {
             absent: BTreeMap::new(),
         };
         if source.has(SINGLE)? {
-            checkpoint.enter(vec![Shard::open(source, SINGLE)?], None);
+            let mut loader = Loader::new(weights, source, [SINGLE].into_iter(), report)?;
+            checkpoint.enter(vec![Shard::open(source, SINGLE, &mut loader)?], None);
         } else if let Some(index) = source.read_up_to(INDEX, MAX_JSON_BYTES)? {
-            checkpoint.enter_shards(&ShardIndex::parse(&index, &source.describe(INDEX))?)?;
+            let index = ShardIndex::parse(&index, &source.describe(INDEX))?;
+            let mut loader = Loader::new(weights, source, index.shards().into_iter(), report)?;
+            checkpoint.enter_shards(&index, &mut loader)?;
         } else {
             return Err(check::no_weights(source));
         }
@@ -198,12 +206,12 @@ impl Checkpoint {
 
     /// Opens the shards that are there and enters their tensors. Which of the others are needed, [`Checkpoint::check`]
     /// knows.
-    fn enter_shards(&mut self, index: &ShardIndex) -> Result<(), CheckpointError> {
+    fn enter_shards(&mut self, index: &ShardIndex, loader: &mut Loader<'_>) -> Result<(), CheckpointError> {
         let mut shards = Vec::new();
         let mut first_absent = None;
         for name in index.shards() {
             if self.source.has(name)? {
-                shards.push(Shard::open(&self.source, name)?);
+                shards.push(Shard::open(&self.source, name, loader)?);
             } else {
                 first_absent = first_absent.or(Some(name));
             }
@@ -315,9 +323,9 @@ impl Checkpoint {
 }
 
 impl Shard {
-    /// Maps the weight file `name` and reads its header.
-    fn open(source: &ModelSource, name: &str) -> Result<Shard, CheckpointError> {
-        let mapping = Arc::new(source.map(name)?);
+    /// Maps or reads the weight file `name` and parses its header.
+    fn open(source: &ModelSource, name: &str, loader: &mut Loader<'_>) -> Result<Shard, CheckpointError> {
+        let mapping = Arc::new(source.load(name, loader)?);
         let entries = safetensors::read_header(mapping.bytes(), mapping.file())?;
         Ok(Shard { name: name.to_owned(), mapping, entries })
     }

@@ -4,7 +4,7 @@
 //! Where the embedding is stands for the rest: its name says what is before all names. Whether every tensor is there
 //! is not asked here.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Components that wrappers put between others: torch.compile, FSDP, activation checkpointing.
 const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
@@ -44,7 +44,10 @@ impl Renaming {
         }
         let prefixes: Vec<&str> = embeddings.iter().filter_map(|name| name.strip_suffix(EMBEDDING)).collect();
         let at_component = |prefix: &&str| prefix.is_empty() || prefix.ends_with('.');
-        let prefixes: Vec<&str> = prefixes.into_iter().filter(at_component).collect();
+        let mut prefixes: Vec<&str> = prefixes.into_iter().filter(at_component).collect();
+        // Two shards may hold the same tensor.
+        prefixes.sort_unstable();
+        prefixes.dedup();
         let (prefix, bare) = match prefixes[..] {
             [prefix] => match prefix.strip_suffix(BASE).filter(at_component) {
                 Some(prefix) => (prefix, false),
@@ -83,17 +86,19 @@ impl Renaming {
         (!parts.is_empty()).then(|| parts.join(", "))
     }
 
-    /// The new names of `names`, in their order. A name stays as it is where its new one is taken.
-    pub fn apply_all(&self, names: &[&str]) -> Vec<String> {
+    /// The new names of `names`, in their order. A name stays as it is where its new one is that of another; equal names,
+    /// of a tensor that is stored twice, stay equal.
+    pub fn apply_all<'a>(&self, names: &[&'a str]) -> Vec<String> {
         let mut taken: HashSet<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let rename = |name: &&str| {
-            let new = self.apply(name);
-            match new != *name && !taken.insert(new.clone()) {
-                true => (*name).to_owned(),
-                false => new,
-            }
+        let mut renamed: HashMap<&'a str, String> = HashMap::new();
+        let mut rename = |name: &&'a str| {
+            let new = renamed.entry(name).or_insert_with(|| {
+                let new = self.apply(name);
+                if new != *name && !taken.insert(new.clone()) { (*name).to_owned() } else { new }
+            });
+            new.clone()
         };
-        names.iter().map(rename).collect()
+        names.iter().map(&mut rename).collect()
     }
 }
 
@@ -173,6 +178,12 @@ mod tests {
         ] {
             assert!(Renaming::of(names.iter().copied()).is_identity(), "{names:?}");
         }
+        // A tensor that two shards hold is one name still.
+        let names = ["module.model.embed_tokens.weight", "module.lm_head.weight", "module.model.embed_tokens.weight"];
+        assert_eq!(
+            Renaming::of(names.into_iter()).apply_all(&names),
+            ["model.embed_tokens.weight", "lm_head.weight", "model.embed_tokens.weight"]
+        );
         // Not two tensors of one name.
         let names = ["module.model.embed_tokens.weight", "module.lm_head.weight", "lm_head.weight"];
         let renaming = Renaming::of(names.into_iter());

@@ -14,11 +14,12 @@ use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 
-use serde::Deserialize;
-use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
+use serde::Deserialize as _;
+use serde::de::{self, Deserializer as _, MapAccess, Visitor};
+use serde_json::Value;
 
-use super::error::{CheckpointError, DOWNLOAD_AGAIN, shown, shown_shape};
-use super::json::refuse_lfs_pointer;
+use super::error::{CheckpointError, DOWNLOAD_AGAIN, shown, shown_shape, shown_value};
+use super::json::{malformed, refuse_lfs_pointer};
 use super::marks;
 
 /// The longest header that the format allows its readers to accept, in bytes (the `safetensors` crate's limit).
@@ -39,11 +40,25 @@ pub(super) struct HeaderEntry {
 }
 
 /// A header entry as written; offsets count from the end of the header.
-#[derive(Deserialize)]
 struct RawEntry {
     dtype: String,
     shape: Vec<u64>,
     data_offsets: (u64, u64),
+}
+
+/// What a header entry looks like, for messages.
+const ENTRY: &str = r#"an entry such as {"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}"#;
+
+impl RawEntry {
+    fn from_value(value: &Value) -> Option<RawEntry> {
+        let shape = value.get("shape")?.as_array()?.iter().map(Value::as_u64).collect::<Option<_>>()?;
+        let [begin, end] = value.get("data_offsets")?.as_array()?.as_slice() else { return None };
+        Some(RawEntry {
+            dtype: value.get("dtype")?.as_str()?.to_owned(),
+            shape,
+            data_offsets: (begin.as_u64()?, end.as_u64()?),
+        })
+    }
 }
 
 /// Reads and checks the header of the file whose content is `bytes`. `file` is its path, for messages.
@@ -91,23 +106,44 @@ pub(super) fn read_header(bytes: &[u8], file: &str) -> Result<Vec<HeaderEntry>, 
             "a JSON header",
         )
     })?;
-    let raw = parse_entries(text).map_err(|error| {
-        broken(format!("a header that does not parse: {}", shown(&error.to_string())), "safetensors' JSON header")
-    })?;
+    let raw = match parse_entries(text) {
+        Ok(raw) => raw,
+        Err(Fault::Entry { tensor, found }) => return Err(bad_tensor(file, &tensor, found, ENTRY.to_owned())),
+        Err(Fault::Header(error)) if error.is_data() => {
+            return Err(broken("a header that is no JSON object".to_owned(), "safetensors' JSON header"));
+        }
+        Err(Fault::Header(error)) => {
+            let found = format!("a header with {}", malformed(text, &error, error.column()));
+            return Err(broken(found, "safetensors' JSON header"));
+        }
+    };
     check_entries(raw, LENGTH_BYTES + header.len(), data.len(), file)
 }
 
-fn parse_entries(text: &str) -> Result<Vec<(String, RawEntry)>, serde_json::Error> {
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let entries = deserializer.deserialize_map(Entries)?;
-    deserializer.end()?;
-    Ok(entries)
+/// What is wrong with a header.
+enum Fault {
+    Header(serde_json::Error),
+    /// The first entry that is of another form.
+    Entry {
+        tensor: String,
+        found: String,
+    },
 }
 
-/// Reads the header's object in order, so that a name given twice is seen twice.
-struct Entries;
+fn parse_entries(text: &str) -> Result<Vec<(String, RawEntry)>, Fault> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let mut fault = None;
+    match deserializer.deserialize_map(Entries(&mut fault)).and_then(|entries| deserializer.end().map(|()| entries)) {
+        Ok(entries) => Ok(entries),
+        Err(error) => Err(fault.unwrap_or(Fault::Header(error))),
+    }
+}
 
-impl<'de> Visitor<'de> for Entries {
+/// Reads the header's object in order, so that a name given twice is seen twice. The first entry of another form is left
+/// in the reference.
+struct Entries<'a>(&'a mut Option<Fault>);
+
+impl<'de> Visitor<'de> for Entries<'_> {
     type Value = Vec<(String, RawEntry)>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -120,23 +156,15 @@ impl<'de> Visitor<'de> for Entries {
             if name == "__metadata__" {
                 map.next_value::<de::IgnoredAny>()?;
             } else {
-                let entry = map.next_value_seed(Named(&name))?;
+                let value = map.next_value::<Value>()?;
+                let Some(entry) = RawEntry::from_value(&value) else {
+                    *self.0 = Some(Fault::Entry { tensor: name, found: shown_value(&value) });
+                    return Err(de::Error::custom("an entry of another form"));
+                };
                 entries.push((name, entry));
             }
         }
         Ok(entries)
-    }
-}
-
-/// A header entry whose errors name its tensor.
-struct Named<'a>(&'a str);
-
-impl<'de> DeserializeSeed<'de> for Named<'_> {
-    type Value = RawEntry;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<RawEntry, D::Error> {
-        RawEntry::deserialize(deserializer)
-            .map_err(|error| de::Error::custom(format_args!("tensor {}: {error}", shown(self.0))))
     }
 }
 
@@ -293,12 +321,24 @@ mod tests {
         bytes[10] = 0xff;
         let error = read_header(&bytes, "w").unwrap_err().to_string();
         assert!(error.contains("header bytes that are not UTF-8 at offset 10"), "{error}");
-        assert!(message("{\"a\"", 0).contains("does not parse: EOF while parsing an object at line 1"));
-        assert!(message("[]", 0).contains("invalid type: sequence, expected an object of tensors"));
-        assert!(message("{} x", 0).contains("trailing characters"));
-        let negative = r#"{"w.x":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}"#;
-        assert!(message(negative, 4).contains("tensor w.x: invalid value: integer `-1`, expected u64"));
-        assert!(message(r#"{"w.x":{"dtype":"F32","shape":[1]}}"#, 4).contains("tensor w.x: missing field `data_offs"));
+        assert!(message("{\"a\"", 0).contains("found a header with JSON that ends too early (at line 1, column 4)"));
+        assert!(message("[]", 0).contains("found a header that is no JSON object, expected safetensors' JSON header"));
+        assert!(message("{} x", 0).contains("found a header with malformed JSON at line 1, column 4 (near `x`)"));
+        for entry in [
+            r#"{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}"#,
+            r#"{"dtype":"F32","shape":[1]}"#,
+            r#"{"dtype":5,"shape":[1],"data_offsets":[0,4]}"#,
+            r#"{"dtype":"F32","shape":"x","data_offsets":[0,4]}"#,
+            r#"{"dtype":"F32","shape":[1],"data_offsets":[0]}"#,
+            "5",
+        ] {
+            let message = message(&format!(r#"{{"w.x":{entry}}}"#), 4);
+            assert!(
+                message.contains("tensor w.x: found ") && message.contains("expected an entry such as"),
+                "{message}"
+            );
+            assert!(!message.contains("invalid ") && !message.contains("u64"), "{message}");
+        }
     }
 
     #[test]

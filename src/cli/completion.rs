@@ -195,11 +195,10 @@ fn closing_line(timings: &Timings, reason: &FinishReason) -> String {
 
 /// One line a token: id, log-probability, text, and the best tokens there.
 fn logprobs_table(tokenizer: &Tokenizer, completion: &Completion) -> String {
-    let names = TokenNames::new(Some(tokenizer.clone()), tokenizer.vocab_size());
     // Quoted where it is text; bytes that are none have a name without quotes.
-    let text = |id: TokenId| match names.bytes(id).map(String::from_utf8) {
+    let text = |id: TokenId| match tokenizer.token_bytes(id).map(String::from_utf8) {
         Some(Ok(text)) => format!("{text:?}"),
-        _ => names.shared(id),
+        _ => TokenNames::shared_name(Some(tokenizer), id),
     };
     let mut table = format!("{:>6}  {:>8}  {:<16}  best", "id", "logprob", "text");
     for (&id, logprobs) in completion.token_ids.iter().zip(&completion.logprobs) {

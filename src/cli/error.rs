@@ -181,9 +181,9 @@ mod tests {
 
     #[test]
     fn parameters_are_named_as_options() {
-        let params = rigel::sampling::SamplingParams { top_p: 0.0, ..Default::default() };
+        let params = rigel::sampling::SamplingParams { top_p: 1.5, ..Default::default() };
         let error = CliError::from(RequestError::Sampling(params.validate().unwrap_err()));
-        assert!(error.line().unwrap().starts_with("--top-p is 0; expected"), "{error}");
+        assert!(error.line().unwrap().starts_with("--top-p is 1.5; expected"), "{error}");
     }
 
     #[test]

@@ -191,7 +191,9 @@ impl EngineBuilder {
         self
     }
 
-    /// Threads of the CPU backend; all cores by default.
+    /// Threads of the CPU backend; one for each core that the process may use
+    /// ([`available_cores`](crate::backend::cpu::available_cores)) by default. More are capped at that, with a warning: threads
+    /// that wait for each other's cores make a step many times slower.
     pub fn threads(mut self, threads: NonZeroUsize) -> Self {
         self.threads = Some(threads);
         self

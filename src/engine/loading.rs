@@ -59,7 +59,7 @@ impl EngineBuilder {
         let mut spec = ModelSpec::from_checkpoint(&checkpoint)?;
         spec.untie_stored_head(&checkpoint);
         let spec = self.limited(spec);
-        let backend = match placement {
+        let backend = match self.with_kernels(placement, &spec) {
             Placement::Cpu => {
                 no_dtype_on_cpu(self.dtype)?;
                 self.lock_weights(&checkpoint);
@@ -85,7 +85,8 @@ impl EngineBuilder {
         if let Some((file, kind)) = checkpoint.network_file() {
             tracing::warn!(
                 target: "rigel::network_file_system",
-                "{file} is mapped from a network file system ({kind}): where its server goes away or somebody writes to                  the file, this process ends or computes nonsense; read the weights into memory instead"
+                "{file} is mapped from a network file system ({kind}): where its server goes away or somebody writes to \
+                 the file, this process ends or computes nonsense; read the weights into memory instead"
             );
         }
         Ok(checkpoint)
@@ -125,6 +126,17 @@ impl EngineBuilder {
             spec.max_positions = spec.max_positions.min(context.get() as usize);
         }
         spec
+    }
+
+    /// The CPU in place of a GPU that was not asked for by name and has no kernels for this network.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "there are GPUs in builds with them alone"))]
+    fn with_kernels(&self, placement: Placement, spec: &ModelSpec) -> Placement {
+        #[cfg(feature = "cuda")]
+        if let (Device::Auto, Placement::Cuda(_), Some(lack)) = (self.device, &placement, cuda::model::lack(spec)) {
+            tracing::warn!("using the CPU: {lack}");
+            return Placement::Cpu;
+        }
+        placement
     }
 
     /// Where the model is to run: the device asked for, or for [`Device::Auto`] a GPU if there is one.

@@ -1,6 +1,8 @@
 //! The table of mounts, /proc/self/mountinfo (proc_pid_mountinfo(5)): where a cgroup hierarchy is, and whether a file is on
 //! a network file system.
 
+#![cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "only Linux has the table"))]
+
 use std::fs::Metadata;
 
 /// File systems whose files are on another machine, or that other machines write to.

@@ -59,14 +59,14 @@ impl Call {
         let usage = Usage::of(&outputs);
         match &self.format {
             Format::Completion { echoes, added_before, logprobs } => {
-                let mut choices = Vec::new();
+                let (tokenizer, mut choices) = (model.maybe_tokenizer(), Vec::new());
                 for (index, output) in outputs.into_iter().enumerate() {
                     let echo = echoes.as_ref().and_then(|echoes| echoes.get(index));
                     for sample in output.samples {
                         let logprobs = logprobs.then(|| {
                             let prompt = echo.map(|text| (text.as_str(), output.prompt.as_slice()));
                             let added = added_before.get(index).copied().unwrap_or(0);
-                            CompletionLogprobs::new(texts, prompt, &sample, self.special_output)
+                            CompletionLogprobs::new(model.names(), tokenizer, prompt, &sample, self.special_output)
                                 .without_text(added, output.prompt.len())
                         });
                         let text = match echo {

@@ -5,10 +5,11 @@ use std::sync::{Arc, OnceLock};
 use super::call::{Call, Format};
 use super::{ApiError, ChatBody, CompletionBody, ErrorKind, Options, PromptBody};
 use crate::checkpoint::ModelSource;
-use crate::engine::{Engine, Request};
+use crate::engine::{Engine, EosTokens, Request};
 use crate::kv::CacheGeometry;
 use crate::text::{
-    AddGenerationPrompt, ChatTemplate, Infill, RepoContext, SpecialOutput, SpecialTokens, TokenId, Tokenizer,
+    AddGenerationPrompt, ChatTemplate, Infill, RepoContext, SpecialOutput, SpecialTokens, TokenId, TokenNames,
+    Tokenizer,
 };
 
 /// What it takes to turn bodies into requests, and samples into responses: names, tokenizer, template, positions.
@@ -42,10 +43,12 @@ impl ServedModel {
         ServedModel {
             name: name.into(),
             tokenizer,
+            names: Arc::default(),
             no_tokenizer,
             source: source.clone(),
             template: Arc::default(),
             positions: positions(engine),
+            vocab_size: engine.spec().vocab_size,
         }
     }
 
@@ -94,6 +97,12 @@ impl ServedModel {
                 (PromptBody::Text(text), None) => (self.tokenizer()?.encode(&text, SpecialTokens::Parse)?, Some(text)),
                 (PromptBody::TokenIds(ids), _) => (ids, None),
             };
+            if let Some(limit) = options.truncate_prompt_tokens.filter(|limit| *limit as usize <= added && added > 0) {
+                let message = format!(
+                    "truncate_prompt_tokens is {limit}; expected more than the {added} that the tokenizer puts around a text"
+                );
+                return Err(ApiError::invalid(message).of("truncate_prompt_tokens"));
+            }
             let (mut ids, whole) = truncated(ids, added, &options);
             if echo {
                 echoes.push(match text {

@@ -49,7 +49,12 @@ impl TokenNames {
 
     /// The name of a token without `#id`: ids with the same bytes share it.
     pub fn shared(&self, id: TokenId) -> String {
-        match self.bytes(id).map(String::from_utf8) {
+        TokenNames::shared_name(self.tokenizer.as_ref(), id)
+    }
+
+    /// The same without looking at any other token.
+    pub fn shared_name(tokenizer: Option<&Tokenizer>, id: TokenId) -> String {
+        match tokenizer.and_then(|tokenizer| tokenizer.token_bytes(id)).map(String::from_utf8) {
             Some(Ok(text)) => text,
             Some(Err(error)) => {
                 error.as_bytes().iter().fold("bytes:".to_owned(), |name, byte| name + &format!("\\x{byte:02x}"))

@@ -1,6 +1,7 @@
 //! Text to token ids and back, over a Hugging Face tokenizer.json and the files beside it. Knows nothing of models, and
 //! truncates nothing.
 
+use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 
@@ -9,7 +10,7 @@ use tokenizers::{Encoding, PostProcessor, PostProcessorWrapper, Token};
 
 use super::{TextError, TokenId, TokenizerConfig};
 use super::{added_tokens, byte_level, vocab_files};
-use crate::checkpoint::ModelSource;
+use crate::checkpoint::{CheckpointError, ModelSource, json};
 
 /// What `<|endoftext|>` and its like mean inside a text that is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,7 +197,9 @@ impl Tokenizer {
             let is_word = |token: &str, id: TokenId| {
                 guarded(|| tokenizer.encode_fast(token, false)).is_ok_and(|encoding| encoding.get_ids() == [id.0])
             };
-            for &id in ids.iter().filter(|id| self.is_special(**id)) {
+            // Each id once: there may be as many as characters.
+            let special: BTreeSet<u32> = ids.iter().filter(|id| self.is_special(**id)).map(|id| id.0).collect();
+            for id in special.into_iter().map(TokenId) {
                 let token = tokenizer.id_to_token(id.0).unwrap_or_default();
                 if !is_word(&token, id) {
                     return Err(TextError::SpecialFromText { token, id });
@@ -282,7 +285,8 @@ fn backend(
     const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
     let invalid = |reason: String| TextError::InvalidTokenizer { file: origin.to_owned(), reason };
     let json = json.strip_prefix(BYTE_ORDER_MARK).unwrap_or(json);
-    let mut backend = guarded(|| tokenizers::Tokenizer::from_bytes(json)).map_err(invalid)?;
+    let mut backend = guarded(|| tokenizers::Tokenizer::from_bytes(json))
+        .map_err(|reason| invalid(explained(json, origin, reason)))?;
     // tokenizer.json may carry the truncation and padding of the training run; transformers resets both as well.
     backend.with_truncation(None).map_err(|e| invalid(e.to_string()))?;
     backend.with_padding(None);
@@ -326,6 +330,47 @@ fn pieces(processor: &PostProcessorWrapper) -> tokenizers::Result<Option<Vec<Pie
     let piece = |id: &u32| if *id == TEXT { Piece::Text } else { Piece::Special(TokenId(*id)) };
     let pieces: Vec<Piece> = processed.get_ids().iter().map(piece).collect();
     Ok((pieces != [Piece::Text]).then_some(pieces))
+}
+
+/// Why `bytes`, the content of the file `origin`, are no tokenizer, in other words than `reason`, the crate's, where those
+/// are of its own types.
+fn explained(bytes: &[u8], origin: &str, reason: String) -> String {
+    let json = match json::parse(bytes, origin) {
+        Ok(json) => json,
+        Err(CheckpointError::File { found, advice, .. }) => return format!("found {found} ({advice})"),
+        Err(_) => return reason,
+    };
+    if !json.is_object() {
+        return format!("found {}, expected a JSON object", json_kind(&json));
+    }
+    fn reads<T: serde::de::DeserializeOwned>(section: &serde_json::Value) -> bool {
+        guarded(|| Ok(serde_json::from_value::<T>(section.clone())?)).is_ok()
+    }
+    type Reads = fn(&serde_json::Value) -> bool;
+    let sections: [(&str, Reads); 5] = [
+        ("model", reads::<tokenizers::ModelWrapper>),
+        ("normalizer", reads::<Option<tokenizers::NormalizerWrapper>>),
+        ("pre_tokenizer", reads::<Option<tokenizers::PreTokenizerWrapper>>),
+        ("post_processor", reads::<Option<PostProcessorWrapper>>),
+        ("decoder", reads::<Option<DecoderWrapper>>),
+    ];
+    let missing = serde_json::Value::Null;
+    match sections.iter().find(|(name, reads)| !reads(json.get(name).unwrap_or(&missing))) {
+        Some((name, _)) => format!("its `{name}` is of a form that is not known"),
+        None if ["expected ", "missing field", "unknown "].iter().any(|words| reason.contains(words)) => {
+            "its fields are of a form that is not known".to_owned()
+        }
+        None => reason,
+    }
+}
+
+fn json_kind(value: &serde_json::Value) -> &'static str {
+    match value {
+        serde_json::Value::Array(_) => "a list",
+        serde_json::Value::String(_) => "a text",
+        serde_json::Value::Number(_) => "a number",
+        _ => "no object",
+    }
 }
 
 /// The result of a call into the `tokenizers` crate, where a panic is an error like any other: the crate panics on
@@ -510,6 +555,24 @@ mod tests {
             assert!(!error.to_string().contains('\n'), "{error}");
         }
         assert!(Tokenizer::from_bytes(b"\xff\xfe", "t").is_err());
+        let changed = |field: &str, value: serde_json::Value| {
+            let mut json = testing::byte_level_json();
+            json[field] = value;
+            json.to_string()
+        };
+        for (json, needle) in [
+            ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 31\n".to_owned(), "run `git lfs pull`"),
+            ("[]".to_owned(), "found a list, expected a JSON object"),
+            (changed("model", 5.into()), "its `model` is of a form that is not known"),
+            (changed("pre_tokenizer", serde_json::json!({"type": "X"})), "its `pre_tokenizer` is of a form"),
+            (changed("added_tokens", serde_json::json!([{"id": -1}])), "of a form that is not known"),
+        ] {
+            let error = Tokenizer::from_bytes(json.as_bytes(), "t").expect_err(needle).to_string();
+            assert!(error.contains(needle), "{error}");
+            for word in ["untagged", "struct ", "u32", "invalid type"] {
+                assert!(!error.contains(word), "{error}");
+            }
+        }
     }
 
     #[test]

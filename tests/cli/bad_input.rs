@@ -17,7 +17,7 @@ fn parameters_out_of_range() {
         ("--temperature", "nan", "--temperature is NaN; expected"),
         ("--temperature", "-1", "--temperature is -1; expected"),
         ("--temperature", "inf", "--temperature is inf; expected"),
-        ("--top-p", "0", "--top-p is 0; expected"),
+        ("--top-p", "-0.5", "--top-p is -0.5; expected"),
         ("--top-p", "NaN", "--top-p is NaN; expected"),
         ("--top-p", "1.5", "--top-p is 1.5; expected"),
         ("--min-p", "-0.5", "--min-p is -0.5; expected"),

@@ -311,3 +311,36 @@ fn top_p_0_takes_the_best_token() {
     let run = rigel(&args).ok();
     assert_eq!((run.json()["token_ids"].clone(), run.stderr.as_str()), (greedy["token_ids"].clone(), ""));
 }
+
+#[test]
+fn threads_beyond_the_cores_are_capped_with_a_warning() {
+    let run = |args: &[&str]| {
+        rigel(&[&["generate", "--device", "cpu", "--ignore-eos", "-q", "-n", "8", PROMPT], args].concat()).ok()
+    };
+    let default = run(&[]);
+    assert_eq!(default.stderr, "");
+    // So many threads no system starts.
+    let capped = run(&["--threads", "1000000"]);
+    assert_eq!(capped.stdout, default.stdout);
+    assert!(capped.stderr.starts_with("warning: 1000000 threads were asked for"), "{}", capped.stderr);
+    assert_eq!(run(&["--threads", "1"]).stderr, "");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn threads_are_capped_at_the_cores_of_the_affinity() {
+    // Of a machine with many cores this process may use the first that it has.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+    let first = allowed.trim().split(['-', ',']).next().unwrap();
+    let run = command(&["generate", "--device", "cpu", "--ignore-eos", "-q", "-n", "8", "--threads", "2", PROMPT]);
+    let mut pinned = std::process::Command::new("taskset");
+    pinned.args(["-c", first]).arg(run.get_program()).args(run.get_args()).env("CUDA_VISIBLE_DEVICES", "");
+    let Ok(output) = pinned.env_remove("RUST_LOG").output() else {
+        eprintln!("skipped: threads_are_capped_at_the_cores_of_the_affinity: no taskset");
+        return;
+    };
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+    assert!(stderr.starts_with("warning: 2 threads were asked for and this process may use 1 core:"), "{stderr}");
+}

@@ -39,16 +39,16 @@ impl Pass<'_> {
             Activation::GeluTanh => Then::GeluTanh,
             Activation::GeluErf => Then::GeluErf,
         };
-        self.embed(member);
+        self.embed(pool);
         for (index, layer) in self.weights.layers.iter().enumerate() {
-            self.norm_all(member, &layer.attention_norm);
-            self.project_qkv(member, layer);
-            self.rotate_and_keep(member, index);
-            self.attend(member, index);
-            self.multiply(member, &[self.product(attended, &layer.attention_out, hidden, Then::Add)]);
-            self.norm_all(member, &layer.mlp_norm);
-            self.multiply(member, &[self.product(normed, &layer.mlp_in, inner, activation)]);
-            self.multiply(member, &[self.product(inner, &layer.mlp_out, hidden, Then::Add)]);
+            self.norm_all(pool, &layer.attention_norm);
+            self.project_qkv(pool, layer);
+            self.rotate_and_keep(pool, index);
+            self.attend(pool, index);
+            self.multiply(pool, &[self.product(attended, &layer.attention_out, hidden, Then::Add)]);
+            self.norm_all(pool, &layer.mlp_norm);
+            self.multiply(pool, &[self.product(normed, &layer.mlp_in, inner, activation)]);
+            self.multiply(pool, &[self.product(inner, &layer.mlp_out, hidden, Then::Add)]);
         }
         self.head(pool);
     }

@@ -178,7 +178,8 @@ impl Device {
     }
 
     /// Whether every launch and replay is waited for ([`Switches::synchronous`]), so that [`CudaError::KernelFailed`]
-    /// comes from the launch that failed and names its kernel. Slow, for finding faults. A failed replay does not say which of its kernels it was: do not record while this is set.
+    /// comes from the launch that failed and names its kernel. Slow, for finding faults. A failed replay does not say which
+    /// of its kernels it was: do not record while this is set.
     pub fn is_synchronous(&self) -> bool {
         self.0.switches.synchronous
     }

@@ -245,6 +245,11 @@ impl CudaError {
     }
 }
 
+/// Whether it may be that the driver does not know an attribute of a launch.
+pub(super) fn is_of_the_attribute(error: DriverError) -> bool {
+    matches!(error.0, CUresult::CUDA_ERROR_INVALID_VALUE | CUresult::CUDA_ERROR_NOT_SUPPORTED)
+}
+
 /// Whether it is a fault of a running kernel. The driver returns it from whatever call comes next, and from all after.
 pub(super) fn is_of_a_kernel(error: DriverError) -> bool {
     matches!(

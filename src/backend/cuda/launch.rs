@@ -6,7 +6,7 @@ use bytemuck::Pod;
 use cudarc::driver::sys;
 
 use super::buffer::{Slice, SliceMut};
-use super::error::{CudaError, Naming, is_of_a_kernel};
+use super::error::{CudaError, Naming, is_of_the_attribute};
 use super::module::Kernel;
 use super::stream::Stream;
 use super::switches::Described;
@@ -166,7 +166,7 @@ impl Stream {
         match launch_with(overlap) {
             Ok(()) => {}
             // Where it is the attribute that the driver does not know, the launch is right without it.
-            Err(error) if overlap == Overlap::Programmatic && !is_of_a_kernel(error) => {
+            Err(error) if overlap == Overlap::Programmatic && is_of_the_attribute(error) => {
                 launch_with(Overlap::None).map_err(refused)?;
                 self.device().stop_launching_early(&refused(error));
             }

@@ -358,8 +358,8 @@ pub(super) fn instead_of(kernel: &str) -> &'static str {
     const INSTEAD: [(&str, &str); 6] = [
         ("attention_decode_sm90", "; RIGEL_CUDA_ATTENTION_DECODE=sm80 takes another kernel"),
         ("attention_prefill_sm90", "; RIGEL_CUDA_ATTENTION_PREFILL=sm80 takes another kernel"),
-        ("skinny_", "; RIGEL_CUDA_GEMM=sm80 takes another kernel"),
-        ("gemm_sm90_", "; RIGEL_CUDA_GEMM=sm80 takes another kernel"),
+        ("skinny_", "; RIGEL_CUDA_GEMM=sm80, or RIGEL_CUDA_GEMV=sm80 for up to 16 rows, takes another kernel"),
+        ("gemm_sm90_", "; RIGEL_CUDA_GEMM=sm80, or RIGEL_CUDA_GEMV=sm80 for up to 16 rows, takes another kernel"),
         ("gemv_normed_", "; RIGEL_CUDA_GEMV=gemv takes other kernels"),
         ("gemv_", "; RIGEL_CUDA_GEMV=sm80 takes another kernel"),
     ];

@@ -75,6 +75,11 @@ pub struct CudaOptions {
     pub arithmetic: Arithmetic,
 }
 
+/// What of this network has no kernels for a GPU; `None` if everything has.
+pub fn lack(spec: &ModelSpec) -> Option<&'static str> {
+    (spec.activation != Activation::GeluTanh).then_some("hidden_act gelu (with erf) has no kernels for a GPU yet")
+}
+
 /// Brings the weights of `source` in `dtype`, F16 or BF16, onto `device`. `progress` is called while they travel.
 ///
 /// # Errors
@@ -88,9 +93,8 @@ pub fn load<'a>(
     options: &CudaOptions,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Box<dyn Backend>, BackendError> {
-    if spec.activation != Activation::GeluTanh {
-        let found = "hidden_act gelu (with erf) has no kernels for a GPU yet; use the device cpu";
-        return Err(BackendError::Unavailable(found.to_owned()));
+    if let Some(lack) = lack(&spec) {
+        return Err(BackendError::Unavailable(format!("{lack}; use the device cpu")));
     }
     Ok(match dtype {
         Dtype::F16 => Box::new(CudaBackend::<half::f16>::new(device, source, spec, options, progress)?),
