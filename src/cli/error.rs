@@ -1,17 +1,15 @@
 //! What can go wrong with a command: one line on stderr, and an exit code.
 
 use std::error::Error;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
 use rigel::bench::document::DocumentError;
 use rigel::bench::report::ReportError;
 use rigel::bench::shapes::ShapesError;
 use rigel::bench::synthetic::SyntheticError;
 use rigel::checkpoint::CheckpointError;
-use rigel::engine::{EngineError, Failure, RequestError};
+use rigel::engine::{EngineError, Failure, MOST_LOGPROBS, RequestError};
 use rigel::sampling::InvalidParam;
 use rigel::text::TextError;
 
@@ -73,9 +71,46 @@ impl From<RequestError> for CliError {
     fn from(error: RequestError) -> Self {
         match error {
             RequestError::Sampling(invalid) => CliError::Sampling(invalid),
-            error => CliError::Request(error),
+            error => match with_options(&error) {
+                Some(message) => CliError::Usage(message),
+                None => CliError::Request(error),
+            },
         }
     }
+}
+
+/// The library's message in the words of the command line, where it speaks of a request's fields.
+fn with_options(error: &RequestError) -> Option<String> {
+    let advice = |largest: Option<usize>| {
+        let to = largest.map(|tokens| format!(" to {tokens}")).unwrap_or_default();
+        format!("lower --max-new-tokens{to} or shorten the prompt")
+    };
+    Some(match error {
+        RequestError::TokenOutOfRange { field, index, token, vocab_size } => {
+            let subject = match *field {
+                "prompt" => format!("token {} of the prompt has the id {token}", index + 1),
+                field => format!("--{} names the id {token}", field.replace('_', "-")),
+            };
+            format!("{subject}; expected an id below the vocabulary size {vocab_size}")
+        }
+        RequestError::TooManyLogprobs { field, found } => {
+            let option = if *field == "prompt_logprobs" { "--top" } else { "--logprobs" };
+            format!("{option} is {found}; expected at most {MOST_LOGPROBS} best tokens at each position")
+        }
+        RequestError::TooManyTokens { prompt, max_tokens, positions } => format!(
+            "the prompt's {prompt} tokens and --max-new-tokens {max_tokens} exceed the {positions} positions that there \
+             is room for: {}",
+            advice(Some(positions - prompt))
+        ),
+        RequestError::LargerThanCache { positions, needed, pages } => format!(
+            "{positions} positions need {needed} pages of the cache, which has {pages}: {}, or give more --memory",
+            advice(None)
+        ),
+        RequestError::StopWithoutTokenizer => {
+            "--stop needs the checkpoint's tokenizer, and it has no tokenizer.json; use --stop-token-ids".to_owned()
+        }
+        _ => return None,
+    })
 }
 
 impl CliError {
@@ -130,36 +165,9 @@ impl CliError {
 }
 
 /// The lines, trimmed, with spaces between them.
-fn one_line(text: &str) -> String {
+pub fn one_line(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     lines.join(" ")
-}
-
-/// Prints what clap has to say about the arguments of `command`: help and version as they are, an error as one line.
-pub fn report_usage(error: &clap::Error, command: &str) -> ExitCode {
-    // Where a stream is closed, nobody is left to tell.
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            let _ = error.print();
-            ExitCode::SUCCESS
-        }
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            let _ = error.print();
-            ExitCode::from(2)
-        }
-        _ => {
-            let _ = writeln!(std::io::stderr(), "{}", usage_line(&error.to_string(), command));
-            ExitCode::from(2)
-        }
-    }
-}
-
-/// clap's paragraphs as one line: what is wrong, its tips, and where help is.
-fn usage_line(rendered: &str, command: &str) -> String {
-    let paragraphs =
-        rendered.split("\n\n").take_while(|p| !p.starts_with("Usage:") && !p.starts_with("For more information"));
-    let said: Vec<String> = paragraphs.map(one_line).collect();
-    format!("{}; see `{command} --help`", said.join("; "))
 }
 
 #[cfg(test)]
@@ -180,21 +188,25 @@ mod tests {
     }
 
     #[test]
+    fn fields_of_a_request_are_named_as_options() {
+        let token = rigel::text::TokenId(99_999);
+        let said = |error: RequestError| CliError::from(error).line().unwrap_or_default();
+        let of = |field| said(RequestError::TokenOutOfRange { field, index: 2, token, vocab_size: 4096 });
+        assert_eq!(of("logit_bias"), "--logit-bias names the id 99999; expected an id below the vocabulary size 4096");
+        assert_eq!(
+            of("stop_token_ids"),
+            "--stop-token-ids names the id 99999; expected an id below the vocabulary size 4096"
+        );
+        assert!(of("prompt").starts_with("token 3 of the prompt has the id 99999; expected"));
+        assert!(said(RequestError::TooManyLogprobs { field: "logprobs", found: 99 }).starts_with("--logprobs is 99; "));
+        let error = RequestError::TooManyTokens { prompt: 10, max_tokens: 9, positions: 16 };
+        assert!(said(error).ends_with("lower --max-new-tokens to 6 or shorten the prompt"));
+    }
+
+    #[test]
     fn parameters_are_named_as_options() {
         let params = rigel::sampling::SamplingParams { top_p: 1.5, ..Default::default() };
         let error = CliError::from(RequestError::Sampling(params.validate().unwrap_err()));
         assert!(error.line().unwrap().starts_with("--top-p is 1.5; expected"), "{error}");
-    }
-
-    #[test]
-    fn usage_is_one_line() {
-        let rendered = "error: the following required arguments were not provided:\n  <PROMPT>\n\n\
-                        Usage: rigel generate <PROMPT>\n\nFor more information, try '--help'.\n";
-        assert_eq!(
-            usage_line(rendered, "rigel generate"),
-            "error: the following required arguments were not provided: <PROMPT>; see `rigel generate --help`"
-        );
-        let rendered = "error: odd\n\n  tip: even\n\nFor more information, try '--help'.\n";
-        assert_eq!(usage_line(rendered, "rigel"), "error: odd; tip: even; see `rigel --help`");
     }
 }

@@ -1,4 +1,4 @@
-//! Warnings of the library and of the commands, one line each on stderr: `warning: …`. `RUST_LOG` says which.
+//! Warnings of the library and of the commands, one line each on stderr: `warning: …`. `RUST_LOG` and `--verbose` say which.
 
 use std::fmt;
 
@@ -9,9 +9,14 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Sends log lines to stderr from here on.
-pub fn init() {
-    let filter = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).from_env_lossy();
+/// Sends log lines to stderr from here on. `verbose` is how often `--verbose` was given; `RUST_LOG` wins over it.
+pub fn init(verbose: u8) {
+    let level = match verbose {
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        _ => LevelFilter::DEBUG,
+    };
+    let filter = EnvFilter::builder().with_default_directive(level.into()).from_env_lossy();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

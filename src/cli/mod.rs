@@ -5,11 +5,13 @@
 //! | file | what lives there |
 //! |---|---|
 //! | `generate` `respond` `chat` `infill` `batch` `score` `tokenize` `detokenize` `inspect` `plan` `synth` `bench` `profile` `doctor` | a command's arguments and what it does |
+//! | `completions` | what a shell and `man` want to know of the parser |
 //! | `model_args` `sampling_args` | options of several commands |
+//! | `numbers` | the values of options that count something |
 //! | `input` | stdin, files, JSON lines |
 //! | `completion` | one request to text or to a JSON object |
 //! | `output` | stdout |
-//! | `error`, `log`, `load_bar` | stderr |
+//! | `error`, `usage`, `log`, `load_bar` | stderr |
 //! | `interrupt` | Ctrl-C |
 //!
 //! Nothing here knows how a token is computed or chosen, and nothing here loops over steps: that is the engine's.
@@ -18,6 +20,7 @@ mod batch;
 mod bench;
 mod chat;
 mod completion;
+mod completions;
 mod detokenize;
 mod doctor;
 mod error;
@@ -29,6 +32,7 @@ mod interrupt;
 mod load_bar;
 mod log;
 mod model_args;
+mod numbers;
 mod output;
 #[cfg(feature = "cuda")]
 mod plan;
@@ -38,7 +42,9 @@ mod sampling_args;
 mod score;
 mod synth;
 mod tokenize;
+mod usage;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -54,7 +60,8 @@ use output::Output;
     bin_name = "rigel",
     version,
     arg_required_else_help = true,
-    disable_help_subcommand = true,
+    // The last of a repeated option counts, so that an alias of a shell can be overridden.
+    args_override_self = true,
     max_term_width = 100,
     after_help = "\
 Examples:
@@ -66,12 +73,31 @@ Examples:
   rigel doctor
 
 Without --model, every command uses nano, a small model inside this binary.
-`rigel <command> --help` has examples of each command."
+`rigel <command> --help` has examples of each command.",
+    after_long_help = ENVIRONMENT
 )]
 struct Cli {
+    /// Print what is being done on stderr: -v for information, -vv for details
+    #[arg(long, short, global = true, action = clap::ArgAction::Count, help_heading = "Output")]
+    verbose: u8,
     #[command(subcommand)]
     command: Command,
 }
+
+/// What the environment sets.
+const ENVIRONMENT: &str = "\
+Environment:
+  RIGEL_MODEL, RIGEL_DEVICE, RIGEL_DTYPE, RIGEL_THREADS, RIGEL_CONTEXT, RIGEL_PREFILL_CHUNK, RIGEL_MEMORY,
+  RIGEL_NO_MMAP, RIGEL_MLOCK, RIGEL_SPECULATION, RIGEL_BATCH_INVARIANT
+                     the option of that name, where it is not given
+  RIGEL_CPU_ISA      instruction set of the CPU backend: portable, avx2 or avx512 [default: the best there is]
+  RIGEL_CUDA_…       switches of the GPU backend; `rigel doctor` lists them with their values
+  RUST_LOG           what is logged on stderr: warn, info, debug, or one of these for a module
+  HF_HOME, HF_HUB_CACHE
+                     where downloaded models are looked for [default: ~/.cache/huggingface/hub]
+  NO_COLOR           set to anything: no colours
+
+Documentation: docs/ in the source tree; `rigel man` prints this as a manual page.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -90,6 +116,8 @@ enum Command {
     Bench(bench::Bench),
     Profile(profile::Profile),
     Doctor(doctor::Doctor),
+    Completions(completions::Completions),
+    Man(completions::Man),
 }
 
 impl Command {
@@ -110,6 +138,8 @@ impl Command {
             Command::Bench(command) => command.run(out),
             Command::Profile(command) => command.run(out),
             Command::Doctor(command) => command.run(out),
+            Command::Completions(command) => command.run(out),
+            Command::Man(command) => command.run(out),
         }
     }
 }
@@ -117,11 +147,17 @@ impl Command {
 /// Runs the command that the process was started with. Exit codes: 0, 1 for what fails while running, 2 for bad
 /// input; 128 and the signal's number where Ctrl-C or a weight file that is gone (SIGBUS) ended it.
 pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return error::report_usage(&error, &command_name()),
+        Err(error) => {
+            let mut root = Cli::command();
+            // Gives every command its whole name.
+            root.build();
+            return usage::report(&error, &root, &arguments);
+        }
     };
-    log::init();
+    log::init(cli.verbose);
     rigel::checkpoint::name_files_on_sigbus("run the command again, with --no-mmap if the file may change again");
     let mut out = Output::stdout();
     let result = cli.command.run(&mut out).and_then(|()| out.flush());
@@ -137,15 +173,6 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// `rigel generate` where the arguments name that command, else `rigel`.
-fn command_name() -> String {
-    let first = std::env::args_os().nth(1).unwrap_or_default();
-    match Cli::command().find_subcommand(&first) {
-        Some(command) => format!("rigel {}", command.get_name()),
-        None => "rigel".to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,5 +180,44 @@ mod tests {
     #[test]
     fn the_parser_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// Every option that has a variable is in the list that `rigel --help` ends with.
+    #[test]
+    fn variables_are_listed() {
+        let mut commands = vec![Cli::command()];
+        let mut found = 0;
+        while let Some(command) = commands.pop() {
+            for variable in command.get_arguments().filter_map(|argument| argument.get_env()) {
+                let variable = variable.to_string_lossy();
+                assert!(ENVIRONMENT.contains(variable.as_ref()), "{variable}");
+                found += 1;
+            }
+            commands.extend(command.get_subcommands().cloned());
+        }
+        assert!(found > 20, "{found}");
+    }
+
+    #[test]
+    fn the_last_of_a_repeated_option_counts() {
+        let parse = |arguments: &[&str]| Cli::try_parse_from([&["rigel", "generate", "x"], arguments].concat());
+        assert!(parse(&["--seed", "1", "--seed", "2", "--json", "--json"]).is_ok());
+        // These collect.
+        let Ok(Cli { command: Command::Generate(_), .. }) = parse(&["--stop", "a", "--stop", "b"]) else { panic!() };
+    }
+
+    #[test]
+    fn names_of_other_programs_are_taken() {
+        for arguments in [
+            &["generate", "--max-tokens", "3", "x"][..],
+            &["generate", "--n-predict", "3", "x"],
+            &["generate", "--device", "gpu", "x"],
+            &["generate", "-c", "8k", "x"],
+            &["generate", "--ctx-size", "512", "--temp", "0.5", "--repeat-penalty", "1.1", "x"],
+            &["generate", "--max-model-len", "512", "x"],
+        ] {
+            let parsed = Cli::try_parse_from([&["rigel"], arguments].concat());
+            assert!(parsed.is_ok(), "{arguments:?}: {}", parsed.unwrap_err());
+        }
     }
 }

@@ -10,19 +10,20 @@ use rigel::text::Tokenizer;
 
 use super::error::CliError;
 use super::load_bar::LoadBar;
+use super::numbers::{bytes, count};
 
 /// `--model`, for commands that read files only.
 #[derive(Debug, Args)]
 pub struct ModelArg {
     /// Checkpoint directory, or hub id found in the local Hugging Face cache [default: the bundled nano]
-    #[arg(long, short, value_name = "DIR|ID", help_heading = "Model")]
+    #[arg(long, short, env = "RIGEL_MODEL", hide_env = true, value_name = "DIR|ID", help_heading = "Model")]
     model: Option<String>,
 }
 
 impl ModelArg {
     /// Finds the model's files.
     pub fn source(&self) -> Result<ModelSource, CliError> {
-        Ok(match &self.model {
+        Ok(match self.named() {
             None => ModelSource::nano(),
             Some(model) => ModelSource::resolve(model)?,
         })
@@ -30,7 +31,12 @@ impl ModelArg {
 
     /// What the model is called where nothing else is known of it.
     pub fn name(&self) -> String {
-        self.model.clone().unwrap_or_else(|| "nano".to_owned())
+        self.named().unwrap_or("nano").to_owned()
+    }
+
+    /// The model asked for. A variable that is set to nothing asks for none.
+    fn named(&self) -> Option<&str> {
+        self.model.as_deref().filter(|model| !model.is_empty())
     }
 
     /// The model's tokenizer; reads no weights.
@@ -47,66 +53,53 @@ fn no_tokenizer(source: &ModelSource) -> CliError {
     rigel::engine::EngineError::NoTokenizer { file: source.describe("tokenizer.json") }.into()
 }
 
+/// What a variable that stands for a flag may be set to.
+fn flag() -> clap::builder::FalseyValueParser {
+    clap::builder::FalseyValueParser::new()
+}
+
 /// `--model` and what it takes to run it.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
     #[command(flatten)]
     pub model: ModelArg,
     /// Where the model runs; auto takes the GPU where there is one, else the CPU
-    #[arg(long, value_enum, default_value_t, help_heading = "Model")]
+    #[arg(long, env = "RIGEL_DEVICE", hide_env = true, value_enum, default_value_t, help_heading = "Model")]
     device: DeviceArg,
     /// Dtype of the weights on a GPU; auto keeps f16 and makes bf16 of all else. The CPU uses them as stored
-    #[arg(long, value_enum, default_value_t, help_heading = "Model")]
+    #[arg(long, env = "RIGEL_DTYPE", hide_env = true, value_enum, default_value_t, help_heading = "Model")]
     dtype: DtypeArg,
     /// Threads of the CPU backend, at most one for each core that the process may use [default: as many]
-    #[arg(long, value_name = "N", help_heading = "Model", allow_negative_numbers = true)]
+    #[arg(long, env = "RIGEL_THREADS", hide_env = true, value_parser = count::<NonZeroUsize>)]
+    #[arg(value_name = "N", help_heading = "Model", allow_negative_numbers = true)]
     threads: Option<NonZeroUsize>,
     /// Positions to make room for, prompt and completion together [default: the model's]
-    #[arg(long, value_name = "TOKENS", help_heading = "Model", allow_negative_numbers = true)]
+    #[arg(long, short, aliases = ["ctx-size", "n-ctx", "max-model-len"], env = "RIGEL_CONTEXT", hide_env = true)]
+    #[arg(value_name = "TOKENS", value_parser = count::<NonZeroU32>, help_heading = "Model", allow_negative_numbers = true)]
     context: Option<NonZeroU32>,
     /// The most prompt tokens computed in one step [default: 256 on the CPU, 2048 on a GPU]
-    #[arg(long, value_name = "TOKENS", help_heading = "Model", allow_negative_numbers = true)]
+    #[arg(long, aliases = ["max-num-batched-tokens", "ubatch-size"], env = "RIGEL_PREFILL_CHUNK", hide_env = true)]
+    #[arg(value_name = "TOKENS", value_parser = count::<NonZeroU32>, help_heading = "Model", allow_negative_numbers = true)]
     prefill_chunk: Option<NonZeroU32>,
     /// Memory that the model may take of its device, such as 20GiB; on the CPU without the weights [default: 90 % of what is
     /// free on a GPU, on the CPU half of what the machine and the container leave]
-    #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "Model", allow_negative_numbers = true)]
+    #[arg(long, env = "RIGEL_MEMORY", hide_env = true, value_name = "SIZE", value_parser = bytes)]
+    #[arg(help_heading = "Model", allow_negative_numbers = true)]
     memory: Option<NonZeroU64>,
     /// Read the weight files into memory at the start instead of mapping them: for files on a network, or that may change
     /// or vanish meanwhile. On a GPU the memory is given back once the weights are there
-    #[arg(long, help_heading = "Model")]
+    #[arg(long, env = "RIGEL_NO_MMAP", hide_env = true, value_parser = flag(), help_heading = "Model")]
     no_mmap: bool,
     /// Keep the weights in memory: read them at the start and never let the system take them back. Where it refuses, a
     /// warning says what to raise. Of no effect on a GPU
-    #[arg(long, help_heading = "Model")]
+    #[arg(long, env = "RIGEL_MLOCK", hide_env = true, value_parser = flag(), help_heading = "Model")]
     mlock: bool,
     /// Draft tokens that came after the same ones before; auto does on the CPU. The text is the same either way
-    #[arg(long, value_enum, default_value_t, help_heading = "Model")]
+    #[arg(long, env = "RIGEL_SPECULATION", hide_env = true, value_enum, default_value_t, help_heading = "Model")]
     speculation: SpeculationArg,
     /// On a GPU, give a request the same log-probabilities, bit for bit, in any company, at some cost. The CPU always does
-    #[arg(long, help_heading = "Model")]
+    #[arg(long, env = "RIGEL_BATCH_INVARIANT", hide_env = true, value_parser = flag(), help_heading = "Model")]
     batch_invariant: bool,
-}
-
-/// A number of bytes: digits, and a unit or none.
-pub fn bytes(text: &str) -> Result<NonZeroU64, String> {
-    const UNITS: [(&str, u64); 10] = [
-        ("KiB", 1 << 10),
-        ("MiB", 1 << 20),
-        ("GiB", 1 << 30),
-        ("TiB", 1 << 40),
-        ("kB", 1_000),
-        ("KB", 1_000),
-        ("MB", 1_000_000),
-        ("GB", 1_000_000_000),
-        ("TB", 1_000_000_000_000),
-        ("B", 1),
-    ];
-    let (digits, unit) = UNITS
-        .iter()
-        .find_map(|(name, unit)| text.strip_suffix(name).map(|digits| (digits.trim_end(), *unit)))
-        .unwrap_or((text, 1));
-    let whole = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(unit)).and_then(NonZeroU64::new);
-    whole.ok_or_else(|| "expected a whole number above 0 and a unit, such as 20GiB or 800MB".to_owned())
 }
 
 /// How many requests a command has computed at a time.
@@ -123,6 +116,7 @@ pub enum DeviceArg {
     #[default]
     Auto,
     Cpu,
+    #[value(alias = "gpu")]
     Cuda,
 }
 
@@ -226,22 +220,5 @@ impl ModelArgs {
     pub fn cpu_threads(&self) -> usize {
         let cores = rigel::backend::cpu::available_cores();
         self.threads.unwrap_or(cores).min(cores).get()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_have_units() {
-        let size = |text| bytes(text).map(NonZeroU64::get);
-        assert_eq!(size("17"), Ok(17));
-        assert_eq!(size("20GiB"), Ok(20 << 30));
-        assert_eq!(size("800 MB"), Ok(800_000_000));
-        assert_eq!(size("5B"), Ok(5));
-        for wrong in ["", "0GiB", "-1", "1.5GiB", "GiB", "99999999999TiB", "5 parsecs"] {
-            assert!(size(wrong).is_err(), "{wrong}");
-        }
     }
 }

@@ -14,7 +14,8 @@ use rigel::model::{ModelSpec, grouped};
 use serde::Serialize;
 
 use super::error::CliError;
-use super::model_args::{DtypeArg, bytes};
+use super::model_args::DtypeArg;
+use super::numbers::bytes;
 use super::output::Output;
 
 const EXAMPLES: &str = "\

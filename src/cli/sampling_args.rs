@@ -7,6 +7,7 @@ use rigel::sampling::SamplingParams;
 use rigel::text::TokenId;
 
 use super::error::CliError;
+use super::numbers::count;
 
 /// Tokens to generate where nothing is said.
 pub const DEFAULT_MAX_NEW_TOKENS: u32 = 256;
@@ -15,10 +16,12 @@ pub const DEFAULT_MAX_NEW_TOKENS: u32 = 256;
 #[derive(Debug, Args)]
 pub struct GenerationArgs {
     /// The most tokens to generate [default: 256, or what the model's positions leave]
-    #[arg(long, short = 'n', value_name = "N", help_heading = "Length and stops", allow_negative_numbers = true)]
+    #[arg(long, short = 'n', aliases = ["max-tokens", "max-completion-tokens", "n-predict", "predict"])]
+    #[arg(value_name = "N", value_parser = count::<u32>, help_heading = "Length and stops", allow_negative_numbers = true)]
     max_new_tokens: Option<u32>,
     /// Tokens to generate before one that ends the generation may be chosen, or a --stop may be complete [default: 0]
-    #[arg(long, value_name = "N", help_heading = "Length and stops", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = count::<u32>, help_heading = "Length and stops")]
+    #[arg(allow_negative_numbers = true)]
     min_tokens: Option<u32>,
     /// Text that ends the generation, taken as it is and cut from the output; repeatable. Special tokens count as
     /// their text: <file_sep> stops there, shown or not
@@ -45,7 +48,7 @@ pub struct GenerationArgs {
 #[command(next_help_heading = "Sampling")]
 struct SamplingArgs {
     /// Logits are divided by it; 0 takes the most probable token [default: 0]
-    #[arg(long, short, value_name = "T", allow_negative_numbers = true)]
+    #[arg(long, short, alias = "temp", value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Draw from the K most probable tokens; 0 is all [default: 0]
     #[arg(long, value_name = "K", allow_negative_numbers = true)]
@@ -57,7 +60,7 @@ struct SamplingArgs {
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     min_p: Option<f32>,
     /// Weakens tokens seen in prompt and output; 1 is off [default: 1]
-    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    #[arg(long, alias = "repeat-penalty", value_name = "R", allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
     /// Taken off a token's logit for each time that it was generated, -2 to 2; 0 is off [default: 0]
     #[arg(long, value_name = "F", allow_negative_numbers = true)]
@@ -68,10 +71,11 @@ struct SamplingArgs {
     /// Adds BIAS to the logit of token ID; repeatable
     #[arg(long, value_name = "ID=BIAS", value_parser = logit_bias, allow_hyphen_values = true)]
     logit_bias: Vec<(TokenId, f32)>,
-    /// Key of the draws: the same seed draws the same tokens [default: 0]
+    /// Random seed: the same seed gives the same tokens [default: 0]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     seed: Option<u64>,
-    /// Take what is not given here from the checkpoint's generation_config.json
+    /// Take what is not given here from the checkpoint's generation_config.json: temperature (where do_sample is true),
+    /// top_k, top_p, min_p and repetition_penalty
     #[arg(long)]
     generation_config: bool,
 }

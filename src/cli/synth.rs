@@ -14,7 +14,7 @@ use rigel::model::grouped;
 use super::error::CliError;
 use super::interrupt;
 use super::load_bar::LoadBar;
-use super::model_args::bytes;
+use super::numbers::bytes;
 use super::output::Output;
 
 const EXAMPLES: &str = "\
