@@ -14,7 +14,7 @@ use rigel::bench::shapes::Shapes;
 
 /// For each kernel its smallest case, and one that takes the other path where there are two, at a small model's shapes.
 fn smallest_cases(bench: &Bench) -> Vec<Case> {
-    let shapes = Shapes::resolve(common::root().join("models/nano").to_str().unwrap()).unwrap();
+    let shapes = Shapes::resolve(common::root().join("crates/rigel-nano/model").to_str().unwrap()).unwrap();
     let mut smallest = BTreeMap::<String, Case>::new();
     for case in Case::all("nano", &shapes.spec, bench.device().properties()) {
         let bytes = |case: &Case| (case.work().bytes(), case.work().flops);

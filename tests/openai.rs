@@ -35,7 +35,9 @@ fn served(source: ModelSource, files: Option<tempfile::TempDir>) -> Nano {
 /// Nano with one change to its files.
 fn changed_nano(change: impl FnOnce(&dyn Fn(&str, &str, Value))) -> Nano {
     let dir = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/models/nano")).unwrap().map(Result::unwrap) {
+    for entry in
+        std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/crates/rigel-nano/model")).unwrap().map(Result::unwrap)
+    {
         std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
     }
     change(&|file, field, with| {
@@ -425,10 +427,10 @@ fn offsets_stay_within_the_text() {
 fn a_text_gets_the_tokenizer_s_special_tokens() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["config.json", "tokenizer_config.json", "model.safetensors"] {
-        let nano = concat!(env!("CARGO_MANIFEST_DIR"), "/models/nano/");
+        let nano = concat!(env!("CARGO_MANIFEST_DIR"), "/crates/rigel-nano/model/");
         std::fs::copy(format!("{nano}{name}"), folder.path().join(name)).unwrap();
     }
-    let mut json: Value = serde_json::from_slice(include_bytes!("../models/nano/tokenizer.json")).unwrap();
+    let mut json: Value = serde_json::from_slice(include_bytes!("../crates/rigel-nano/model/tokenizer.json")).unwrap();
     json["post_processor"] = json!({"type": "TemplateProcessing",
         "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],

@@ -28,7 +28,8 @@ fn directory(files: &[(&str, &str)]) -> (tempfile::TempDir, ModelSource) {
 }
 
 fn nano_file(name: &str) -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano").join(name)).expect("readable")
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/rigel-nano/model").join(name))
+        .expect("readable")
 }
 
 #[test]

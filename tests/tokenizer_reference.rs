@@ -98,7 +98,7 @@ fn vocabulary_and_special_tokens() {
 fn the_published_config_adds_nothing() {
     const NAME: &str = "the_published_config_adds_nothing";
     let (Some(plain), Some(json)) = (tokenizer(NAME), data(NAME, "starcoder2-tokenizer.json")) else { return };
-    let published = include_bytes!("../models/nano/tokenizer_config.json");
+    let published = include_bytes!("../crates/rigel-nano/model/tokenizer_config.json");
     let published = TokenizerConfig::from_bytes(Some((published, "tokenizer_config.json")), None).expect("an object");
     let t = Tokenizer::with_config(&json, "starcoder2-tokenizer.json", &published).expect("a tokenizer");
     assert_eq!((t.vocab_size(), t.eos(), t.bos()), (plain.vocab_size(), plain.eos(), plain.bos()));

@@ -265,6 +265,7 @@ mod tests {
     use super::*;
     use crate::engine::Engine;
 
+    #[cfg(feature = "nano")]
     #[test]
     fn a_start_on_the_cpu_has_its_phases_and_rows() {
         let start = measure(ModelSource::nano(), Device::Cpu, Engine::builder(), 20, 1500.0).unwrap();

@@ -417,6 +417,7 @@ mod tests {
         assert_eq!(shards[0].name, format!("model-00001-of-{:05}.safetensors", shards.len()));
     }
 
+    #[cfg(feature = "nano")]
     #[test]
     fn stopped_halfway_nothing_is_left_and_what_is_there_stays() {
         let root = tempfile::tempdir().unwrap();

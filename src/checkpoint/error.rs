@@ -41,6 +41,9 @@ pub enum CheckpointError {
         /// What to do.
         advice: &'static str,
     },
+    /// The bundled model, in a program that was built without it.
+    #[error("nano is not in this program: it was built without the cargo feature `nano`; give another model")]
+    NoBundledModel,
     /// A hub id that the local Hugging Face cache does not hold.
     #[error(
         "{id} is neither a directory nor in the local Hugging Face cache ({looked}); download it with `hf download {id}`"

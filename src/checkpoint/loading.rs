@@ -203,6 +203,7 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "nano")]
     #[test]
     fn the_bundled_model_has_nothing_to_lock_and_is_on_no_network() {
         let nano = Checkpoint::open(&ModelSource::nano()).unwrap();

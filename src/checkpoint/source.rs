@@ -39,7 +39,8 @@ enum Place {
 }
 
 impl ModelSource {
-    /// The small checkpoint that is part of the binary.
+    /// The small checkpoint of the crate `rigel-nano`, part of the program with the cargo feature `nano` (a default).
+    /// Without the feature [`CheckpointError::NoBundledModel`] is the answer to every attempt to read it.
     pub fn nano() -> ModelSource {
         ModelSource { place: Place::Bundled }
     }
@@ -99,7 +100,7 @@ impl ModelSource {
 
     pub(super) fn read_up_to(&self, name: &str, limit: u64) -> Result<Option<Cow<'static, [u8]>>, CheckpointError> {
         let path = match &self.place {
-            Place::Bundled => return Ok(bundled::file(name).map(Cow::Borrowed)),
+            Place::Bundled => return Ok(bundled::file(name)?.map(Cow::Borrowed)),
             Place::Memory { .. } => return Ok(None),
             Place::Directory { path, .. } => path.join(name),
         };
@@ -133,7 +134,7 @@ impl ModelSource {
     /// A link to nothing; a directory that may not be searched.
     pub(super) fn has(&self, name: &str) -> Result<bool, CheckpointError> {
         let path = match &self.place {
-            Place::Bundled => return Ok(bundled::file(name).is_some()),
+            Place::Bundled => return Ok(bundled::file(name)?.is_some()),
             Place::Memory { .. } => return Ok(false),
             Place::Directory { path, .. } => path.join(name),
         };
@@ -154,7 +155,7 @@ impl ModelSource {
     pub(super) fn load(&self, name: &str, loader: &mut Loader<'_>) -> Result<Mapping, CheckpointError> {
         let file = self.describe(name);
         let mapping = match &self.place {
-            Place::Bundled => bundled::file(name).map(|bytes| Mapping::of_static(bytes, file.clone())),
+            Place::Bundled => bundled::file(name)?.map(|bytes| Mapping::of_static(bytes, file.clone())),
             Place::Directory { path, .. } if self.has(name)? => Some(match loader {
                 Loader::Mmap => Mapping::open(&path.join(name), file.clone())?,
                 Loader::Read(reader) => Mapping::read(&path.join(name), file.clone(), reader)?,
@@ -267,6 +268,11 @@ mod tests {
         assert_eq!(source.describe("config.json"), snapshot.join("config.json").display().to_string());
 
         assert_eq!(ModelSource::resolve_in("nano", None).unwrap().to_string(), "nano (bundled)");
+    }
+
+    #[cfg(feature = "nano")]
+    #[test]
+    fn the_bundled_model_has_its_files_and_no_others() {
         assert!(ModelSource::nano().read("config.json").unwrap().is_some());
         assert!(ModelSource::nano().read("chat_template.jinja").unwrap().is_none());
     }

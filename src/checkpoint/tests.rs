@@ -341,6 +341,7 @@ fn a_file_larger_than_memory_opens_from_its_header() {
     assert_eq!((tensor.bytes().len() as u64, tensor.bytes()[1 << 33]), (data, 0));
 }
 
+#[cfg(feature = "nano")]
 #[test]
 fn the_bundled_checkpoint_opens_from_static_memory() {
     let checkpoint = Checkpoint::open(&ModelSource::nano()).unwrap();

@@ -24,7 +24,7 @@ impl ModelArg {
     /// Finds the model's files.
     pub fn source(&self) -> Result<ModelSource, CliError> {
         Ok(match self.named() {
-            None => ModelSource::nano(),
+            None => default_model()?,
             Some(model) => ModelSource::resolve(model)?,
         })
     }
@@ -47,6 +47,18 @@ impl ModelArg {
             None => Err(no_tokenizer(&source)),
         }
     }
+}
+
+/// The model of a command that was given none.
+///
+/// # Errors
+/// [`CliError::Usage`] in a program without the bundled model.
+pub fn default_model() -> Result<ModelSource, CliError> {
+    if cfg!(feature = "nano") {
+        return Ok(ModelSource::nano());
+    }
+    let missing = "no model: this program was built without the bundled one (cargo feature nano); give --model DIR|ID";
+    Err(CliError::Usage(missing.to_owned()))
 }
 
 fn no_tokenizer(source: &ModelSource) -> CliError {

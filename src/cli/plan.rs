@@ -14,7 +14,7 @@ use rigel::model::{ModelSpec, grouped};
 use serde::Serialize;
 
 use super::error::CliError;
-use super::model_args::DtypeArg;
+use super::model_args::{DtypeArg, default_model};
 use super::numbers::bytes;
 use super::output::Output;
 
@@ -188,7 +188,7 @@ impl Plan {
             spec.untie_stored_head(&checkpoint);
             Ok((source.to_string(), checkpoint.config().clone(), spec))
         };
-        let Some(model) = &self.model else { return checkpoint(&ModelSource::nano()) };
+        let Some(model) = &self.model else { return checkpoint(&default_model()?) };
         let path = std::path::Path::new(model);
         if path.is_dir() {
             match checkpoint(&ModelSource::directory(path)?) {

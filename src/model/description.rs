@@ -170,6 +170,7 @@ mod tests {
         assert_eq!([0, 999, 1000, 15_957_889_024].map(grouped), ["0", "999", "1,000", "15,957,889,024"]);
     }
 
+    #[cfg(feature = "nano")]
     #[test]
     fn nano_from_its_headers() {
         let checkpoint = Checkpoint::open(&ModelSource::nano()).unwrap();

@@ -91,7 +91,7 @@ pub fn rigel_env(args: &[&str], name: &str, value: &Path) -> Run {
 }
 
 pub fn nano() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/rigel-nano/model")
 }
 
 /// A copy of nano that a test may change.

@@ -80,7 +80,7 @@ pub fn random_checkpoints() -> Vec<(String, PathBuf)> {
 
 /// The bundled model: name and directory.
 pub fn nano() -> (String, PathBuf) {
-    ("nano".to_owned(), root().join("models/nano"))
+    ("nano".to_owned(), root().join("crates/rigel-nano/model"))
 }
 
 /// Every checkpoint with a golden.

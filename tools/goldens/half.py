@@ -121,7 +121,7 @@ def main():
     root = Path(sys.argv[2] if len(sys.argv) > 2 else "tests/goldens")
     torch.set_num_threads(1)
     random = [(f"`{spec.name}`", root / spec.name, root / f"{spec.name}.json") for spec in CHECKPOINTS]
-    chosen = {"random": random, "nano": [("`nano`", Path("models/nano"), root / "nano.json")]}.get(which)
+    chosen = {"random": random, "nano": [("`nano`", Path("crates/rigel-nano/model"), root / "nano.json")]}.get(which)
     if chosen is None:
         raise SystemExit(__doc__)
     found = []

@@ -1,6 +1,6 @@
-"""Writes tests/goldens/nano.json: log-probabilities, greedy tokens, tokenizer vectors and chat prompts of models/nano.
+"""Writes tests/goldens/nano.json: log-probabilities, greedy tokens, tokenizer vectors and chat prompts of crates/rigel-nano/model.
 
-    python tools/goldens/nano.py [models/nano] [tests/goldens/nano.json]
+    python tools/goldens/nano.py [crates/rigel-nano/model] [tests/goldens/nano.json]
 
 To be run again whenever the model changes; `model_sha256` says which weights the values belong to.
 """
@@ -165,7 +165,7 @@ def chats(directory, tokenizer):
 
 
 def main():
-    directory = Path(sys.argv[1] if len(sys.argv) > 1 else "models/nano")
+    directory = Path(sys.argv[1] if len(sys.argv) > 1 else "crates/rigel-nano/model")
     output = Path(sys.argv[2] if len(sys.argv) > 2 else "tests/goldens/nano.json")
     torch.set_num_threads(1)
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))

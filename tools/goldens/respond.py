@@ -1,6 +1,6 @@
 """Writes tests/goldens/respond.json: what the `respond` function of StarCoder2-15B-Instruct's model card returns.
 
-    python tools/goldens/respond.py [models/nano] [tests/goldens/respond.json]
+    python tools/goldens/respond.py [crates/rigel-nano/model] [tests/goldens/respond.json]
 
 Needs the environment of requirements-respond.txt. The function's steps, and every argument, are the card's; the
 pipeline and all that it does to prompt and text are transformers 4.39.0's.
@@ -112,7 +112,7 @@ def respond(pipeline, instruction, response_prefix):
 
 def main():
     assert transformers.__version__ == "4.39.0", "needs the environment of requirements-respond.txt"
-    source = Path(sys.argv[1] if len(sys.argv) > 1 else "models/nano")
+    source = Path(sys.argv[1] if len(sys.argv) > 1 else "crates/rigel-nano/model")
     output = Path(sys.argv[2] if len(sys.argv) > 2 else "tests/goldens/respond.json")
     torch.set_num_threads(1)
     cases = []

@@ -2,7 +2,7 @@
 # Makes the goldens again. PYTHON has requirements.txt, PYTHON_4_39 has requirements-respond.txt.
 #
 #     PYTHON=… tools/goldens/run.sh checkpoints             the random checkpoints, their goldens, the mutations
-#     PYTHON=… PYTHON_4_39=… tools/goldens/run.sh nano      nano.json and respond.json, after models/nano has changed
+#     PYTHON=… PYTHON_4_39=… tools/goldens/run.sh nano      nano.json and respond.json, after crates/rigel-nano/model has changed
 #     PYTHON=… tools/goldens/run.sh tokenizer               tokenizer_files.json
 set -eu
 cd "$(dirname "$0")/../.."

@@ -30,7 +30,7 @@ MOST_BYTES = 50 << 20
 # cuda_account is about what the interpreter counts.
 TESTS = re.compile(r"kernels_\w+|cuda_(?!account)\w+|bench_kernels|bench_model|device_layer")
 BENCHES = ("kernels",)
-DATA = ("tests/goldens", "models/nano", "models/configs", "kernels/ptx", "kernels/conformance", "tools/peers")
+DATA = ("tests/goldens", "crates/rigel-nano/model", "models/configs", "kernels/ptx", "kernels/conformance", "tools/peers")
 DATA += ("tools/gpu_check", "tools/gpu-check", "LICENSE")
 # Test binaries embed the same kernels: a dictionary that reaches back over several of them finds each once.
 DICTIONARY = 192 << 20

@@ -178,7 +178,7 @@ def parity(places):
 
     items = [
         one("3b", "--config", places.config("3b"), seconds=400),
-        one("nano", "--model", str(places.root / "models/nano"), "--tokens", "1,37,513,1027,700", seconds=120),
+        one("nano", "--model", str(places.root / "crates/rigel-nano/model"), "--tokens", "1,37,513,1027,700", seconds=120),
         one("15b of 4 layers", "--config", places.config("15b"), "--layers", "4", seconds=400),
         one("7b of 4 layers in f16", "--config", places.config("7b"), "--layers", "4", "--dtype", "f16", seconds=400),
     ]

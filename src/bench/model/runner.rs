@@ -250,7 +250,7 @@ fn draws(count: u32, params: &SamplingParams, position: u32) -> Vec<SampleRow<'_
     (0..count as usize).map(row).collect()
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "nano"))]
 mod tests {
     use std::num::{NonZeroU32, NonZeroUsize};
 

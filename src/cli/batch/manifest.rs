@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_model_s_digest_sees_every_file() {
-        let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nano");
+        let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/rigel-nano/model");
         let dir = tempfile::tempdir().unwrap();
         for entry in fs::read_dir(nano).unwrap().map(Result::unwrap) {
             if entry.file_type().unwrap().is_file() {

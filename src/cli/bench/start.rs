@@ -13,7 +13,7 @@ use rigel::checkpoint::ModelSource;
 use rigel::engine::Engine;
 
 use super::super::error::CliError;
-use super::super::model_args::{DeviceArg, DtypeArg};
+use super::super::model_args::{DeviceArg, DtypeArg, default_model};
 use super::super::output::Output;
 use super::model_name;
 
@@ -62,7 +62,10 @@ impl Start {
     }
 
     fn source(&self) -> Result<ModelSource, CliError> {
-        Ok(self.model.as_deref().map_or_else(|| Ok(ModelSource::nano()), ModelSource::resolve)?)
+        match &self.model {
+            None => default_model(),
+            Some(model) => Ok(ModelSource::resolve(model)?),
+        }
     }
 
     /// One start, in this process.
