@@ -119,14 +119,23 @@ impl Document {
         let mut text = String::from("## Measured\n\n");
         text += "Made by `rigel bench report` from the newest results in `benches/results`.\n\n";
         text += "### Targets\n\nOf StarCoder2-15B in bf16 on one H200, and of any bf16 model on a CPU.\n\n";
-        for (name, source) in [("GPU", gpu), ("CPU", cpu)] {
-            text += &match source {
-                Some(source) => format!("{name}: {}\n\n", origin(source)),
-                None => format!("{name}: {NOT_MEASURED}\n\n"),
-            };
+        // What is known comes first; what is not is a click away.
+        let kinds = [("GPU", gpu), ("CPU", cpu)];
+        for (name, source) in kinds.into_iter().filter_map(|(name, source)| Some((name, source?))) {
+            text += &format!("{name}: {}\n\n", origin(source));
         }
         let reports = [gpu, cpu].map(|source| source.map(|source| &source.report));
-        text += &targets::table(reports[0], reports[1]).to_string();
+        let targets = targets::all(reports[0], reports[1]);
+        if !targets.measured.is_empty() {
+            text += &format!("{}\n", targets.measured);
+        }
+        for (name, _) in kinds.into_iter().filter(|(_, source)| source.is_none()) {
+            text += &format!("{name}: {NOT_MEASURED}\n\n");
+        }
+        if !targets.not_measured.is_empty() {
+            let summary = format!("Targets {NOT_MEASURED}");
+            text += &format!("<details>\n<summary>{summary}</summary>\n\n{}\n</details>\n", targets.not_measured);
+        }
         let plots = gpu.or(cpu).map_or([None, None, None], |source| plots::all(&source.report));
         let titles = ["Kernels under their ceilings", "Tokens a second by batch", "Times as fast as peers"];
         for ((file, title), plot) in PLOTS.iter().zip(titles).zip(&plots) {

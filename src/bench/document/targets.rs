@@ -13,9 +13,20 @@ struct Found {
     peer: String,
 }
 
-/// The table, from the result of a GPU and that of a CPU.
-pub(super) fn table(gpu: Option<&Report>, cpu: Option<&Report>) -> Table {
-    let mut table = Table::new(&["work", "target", "measured", "peer in the same run"]);
+/// Targets with what was measured of them, and those of which nothing was.
+pub(super) struct Targets {
+    /// Work, target, what was measured, the peer.
+    pub measured: Table,
+    /// Work and target.
+    pub not_measured: Table,
+}
+
+/// All targets, from the result of a GPU and that of a CPU.
+pub(super) fn all(gpu: Option<&Report>, cpu: Option<&Report>) -> Targets {
+    let mut targets = Targets {
+        measured: Table::new(&["work", "target", "measured", "peer in the same run"]),
+        not_measured: Table::new(&["work", "target"]),
+    };
     let decode = |report: &Report, batch, depth| tokens(report, "tg", batch, depth, Some(Limit::Bytes));
     let big = |depth| move |report: &Report, batch| tokens(report, "tg", batch, depth, None);
     let big = big(1024);
@@ -58,11 +69,12 @@ pub(super) fn table(gpu: Option<&Report>, cpu: Option<&Report>) -> Table {
         })];
     let all = of_gpu.into_iter().map(|row| (row, gpu)).chain(of_cpu.into_iter().map(|row| (row, cpu)));
     for ((work, target, look), report) in all {
-        let none = || Found { measured: NOT_MEASURED.to_owned(), peer: NOT_MEASURED.to_owned() };
-        let Found { measured, peer } = report.and_then(look).unwrap_or_else(none);
-        table.row([work.to_owned(), target.to_owned(), measured, peer]);
+        match report.and_then(look) {
+            Some(Found { measured, peer }) => targets.measured.row([work, target, &measured, &peer]),
+            None => targets.not_measured.row([work, target]),
+        }
     }
-    table
+    targets
 }
 
 fn is_ours(row: &Row) -> bool {

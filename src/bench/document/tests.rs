@@ -47,13 +47,19 @@ fn target<'a>(text: &'a str, work: &str) -> Vec<&'a str> {
     line.trim_matches('|').split('|').map(str::trim).collect()
 }
 
+/// What a reader sees on demand: the targets that nobody has measured.
+fn folded(text: &str) -> &str {
+    let (_, rest) = text.split_once("<details>\n<summary>Targets not yet measured</summary>\n\n").unwrap();
+    rest.split_once("\n</details>").unwrap().0
+}
+
 #[test]
 fn with_no_result_everything_says_so() {
     let document = Document::of(&[]);
     assert_eq!(document.plots, [None, None, None]);
-    let lines: Vec<&str> = document.text.lines().filter(|line| line.contains(" ≥ ") || line.contains(" < ")).collect();
-    assert_eq!(lines.len(), 11, "{lines:#?}");
-    assert!(lines.iter().all(|line| line.matches(NOT_MEASURED).count() == 2), "{lines:#?}");
+    let folded = folded(&document.text);
+    assert_eq!(folded.lines().filter(|line| line.contains(" ≥ ") || line.contains(" < ")).count(), 11, "{folded}");
+    assert!(!document.text.contains("peer in the same run"), "{}", document.text);
     assert!(document.text.contains("GPU: not yet measured") && document.text.contains("CPU: not yet measured"));
 }
 
@@ -64,8 +70,10 @@ fn targets_have_what_was_measured_and_the_peer() {
     assert_eq!(decode[2..], ["80 %, 100 tok/s", "transformers 20.0 tok/s"]);
     assert_eq!(target(&text, "GEMM, M ≥ 2048")[2..], ["0.90 to 1.20 x, 600 TFLOP/s", "500 to 667 TFLOP/s"]);
     assert_eq!(target(&text, "prefill end to end, 4k prompt")[2], "75 %, 455111 tok/s");
-    assert_eq!(target(&text, "decode, batch 64, 1k context")[2..], [NOT_MEASURED; 2]);
-    assert_eq!(target(&text, "CPU decode")[2..], [NOT_MEASURED; 2]);
+    for work in ["decode, batch 64, 1k context", "CPU decode"] {
+        assert_eq!(target(folded(&text), work).len(), 2, "{work}");
+    }
+    assert!(!folded(&text).contains("GEMM, M ≥ 2048"), "{text}");
     for part in ["a card, 2030-01-02T03:04:05Z", "`rigel bench all`", "`benches/results/a-card.json`", "#### Models"] {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
@@ -79,9 +87,30 @@ fn targets_have_what_was_measured_and_the_peer() {
     }
     let [roofline, tokens, peers] = plots.map(Option::unwrap);
     assert!(roofline.contains("gemm mlp_in columns 24576, rows 8192: 600 TFLOP/s, 75 % of the limit"), "{roofline}");
-    assert!(tokens.contains("transformers, 1 sequences: 20.0 tokens/s") && tokens.contains("the limit of bytes"));
-    assert!(peers.contains("gemm mlp_in : torch cublas: 1.05 x, 2 sizes, 0.90 to 1.20"), "{peers}");
+    assert!(tokens.contains("transformers, 1 sequence: 20.0 tokens/s") && tokens.contains("the limit of bytes"));
+    assert!(tokens.contains("rigel, 8 sequences: 500 tokens/s") && tokens.contains("128 new tokens"), "{tokens}");
+    assert!(peers.contains("gemm mlp_in, beside torch cublas: 1.05 x, 2 sizes, 0.90 to 1.20"), "{peers}");
+    assert!(peers.contains("lines: smallest to largest"));
     assert!([roofline, tokens, peers].iter().all(|plot| !plot.contains("NaN") && !plot.contains("inf")));
+}
+
+/// One batch size makes no curve: bars, without what a curve needs.
+#[test]
+fn one_batch_size_is_drawn_as_bars() {
+    let mut source = gpu();
+    source.report.rows.retain(|row| row.suite == Suite::Model && size(row, "batch") == Some(1));
+    let [roofline, tokens, peers] = Document::of(&[source]).plots;
+    let (tokens, peers) = (tokens.unwrap(), peers.unwrap());
+    assert_eq!(roofline, None);
+    for part in ["starcoder2-15b, 128 new tokens, 1 sequence", "transformers, 1 sequence: 20.0 tokens/s"] {
+        assert!(tokens.contains(part), "no {part:?} in {tokens}");
+    }
+    assert!(tokens.contains("limit by the memory's read bandwidth: 125"), "{tokens}");
+    for absent in ["circle", "stroke-dasharray", "sequences", "the limit of bytes"] {
+        assert!(!tokens.contains(absent), "{absent:?} in {tokens}");
+    }
+    assert!(peers.contains("128 new tokens, beside transformers: 5.00 x<"), "{peers}");
+    assert!(!peers.contains("lines:") && !peers.contains("1 sizes"), "{peers}");
 }
 
 #[test]

@@ -1,8 +1,6 @@
 //! [`Axes`]: two scales around a frame.
 
-use super::{Anchor, INK, RULE, Svg, ticks};
-
-const MUTED: &str = "#64748b";
+use super::{Anchor, INK, MUTED, RULE, Svg, ticks};
 
 /// Numbers along an axis.
 #[derive(Debug, Clone, Copy, PartialEq)]

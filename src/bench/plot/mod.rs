@@ -1,18 +1,15 @@
 //! Pictures as SVG: small enough to write by hand, and no script is needed to read them.
 
 mod axes;
+mod bars;
+mod palette;
 mod svg;
 
 pub use axes::{Axes, Scale};
+pub use bars::{Bar, Bars};
+pub use palette::{BAND, GROUND, INK, MARK, MUTED, RULE, SERIES, UNKNOWN, dark};
 pub(crate) use svg::escaped;
 pub use svg::{Anchor, Svg};
-
-/// Text and axes.
-pub const INK: &str = "#334155";
-/// Rules and frames.
-pub const RULE: &str = "#e2e8f0";
-/// What nothing is known of.
-pub const UNKNOWN: &str = "#94a3b8";
 
 /// Shares of a limit from 0 to 1 as colours from red over yellow to blue, which also those tell apart who see no red or
 /// no green (RdYlBu of ColorBrewer 2.0).

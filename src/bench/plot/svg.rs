@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use super::palette::{GROUND, dark_style};
+
 /// Where a text stands to its point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Anchor {
@@ -33,10 +35,11 @@ pub struct Svg {
 }
 
 impl Svg {
-    /// A white one; `label` says what it shows to those who cannot see it.
+    /// An empty one, on a ground of its own, light or dark as the reader prefers; `label` says what it shows to those who
+    /// cannot see it.
     pub fn new(width: f64, height: f64, label: &str) -> Svg {
         let mut svg = Svg { width, height, label: escaped(label), body: String::new() };
-        svg.rect([0.0, 0.0, width, height], "#ffffff", None);
+        svg.rect([0.0, 0.0, width, height], GROUND, None);
         svg
     }
 
@@ -50,7 +53,7 @@ impl Svg {
     /// A filled disc.
     pub fn disc(&mut self, [x, y]: [f64; 2], radius: f64, fill: &str, title: Option<&str>) {
         let [x, y, radius] = [x, y, radius].map(number);
-        let shape = format!(r##"<circle cx="{x}" cy="{y}" r="{radius}" fill="{fill}" stroke="#ffffff""##);
+        let shape = format!(r#"<circle cx="{x}" cy="{y}" r="{radius}" fill="{fill}" stroke="{GROUND}""#);
         self.titled(&shape, "circle", title);
     }
 
@@ -88,7 +91,8 @@ impl Svg {
         format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" \
              height=\"{height}\" font-family=\"Helvetica, Arial, sans-serif\" role=\"img\" aria-label=\"{label}\">\n\
-             {}</svg>\n",
+             {}{}</svg>\n",
+            dark_style(),
             self.body
         )
     }

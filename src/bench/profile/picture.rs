@@ -1,7 +1,9 @@
 //! A timeline as a picture: a lane for each part of the network, time from left to right, colours for shares of limits;
 //! the whole step, and its first layers enlarged.
 
-use super::super::plot::{Anchor, INK, RULE, Svg, UNKNOWN, escaped, share_colour, ticks};
+use super::super::plot::{
+    Anchor, BAND, GROUND, INK, MARK, MUTED, RULE, Svg, UNKNOWN, dark, escaped, share_colour, ticks,
+};
 use super::super::report::Limit;
 use super::super::table::{digits, percent};
 use super::timeline::{PartTotal, Span, Timeline};
@@ -10,9 +12,6 @@ const WIDTH: f64 = 1200.0;
 const LEFT: f64 = 120.0;
 /// Where the totals of the lanes begin.
 const RIGHT: f64 = 960.0;
-const MUTED: &str = "#64748b";
-const GAP: &str = "#0f172a";
-const BAND: &str = "#f8fafc";
 /// Layers that are enlarged.
 const ENLARGED_LAYERS: usize = 2;
 
@@ -41,7 +40,12 @@ pub fn html(timelines: &[Timeline], caption: &str) -> String {
          svg {{ max-width: 100%; height: auto }}\n\
          table {{ border-collapse: collapse; margin: 8px 0 24px }}\n\
          td, th {{ padding: 3px 12px; border-bottom: 1px solid {RULE}; text-align: right }}\n\
-         td:first-child, th:first-child {{ text-align: left }}\n</style>\n</head>\n<body>\n"
+         td:first-child, th:first-child {{ text-align: left }}\n\
+         @media (prefers-color-scheme: dark) {{ body {{ color: {}; background: {} }} td, th {{ border-color: {} }} }}\n\
+         </style>\n</head>\n<body>\n",
+        dark(INK),
+        dark(GROUND),
+        dark(RULE)
     );
     page += &svg(timelines, caption);
     page += "<p>Rest a pointer on a launch to read its kernel, time, bytes and FLOPs.</p>\n";
@@ -148,7 +152,7 @@ fn panel(svg: &mut Svg, timeline: &Timeline, panels: &Panels, top: f64, window: 
         for (from, until) in timeline.gaps().into_iter().filter(|(from, _)| *from < window.until) {
             let (left, right) = (window.place(from), window.place(until));
             let title = format!("nothing runs for {} µs", digits(until - from));
-            svg.rect([left, top, right - left, panels.lanes()], GAP, Some(&title));
+            svg.rect([left, top, right - left, panels.lanes()], MARK, Some(&title));
         }
     }
     for span in timeline.spans.iter().filter(|span| span.start_us < window.until) {
@@ -225,7 +229,7 @@ fn legend(svg: &mut Svg, y: f64, sees_gaps: bool) {
     }
     svg.rect([470.0, y, 14.0, 14.0], UNKNOWN, None);
     svg.text([490.0, y + 12.0], Anchor::Start, 12.0, INK, "limit not known");
-    svg.rect([620.0, y, 14.0, 14.0], GAP, None);
+    svg.rect([620.0, y, 14.0, 14.0], MARK, None);
     let gaps = match sees_gaps {
         true => "nothing runs",
         false => "nothing runs (not seen here: an event behind each launch, gaps count to the launch behind them)",
