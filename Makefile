@@ -1,6 +1,6 @@
-# The two commands of README.md, and what CI adds to them.
+# The two commands of README.md, what CI adds to them, and what is given away.
 
-.PHONY: run test lint bench
+.PHONY: run test lint bench package dist wheel
 
 # Build, and let the bundled model write some code.
 run:
@@ -17,6 +17,19 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps
+	cargo check --quiet --no-default-features
+	cargo check --quiet --no-default-features --features cli
 
 bench:
 	cargo bench --bench cpu_decode
+
+# The crates as crates.io takes them, checked: size, files, and that they compile away from here.
+package:
+	tools/dist/package
+
+# dist/: a tarball with the binary for any Linux from glibc 2.28 on, and a Python wheel that carries the same binary.
+dist:
+	tools/dist/build
+
+wheel:
+	tools/dist/build wheel

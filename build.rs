@@ -46,7 +46,7 @@ fn run() -> Result<(), String> {
         Some(nvcc) => {
             let conformance = kernels.join("conformance");
             let all = [Source::all(&kernels, &kernels)?, Source::all(&conformance, &kernels)?];
-            let [sources, conformance] = Source::narrow(all)?;
+            let [sources, conformance] = Source::wanted(all)?;
             nvcc.compile(&sources, &kernels, &out)?;
             // Tests read these from where they lie (tests/kernels_conformance.rs); the binary has none of them.
             nvcc.compile(&conformance, &kernels, &out.join("conformance"))?;

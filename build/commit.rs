@@ -4,12 +4,17 @@ use std::env;
 use std::path::Path;
 use std::process::Command;
 
-/// Sets `RIGEL_COMMIT` for the crate: the variable of that name, else what git says of `root` where it is a checkout.
+/// Sets `RIGEL_COMMIT` for the crate: the variable of that name, else the commit that `cargo package` noted, else what
+/// git says of `root` where it is a checkout.
 /// Without optimisation nobody measures, and asking would rebuild everything after each commit: then, and where git has
 /// no answer, it is not set.
 pub fn announce(root: &Path) {
     println!("cargo::rerun-if-env-changed=RIGEL_COMMIT");
     if let Some(commit) = env::var("RIGEL_COMMIT").ok().filter(|commit| !commit.is_empty()) {
+        println!("cargo::rustc-env=RIGEL_COMMIT={commit}");
+        return;
+    }
+    if let Some(commit) = packaged(root) {
         println!("cargo::rustc-env=RIGEL_COMMIT={commit}");
         return;
     }
@@ -24,6 +29,15 @@ pub fn announce(root: &Path) {
         let dirty = if changed { "-dirty" } else { "" };
         println!("cargo::rustc-env=RIGEL_COMMIT={commit}{dirty}");
     }
+}
+
+/// The first twelve digits of the commit in a package's `.cargo_vcs_info.json`: `{"git": {"sha1": "…"}}`.
+fn packaged(root: &Path) -> Option<String> {
+    let noted = std::fs::read_to_string(root.join(".cargo_vcs_info.json")).ok()?;
+    let (_, rest) = noted.split_once("\"sha1\": \"")?;
+    let commit = rest.get(..12).filter(|commit| commit.chars().all(|c| c.is_ascii_hexdigit()))?;
+    let dirty = if noted.contains("\"dirty\": true") { "-dirty" } else { "" };
+    Some(format!("{commit}{dirty}"))
 }
 
 fn git(root: &Path, arguments: &[&str]) -> Option<String> {

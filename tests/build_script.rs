@@ -262,8 +262,33 @@ fn rigel_cuda_archs_narrows_the_targets() {
     let calls = project.calls();
     assert!(calls[0].contains("code=compute_80 -I") && !calls[0].contains("code=sm_80"), "{calls:?}");
     assert!(project.table().contains("image!(\"two\", &[\"sm_90a\"]"));
+    // Code for relatives of sm_80 is made where it is asked for, in files that have sm_80.
+    project.build(&[("RIGEL_CUDA_ARCHS", "sm_80 sm_86 sm_90a")]).ok();
+    let table = project.table();
+    assert!(table.contains("image!(\"one\", &[\"sm_80\", \"sm_86\"]"), "{table}");
+    assert!(table.contains("image!(\"two\", &[\"sm_90a\"]"), "{table}");
+    assert!(project.calls()[0].contains("-gencode=arch=compute_86,code=sm_86"));
     let error = project.build(&[("RIGEL_CUDA_ARCHS", "sm_80,sm_70")]).failed();
-    assert_eq!(error, "RIGEL_CUDA_ARCHS: no kernel is written for sm_70; there are: compute_80 sm_80 sm_90a");
+    assert_eq!(
+        error,
+        "RIGEL_CUDA_ARCHS: no kernel is written for sm_70; there are: compute_80 sm_80 sm_86 sm_89 sm_90a"
+    );
+}
+
+#[test]
+fn a_package_knows_the_commit_it_was_made_from() {
+    let commit = |info: &str, variables: &[(&str, &str)]| {
+        let project = Project::new();
+        project.write(".cargo_vcs_info.json", info);
+        project.build(variables).ok().lines("cargo::rustc-env=RIGEL_COMMIT=")
+    };
+    let clean =
+        "{\n  \"git\": {\n    \"sha1\": \"0123456789abcdef0123456789abcdef01234567\"\n  },\n  \"path_in_vcs\": \"\"\n}";
+    assert_eq!(commit(clean, &[]), ["0123456789ab"]);
+    let dirty = clean.replace("01234567\"\n", "01234567\",\n    \"dirty\": true\n");
+    assert_eq!(commit(&dirty, &[]), ["0123456789ab-dirty"]);
+    assert_eq!(commit(clean, &[("RIGEL_COMMIT", "v1")]), ["v1"]);
+    assert_eq!(commit("{}", &[]), [""; 0]);
 }
 
 #[test]

@@ -192,6 +192,55 @@ mod tests {
         assert_eq!(chosen(&[SM_90A], device(10, 0)), None);
     }
 
+    /// `sm_90a`, `compute_80`.
+    fn target(name: &str) -> Target {
+        let (form, rest) = match name.strip_prefix("sm_") {
+            Some(rest) => (Form::Machine, rest),
+            None => (Form::Ptx, name.strip_prefix("compute_").unwrap()),
+        };
+        Target { form, number: rest.trim_end_matches('a').parse().unwrap(), specific: rest.ends_with('a') }
+    }
+
+    /// The name of every kernel file and the targets of its `// targets:` line.
+    fn kernel_files() -> Vec<(String, Vec<Target>)> {
+        let folder = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels")).unwrap();
+        let files =
+            folder.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|it| it == "cu"));
+        let read = |path: std::path::PathBuf| {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let line = text.lines().find_map(|line| line.strip_prefix("// targets:")).unwrap();
+            let targets: Vec<Target> = line.split_whitespace().map(target).collect();
+            assert_eq!(targets.iter().map(Target::to_string).collect::<Vec<_>>().join(" "), line.trim(), "{path:?}");
+            (path.file_stem().unwrap().to_str().unwrap().to_owned(), targets)
+        };
+        files.map(read).collect()
+    }
+
+    /// Hopper's instructions run on 9.0 alone, on nothing that came later; everything else runs everywhere.
+    #[test]
+    fn every_gpu_has_code_of_the_general_kernels_and_9_0_alone_of_hopper_s() {
+        const GPUS: [(u32, u32); 7] = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)];
+        let all = |targets: &[Target]| {
+            GPUS.map(|(major, minor)| chosen(targets, device(major, minor)).unwrap_or_else(|| "none".to_owned()))
+        };
+        let files = kernel_files();
+        let (hopper, general): (Vec<_>, Vec<_>) = files.into_iter().partition(|(name, _)| name.ends_with("_sm90"));
+        assert!(hopper.len() >= 4 && general.len() >= 10, "{hopper:?} {general:?}");
+        for (name, targets) in hopper {
+            let code = targets[0].to_string();
+            assert!(code == "sm_90a" || code == "sm_90", "{name}: {code}");
+            assert_eq!(all(&targets), ["none", "none", "none", "none", &code, "none", "none"], "{name}");
+        }
+        for (name, mut targets) in general {
+            let expected = ["none", "sm_80", "sm_80", "sm_80", "sm_90", "compute_80", "compute_80"];
+            assert_eq!(all(&targets), expected, "{name}");
+            // As a release has it.
+            targets.extend(["sm_86", "sm_89"].map(target));
+            let expected = ["none", "sm_80", "sm_86", "sm_89", "sm_90", "compute_80", "compute_80"];
+            assert_eq!(all(&targets), expected, "{name}");
+        }
+    }
+
     #[test]
     fn damage_is_an_error_at_every_length() {
         let whole = fatbin(&[SM_80, SM_90]);

@@ -75,6 +75,19 @@ mod tests {
         }
     }
 
+    /// The drawings, which are made by hand, too.
+    #[test]
+    fn every_picture_of_the_documentation_has_both_palettes() {
+        let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+        let files = std::fs::read_dir(docs).unwrap().map(|entry| entry.unwrap().path());
+        let pictures: Vec<_> = files.filter(|path| path.extension().is_some_and(|it| it == "svg")).collect();
+        assert!(pictures.len() >= 2, "{pictures:?}");
+        for path in pictures {
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(text.contains("@media (prefers-color-scheme: dark)"), "{path:?}");
+        }
+    }
+
     #[test]
     fn each_dark_colour_is_a_rule() {
         let style = dark_style();

@@ -22,6 +22,9 @@ pub mod product;
 pub mod random;
 pub mod sample;
 
+#[cfg(test)]
+mod choice_tests;
+
 use std::fmt::Display;
 
 use bytemuck::Pod;
