@@ -77,7 +77,7 @@ fn whenever_it_is_killed_every_line_is_there_once() {
     let start = Instant::now();
     assert_eq!(batch(dir, "whole.jsonl").status().unwrap().code(), Some(1));
     let alone = start.elapsed();
-    let (whole, errors) = (records(&dir.join("whole.jsonl")), records(&dir.join("whole.jsonl.errors.jsonl")));
+    let (whole, errors) = (records(&dir.join("whole.jsonl")), records(&dir.join("whole.errors.jsonl")));
     assert_eq!((whole.len(), errors.len()), (LINES - LINES / 10, LINES / 10));
 
     let mut random = Random(0x9e3779b97f4a7c15);
@@ -121,7 +121,7 @@ fn whenever_it_is_killed_every_line_is_there_once() {
             }
         }
         assert_eq!(records(&path), whole, "{output}");
-        assert_eq!(records(&dir.join(format!("{output}.errors.jsonl"))), errors, "{output}");
+        assert_eq!(records(&dir.join(format!("killed-{runs}.errors.jsonl"))), errors, "{output}");
         kills += kills_of_run;
         runs += 1;
         assert!(start.elapsed() < Duration::from_secs(600), "{kills} kills in {runs} runs");

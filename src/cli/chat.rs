@@ -18,11 +18,11 @@ use rustyline::error::ReadlineError;
 use rustyline::history::MemHistory;
 
 use super::error::CliError;
-use super::interrupt::{self, note};
 use super::load_bar::LoadBar;
 use super::model_args::{Load, ModelArgs};
 use super::output::Output;
 use super::sampling_args::{DEFAULT_MAX_NEW_TOKENS, GenerationArgs, GenerationOptions};
+use super::signals::{self, Signal, note};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -264,7 +264,7 @@ impl Answer {
     }
 }
 
-/// Ctrl-C: during an answer it ends the answer, else what a terminal makes of it.
+/// Ctrl-C: during an answer it ends the answer, else what a terminal makes of it. SIGTERM and SIGHUP end the program.
 struct Interrupts {
     answering: Arc<AtomicBool>,
     interrupted: Arc<AtomicBool>,
@@ -274,11 +274,13 @@ impl Interrupts {
     fn catch(terminal: bool) -> Result<Interrupts, CliError> {
         let (answering, interrupted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let interrupts = Interrupts { answering: answering.clone(), interrupted: interrupted.clone() };
-        interrupt::on_interrupt(move |_| {
-            if answering.load(Ordering::SeqCst) {
+        signals::on_signal(move |signal, _| {
+            if signal != Signal::Interrupt {
+                signal.exit();
+            } else if answering.load(Ordering::SeqCst) {
                 interrupted.store(true, Ordering::SeqCst);
             } else if !terminal {
-                interrupt::exit();
+                signal.exit();
             }
         })?;
         Ok(interrupts)

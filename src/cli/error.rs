@@ -13,6 +13,8 @@ use rigel::engine::{EngineError, Failure, MOST_LOGPROBS, RequestError};
 use rigel::sampling::InvalidParam;
 use rigel::text::TextError;
 
+use super::signals::Signal;
+
 /// Why a command ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
@@ -28,6 +30,9 @@ pub enum CliError {
     /// The command ran and did not do all that it was asked to. The text says what to do.
     #[error("{0}")]
     Failed(String),
+    /// A signal ended the run before its work was done. The text says what is left.
+    #[error("stopped by {} {message}", .signal.name())]
+    Stopped { signal: Signal, message: String },
     /// Text was expected.
     #[error("{origin}: byte {offset} is not valid UTF-8; give UTF-8 text, or token ids")]
     NotUtf8 { origin: String, offset: usize },
@@ -123,7 +128,7 @@ impl CliError {
         }
     }
 
-    /// 2 for bad input, 1 for what failed while running, 0 where the reader had enough.
+    /// 2 for bad input, 1 for what failed while running, 0 where the reader had enough, 128 + n for a signal.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.code())
     }
@@ -132,6 +137,7 @@ impl CliError {
         match self {
             CliError::StdoutClosed => 0,
             CliError::At { source, .. } => source.code(),
+            CliError::Stopped { signal, .. } => signal.exit_code(),
             CliError::Failure(_) | CliError::Stdout(_) | CliError::Write { .. } | CliError::Failed(_) => 1,
             CliError::Report(ReportError::Write { .. }) => 1,
             CliError::Synthetic(SyntheticError::DiskFull { .. } | SyntheticError::Write { .. }) => 1,

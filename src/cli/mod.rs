@@ -12,7 +12,7 @@
 //! | `completion` | one request to text or to a JSON object |
 //! | `output` | stdout |
 //! | `error`, `usage`, `log`, `load_bar` | stderr |
-//! | `interrupt` | Ctrl-C |
+//! | `signals` | Ctrl-C, SIGTERM, SIGHUP |
 //!
 //! Nothing here knows how a token is computed or chosen, and nothing here loops over steps: that is the engine's.
 
@@ -28,7 +28,6 @@ mod generate;
 mod infill;
 mod input;
 mod inspect;
-mod interrupt;
 mod load_bar;
 mod log;
 mod model_args;
@@ -40,6 +39,7 @@ mod profile;
 mod respond;
 mod sampling_args;
 mod score;
+mod signals;
 mod synth;
 mod tokenize;
 mod usage;
@@ -145,7 +145,8 @@ impl Command {
 }
 
 /// Runs the command that the process was started with. Exit codes: 0, 1 for what fails while running, 2 for bad
-/// input; 128 and the signal's number where Ctrl-C or a weight file that is gone (SIGBUS) ended it.
+/// input; 128 and the signal's number where a signal ended it: Ctrl-C, SIGTERM, SIGHUP, or SIGBUS for a weight file that
+/// is gone.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let cli = match Cli::try_parse() {

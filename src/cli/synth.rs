@@ -2,8 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use clap::{Args, ValueEnum};
 use rigel::bench::shapes::Shapes;
@@ -12,10 +11,10 @@ use rigel::checkpoint::{Dtype, ModelSource};
 use rigel::model::grouped;
 
 use super::error::CliError;
-use super::interrupt;
 use super::load_bar::LoadBar;
 use super::numbers::bytes;
 use super::output::Output;
+use super::signals;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -72,15 +71,21 @@ impl Synth {
         let tokenizer = self.tokenizer.as_deref().map(ModelSource::resolve).transpose()?;
         let synthetic =
             Synthetic { shapes: &shapes, dtype, seed: self.seed, shard_bytes: self.shard_size.get(), tokenizer };
-        let interrupted = Arc::new(AtomicBool::new(false));
-        let seen = interrupted.clone();
-        interrupt::on_interrupt(move |_| seen.store(true, Ordering::Relaxed))?;
+        let stopped = Arc::new(OnceLock::new());
+        let seen = stopped.clone();
+        signals::on_signal(move |signal, count| {
+            // A second one does not wait until what was written is removed.
+            if count > 1 {
+                signal.exit();
+            }
+            let _ = seen.set(signal);
+        })?;
         let bar = Mutex::new(LoadBar::unless(self.quiet).drawer_of("writing weights"));
         let written = synthetic.write(&self.out, &|progress| {
             // A panic elsewhere leaves a bar that can still be drawn.
             let mut draw = bar.lock().unwrap_or_else(PoisonError::into_inner);
             (*draw)(progress);
-            if interrupted.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if stopped.get().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         drop(bar);
         match written {
@@ -89,7 +94,10 @@ impl Synth {
                 let (bytes, out_name) = (grouped(bytes), self.out.display());
                 out.line(&format!("{}: {bytes} bytes of {dtype} in {shards} {files} in {out_name}", shapes.name))
             }
-            Err(SyntheticError::Stopped) => interrupt::exit(),
+            Err(SyntheticError::Stopped) => match stopped.get() {
+                Some(signal) => signal.exit(),
+                None => Err(SyntheticError::Stopped.into()),
+            },
             Err(error) => Err(error.into()),
         }
     }

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use super::event::{Completion, Event, Failure};
 
@@ -74,6 +75,12 @@ impl Mailbox {
     fn wait<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         state.waiting = true;
         self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Mailbox::wait`], for at most `timeout`.
+    fn wait_for<'a>(&'a self, mut state: MutexGuard<'a, State>, timeout: Duration) -> MutexGuard<'a, State> {
+        state.waiting = true;
+        self.arrived.wait_timeout(state, timeout).unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
@@ -200,7 +207,7 @@ impl Replies {
 
     /// A consumer's end for many requests.
     pub(super) fn open_many(&self) -> Many {
-        Many { replies: self.clone(), mailbox: Arc::default(), running: HashMap::new() }
+        Many { replies: self.clone(), mailbox: Arc::default(), running: HashMap::new(), arrived: VecDeque::new() }
     }
 
     fn open_in(&self, mailbox: &Arc<Mailbox>, number: usize, samples: u32) -> (Arc<Reply>, CancelOnDrop) {
@@ -341,10 +348,13 @@ impl futures_core::Stream for Generation {
 }
 
 /// The events of many requests, in the order in which they come. Dropping it cancels those that have not ended.
+#[derive(Debug)]
 pub(super) struct Many {
     replies: Replies,
     mailbox: Arc<Mailbox>,
     running: HashMap<usize, CancelOnDrop>,
+    /// Empty between calls; its memory is used again.
+    arrived: VecDeque<Numbered>,
 }
 
 impl Many {
@@ -360,23 +370,50 @@ impl Many {
         self.running.len()
     }
 
+    /// Cancels a request. What came of it and was not taken is dropped.
+    pub(super) fn cancel(&mut self, number: usize) {
+        self.running.remove(&number);
+    }
+
     /// Waits until there are events, and moves all of them to `events`, each with its request's number.
     pub(super) fn take(&mut self, events: &mut VecDeque<Numbered>) {
         let mut state = lock(&self.mailbox.state);
         while state.events.is_empty() {
             state = self.mailbox.wait(state);
         }
-        events.append(&mut state.events);
+        std::mem::swap(&mut self.arrived, &mut state.events);
         drop(state);
-        for (number, event) in events.iter() {
-            if matches!(event, Event::Finished(_) | Event::Failed(_))
-                && let Some(cancel) = self.running.get_mut(number)
-            {
-                cancel.take(event);
+        self.sort_out(events);
+    }
+
+    /// As [`Many::take`], for at most `timeout`.
+    pub(super) fn take_within(&mut self, timeout: Duration, events: &mut VecDeque<Numbered>) {
+        let deadline = Instant::now() + timeout;
+        let mut state = lock(&self.mailbox.state);
+        while state.events.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            state = self.mailbox.wait_for(state, left);
+        }
+        std::mem::swap(&mut self.arrived, &mut state.events);
+        drop(state);
+        self.sort_out(events);
+    }
+
+    /// Moves what arrived for requests that run to `events`.
+    fn sort_out(&mut self, events: &mut VecDeque<Numbered>) {
+        for (number, event) in self.arrived.drain(..) {
+            // A request that was cancelled runs until the engine has seen that.
+            let Some(cancel) = self.running.get_mut(&number) else { continue };
+            if matches!(event, Event::Finished(_) | Event::Failed(_)) {
+                cancel.take(&event);
                 if cancel.open == 0 {
-                    self.running.remove(number);
+                    self.running.remove(&number);
                 }
             }
+            events.push_back((number, event));
         }
     }
 }

@@ -11,7 +11,7 @@
 //! |---|---|
 //! | `mod`, `builder`, `loading` | the engine, and how it comes to be |
 //! | `plan` | whether a model fits a GPU |
-//! | `request`, `event`, `generation` | what goes in, what comes out, and the way out |
+//! | `request`, `event`, `generation`, `generations` | what goes in, what comes out, and the way out |
 //! | `worker` | the step loop |
 //! | `scheduler` | who is computed next, and where |
 //! | `sequence`, `output` | one sample: its tokens and pages; its text, stops and events |
@@ -44,6 +44,7 @@ mod builder;
 mod draft;
 mod event;
 mod generation;
+mod generations;
 mod loading;
 mod output;
 #[cfg(feature = "cuda")]
@@ -59,6 +60,7 @@ pub use builder::{Device, EngineBuilder, EngineError, EngineOptions};
 pub use draft::{PromptLookup, Speculation};
 pub use event::{Completion, Event, Failure, Finish, FinishReason, PromptToken, StopCause, Timings, Token};
 pub use generation::Generation;
+pub use generations::Generations;
 #[cfg(feature = "cuda")]
 pub use plan::GpuPlan;
 pub use request::{EosTokens, MOST_LOGPROBS, MOST_SAMPLES, Request, RequestError};
@@ -213,6 +215,11 @@ impl Engine {
             many.take(&mut events);
             events.drain(..).for_each(|(number, event)| on_event(number, event));
         }
+    }
+
+    /// For many requests at a time whose consumer has other things to do besides: see [`Generations`].
+    pub fn generations(&self) -> Generations<'_> {
+        Generations::new(self, self.shared.replies.open_many())
     }
 
     /// Checks a request, and makes what turns its tokens into text.

@@ -181,26 +181,41 @@ fn message(index: usize, value: Value) -> Result<ChatMessage, ApiError> {
     };
     let mut fields = Fields::of(value)?;
     let role = fields.text("role").map_err(inside)?;
-    let role = role.ok_or_else(|| inside(ApiError::invalid("role is missing; expected a string").of("role")))?;
+    let role = match role {
+        Some(role) if ROLES.contains(&role.as_str()) => role,
+        Some(role) => return Err(inside(ApiError::field("role", shown(&Value::String(role)), EXPECTED_ROLE))),
+        None => return Err(inside(ApiError::invalid(format!("role is missing; expected {EXPECTED_ROLE}")).of("role"))),
+    };
     for name in ["tool_calls", "function_call", "audio"] {
         fields.refuse(name, "put it into the content", |_| false).map_err(inside)?;
     }
-    Ok(ChatMessage::new(role, content(&mut fields).map_err(inside)?))
+    let content = content(&mut fields, &role).map_err(inside)?;
+    Ok(ChatMessage::new(role, content))
 }
 
+/// Who may speak: the roles of OpenAI's chats. What a template makes of each is the template's matter.
+const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
+const EXPECTED_ROLE: &str = "\"system\", \"developer\", \"user\", \"assistant\" or \"tool\"";
+
 /// A message's text: a string, or parts of type text put together. An assistant's null is no text.
-fn content(fields: &mut Fields) -> Result<String, ApiError> {
+fn content(fields: &mut Fields, role: &str) -> Result<String, ApiError> {
+    const EXPECTED: &str = "a string, or a list of {\"type\":\"text\",\"text\":…}";
     let part = |part: &Value| {
         let text = part.get("text").filter(|_| part.get("type").is_some_and(|kind| kind == "text"));
         text.and_then(Value::as_str).map(str::to_owned)
     };
-    let text =
-        fields.read("content", "a string, or a list of {\"type\":\"text\",\"text\":…}", |value| match value {
-            Value::String(text) => Some(text.clone()),
-            Value::Array(parts) => parts.iter().map(part).collect(),
-            _ => None,
-        })?;
-    Ok(text.unwrap_or_default())
+    let is_there = fields.has("content");
+    let text = fields.read("content", EXPECTED, |value| match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(parts) => parts.iter().map(part).collect(),
+        _ => None,
+    })?;
+    match text {
+        Some(text) => Ok(text),
+        None if is_there && role == "assistant" => Ok(String::new()),
+        None if is_there => Err(ApiError::field("content", "null", EXPECTED)),
+        None => Err(ApiError::invalid(format!("content is missing; expected {EXPECTED}")).of("content")),
+    }
 }
 
 #[cfg(test)]

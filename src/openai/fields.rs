@@ -24,7 +24,19 @@ impl Fields {
 
     /// The value of a field; none where it is absent or null.
     pub fn take(&mut self, name: &str) -> Option<Value> {
+        #[cfg(test)]
+        super::known::tests::TAKEN.with_borrow_mut(|taken| taken.insert(name.to_owned()));
         self.map.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// Returns `true` if the field is there, if only as null.
+    pub fn has(&self, name: &str) -> bool {
+        self.map.contains_key(name)
+    }
+
+    /// A field's value as a message shows it, where it has one. The field stays to be read.
+    pub fn shown(&self, name: &str) -> Option<String> {
+        self.map.get(name).map(shown)
     }
 
     /// The value of a field, which `read` has to make something of.
@@ -38,9 +50,9 @@ impl Fields {
         read(&value).map(Some).ok_or_else(|| ApiError::field(name, shown(&value), expected))
     }
 
-    /// A finite number.
+    /// A number. One that is beyond an f32 is infinite: whoever knows the field's range refuses it.
     pub fn number(&mut self, name: &str) -> Result<Option<f32>, ApiError> {
-        self.read(name, "a number", finite)
+        self.read(name, "a number", |value| value.as_f64().map(|number| number as f32))
     }
 
     /// An integer from 0 that a u32 holds.
@@ -100,11 +112,6 @@ impl Fields {
     }
 }
 
-/// A number that stays finite as an f32.
-fn finite(value: &Value) -> Option<f32> {
-    value.as_f64().map(|number| number as f32).filter(|number| number.is_finite())
-}
-
 /// The integer that a number stands for, whether it is written 8 or 8.0: JSON has one type of number, many languages
 /// write no other, and JSON Schema calls both integers.
 pub fn integer(value: &Value) -> Option<i128> {
@@ -148,7 +155,8 @@ mod tests {
         assert_eq!(f.number("a").unwrap(), None);
         assert_eq!(f.number("absent").unwrap(), None);
         assert_eq!(f.number("b").unwrap_err().to_string(), "b is \"x\"; expected a number");
-        assert_eq!(f.number("c").unwrap_err().param.as_deref(), Some("c"));
+        assert_eq!(f.shown("c").as_deref(), Some("1e+300"));
+        assert_eq!(f.number("c").unwrap(), Some(f32::INFINITY));
         assert_eq!(f.natural("d").unwrap_err().to_string(), "d is -1; expected an integer of at least 0");
         assert!(f.texts("e").is_err() && f.token_ids("f").is_err());
         assert!(Fields::of(json!([1])).is_err());

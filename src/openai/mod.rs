@@ -11,7 +11,7 @@
 //! | 4 | samples → the response | [`Call::response`] → [`ResponseBody`] |
 //! | at each | what is wrong, under the field's name | [`ApiError`] → [`ErrorBody`] |
 //!
-//! As clients need it: fields that are not known are ignored, an explicit `null` is an absent field, and a field that
+//! As clients need it: fields that are not known ([`is_known_field`]) are ignored, an explicit `null` is an absent field, and a field that
 //! is known but not supported is refused by name, unless its value asks for nothing.
 
 mod body;
@@ -20,6 +20,7 @@ mod collector;
 mod error;
 mod fields;
 mod json;
+mod known;
 mod logprobs;
 mod model;
 mod options;
@@ -31,6 +32,7 @@ pub use collector::{Collected, Collector, Output, Sample};
 pub use error::{ApiError, ErrorBody, ErrorKind, ErrorObject};
 pub use fields::{integer, shown, token_ids};
 pub use json::{check_begin, parse_object, syntax_error};
+pub use known::{SYNONYMS, is_known_field, option_fields};
 pub use logprobs::{ChatLogprobs, ChatToken, ChatTop, CompletionLogprobs, TopLogprobs};
 pub use model::ServedModel;
 pub use options::{Defaults, Options};

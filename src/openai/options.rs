@@ -117,6 +117,10 @@ fn include_usage(fields: &mut Fields) -> Result<bool, ApiError> {
 }
 
 fn sampling(fields: &mut Fields, defaults: &SamplingParams) -> Result<SamplingParams, ApiError> {
+    // As it was written: an f32 shows 1e99 as inf.
+    const NUMBERS: [&str; 6] =
+        ["temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"];
+    let written = NUMBERS.map(|name| fields.shown(name));
     // -1 is vLLM's "all".
     let top_k = fields.integer("top_k", "an integer of at least -1 (0 and -1 keep every token)", -1..=i128::MAX)?;
     let top_k = top_k.map(|k| u32::try_from(k.max(0)).unwrap_or(u32::MAX));
@@ -133,7 +137,11 @@ fn sampling(fields: &mut Fields, defaults: &SamplingParams) -> Result<SamplingPa
         min_tokens: fields.natural("min_tokens")?.unwrap_or(defaults.min_tokens),
         ..defaults.clone()
     };
-    params.validate().map_err(|invalid| ApiError::invalid(invalid.to_string()).of(invalid.name))?;
+    params.validate().map_err(|invalid| {
+        let index = NUMBERS.iter().position(|name| *name == invalid.name);
+        let found = index.and_then(|index| written[index].clone()).unwrap_or(invalid.found);
+        ApiError::field(invalid.name, found, invalid.expected)
+    })?;
     Ok(params)
 }
 
@@ -284,6 +292,22 @@ mod tests {
         let body: serde_json::Map<String, Value> =
             fields.iter().map(|name| ((*name).to_owned(), json!(null))).collect();
         assert_eq!(read(Value::Object(body)).unwrap().sampling, Defaults::openai().sampling);
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_shown_as_they_were_written() {
+        for (body, message) in [
+            (
+                json!({"temperature": 1e99}),
+                "temperature is 1e+99; expected a finite number from 0 to 3.4e38 (0 is greedy)",
+            ),
+            (json!({"top_p": 1.0000000001e1}), "top_p is 10.000000001; expected a number from 0 to 1"),
+            (json!({"presence_penalty": -1e300}), "presence_penalty is -1e+300; expected a number from -2 to 2"),
+            (json!({"temperature": "hot"}), "temperature is \"hot\"; expected a number"),
+        ] {
+            let said = read(body).unwrap_err().message;
+            assert!(said.starts_with(message), "{said}");
+        }
     }
 
     #[test]

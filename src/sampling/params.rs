@@ -79,7 +79,7 @@ impl SamplingParams {
             "temperature",
             temperature,
             temperature >= 0.0 && temperature.is_finite(),
-            "a finite number of at least 0 (0 is greedy)",
+            "a finite number from 0 to 3.4e38 (0 is greedy)",
         )?;
         check(
             "top_p",
@@ -92,7 +92,7 @@ impl SamplingParams {
             "repetition_penalty",
             repetition_penalty,
             repetition_penalty > 0.0 && repetition_penalty.is_finite(),
-            "a finite number above 0 (1 is off)",
+            "a finite number above 0, to 3.4e38 (1 is off)",
         )?;
         for (name, value) in
             [("frequency_penalty", self.frequency_penalty), ("presence_penalty", self.presence_penalty)]

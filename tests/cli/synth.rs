@@ -1,6 +1,6 @@
 //! `rigel synth`.
 
-use crate::common::{file, path, rigel};
+use crate::common::{command, file, path, rigel};
 
 const CONFIG: &str = r#"{"model_type":"starcoder2","vocab_size":4096,"hidden_size":48,"intermediate_size":64,
     "num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,"head_dim":12,"max_position_embeddings":128}"#;
@@ -37,4 +37,24 @@ fn bad_input_is_said_in_a_line() {
         assert!(run.error(1).contains("bytes are needed and"), "{run:?}");
     }
     assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_leaves_nothing() {
+    for (signal, code) in [("TERM", 143), ("HUP", 129), ("INT", 130)] {
+        let root = tempfile::tempdir().unwrap();
+        // Gigabytes, of which the first are written when the signal comes.
+        let out = root.path().join("x");
+        let child = command(&["synth", "3b", "--out", out.to_str().unwrap()]).spawn().unwrap();
+        let unfinished = root.path().join("x.unfinished");
+        while !unfinished.exists() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let kill = std::process::Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status();
+        assert!(kill.unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(code), &[][..]));
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+    }
 }

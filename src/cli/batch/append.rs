@@ -5,7 +5,7 @@
 //! the end: a power failure may cost the last records, whose lines are then done again.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -29,20 +29,39 @@ pub struct AppendFile {
 }
 
 /// What is read of a record.
-#[derive(Deserialize)]
-struct Head {
-    custom_id: String,
+#[derive(Debug, Deserialize)]
+pub struct Written {
+    pub custom_id: String,
+    /// Of a line that failed.
+    pub error: Option<WrittenError>,
+    /// Of a line that failed; records of older versions have neither.
+    pub line: Option<u32>,
+    pub line_digest: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct WrittenError {
+    pub code: String,
+    pub message: String,
 }
 
 impl AppendFile {
     /// Opens the file, or makes it, for this process alone, and changes nothing in it.
     pub fn open(path: PathBuf) -> Result<AppendFile, CliError> {
         let error = |source| CliError::Write { path: path.clone(), source };
-        let file = OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(error)?;
-        if !file.metadata().map_err(error)?.is_file() {
-            let found = path.display();
-            return Err(CliError::Usage(format!("{found} is not a regular file; give the name of one to write to")));
+        match std::fs::metadata(&path) {
+            // Not opened: a pipe would wait for its other end.
+            Ok(metadata) if !metadata.is_file() => {
+                let found = path.display();
+                return Err(CliError::Usage(format!(
+                    "{found} is not a regular file; give the name of one to write to"
+                )));
+            }
+            Ok(_) => {}
+            Err(source) if source.kind() == ErrorKind::NotFound => {}
+            Err(source) => return Err(error(source)),
         }
+        let file = OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(error)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -70,18 +89,20 @@ impl AppendFile {
         self.cut_unfinished().map_err(|source| CliError::Write { path: self.path.clone(), source })
     }
 
-    /// Gives the id of every record to `each`, with the number of its line.
-    pub fn each_id(&self, mut each: impl FnMut(u32, &str) -> Result<(), CliError>) -> Result<(), CliError> {
+    /// Gives every record to `each`, with the number of its line.
+    pub fn each_record(&self, mut each: impl FnMut(u32, Written) -> Result<(), CliError>) -> Result<(), CliError> {
         let error = |source| CliError::Read { origin: self.path.display().to_string(), source };
         // A handle of its own, at the file's start.
         let mut lines = Lines::of_any_length(BufReader::new(File::open(&self.path).map_err(error)?.take(self.length)));
         while let Some((number, line)) = lines.next().map_err(error)? {
-            let head = match line {
-                Line::Bytes(bytes) => serde_json::from_slice::<Head>(bytes).map_err(|_| "no object with a custom_id"),
+            let record = match line {
+                Line::Bytes(bytes) => {
+                    serde_json::from_slice::<Written>(bytes).map_err(|_| "no object with a custom_id")
+                }
                 Line::TooLong => Err("the line is too long"),
             };
-            match head {
-                Ok(head) => each(number, &head.custom_id)?,
+            match record {
+                Ok(record) => each(number, record)?,
                 Err(reason) => {
                     let place = format!("{}:{number}", self.path.display());
                     let message = format!("not a record of rigel batch ({reason}); give another output file");
@@ -94,11 +115,14 @@ impl AppendFile {
 
     /// Writes a record.
     pub fn append(&mut self, record: &impl Serialize) -> Result<(), CliError> {
+        let line = line_of(record).map_err(|source| CliError::Write { path: self.path.clone(), source })?;
+        self.append_line(&line)
+    }
+
+    /// Writes a record's line.
+    pub fn append_line(&mut self, line: &[u8]) -> Result<(), CliError> {
         let error = |source| CliError::Write { path: self.path.clone(), source };
-        // Our own records: string keys, numbers, strings, lists.
-        let mut line = serde_json::to_vec(record).map_err(|e| error(e.into()))?;
-        line.push(b'\n');
-        if let Err(source) = self.file.write_all(&line) {
+        if let Err(source) = self.file.write_all(line) {
             // Where the disk is full, part of the line may be there; the next run would cut it off, too.
             let _ = self.file.set_len(self.length);
             return Err(error(source));
@@ -116,15 +140,6 @@ impl AppendFile {
             self.last_sync = Some(Instant::now());
             self.unsynced = false;
         }
-        Ok(())
-    }
-
-    /// Drops every record.
-    pub fn clear(&mut self) -> Result<(), CliError> {
-        let error = |source| CliError::Write { path: self.path.clone(), source };
-        self.file.set_len(0).map_err(error)?;
-        self.file.sync_data().map_err(error)?;
-        self.length = 0;
         Ok(())
     }
 
@@ -155,6 +170,14 @@ impl AppendFile {
     }
 }
 
+/// A record as it is written.
+pub fn line_of(record: &impl Serialize) -> std::io::Result<Vec<u8>> {
+    // Our own records: string keys, numbers, strings, lists.
+    let mut line = serde_json::to_vec(record)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,8 +191,8 @@ mod tests {
 
     fn ids(file: &AppendFile) -> Vec<(u32, String)> {
         let mut ids = Vec::new();
-        file.each_id(|number, id| {
-            ids.push((number, id.to_owned()));
+        file.each_record(|number, record| {
+            ids.push((number, record.custom_id));
             Ok(())
         })
         .unwrap();
@@ -226,18 +249,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.jsonl");
         std::fs::write(&path, "{\"custom_id\":\"a\"}\n{\"text\":\"b\"}\n").unwrap();
-        let error = AppendFile::open(path).unwrap().each_id(|_, _| Ok(())).unwrap_err();
+        let error = AppendFile::open(path).unwrap().each_record(|_, _| Ok(())).unwrap_err();
         assert!(error.to_string().contains("out.jsonl:2: not a record"), "{error}");
     }
 
+    #[cfg(unix)]
     #[test]
-    fn clearing_leaves_an_empty_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut file = AppendFile::open(dir.path().join("errors.jsonl")).unwrap();
-        file.append(&json!({"custom_id": "a"})).unwrap();
-        file.clear().unwrap();
-        assert!(file.is_empty());
-        file.append(&json!({"custom_id": "b"})).unwrap();
-        assert_eq!(ids(&file), expected(&["b"]));
+    fn what_is_no_regular_file_is_not_opened() {
+        for path in ["/dev/null", "/dev"] {
+            let refused = AppendFile::open(path.into()).err().unwrap().to_string();
+            assert!(refused.starts_with(&format!("{path} is not a regular file; ")), "{refused}");
+        }
     }
 }

@@ -3,6 +3,8 @@
 
 use std::io::{self, Read};
 
+use super::lines::Line;
+
 const OFFSET_BASIS: u128 = 0x6c62272e07bb014262b821756295c58d;
 const PRIME: u128 = (1 << 88) + 0x13b;
 
@@ -37,8 +39,27 @@ impl Digest {
     }
 
     pub fn hex(self) -> String {
-        format!("{:032x}", self.0)
+        hex(self.0)
     }
+}
+
+/// A hash of 128 bits as a file has it.
+pub fn hex(hash: u128) -> String {
+    format!("{hash:032x}")
+}
+
+/// The hash of a line and its number, to be added to those of other lines: their sum does not depend on the order, and
+/// without some of its lines it is the sum of the rest.
+pub fn line_hash(number: u32, line: Line<'_>) -> u128 {
+    let mut digest = Digest::new();
+    digest.update(&number.to_le_bytes());
+    // The bytes of a line that is too long are gone.
+    if let Line::Bytes(bytes) = line {
+        digest.update(bytes);
+    }
+    let (high, low) = ((digest.0 >> 64) as u64, digest.0 as u64);
+    // Sums of the bare hash would keep its regularities.
+    u128::from(mix(high ^ mix(low))) << 64 | u128::from(mix(low ^ mix(high.rotate_left(32))))
 }
 
 /// The finalizer of SplitMix64 (Steele, Lea and Flood, 2014).
@@ -98,6 +119,18 @@ mod tests {
             all &= bits;
         }
         assert_eq!((any, all), (u64::MAX, 0));
+    }
+
+    #[test]
+    fn lines_add_up_in_any_order_and_can_be_taken_out() {
+        let hash = |number, text: &str| line_hash(number, Line::Bytes(text.as_bytes()));
+        let lines = [hash(1, "a"), hash(2, "b"), hash(3, "c")];
+        let sum = |lines: &[u128]| lines.iter().fold(0u128, |sum, line| sum.wrapping_add(*line));
+        assert_eq!(sum(&lines).wrapping_sub(hash(2, "b")), sum(&[hash(3, "c"), hash(1, "a")]));
+        // Neither a change of a line nor two lines that change places go unseen.
+        assert_ne!(sum(&lines), sum(&[hash(1, "a"), hash(2, "B"), hash(3, "c")]));
+        assert_ne!(sum(&lines), sum(&[hash(1, "b"), hash(2, "a"), hash(3, "c")]));
+        assert_ne!(hash(1, "1a"), hash(11, "a"));
     }
 
     #[test]

@@ -1,11 +1,12 @@
-//! One line of the input: its id, and what it asks for.
+//! One line of the input: what it asks for.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Map, Value};
 
-use rigel::openai::{ApiError, check_begin, integer, parse_object, shown, syntax_error};
+use rigel::openai::{ApiError, parse_object, shown, token_ids};
 
-use super::lines::{Line, MAX_LINE, without_mark};
+use super::head::IdFields;
+use super::lines::{Line, without_mark};
 
 /// What a line asks for.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,7 +34,7 @@ pub struct LineError {
 }
 
 impl LineError {
-    fn new(code: &str, message: impl Into<String>) -> LineError {
+    pub fn new(code: &str, message: impl Into<String>) -> LineError {
         LineError { code: code.to_owned(), message: message.into(), param: None }
     }
 }
@@ -45,74 +46,68 @@ impl From<ApiError> for LineError {
     }
 }
 
-/// The fields that name a line; everything else is passed over.
-#[derive(Deserialize)]
-struct Head {
-    custom_id: Option<Value>,
-    id: Option<Value>,
-}
-
-/// The id of a line: `custom_id`, else `id`, else `line-7`. A line that cannot be read has the last of these.
-pub fn custom_id(number: u32, line: Line<'_>) -> String {
-    read_id(line).ok().flatten().unwrap_or_else(|| format!("line-{number}"))
-}
-
-fn read_id(line: Line<'_>) -> Result<Option<String>, LineError> {
-    let Line::Bytes(bytes) = line else {
-        return Err(LineError::new("line_too_long", format!("the line is longer than {MAX_LINE} bytes; shorten it")));
-    };
-    let bytes = without_mark(bytes);
-    check_begin(bytes).map_err(malformed)?;
-    let head: Head = serde_json::from_slice(bytes).map_err(|error| {
-        if error.is_data() {
-            return LineError::new("invalid_line", "custom_id or id is there twice; give the line one id");
-        }
-        malformed(syntax_error(bytes, &error))
-    })?;
-    let custom_id = head.custom_id.map(|value| id("custom_id", &value)).transpose()?;
-    custom_id.map_or_else(|| head.id.map(|value| id("id", &value)).transpose(), |id| Ok(Some(id)))
-}
-
-/// Text, or an integer however it is written.
-fn id(field: &str, value: &Value) -> Result<String, LineError> {
-    let text = match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(_) => integer(value).map(|number| number.to_string()),
-        _ => None,
-    };
-    text.ok_or_else(|| LineError {
-        param: Some(field.to_owned()),
-        ..LineError::new("invalid_line", format!("{field} is {}; expected text or an integer", shown(value)))
-    })
-}
-
 /// Whether a line begins as a JSON object does.
 pub fn is_object(line: Line<'_>) -> bool {
     matches!(line, Line::Bytes(bytes) if without_mark(bytes).trim_ascii_start().starts_with(b"{"))
 }
 
 /// What a line asks for.
-pub fn job(line: Line<'_>) -> Result<Job, LineError> {
-    read_id(line)?;
+pub fn job(line: Line<'_>, ids: &IdFields) -> Result<Job, LineError> {
+    ids.written_id(line)?;
     // Read whole above, so there are bytes.
     let Line::Bytes(bytes) = line else { return Err(LineError::new("line_too_long", "the line is too long")) };
     let mut fields = parse_object(without_mark(bytes)).map_err(malformed)?;
-    let given = |fields: &Map<String, Value>, name: &str| fields.get(name).is_some_and(|value| !value.is_null());
-    if ["url", "body", "method"].iter().any(|name| given(&fields, name)) {
+    if OPENAI_FIELDS.iter().any(|name| given(&fields, name)) {
         return openai(&mut fields);
     }
     fields.remove("custom_id");
     fields.remove("id");
-    match (given(&fields, "prompt"), given(&fields, "messages")) {
-        (true, false) => Ok(Job::PlainPrompt(Value::Object(fields))),
-        (false, true) => Ok(Job::PlainChat(Value::Object(fields))),
-        (true, true) => Err(LineError::new("invalid_line", "both prompt and messages; give one of them")),
-        (false, false) => Err(LineError::new(
+    let [first, second] = plain_inputs(&fields);
+    match (first, second) {
+        (Some("messages"), None) => Ok(Job::PlainChat(Value::Object(fields))),
+        (Some(name), None) => {
+            let prompt = prompt_of(name, fields.remove(name).unwrap_or_default())?;
+            fields.insert("prompt".to_owned(), prompt);
+            Ok(Job::PlainPrompt(Value::Object(fields)))
+        }
+        (Some(first), Some(second)) => {
+            Err(LineError::new("invalid_line", format!("both {first} and {second}; give one of them")))
+        }
+        (None, _) => Err(LineError::new(
             "invalid_line",
-            "neither url and body nor prompt nor messages; expected {\"custom_id\":…,\"url\":…,\"body\":{…}} or \
-             {\"prompt\":…}",
+            "no prompt, text, token_ids or messages, nor url and body; expected {\"prompt\":…} or \
+             {\"custom_id\":…,\"url\":…,\"body\":{…}}",
         )),
     }
+}
+
+/// The fields that make a line one of OpenAI's.
+pub const OPENAI_FIELDS: [&str; 3] = ["url", "body", "method"];
+/// The fields of a plain line that say what is to be continued; a line has one of them.
+pub const PLAIN_INPUTS: [&str; 4] = ["prompt", "text", "token_ids", "messages"];
+
+fn given(fields: &Map<String, Value>, name: &str) -> bool {
+    fields.get(name).is_some_and(|value| !value.is_null())
+}
+
+/// The first two of a plain line's inputs.
+fn plain_inputs(fields: &Map<String, Value>) -> [Option<&'static str>; 2] {
+    let mut found = PLAIN_INPUTS.into_iter().filter(|name| given(fields, name));
+    [found.next(), found.next()]
+}
+
+/// A body's `prompt` from a plain line's input.
+fn prompt_of(name: &str, value: Value) -> Result<Value, LineError> {
+    let expected = match (name, &value) {
+        ("text", Value::String(_)) => return Ok(value),
+        ("text", _) => "a string",
+        ("token_ids", Value::Array(ids)) if !ids.is_empty() && token_ids(ids).is_some() => return Ok(value),
+        ("token_ids", _) => "a list of token ids",
+        // A body's own field, which is checked with the others.
+        _ => return Ok(value),
+    };
+    let message = format!("{name} is {}; expected {expected}", shown(&value));
+    Err(LineError { param: Some(name.to_owned()), ..LineError::new("invalid_request_error", message) })
 }
 
 fn openai(fields: &mut Map<String, Value>) -> Result<Job, LineError> {
@@ -136,7 +131,7 @@ fn openai(fields: &mut Map<String, Value>) -> Result<Job, LineError> {
     }
 }
 
-fn malformed(error: ApiError) -> LineError {
+pub fn malformed(error: ApiError) -> LineError {
     LineError::new("invalid_json", error.message)
 }
 
@@ -145,29 +140,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn id(line: &str) -> String {
-        custom_id(7, Line::Bytes(line.as_bytes()))
-    }
-
     fn parse(value: Value) -> Result<Job, LineError> {
-        job(Line::Bytes(value.to_string().as_bytes()))
-    }
-
-    #[test]
-    fn every_line_has_an_id() {
-        assert_eq!(id(r#"{"custom_id":"a","id":"b","prompt":"x"}"#), "a");
-        assert_eq!(id(r#"{"id":"b","prompt":"x"}"#), "b");
-        assert_eq!(id(r#"{"id":12,"prompt":"x"}"#), "12");
-        assert_eq!(id(r#"{"id":-3,"prompt":"x"}"#), "-3");
-        assert_eq!(id(r#"{"id":12.0,"prompt":"x"}"#), "12");
-        assert_eq!(id(r#"{"custom_id":null,"prompt":"x"}"#), "line-7");
-        for wrong in
-            ["", "nonsense", "[1]", r#"{"id":[1]}"#, r#"{"id":1.5}"#, r#"{"id":"a","id":"b"}"#, "{\"id\":\"a\""]
-        {
-            assert_eq!(id(wrong), "line-7", "{wrong}");
-        }
-        assert_eq!(custom_id(9, Line::TooLong), "line-9");
-        assert_eq!(id("\u{feff}{\"id\":\"b\"}"), "b");
+        job(Line::Bytes(value.to_string().as_bytes()), &IdFields::default())
     }
 
     #[test]
@@ -199,11 +173,20 @@ mod tests {
         let messages = json!({"messages": [{"role": "user", "content": "x"}]});
         assert_eq!(parse(messages.clone()).unwrap(), Job::PlainChat(messages));
         assert_eq!(parse(json!({"prompt": "x", "messages": []})).unwrap_err().code, "invalid_line");
-        assert_eq!(parse(json!({"text": "x"})).unwrap_err().code, "invalid_line");
+        assert_eq!(parse(json!({"stop": "x"})).unwrap_err().code, "invalid_line");
+        assert_eq!(parse(json!({"text": "x", "n": 2})).unwrap(), Job::PlainPrompt(json!({"prompt": "x", "n": 2})));
+        assert_eq!(parse(json!({"token_ids": [1, 2]})).unwrap(), Job::PlainPrompt(json!({"prompt": [1, 2]})));
+        assert_eq!(parse(json!({"prompt": null, "text": "x"})).unwrap(), Job::PlainPrompt(json!({"prompt": "x"})));
+        let said = |value: Value| parse(value).unwrap_err().message;
+        assert_eq!(said(json!({"prompt": "x", "text": "y"})), "both prompt and text; give one of them");
+        assert_eq!(said(json!({"text": 5})), "text is 5; expected a string");
+        assert_eq!(said(json!({"token_ids": ["a"]})), "token_ids is [\"a\"]; expected a list of token ids");
+        assert_eq!(said(json!({"token_ids": []})), "token_ids is []; expected a list of token ids");
     }
 
     #[test]
     fn what_is_no_json_is_said_with_its_column() {
+        let job = |line: Line<'_>| super::job(line, &IdFields::default());
         let error = job(Line::Bytes(b"{\"prompt\": x}")).unwrap_err();
         assert_eq!((error.code.as_str(), error.message.contains("at column 12")), ("invalid_json", true), "{error:?}");
         assert_eq!(job(Line::Bytes(b"{\"prompt\":\"\xff\"}")).unwrap_err().code, "invalid_json");

@@ -67,8 +67,8 @@ impl Ledger {
         Ledger { ids, shard, total, recorded: vec![0; last as usize / 64 + 1], count: 0 }
     }
 
-    /// Notes that the output has the record of this id.
-    pub fn record(&mut self, id: &str) -> Result<(), NotOurs> {
+    /// Notes that the output has the record of this id. Returns the number of its line.
+    pub fn record(&mut self, id: &str) -> Result<u32, NotOurs> {
         let line = self.ids.line(id).ok_or(NotOurs::Unknown)?;
         if !self.shard.holds(line) {
             return Err(NotOurs::OtherShard);
@@ -80,7 +80,7 @@ impl Ledger {
         }
         self.recorded[word] |= bit;
         self.count += 1;
-        Ok(())
+        Ok(line)
     }
 
     /// Is this line still to be done? Lines of other shards are not.

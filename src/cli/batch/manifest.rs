@@ -5,14 +5,12 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use rigel::checkpoint::{Checkpoint, CheckpointError, ModelSource};
 use rigel::sampling::SamplingParams;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::super::error::CliError;
 use super::super::sampling_args::GenerationOptions;
-use super::digest::Digest;
 
 /// The version of the files' format.
 const FORMAT: u32 = 1;
@@ -31,6 +29,12 @@ pub struct Manifest {
     shard: String,
     /// `--context`.
     context: Option<u32>,
+    /// `--id-field`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id_field: Option<String>,
+    /// `--ordered`.
+    #[serde(default)]
+    ordered: bool,
     /// What plain lines take where they say nothing, by option.
     plain: Map<String, Value>,
 }
@@ -49,25 +53,34 @@ pub struct InputEntry {
     pub bytes: u64,
     pub lines: u64,
     pub digest: String,
+    /// The sum of [`line_hash`](super::digest::line_hash) over all lines; outputs of older versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line_sum: Option<String>,
+}
+
+/// What of a run's options is compared besides those for plain lines.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunEntry {
+    pub seed: u64,
+    pub shard: String,
+    pub context: Option<u32>,
+    pub id_field: Option<String>,
+    pub ordered: bool,
 }
 
 impl Manifest {
-    pub fn new(
-        model: ModelEntry,
-        input: InputEntry,
-        seed: u64,
-        shard: impl std::fmt::Display,
-        context: Option<u32>,
-        plain: &GenerationOptions,
-    ) -> Manifest {
+    pub fn new(model: ModelEntry, input: InputEntry, run: RunEntry, plain: &GenerationOptions) -> Manifest {
+        let RunEntry { seed, shard, context, id_field, ordered } = run;
         Manifest {
             rigel_batch: FORMAT,
             rigel: env!("CARGO_PKG_VERSION").to_owned(),
             model,
             input,
             seed,
-            shard: shard.to_string(),
+            shard,
             context,
+            id_field,
+            ordered,
             plain: plain_options(plain),
         }
     }
@@ -110,46 +123,92 @@ impl Manifest {
         Ok(())
     }
 
-    /// Refuses this run where `earlier`, which began the output, differs in what matters.
-    pub fn continues(&self, earlier: &Manifest, output: &Path) -> Result<(), CliError> {
-        let Some((what, before, now)) = self.difference(earlier) else { return Ok(()) };
-        Err(CliError::Usage(format!(
-            "{}: begun with {what} {before}, and this run has {now}; give the same to go on, or another output file",
-            output.display()
-        )))
+    /// What the output belongs to, of the input.
+    pub fn input(&self) -> &InputEntry {
+        &self.input
     }
 
-    /// What differs, and how: (what, earlier, now).
-    fn difference(&self, earlier: &Manifest) -> Option<(String, String, String)> {
-        let context = |manifest: &Manifest| manifest.context.map_or_else(|| "none".to_owned(), |n| n.to_string());
-        let model = |m: &Manifest| format!("{} (digest {})", m.model.name, short(&m.model.digest));
+    /// Refuses this run where `earlier`, which began the output, differs in anything but the input.
+    pub fn check_options(&self, earlier: &Manifest, output: &Path) -> Result<(), CliError> {
+        let Some((what, before, now)) = self.difference(earlier) else { return Ok(()) };
+        Err(refusal(output, &what, before, now))
+    }
+
+    /// Is the input that of `earlier`, whatever its name is?
+    pub fn has_input_of(&self, earlier: &Manifest) -> bool {
+        self.input.digest == earlier.input.digest && self.input.bytes == earlier.input.bytes
+    }
+
+    /// Refuses this run, whose input is not that of `earlier`.
+    pub fn refuse_input(&self, earlier: &Manifest, output: &Path) -> CliError {
         let input = |m: &Manifest| {
-            let InputEntry { name, bytes, lines, digest } = &m.input;
-            format!("{name} ({lines} lines, {bytes} bytes, digest {})", short(digest))
+            let InputEntry { name, bytes, lines, digest, .. } = &m.input;
+            Some(format!("{name} ({lines} lines, {bytes} bytes, digest {})", short(digest)))
         };
+        refusal(output, "the input", input(earlier), input(self))
+    }
+
+    /// What differs, and how: (what, earlier, now), where none is an option that was not given.
+    fn difference(&self, earlier: &Manifest) -> Option<(String, Option<String>, Option<String>)> {
+        fn text<T: ToString>(value: &Option<T>) -> Option<String> {
+            value.as_ref().map(T::to_string)
+        }
+        let model = |m: &Manifest| Some(format!("{} (digest {})", m.model.name, short(&m.model.digest)));
         if self.rigel_batch != earlier.rigel_batch {
-            return Some(("format".into(), earlier.rigel_batch.to_string(), self.rigel_batch.to_string()));
+            let format = |m: &Manifest| Some(m.rigel_batch.to_string());
+            return Some(("format".into(), format(earlier), format(self)));
         }
         if self.model.digest != earlier.model.digest {
             return Some(("the model".into(), model(earlier), model(self)));
         }
-        if self.input.digest != earlier.input.digest || self.input.bytes != earlier.input.bytes {
-            return Some(("the input".into(), input(earlier), input(self)));
-        }
         if self.seed != earlier.seed {
-            return Some(("--seed".into(), earlier.seed.to_string(), self.seed.to_string()));
+            return Some(("--seed".into(), Some(earlier.seed.to_string()), Some(self.seed.to_string())));
         }
         if self.shard != earlier.shard {
-            return Some(("--shard".into(), earlier.shard.clone(), self.shard.clone()));
+            return Some(("--shard".into(), Some(earlier.shard.clone()), Some(self.shard.clone())));
         }
         if self.context != earlier.context {
-            return Some(("--context".into(), context(earlier), context(self)));
+            return Some(("--context".into(), text(&earlier.context), text(&self.context)));
+        }
+        if self.id_field != earlier.id_field {
+            return Some(("--id-field".into(), text(&earlier.id_field), text(&self.id_field)));
+        }
+        if self.ordered != earlier.ordered {
+            let flag = |ordered: bool| ordered.then(String::new);
+            return Some(("--ordered".into(), flag(earlier.ordered), flag(self.ordered)));
         }
         let names = self.plain.keys().chain(earlier.plain.keys());
-        let shown = |manifest: &Manifest, name: &str| manifest.plain.get(name).unwrap_or(&Value::Null).to_string();
+        let given = |manifest: &Manifest, name: &str| given(manifest.plain.get(name));
         let differs = names.into_iter().find(|name| self.plain.get(*name) != earlier.plain.get(*name))?;
-        Some((format!("--{differs}"), shown(earlier, differs), shown(self, differs)))
+        Some((format!("--{differs}"), given(earlier, differs), given(self, differs)))
     }
+}
+
+/// An option's value as a message has it: none where it was not given, empty for a flag.
+fn given(value: Option<&Value>) -> Option<String> {
+    match value {
+        None | Some(Value::Null | Value::Bool(false)) => None,
+        Some(Value::Array(values)) if values.is_empty() => None,
+        Some(Value::Bool(true)) => Some(String::new()),
+        Some(value) => Some(value.to_string()),
+    }
+}
+
+fn refusal(output: &Path, what: &str, before: Option<String>, now: Option<String>) -> CliError {
+    let before = match before {
+        None => format!("without {what}"),
+        Some(value) if value.is_empty() => format!("with {what}"),
+        Some(value) => format!("with {what} {value}"),
+    };
+    let now = match now {
+        None => "none".to_owned(),
+        Some(value) if value.is_empty() => "it".to_owned(),
+        Some(value) => value,
+    };
+    CliError::Usage(format!(
+        "{}: begun {before}, and this run has {now}; give the same to go on, or another output file",
+        output.display()
+    ))
 }
 
 /// The file beside `path` whose name is longer by `suffix`.
@@ -203,51 +262,6 @@ fn plain_options(options: &GenerationOptions) -> Map<String, Value> {
     }
 }
 
-/// A hash of what the model is: its configuration, tokenizer and template as they are, and of each weight the name,
-/// the shape, the dtype and three kilobytes. Reading 32 GB of weights would take longer than many a run.
-pub fn model_digest(source: &ModelSource) -> Result<String, CheckpointError> {
-    const FILES: [&str; 6] = [
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "chat_template.jinja",
-    ];
-    let mut digest = Digest::new();
-    for name in FILES {
-        digest.part(name.as_bytes());
-        match source.read(name)? {
-            Some(bytes) => digest.part(&bytes),
-            None => digest.part(b""),
-        }
-    }
-    // Few models have these, or need the vocabulary's; without them the digest is that of runs begun before they counted.
-    let vocabulary: &[&str] =
-        if source.read("tokenizer.json")?.is_none() { &["vocab.json", "merges.txt"] } else { &[] };
-    for name in ["added_tokens.json", "additional_chat_templates/default.jinja"].iter().chain(vocabulary) {
-        if let Some(bytes) = source.read(name)? {
-            digest.part(name.as_bytes());
-            digest.part(&bytes);
-        }
-    }
-    let checkpoint = Checkpoint::open(source)?;
-    for tensor in checkpoint.tensors() {
-        digest.part(format!("{} {:?} {:?}", tensor.name(), tensor.dtype(), tensor.shape()).as_bytes());
-        for sample in samples(tensor.bytes()) {
-            digest.part(sample);
-        }
-    }
-    Ok(digest.hex())
-}
-
-/// A kilobyte of the beginning, the middle and the end.
-fn samples(bytes: &[u8]) -> [&[u8]; 3] {
-    const SIZE: usize = 1 << 10;
-    let at = |start: usize| &bytes[start..bytes.len().min(start + SIZE)];
-    [at(0), at(bytes.len() / 2), at(bytes.len().saturating_sub(SIZE))]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,8 +278,15 @@ mod tests {
 
     fn manifest() -> Manifest {
         let model = ModelEntry { name: "nano".into(), digest: "00112233445566".into() };
-        let input = InputEntry { name: "in.jsonl".into(), bytes: 10, lines: 2, digest: "aabbccddeeff".into() };
-        Manifest::new(model, input, 7, "1/1", None, &options())
+        let input = InputEntry {
+            name: "in.jsonl".into(),
+            bytes: 10,
+            lines: 2,
+            digest: "aabbccddeeff".into(),
+            line_sum: Some("00".into()),
+        };
+        let run = RunEntry { seed: 7, shard: "1/1".into(), context: None, id_field: None, ordered: false };
+        Manifest::new(model, input, run, &options())
     }
 
     #[test]
@@ -287,42 +308,46 @@ mod tests {
         same.model.name = "./nano".into();
         same.input.name = "elsewhere/in.jsonl".into();
         same.rigel = "9.9.9".into();
-        assert!(manifest().continues(&same, Path::new("out")).is_ok());
+        assert!(manifest().check_options(&same, Path::new("out")).is_ok() && manifest().has_input_of(&same));
         let message = |change: fn(&mut Manifest)| {
             let mut other = manifest();
             change(&mut other);
-            manifest().continues(&other, Path::new("out")).unwrap_err().to_string()
+            manifest().check_options(&other, Path::new("out")).unwrap_err().to_string()
         };
         assert!(message(|m| m.seed = 8).starts_with("out: begun with --seed 8, and this run has 7; "));
         assert!(message(|m| m.shard = "2/3".into()).contains("--shard 2/3"));
-        assert!(message(|m| m.context = Some(9)).contains("--context 9, and this run has none"));
+        assert!(message(|m| m.context = Some(9)).contains("begun with --context 9, and this run has none"));
+        assert!(message(|m| m.id_field = Some("a".into())).contains("begun with --id-field a, and this run has none"));
+        assert!(message(|m| m.ordered = true).contains("begun with --ordered, and this run has none"));
         assert!(message(|m| m.model.digest = "x".into()).contains("the model nano (digest x)"));
-        assert!(message(|m| m.input.digest = "x".into()).contains("the input in.jsonl (2 lines, 10 bytes, digest x)"));
-        assert!(message(|m| m.input.bytes = 11).contains("the input"));
         let plain = message(|m| drop(m.plain.insert("max-new-tokens".into(), json!(9))));
         assert!(plain.contains("--max-new-tokens 9, and this run has 8"), "{plain}");
-        assert!(message(|m| drop(m.plain.insert("stop".into(), json!([])))).contains("--stop []"));
+        let plain = message(|m| drop(m.plain.insert("max-new-tokens".into(), Value::Null)));
+        assert!(plain.contains("begun without --max-new-tokens, and this run has 8"), "{plain}");
+        let stop = message(|m| drop(m.plain.insert("stop".into(), json!([]))));
+        assert!(stop.contains("begun without --stop, and this run has [\"x\"]"), "{stop}");
+        let flag = message(|m| drop(m.plain.insert("ignore-eos".into(), json!(true))));
+        assert!(flag.contains("begun with --ignore-eos, and this run has none"), "{flag}");
     }
 
     #[test]
-    fn a_model_s_digest_sees_every_file() {
-        let nano = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/rigel-nano/model");
-        let dir = tempfile::tempdir().unwrap();
-        for entry in fs::read_dir(nano).unwrap().map(Result::unwrap) {
-            if entry.file_type().unwrap().is_file() {
-                fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
-            }
+    fn another_input_is_refused() {
+        let changes: [fn(&mut Manifest); 2] = [|m| m.input.digest = "x".into(), |m| m.input.bytes = 11];
+        for change in changes {
+            let mut other = manifest();
+            change(&mut other);
+            assert!(!manifest().has_input_of(&other));
+            let message = manifest().refuse_input(&other, Path::new("out")).to_string();
+            assert!(message.starts_with("out: begun with the input in.jsonl (2 lines, 1"), "{message}");
         }
-        let digest = || model_digest(&ModelSource::directory(dir.path()).unwrap()).unwrap();
-        let first = digest();
-        assert_eq!(first, model_digest(&ModelSource::nano()).unwrap());
-        let weights = dir.path().join("model.safetensors");
-        let mut bytes = fs::read(&weights).unwrap();
-        *bytes.last_mut().unwrap() ^= 1;
-        fs::write(&weights, bytes).unwrap();
-        let second = digest();
-        assert_ne!(second, first);
-        fs::write(dir.path().join("chat_template.jinja"), "x").unwrap();
-        assert_ne!(digest(), second);
+    }
+
+    #[test]
+    fn a_manifest_of_an_older_version_is_read() {
+        let mut older = serde_json::to_value(manifest()).unwrap();
+        older.as_object_mut().unwrap().remove("ordered");
+        older["input"].as_object_mut().unwrap().remove("line_sum");
+        let older: Manifest = serde_json::from_value(older).unwrap();
+        assert!(manifest().check_options(&older, Path::new("out")).is_ok() && manifest().has_input_of(&older));
     }
 }

@@ -1,36 +1,30 @@
 //! The run: lines to requests as the engine has room, events to records as lines are done.
 
-use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::io::BufRead;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rigel::engine::{Engine, Event, Failure, Request};
+use rigel::engine::{Engine, Event, Failure, Generations, Request};
 use rigel::openai::{
     ApiError, Call, ChatBody, Collected, Collector, CompletionBody, Defaults, Identity, Output, ServedModel,
 };
 
 use super::super::error::CliError;
-use super::append::AppendFile;
-use super::digest::Digest;
+use super::super::signals::Signal;
+use super::digest::{Digest, line_hash};
+use super::head::IdFields;
+use super::input::InputFile;
 use super::job::{self, Job, LineError};
-use super::ledger::Ledger;
 use super::lines::{Line, Lines};
-use super::progress::Progress;
-use super::record::{Record, key};
+use super::record::{LineName, key};
+use super::sink::Sink;
 
 /// Lines that may fail in the engine, one after the other, before the run ends: with so many it is not the lines.
 const FAILURES_IN_A_ROW: u32 = 32;
-
-/// Where records go.
-pub struct Sink {
-    pub output: AppendFile,
-    pub errors: AppendFile,
-    pub ledger: Ledger,
-    pub progress: Progress,
-}
+/// How soon a signal is noticed, and how often the bar moves, where the engine has nothing to say.
+const TICK: Duration = Duration::from_millis(100);
 
 /// What is the same for every line.
 pub struct Answering<'a> {
@@ -39,179 +33,239 @@ pub struct Answering<'a> {
     pub plain: &'a Defaults,
     /// What OpenAI lines take.
     pub openai: &'a Defaults,
+    pub ids: &'a IdFields,
     /// The run's seed, of which each line's is made.
     pub seed: u64,
 }
 
-/// Runs the lines that are open. Returns early, with what is in flight done, once `draining` is set.
+/// Runs the lines that are open. Once `stop` is set, lines of which nothing is computed are left to the next run, and
+/// those that are begun are finished.
 ///
 /// # Errors
 /// A file that cannot be read or written; an engine that answers no more. Lines in flight are then not recorded.
 pub fn run<R: BufRead>(
     engine: &Engine,
     answering: &Answering<'_>,
+    input: &InputFile,
     lines: Lines<R>,
     sink: &mut Sink,
     in_flight: NonZeroUsize,
-    draining: &AtomicBool,
+    stop: &OnceLock<Signal>,
 ) -> Result<(), CliError> {
-    // Requests are taken and events handed over by the same thread, never one inside the other.
-    let state = RefCell::new(State {
+    let mut generations = engine.generations();
+    let mut state = State {
         answering,
+        input,
         lines,
+        at_end: false,
         sink,
-        draining,
+        in_flight: in_flight.get(),
+        draining: false,
         ready: VecDeque::new(),
         requests: HashMap::new(),
         open: HashMap::new(),
-        next_request: 0,
         next_slot: 0,
         failures_in_a_row: 0,
         input_error: None,
-        fatal: None,
-    });
-    let requests = std::iter::from_fn(|| state.borrow_mut().next_request());
-    engine.generate_all(in_flight, requests, |index, event| state.borrow_mut().event(index, event));
-    let State { sink, fatal, input_error, .. } = state.into_inner();
-    sink.output.sync()?;
-    sink.errors.sync()?;
-    fatal.or(input_error).map_or(Ok(()), Err)
+    };
+    let ended = state.run(&mut generations, stop);
+    let State { sink, input_error, .. } = state;
+    sink.sync()?;
+    ended.and(input_error.map_or(Ok(()), Err))
 }
 
 struct State<'a, R> {
     answering: &'a Answering<'a>,
+    input: &'a InputFile,
     lines: Lines<R>,
+    /// The input was read to its end.
+    at_end: bool,
     sink: &'a mut Sink,
-    draining: &'a AtomicBool,
+    in_flight: usize,
+    /// No more lines are begun.
+    draining: bool,
     /// Requests of lines that were read: more than one where a line has several prompts.
     ready: VecDeque<(Slot, usize, Request)>,
     /// The line, and which of its prompts, of each request in flight.
     requests: HashMap<usize, (Slot, usize)>,
     open: HashMap<Slot, OpenLine>,
-    next_request: usize,
     next_slot: Slot,
     failures_in_a_row: u32,
     /// Why nothing more is read.
     input_error: Option<CliError>,
-    /// Why nothing more can be recorded.
-    fatal: Option<CliError>,
 }
 
 /// A line in flight.
 type Slot = u64;
 
 struct OpenLine {
-    custom_id: String,
+    name: LineName,
     plain: bool,
     call: Call,
     collectors: Vec<Collector>,
     outputs: Vec<Option<Output>>,
+    /// Requests that have not ended.
     waiting: usize,
+    /// Has anything of it been computed?
+    begun: bool,
+    /// Tokens generated.
+    tokens: u64,
     failure: Option<Failure>,
 }
 
 impl<R: BufRead> State<'_, R> {
-    /// The next request; none at the input's end, when draining, and when the run cannot go on.
-    fn next_request(&mut self) -> Option<Request> {
-        if self.fatal.is_some() {
-            return None;
+    /// Until every line is done; with `stop`, or where the input cannot be read on, until those that are begun are.
+    fn run(&mut self, generations: &mut Generations<'_>, stop: &OnceLock<Signal>) -> Result<(), CliError> {
+        loop {
+            if !self.draining && (stop.get().is_some() || self.input_error.is_some()) {
+                self.drain(generations);
+            }
+            while generations.running() < self.in_flight
+                && let Some((slot, part, request)) = self.next_request()?
+            {
+                match generations.submit(request) {
+                    Ok(number) => drop(self.requests.insert(number, (slot, part))),
+                    Err(error) => drop(self.event(slot, part, Event::Failed(Failure::Refused(error.into())))?),
+                }
+            }
+            if generations.is_idle() && self.ready.is_empty() && (self.draining || self.input_error.is_none()) {
+                return Ok(());
+            }
+            if let Some((number, event)) = generations.next_within(TICK)
+                && let Some(&(slot, part)) = self.requests.get(&number)
+                && self.event(slot, part, event)? == Goes::Ended
+            {
+                self.requests.remove(&number);
+            }
+            self.sink.progress.tick();
         }
+    }
+
+    /// Takes back what nothing was computed of, and says how much is left. Where the output is ordered, what comes after a
+    /// line that was taken back could not be written, and is taken back, too.
+    fn drain(&mut self, generations: &mut Generations<'_>) {
+        self.draining = true;
+        let not_begun = self.open.values().filter(|line| !line.begun).map(|line| line.name.number);
+        let first = if self.sink.is_ordered() { not_begun.min() } else { None };
+        let stays = |line: &OpenLine| line.begun && first.is_none_or(|first| line.name.number < first);
+        self.open.retain(|_, line| stays(line));
+        let open = &self.open;
+        self.ready.retain(|(slot, ..)| open.contains_key(slot));
+        self.requests.retain(|number, (slot, _)| {
+            let stays = open.contains_key(slot);
+            if !stays {
+                generations.cancel(*number);
+            }
+            stays
+        });
+        if self.input_error.is_none() && !self.open.is_empty() {
+            let requests = if self.open.len() == 1 { "request" } else { "requests" };
+            let count = self.open.len();
+            self.sink.progress.note(&format!("finishing {count} {requests}; once more to stop at once"));
+        }
+    }
+
+    /// The next request; none at the input's end, when draining, and when as many lines are held as may be.
+    fn next_request(&mut self) -> Result<Option<(Slot, usize, Request)>, CliError> {
         while self.ready.is_empty() {
-            if self.input_error.is_some() || self.draining.load(Ordering::Relaxed) {
-                return None;
+            let held = self.sink.waiting();
+            if self.at_end
+                || self.draining
+                || self.input_error.is_some()
+                || (held > 0 && held + self.open.len() >= self.in_flight)
+            {
+                return Ok(None);
             }
             match self.read_line() {
                 Ok(true) => {}
-                Ok(false) => return None,
-                // What is in flight can still be recorded.
-                Err(error) => self.input_error = Some(error),
+                Ok(false) => self.at_end = true,
+                Err(Ended::Input(error)) => self.input_error = Some(error),
+                Err(Ended::Output(error)) => return Err(error),
             }
         }
-        let (slot, part, request) = self.ready.pop_front()?;
-        self.requests.insert(self.next_request, (slot, part));
-        self.next_request += 1;
-        Some(request)
+        Ok(self.ready.pop_front())
     }
 
     /// Reads a line and makes its requests ready, or its error a record. False at the end.
-    fn read_line(&mut self) -> Result<bool, CliError> {
+    fn read_line(&mut self) -> Result<bool, Ended> {
         // Exit code 1: lines were run before.
-        let error = |source: std::io::Error| CliError::Failed(format!("the input cannot be read on: {source}"));
-        let Some((number, line)) = self.lines.next().map_err(error)? else { return Ok(false) };
-        if !self.sink.ledger.is_open(number) {
+        let next = self.lines.next().map_err(|error| Ended::Input(self.input.error(error)))?;
+        let Some((number, line)) = next else { return Ok(false) };
+        if !self.sink.ledger().is_open(number) {
             return Ok(true);
         }
-        let custom_id = job::custom_id(number, line);
-        if !self.sink.ledger.knows(&custom_id, number) {
-            return Err(CliError::Failed(format!(
-                "line {number} of the input has changed while it was read; run the same command on an input at rest"
-            )));
+        let custom_id = self.answering.ids.id(number, line);
+        if !self.sink.ledger().knows(&custom_id, number) {
+            return Err(Ended::Input(CliError::Failed(format!(
+                "{} changed while it was read: line {number} has another id; run again with a new output file",
+                self.input.path().display()
+            ))));
         }
-        match prepare(self.answering, &custom_id, line) {
-            Ok((call, plain)) => self.open(custom_id, call, plain),
-            Err(error) => self.sink.failed(&custom_id, &error)?,
+        let name = LineName { hash: line_hash(number, line), custom_id, number };
+        self.sink.begin(number);
+        match prepare(self.answering, &name.custom_id, line) {
+            Ok((call, plain)) => self.open(name, call, plain),
+            Err(error) => self.sink.failed(&name, &error).map_err(Ended::Output)?,
         }
         Ok(true)
     }
 
-    fn open(&mut self, custom_id: String, mut call: Call, plain: bool) {
+    fn open(&mut self, name: LineName, mut call: Call, plain: bool) {
         let slot = self.next_slot;
         self.next_slot += 1;
         let requests = std::mem::take(&mut call.requests);
+        let budget = requests.iter().map(|request| u64::from(request.max_tokens) * u64::from(request.n)).sum();
+        self.sink.progress.begun(budget);
         let collectors = requests.iter().map(|request| Collector::new(request.prompt.len(), request.n)).collect();
         let (outputs, waiting) = (requests.iter().map(|_| None).collect(), requests.len());
         self.ready.extend(requests.into_iter().enumerate().map(|(part, request)| (slot, part, request)));
-        self.open.insert(slot, OpenLine { custom_id, plain, call, collectors, outputs, waiting, failure: None });
+        let (begun, tokens, failure) = (false, 0, None);
+        self.open.insert(slot, OpenLine { name, plain, call, collectors, outputs, waiting, begun, tokens, failure });
     }
 
-    fn event(&mut self, index: usize, event: Event) {
-        if self.fatal.is_some() {
-            return;
-        }
+    /// Something came of one of a line's requests.
+    fn event(&mut self, slot: Slot, part: usize, event: Event) -> Result<Goes, CliError> {
+        // Each event belongs to a request given out before, of a line in flight.
+        let Some(line) = self.open.get_mut(&slot) else { return Ok(Goes::Ended) };
+        line.begun = true;
         if matches!(event, Event::Token(_)) {
+            line.tokens += 1;
             self.sink.progress.token();
         }
-        // Each event belongs to a request given out before, of a line in flight.
-        let Some(&(slot, part)) = self.requests.get(&index) else { return };
-        let Some(line) = self.open.get_mut(&slot) else { return };
         match line.collectors[part].push(event) {
-            Collected::More => return,
+            Collected::More => return Ok(Goes::On),
             Collected::Done(output) => line.outputs[part] = Some(output),
             Collected::Failed(failure) => line.failure = Some(failure),
         }
-        self.requests.remove(&index);
         line.waiting -= 1;
-        if line.waiting > 0 {
-            return;
+        if line.waiting == 0
+            && let Some(line) = self.open.remove(&slot)
+        {
+            self.close(line)?;
         }
-        let Some(line) = self.open.remove(&slot) else { return };
-        if let Err(error) = self.close(line) {
-            self.fatal = Some(error);
-        }
+        Ok(Goes::Ended)
     }
 
     /// Records a line whose requests have all ended.
     fn close(&mut self, line: OpenLine) -> Result<(), CliError> {
-        let OpenLine { custom_id, plain, call, outputs, failure, .. } = line;
+        let OpenLine { name, plain, call, outputs, tokens, failure, .. } = line;
+        self.sink.progress.ended(tokens);
         match failure {
             None => {
                 self.failures_in_a_row = 0;
                 let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-                let identity = Identity { id: key(&custom_id), created };
+                let identity = Identity { id: key(&name.custom_id), created };
                 let outputs = outputs.into_iter().flatten().collect();
                 let body = call.response(self.answering.served, identity, outputs);
-                self.sink.output.append(&Record::answered(&custom_id, &body, plain))?;
-                self.sink.record(&custom_id)?;
-                self.sink.progress.answered(body.usage());
-                Ok(())
+                self.sink.answered(&name, &body, plain)
             }
             // The engine takes nothing more; the line is done again by the next run.
             Some(failure @ (Failure::EngineStopped | Failure::Panicked { .. })) => Err(failure.into()),
             Some(failure) => {
-                // A request's own parameters may leave nothing to draw from; a backend fails for everybody.
+                // A request's own parameters may leave nothing to sample from; a backend fails for everybody.
                 let in_the_engine = matches!(failure, Failure::Backend(_));
                 self.failures_in_a_row = if in_the_engine { self.failures_in_a_row + 1 } else { 0 };
-                self.sink.failed(&custom_id, &ApiError::from(failure.clone()).into())?;
+                self.sink.failed(&name, &ApiError::from(failure.clone()).into())?;
                 if self.failures_in_a_row >= FAILURES_IN_A_ROW {
                     return Err(failure.into());
                 }
@@ -221,18 +275,19 @@ impl<R: BufRead> State<'_, R> {
     }
 }
 
-impl Sink {
-    fn failed(&mut self, custom_id: &str, error: &LineError) -> Result<(), CliError> {
-        self.errors.append(&Record::failed(custom_id, error))?;
-        self.record(custom_id)?;
-        self.progress.failed();
-        Ok(())
-    }
+/// Whether more is to come of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goes {
+    On,
+    Ended,
+}
 
-    fn record(&mut self, custom_id: &str) -> Result<(), CliError> {
-        // Each line is read once, so this cannot happen.
-        self.ledger.record(custom_id).map_err(|error| CliError::Failed(format!("custom_id {custom_id:?} {error}")))
-    }
+/// Why no more lines are read.
+enum Ended {
+    /// What is begun can still be recorded.
+    Input(CliError),
+    /// Nothing can be recorded.
+    Output(CliError),
 }
 
 /// The seed of a line that has none: of the run's seed and the line's id, so that neither order nor shard matters.
@@ -245,9 +300,9 @@ fn derived_seed(run: u64, custom_id: &str) -> u64 {
 
 /// A line's call, and whether the line is a plain one.
 fn prepare(answering: &Answering<'_>, custom_id: &str, line: Line<'_>) -> Result<(Call, bool), LineError> {
-    let Answering { served, plain, openai, seed } = answering;
+    let Answering { served, plain, openai, ids, seed } = answering;
     let seed = derived_seed(*seed, custom_id);
-    let (call, is_plain) = match job::job(line)? {
+    let (call, is_plain) = match job::job(line, ids)? {
         Job::Completion(body) => (served.completion(CompletionBody::read(body, openai)?, seed)?, false),
         Job::Chat(body) => (served.chat(ChatBody::read(body, openai)?, seed)?, false),
         Job::PlainPrompt(body) => (served.completion(CompletionBody::read(body, plain)?, seed)?, true),

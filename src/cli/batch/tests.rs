@@ -3,7 +3,9 @@
 #[path = "../../../tests/common/ledger.rs"]
 mod books;
 
+use std::fs::File;
 use std::io::{BufRead, Read, Write};
+use std::path::Path;
 use std::time::Instant;
 
 use rigel::backend::BackendError;
@@ -11,6 +13,7 @@ use rigel::checkpoint::ModelSource;
 use rigel::engine::{Engine, EngineOptions, Failure};
 use serde_json::{Value, json};
 
+use super::errors::errors_path;
 use super::*;
 
 const PROMPT: usize = 4;
@@ -32,6 +35,8 @@ fn engine(change: impl FnOnce(&mut books::Ledger)) -> Engine {
 struct Work {
     dir: tempfile::TempDir,
     in_flight: usize,
+    order: Order,
+    failed: Failed,
 }
 
 impl Work {
@@ -45,7 +50,7 @@ impl Work {
             writeln!(file, r#"{{"id":"request-{line}","prompt":{ids:?},"max_tokens":2,"logprobs":0}}"#).unwrap();
         }
         file.flush().unwrap();
-        Work { dir, in_flight: 64 }
+        Work { dir, in_flight: 64, order: Order::AsDone, failed: Failed::Keep }
     }
 
     fn input(&self) -> PathBuf {
@@ -57,39 +62,43 @@ impl Work {
     }
 
     fn errors(&self) -> PathBuf {
-        beside(&self.output(), ".errors.jsonl")
+        errors_path(&self.output())
     }
 
-    /// Begins or goes on, as the command does. `draining` is set after that many lines.
-    fn run(&self, engine: &Engine, drain_after: Option<u64>) -> (Sink, Result<(), CliError>) {
-        let Scanned { ids, last, total, .. } = scan(&self.input(), Shard::WHOLE).unwrap();
-        let mut ledger = Ledger::new(ids, Shard::WHOLE, last, total);
-        let open = |path: PathBuf| {
-            let mut file = AppendFile::open(path).unwrap();
-            file.repair().unwrap();
-            file
-        };
-        let (output, errors) = (open(self.output()), open(self.errors()));
-        for file in [&output, &errors] {
-            file.each_id(|_, id| {
-                ledger.record(id).unwrap();
-                Ok(())
-            })
-            .unwrap();
-        }
-        let progress = Progress::new(ledger.count(), total, false);
-        let mut sink = Sink { output, errors, ledger, progress };
+    fn outputs(&self, failed: Failed) -> (Outputs, InputFile, Scanned) {
+        let mut input = InputFile::open(&self.input()).unwrap();
+        let scanned = scan(&mut input, &IdFields::default(), Shard::WHOLE).unwrap();
+        let run = RunEntry { seed: 0, shard: "1/1".into(), context: None, id_field: None, ordered: false };
+        let model = ModelEntry { name: "books".into(), digest: "books".into() };
+        let manifest = Manifest::new(model, scanned.entry.clone(), run, &options());
+        (Outputs::open(&self.output(), &manifest, &mut input, failed).unwrap(), input, scanned)
+    }
+
+    /// Begins or goes on, as the command does. A signal comes when so many lines were read.
+    fn run(&self, engine: &Engine, stop_after: Option<u64>) -> (Sink, Result<(), CliError>) {
+        let (outputs, input, scanned) = self.outputs(self.failed);
+        let mut ledger = scanned.into_ledger();
+        let failures = outputs.enter(&mut ledger).unwrap();
+        let progress = Progress::new(ledger.count(), ledger.total(), Show::Nothing);
+        let mut sink = Sink::new(outputs, ledger, failures, progress, self.order);
         let served = ServedModel::new(engine, &ModelSource::nano(), "books");
-        let answering = Answering { served: &served, plain: &plain(), openai: &Defaults::openai(), seed: 0 };
-        let draining = AtomicBool::new(false);
-        let input = CountedLines {
-            reader: BufReader::new(File::open(self.input()).unwrap()),
-            drain_after,
-            draining: &draining,
-        };
+        let ids = IdFields::default();
+        let answering = Answering { served: &served, plain: &plain(), openai: &Defaults::openai(), ids: &ids, seed: 0 };
+        let stop = OnceLock::new();
+        let lines = CountedLines { reader: BufReader::new(&input), stop_after, stop: &stop };
         let in_flight = NonZeroUsize::new(self.in_flight).unwrap();
-        let result = run::run(engine, &answering, Lines::new(input), &mut sink, in_flight, &draining);
+        let result = run::run(engine, &answering, &input, Lines::new(lines), &mut sink, in_flight, &stop);
         (sink, result)
+    }
+}
+
+fn options() -> GenerationOptions {
+    GenerationOptions {
+        max_new_tokens: None,
+        stop: Vec::new(),
+        stop_token_ids: Vec::new(),
+        ignore_eos: false,
+        sampling: Default::default(),
     }
 }
 
@@ -97,11 +106,11 @@ fn plain() -> Defaults {
     Defaults { sampling: Default::default(), ..Defaults::openai() }
 }
 
-/// An input that begins to drain the run once so many lines were read.
+/// An input that a signal comes from once so many lines were read.
 struct CountedLines<'a> {
-    reader: BufReader<File>,
-    drain_after: Option<u64>,
-    draining: &'a AtomicBool,
+    reader: BufReader<&'a InputFile>,
+    stop_after: Option<u64>,
+    stop: &'a OnceLock<Signal>,
 }
 
 impl Read for CountedLines<'_> {
@@ -117,49 +126,77 @@ impl BufRead for CountedLines<'_> {
 
     fn consume(&mut self, count: usize) {
         let lines = self.reader.buffer()[..count].iter().filter(|byte| **byte == b'\n').count() as u64;
-        if let Some(left) = &mut self.drain_after {
+        if let Some(left) = &mut self.stop_after {
             *left = left.saturating_sub(lines);
             if *left == 0 {
-                self.draining.store(true, Ordering::Relaxed);
+                let _ = self.stop.set(Signal::Interrupt);
             }
         }
         self.reader.consume(count);
     }
 }
 
-/// Checks every answer, and that each line has one.
-fn check(output: &Path, lines: u32) {
-    let mut seen = vec![false; lines as usize + 1];
+/// Checks every answer, and that each line has one. The lines as they are in the output.
+fn check(output: &Path, lines: u32) -> Vec<u32> {
+    let (mut seen, mut numbers) = (vec![false; lines as usize + 1], Vec::new());
     let mut reader = Lines::new(BufReader::new(File::open(output).unwrap()));
     while let Some((_, line)) = reader.next().unwrap() {
         let lines::Line::Bytes(bytes) = line else { panic!("too long") };
         let record: Value = serde_json::from_slice(bytes).unwrap();
         let line: u32 = record["custom_id"].as_str().unwrap().strip_prefix("request-").unwrap().parse().unwrap();
         assert!(!std::mem::replace(&mut seen[line as usize], true), "line {line} twice");
+        numbers.push(line);
         let names: Vec<String> =
             books::expected(&prompt(line), 2, None).iter().map(|id| format!("token_id:{id}")).collect();
         assert_eq!(record["response"]["body"]["choices"][0]["logprobs"]["tokens"], json!(names), "line {line}");
     }
     assert!(seen[1..].iter().all(|seen| *seen));
+    numbers
 }
 
 #[test]
 fn every_line_is_answered_over_three_runs() {
-    let work = Work::new(3000);
-    let engine = engine(|_| {});
-    for (drain_after, at_least, at_most) in [(Some(700), 700, 701), (Some(1900), 1900, 1901), (None, 3000, 3000)] {
-        let (sink, result) = work.run(&engine, drain_after);
-        result.unwrap();
-        let count = sink.ledger.count();
-        assert!((at_least..=at_most).contains(&count), "{count} lines after a stop at {drain_after:?}");
+    for order in [Order::AsDone, Order::AsRead] {
+        let work = Work { order, ..Work::new(3000) };
+        let engine = engine(|_| {});
+        // What was read and not begun is left to the next run.
+        for (stop_after, at_least, at_most) in [(Some(700), 572, 700), (Some(1900), 1772, 1900), (None, 3000, 3000)] {
+            let (sink, result) = work.run(&engine, stop_after);
+            result.unwrap();
+            let count = sink.ledger().count();
+            assert!((at_least..=at_most).contains(&count), "{count} lines after a stop at {stop_after:?}");
+        }
+        let numbers = check(&work.output(), 3000);
+        assert!(order == Order::AsDone || numbers.is_sorted());
+        assert!(!work.errors().exists());
     }
-    check(&work.output(), 3000);
-    assert!(AppendFile::open(work.errors()).unwrap().is_empty());
+}
+
+/// A long request holds back those behind it, and only so many of them.
+#[test]
+fn an_ordered_output_waits_for_its_first_line() {
+    let mut work = Work { order: Order::AsRead, in_flight: 8, ..Work::new(100) };
+    let text = std::fs::read_to_string(work.input()).unwrap();
+    std::fs::write(work.input(), text.replacen("\"max_tokens\":2", "\"max_tokens\":90", 1)).unwrap();
+    let engine = engine(|_| {});
+    // With the first line in flight no more than seven others are read.
+    let (sink, result) = work.run(&engine, Some(9));
+    result.unwrap();
+    assert!(sink.ledger().count() >= 1 && sink.waiting() == 0, "{}", sink.ledger().count());
+    drop(sink);
+    work.order = Order::AsRead;
+    work.run(&engine, None).1.unwrap();
+    let order: Vec<String> = std::fs::read_to_string(work.output())
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["custom_id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(order, (1..=100).map(|line| format!("request-{line}")).collect::<Vec<_>>());
 }
 
 #[test]
 fn a_device_that_is_gone_ends_the_run() {
-    let work = Work { in_flight: 1, ..Work::new(200) };
+    let mut work = Work { in_flight: 1, ..Work::new(200) };
     let mut steps = 0;
     let broken = engine(|ledger| {
         ledger.hook = Box::new(move |_| {
@@ -171,19 +208,11 @@ fn a_device_that_is_gone_ends_the_run() {
     let error = result.unwrap_err();
     assert!(matches!(error, CliError::Failure(Failure::Backend(_))), "{error}");
     // Ten lines of two steps each, then 32 in a row that failed.
-    assert_eq!(sink.ledger.count(), 10 + 32);
+    assert_eq!(sink.ledger().count(), 10 + 32);
+    assert_eq!((sink.failures().count(), sink.failures().advice()), (32, "--retry-failed does them again"));
     drop(sink);
-    let mut failed = 0;
-    AppendFile::open(work.errors())
-        .unwrap()
-        .each_id(|_, _| {
-            failed += 1;
-            Ok(())
-        })
-        .unwrap();
-    assert_eq!(failed, 32);
-    // On a good day, with --retry-failed.
-    AppendFile::open(work.errors()).unwrap().clear().unwrap();
+    // On a good day.
+    work.failed = Failed::Retry;
     work.run(&engine(|_| {}), None).1.unwrap();
     check(&work.output(), 200);
 }
@@ -202,7 +231,7 @@ fn an_engine_that_ends_leaves_its_lines_to_the_next_run() {
     let (sink, result) = work.run(&broken, None);
     let error = result.unwrap_err();
     assert!(matches!(error, CliError::Failure(Failure::Panicked { .. } | Failure::EngineStopped)), "{error}");
-    assert!(sink.ledger.count() < 200 && sink.errors.is_empty());
+    assert!(sink.ledger().count() < 200 && sink.failures().count() == 0);
     drop(sink);
     work.run(&engine(|_| {}), None).1.unwrap();
     check(&work.output(), 200);
@@ -230,12 +259,12 @@ fn a_million_lines_take_little_memory() {
     let start = Instant::now();
     let (sink, result) = work.run(&engine, Some(400_000));
     result.unwrap();
-    println!("{} lines, {:.1?}, peak {} kB", sink.ledger.count(), start.elapsed(), peak_memory());
+    println!("{} lines, {:.1?}, peak {} kB", sink.ledger().count(), start.elapsed(), peak_memory());
     drop(sink);
     let start = Instant::now();
     let (sink, result) = work.run(&engine, None);
     result.unwrap();
-    assert!(sink.ledger.is_complete());
+    assert!(sink.ledger().is_complete());
     let peak = peak_memory();
     println!("the rest, {:.1?}; peak {before} kB after 2,000 lines, {peak} kB after {LINES}", start.elapsed());
     let bytes = |path: &Path| std::fs::metadata(path).unwrap().len();
