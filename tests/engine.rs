@@ -5,7 +5,7 @@
 mod ledger;
 
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use ledger::{EOS, Hook, Ledger, Queue, VOCAB, expected, expected_of, ids, prompt
 use proptest::prelude::*;
 use rigel::backend::BackendError;
 use rigel::engine::{
-    Completion, Engine, EngineOptions, Event, Failure, FinishReason, Generation, Request, RequestError, Speculation,
-    Statistics, StopCause,
+    Completion, Engine, EngineOptions, Event, Failure, FinishReason, Generation, Generations, Request, RequestError,
+    Speculation, Statistics, StopCause,
 };
 use rigel::kv::PrefixCache;
 use rigel::sampling::{LogitsContext, LogitsProcessor, SamplingParams};
@@ -649,6 +649,57 @@ fn a_list_of_requests_is_run_as_room_comes() {
         assert_eq!(*tokens, expected(&[i % 90, 1, 2], 1 + i as usize % 7, None));
     }
     settled(&engine, 199);
+}
+
+#[test]
+fn of_many_generations_one_is_cancelled_and_the_others_go_on() {
+    // After three steps the engine waits for the consumer, so that there is something to cancel.
+    let go = Arc::new(AtomicBool::new(false));
+    let (mut ledger, may_go, mut steps) = (Ledger::new(None, 8, 8), go.clone(), 0);
+    ledger.max_logits_rows = 8;
+    ledger.hook = Box::new(move |_| {
+        steps += 1;
+        while steps > 3 && !may_go.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    });
+    let engine = ledger.with_pages(200).engine();
+    let mut generations = engine.generations();
+    assert!(generations.is_idle() && generations.next_within(Duration::from_secs(60)).is_none());
+    let submit = |generations: &mut Generations<'_>, first: u32, max_tokens: u32| {
+        generations.submit(Request { max_tokens, ..Request::new(ids(&[first, 1])) })
+    };
+    let [short, long, other] =
+        [(7, 20), (8, 250), (9, 30)].map(|(first, n)| submit(&mut generations, first, n).unwrap());
+    assert!(matches!(generations.submit(Request::new(vec![])), Err(RequestError::EmptyPrompt)));
+    let mut tokens = std::collections::HashMap::<usize, Vec<u32>>::new();
+    let mut was_cancelled = false;
+    while !generations.is_idle() {
+        match generations.next_within(Duration::from_secs(60)) {
+            Some((number, Event::Token(token))) => {
+                assert!(number != long || !was_cancelled);
+                tokens.entry(number).or_default().push(token.id.0);
+                if number == long && !was_cancelled {
+                    generations.cancel(long);
+                    was_cancelled = true;
+                    assert_eq!(generations.running(), 2);
+                    go.store(true, Ordering::Relaxed);
+                }
+            }
+            Some((number, Event::Finished(_))) => assert!(number == short || number == other),
+            event => panic!("{event:?}"),
+        }
+    }
+    assert!(was_cancelled);
+    assert_eq!((&tokens[&short], &tokens[&other]), (&expected(&[7, 1], 20, None), &expected(&[9, 1], 30, None)));
+    assert_eq!(settled(&engine, 3).cancelled, 1);
+    // To drop them all is to cancel each.
+    go.store(false, Ordering::Relaxed);
+    submit(&mut generations, 7, 250).unwrap();
+    drop(generations);
+    go.store(true, Ordering::Relaxed);
+    assert_eq!(settled(&engine, 4).cancelled, 2);
 }
 
 /// Forbids one token, and panics late in a text.
