@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use criterion::Criterion;
 use rigel::backend::cpu::{CpuBackend, CpuOptions};
-use rigel::backend::{Backend, BackendError, Batch};
+use rigel::backend::{Backend, BackendError, Batch, DeviceInfo};
 use rigel::checkpoint::{Checkpoint, Config, ModelSource};
 use rigel::engine::{Engine, EngineOptions, Request, Speculation};
 use rigel::kv::CacheGeometry;
@@ -59,6 +59,9 @@ struct Nothing {
 impl Backend for Nothing {
     fn spec(&self) -> &ModelSpec {
         &self.spec
+    }
+    fn device(&self) -> DeviceInfo {
+        DeviceInfo::Other { name: "nothing".to_owned() }
     }
     fn cache(&self) -> CacheGeometry {
         CacheGeometry { page_size: 64, pages: 300_000 }
@@ -158,6 +161,9 @@ impl Timed {
 impl Backend for Timed {
     fn spec(&self) -> &ModelSpec {
         self.inside.spec()
+    }
+    fn device(&self) -> DeviceInfo {
+        self.inside.device()
     }
     fn cache(&self) -> CacheGeometry {
         self.inside.cache()

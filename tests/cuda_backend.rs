@@ -632,12 +632,12 @@ device_test! {
                 "device cuda: hidden_size is 20000; the kernels take at most 16384; use the device cpu"
             );
             let large = refused(device, &|_, options| options.pages = 1 << 26);
-            assert!(large.starts_with("out of memory: ") && large.contains("key/value cache 1100 GB"), "{large}");
+            assert!(large.starts_with("out of memory: ") && large.contains("key/value cache 1.00 TiB"), "{large}");
             if bench.interpreter().is_some() {
                 let interpreter = Interpreter::load();
                 interpreter.set_device(DeviceProfile::Memory { bytes: 100 << 20 });
                 let small = refused(&Device::open(0).unwrap(), &|_, _| {});
-                assert!(small.contains("are free on the GPU; a lower --context"), "{small}");
+                assert!(small.contains("are free on the GPU; a lower context"), "{small}");
             }
         });
     }

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rigel::backend::cpu::{CpuBackend, CpuOptions};
-use rigel::backend::{Backend, BackendError, Batch, DeviceQueue, SequenceRows};
+use rigel::backend::{Backend, BackendError, Batch, DeviceInfo, DeviceQueue, SequenceRows};
 use rigel::checkpoint::{Checkpoint, ModelSource};
 use rigel::engine::{
     Completion, Engine, EngineOptions, FinishReason, Generation, Request, RequestError, Speculation, Statistics,
@@ -115,6 +115,9 @@ impl DeviceQueue for Late {
 impl Backend for Late {
     fn spec(&self) -> &ModelSpec {
         self.inside.spec()
+    }
+    fn device(&self) -> DeviceInfo {
+        self.inside.device()
     }
     fn cache(&self) -> CacheGeometry {
         self.inside.cache()

@@ -10,19 +10,22 @@ mod arithmetic;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod device_info;
 mod dtype;
 mod places;
 mod progress;
 mod queue;
 
 pub use arithmetic::Arithmetic;
+pub use device_info::DeviceInfo;
 pub use dtype::WeightDtype;
-pub use progress::LoadProgress;
+pub use progress::{LoadProgress, LoadStage};
 pub use queue::DeviceQueue;
 
 use std::ops::Range;
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::host::Size;
 use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
 use crate::sampling::{self, NotFinite, SampleError, SampleRow, Sampled, TokenLogprobs};
@@ -70,7 +73,7 @@ pub enum BackendError {
     #[error("the backend drew fewer tokens than it was asked for")]
     MissingSample,
     /// Memory for weights, cache or workspace could not be had.
-    #[error("out of memory: {needed} bytes for {what}; {advice}")]
+    #[error("out of memory: {} for {what}; {advice}", Size(*.needed))]
     OutOfMemory {
         /// Bytes that were asked for.
         needed: u64,
@@ -82,6 +85,10 @@ pub enum BackendError {
     /// The device or the thread pool could not be brought up.
     #[error("{0}")]
     Unavailable(String),
+    /// A variable of the environment has a value that it does not take. The text names the variable, the value and what
+    /// to give.
+    #[error("{0}")]
+    Variable(String),
     /// The device failed in the middle of the work.
     #[error(transparent)]
     Device(Box<dyn std::error::Error + Send + Sync>),
@@ -93,6 +100,9 @@ pub enum BackendError {
 pub trait Backend: Send {
     /// What the network is.
     fn spec(&self) -> &ModelSpec;
+
+    /// The device that it computes on.
+    fn device(&self) -> DeviceInfo;
 
     /// How many pages the cache has and how large each is.
     fn cache(&self) -> CacheGeometry;

@@ -2,12 +2,26 @@
 
 use std::time::Duration;
 
-/// How far the loading of weights into memory has come: a device's, or the process's own.
+/// What is done to the weights. Those that are read and then uploaded go through both stages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LoadStage {
+    /// Read from their files: into memory of the process, or into the system's page cache where they are mapped.
+    Read,
+    /// Brought into the memory of a GPU.
+    Upload,
+    /// Written to files.
+    Write,
+}
+
+/// How far weights have come on their way: into memory of the machine, of a GPU, or to files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadProgress {
+    /// What is done to them.
+    pub stage: LoadStage,
     /// Bytes there, or on their way to a device: at most a few buffers' worth of them.
     pub done_bytes: u64,
-    /// Bytes that the weights take there.
+    /// Bytes that the weights take there; of mapped files, those that were not in memory.
     pub total_bytes: u64,
     /// Since the loading began.
     pub elapsed: Duration,
@@ -27,7 +41,12 @@ mod tests {
 
     #[test]
     fn a_rate_is_bytes_over_seconds() {
-        let at = |millis| LoadProgress { done_bytes: 500, total_bytes: 1000, elapsed: Duration::from_millis(millis) };
+        let at = |millis| LoadProgress {
+            stage: LoadStage::Read,
+            done_bytes: 500,
+            total_bytes: 1000,
+            elapsed: Duration::from_millis(millis),
+        };
         assert_eq!(at(250).bytes_per_second(), 2000.0);
         assert_eq!(at(0).bytes_per_second(), 0.0);
     }

@@ -12,8 +12,9 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::shapes::Shapes;
-use crate::backend::LoadProgress;
+use crate::backend::{LoadProgress, LoadStage};
 use crate::checkpoint::{CheckpointError, Dtype, ExpectedTensor, ModelSource};
+use crate::host::{Size, free_disk_bytes};
 use crate::model::Uniform;
 
 /// Bytes that one thread makes and writes at a time.
@@ -66,7 +67,11 @@ pub enum SyntheticError {
         path: String,
     },
     /// The disk is too full.
-    #[error("{path}: {needed} bytes are needed and {free} are free on the disk; make room, or give another directory")]
+    #[error(
+        "{path}: {} are needed and {} are free on the disk; make room, or give another directory",
+        Size(*.needed),
+        Size(*.free)
+    )]
     DiskFull {
         /// Where it was to be.
         path: String,
@@ -170,7 +175,7 @@ impl Synthetic<'_> {
 
     fn check_space(&self, parent: &Path, out: &Path) -> Result<(), SyntheticError> {
         let needed = self.bytes();
-        match free_bytes(parent) {
+        match free_disk_bytes(parent) {
             Some(free) if free < needed => {
                 Err(SyntheticError::DiskFull { path: out.display().to_string(), needed, free })
             }
@@ -258,7 +263,8 @@ impl Synthetic<'_> {
             };
             write().map_err(|source| wrong(&path, source))?;
             let done_bytes = done.fetch_add(piece.bytes as u64, Ordering::Relaxed) + piece.bytes as u64;
-            match progress(LoadProgress { done_bytes, total_bytes, elapsed: begin.elapsed() }) {
+            match progress(LoadProgress { stage: LoadStage::Write, done_bytes, total_bytes, elapsed: begin.elapsed() })
+            {
                 ControlFlow::Continue(()) => Ok(()),
                 ControlFlow::Break(()) => Err(SyntheticError::Stopped),
             }
@@ -296,18 +302,6 @@ fn index(shards: &[Shard]) -> Vec<u8> {
     let map: BTreeMap<String, String> = shards.iter().flat_map(names).collect();
     let total: u64 = shards.iter().map(|shard| shard.bytes).sum();
     format!("{:#}\n", json!({"metadata": {"total_size": total}, "weight_map": map})).into_bytes()
-}
-
-/// Bytes that the file system of `path` has left for this user; none where it does not say.
-#[cfg(unix)]
-fn free_bytes(path: &Path) -> Option<u64> {
-    let answer = rustix::fs::statvfs(path).ok()?;
-    Some(answer.f_bavail.saturating_mul(answer.f_frsize))
-}
-
-#[cfg(not(unix))]
-fn free_bytes(_: &Path) -> Option<u64> {
-    None
 }
 
 /// A directory beside the one that is wanted, removed unless it is renamed to it.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io;
 
 use super::json::with_non_finite;
-use crate::host::MemoryLimit;
+use crate::host::{MemoryLimit, Size};
 
 /// Why a checkpoint cannot be used.
 ///
@@ -72,7 +72,9 @@ pub enum CheckpointError {
     },
     /// Weights that are to be read into memory and do not fit.
     #[error(
-        "{model}: its weights take {needed} bytes, and {left} are left in {limit}; map them, or use a smaller model"
+        "{model}: its weights take {}, and {} are left in {limit}; map them, or use a smaller model",
+        Size(*.needed),
+        Size(*.left)
     )]
     OutOfMemory {
         /// The model.

@@ -8,7 +8,7 @@ use super::mapping::Mapping;
 use super::reading::Reader;
 use super::source::ModelSource;
 use super::{Checkpoint, CheckpointError, Stored};
-use crate::host;
+use crate::host::{self, Size};
 
 /// How weight files come to this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -36,7 +36,7 @@ pub struct OpenOptions<'a> {
 
 /// Weights that could not be locked into memory.
 #[derive(Debug, thiserror::Error)]
-#[error("{locked} of {total} bytes of weights are locked into memory: {reason}")]
+#[error("{} of {} of weights are locked into memory: {reason}", Size(*.locked), Size(*.total))]
 pub struct LockError {
     /// Bytes that are locked.
     pub locked: u64,
@@ -77,12 +77,16 @@ impl Checkpoint {
     /// A weight file that is mapped from a network file system, and the kind of that, such as `nfs4`. `None` where there is
     /// none, and where the system does not say.
     pub fn network_file(&self) -> Option<(&str, &str)> {
-        let mappings = self.tensors.values().filter_map(|stored| match stored {
+        self.mappings().into_iter().find_map(|mapping| Some((mapping.file(), mapping.network()?)))
+    }
+
+    /// The weight files that hold tensors to compute with.
+    pub(super) fn mappings(&self) -> Vec<&Mapping> {
+        distinct(self.tensors.values().filter_map(|stored| match stored {
             Stored::Usable(tensor) => Some(&tensor.mapping),
             Stored::Wide(tensor) => Some(&tensor.mapping),
             Stored::Opaque(_) => None,
-        });
-        distinct(mappings).into_iter().find_map(|mapping| Some((mapping.file(), mapping.network()?)))
+        }))
     }
 
     /// Reads the weight files in as far as they are not in memory, and locks them there (mlock), of F64 tensors what they
@@ -101,8 +105,10 @@ impl Checkpoint {
         let absent: u64 = mappings.iter().map(|mapping| mapping.absent_bytes()).sum();
         if let Some(available) = host::available_memory().filter(|available| absent > available.bytes) {
             let reason = format!(
-                "{absent} of them are yet to be read, and {} are left in {}; use a smaller model, or raise that",
-                available.bytes, available.limit
+                "{} of them are yet to be read, and {} are left in {}; use a smaller model, or raise that",
+                Size(absent),
+                Size(available.bytes),
+                available.limit
             );
             return Err(LockError { locked: 0, total, reason });
         }
@@ -128,7 +134,7 @@ fn lock_reason(error: &io::Error) -> String {
     if error.kind() == io::ErrorKind::Unsupported {
         return "this system cannot be asked to; it may move weights to disk".to_owned();
     }
-    let limit = host::locked_memory_limit().map_or(String::new(), |bytes| format!(", now {bytes} bytes"));
+    let limit = host::locked_memory_limit().map_or(String::new(), |bytes| format!(", now {}", Size(bytes)));
     format!(
         "{error}; raise RLIMIT_MEMLOCK{limit}: `ulimit -l unlimited` in a shell, LimitMEMLOCK= of a service, \
          --ulimit memlock=-1 of a container"

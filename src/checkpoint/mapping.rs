@@ -3,6 +3,7 @@
 
 use std::fs::{File, Metadata};
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use super::error::{CheckpointError, DOWNLOAD_AGAIN};
@@ -112,6 +113,35 @@ impl Mapping {
         }
     }
 
+    /// Ranges of up to `chunk` bytes that are not in memory, as far as one page of each tells; none where that is not
+    /// known. Asks the system once a chunk, which for all of a large file takes milliseconds.
+    pub fn absent_chunks(&self, chunk: usize) -> Vec<Range<usize>> {
+        match &self.content {
+            #[cfg(target_os = "linux")]
+            Content::File { map, .. } => {
+                let ranges = (0..map.len()).step_by(chunk).map(|start| start..map.len().min(start + chunk));
+                ranges.filter(|range| is_absent(map, range.start + range.len() / 2)).collect()
+            }
+            _ => {
+                let _ = chunk;
+                Vec::new()
+            }
+        }
+    }
+
+    /// Brings the pages of `range` into memory.
+    pub fn touch(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Content::File { map, .. } = &self.content {
+            // Asks for all of them before the first is waited for; where that is refused, each is waited for.
+            let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+        }
+        // No page is smaller.
+        for byte in self.bytes().get(range).unwrap_or_default().iter().step_by(4096) {
+            std::hint::black_box(*byte);
+        }
+    }
+
     /// Bytes that locking has yet to bring into memory; 0 where that is not known.
     pub fn absent_bytes(&self) -> u64 {
         match &self.content {
@@ -123,9 +153,20 @@ impl Mapping {
     }
 }
 
+/// Whether the page that holds the byte at `offset`, which lies within the mapping, is not in memory.
+#[cfg(target_os = "linux")]
+fn is_absent(map: &memmap2::Mmap, offset: usize) -> bool {
+    let page = rustix::param::page_size();
+    let mut state = [0u8];
+    let start = map.as_ptr().wrapping_add(offset / page * page);
+    // SAFETY: the range is one page of a live mapping, which begins at a page, and `state` has a byte for it.
+    let done = unsafe { libc::mincore(start.cast_mut().cast(), 1, state.as_mut_ptr()) };
+    done == 0 && state[0] & 1 == 0
+}
+
 /// The pages of a mapping that are not in memory, in bytes.
 #[cfg(target_os = "linux")]
-fn absent_bytes(map: &memmap2::Mmap) -> u64 {
+pub(super) fn absent_bytes(map: &memmap2::Mmap) -> u64 {
     let page = rustix::param::page_size();
     let mut pages = vec![0u8; map.len().div_ceil(page)];
     // SAFETY: the range is that of a live mapping, which begins at a page, and `pages` has a byte for each of its pages.

@@ -20,6 +20,7 @@ pub(crate) mod json;
 mod loading;
 mod mapping;
 mod marks;
+mod read_ahead;
 mod reading;
 mod rename;
 mod safetensors;

@@ -15,7 +15,7 @@ use crate::host;
 /// Bytes that a thread reads at a time: a large request of any disk or network file system.
 const CHUNK: usize = 8 << 20;
 /// Threads that read: as many requests as it takes to keep a fast disk or a far server busy, whatever the cores.
-const THREADS: usize = 6;
+pub(super) const THREADS: usize = 6;
 
 /// Reads the weight files of a checkpoint, and says how far it has come.
 pub(super) struct Reader<'a> {
@@ -26,7 +26,7 @@ pub(super) struct Reader<'a> {
 }
 
 /// Between two reports: often enough for a progress bar.
-const REPORT_EVERY: Duration = Duration::from_millis(100);
+pub(super) const REPORT_EVERY: Duration = Duration::from_millis(100);
 
 impl<'a> Reader<'a> {
     /// Of files with `total` bytes together, the weights of `model`.

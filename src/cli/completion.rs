@@ -125,14 +125,14 @@ pub fn run(
         completion
     };
     if !format.quiet {
-        closing_note(&completion.timings, &completion.reason);
+        closing_note(engine, &completion.timings, &completion.reason);
     }
     Ok(())
 }
 
 /// The closing line, on stderr.
-pub fn closing_note(timings: &Timings, reason: &FinishReason) {
-    note(&closing_line(timings, reason));
+pub fn closing_note(engine: &Engine, timings: &Timings, reason: &FinishReason) {
+    note(&format!("{}, on {}", closing_line(timings, reason), engine.device()));
 }
 
 /// Prints the text while it comes.

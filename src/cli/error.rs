@@ -144,7 +144,7 @@ impl CliError {
             CliError::Engine(EngineError::Thread { .. }) => 1,
             CliError::Engine(EngineError::Checkpoint(CheckpointError::OutOfMemory { .. })) => 1,
             CliError::Engine(EngineError::Backend(error)) => match error {
-                rigel::backend::BackendError::Checkpoint(_) => 2,
+                rigel::backend::BackendError::Checkpoint(_) | rigel::backend::BackendError::Variable(_) => 2,
                 _ => 1,
             },
             _ => 2,

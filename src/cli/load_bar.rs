@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressState, ProgressStyle};
-use rigel::backend::LoadProgress;
+use rigel::backend::{LoadProgress, LoadStage};
 
 const BAR: &str = "{msg} {bar:32} {bytes}/{total_bytes} at {rate}";
 /// What is loaded sooner gets no bar.
@@ -27,17 +27,12 @@ impl LoadBar {
     /// What draws it: a function for every piece of news, the bar gone with the last one or with the function. What is read
     /// and then uploaded has a bar for each.
     pub fn drawer(self) -> impl FnMut(LoadProgress) + Send + 'static {
-        self.drawer_of("loading weights")
-    }
-
-    /// The same for what is called `what`.
-    pub fn drawer_of(self, what: &'static str) -> impl FnMut(LoadProgress) + Send + 'static {
         let mut bar = None;
         move |progress| {
-            let LoadProgress { done_bytes, total_bytes, elapsed } = progress;
+            let LoadProgress { stage, done_bytes, total_bytes, elapsed, .. } = progress;
             let done = done_bytes >= total_bytes;
             if self == LoadBar::Shown && bar.is_none() && elapsed >= AT_ONCE && !done {
-                bar = Some(new_bar(what, total_bytes, elapsed));
+                bar = Some(new_bar(message(stage), total_bytes, elapsed));
             }
             let Some(shown) = &bar else { return };
             shown.set_position(done_bytes);
@@ -46,6 +41,14 @@ impl LoadBar {
                 bar = None;
             }
         }
+    }
+}
+
+fn message(stage: LoadStage) -> &'static str {
+    match stage {
+        LoadStage::Read => "reading weights",
+        LoadStage::Write => "writing weights",
+        _ => "loading weights",
     }
 }
 
@@ -65,13 +68,12 @@ fn new_bar(what: &'static str, total_bytes: u64, elapsed: Duration) -> ProgressB
 
 /// Over all of the time so far, in the units that links are sold by.
 fn write_rate(state: &ProgressState, out: &mut dyn std::fmt::Write) {
-    let progress = LoadProgress { done_bytes: state.pos(), total_bytes: 0, elapsed: state.elapsed() };
     // Nowhere to report a failure to, and the bar is drawn again.
-    let _ = write!(out, "{}", rate(progress));
+    let _ = write!(out, "{}", rate(state.pos(), state.elapsed()));
 }
 
-fn rate(progress: LoadProgress) -> String {
-    format!("{:.1} GB/s", progress.bytes_per_second() / 1e9)
+fn rate(bytes: u64, elapsed: Duration) -> String {
+    format!("{:.1} GB/s", bytes as f64 / elapsed.as_secs_f64().max(1e-9) / 1e9)
 }
 
 #[cfg(test)]
@@ -85,7 +87,7 @@ mod tests {
 
     #[test]
     fn a_rate_is_in_gigabytes() {
-        let elapsed = Duration::from_secs(2);
-        assert_eq!(rate(LoadProgress { done_bytes: 64_300_000_000, total_bytes: 0, elapsed }), "32.1 GB/s");
+        assert_eq!(rate(64_300_000_000, Duration::from_secs(2)), "32.1 GB/s");
+        assert_eq!(rate(0, Duration::ZERO), "0.0 GB/s");
     }
 }

@@ -98,7 +98,7 @@ impl Respond {
             tracing::warn!("{}", limit.cut(prompt.len(), &completion));
         }
         if !self.quiet {
-            completion::closing_note(&completion.timings, &completion.reason);
+            completion::closing_note(&engine, &completion.timings, &completion.reason);
         }
         Ok(())
     }

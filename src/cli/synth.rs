@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use rigel::bench::shapes::Shapes;
 use rigel::bench::synthetic::{Synthetic, SyntheticError, Written};
 use rigel::checkpoint::{Dtype, ModelSource};
-use rigel::model::grouped;
+use rigel::host::Size;
 
 use super::error::CliError;
 use super::load_bar::LoadBar;
@@ -80,7 +80,7 @@ impl Synth {
             }
             let _ = seen.set(signal);
         })?;
-        let bar = Mutex::new(LoadBar::unless(self.quiet).drawer_of("writing weights"));
+        let bar = Mutex::new(LoadBar::unless(self.quiet).drawer());
         let written = synthetic.write(&self.out, &|progress| {
             // A panic elsewhere leaves a bar that can still be drawn.
             let mut draw = bar.lock().unwrap_or_else(PoisonError::into_inner);
@@ -91,8 +91,8 @@ impl Synth {
         match written {
             Ok(Written { bytes, shards }) => {
                 let files = if shards == 1 { "file" } else { "files" };
-                let (bytes, out_name) = (grouped(bytes), self.out.display());
-                out.line(&format!("{}: {bytes} bytes of {dtype} in {shards} {files} in {out_name}", shapes.name))
+                let (bytes, out_name) = (Size(bytes), self.out.display());
+                out.line(&format!("{}: {bytes} of {dtype} in {shards} {files} in {out_name}", shapes.name))
             }
             Err(SyntheticError::Stopped) => match stopped.get() {
                 Some(signal) => signal.exit(),

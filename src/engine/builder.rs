@@ -45,7 +45,10 @@ pub enum EngineError {
     #[error("device cuda: {0}")]
     Cuda(#[from] CudaError),
     /// The crate was built without its feature `cuda`.
-    #[error("device cuda: rigel was built without the feature cuda; build it with default features, or use cpu")]
+    #[error(
+        "device cuda: rigel was built without its feature cuda; add features = [\"cuda\"] to the dependency, or use the \
+         device cpu"
+    )]
     NoCudaFeature,
     /// A dtype was asked for, and the model runs on the CPU.
     #[error("dtype {dtype}: the CPU uses weights as they are stored; leave the dtype at auto, or use the device cuda")]
@@ -165,10 +168,10 @@ impl EngineBuilder {
         self
     }
 
-    /// Calls `report` a few times a second while weights are loaded into the memory of a GPU, and once when all are
-    /// there, on the thread that calls [`EngineBuilder::build`]. Before that, and on the CPU, while
-    /// [`WeightLoading::Read`] reads them into this process; mapped weights are not loaded on the CPU, their pages come as
-    /// they are used.
+    /// Calls `report` a few times a second while weights are loaded, and once when all are there, on the thread that calls
+    /// [`EngineBuilder::build`]; its [`stage`](LoadProgress::stage) says what is done to them. They are uploaded to a GPU.
+    /// Before that, [`WeightLoading::Read`] reads them into this process. On the CPU, pages of mapped files that are not in
+    /// memory are read ahead of the first token; where all are, `report` is not called.
     pub fn on_load(mut self, report: impl FnMut(LoadProgress) + Send + 'static) -> Self {
         self.on_load = OnLoad(Some(Box::new(report)));
         self
@@ -211,8 +214,8 @@ impl EngineBuilder {
         self
     }
 
-    /// Positions to make room for, prompt and completion together; the model's own number where that is lower, and by
-    /// default. Fewer make the cache smaller.
+    /// Positions to make room for, prompt and completion together. The default is the model's own number, which more are
+    /// capped at, with a warning. Fewer make the cache smaller.
     pub fn context(mut self, positions: NonZeroU32) -> Self {
         self.context = Some(positions);
         self
@@ -256,6 +259,18 @@ impl EngineBuilder {
     pub fn poison_freed_pages(mut self) -> Self {
         self.options.poison_freed_pages = true;
         self
+    }
+
+    /// A builder with the same options, for so many sequences, and without a model.
+    pub(super) fn for_sequences(&self, sequences: NonZeroUsize) -> EngineBuilder {
+        EngineBuilder {
+            page_size: self.page_size,
+            context: self.context,
+            threads: self.threads,
+            arithmetic: self.arithmetic,
+            options: EngineOptions { max_sequences: Some(sequences), ..self.options.clone() },
+            ..EngineBuilder::default()
+        }
     }
 
     /// Opens the checkpoint, checks it, brings the device up and starts the engine's thread.

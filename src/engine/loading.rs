@@ -6,13 +6,14 @@ use std::time::Instant;
 
 #[cfg(feature = "cuda")]
 use crate::backend::Arithmetic;
-use crate::backend::cpu::{self, CpuBackend, CpuOptions};
+use crate::backend::cpu::{self, CpuBackend, CpuOptions, Isa};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::model::{CudaOptions, WeightSource};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::{self, CudaError};
-use crate::backend::{Backend, LoadProgress, WeightDtype};
+use crate::backend::{Backend, LoadProgress, LoadStage, WeightDtype};
 use crate::checkpoint::{Checkpoint, Config, Dtype, ModelSource, OpenOptions};
+use crate::host::Size;
 use crate::kv::CacheGeometry;
 #[cfg(feature = "cuda")]
 use crate::model::random_name;
@@ -36,7 +37,7 @@ const CUDA_PAGE_SIZE: NonZeroU32 = NonZeroU32::new(64).unwrap();
 const CUDA_PREFILL_CHUNK: NonZeroU32 = NonZeroU32::new(2048).unwrap();
 /// Sequences of a step of a GPU: where its products begin to be bound by arithmetic.
 #[cfg(feature = "cuda")]
-const CUDA_SEQUENCES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+pub(super) const CUDA_SEQUENCES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 /// A backend, and the files that belong to it.
 pub(super) struct Loaded {
@@ -58,10 +59,12 @@ impl EngineBuilder {
         let checkpoint = self.open(&source)?;
         let mut spec = ModelSpec::from_checkpoint(&checkpoint)?;
         spec.untie_stored_head(&checkpoint);
+        self.warn_of_context(&spec);
         let spec = self.limited(spec);
         let backend = match self.with_kernels(placement, &spec) {
             Placement::Cpu => {
                 no_dtype_on_cpu(self.dtype)?;
+                self.read_ahead(&checkpoint);
                 self.lock_weights(&checkpoint);
                 self.cpu_backend(&checkpoint, spec)?
             }
@@ -78,7 +81,8 @@ impl EngineBuilder {
     fn open(&mut self, source: &ModelSource) -> Result<Checkpoint, EngineError> {
         let began = Instant::now();
         let report = &mut |done_bytes, total_bytes| {
-            self.on_load.report(LoadProgress { done_bytes, total_bytes, elapsed: began.elapsed() });
+            let (stage, elapsed) = (LoadStage::Read, began.elapsed());
+            self.on_load.report(LoadProgress { stage, done_bytes, total_bytes, elapsed });
         };
         let checkpoint =
             Checkpoint::open_with(source, OpenOptions { weights: self.weight_loading, on_read: Some(report) })?;
@@ -92,18 +96,30 @@ impl EngineBuilder {
         Ok(checkpoint)
     }
 
+    /// Reads pages of mapped weights that are not in memory: in order and by several threads, where the first token would
+    /// wait for one page fault after the other and nobody could say how long.
+    fn read_ahead(&mut self, checkpoint: &Checkpoint) {
+        let began = Instant::now();
+        checkpoint.read_ahead(&mut |done_bytes, total_bytes| {
+            let (stage, elapsed) = (LoadStage::Read, began.elapsed());
+            self.on_load.report(LoadProgress { stage, done_bytes, total_bytes, elapsed });
+        });
+    }
+
     /// Locks the weights in memory where that was asked for; that it cannot be done is no reason to stop.
     fn lock_weights(&self, checkpoint: &Checkpoint) {
         if self.mlock {
             match checkpoint.lock_weights() {
-                Ok(bytes) => tracing::debug!("{bytes} bytes of weights are locked into memory"),
+                Ok(bytes) => tracing::debug!("{} of weights are locked into memory", Size(bytes)),
                 Err(error) => tracing::warn!("{error}"),
             }
         }
     }
 
     fn load_random(&mut self, placement: Placement, config: Config, seed: u32) -> Result<Loaded, EngineError> {
-        let spec = self.limited(ModelSpec::from_config(&config)?);
+        let spec = ModelSpec::from_config(&config)?;
+        self.warn_of_context(&spec);
+        let spec = self.limited(spec);
         let dtype = self.dtype.of_config(&config);
         match placement {
             Placement::Cpu => {
@@ -120,7 +136,17 @@ impl EngineBuilder {
         }
     }
 
-    /// With as many positions as were asked for.
+    /// Says where more positions were asked for than the model has.
+    fn warn_of_context(&self, spec: &ModelSpec) {
+        if let Some(context) = self.context.filter(|context| context.get() as usize > spec.max_positions) {
+            let positions = spec.max_positions;
+            tracing::warn!(
+                "a context of {context} was asked for and the model has {positions} positions: using as many"
+            );
+        }
+    }
+
+    /// With as many positions as were asked for, or as the model has.
     pub(super) fn limited(&self, mut spec: ModelSpec) -> ModelSpec {
         if let Some(context) = self.context {
             spec.max_positions = spec.max_positions.min(context.get() as usize);
@@ -141,29 +167,38 @@ impl EngineBuilder {
 
     /// Where the model is to run: the device asked for, or for [`Device::Auto`] a GPU if there is one.
     fn placement(&self) -> Result<Placement, EngineError> {
-        match self.device {
-            Device::Cpu => Ok(Placement::Cpu),
+        let placement = match self.device {
+            Device::Cpu => Placement::Cpu,
             #[cfg(feature = "cuda")]
-            Device::Cuda => cuda::Device::first().map(Placement::Cuda).map_err(EngineError::Cuda),
-            #[cfg(feature = "cuda")]
-            Device::Auto => cuda::Device::first().map(Placement::Cuda).or_else(cpu_instead),
+            Device::Cuda | Device::Auto => self.device.gpu()?.map_or(Placement::Cpu, Placement::Cuda),
             #[cfg(not(feature = "cuda"))]
-            Device::Cuda => Err(EngineError::NoCudaFeature),
+            Device::Cuda => return Err(EngineError::NoCudaFeature),
             #[cfg(not(feature = "cuda"))]
-            Device::Auto => Ok(Placement::Cpu),
+            Device::Auto => Placement::Cpu,
+        };
+        if let Placement::Cpu = placement {
+            Isa::from_env()?;
         }
+        Ok(placement)
     }
 
     fn cpu_backend(&mut self, checkpoint: &Checkpoint, spec: ModelSpec) -> Result<Box<dyn Backend>, EngineError> {
-        let step = self.step(&spec, CPU_PAGE_SIZE, CPU_PREFILL_CHUNK, CPU_SEQUENCES);
+        let (step, options) = self.cpu_step(&spec);
         let memory = self.memory.map(NonZeroU64::get);
         let threads = self.threads.map(|wanted| cap_threads(wanted, cpu::available_cores()));
-        let options = CpuOptions { threads, page_size: step.page_size, pages: 0, max_rows: step.rows };
+        let options = CpuOptions { threads, ..options };
         let pages = CpuBackend::pages_within(&spec, &options, memory, step.least_pages, step.most_pages)?;
         if self.options.speculation == Speculation::Auto {
             self.options.speculation = Speculation::PromptLookup;
         }
         Ok(Box::new(CpuBackend::new(checkpoint, spec, CpuOptions { pages, ..options })?))
+    }
+
+    /// A CPU's step, and the options that follow from it, without pages.
+    pub(super) fn cpu_step(&self, spec: &ModelSpec) -> (StepSize, CpuOptions) {
+        let step = self.step(spec, CPU_PAGE_SIZE, CPU_PREFILL_CHUNK, CPU_SEQUENCES);
+        let options = CpuOptions { threads: self.threads, page_size: step.page_size, pages: 0, max_rows: step.rows };
+        (step, options)
     }
 
     #[cfg(feature = "cuda")]
@@ -229,7 +264,6 @@ pub(super) struct StepSize {
     /// What one sequence of the whole context needs.
     pub(super) least_pages: u32,
     /// What one sequence of the whole context has at the most, where its prompt is computed in chunks.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "plans are of GPUs"))]
     pub(super) whole_pages: u32,
     /// What as many as there can be in a step need.
     pub(super) most_pages: u32,
@@ -252,21 +286,26 @@ impl Device {
         match self {
             Device::Cpu => Ok(None),
             Device::Cuda => cuda::Device::first().map(Some).map_err(EngineError::Cuda),
-            Device::Auto => cuda::Device::first().map(Some).or_else(|error| cpu_instead(error).map(|_| None)),
+            Device::Auto => cuda::Device::first().map(Some).or_else(|error| cpu_instead(error).map(|()| None)),
         }
     }
 }
 
-/// The CPU, since there is no GPU; where there is one that cannot be used, a warning says why. Who has set a switch for
-/// the GPU wants the GPU: what is wrong with the switch is an error.
+/// That the CPU may be taken, since there is no GPU; where there is one that cannot be used, a warning says why. Who has
+/// set a switch for the GPU wants the GPU: what is wrong with the switch is an error.
 #[cfg(feature = "cuda")]
-fn cpu_instead(error: CudaError) -> Result<Placement, EngineError> {
+fn cpu_instead(error: CudaError) -> Result<(), EngineError> {
+    let no_gpu = |error: &CudaError| matches!(error, CudaError::NoDriver | CudaError::NoDevice);
     match error {
         CudaError::Switch(_) | CudaError::Algorithm { .. } => return Err(EngineError::Cuda(error)),
-        CudaError::NoDriver | CudaError::NoDevice | CudaError::BuiltWithoutKernels => tracing::debug!("{error}"),
-        _ => tracing::warn!("using the CPU: {error}"),
+        // Kernels are looked for first: whether a GPU would have run them is yet to be asked.
+        CudaError::BuiltWithoutKernels if cuda::driver::device_count().is_err_and(|error| no_gpu(&error)) => {
+            tracing::debug!("{error}");
+        }
+        error if no_gpu(&error) => tracing::debug!("{error}"),
+        error => tracing::warn!("using the CPU: {error}"),
     }
-    Ok(Placement::Cpu)
+    Ok(())
 }
 
 /// `wanted` threads, but no more than `cores`.

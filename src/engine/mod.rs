@@ -10,7 +10,7 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `mod`, `builder`, `loading` | the engine, and how it comes to be |
-//! | `plan` | whether a model fits a GPU |
+//! | `plan`, `cpu_plan` | whether a model fits a GPU, and what it takes of a CPU's memory |
 //! | `request`, `event`, `generation`, `generations` | what goes in, what comes out, and the way out |
 //! | `worker` | the step loop |
 //! | `scheduler` | who is computed next, and where |
@@ -41,6 +41,7 @@
 //! ```
 
 mod builder;
+mod cpu_plan;
 mod draft;
 mod event;
 mod generation;
@@ -57,6 +58,7 @@ mod step;
 mod worker;
 
 pub use builder::{Device, EngineBuilder, EngineError, EngineOptions};
+pub use cpu_plan::CpuPlan;
 pub use draft::{PromptLookup, Speculation};
 pub use event::{Completion, Event, Failure, Finish, FinishReason, PromptToken, StopCause, Timings, Token};
 pub use generation::Generation;
@@ -74,7 +76,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use crate::backend::{Backend, BackendError};
+use crate::backend::{Backend, BackendError, DeviceInfo};
 use crate::kv::{CacheGeometry, PageCache};
 use crate::model::ModelSpec;
 use crate::text::{TextStream, TokenId, Tokenizer};
@@ -105,6 +107,7 @@ struct Limits {
 #[derive(Debug)]
 pub struct Engine {
     limits: Limits,
+    device: DeviceInfo,
     /// `None` only while dropping.
     requests: Option<Sender<Submission>>,
     shared: Arc<Shared>,
@@ -120,7 +123,7 @@ impl Engine {
     fn start(limits: Limits, backend: Box<dyn Backend>, options: &EngineOptions) -> Result<Engine, EngineError> {
         let (requests, queue) = channel();
         let shared = Arc::new(Shared::default());
-        let geometry = backend.cache();
+        let (geometry, device) = (backend.cache(), backend.device());
         let page_size = NonZeroU32::new(geometry.page_size)
             .ok_or_else(|| BackendError::Unavailable("the backend's pages hold no positions".to_owned()))?;
         let mut cache = PageCache::new(page_size, geometry.pages, limits.spec.window, options.prefix_cache);
@@ -138,12 +141,17 @@ impl Engine {
             .name("rigel-engine".into())
             .spawn(move || worker.run())
             .map_err(|source| EngineError::Thread { source })?;
-        Ok(Engine { limits, requests: Some(requests), shared, thread: Some(thread) })
+        Ok(Engine { limits, device, requests: Some(requests), shared, thread: Some(thread) })
     }
 
     /// What the network is.
     pub fn spec(&self) -> &ModelSpec {
         &self.limits.spec
+    }
+
+    /// The device that the model runs on: what [`Device::Auto`] came to, and the dtype of the weights there.
+    pub fn device(&self) -> &DeviceInfo {
+        &self.device
     }
 
     /// The cache of keys and values.

@@ -4,10 +4,11 @@
 use std::num::{NonZeroU32, NonZeroUsize};
 
 use crate::backend::cuda::Properties;
-use crate::backend::cuda::model::{CudaOptions, DRIVER_BYTES, MemoryPlan, most_pages};
+use crate::backend::cuda::model::{CudaOptions, DRIVER_BYTES, MAX_SEQUENCES, MemoryPlan, most_pages};
 use crate::model::ModelSpec;
 
 use super::builder::{EngineBuilder, EngineError};
+use super::loading::CUDA_SEQUENCES;
 
 /// What an engine takes of a GPU so that all sequences of a step can have the whole context at once.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,7 +53,13 @@ impl GpuPlan {
         self.memory.needed()
     }
 
-    /// Sequences of the whole context that the cache has room for at once.
+    /// Sequences of the whole context that are computed at once: no more than a step has, and one where the cache has just
+    /// the pages that the engine starts with.
+    pub fn sequences_at_once(&self) -> usize {
+        (self.whole_sequences() as usize).clamp(usize::from(self.starts()), self.sequences)
+    }
+
+    /// Sequences of the whole context that the memory has room for at once.
     pub fn whole_sequences(&self) -> u32 {
         self.pages.unwrap_or(0) / self.pages_of_sequence.max(1)
     }
@@ -94,9 +101,10 @@ impl EngineBuilder {
         room: u64,
     ) -> Result<Option<NonZeroU32>, EngineError> {
         let most = u32::try_from(spec.max_positions).unwrap_or(u32::MAX);
+        let sequences = self.options.max_sequences.unwrap_or(CUDA_SEQUENCES);
         let fits = |positions: u32| {
             let Some(context) = NonZeroU32::new(positions) else { return Ok::<_, EngineError>(true) };
-            Ok(self.options_alone().context(context).plan(spec, gpu, room)?.fits())
+            Ok(self.for_sequences(sequences).context(context).plan(spec, gpu, room)?.fits())
         };
         Ok(NonZeroU32::new(largest(most, fits)?))
     }
@@ -112,30 +120,16 @@ impl EngineBuilder {
         gpu: &Properties,
         room: u64,
     ) -> Result<Option<NonZeroUsize>, EngineError> {
-        let one = self.options_alone().max_sequences(NonZeroUsize::MIN).plan(spec, gpu, room)?;
+        let one = self.for_sequences(NonZeroUsize::MIN).plan(spec, gpu, room)?;
         // One more than the pages alone allow never fits.
-        let most = one.whole_sequences().min(MOST_SEQUENCES);
+        let most = one.whole_sequences().min(MAX_SEQUENCES as u32);
         let fits = |sequences: u32| {
             let Some(sequences) = NonZeroUsize::new(sequences as usize) else { return Ok::<_, EngineError>(true) };
-            Ok(self.options_alone().max_sequences(sequences).plan(spec, gpu, room)?.fits())
+            Ok(self.for_sequences(sequences).plan(spec, gpu, room)?.fits())
         };
         Ok(NonZeroUsize::new(largest(most, fits)? as usize))
     }
-
-    /// A builder with the same options and without a model.
-    fn options_alone(&self) -> EngineBuilder {
-        EngineBuilder {
-            page_size: self.page_size,
-            context: self.context,
-            arithmetic: self.arithmetic,
-            options: self.options.clone(),
-            ..EngineBuilder::default()
-        }
-    }
 }
-
-/// Beyond that a step is no longer one of a GPU.
-const MOST_SEQUENCES: u32 = 1 << 16;
 
 /// The largest of `0..=most` that fits, where all below it do; 0 does.
 fn largest<E>(most: u32, mut fits: impl FnMut(u32) -> Result<bool, E>) -> Result<u32, E> {
@@ -197,8 +191,15 @@ mod tests {
         assert!(longest < 4096 && asked(400, longest).plan(&spec, &gpu, room).unwrap().fits());
         assert!(!asked(400, longest + 1).plan(&spec, &gpu, room).unwrap().fits(), "{longest}");
 
+        let [whole, crowded] = [8, 400].map(|sequences| asked(sequences, 4096).plan(&spec, &gpu, room).unwrap());
+        assert_eq!(whole.sequences_at_once(), 8, "no more than were asked for");
+        assert_eq!(crowded.sequences_at_once(), crowded.whole_sequences() as usize);
+        let pages = Some(crowded.least_pages);
+        assert_eq!(GpuPlan { pages, ..crowded }.sequences_at_once(), 1, "its prompt in smaller chunks");
+
         let nothing = asked(8, 4096).plan(&spec, &gpu, 20_000_000_000).unwrap();
         assert!(!nothing.fits() && !nothing.starts() && nothing.pages.is_none());
+        assert_eq!(nothing.sequences_at_once(), 0);
         assert_eq!(asked(8, 4096).most_sequences(&spec, &gpu, 20_000_000_000).unwrap(), None);
         assert_eq!(asked(8, 4096).longest_context(&spec, &gpu, 20_000_000_000).unwrap(), None);
     }

@@ -71,11 +71,11 @@ fn what_a_gpu_has_no_room_for_is_said_before_it_is_loaded() {
     let line = run.error(1);
     for part in [
         "out of memory: ",
-        "weights 7.89 MB",
+        "weights 7.52 MiB",
         "key/value cache ",
         "are free on the GPU",
-        "--context",
-        "--prefill-chunk",
+        "a lower context",
+        "a lower prefill chunk",
     ] {
         assert!(line.contains(part), "no {part:?} in {line}");
     }

@@ -144,8 +144,8 @@ fn a_refused_lock_is_a_warning_that_says_what_to_raise() {
     if run.stderr.is_empty() {
         return eprintln!("a_refused_lock…: the refusal is skipped, this user may lock what it likes");
     }
-    assert!(run.stderr.starts_with("warning: 0 of ") && run.stderr.lines().count() == 1, "{}", run.stderr);
-    assert!(run.stderr.contains("raise RLIMIT_MEMLOCK, now 0 bytes: `ulimit -l unlimited`"), "{}", run.stderr);
+    assert!(run.stderr.starts_with("warning: 0 B of ") && run.stderr.lines().count() == 1, "{}", run.stderr);
+    assert!(run.stderr.contains("raise RLIMIT_MEMLOCK, now 0 B: `ulimit -l unlimited`"), "{}", run.stderr);
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn memory_for_weights_that_are_read_is_checked_before_and_the_limit_is_named() {
     assert_eq!(enough.stderr, "");
     // A terabyte that takes no room on the disk.
     OpenOptions::new().write(true).open(copy.path(WEIGHTS)).unwrap().set_len(1 << 40).unwrap();
-    let begin = format!("{}: its weights take 1099511627776 bytes, and ", copy.model());
+    let begin = format!("{}: its weights take 1.00 TiB, and ", copy.model());
     for (limit, named) in [
         ("true", "left in this "),
         ("ulimit -v 600000", "left in this process's address space (ulimit -v); map them, or"),

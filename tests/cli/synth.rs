@@ -12,7 +12,7 @@ fn a_checkpoint_that_was_written_runs() {
     let out = out.to_str().unwrap();
     let args = ["synth", path(&config), "--out", out, "--shard-size", "200kB", "--seed", "3", "--tokenizer", "nano"];
     let said = rigel(&args).ok();
-    assert!(said.text().contains("bytes of BF16 in 2 files in ") && said.stderr.is_empty(), "{said:?}");
+    assert!(said.text().contains(" KiB of BF16 in 2 files in ") && said.stderr.is_empty(), "{said:?}");
     let record = rigel(&["inspect", "--json", "--model", out]).ok().json();
     assert_eq!(record["files"].as_array().unwrap().len(), 2);
     let run = rigel(&["generate", "--model", out, "--device", "cpu", "-n", "3", "x"]).ok();
@@ -34,7 +34,7 @@ fn bad_input_is_said_in_a_line() {
     let huge = file(r#"{"model_type":"starcoder2","num_hidden_layers":1000,"intermediate_size":200000000}"#);
     if cfg!(unix) {
         let run = rigel(&["synth", path(&huge), "--out", out]);
-        assert!(run.error(1).contains("bytes are needed and"), "{run:?}");
+        assert!(run.error(1).contains("iB are needed and"), "{run:?}");
     }
     assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
 }

@@ -7,7 +7,7 @@
 
 use std::num::NonZeroU32;
 
-use rigel::backend::{Backend, BackendError, Batch, DeviceQueue};
+use rigel::backend::{Backend, BackendError, Batch, DeviceInfo, DeviceQueue};
 use rigel::engine::{Engine, EngineOptions};
 use rigel::kv::{CacheGeometry, PageId, first_visible};
 use rigel::model::ModelSpec;
@@ -154,6 +154,9 @@ pub fn expected_of(prompt: &[u32], new: usize, of_window: Option<u32>, variety: 
 impl Backend for Ledger {
     fn spec(&self) -> &ModelSpec {
         &self.spec
+    }
+    fn device(&self) -> DeviceInfo {
+        DeviceInfo::Other { name: "a ledger".to_owned() }
     }
     fn cache(&self) -> CacheGeometry {
         self.cache

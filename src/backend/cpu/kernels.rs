@@ -11,7 +11,7 @@ use crate::backend::BackendError;
 use crate::checkpoint::Dtype;
 
 /// Names the instruction set to use in place of the best one.
-pub(crate) const ISA_VARIABLE: &str = "RIGEL_CPU_ISA";
+pub const ISA_VARIABLE: &str = "RIGEL_CPU_ISA";
 
 /// Instruction sets that there are kernels for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,14 +41,24 @@ impl Isa {
         Isa::ALL.into_iter().filter(|isa| Kernels::new(*isa).is_some())
     }
 
+    /// The one that kernels are taken of: the best that this machine has, or the one that `RIGEL_CPU_ISA` names.
+    ///
+    /// # Errors
+    /// [`BackendError::Variable`] if the variable names none that this machine has.
+    pub fn from_env() -> Result<Isa, BackendError> {
+        let wanted = std::env::var_os(ISA_VARIABLE).map(|name| name.to_string_lossy().into_owned());
+        Isa::choose(wanted.as_deref())
+    }
+
     /// The best available one, or the one that `wanted` (the value of `RIGEL_CPU_ISA`) names.
     pub(crate) fn choose(wanted: Option<&str>) -> Result<Isa, BackendError> {
         let names = || Isa::available().map(Isa::name).collect::<Vec<_>>().join(", ");
         match wanted.filter(|name| !name.is_empty()) {
             None => Ok(Isa::available().last().unwrap_or(Isa::Portable)),
             Some(name) => Isa::available().find(|isa| isa.name() == name).ok_or_else(|| {
-                BackendError::Unavailable(format!(
-                    "{ISA_VARIABLE} is `{name}`, but this machine has: {}; set it to one of these or unset it",
+                BackendError::Variable(format!(
+                    "{ISA_VARIABLE}={}: this machine has {}; set it to one of these, or unset it",
+                    name.escape_debug(),
                     names()
                 ))
             }),

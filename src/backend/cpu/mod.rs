@@ -42,17 +42,17 @@ mod tests;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::OnceLock;
 
-pub use kernels::Isa;
+pub use kernels::{ISA_VARIABLE, Isa};
 
-use super::{Backend, BackendError, Batch, check_page};
+use super::{Backend, BackendError, Batch, DeviceInfo, check_page};
 use crate::checkpoint::Checkpoint;
-use crate::host::{AvailableMemory, available_memory};
+use crate::host::{AvailableMemory, Size, available_memory};
 use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
 use crate::sampling::{self, SampleError, SampleRow, Sampled};
 use cache::Cache;
 use forward::Pass;
-use kernels::{ISA_VARIABLE, Kernels};
+use kernels::Kernels;
 use plan::Plan;
 use thread_pool::ThreadPool;
 use weights::Weights;
@@ -75,6 +75,7 @@ pub struct CpuOptions {
 pub struct CpuBackend {
     spec: ModelSpec,
     inv_freq: Vec<f32>,
+    isa: Isa,
     kernels: &'static Kernels,
     pool: ThreadPool,
     weights: Weights,
@@ -94,8 +95,7 @@ impl CpuBackend {
     /// A tensor that is missing or misshapen, memory that cannot be had, an instruction set in `RIGEL_CPU_ISA` that
     /// this machine lacks, or threads that cannot be started.
     pub fn new(checkpoint: &Checkpoint, spec: ModelSpec, options: CpuOptions) -> Result<CpuBackend, BackendError> {
-        let wanted = std::env::var_os(ISA_VARIABLE).map(|name| name.to_string_lossy().into_owned());
-        CpuBackend::with_isa(checkpoint, spec, options, Isa::choose(wanted.as_deref())?)
+        CpuBackend::with_isa(checkpoint, spec, options, Isa::from_env()?)
     }
 
     /// Bytes that cache and activations of a backend with these options take: what [`CpuBackend::new`] allocates, once.
@@ -123,7 +123,7 @@ impl CpuBackend {
         let available = available_memory();
         let of_what = match (memory, available) {
             (None, Some(AvailableMemory { bytes, limit })) => {
-                format!(", half of the {bytes} that are left in {limit}")
+                format!(", half of the {} that are left in {limit}", Size(bytes))
             }
             _ => String::new(),
         };
@@ -131,10 +131,12 @@ impl CpuBackend {
         let pages = memory.saturating_sub(workspace) / page.max(1);
         if pages < u64::from(least) {
             let needed = workspace.saturating_add(page.saturating_mul(least.into()));
-            let what = format!("activations {workspace} and {least} pages of the cache, {page} each");
+            let (activations, page) = (Size(workspace), Size(page));
+            let what = format!("activations {activations} and {least} pages of the cache, {page} each");
             let advice = format!(
-                "{memory} may be used{of_what}; a lower context makes the cache smaller, a lower prefill chunk or number of \
-                 sequences the activations"
+                "{} may be used{of_what}; a lower context makes the cache smaller, a lower prefill chunk or number of \
+                 sequences the activations",
+                Size(memory)
             );
             return Err(BackendError::OutOfMemory { needed, what, advice });
         }
@@ -143,8 +145,10 @@ impl CpuBackend {
         if let Some(AvailableMemory { bytes, limit }) = available.filter(|available| planned > available.bytes) {
             // Asked for: it may be given back by others until it is used.
             tracing::warn!(
-                "cache and activations may grow to {planned} bytes, and {bytes} are left in {limit}: the system may end \
-                 this process when they fill up"
+                "cache and activations may grow to {}, and {} are left in {limit}: the system may end this process when \
+                 they fill up",
+                Size(planned),
+                Size(bytes)
             );
         }
         Ok(pages)
@@ -159,7 +163,7 @@ impl CpuBackend {
             Some(available) if bytes > available.bytes => Err(BackendError::OutOfMemory {
                 needed: bytes,
                 what: what.to_owned(),
-                advice: format!("{} are left in {}; use a smaller network", available.bytes, available.limit),
+                advice: format!("{} are left in {}; use a smaller network", Size(available.bytes), available.limit),
             }),
             _ => Ok(()),
         }
@@ -187,6 +191,7 @@ impl CpuBackend {
         tracing::debug!("CPU backend: {} kernels, {threads} threads", isa.name());
         Ok(CpuBackend {
             inv_freq: spec.inv_freq(),
+            isa,
             kernels,
             weights,
             cache: Cache::new(&spec, options.page_size, options.pages)?,
@@ -214,6 +219,11 @@ fn threads(options: &CpuOptions) -> NonZeroUsize {
 impl Backend for CpuBackend {
     fn spec(&self) -> &ModelSpec {
         &self.spec
+    }
+
+    fn device(&self) -> DeviceInfo {
+        let dtype = self.weights.embedding.weight().dtype;
+        DeviceInfo::Cpu { isa: self.isa, threads: self.pool.size(), dtype }
     }
 
     fn cache(&self) -> CacheGeometry {

@@ -452,5 +452,5 @@ fn an_instruction_set_that_is_not_there_is_an_error() {
     assert_eq!(Isa::choose(Some("portable")).unwrap(), Isa::Portable);
     assert_eq!(Isa::choose(Some("")).unwrap(), Isa::available().last().unwrap());
     let error = Isa::choose(Some("sse9")).unwrap_err().to_string();
-    assert!(error.contains("RIGEL_CPU_ISA is `sse9`") && error.contains("portable"), "{error}");
+    assert!(error.starts_with("RIGEL_CPU_ISA=sse9: this machine has portable"), "{error}");
 }

@@ -190,6 +190,11 @@ impl Device {
         self.0.switches.graphs && !self.is_synchronous()
     }
 
+    /// The driver's number of it, counted from 0.
+    pub fn ordinal(&self) -> usize {
+        self.0.context.ordinal()
+    }
+
     /// What the GPU is.
     pub fn properties(&self) -> &Properties {
         &self.0.properties

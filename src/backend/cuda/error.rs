@@ -7,6 +7,7 @@ use super::device::ComputeCapability;
 use super::driver::CudaVersion;
 use super::mbarrier_trap;
 use super::switches::instead_of;
+use crate::host::Size;
 
 /// What can go wrong between here and the GPU.
 #[derive(Debug, thiserror::Error)]
@@ -162,7 +163,7 @@ pub enum CudaError {
         what: &'static str,
     },
     /// The GPU has not enough free memory.
-    #[error("out of GPU memory: {needed} bytes were needed, {free} of {total} are free")]
+    #[error("out of GPU memory: {} were needed, {} of {} are free", Size(*.needed), Size(*.free), Size(*.total))]
     OutOfMemory {
         /// Bytes that were asked for.
         needed: u64,

@@ -140,28 +140,43 @@ fn listed(values: &[&str]) -> String {
     }
 }
 
+/// The value of a variable, with what is not UTF-8 in it replaced.
+fn env_value(variable: &str) -> Option<String> {
+    env::var_os(variable).map(|value| value.to_string_lossy().into_owned())
+}
+
+impl Switch {
+    /// The value that is chosen: the one that was `set`, or the default where that is empty or nothing.
+    fn chosen(&self, set: Option<String>) -> Result<String, SwitchError> {
+        let Switch { variable, values, .. } = *self;
+        let found = set.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+        let found = found.unwrap_or_else(|| values[0].to_owned());
+        let percent = || found.parse().is_ok_and(|percent: u32| percent <= 100);
+        if values.iter().any(|value| if *value == PERCENT { percent() } else { *value == found }) {
+            Ok(found)
+        } else {
+            Err(SwitchError { variable, found, allowed: values })
+        }
+    }
+}
+
 impl Switches {
     /// What the environment says. A variable that is empty or not set has its default.
     ///
     /// # Errors
     /// [`SwitchError`] for a value that a variable does not take.
     pub fn from_env() -> Result<Switches, SwitchError> {
-        Switches::from_values(|variable| env::var_os(variable).map(|value| value.to_string_lossy().into_owned()))
+        Switches::from_values(env_value)
+    }
+
+    /// What is wrong with the environment's variables: every one with a value that it does not take.
+    pub fn env_errors() -> Vec<SwitchError> {
+        SWITCHES.iter().filter_map(|switch| switch.chosen(env_value(switch.variable)).err()).collect()
     }
 
     /// The same, of what `value` says of each variable.
     fn from_values(value: impl Fn(&str) -> Option<String>) -> Result<Switches, SwitchError> {
-        let chosen = |index: usize| -> Result<String, SwitchError> {
-            let Switch { variable, values, .. } = SWITCHES[index];
-            let found = value(variable).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
-            let found = found.unwrap_or_else(|| values[0].to_owned());
-            let percent = || found.parse().is_ok_and(|percent: u32| percent <= 100);
-            if values.iter().any(|value| if *value == PERCENT { percent() } else { *value == found }) {
-                Ok(found)
-            } else {
-                Err(SwitchError { variable, found, allowed: values })
-            }
-        };
+        let chosen = |index: usize| SWITCHES[index].chosen(value(SWITCHES[index].variable));
         Ok(Switches {
             synchronous: chosen(0)? == "1",
             programmatic_launch: chosen(1)? == "1",

@@ -29,8 +29,9 @@ use super::kernels::Element;
 use super::layout::{ALIGNMENT_BYTES, Layout, Part};
 use super::pinned::Pinned;
 use super::stream::Stream;
-use crate::backend::{BackendError, LoadProgress};
+use crate::backend::{BackendError, LoadProgress, LoadStage};
 use crate::checkpoint::{Checkpoint, CheckpointError, Tensor};
+use crate::host::Size;
 
 /// Buffers of one reader: one that it fills, one that is being copied.
 const BUFFERS: usize = 2;
@@ -68,7 +69,11 @@ impl From<UploadError> for BackendError {
             UploadError::Cuda(CudaError::OutOfMemory { needed, free, total }) => BackendError::OutOfMemory {
                 needed,
                 what: "the weights on the GPU".to_owned(),
-                advice: format!("{free} of its {total} bytes are free: use a smaller model, or the device cpu"),
+                advice: format!(
+                    "{} of its {} are free: use a smaller model, or the device cpu",
+                    Size(free),
+                    Size(total)
+                ),
             },
             other => BackendError::Unavailable(other.to_string()),
         }
@@ -224,7 +229,7 @@ pub fn fill<T: Pod + Send>(
     let total_bytes = (pieces.total * size) as u64;
     let mut report = |done: usize| {
         let done_bytes = total_bytes.min((done * pieces.len * size) as u64);
-        progress(LoadProgress { done_bytes, total_bytes, elapsed: began.elapsed() });
+        progress(LoadProgress { stage: LoadStage::Upload, done_bytes, total_bytes, elapsed: began.elapsed() });
     };
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {

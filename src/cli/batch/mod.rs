@@ -200,11 +200,13 @@ impl Batch {
         let order = if self.ordered { Order::AsRead } else { Order::AsDone };
         let mut sink = Sink::new(outputs, ledger, failures, progress, order);
         let stop = Arc::new(OnceLock::new());
+        let mut device = None;
         let result = if sink.ledger().is_complete() {
             Ok(())
         } else {
             let load = Load::Many(self.max_seqs);
             let engine = self.model.engine(source.clone(), LoadBar::unless(self.quiet), load)?;
+            device = Some(engine.device().clone());
             let served = ServedModel::new(&engine, &source, self.model.model.name());
             let (plain, openai) = (plain_defaults(options), Defaults::openai());
             let answering = Answering { served: &served, plain: &plain, openai: &openai, ids: &fields, seed };
@@ -214,7 +216,10 @@ impl Batch {
             let lines = Lines::new(BufReader::with_capacity(1 << 16, &input));
             run::run(&engine, &answering, &input, lines, &mut sink, self.max_in_flight, &stop)
         };
-        let closing = sink.progress.close();
+        let mut closing = sink.progress.close();
+        if let Some(device) = device {
+            closing += &format!(", on {device}");
+        }
         if !self.quiet {
             note(&closing);
         }

@@ -97,10 +97,13 @@ impl AttentionPlan {
         // The driver gives a buffer of no elements a byte, which the plan would not have.
         let least = WorkspaceLen { partials: 1, arrivals: 1 };
         match self {
-            // Fewer sequences have more splits each: the largest workspace may be that of any number of them.
+            // Fewer sequences have more splits each: the largest workspace may be that of any number of them. With more
+            // sequences than blocks run at a time, two a multiprocessor, all have the same splits: the last has the most.
             AttentionPlan::Fastest { decode, .. } => {
                 let len = |n| decode_shape(n, n, spec, split_len_for(n, spec, device)).workspace_len(decode);
-                (1..=options.max_sequences).map(len).fold(least, WorkspaceLen::max)
+                let alike = 2 * device.multiprocessors as usize + 1;
+                let numbers = (1..=options.max_sequences.min(alike)).chain([options.max_sequences]);
+                numbers.map(len).fold(least, WorkspaceLen::max)
             }
             // Tiles of more rows are fewer, and may see a split more.
             AttentionPlan::Ordered { split_room, .. } => {
@@ -171,5 +174,34 @@ mod tests {
         assert_eq!(tiles(plan, &[4, 1, 6]), (vec![(0, 0), (1, 0)], 4, vec![(2, 0), (2, 5)]));
         assert_eq!(tiles(plan, &[5, 2]), (vec![], 0, vec![(0, 0), (1, 0)]), "two tiles of 5 rows have no room");
         assert_eq!(tiles(plan, &[0, 0]), (vec![], 0, vec![]));
+    }
+
+    #[test]
+    fn the_workspace_is_that_of_the_worst_number_of_sequences() {
+        use crate::backend::cuda::Card;
+        use std::num::NonZeroU32;
+        for (card, window) in
+            Card::all().into_iter().flat_map(|card| [None, NonZeroU32::new(4096)].map(|w| (card.clone(), w)))
+        {
+            let spec = ModelSpec { window, max_positions: 16_384, ..spec() };
+            let device = &card.properties;
+            let plan = |max_sequences| {
+                let options = CudaOptions {
+                    page_size: NonZeroU32::new(64).unwrap(),
+                    pages: 1,
+                    max_rows: max_sequences,
+                    max_sequences,
+                    arithmetic: Arithmetic::Fastest,
+                };
+                AttentionPlan::new(&spec, &options, device).workspace_len(&spec, &options, device)
+            };
+            let mut worst = WorkspaceLen { partials: 1, arrivals: 1 };
+            for n in 1..=1000 {
+                let form = attention_decode::Form::of(device);
+                let len = decode_shape(n, n, &spec, split_len_for(n, &spec, device)).workspace_len(form);
+                worst = worst.max(len);
+                assert_eq!(plan(n), worst, "{} {window:?} {n}", card.name);
+            }
+        }
     }
 }

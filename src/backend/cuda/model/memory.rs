@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::backend::BackendError;
+use crate::host::Size;
 use crate::kv::CacheGeometry;
 use crate::model::ModelSpec;
 
@@ -17,7 +18,7 @@ use super::{CudaOptions, check_supported};
 
 /// What the driver takes for itself while a model runs, such as recorded steps: kept free, not allocated.
 pub const DRIVER_BYTES: u64 = 256 << 20;
-/// The most rows of logits of a step: f32 `[.., vocab]`, 50 MB for the published vocabulary.
+/// The most rows of logits of a step: f32 `[.., vocab]`, 48 MiB for the published vocabulary.
 const MOST_LOGITS_ROWS: usize = 256;
 
 /// Lengths of the buffers that live as long as the model, in elements. Widths are the padded ones.
@@ -153,7 +154,7 @@ impl MemoryPlan {
         if self.needed() <= free {
             return Ok(());
         }
-        Err(self.shortage(&format!("{} are free on the GPU", Bytes(free))))
+        Err(self.shortage(&format!("{} are free on the GPU", Size(free))))
     }
 
     /// All lines, and what is left for the driver.
@@ -163,10 +164,10 @@ impl MemoryPlan {
 
     fn shortage(&self, room: &str) -> BackendError {
         let advice = format!(
-            "{room}; a lower --context makes the cache smaller, a lower --prefill-chunk the activations, and --device cpu \
+            "{room}; a lower context makes the cache smaller, a lower prefill chunk the activations, and the device cpu \
              needs none of it"
         );
-        let what = format!("{self}, driver {}", Bytes(DRIVER_BYTES));
+        let what = format!("{self}, driver {}", Size(DRIVER_BYTES));
         BackendError::OutOfMemory { needed: self.needed(), what, advice }
     }
 }
@@ -190,7 +191,7 @@ pub fn pages_within(
     match most_pages(device.properties(), spec, options, room)? {
         Some(pages) if pages >= least => Ok(pages),
         _ => {
-            let room = format!("{} may be taken of the {} that are free on the GPU", Bytes(room), Bytes(free));
+            let room = format!("{} may be taken of the {} that are free on the GPU", Size(room), Size(free));
             let options = CudaOptions { pages: least, ..options.clone() };
             Err(MemoryPlan::of(spec, &options, device.properties())?.shortage(&room))
         }
@@ -216,55 +217,20 @@ pub fn most_pages(
     Ok(left.map(|left| left.checked_div(page).unwrap_or(0).min(most.into()) as u32))
 }
 
-/// `weights 6.06 GB, key/value cache 126 MB, …`
+/// `weights 5.64 GiB, key/value cache 120 MiB, …`
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, MemoryLine { what, bytes }) in self.lines.iter().enumerate() {
             let comma = if index == 0 { "" } else { ", " };
-            write!(f, "{comma}{what} {}", Bytes(*bytes))?;
+            write!(f, "{comma}{what} {}", Size(*bytes))?;
         }
         Ok(())
-    }
-}
-
-/// Three digits and a decimal unit.
-struct Bytes(u64);
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (mut value, mut units) = (self.0 as f64, ["B", "kB", "MB", "GB"].iter());
-        let mut unit = units.next().unwrap_or(&"");
-        while value >= 999.5 {
-            let Some(next) = units.next() else { break };
-            (value, unit) = (value / 1e3, next);
-        }
-        let decimals = if *unit == "B" || value >= 99.95 {
-            0
-        } else if value >= 9.995 {
-            1
-        } else {
-            2
-        };
-        write!(f, "{value:.decimals$} {unit}")
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bytes_have_three_digits() {
-        let text = |bytes| Bytes(bytes).to_string();
-        assert_eq!(text(0), "0 B");
-        assert_eq!(text(999), "999 B");
-        assert_eq!(text(1_000), "1.00 kB");
-        assert_eq!(text(12_340_000), "12.3 MB");
-        assert_eq!(text(999_600), "1.00 MB");
-        assert_eq!(text(31_915_778_048), "31.9 GB");
-        assert_eq!(text(6_060_742_656), "6.06 GB");
-        assert_eq!(text(5_000_000_000_000), "5000 GB");
-    }
 
     #[test]
     fn what_does_not_fit_is_said_with_every_line() {
@@ -277,9 +243,9 @@ mod tests {
         let error = plan.check(24_000_000_000).unwrap_err().to_string();
         assert_eq!(
             error,
-            "out of memory: 32519757824 bytes for weights 31.9 GB, key/value cache 336 MB, driver 268 MB; 24.0 GB are \
-             free on the GPU; a lower --context makes the cache smaller, a lower --prefill-chunk the activations, and \
-             --device cpu needs none of it"
+            "out of memory: 30.3 GiB for weights 29.7 GiB, key/value cache 320 MiB, driver 256 MiB; 22.4 GiB are free on \
+             the GPU; a lower context makes the cache smaller, a lower prefill chunk the activations, and the device cpu \
+             needs none of it"
         );
     }
 }

@@ -45,8 +45,9 @@ use super::layout::{Layout, padded};
 use super::weights::{RopeTable, Weights};
 use super::{Device, Properties, Slice, Stream};
 use crate::backend::places::Places;
-use crate::backend::{Arithmetic, Backend, BackendError, Batch, DeviceQueue, LoadProgress, check_page};
+use crate::backend::{Arithmetic, Backend, BackendError, Batch, DeviceInfo, DeviceQueue, LoadProgress, check_page};
 use crate::checkpoint::Dtype;
+use crate::host::Size;
 use crate::kv::{CacheGeometry, PageId};
 use crate::model::{Activation, ModelSpec};
 use crate::sampling::{self, NotFinite, SampleError, SampleRow, Sampled, TokenLogprobs};
@@ -74,6 +75,9 @@ pub struct CudaOptions {
     /// Which kernels may be chosen between.
     pub arithmetic: Arithmetic,
 }
+
+/// The most sequences of a step: a launch has a block for each along an axis of its grid that takes no more.
+pub const MAX_SEQUENCES: usize = 65_535;
 
 /// What of this network has no kernels for a GPU; `None` if everything has.
 pub fn lack(spec: &ModelSpec) -> Option<&'static str> {
@@ -279,6 +283,18 @@ impl<T: Element> Backend for CudaBackend<T> {
         &self.resident.spec
     }
 
+    fn device(&self) -> DeviceInfo {
+        let device = self.stream.device();
+        let Properties { name, compute_capability, memory_bytes, .. } = device.properties();
+        DeviceInfo::Cuda {
+            ordinal: device.ordinal(),
+            name: name.clone(),
+            compute_capability: (compute_capability.major, compute_capability.minor),
+            memory_bytes: *memory_bytes,
+            dtype: T::DTYPE,
+        }
+    }
+
     fn cache(&self) -> CacheGeometry {
         self.resident.cache.geometry()
     }
@@ -377,8 +393,8 @@ fn check_supported(spec: &ModelSpec, options: &CudaOptions) -> Result<(), Backen
         (
             "the number of sequences of a step",
             options.max_sequences,
-            options.max_sequences > 0,
-            "at least 1".to_owned(),
+            (1..=MAX_SEQUENCES).contains(&options.max_sequences),
+            format!("1 to {MAX_SEQUENCES}"),
         ),
         ("the number of rows of a step", options.max_rows, options.max_rows > 0, "at least 1".to_owned()),
     ];
@@ -401,7 +417,7 @@ impl From<CudaError> for BackendError {
             CudaError::OutOfMemory { needed, free, total } => BackendError::OutOfMemory {
                 needed,
                 what: "a buffer on the GPU".to_owned(),
-                advice: format!("{free} of its {total} bytes are free: is another program using it?"),
+                advice: format!("{} of its {} are free: is another program using it?", Size(free), Size(total)),
             },
             other => BackendError::Device(Box::new(other)),
         }

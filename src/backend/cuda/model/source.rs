@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::super::kernels::Element;
 use super::super::upload::UploadError;
 use super::super::{Stream, Weights};
-use crate::backend::LoadProgress;
+use crate::backend::{LoadProgress, LoadStage};
 use crate::checkpoint::Checkpoint;
 use crate::model::ModelSpec;
 
@@ -42,7 +42,8 @@ impl WeightSource<'_> {
                 let begin = Instant::now();
                 let weights = Weights::random(stream, spec, seed)?;
                 let bytes = weights.layout().bytes();
-                progress(LoadProgress { done_bytes: bytes, total_bytes: bytes, elapsed: begin.elapsed() });
+                let (stage, elapsed) = (LoadStage::Upload, begin.elapsed());
+                progress(LoadProgress { stage, done_bytes: bytes, total_bytes: bytes, elapsed });
                 Ok(weights)
             }
         }

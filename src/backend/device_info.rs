@@ -1,0 +1,78 @@
+//! Which device a backend computes on, as plain data: what people and logs are told of it.
+
+use std::fmt;
+
+use super::cpu::Isa;
+use crate::checkpoint::Dtype;
+
+/// The device that a backend computes on, and the dtype that its weights have there. Displays as
+/// `cpu (avx512, 2 threads)` or `gpu 0 (NVIDIA H200, bf16)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceInfo {
+    /// The CPU.
+    #[non_exhaustive]
+    Cpu {
+        /// The instruction set of its kernels.
+        isa: Isa,
+        /// Threads that compute.
+        threads: usize,
+        /// Dtype of the embedding, and mostly of all matrices: they are used as they are stored.
+        dtype: Dtype,
+    },
+    /// An NVIDIA GPU.
+    #[non_exhaustive]
+    Cuda {
+        /// The driver's number of it, counted from 0.
+        ordinal: usize,
+        /// Such as `NVIDIA H200`.
+        name: String,
+        /// Major and minor number: 9 and 0 of 9.0.
+        compute_capability: (u32, u32),
+        /// Bytes of its memory.
+        memory_bytes: u64,
+        /// Dtype of the weights there, [`Dtype::Bf16`] or [`Dtype::F16`].
+        dtype: Dtype,
+    },
+    /// What a backend of another crate computes on, under the name that it gives.
+    Other {
+        /// Its name.
+        name: String,
+    },
+}
+
+impl fmt::Display for DeviceInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceInfo::Cpu { isa, threads, .. } => {
+                let plural = if *threads == 1 { "" } else { "s" };
+                write!(f, "cpu ({}, {threads} thread{plural})", isa.name())
+            }
+            DeviceInfo::Cuda { ordinal, name, dtype, .. } => {
+                write!(f, "gpu {ordinal} ({name}, {})", dtype.to_string().to_ascii_lowercase())
+            }
+            DeviceInfo::Other { name } => f.write_str(name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_named_in_a_few_words() {
+        let cpu = |threads| DeviceInfo::Cpu { isa: Isa::Avx512, threads, dtype: Dtype::F32 }.to_string();
+        assert_eq!(cpu(2), "cpu (avx512, 2 threads)");
+        assert_eq!(cpu(1), "cpu (avx512, 1 thread)");
+        let gpu = DeviceInfo::Cuda {
+            ordinal: 1,
+            name: "NVIDIA H200".to_owned(),
+            compute_capability: (9, 0),
+            memory_bytes: 140 << 30,
+            dtype: Dtype::Bf16,
+        };
+        assert_eq!(gpu.to_string(), "gpu 1 (NVIDIA H200, bf16)");
+        assert_eq!(DeviceInfo::Other { name: "a test".to_owned() }.to_string(), "a test");
+    }
+}
