@@ -109,7 +109,7 @@ device_test! {
             let (free, _) = bench.device().memory().unwrap();
             let rows = kernels.measure(case, &Default::default()).unwrap();
             let why = rows[0].missing.as_deref().unwrap();
-            assert!(why.starts_with("needs 604.") && why.ends_with("GB are free"), "{why}");
+            assert!(why.starts_with("needs 563 GiB, ") && why.ends_with("iB are free"), "{why}");
             assert!(rows[0].times.is_none());
             assert_eq!(bench.device().memory().unwrap().0, free);
         });

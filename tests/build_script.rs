@@ -419,3 +419,41 @@ fn each_item_is_worked_on_once_and_every_error_is_shown() {
     assert!(calls.iter().all(|calls| calls.load(Ordering::Relaxed) == 1));
     assert_eq!(sources::for_each(&[0usize; 0], work), Ok(()));
 }
+
+#[test]
+fn the_commit_is_the_one_that_was_given_packaged_or_checked_out() {
+    let project = Project::new();
+    let commit = |variables: &[(&str, &str)]| project.build(variables).ok().lines("cargo::rustc-env=RIGEL_COMMIT=");
+    let none: [&str; 0] = [];
+    assert_eq!(commit(&[]), none);
+    assert_eq!(commit(&[("RIGEL_COMMIT", "abc")]), ["abc"]);
+
+    let packaged =
+        "{\n  \"git\": {\n    \"sha1\": \"40b70d3ab8b0cc5d3a3c2e0d6a4b4a7b1f5e9d01\"\n  },\n  \"path_in_vcs\": \"\"\n}";
+    project.write(".cargo_vcs_info.json", packaged);
+    assert_eq!(commit(&[]), ["40b70d3ab8b0"]);
+    assert_eq!(commit(&[("RIGEL_COMMIT", "abc")]), ["abc"]);
+    project.write(".cargo_vcs_info.json", &packaged.replace("9d01\"", "9d01\", \"dirty\": true"));
+    assert_eq!(commit(&[]), ["40b70d3ab8b0-dirty"]);
+    for broken in ["{", "{\"git\": {\"sha1\": 7}}", "{\"git\": {\"sha1\": \"40b7\\nx\"}}"] {
+        project.write(".cargo_vcs_info.json", broken);
+        assert_eq!(commit(&[]), none, "{broken}");
+    }
+
+    let git = |arguments: &[&str]| {
+        let identity = ["-c", "user.name=a", "-c", "user.email=a@b"];
+        let command = Command::new("git").arg("-C").arg(project.path("")).args(identity).args(arguments).output();
+        command.ok().filter(|output| output.status.success()).map(|output| String::from_utf8(output.stdout).unwrap())
+    };
+    if git(&["init"]).is_none() {
+        return eprintln!("the_commit_is…: cut short, there is no git");
+    }
+    git(&["add", "kernels"]).unwrap();
+    git(&["commit", "-m", "one"]).unwrap();
+    let head = git(&["rev-parse", "--short=12", "HEAD"]).unwrap().trim().to_owned();
+    // A checkout is asked for itself, and only where somebody may measure.
+    assert_eq!(commit(&[]), none);
+    assert_eq!(commit(&[("PROFILE", "release")]), [head.as_str()]);
+    project.write("kernels/one.cu", "// targets: sm_80\n");
+    assert_eq!(commit(&[("PROFILE", "release")]), [format!("{head}-dirty")]);
+}

@@ -275,7 +275,7 @@ impl Report {
         Report {
             schema: SCHEMA.to_owned(),
             date: now.to_string(),
-            commit: commit(),
+            commit: commit().to_owned(),
             command: command_line(&command),
             device,
             ceilings: Vec::new(),
@@ -377,9 +377,10 @@ pub enum ReportError {
     },
 }
 
-/// The commit that this program was built from.
-fn commit() -> String {
-    option_env!("RIGEL_COMMIT").filter(|commit| !commit.is_empty()).unwrap_or("unknown").to_owned()
+/// The commit that this program was built from, with `-dirty` behind it where files were changed; `unknown` where the build
+/// could not tell, as that of a checkout without optimisation.
+pub fn commit() -> &'static str {
+    option_env!("RIGEL_COMMIT").filter(|commit| !commit.is_empty()).unwrap_or("unknown")
 }
 
 /// As one would type it, the program by its name alone.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use super::report::{DeviceRecord, Report, Row, Suite};
 use super::times::Times;
 #[cfg(feature = "cuda")]
 use crate::backend::cuda;
-use crate::backend::{Backend, BackendError, Batch, LoadProgress, SequenceRows};
+use crate::backend::{Backend, BackendError, Batch, LoadProgress, LoadStage, SequenceRows};
 use crate::checkpoint::{Checkpoint, ModelSource};
 use crate::engine::{Device, EngineBuilder, EngineError};
 use crate::kv::PageId;
@@ -35,7 +35,7 @@ pub struct Start {
     pub phases: Vec<Phase>,
     /// Bytes a second from pinned host memory to the device, measured after it all; none on the CPU.
     pub link: Option<f64>,
-    /// Tokens of the prompt.
+    /// Tokens of the prompt: fewer than asked for where the model has no positions, or the cache no pages, for more.
     pub prompt: usize,
 }
 
@@ -46,7 +46,7 @@ pub struct Phase {
     pub name: String,
     /// How long it took, in microseconds.
     pub us: f64,
-    /// Bytes that travelled to the device, 0 where that is not what it was about.
+    /// Bytes that were read from files or travelled to the device, 0 where that is not what it was about.
     pub bytes: u64,
     /// Whether it came before the first token was there.
     pub before_first_token: bool,
@@ -54,6 +54,8 @@ pub struct Phase {
 
 /// The name of the phase that the system takes.
 const PROCESS: &str = "process start";
+/// Weights that were not in memory.
+const READ: &str = "read";
 const UPLOAD: &str = "upload";
 
 struct Clock {
@@ -98,28 +100,33 @@ pub fn measure(
     if gpu.is_some() {
         clock.phase("open the device");
     }
-    let loaded = Arc::new(Mutex::new(None));
+    let loaded = Arc::new(Mutex::new(Vec::new()));
     let report = loaded.clone();
+    // What the device came to is known: it is asked, and warned of, once.
+    let device = if gpu.is_some() { device } else { Device::Cpu };
     let builder = builder.source(source).device(device).on_load(move |progress: LoadProgress| {
-        *report.lock().unwrap_or_else(PoisonError::into_inner) = Some(progress);
+        let mut stages = report.lock().unwrap_or_else(PoisonError::into_inner);
+        match stages.iter_mut().find(|earlier: &&mut LoadProgress| earlier.stage == progress.stage) {
+            Some(earlier) => *earlier = progress,
+            None => stages.push(progress),
+        }
     });
     let mut backend = builder.build_backend()?;
-    let loaded = *loaded.lock().unwrap_or_else(PoisonError::into_inner);
-    match loaded {
-        // The rest of it is what is done before and behind: kernels, cache and tables.
-        Some(LoadProgress { total_bytes, elapsed, .. }) => {
-            let upload_us = elapsed.as_secs_f64() * 1e6;
-            let all_us = clock.last.elapsed().as_secs_f64() * 1e6;
-            clock.last = Instant::now();
-            clock.add("kernels, cache, tables", (all_us - upload_us).max(0.0), 0);
-            clock.add(UPLOAD, upload_us, total_bytes);
-        }
-        None => clock.phase("cache, threads"),
+    // The rest of it is what is done before and behind: kernels, cache and tables.
+    let rest = if gpu.is_some() { "kernels, cache, tables" } else { "cache, threads" };
+    let loaded = std::mem::take(&mut *loaded.lock().unwrap_or_else(PoisonError::into_inner));
+    let us = |elapsed: Duration| elapsed.as_secs_f64() * 1e6;
+    let all_us = us(clock.last.elapsed());
+    clock.last = Instant::now();
+    clock.add(rest, (all_us - loaded.iter().map(|progress| us(progress.elapsed)).sum::<f64>()).max(0.0), 0);
+    for LoadProgress { stage, total_bytes, elapsed, .. } in loaded {
+        let name = if stage == LoadStage::Upload { UPLOAD } else { READ };
+        clock.add(name, us(elapsed), total_bytes);
     }
 
     let mut run = Run::new(backend.as_mut(), prompt);
     let prompt = run.prompt;
-    run.forward(0..prompt).map_err(EngineError::Backend)?;
+    run.prefill().map_err(EngineError::Backend)?;
     clock.phase("prefill, first token");
     let first_token = clock.phases.len();
     let names = match gpu {
@@ -148,13 +155,22 @@ impl Run<'_> {
         let cache = backend.cache();
         let room = (cache.pages as usize).saturating_mul(cache.page_size as usize);
         let positions = backend.spec().max_positions.min(room).saturating_sub(STEPS);
-        let prompt = prompt.min(positions).min(backend.max_rows()).max(1);
+        let prompt = prompt.min(positions).max(1);
         let pages = (prompt + STEPS).div_ceil(cache.page_size as usize);
         let pages = (0..pages.min(cache.pages as usize) as u32).map(PageId).collect();
         Run { backend, pages, prompt }
     }
 
-    /// Computes the rows at these positions and draws the token behind them.
+    /// Computes the prompt, in chunks of as many rows as a step takes, and draws the first token.
+    fn prefill(&mut self) -> Result<(), BackendError> {
+        let rows = self.backend.max_rows().max(1);
+        for start in (0..self.prompt).step_by(rows) {
+            self.forward(start..self.prompt.min(start + rows))?;
+        }
+        Ok(())
+    }
+
+    /// Computes the rows at these positions and draws the token behind the last of the prompt and those after it.
     fn forward(&mut self, positions: Range<usize>) -> Result<(), BackendError> {
         let vocabulary = self.backend.spec().vocab_size;
         // Any tokens will do, and few of them alike.
@@ -163,8 +179,12 @@ impl Run<'_> {
         let rows = token_ids.len();
         let sequence =
             SequenceRows { rows: 0..rows, start: positions.start as u32, first_block: 0, pages: &self.pages };
-        let logits_rows = [rows - 1];
+        // Rows before the end of the prompt have no use for logits.
+        let logits_rows = if positions.end < self.prompt { vec![] } else { vec![rows - 1] };
         self.backend.forward(&Batch { token_ids: &token_ids, sequences: &[sequence], logits_rows: &logits_rows })?;
+        if logits_rows.is_empty() {
+            return Ok(());
+        }
         let params = SamplingParams::default();
         let row = SampleRow {
             logits_row: 0,
@@ -262,6 +282,8 @@ pub fn add_rows(report: &mut Report, model: &str, starts: &[Start]) {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
     use crate::engine::Engine;
 
@@ -284,6 +306,19 @@ mod tests {
         let total = report.rows.last().unwrap().times.unwrap();
         let sum: f64 = start.phases[..before.len()].iter().map(|phase| phase.us).sum();
         assert!((total.median_us - sum - 500.0).abs() < 1e-6 && total.samples == 2);
+    }
+
+    #[test]
+    fn a_prompt_longer_than_a_step_is_computed_in_chunks_and_one_longer_than_the_model_is_cut() {
+        let prompt = |asked| {
+            let builder = Engine::builder().prefill_chunk(NonZeroU32::new(16).unwrap());
+            measure(ModelSource::nano(), Device::Cpu, builder, asked, 0.0).unwrap().prompt
+        };
+        assert_eq!(prompt(50), 50);
+        let positions =
+            ModelSpec::from_checkpoint(&Checkpoint::open(&ModelSource::nano()).unwrap()).unwrap().max_positions;
+        let cut = prompt(positions);
+        assert!((17..positions).contains(&cut), "{cut}");
     }
 
     #[test]

@@ -40,6 +40,12 @@ pub(super) fn cache_directory(env: impl Fn(&str) -> Option<OsString>, home: Opti
         .or_else(|| Some(home.as_ref()?.join(".cache/huggingface/hub")))
 }
 
+/// [`cache_directory`] of this process: where models are found by their hub id. `None` if there is no home directory and no
+/// variable says another. It may not exist yet.
+pub fn hub_cache_directory() -> Option<PathBuf> {
+    cache_directory(|name| std::env::var_os(name), std::env::home_dir())
+}
+
 /// The snapshot of `id` (a valid hub id) in `cache`: the one that `refs/main` names, else the newest.
 ///
 /// # Errors

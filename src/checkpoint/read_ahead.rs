@@ -69,12 +69,26 @@ fn read(chunks: &[(&Mapping, Range<usize>)], total: u64, report: &mut dyn FnMut(
 }
 
 #[cfg(all(test, target_os = "linux"))]
-mod tests {
+pub(crate) mod testing {
     use std::fs::File;
     use std::path::Path;
 
+    /// Drops the file's pages from the page cache. `false` where the file system keeps them all the same.
+    pub(crate) fn drop_pages(path: &Path) -> bool {
+        let file = File::open(path).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        // SAFETY: nobody writes to the file.
+        let map = unsafe { memmap2::Mmap::map(&file) }.unwrap();
+        super::super::mapping::absent_bytes(&map) == map.len().next_multiple_of(rustix::param::page_size()) as u64
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
     use ::safetensors::tensor::{Dtype, TensorView, serialize};
 
+    use super::testing::drop_pages;
     use super::*;
     use crate::checkpoint::ModelSource;
 
@@ -91,16 +105,6 @@ mod tests {
         write("1.safetensors", &file("a", 3_200_000));
         write("2.safetensors", &file("b", 900_000));
         root
-    }
-
-    /// Drops the file's pages from the page cache. `false` where the file system keeps them all the same.
-    fn drop_pages(path: &Path) -> bool {
-        let file = File::open(path).unwrap();
-        file.sync_all().unwrap();
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-        // SAFETY: nobody writes to the file.
-        let map = unsafe { memmap2::Mmap::map(&file) }.unwrap();
-        super::super::mapping::absent_bytes(&map) == map.len().next_multiple_of(rustix::param::page_size()) as u64
     }
 
     #[test]

@@ -56,8 +56,7 @@ impl ModelSource {
     /// # Errors
     /// Nothing of that name; for a hub id the message says the command that downloads it.
     pub fn resolve(model: &str) -> Result<ModelSource, CheckpointError> {
-        let cache = hub::cache_directory(|name| std::env::var_os(name), std::env::home_dir());
-        ModelSource::resolve_in(model, cache.as_deref())
+        ModelSource::resolve_in(model, hub::hub_cache_directory().as_deref())
     }
 
     fn resolve_in(model: &str, cache: Option<&Path>) -> Result<ModelSource, CheckpointError> {

@@ -12,6 +12,7 @@
 //! | `completion` | one request to text or to a JSON object |
 //! | `output` | stdout |
 //! | `error`, `usage`, `log`, `load_bar` | stderr |
+//! | `version` | what this binary is |
 //! | `signals` | Ctrl-C, SIGTERM, SIGHUP |
 //!
 //! Nothing here knows how a token is computed or chosen, and nothing here loops over steps: that is the engine's.
@@ -43,6 +44,7 @@ mod signals;
 mod synth;
 mod tokenize;
 mod usage;
+mod version;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -58,7 +60,8 @@ use output::Output;
 #[command(
     name = "rigel",
     bin_name = "rigel",
-    version,
+    version = version::VERSION,
+    long_version = version::long(),
     arg_required_else_help = true,
     // The last of a repeated option counts, so that an alias of a shell can be overridden.
     args_override_self = true,

@@ -1,16 +1,18 @@
 //! `rigel plan`: whether a model fits a GPU, before there is one.
 
+mod text;
+
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 
 use clap::{Args, ValueEnum};
 use rigel::backend::WeightDtype;
 use rigel::backend::cuda::Card;
-use rigel::backend::cuda::model::MemoryLine;
+use rigel::backend::cuda::model::{MAX_SEQUENCES, MemoryLine};
 use rigel::bench::shapes::Shapes;
-use rigel::bench::table::{Table, digits};
 use rigel::checkpoint::{Checkpoint, CheckpointError, Config, ModelSource};
-use rigel::engine::{Engine, EngineBuilder, GpuPlan};
-use rigel::model::{ModelSpec, grouped};
+use rigel::engine::{CpuPlan, Engine, EngineBuilder, GpuPlan};
+use rigel::host::{MemoryLimit, Size};
+use rigel::model::ModelSpec;
 use serde::Serialize;
 
 use super::error::CliError;
@@ -18,16 +20,20 @@ use super::model_args::{DtypeArg, default_model};
 use super::numbers::bytes;
 use super::output::Output;
 
+/// Sequences of a step of a GPU where nothing is asked for.
+const DEFAULT_SEQUENCES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+
 const EXAMPLES: &str = "\
 Examples:
+  rigel plan --model 7b
   rigel plan --model 15b --memory 80GiB --max-seqs 64 --context 8192
   rigel plan --model ./starcoder2-7b --gpu rtx4090
   rigel plan --model config.json --gpu h200 --max-seqs 256 --json";
 
-/// Does a model fit a GPU? Line by line what it would take there, before anything is loaded
+/// Say whether a model fits a GPU, and how many sequences at once, before anything is loaded
 ///
-/// Needs neither the GPU nor the weights: the same code that loads a model counts. Fits means: that many sequences can
-/// have the whole context at once. Exits with 1 where they cannot, and says what can.
+/// Needs neither the GPU nor the weights: the same code that loads a model counts, line by line. A sequence counts with its
+/// whole context. Exits with 1 where the model does not start, or where --max-seqs sequences do not fit at once.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Plan {
@@ -41,9 +47,9 @@ pub struct Plan {
     /// Positions of a sequence, prompt and completion together [default: the model's]
     #[arg(long, value_name = "TOKENS", help_heading = "Model", allow_negative_numbers = true)]
     context: Option<NonZeroU32>,
-    /// Sequences computed at once
-    #[arg(long, value_name = "N", default_value = "256", help_heading = "Model", allow_negative_numbers = true)]
-    max_seqs: NonZeroUsize,
+    /// Sequences that are to fit at once [default: as many as do, up to 256]
+    #[arg(long, value_name = "N", help_heading = "Model", allow_negative_numbers = true)]
+    max_seqs: Option<NonZeroUsize>,
     /// The most prompt tokens computed in one step [default: 2048]
     #[arg(long, value_name = "TOKENS", help_heading = "Model", allow_negative_numbers = true)]
     prefill_chunk: Option<NonZeroU32>,
@@ -79,7 +85,10 @@ struct Record<'a> {
     model: &'a str,
     dtype: String,
     gpu: &'a str,
+    /// Those that are planned for: --max-seqs, else as many as fit, up to 256.
     sequences: usize,
+    #[serde(skip)]
+    max_seqs_given: bool,
     context: usize,
     prefill_chunk: usize,
     /// Bytes that there are.
@@ -96,6 +105,11 @@ struct Record<'a> {
     pages: u32,
     /// Sequences of the whole context that those are.
     whole_sequences: u32,
+    /// Sequences of the whole context that run at once: no more than are planned for.
+    sequences_at_once: usize,
+    /// The window that bounds the pages of a sequence, in positions.
+    #[serde(skip)]
+    window: Option<NonZeroU32>,
     /// The longest context with as many sequences.
     longest_context: Option<NonZeroU32>,
     /// The most sequences with this context.
@@ -104,6 +118,8 @@ struct Record<'a> {
     weight_bytes_per_token: u64,
     /// Bytes that a token adds to the cache.
     kv_bytes_per_token: u64,
+    /// What one sequence takes on the CPU.
+    cpu: CpuRecord,
     /// Decoded tokens a second, one sequence, that the memory of each card allows by its data sheet.
     limits: Vec<CardLimit>,
 }
@@ -123,15 +139,69 @@ struct CardLimit {
     tokens_per_second: f64,
     /// With all keys and values that the context and the window let a token see.
     tokens_per_second_at_context: f64,
-    /// Whether as many sequences of that context fit 90 % of its memory.
+    /// Whether as many sequences as are planned for fit 90 % of its memory.
     fits: bool,
+    /// How many do at once.
+    sequences: usize,
+    #[serde(skip)]
+    holds_weights: bool,
+}
+
+/// What one sequence of the whole context takes of this machine's memory, without a GPU.
+#[derive(Debug, Serialize)]
+struct CpuRecord {
+    /// As they are stored.
+    weight_bytes: u64,
+    cache_bytes: u64,
+    activation_bytes: u64,
+    needed_bytes: u64,
+    /// What this process can have; null where the system does not say.
+    available_bytes: Option<u64>,
+    /// Whether all of it stays in memory; null where the system does not say.
+    fits: Option<bool>,
+    /// What allows no more.
+    #[serde(skip)]
+    limit: Option<MemoryLimit>,
+}
+
+impl From<CpuPlan> for CpuRecord {
+    fn from(plan: CpuPlan) -> CpuRecord {
+        CpuRecord {
+            weight_bytes: plan.weight_bytes,
+            cache_bytes: plan.cache_bytes,
+            activation_bytes: plan.activation_bytes,
+            needed_bytes: plan.needed(),
+            available_bytes: plan.available.map(|available| available.bytes),
+            fits: plan.fits(),
+            limit: plan.available.map(|available| available.limit),
+        }
+    }
+}
+
+/// What is planned for.
+struct Network {
+    name: String,
+    config: Config,
+    /// Whose head a checkpoint may untie.
+    spec: ModelSpec,
+    /// Bytes of its weights in files, which the CPU maps: those of the checkpoint, or by the dtype of its configuration.
+    stored_bytes: u64,
 }
 
 impl Plan {
     pub fn run(self, out: &mut Output) -> Result<(), CliError> {
-        let (name, config, spec) = self.network()?;
+        if let Some(asked) = self.max_seqs.filter(|asked| asked.get() > MAX_SEQUENCES) {
+            let message =
+                format!("--max-seqs is {asked}; expected at most {MAX_SEQUENCES}, as many as a GPU's step takes");
+            return Err(CliError::Usage(message));
+        }
+        let Network { name, config, spec, stored_bytes } = self.network()?;
+        if let Some(context) = self.context.filter(|context| context.get() as usize > spec.max_positions) {
+            let positions = spec.max_positions;
+            tracing::warn!("--context {context}: the model has {positions} positions: planned for as many");
+        }
         let gpu = self.gpu.card();
-        let mut builder = Engine::builder().max_sequences(self.max_seqs);
+        let mut builder = Engine::builder();
         if let Some(context) = self.context {
             builder = builder.context(context);
         }
@@ -139,12 +209,12 @@ impl Plan {
             builder = builder.prefill_chunk(rows);
         }
         let room = self.memory.map_or_else(|| nine_tenths(&gpu), NonZeroU64::get);
-        let plan = builder.plan(&spec, &gpu.properties, room)?;
-        let (longest_context, most_sequences) = if plan.fits() {
-            (None, builder.most_sequences(&spec, &gpu.properties, room)?)
-        } else {
-            let longest = builder.longest_context(&spec, &gpu.properties, room)?;
-            (longest, builder.most_sequences(&spec, &gpu.properties, room)?)
+        let plan = planned(self.max_seqs, &builder, &spec, &gpu, room)?;
+        let most_sequences = builder.most_sequences(&spec, &gpu.properties, room)?;
+        let sequences = NonZeroUsize::new(plan.sequences).unwrap_or(NonZeroUsize::MIN);
+        let longest_context = match plan.fits() {
+            true => None,
+            false => builder.for_sequences(sequences).longest_context(&spec, &gpu.properties, room)?,
         };
         let dtype = WeightDtype::from(self.dtype).of_config(&config);
         let counts = spec.counts();
@@ -155,6 +225,7 @@ impl Plan {
             dtype: dtype.to_string(),
             gpu: &gpu.properties.name,
             sequences: plan.sequences,
+            max_seqs_given: self.max_seqs.is_some(),
             context: plan.positions,
             prefill_chunk: plan.rows,
             memory_bytes: room,
@@ -166,27 +237,30 @@ impl Plan {
             pages_of_sequence: plan.pages_of_sequence,
             pages: plan.pages.unwrap_or(0),
             whole_sequences: plan.whole_sequences(),
+            sequences_at_once: plan.sequences_at_once(),
+            window: spec.window,
             longest_context,
             most_sequences,
             weight_bytes_per_token: counts.weight_bytes_per_token(dtype.size()),
             kv_bytes_per_token: counts.kv_bytes_per_token(dtype.size()),
-            limits: limits(&builder, &spec, &plan)?,
+            cpu: builder.plan_cpu(&spec, stored_bytes).into(),
+            limits: limits(self.max_seqs, &builder, &spec, &plan)?,
         };
         if self.json {
             out.json(&record)?
         } else {
-            out.text(&text(&record))?
+            out.text(&text::text(&record))?
         }
-        if record.fits { Ok(()) } else { Err(CliError::Failed(refusal(&record))) }
+        refusal(&record).map_or(Ok(()), |line| Err(CliError::Failed(line)))
     }
 
-    /// What it is called, its configuration, and the network, whose head a checkpoint may untie.
-    fn network(&self) -> Result<(String, Config, ModelSpec), CliError> {
+    fn network(&self) -> Result<Network, CliError> {
         let checkpoint = |source: &ModelSource| -> Result<_, CliError> {
             let checkpoint = Checkpoint::open(source)?;
             let mut spec = ModelSpec::from_checkpoint(&checkpoint)?;
             spec.untie_stored_head(&checkpoint);
-            Ok((source.to_string(), checkpoint.config().clone(), spec))
+            let stored_bytes = checkpoint.files().iter().map(|file| file.bytes).sum();
+            Ok(Network { name: source.to_string(), config: checkpoint.config().clone(), spec, stored_bytes })
         };
         let Some(model) = &self.model else { return checkpoint(&default_model()?) };
         let path = std::path::Path::new(model);
@@ -198,7 +272,11 @@ impl Plan {
             }
         }
         match Shapes::resolve(model) {
-            Ok(Shapes { name, config, spec, .. }) => Ok((name, config, spec)),
+            Ok(Shapes { name, config, spec, .. }) => {
+                let element = if config.dtype.as_deref() == Some("float32") { 4 } else { 2 };
+                let stored_bytes = spec.counts().parameters * element;
+                Ok(Network { name, config, spec, stored_bytes })
+            }
             Err(error @ rigel::bench::shapes::ShapesError::Unknown { .. }) => match ModelSource::resolve(model) {
                 Ok(source) => checkpoint(&source),
                 // A hub id that is not there says how to get it.
@@ -224,93 +302,78 @@ fn nine_tenths(card: &Card) -> u64 {
     card.properties.memory_bytes - card.properties.memory_bytes / 10
 }
 
-fn limits(builder: &EngineBuilder, spec: &ModelSpec, plan: &GpuPlan) -> Result<Vec<CardLimit>, CliError> {
+/// Bytes of the weights on a GPU.
+fn weights(plan: &GpuPlan) -> u64 {
+    plan.memory.lines.first().map_or(0, |line| line.bytes)
+}
+
+fn limits(
+    max_seqs: Option<NonZeroUsize>,
+    builder: &EngineBuilder,
+    spec: &ModelSpec,
+    plan: &GpuPlan,
+) -> Result<Vec<CardLimit>, CliError> {
     let counts = spec.counts();
-    let weights = counts.weight_bytes_per_token(2) as f64;
+    let read = counts.weight_bytes_per_token(2) as f64;
     let visible = spec.window.map_or(plan.positions, |window| plan.positions.min(window.get() as usize));
     let cache = (counts.kv_bytes_per_token(2) * visible as u64) as f64;
     let limit = |card: Card| {
+        let room = nine_tenths(&card);
+        let on_card = planned(max_seqs, builder, spec, &card, room)?;
         Ok(CardLimit {
             gpu: card.name,
             memory_bytes: card.properties.memory_bytes,
             bytes_per_second: card.bytes_per_second,
-            tokens_per_second: card.bytes_per_second / weights,
-            tokens_per_second_at_context: card.bytes_per_second / (weights + cache),
-            fits: builder.plan(spec, &card.properties, nine_tenths(&card))?.fits(),
+            tokens_per_second: card.bytes_per_second / read,
+            tokens_per_second_at_context: card.bytes_per_second / (read + cache),
+            fits: on_card.sequences_at_once() >= plan.sequences,
+            sequences: on_card.sequences_at_once(),
+            holds_weights: weights(&on_card) <= room,
         })
     };
     Card::all().into_iter().map(limit).collect()
 }
 
-/// `31.9 GB`, `201 MB`, `54.8 kB`
-fn size(bytes: u64) -> String {
-    let (unit, name) = match bytes {
-        1_000_000_000.. => (1e9, "GB"),
-        1_000_000.. => (1e6, "MB"),
-        _ => (1e3, "kB"),
+/// The plan of as many sequences as were asked for; else of as many as fit at once, up to the default, one at the least.
+fn planned(
+    max_seqs: Option<NonZeroUsize>,
+    builder: &EngineBuilder,
+    spec: &ModelSpec,
+    card: &Card,
+    room: u64,
+) -> Result<GpuPlan, CliError> {
+    let sequences = match max_seqs {
+        Some(sequences) => sequences,
+        None => builder
+            .most_sequences(spec, &card.properties, room)?
+            .map_or(NonZeroUsize::MIN, |most| most.min(DEFAULT_SEQUENCES)),
     };
-    format!("{} {name}", digits(bytes as f64 / unit))
+    Ok(builder.for_sequences(sequences).plan(spec, &card.properties, room)?)
 }
 
-fn text(record: &Record<'_>) -> String {
-    let Record { model, dtype, gpu, sequences, context, prefill_chunk, .. } = record;
-    let mut table = Table::new(&["on the GPU", ">bytes", ">"]);
-    for Line { what, bytes } in &record.lines {
-        table.row([(*what).to_owned(), grouped(*bytes), size(*bytes)]);
-    }
-    table.row(["all".to_owned(), grouped(record.needed_bytes), size(record.needed_bytes)]);
-    table.row(["there is".to_owned(), grouped(record.memory_bytes), size(record.memory_bytes)]);
-    if let Some(left) = record.memory_bytes.checked_sub(record.needed_bytes) {
-        table.row(["left".to_owned(), grouped(left), size(left)]);
-    }
-    let mut cards = Table::new(&["GPU", ">GB", ">GB/s", ">tokens/s", ">at the context", "fits"]);
-    for limit in &record.limits {
-        cards.row([
-            limit.gpu.to_owned(),
-            digits(limit.memory_bytes as f64 / 1e9),
-            digits(limit.bytes_per_second / 1e9),
-            digits(limit.tokens_per_second),
-            digits(limit.tokens_per_second_at_context),
-            if limit.fits { "yes" } else { "no" }.to_owned(),
-        ]);
-    }
-    let fits = match (record.fits, record.most_sequences) {
-        (true, Some(most)) => format!("fits; up to {most} sequences of this context would\n"),
-        (true, None) => "fits\n".to_owned(),
-        (false, _) => "does not fit\n".to_owned(),
-    };
-    format!(
-        "{model} in {dtype} on {gpu}: {sequences} sequences of {context} positions, prompts in chunks of \
-         {prefill_chunk}\n\n{table}\nThe cache has room for {pages} pages of {page_size} positions, {whole} sequences of \
-         up to {of_sequence} pages.\n{fits}\nA decoded token reads {weights} bytes of weights and adds {kv} to the cache. \
-         What memory alone allows one\nsequence, by data sheets, without keys and values and with all that it sees; whether \
-         all sequences fit 90 % of the memory:\n\n{cards}",
-        pages = record.pages,
-        page_size = record.page_size,
-        whole = record.whole_sequences,
-        of_sequence = record.pages_of_sequence,
-        weights = grouped(record.weight_bytes_per_token),
-        kv = grouped(record.kv_bytes_per_token),
-    )
-}
-
-/// What is missing, and what would fit.
-fn refusal(record: &Record<'_>) -> String {
+/// What is missing, and what would fit; nothing where all does that was asked for.
+fn refusal(record: &Record<'_>) -> Option<String> {
     let Record { sequences, context, .. } = record;
-    let missing = size(record.needed_bytes.saturating_sub(record.memory_bytes));
+    let room = Size(record.memory_bytes);
+    if !record.starts {
+        let advice = match record.longest_context {
+            Some(longest) => format!("a context of {longest} starts"),
+            None => "use a smaller model or a GPU with more memory".to_owned(),
+        };
+        return Some(format!("does not start: {}; {advice}", text::shortage(record)));
+    }
+    if record.fits || !record.max_seqs_given {
+        return None;
+    }
     let mut ways = Vec::new();
     ways.extend(record.most_sequences.map(|most| format!("{most} sequences of {context} positions")));
     ways.extend(record.longest_context.map(|longest| format!("{sequences} sequences of {longest} positions")));
-    let mut line = format!("does not fit: {missing} are missing; ");
-    match ways.is_empty() {
-        true => line.push_str("no number of sequences fits: use a smaller model or a GPU with more memory"),
-        false => line.push_str(&format!("what fits: {}", ways.join(", or "))),
+    let needed = Size(record.needed_bytes);
+    let mut line = format!("does not fit: {sequences} sequences of {context} positions need {needed} > {room}");
+    if !ways.is_empty() {
+        line += &format!("; what fits: {}", ways.join(", or "));
     }
-    if record.starts {
-        let pages = format!("; it runs all the same with {} pages, and sequences wait for each other", record.pages);
-        line.push_str(&pages);
-    }
-    line
+    Some(line + "; it runs all the same, and sequences wait for each other")
 }
 
 #[cfg(test)]

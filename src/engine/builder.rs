@@ -261,8 +261,9 @@ impl EngineBuilder {
         self
     }
 
-    /// A builder with the same options, for so many sequences, and without a model.
-    pub(super) fn for_sequences(&self, sequences: NonZeroUsize) -> EngineBuilder {
+    /// A builder with the same options, for so many sequences, to plan with: without a model, a device, or a function to
+    /// report to.
+    pub fn for_sequences(&self, sequences: NonZeroUsize) -> EngineBuilder {
         EngineBuilder {
             page_size: self.page_size,
             context: self.context,

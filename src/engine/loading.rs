@@ -337,4 +337,33 @@ mod tests {
             assert_eq!(cap_threads(count(wanted), count(cores)), count(expected));
         }
     }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn weights_that_are_not_in_memory_are_told_of_while_they_are_read() {
+        use std::sync::{Arc, Mutex};
+        let (root, nano) = (tempfile::tempdir().unwrap(), concat!(env!("CARGO_MANIFEST_DIR"), "/models/nano"));
+        for file in ["config.json", "model.safetensors"] {
+            std::fs::copy(format!("{nano}/{file}"), root.path().join(file)).unwrap();
+        }
+        let stages = || {
+            let seen = Arc::new(Mutex::new(Vec::new()));
+            let sink = seen.clone();
+            let source = ModelSource::directory(root.path()).unwrap();
+            let builder = EngineBuilder::default().source(source).device(Device::Cpu);
+            builder.on_load(move |progress| sink.lock().unwrap().push(progress)).build_backend().unwrap();
+            let seen = seen.lock().unwrap().clone();
+            assert!(seen.last().is_none_or(|last| last.done_bytes == last.total_bytes), "{seen:?}");
+            seen.into_iter().map(|progress| progress.stage).collect::<Vec<_>>()
+        };
+        assert_eq!(stages(), [], "a file that was just written");
+        if !crate::checkpoint::read_ahead::testing::drop_pages(&root.path().join("model.safetensors")) {
+            return eprintln!(
+                "weights_that_are_not_in_memory…: skipped, this file system drops no pages when asked to"
+            );
+        }
+        let cold = stages();
+        assert!(!cold.is_empty() && cold.iter().all(|stage| *stage == LoadStage::Read), "{cold:?}");
+        assert_eq!(stages(), [], "they are there now");
+    }
 }

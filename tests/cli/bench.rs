@@ -21,7 +21,9 @@ fn a_model_is_measured_in_llama_benchs_words() {
     let file = json.to_str().unwrap();
     let arguments = ["bench", "model", "--device", "cpu", "-p", "16", "-n", "4", "-d", "0,8", "-b", "1,3", "-r", "2"];
     let text = stdout(&[&arguments[..], &["--json", file]].concat());
-    for words in ["| nano", "pp16 ", "pp16 @ d8", "tg4 ", "tg4 @ d8", "ceiling: ", "GB/s"] {
+    for words in
+        ["| nano", "3.9 M", "| marks ", "of limit: ", "pp16 ", "pp16 @ d8", "tg4 ", "tg4 @ d8", "ceiling: ", "GB/s"]
+    {
         assert!(text.contains(words), "{words}:\n{text}");
     }
     let report = rigel::bench::Report::read(&json).unwrap();
@@ -55,6 +57,8 @@ fn random_weights_stand_in_for_a_checkpoint() {
 fn bad_input_is_one_line() {
     refused(&["bench", "model", "--device", "cpu", "-p", "0", "-n", "0"], "nothing to measure");
     refused(&["bench", "model", "--device", "cpu", "--dummy-weights", "8b"], "no network \"8b\": give starcoder2-3b");
+    refused(&["bench", "model", "--device", "cpu", "-r", "0"], "--repetitions is 0; expected at least 1");
+    refused(&["bench", "model", "--device", "cpu", "-b", "1,0"], "--batch is 0; expected at least 1");
     refused(&["bench", "compare", "missing.json", "missing.json"], "missing.json");
 }
 

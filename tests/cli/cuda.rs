@@ -41,6 +41,26 @@ fn device_cuda_fails_with_the_line_that_fits() {
 }
 
 #[test]
+fn a_gpu_that_the_binary_has_no_kernels_for_is_warned_of_and_no_gpu_is_not() {
+    if !images().is_empty() {
+        return eprintln!("a_gpu_that_the_binary…: skipped, this build has kernels");
+    }
+    let generate = ["generate", "-n", "1", "x"];
+    for played in [&[][..], &[OLD_GPU], &[OLD_DRIVER]] {
+        let run = rigel_on(played, &generate).ok();
+        let (warning, closing) = run.stderr.split_once('\n').unwrap();
+        let expected = "warning: using the CPU: this binary was built without GPU kernels; build it again with nvcc";
+        assert!(warning.starts_with(expected), "{run:?}");
+        assert!(closing.contains(", on cpu ("), "{run:?}");
+    }
+    let run = rigel_on(&[NO_GPU], &generate).ok();
+    assert!(!run.stderr.contains("warning"), "{run:?}");
+    // Who asks for the CPU knows.
+    let run = rigel_on(&[], &["generate", "--quiet", "--device", "cpu", "-n", "1", "x"]).ok();
+    assert_eq!(run.stderr, "");
+}
+
+#[test]
 fn a_gpu_writes_what_the_cpu_writes_and_auto_takes_it() {
     if images().is_empty() {
         return eprintln!("a_gpu_writes…: skipped, this build has no kernels; run tools/install-nvcc");

@@ -2,7 +2,7 @@
 
 use rigel::backend::cuda::{driver, images};
 
-use crate::common::{Run, rigel};
+use crate::common::{Run, command, finish, rigel};
 use crate::cuda::{NO_GPU, OLD_DRIVER, OLD_GPU, rigel_on};
 
 /// The lines of the report, all of which a terminal of 120 columns holds.
@@ -10,6 +10,33 @@ use crate::cuda::{NO_GPU, OLD_DRIVER, OLD_GPU, rigel_on};
 fn report(run: Run) -> Vec<String> {
     let run = run.ok();
     assert_eq!(run.stderr, "", "nothing but the report");
+    lines(&run)
+}
+
+/// The same of a machine with a GPU that cannot be used, and why.
+#[track_caller]
+fn failed(run: Run) -> (Vec<String>, String) {
+    (lines(&run), run.error(1).to_owned())
+}
+
+/// The same of a machine with a GPU that can be used where this build has kernels.
+#[track_caller]
+fn with_gpu(run: Run) -> Vec<String> {
+    match images().is_empty() {
+        false => report(run),
+        true => {
+            let (lines, problem) = failed(run);
+            assert!(
+                problem.starts_with("gpu 0 cannot be used: this binary was built without GPU kernels"),
+                "{problem}"
+            );
+            lines
+        }
+    }
+}
+
+#[track_caller]
+fn lines(run: &Run) -> Vec<String> {
     let lines: Vec<String> = run.text().lines().map(str::to_owned).collect();
     assert!(lines.iter().all(|line| line.chars().count() <= 120), "{lines:?}");
     lines
@@ -35,9 +62,61 @@ fn without_a_driver_it_says_so_and_what_to_do() {
         ["no CUDA driver: libcuda.so was not found", "install NVIDIA's driver 580 or newer, or use --device cpu"]
     );
     assert!(!report.iter().any(|line| line.starts_with("gpu")), "{report:?}");
-    assert!(under(&report, "cpu")[0].contains("threads"));
-    assert!(under(&report, "memory")[0].contains(" GiB left in this "), "{report:?}");
+    assert!(under(&report, "cpu")[0].contains(" thread"));
+    assert!(under(&report, "memory")[0].contains("iB left in this "), "{report:?}");
     assert_eq!(under(&report, "models"), ["run on the CPU"]);
+}
+
+#[test]
+fn it_begins_with_the_version_and_ends_with_what_models_run_on() {
+    let report = report(rigel(&["doctor"]));
+    let version = rigel(&["--version"]).ok();
+    assert_eq!(under(&report, "version").join(" "), version.text().trim_end().strip_prefix("rigel ").unwrap());
+    assert!(report[0].starts_with("version ") && report.last().unwrap().starts_with("models "), "{report:?}");
+}
+
+#[test]
+fn the_cpu_s_instruction_set_and_the_cache_s_disk_are_named() {
+    let with = |variables: &[(&str, &str)]| {
+        let mut command = command(&["doctor"]);
+        command.envs(variables.iter().copied());
+        finish(command, None)
+    };
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path().to_str().unwrap();
+    let lines = report(with(&[("RIGEL_CPU_ISA", "portable"), ("HF_HOME", home)]));
+    assert!(under(&lines, "cpu")[0].contains(", portable (RIGEL_CPU_ISA is set), "), "{lines:?}");
+    let cache = under(&lines, "cache");
+    assert_eq!(cache[0], format!("{home}/hub (does not exist yet)"));
+    assert!(!cfg!(unix) || cache[1].ends_with("iB free on its disk"), "{cache:?}");
+
+    let (lines, problem) = failed(with(&[("RIGEL_CPU_ISA", "sse9"), ("HF_HOME", home)]));
+    assert!(problem.starts_with("RIGEL_CPU_ISA=sse9: this machine has portable"), "{problem}");
+    assert!(under(&lines, "cpu")[1].starts_with("RIGEL_CPU_ISA=sse9: this machine has portable"), "{lines:?}");
+}
+
+#[test]
+fn all_of_it_is_one_json_object() {
+    let record = rigel(&["doctor", "--json"]).ok().json();
+    for key in
+        ["version", "commit", "cpu", "memory", "cache", "kernels", "driver", "gpus", "switches", "device", "problems"]
+    {
+        assert!(record.get(key).is_some(), "no {key} in {record}");
+        assert!(rigel(&["doctor", "--help"]).text().contains(&format!("\n  {key}")) || key == "commit", "{key}");
+    }
+    assert_eq!(record.as_object().unwrap().len(), 11);
+    assert_eq!((&record["version"], &record["problems"]), (&env!("CARGO_PKG_VERSION").into(), &serde_json::json!([])));
+    assert!(record["cpu"]["threads"].as_u64().unwrap() > 0);
+    assert!(["portable", "avx2", "avx512"].contains(&record["cpu"]["isa"].as_str().unwrap()));
+
+    let with_gpu = rigel_on(&[], &["doctor", "--json"]);
+    let record = with_gpu.json();
+    assert_eq!(record["gpus"][0]["compute_capability"], "9.0");
+    assert_eq!(record["gpus"][0]["memory_bytes"], 4u64 << 30);
+    assert_eq!(record["driver"]["cuda"], "13.0");
+    let usable = !images().is_empty();
+    assert_eq!(record["device"], if usable { "gpu 0" } else { "cpu" });
+    assert_eq!((record["gpus"][0]["problem"].is_null(), with_gpu.code), (usable, i32::from(!usable)));
 }
 
 #[test]
@@ -56,12 +135,12 @@ fn what_was_compiled_in_is_listed() {
 
 #[test]
 fn a_gpu_is_described_and_its_kernels_are_loaded() {
-    let report = report(rigel_on(&[], &["doctor"]));
+    let report = with_gpu(rigel_on(&[], &["doctor"]));
     assert!(under(&report, "driver")[0].ends_with("supports CUDA 13.0"), "{report:?}");
     let gpu = under(&report, "gpu 0");
-    assert_eq!(gpu[0], "interpreter sm_90, compute capability 9.0, 4.0 GiB of memory");
-    assert_eq!(gpu[1], "132 multiprocessors with 227 KiB of shared memory for a block, 50 MiB of L2 cache");
-    assert_eq!(gpu[2], "4.0 GiB free");
+    assert_eq!(gpu[0], "interpreter sm_90, compute capability 9.0, 4.00 GiB of memory");
+    assert_eq!(gpu[1], "132 multiprocessors with 227 KiB of shared memory for a block, 50.0 MiB of L2 cache");
+    assert_eq!(gpu[2], "4.00 GiB free");
     if !images().is_empty() {
         let loaded = gpu[3..].join(" ");
         assert_eq!(loaded.matches(',').count() + loaded.matches("loads ").count(), images().len(), "{gpu:?}");
@@ -72,11 +151,14 @@ fn a_gpu_is_described_and_its_kernels_are_loaded() {
 
 #[test]
 fn an_old_gpu_an_old_driver_and_no_gpu_are_told_apart() {
-    let gpu = under(&report(rigel_on(&[OLD_GPU], &["doctor"])), "gpu 0");
+    let (old, problem) = failed(rigel_on(&[OLD_GPU], &["doctor"]));
+    assert!(problem.starts_with("gpu 0 cannot be used: interpreter sm_75 has compute capability 7.5"), "{problem}");
+    let gpu = under(&old, "gpu 0");
     assert!(gpu[0].contains("compute capability 7.5"), "{gpu:?}");
     assert!(gpu.iter().any(|line| line == "the kernels need 8.0 (Ampere) or newer"), "{gpu:?}");
 
-    let old = report(rigel_on(&[OLD_DRIVER], &["doctor"]));
+    let (old, problem) = failed(rigel_on(&[OLD_DRIVER], &["doctor"]));
+    assert!(problem.starts_with("the CUDA driver is too old"), "{problem}");
     let driver = under(&old, "driver").join("; ");
     assert!(driver.contains("supports CUDA 12.4, the kernels need CUDA 13.0; install NVIDIA's driver 580"), "{driver}");
     assert!(!old.iter().any(|line| line.starts_with("gpu")), "{old:?}");
@@ -92,11 +174,13 @@ fn switches_are_shown_as_they_are_set() {
     assert!(defaults.iter().all(|line| line.starts_with("RIGEL_CUDA_") && !line.ends_with("(set)")), "{defaults:?}");
     assert!(defaults[1].starts_with("RIGEL_CUDA_PDL=1 "), "{defaults:?}");
 
-    let set = report(rigel_on(&[("RIGEL_CUDA_PDL", "0"), ("RIGEL_CUDA_GEMV", "sm80")], &["doctor"]));
+    let set = with_gpu(rigel_on(&[("RIGEL_CUDA_PDL", "0"), ("RIGEL_CUDA_GEMV", "sm80")], &["doctor"]));
     let set: Vec<String> = under(&set, "switches").into_iter().filter(|line| line.ends_with("(set)")).collect();
     assert_eq!(set.len(), 2, "{set:?}");
     assert!(set[0].starts_with("RIGEL_CUDA_PDL=0 ") && set[1].starts_with("RIGEL_CUDA_GEMV=sm80 "), "{set:?}");
 
-    let wrong = report(rigel_on(&[("RIGEL_CUDA_PDL", "no")], &["doctor"]));
-    assert_eq!(under(&wrong, "switches"), ["RIGEL_CUDA_PDL=no: expected 1 or 0"]);
+    let (wrong, problem) = failed(rigel_on(&[("RIGEL_CUDA_PDL", "no"), ("RIGEL_CUDA_GEMM", "sm100")], &["doctor"]));
+    let both = ["RIGEL_CUDA_PDL=no: expected 1 or 0", "RIGEL_CUDA_GEMM=sm100: expected auto, skinny, sm90 or sm80"];
+    assert_eq!(under(&wrong, "switches"), both);
+    assert_eq!(problem, format!("gpu 0 cannot be used: {}", both[0]));
 }

@@ -4,7 +4,7 @@ use std::io::Read;
 
 use serde_json::{Value, json};
 
-use crate::common::{Copy, command, detokenize, file, ids, path, rigel, rigel_stdin, tokenize};
+use crate::common::{Copy, command, detokenize, file, ids, path, rigel, rigel_env, rigel_stdin, tokenize};
 
 const PROMPT: &str = "def add(a, b):\n";
 
@@ -48,8 +48,26 @@ fn streams_the_text_of_the_json() {
         line.contains("32 new tokens") && line.contains("first token after") && line.contains("tokens/s"),
         "{line}"
     );
+    // Device, instruction set and threads.
+    let device = line.split_once(", on cpu (").unwrap_or_else(|| panic!("{line}")).1;
+    let isa = device.split(", ").next().unwrap();
+    assert!(["avx512", "avx2", "portable"].contains(&isa) && device.trim_end().ends_with(')'), "{line}");
     let quiet = rigel(&["generate", "--quiet", "--ignore-eos", "-n", "32", PROMPT]).ok();
     assert_eq!((quiet.stdout, quiet.stderr.as_str()), (stream.stdout, ""));
+}
+
+#[test]
+fn a_context_beyond_the_model_s_positions_is_capped_with_a_warning() {
+    let run = rigel(&["generate", "--quiet", "--context", "100000", "-n", "1", PROMPT]).ok();
+    let expected = "warning: a context of 100000 was asked for and the model has 2048 positions: using as many\n";
+    assert_eq!(run.stderr, expected);
+}
+
+#[test]
+fn an_instruction_set_that_there_is_not_is_bad_input() {
+    let run = rigel_env(&["generate", "x"], "RIGEL_CPU_ISA", std::path::Path::new("foo"));
+    let line = run.error(2);
+    assert!(line.starts_with("RIGEL_CPU_ISA=foo: this machine has portable"), "{line}");
 }
 
 #[test]

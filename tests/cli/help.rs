@@ -40,7 +40,11 @@ fn the_program_names_its_commands_and_version() {
         assert!(program.contains(&format!("\n  {command} ")), "{command}");
     }
     assert_eq!(examples(&program), examples(&help(&["--help"], "100")));
-    let version = rigel(&["--version"]).ok();
-    assert_eq!(version.text(), format!("rigel {}\n", env!("CARGO_PKG_VERSION")));
+    let short = rigel(&["-V"]).ok();
+    assert_eq!(short.text(), format!("rigel {}\n", env!("CARGO_PKG_VERSION")));
+    let long = rigel(&["--version"]).ok();
+    let long = long.text().strip_prefix(short.text().trim_end()).unwrap();
+    assert!(long.starts_with(" (commit ") && long.ends_with(")\n") && long.contains(", cpu "), "{long}");
+    assert!(long.contains(", kernels by nvcc ") || long.contains(", no GPU kernels, "), "{long}");
     assert_eq!(rigel(&[]).code, 2);
 }

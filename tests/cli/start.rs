@@ -56,6 +56,14 @@ fn a_gpu_has_all_of_them() {
 }
 
 #[test]
+fn a_prompt_is_as_long_as_asked_for_or_a_warning_says_how_long() {
+    let start = |prompt| rigel(&["bench", "start", "--device", "cpu", "-p", prompt, "-r", "1"]).ok();
+    let (run, long) = (start("300"), start("5000"));
+    assert!(run.text().contains("a prompt of 300 tokens") && run.stderr.is_empty(), "{run:?}");
+    assert!(long.stderr.starts_with("warning: --prompt 5000: there is room for a prompt of "), "{long:?}");
+}
+
+#[test]
 fn a_repetition_s_failure_is_the_command_s() {
     let run = rigel(&["bench", "start", "--model", "/no/such/model"]);
     assert!(run.error(2).starts_with("no such directory: "), "{run:?}");

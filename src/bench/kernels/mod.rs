@@ -28,6 +28,7 @@ use super::report::{Ceilings, Report, Row};
 use super::times::Times;
 use crate::backend::cuda::kernels::Element;
 use crate::backend::cuda::{CudaError, Device, Stream};
+use crate::host::Size;
 
 /// What is left free when it is asked whether a case fits: for the driver, and for peers' own buffers.
 const SPARE_BYTES: u64 = 512 << 20;
@@ -109,8 +110,7 @@ impl<T: Element> KernelBench<T> {
         let (bytes, (free, _)) = (case.set_bytes(), device.memory()?);
         let room = free.saturating_sub(SPARE_BYTES);
         if bytes > room {
-            let (needed, free) = (bytes as f64 / 1e9, free as f64 / 1e9);
-            row.missing = Some(format!("needs {needed:.1} GB, {free:.1} GB are free"));
+            row.missing = Some(format!("needs {}, {} are free", Size(bytes), Size(free)));
             return Ok(vec![row]);
         }
         let l2_bytes = device.properties().l2_bytes;

@@ -12,7 +12,7 @@ use rigel::bench::table::{Table, digits, percent};
 use rigel::bench::{cpu_limits, report::DeviceRecord};
 use rigel::checkpoint::Checkpoint;
 use rigel::engine::EngineError;
-use rigel::model::{ModelSpec, grouped};
+use rigel::model::ModelSpec;
 
 use super::super::error::CliError;
 use super::super::load_bar::LoadBar;
@@ -28,7 +28,7 @@ Examples:
   rigel bench model --dummy-weights ./config.json --memory 40GiB
 
 pp512 is a prompt of 512 tokens, tg128 the generation of 128, one a step; tg128 @ d4096 behind 4096 others. Several
-values of an option are separated by commas, and 0 leaves a test out. With --dummy-weights the weights are random
+values of an option are separated by commas; -p 0 and -n 0 leave tests out. With --dummy-weights the weights are random
 numbers in the shapes of a config.json: no checkpoint is needed, and the times are the same.";
 
 /// Tokens a second of a whole model: prompts and generation, by batch and depth, with shares of the limit
@@ -79,9 +79,14 @@ enum Format {
 
 impl Model {
     pub fn run(self, out: &mut Output) -> Result<(), CliError> {
+        for (option, zero) in [("repetitions", self.repetitions == 0), ("batch", self.batches.contains(&0))] {
+            if zero {
+                return Err(CliError::Usage(format!("--{option} is 0; expected at least 1")));
+            }
+        }
         let tests = Test::all(&self.prompts, &self.generations, &self.depths, &self.batches);
         if tests.is_empty() {
-            let what = "nothing to measure: -p and -n are 0, or -b is; give a number of tokens, such as -p 512";
+            let what = "nothing to measure: -p and -n are 0; give a number of tokens, such as -p 512";
             return Err(CliError::Usage(what.to_owned()));
         }
         let (name, source) = match &self.dummy_weights {
@@ -93,8 +98,14 @@ impl Model {
         };
         let wanted = tests.iter().map(|test| test.batch).max().unwrap_or(1);
         let sequences = NonZeroUsize::new(wanted as usize).unwrap_or(NonZeroUsize::MIN);
-        let builder = self.model.builder(Load::Many(Some(sequences)));
         let device = Device::find(&self.model)?;
+        // What the device came to is known: it is asked, and warned of, once.
+        let builder = self.model.builder(Load::Many(Some(sequences)));
+        let builder = match &device {
+            Device::Cpu { .. } => builder.device(rigel::engine::Device::Cpu),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => builder,
+        };
         // Measured before the model takes the memory.
         let mut report = begin(&device)?;
         let (builder, element) = match source {
@@ -199,10 +210,21 @@ fn costs(backend: &dyn Backend, device: &Device, element: usize, arithmetic: rig
 
 /// llama-bench's columns, and the shares.
 fn markdown(report: &Report, spec: &ModelSpec) -> String {
-    let columns =
-        ["model", ">params", "backend", ">batch", ">test", ">t/s", ">± %", ">of limit", ">of bytes", ">of FLOPs", ""];
+    let columns = [
+        "model",
+        ">params",
+        "backend",
+        ">batch",
+        ">test",
+        ">t/s",
+        ">± %",
+        ">of limit",
+        ">of bytes",
+        ">of FLOPs",
+        "marks",
+    ];
     let mut table = Table::new(&columns);
-    let parameters = format!("{} M", grouped(spec.counts().parameters / 1_000_000));
+    let parameters = count(spec.counts().parameters);
     for row in &report.rows {
         let model = row.model.clone().unwrap_or_default();
         let batch = row.shape.get("batch").map(ToString::to_string).unwrap_or_default();
@@ -232,6 +254,11 @@ fn markdown(report: &Report, spec: &ModelSpec) -> String {
         ]);
     }
     let mut text = table.to_string();
+    if report.rows.iter().any(|row| row.limit.is_some()) {
+        text.push_str(
+            "\nof limit: the time that the ceilings allow, as a share of the time taken; B: bytes set it, F: FLOPs\n",
+        );
+    }
     let DeviceRecord { name, units, .. } = &report.device;
     text.push_str(&format!("\n{name} ({units}), commit {}\n", report.commit));
     for ceiling in &report.ceilings {
@@ -246,6 +273,13 @@ fn markdown(report: &Report, spec: &ModelSpec) -> String {
         text.push_str(&format!("INVALID: {why}; do not quote these figures\n"));
     }
     text
+}
+
+/// A number of parameters with two digits at the least: `3.9 M`, `159 M`, `16.0 B`.
+fn count(parameters: u64) -> String {
+    let (scale, unit) = if parameters >= 999_500_000 { (1e9, "B") } else { (1e6, "M") };
+    let value = parameters as f64 / scale;
+    if value >= 99.95 { format!("{value:.0} {unit}") } else { format!("{value:.1} {unit}") }
 }
 
 fn csv(report: &Report) -> String {
@@ -274,4 +308,24 @@ fn csv(report: &Report) -> String {
         text.push_str(&(fields.join(",") + "\n"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_rounded_not_cut() {
+        for (parameters, text) in [
+            (3_944_960, "3.9 M"),
+            (49_999, "0.0 M"),
+            (158_600_000, "159 M"),
+            (999_400_000, "999 M"),
+            (999_900_000, "1.0 B"),
+            (3_030_371_328, "3.0 B"),
+            (15_957_889_024, "16.0 B"),
+        ] {
+            assert_eq!(count(parameters), text);
+        }
+    }
 }

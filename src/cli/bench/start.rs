@@ -39,7 +39,7 @@ pub struct Start {
     /// Dtype of the weights on a GPU
     #[arg(long, value_enum, default_value_t)]
     dtype: DtypeArg,
-    /// Tokens of the prompt
+    /// Tokens of the prompt, computed in chunks of 256 on the CPU and 2048 on a GPU
     #[arg(long, short = 'p', value_name = "TOKENS", default_value = "512", allow_negative_numbers = true)]
     prompt: NonZeroUsize,
     /// Repetitions
@@ -88,6 +88,10 @@ impl Start {
             report.write(path)?;
         }
         let (name, prompt) = (&report.device.name, first.prompt);
+        if prompt < self.prompt.get() {
+            let asked = self.prompt;
+            tracing::warn!("--prompt {asked}: there is room for a prompt of {prompt} tokens: measured with as many");
+        }
         out.line(&format!("{source} on {name}, a prompt of {prompt} tokens, {} processes", starts.len()))?;
         out.line("")?;
         out.text(&table(&report.rows).to_string())
