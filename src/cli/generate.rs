@@ -2,45 +2,57 @@
 
 use clap::Args;
 use rigel::engine::{Engine, RequestError};
-use rigel::text::{SpecialOutput, SpecialTokens, TokenId};
+use rigel::text::{SpecialOutput, SpecialTokens, TokenId, Tokenizer};
 
 use super::completion::{self, FormatArgs, JSON_HELP};
 use super::error::CliError;
-use super::input::{self, JsonLines, PromptInput};
+use super::input;
 use super::load_bar::LoadBar;
 use super::model_args::{Load, ModelArgs};
 use super::output::Output;
+use super::prompts::{PromptInput, Prompts};
 use super::sampling_args::{GenerationArgs, GenerationOptions};
 
 const EXAMPLES: &str = "\
 Examples:
-  rigel generate 'def fibonacci(n):'
-  rigel generate --model bigcode/starcoder2-3b -n 64 - < prompt.py
+  rigel generate --echo 'def fibonacci(n):'
+  rigel generate --model bigcode/starcoder2-3b -n 64 --file prompt.py
+  git show HEAD:main.rs | rigel generate
   rigel generate --temperature 0.8 --top-p 0.95 --seed 7 'import os'
   rigel generate --stop $'\\ndef ' --stop $'\\nclass ' 'def main():'
   rigel generate --echo --quiet 'def main():' > main.py
   rigel generate --json --logprobs 3 'x ='
-  rigel generate --json --token-ids prompts.jsonl > completions.jsonl";
+  rigel generate --json --prompts prompts.jsonl > completions.jsonl";
+
+const PROMPTS_HELP: &str = "\
+Lines of --prompts, one object each:
+  {\"prompt\":\"…\"}, {\"text\":\"…\"} or {\"token_ids\":[…]}; other fields are ignored.
+  Without --json a line ==> prompts.jsonl:3 <== stands before each completion.";
 
 /// Continue a prompt
 ///
-/// The text is printed as it comes. The prompt is taken byte for byte: no template, nothing trimmed, and nothing added
-/// but the special tokens that the model's tokenizer puts around every prompt (StarCoder2's puts none). Special tokens
-/// written in it, such as <fim_prefix>, become those tokens unless --no-special is given.
+/// The text is printed as it comes. The prompt is an argument, a file, or what is piped in; it is taken byte for byte:
+/// no template, nothing trimmed, and nothing added but the special tokens that the model's tokenizer puts around every
+/// prompt (StarCoder2's puts none). Special tokens written in it, such as <fim_prefix>, become those tokens unless
+/// --no-special is given.
 #[derive(Debug, Args)]
 #[command(override_usage = "\
 rigel generate [OPTIONS] <PROMPT>
-       rigel generate [OPTIONS] --token-ids <FILE>")]
-#[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{JSON_HELP}"))]
+       rigel generate [OPTIONS] --file <FILE>
+       rigel generate [OPTIONS] --prompts <FILE>")]
+#[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{PROMPTS_HELP}\n\n{JSON_HELP}"))]
 pub struct Generate {
     #[command(flatten)]
     model: ModelArgs,
-    /// Text to continue; - reads it from stdin
-    #[arg(required_unless_present = "token_ids", conflicts_with = "token_ids")]
+    /// Text to continue; - reads it from stdin, as does no text at all where stdin is a pipe or a file
+    #[arg(conflicts_with_all = ["file", "prompts"])]
     prompt: Option<String>,
-    /// Read prompts from JSON lines, {"token_ids":[…]} or {"text":"…"}; - is stdin
-    #[arg(long, value_name = "FILE", help_heading = "Input")]
-    token_ids: Option<String>,
+    /// Continue a file's text, without a byte order mark; - is stdin
+    #[arg(long, short, value_name = "FILE", help_heading = "Input", conflicts_with = "prompts")]
+    file: Option<String>,
+    /// Continue each prompt of a file of JSON lines; - is stdin
+    #[arg(long, value_name = "FILE", help_heading = "Input", visible_alias = "jsonl", alias = "token-ids")]
+    prompts: Option<String>,
     /// Take special tokens in the prompt as plain text: for text that you do not trust
     #[arg(long, help_heading = "Input")]
     no_special: bool,
@@ -59,27 +71,47 @@ impl Generate {
         let options = self.generation.options(&source)?;
         let special = if self.no_special { SpecialTokens::AsText } else { SpecialTokens::Parse };
         let printing = Printing { options, special, format: self.format, echo: self.echo };
-        if let Some(prompt) = self.prompt {
-            let text = input::text_or_stdin(prompt)?;
-            // A tokenizer that puts a token before each prompt makes a prompt of nothing.
-            if text.is_empty() && self.model.model.tokenizer()?.encode_prompt("", special)?.is_empty() {
-                return Err(RequestError::EmptyPrompt.into());
+        let bar = LoadBar::unless(printing.format.quiet);
+        if let Some(file) = self.prompts {
+            let prompts = Prompts::open(&file)?;
+            // Without a tokenizer there is no text to print.
+            if !printing.format.json && Tokenizer::from_source(&source)?.is_none() {
+                let missing = source.describe("tokenizer.json");
+                return Err(CliError::Usage(format!(
+                    "{missing} does not exist, so there is no text to print; give --json to print token ids alone"
+                )));
             }
-            let engine = self.model.engine(source, LoadBar::unless(printing.format.quiet), Load::One)?;
-            return printing.one(&engine, PromptInput::Text(text), out);
+            let engine = self.model.engine(source, bar, Load::One)?;
+            return printing.all(&engine, prompts, out);
         }
-        // clap asks for one of the two.
-        let file = self.token_ids.as_deref().unwrap_or(input::STDIN);
-        let prompts = JsonLines::open(file)?;
-        let engine = self.model.engine(source, LoadBar::unless(printing.format.quiet), Load::One)?;
-        for prompt in prompts {
-            let prompt = prompt?;
-            printing.one(&engine, prompt.input, out).map_err(|error| error.at(prompt.place))?;
-            if !printing.format.json {
-                out.line("")?;
+        let text = prompt_text(self.prompt, self.file)?;
+        // A tokenizer that puts a token before each prompt makes a prompt of nothing.
+        if text.is_empty() && self.model.model.tokenizer()?.encode_prompt("", special)?.is_empty() {
+            return Err(RequestError::EmptyPrompt.into());
+        }
+        let engine = self.model.engine(source, bar, Load::One)?;
+        printing.one(&engine, PromptInput::Text(text), out)
+    }
+}
+
+/// The prompt of the argument, of the file, or of what is piped in.
+fn prompt_text(prompt: Option<String>, file: Option<String>) -> Result<String, CliError> {
+    const NO_PROMPT: &str = "no prompt; give <PROMPT>, --file FILE or --prompts FILE, or pipe a text in";
+    match (prompt, file) {
+        (_, Some(file)) => input::read_code(&file),
+        (Some(prompt), None) => {
+            if input::is_file_name(&prompt) {
+                tracing::warn!(
+                    "{prompt} is a file, and the prompt is its name alone; --file {prompt} continues its text"
+                );
+                return Ok(prompt);
             }
+            input::text_or_stdin(prompt)
         }
-        Ok(())
+        // Nothing on a stdin that nobody named is no prompt of nothing.
+        (None, None) => {
+            input::piped()?.filter(|text| !text.is_empty()).ok_or_else(|| CliError::Usage(NO_PROMPT.to_owned()))
+        }
     }
 }
 
@@ -92,6 +124,28 @@ struct Printing {
 }
 
 impl Printing {
+    /// The prompts of a file, one after the other, up to the first that is wrong. Text is parted by headers, as `head`
+    /// and `tail` part files.
+    fn all(&self, engine: &Engine, prompts: Prompts, out: &mut Output) -> Result<(), CliError> {
+        let origin = prompts.origin().to_owned();
+        let mut before = "";
+        let mut any = false;
+        for prompt in prompts {
+            any = true;
+            let prompt = prompt?;
+            let input = prompt.input.map_err(|error| error.at(&prompt.place))?;
+            if !self.format.json {
+                out.text(&format!("{before}==> {} <==\n", prompt.place))?;
+                before = "\n";
+            }
+            self.one(engine, input, out).map_err(|error| error.at(prompt.place))?;
+            if !self.format.json {
+                out.end_line()?;
+            }
+        }
+        if any { Ok(()) } else { Err(CliError::Usage(format!("{origin} has no prompts"))) }
+    }
+
     fn one(&self, engine: &Engine, input: PromptInput, out: &mut Output) -> Result<(), CliError> {
         let (ids, echo) = match input {
             PromptInput::Text(text) => {
@@ -103,10 +157,6 @@ impl Printing {
                 (ids, echo)
             }
         };
-        if !self.format.json {
-            // Without a tokenizer there is no text to print.
-            engine.tokenizer()?;
-        }
         let request = self.options.request(engine, ids)?;
         completion::run(engine, request, &echo, &self.format, out)
     }

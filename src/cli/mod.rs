@@ -8,7 +8,8 @@
 //! | `completions` | what a shell and `man` want to know of the parser |
 //! | `model_args` `sampling_args` | options of several commands |
 //! | `numbers` | the values of options that count something |
-//! | `input` | stdin, files, JSON lines |
+//! | `input` | stdin and files, byte for byte |
+//! | `prompts` `lines` `kind` | prompts from JSON lines; lines of any file; files that are no JSON lines |
 //! | `completion` | one request to text or to a JSON object |
 //! | `output` | stdout |
 //! | `error`, `usage`, `log`, `load_bar` | stderr |
@@ -29,6 +30,8 @@ mod generate;
 mod infill;
 mod input;
 mod inspect;
+mod kind;
+mod lines;
 mod load_bar;
 mod log;
 mod model_args;
@@ -37,6 +40,7 @@ mod output;
 #[cfg(feature = "cuda")]
 mod plan;
 mod profile;
+mod prompts;
 mod respond;
 mod sampling_args;
 mod score;

@@ -1,4 +1,5 @@
-//! stdout: text as it comes, JSON a line at a time. A reader that closes it ends the command in peace.
+//! stdout: text as it comes, JSON a line at a time; and notes on stderr that do not run into it. A reader that closes
+//! stdout ends the command in peace.
 
 use std::io::{ErrorKind, IsTerminal, Write};
 
@@ -10,6 +11,8 @@ use super::error::CliError;
 pub struct Output {
     writer: Box<dyn Write>,
     terminal: bool,
+    /// What is written to stderr shows where stdout's text ends.
+    shared: bool,
     /// Nothing was written after the last line break.
     at_line_start: bool,
 }
@@ -19,7 +22,8 @@ impl Output {
     pub fn stdout() -> Output {
         let stdout = std::io::stdout();
         let terminal = stdout.is_terminal();
-        Output { writer: Box::new(stdout), terminal, at_line_start: true }
+        let shared = terminal || shows_both();
+        Output { writer: Box::new(stdout), terminal, shared, at_line_start: true }
     }
 
     /// Writes text at once, as it is.
@@ -50,10 +54,42 @@ impl Output {
         if self.terminal && !self.at_line_start { self.text("\n") } else { Ok(()) }
     }
 
+    /// Ends a line that was begun, wherever it goes.
+    pub fn end_line(&mut self) -> Result<(), CliError> {
+        if self.at_line_start { Ok(()) } else { self.text("\n") }
+    }
+
+    /// Whether a person reads it as it comes.
+    pub fn is_terminal(&self) -> bool {
+        self.terminal
+    }
+
+    /// Prints to stderr, on a line of its own where stdout's text shows there, too. That nobody listens is no failure.
+    pub fn note(&mut self, lines: &str) {
+        let begin = if self.shared && !self.at_line_start { "\n" } else { "" };
+        let _ = writeln!(std::io::stderr(), "{begin}{lines}");
+        // The next note of the same place begins a line already; the next text of stdout does.
+        self.at_line_start |= self.shared;
+    }
+
     /// Hands everything on.
     pub fn flush(&mut self) -> Result<(), CliError> {
         self.writer.flush().map_err(closed)
     }
+}
+
+/// Whether stderr is the file or the pipe that stdout is, or a terminal that a reader of stdout may write to.
+#[cfg(unix)]
+fn shows_both() -> bool {
+    use rustix::fs::{FileType, fstat};
+    let (Ok(out), Ok(err)) = (fstat(std::io::stdout()), fstat(std::io::stderr())) else { return false };
+    let piped = matches!(FileType::from_raw_mode(out.st_mode), FileType::Fifo | FileType::Socket);
+    (out.st_dev, out.st_ino) == (err.st_dev, err.st_ino) || (piped && std::io::stderr().is_terminal())
+}
+
+#[cfg(not(unix))]
+fn shows_both() -> bool {
+    false
 }
 
 fn closed(error: std::io::Error) -> CliError {
@@ -92,7 +128,7 @@ mod tests {
 
     fn written(terminal: bool, act: impl FnOnce(&mut Output)) -> String {
         let sink = Sink::default();
-        let mut out = Output { writer: Box::new(sink.clone()), terminal, at_line_start: true };
+        let mut out = Output { writer: Box::new(sink.clone()), terminal, shared: false, at_line_start: true };
         act(&mut out);
         String::from_utf8(sink.0.take()).unwrap()
     }
@@ -112,6 +148,20 @@ mod tests {
     }
 
     #[test]
+    fn a_line_is_ended_once() {
+        let end = |text: &'static str| {
+            move |out: &mut Output| {
+                out.text(text).unwrap();
+                out.end_line().unwrap();
+                out.end_line().unwrap();
+            }
+        };
+        assert_eq!(written(false, end("x")), "x\n");
+        assert_eq!(written(false, end("x\n")), "x\n");
+        assert_eq!(written(false, end("")), "");
+    }
+
+    #[test]
     fn json_is_one_line() {
         assert_eq!(written(false, |out| out.json(&serde_json::json!({"a": "b\nc"})).unwrap()), "{\"a\":\"b\\nc\"}\n");
     }
@@ -119,7 +169,7 @@ mod tests {
     #[test]
     fn a_closed_pipe_is_no_failure() {
         let error = |kind| {
-            let mut out = Output { writer: Box::new(Gone(kind)), terminal: false, at_line_start: true };
+            let mut out = Output { writer: Box::new(Gone(kind)), terminal: false, shared: false, at_line_start: true };
             out.text("x").unwrap_err()
         };
         assert!(matches!(error(ErrorKind::BrokenPipe), CliError::StdoutClosed));

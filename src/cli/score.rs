@@ -7,10 +7,11 @@ use rigel::text::{SpecialTokens, TokenId};
 use serde::Serialize;
 
 use super::error::CliError;
-use super::input::{self, JsonLines, Prompt, PromptInput};
+use super::input;
 use super::load_bar::LoadBar;
 use super::model_args::{Load, ModelArgs};
 use super::output::Output;
+use super::prompts::{Prompt, PromptInput, Prompts};
 
 /// Best tokens reported at each position.
 const TOP: usize = 5;
@@ -44,12 +45,12 @@ pub struct Score {
     #[command(flatten)]
     model: ModelArgs,
     /// Score a text file, or texts from JSON lines; - is stdin
-    #[arg(long, value_name = "FILE", help_heading = "Input", conflicts_with = "token_ids")]
-    #[arg(required_unless_present = "token_ids")]
+    #[arg(long, value_name = "FILE", help_heading = "Input", conflicts_with = "prompts")]
+    #[arg(required_unless_present = "prompts")]
     text: Option<String>,
-    /// Score token ids from JSON lines; - is stdin
-    #[arg(long, value_name = "FILE", help_heading = "Input")]
-    token_ids: Option<String>,
+    /// Score each prompt of a file of JSON lines; - is stdin
+    #[arg(long, value_name = "FILE", help_heading = "Input", visible_alias = "jsonl", alias = "token-ids")]
+    prompts: Option<String>,
     /// Take special tokens in texts as plain text
     #[arg(long, help_heading = "Input")]
     no_special: bool,
@@ -71,15 +72,17 @@ impl Score {
     pub fn run(self, out: &mut Output) -> Result<(), CliError> {
         let source = self.model.model.source()?;
         let special = if self.no_special { SpecialTokens::AsText } else { SpecialTokens::Parse };
-        let prompts = match (&self.text, &self.token_ids) {
-            (Some(file), _) => input::text_prompts(file)?,
-            // clap asks for one of the two.
-            (None, file) => Box::new(JsonLines::open(file.as_deref().unwrap_or(input::STDIN))?),
-        };
+        if let Some(file) = &self.text {
+            let text = input::read_text(file)?;
+            let engine = self.model.engine(source, LoadBar::Shown, Load::One)?;
+            let place = input::origin(file);
+            return self.one(&engine, &place, PromptInput::Text(text), special, out).map_err(|error| error.at(place));
+        }
+        let prompts = Prompts::open(self.prompts.as_deref().unwrap_or(input::STDIN))?;
         let engine = self.model.engine(source, LoadBar::Shown, Load::One)?;
         for prompt in prompts {
-            let Prompt { place, input } = prompt?;
-            self.one(&engine, &place, input, special, out).map_err(|error| error.at(place))?;
+            let Prompt { place, input, .. } = prompt?;
+            input.and_then(|input| self.one(&engine, &place, input, special, out)).map_err(|error| error.at(place))?;
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::super::error::CliError;
-use super::lines::{Line, Lines};
+use super::super::lines::{Line, Lines};
 
 /// A sync takes milliseconds, in which no record is written.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
@@ -227,7 +227,7 @@ mod tests {
     fn a_record_of_any_length_is_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let mut file = opened(dir.path().join("out.jsonl"));
-        let long = "y".repeat(super::super::lines::MAX_LINE + 1);
+        let long = "y".repeat(super::super::super::lines::MAX_LINE + 1);
         file.append(&json!({"custom_id": "long", "x": long})).unwrap();
         file.append(&json!({"custom_id": "short"})).unwrap();
         assert_eq!(ids(&file), expected(&["long", "short"]));

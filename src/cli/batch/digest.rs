@@ -3,7 +3,7 @@
 
 use std::io::{self, Read};
 
-use super::lines::Line;
+use super::super::lines::Line;
 
 const OFFSET_BASIS: u128 = 0x6c62272e07bb014262b821756295c58d;
 const PRIME: u128 = (1 << 88) + 0x13b;

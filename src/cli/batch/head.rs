@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use rigel::openai::{check_begin, integer, shown, syntax_error};
 
+use super::super::lines::{Line, MAX_LINE, without_mark};
 use super::job::{LineError, malformed};
-use super::lines::{Line, MAX_LINE, without_mark};
 
 /// The fields that a line's id is taken from: `--id-field`'s, `custom_id`, `id`, the first that is there.
 #[derive(Debug, Clone, Default)]

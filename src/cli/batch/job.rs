@@ -5,8 +5,8 @@ use serde_json::{Map, Value};
 
 use rigel::openai::{ApiError, parse_object, shown, token_ids};
 
+use super::super::lines::{Line, without_mark};
 use super::head::IdFields;
-use super::lines::{Line, without_mark};
 
 /// What a line asks for.
 #[derive(Debug, Clone, PartialEq)]

@@ -2,10 +2,9 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `input` `lines` | the input, and its lines |
+//! | `input` | the input |
 //! | `scan` | its first reading: ids and hashes |
 //! | `head` `job` `misspelt` | a line: its id, what it asks for, what it may have meant to ask for |
-//! | `kind` | inputs that are no JSON lines |
 //! | `ids` `ledger` | which line has which id, which are recorded: 17 bytes a line |
 //! | `outputs` `append` `errors` `record` | the output and the errors: files that only grow, and their lines |
 //! | `manifest` `model_digest` `digest` | what an output belongs to |
@@ -22,9 +21,7 @@ mod head;
 mod ids;
 mod input;
 mod job;
-mod kind;
 mod ledger;
-mod lines;
 mod manifest;
 mod misspelt;
 mod model_digest;
@@ -47,6 +44,7 @@ use clap::Args;
 use rigel::openai::{Defaults, ServedModel};
 
 use super::error::CliError;
+use super::lines::Lines;
 use super::load_bar::LoadBar;
 use super::model_args::{Load, ModelArgs};
 use super::output::Output;
@@ -56,7 +54,6 @@ use super::signals::{Signal, note, on_signal};
 use head::IdFields;
 use input::InputFile;
 use ledger::Shard;
-use lines::Lines;
 use manifest::{InputEntry, Manifest, ModelEntry, RunEntry};
 use model_digest::model_digest;
 use outputs::{Failed, Outputs, check_output_name};

@@ -12,12 +12,12 @@ use rigel::openai::{
 };
 
 use super::super::error::CliError;
+use super::super::lines::{Line, Lines};
 use super::super::signals::Signal;
 use super::digest::{Digest, line_hash};
 use super::head::IdFields;
 use super::input::InputFile;
 use super::job::{self, Job, LineError};
-use super::lines::{Line, Lines};
 use super::record::{LineName, key};
 use super::sink::Sink;
 

@@ -4,15 +4,16 @@ use std::collections::HashSet;
 use std::io::BufReader;
 
 use super::super::error::CliError;
+use super::super::kind;
+use super::super::lines::{Line, Lines};
 use super::digest::{Hashing, hex, line_hash};
 use super::head::IdFields;
 use super::ids::{Duplicate, Ids, IdsBuilder};
 use super::input::InputFile;
+use super::job;
 use super::ledger::{Ledger, Shard};
-use super::lines::{Line, Lines};
 use super::manifest::InputEntry;
 use super::misspelt::Misspelt;
-use super::{job, kind};
 
 /// What a first reading of the input finds out.
 pub struct Scanned {

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use serde::de::IgnoredAny;
 
-use super::super::error::CliError;
-use super::lines::{BYTE_ORDER_MARK, MAX_LINE};
+use super::error::CliError;
+use super::lines::{BYTE_ORDER_MARK, MAX_LINE, without_mark};
 
 /// What a file begins with, what it therefore is, and what to do.
 const MAGIC: [(&[u8], &str); 17] = [
@@ -36,8 +36,26 @@ const UTF_32: &str = "UTF-32; save it as UTF-8";
 const ARRAY: &str = "a JSON array; write one object a line, for example with: jq -c '.[]'";
 const PRETTY: &str = "JSON over several lines; write one object a line, for example with: jq -c .";
 
-fn wrong(path: &Path, kind: &str) -> CliError {
-    CliError::Usage(format!("expected JSON lines, one object a line; found {kind}")).at(path.display().to_string())
+fn wrong(origin: &str, kind: &str) -> CliError {
+    CliError::Usage(format!("expected JSON lines, one object a line; found {kind}")).at(origin)
+}
+
+/// Refuses what is read once, as stdin is, by its first bytes.
+pub fn check_head(origin: &str, head: &[u8]) -> Result<(), CliError> {
+    if let Some(kind) = kind_of(head) {
+        return Err(wrong(origin, kind));
+    }
+    if first_value_spans_lines(head) {
+        return Err(wrong(origin, PRETTY));
+    }
+    let mut lines = head.split(|byte| *byte == b'\n').map(|line| without_mark(line).trim_ascii());
+    let first = lines.clone().find(|line| !line.is_empty());
+    match first {
+        Some(first) if !lines.any(|line| line.starts_with(b"{")) => {
+            Err(refuse_without_objects(Path::new(origin), &first[..first.len().min(1 << 10)]))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a file whose first bytes are those of something else.
@@ -45,13 +63,14 @@ pub fn check_begin(path: &Path, file: &mut File) -> Result<(), CliError> {
     let error = |source| CliError::Read { origin: path.display().to_string(), source };
     let mut head = Vec::new();
     file.by_ref().take(4 << 10).read_to_end(&mut head).map_err(error)?;
+    let origin = path.display().to_string();
     if let Some(kind) = kind_of(&head) {
-        return Err(wrong(path, kind));
+        return Err(wrong(&origin, kind));
     }
     if head.trim_ascii_start().starts_with(b"{") || head.starts_with(BYTE_ORDER_MARK) {
         file.rewind().map_err(error)?;
-        if first_value_spans_lines(file) {
-            return Err(wrong(path, PRETTY));
+        if first_value_spans_lines(&mut *file) {
+            return Err(wrong(&origin, PRETTY));
         }
     }
     file.rewind().map_err(error)
@@ -61,15 +80,16 @@ pub fn check_begin(path: &Path, file: &mut File) -> Result<(), CliError> {
 pub fn refuse_without_objects(path: &Path, line: &[u8]) -> CliError {
     let line = String::from_utf8_lossy(line);
     let line = line.trim();
+    let wrong = |kind: &str| wrong(&path.display().to_string(), kind);
     if line.starts_with('[') {
-        return wrong(path, ARRAY);
+        return wrong(ARRAY);
     }
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     let is_table = ["csv", "tsv"].iter().any(|known| extension.eq_ignore_ascii_case(known));
     if is_table || is_header(line) {
-        return wrong(path, "a table (CSV); write each row as an object: {\"prompt\":\"…\"}");
+        return wrong("a table (CSV); write each row as an object: {\"prompt\":\"…\"}");
     }
-    wrong(path, "plain text; write each prompt as an object: {\"prompt\":\"…\"}")
+    wrong("plain text; write each prompt as an object: {\"prompt\":\"…\"}")
 }
 
 fn kind_of(head: &[u8]) -> Option<&'static str> {
@@ -99,9 +119,9 @@ fn kind_of(head: &[u8]) -> Option<&'static str> {
 }
 
 /// Whether the file's first value ends in a later line than it begins in.
-fn first_value_spans_lines(file: &File) -> bool {
+fn first_value_spans_lines(input: impl Read) -> bool {
     // What is longer than a line may be would not be read either.
-    let mut reader = BufReader::new(file.take(MAX_LINE as u64));
+    let mut reader = BufReader::new(input.take(MAX_LINE as u64));
     let mut start = [0; BYTE_ORDER_MARK.len()];
     if reader.read_exact(&mut start).is_err() {
         return false;
@@ -211,6 +231,24 @@ mod tests {
             "{",
         ] {
             assert_eq!(found(content.as_bytes()), None, "{content}");
+        }
+    }
+
+    #[test]
+    fn a_pipe_is_told_by_its_first_bytes() {
+        let found = |head: &[u8]| check_head("stdin", head).err().map(|error| error.to_string());
+        for (head, expected) in [
+            (&b"\x1f\x8b\x08\0\0"[..], "found gzip"),
+            (b"{\n  \"prompt\": \"a\"\n}\n", "found JSON over several lines"),
+            (b"[{\"prompt\":\"a\"}]", "found a JSON array"),
+            (b"\xef\xbb\xbfdef f():\n    pass\n", "found plain text"),
+            (b"prompt,id\nx,1\n", "found a table (CSV)"),
+        ] {
+            let message = found(head).unwrap_or_default();
+            assert!(message.starts_with("stdin: ") && message.contains(expected), "{message:?}, not {expected}");
+        }
+        for head in [&b""[..], b"\n \n", b"{\"prompt\":\"a\"}\n", b"x\n{\"prompt\":\"a\"}\n", b"\xef\xbb\xbf\n{\"pro"] {
+            assert_eq!(found(head), None);
         }
     }
 

@@ -18,6 +18,8 @@ pub struct Lines<R> {
     reader: R,
     longest: usize,
     number: u32,
+    /// Bytes read so far.
+    bytes: u64,
     buffer: Vec<u8>,
 }
 
@@ -31,7 +33,7 @@ pub enum Line<'a> {
 
 impl<R: BufRead> Lines<R> {
     pub fn new(reader: R) -> Lines<R> {
-        Lines { reader, longest: MAX_LINE, number: 0, buffer: Vec::new() }
+        Lines { reader, longest: MAX_LINE, number: 0, bytes: 0, buffer: Vec::new() }
     }
 
     /// Lines of any length: those that were written here.
@@ -54,6 +56,11 @@ impl<R: BufRead> Lines<R> {
                 return Ok(Some((self.number, Line::Bytes(self.buffer.trim_ascii_end()))));
             }
         }
+    }
+
+    /// Bytes of the lines so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     pub fn into_inner(self) -> R {
@@ -82,6 +89,7 @@ impl<R: BufRead> Lines<R> {
             }
             let used = line.len() + usize::from(end);
             self.reader.consume(used);
+            self.bytes += used as u64;
             if end {
                 return Ok(Some(length));
             }
@@ -125,6 +133,7 @@ mod tests {
         let mut lines = Lines::new(BufReader::new(reader));
         assert_eq!(lines.next().unwrap(), Some((1, Line::Bytes(b"a"))));
         assert_eq!(lines.next().unwrap(), Some((2, Line::TooLong)));
+        assert_eq!(lines.bytes(), 2 + MAX_LINE as u64 + 2);
         assert!(matches!(lines.next().unwrap(), Some((3, Line::Bytes(bytes))) if bytes.len() == MAX_LINE));
         assert_eq!(lines.next().unwrap(), Some((4, Line::Bytes(b"b"))));
         assert_eq!(lines.next().unwrap(), None);

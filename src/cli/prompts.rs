@@ -1,0 +1,296 @@
+//! Prompts as JSON lines, the one format of `generate`, `score` and `batch`: an object a line, with one of `prompt`,
+//! `text` and `token_ids`. Its other fields are not looked at here.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+
+use rigel::openai::{parse_object, shown, token_ids};
+use rigel::text::TokenId;
+use serde_json::{Map, Value};
+
+use super::error::CliError;
+use super::input::{STDIN, origin};
+use super::kind;
+use super::lines::{Line, Lines, MAX_LINE, without_mark};
+
+/// Fields that hold a prompt.
+const FIELDS: [&str; 3] = ["prompt", "text", "token_ids"];
+
+/// What a line may be, for messages.
+const EXPECTED: &str = r#"expected {"prompt":"…"}, {"text":"…"} or {"token_ids":[…]}"#;
+
+/// What one prompt was given as.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PromptInput {
+    /// Text, to be tokenised.
+    Text(String),
+    /// Token ids, taken as they are.
+    TokenIds(Vec<TokenId>),
+}
+
+/// Why an object has no prompt, in one line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PromptError {
+    /// The field that it is about.
+    pub field: Option<&'static str>,
+    /// What was found, and what was expected.
+    pub message: String,
+}
+
+impl From<PromptError> for CliError {
+    fn from(error: PromptError) -> CliError {
+        CliError::Usage(error.message)
+    }
+}
+
+/// The prompt of a line: `prompt` (text, or a list of token ids), `text`, or `token_ids`, and no two of them. A null is
+/// no field.
+pub fn prompt_of(object: &Map<String, Value>) -> Result<PromptInput, PromptError> {
+    let Some((field, value)) = prompt_field(object)? else {
+        return Err(PromptError { field: None, message: format!("no prompt; {EXPECTED}") });
+    };
+    let wrong = |found: &Value, expected: &str| PromptError {
+        field: Some(field),
+        message: format!("{field} is {}; expected {expected}", shown(found)),
+    };
+    match value {
+        Value::String(text) if field != "token_ids" => Ok(PromptInput::Text(text.clone())),
+        Value::Array(ids) if field != "text" => {
+            let is_id = |id: &&Value| token_ids(std::slice::from_ref(*id)).is_some();
+            match (token_ids(ids), ids.iter().find(|id| !is_id(id))) {
+                (Some(ids), _) => Ok(PromptInput::TokenIds(ids)),
+                (None, Some(text @ Value::String(_))) if field == "prompt" => {
+                    let message = format!("prompt is a list with the text {}; give each text a line", shown(text));
+                    Err(PromptError { field: Some(field), message })
+                }
+                (None, bad) => Err(wrong(bad.unwrap_or(value), "token ids, integers from 0 to 4294967295")),
+            }
+        }
+        _ => Err(wrong(
+            value,
+            match field {
+                "text" => "text",
+                "token_ids" => "a list of token ids",
+                _ => "text, or a list of token ids",
+            },
+        )),
+    }
+}
+
+/// Makes the field `prompt` of a `text` or of `token_ids`, for readers that know no other. A `prompt` stays as it is:
+/// they may take more forms of it. Is there a prompt now?
+pub fn rename_to_prompt(object: &mut Map<String, Value>) -> Result<bool, PromptError> {
+    match prompt_field(object)? {
+        None => Ok(false),
+        Some(("prompt", _)) => Ok(true),
+        Some((field, _)) => {
+            prompt_of(object)?;
+            if let Some(value) = object.remove(field) {
+                object.insert("prompt".to_owned(), value);
+            }
+            Ok(true)
+        }
+    }
+}
+
+/// The one field that holds the prompt, if there is any.
+fn prompt_field(object: &Map<String, Value>) -> Result<Option<(&'static str, &Value)>, PromptError> {
+    let mut given =
+        FIELDS.iter().filter_map(|name| object.get(*name).filter(|value| !value.is_null()).map(|value| (*name, value)));
+    let first = given.next();
+    match (first, given.next()) {
+        (Some((first, _)), Some((second, _))) => Err(PromptError {
+            field: Some(second),
+            message: format!("both {first} and {second}; give the prompt in one of them"),
+        }),
+        _ => Ok(first),
+    }
+}
+
+/// A prompt, and where it was read.
+#[derive(Debug)]
+pub struct Prompt {
+    /// The place for messages: `prompts.jsonl:3`.
+    pub place: String,
+    /// The line, counted from 1.
+    pub line: u32,
+    /// The bytes of the file up to here, this line included.
+    pub bytes: u64,
+    /// The prompt, or why the line has none, without the place.
+    pub input: Result<PromptInput, CliError>,
+}
+
+/// The prompts of a file, each line read when it is asked for. Blank lines are skipped.
+pub struct Prompts {
+    origin: String,
+    lines: Lines<Box<dyn BufRead>>,
+    /// Bytes of the file, where it is one.
+    size: Option<u64>,
+}
+
+impl Prompts {
+    /// Opens a file, or stdin where `path` is `-`, and refuses what is no JSON lines at all.
+    pub fn open(path: &str) -> Result<Prompts, CliError> {
+        let error = |source| CliError::Read { origin: origin(path), source };
+        let (reader, size): (Box<dyn BufRead>, _) = if path == STDIN {
+            (Box::new(BufReader::new(std::io::stdin())), None)
+        } else {
+            let file = File::open(path).map_err(error)?;
+            let size = file.metadata().ok().filter(|metadata| metadata.is_file()).map(|metadata| metadata.len());
+            (Box::new(BufReader::with_capacity(1 << 16, file)), size)
+        };
+        Prompts::new(origin(path), reader, size)
+    }
+
+    fn new(origin: String, mut reader: Box<dyn BufRead>, size: Option<u64>) -> Result<Prompts, CliError> {
+        let head = reader.fill_buf().map_err(|source| CliError::Read { origin: origin.clone(), source })?;
+        kind::check_head(&origin, head)?;
+        Ok(Prompts { origin, lines: Lines::new(reader), size })
+    }
+
+    /// The file's name for messages.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// Bytes of the file; none where that is not known, as of stdin.
+    pub fn size(&self) -> Option<u64> {
+        self.size
+    }
+
+    fn next_prompt(&mut self) -> Result<Option<Prompt>, CliError> {
+        let error = |source| CliError::Read { origin: self.origin.clone(), source };
+        let Some((line, content)) = self.lines.next().map_err(error)? else { return Ok(None) };
+        let input = match content {
+            Line::TooLong => {
+                Err(CliError::Usage(format!("the line is longer than {} MiB; shorten the prompt", MAX_LINE >> 20)))
+            }
+            Line::Bytes(bytes) => parse(bytes),
+        };
+        Ok(Some(Prompt { place: format!("{}:{line}", self.origin), line, bytes: self.lines.bytes(), input }))
+    }
+}
+
+impl Iterator for Prompts {
+    /// An error of the file ends it; that of a line is [`Prompt::input`].
+    type Item = Result<Prompt, CliError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_prompt().transpose()
+    }
+}
+
+fn parse(line: &[u8]) -> Result<PromptInput, CliError> {
+    let wrong = |message: String| CliError::Usage(message.replace("expected a JSON object", EXPECTED));
+    let object = parse_object(without_mark(line)).map_err(|error| wrong(error.message))?;
+    Ok(prompt_of(&object)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn prompts(text: &[u8]) -> Vec<(u32, Result<PromptInput, String>)> {
+        let reader = Box::new(std::io::Cursor::new(text.to_vec()));
+        let prompts = Prompts::new("f".into(), reader, None).unwrap();
+        let read = |prompt: Result<Prompt, CliError>| {
+            let Prompt { place, line, input, .. } = prompt.unwrap();
+            assert_eq!(place, format!("f:{line}"));
+            (line, input.map_err(|error| error.to_string()))
+        };
+        prompts.map(read).collect()
+    }
+
+    fn of(object: Value) -> Result<PromptInput, PromptError> {
+        prompt_of(object.as_object().unwrap())
+    }
+
+    fn ids(ids: &[u32]) -> PromptInput {
+        PromptInput::TokenIds(ids.iter().copied().map(TokenId).collect())
+    }
+
+    #[test]
+    fn a_prompt_has_three_names() {
+        let text = PromptInput::Text("a\nb".into());
+        assert_eq!(of(json!({"prompt": "a\nb"})).unwrap(), text);
+        assert_eq!(of(json!({"text": "a\nb", "prompt": null, "id": 7, "max_tokens": 3})).unwrap(), text);
+        assert_eq!(of(json!({"prompt": [1, 2.0]})).unwrap(), ids(&[1, 2]));
+        assert_eq!(of(json!({"token_ids": [4294967295u32]})).unwrap(), ids(&[u32::MAX]));
+        assert_eq!(of(json!({"token_ids": []})).unwrap(), ids(&[]));
+    }
+
+    #[test]
+    fn what_is_no_prompt_is_named() {
+        let said = |object: Value| {
+            let error = of(object).unwrap_err();
+            (error.field, error.message)
+        };
+        for (object, field, message) in [
+            (json!({}), None, "no prompt; expected {\"prompt\":\"…\"}, {\"text\":\"…\"} or {\"token_ids\":[…]}"),
+            (json!({"text": "a", "prompt": "b"}), Some("text"), "both prompt and text; give the prompt in one of them"),
+            (
+                json!({"text": "a", "token_ids": [1]}),
+                Some("token_ids"),
+                "both text and token_ids; give the prompt in one of them",
+            ),
+            (json!({"text": 7}), Some("text"), "text is 7; expected text"),
+            (json!({"text": [1]}), Some("text"), "text is [1]; expected text"),
+            (json!({"prompt": 7}), Some("prompt"), "prompt is 7; expected text, or a list of token ids"),
+            (json!({"prompt": ["a"]}), Some("prompt"), "prompt is a list with the text \"a\"; give each text a line"),
+            (json!({"token_ids": "x"}), Some("token_ids"), "token_ids is \"x\"; expected a list of token ids"),
+            (
+                json!({"token_ids": [1, -2]}),
+                Some("token_ids"),
+                "token_ids is -2; expected token ids, integers from 0 to 4294967295",
+            ),
+            (
+                json!({"prompt": [1.5]}),
+                Some("prompt"),
+                "prompt is 1.5; expected token ids, integers from 0 to 4294967295",
+            ),
+            (
+                json!({"token_ids": [4294967296u64]}),
+                Some("token_ids"),
+                "token_ids is 4294967296; expected token ids, integers from 0 to 4294967295",
+            ),
+        ] {
+            assert_eq!(said(object), (field, message.to_owned()));
+        }
+    }
+
+    #[test]
+    fn other_names_become_prompt() {
+        let renamed =
+            |mut object: Value| rename_to_prompt(object.as_object_mut().unwrap()).map(|found| (found, object));
+        assert_eq!(renamed(json!({"text": "a", "id": 1})).unwrap(), (true, json!({"prompt": "a", "id": 1})));
+        assert_eq!(renamed(json!({"token_ids": [1]})).unwrap(), (true, json!({"prompt": [1]})));
+        // More forms than here are for a body's reader.
+        assert_eq!(renamed(json!({"prompt": ["a", "b"]})).unwrap(), (true, json!({"prompt": ["a", "b"]})));
+        assert_eq!(renamed(json!({"messages": []})).unwrap(), (false, json!({"messages": []})));
+        assert_eq!(renamed(json!({"text": 7})).unwrap_err().field, Some("text"));
+        assert!(renamed(json!({"text": "a", "prompt": "b"})).is_err());
+    }
+
+    #[test]
+    fn lines_are_read_one_by_one() {
+        let read = prompts(
+            b"\xef\xbb\xbf{\"token_ids\":[1,2]}\n\n{\"text\":\"a\",\"id\":7}\r\nx\n{\"text\":\"\xff\"}\n{\"prompt\":\"b\"",
+        );
+        assert_eq!(read[0], (1, Ok(ids(&[1, 2]))));
+        assert_eq!(read[1], (3, Ok(PromptInput::Text("a".into()))));
+        let message = |index: usize| read[index].1.as_ref().unwrap_err().as_str();
+        assert!(message(2).starts_with("begins with \"x\"; expected {\"prompt\""), "{}", message(2));
+        assert!(message(3).starts_with("not UTF-8 at column 10"), "{}", message(3));
+        assert!(message(4).starts_with("not valid JSON: it ends early"), "{}", message(4));
+        assert_eq!(read.len(), 5);
+    }
+
+    #[test]
+    fn bytes_count_what_was_read() {
+        let text = b"{\"text\":\"a\"}\n\n{\"text\":\"b\"}";
+        let prompts = Prompts::new("f".into(), Box::new(std::io::Cursor::new(text.to_vec())), None).unwrap();
+        let bytes: Vec<u64> = prompts.map(|prompt| prompt.unwrap().bytes).collect();
+        assert_eq!(bytes, [13, text.len() as u64]);
+    }
+}
