@@ -3,9 +3,10 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use rigel::openai::{ApiError, parse_object, shown, token_ids};
+use rigel::openai::{ApiError, parse_object, shown};
 
 use super::super::lines::{Line, without_mark};
+use super::super::prompts::{PromptError, rename_to_prompt};
 use super::head::IdFields;
 
 /// What a line asks for.
@@ -39,6 +40,13 @@ impl LineError {
     }
 }
 
+impl From<PromptError> for LineError {
+    fn from(error: PromptError) -> LineError {
+        let param = error.field.map(str::to_owned);
+        LineError { param, ..LineError::new("invalid_request_error", error.message) }
+    }
+}
+
 impl From<ApiError> for LineError {
     fn from(error: ApiError) -> LineError {
         let code = error.kind.code().unwrap_or(error.kind.as_str()).to_owned();
@@ -62,18 +70,11 @@ pub fn job(line: Line<'_>, ids: &IdFields) -> Result<Job, LineError> {
     }
     fields.remove("custom_id");
     fields.remove("id");
-    let [first, second] = plain_inputs(&fields);
-    match (first, second) {
-        (Some("messages"), None) => Ok(Job::PlainChat(Value::Object(fields))),
-        (Some(name), None) => {
-            let prompt = prompt_of(name, fields.remove(name).unwrap_or_default())?;
-            fields.insert("prompt".to_owned(), prompt);
-            Ok(Job::PlainPrompt(Value::Object(fields)))
-        }
-        (Some(first), Some(second)) => {
-            Err(LineError::new("invalid_line", format!("both {first} and {second}; give one of them")))
-        }
-        (None, _) => Err(LineError::new(
+    match (given(&fields, "messages"), rename_to_prompt(&mut fields)?) {
+        (true, false) => Ok(Job::PlainChat(Value::Object(fields))),
+        (false, true) => Ok(Job::PlainPrompt(Value::Object(fields))),
+        (true, true) => Err(LineError::new("invalid_line", "both a prompt and messages; give one of them")),
+        (false, false) => Err(LineError::new(
             "invalid_line",
             "no prompt, text, token_ids or messages, nor url and body; expected {\"prompt\":…} or \
              {\"custom_id\":…,\"url\":…,\"body\":{…}}",
@@ -88,26 +89,6 @@ pub const PLAIN_INPUTS: [&str; 4] = ["prompt", "text", "token_ids", "messages"];
 
 fn given(fields: &Map<String, Value>, name: &str) -> bool {
     fields.get(name).is_some_and(|value| !value.is_null())
-}
-
-/// The first two of a plain line's inputs.
-fn plain_inputs(fields: &Map<String, Value>) -> [Option<&'static str>; 2] {
-    let mut found = PLAIN_INPUTS.into_iter().filter(|name| given(fields, name));
-    [found.next(), found.next()]
-}
-
-/// A body's `prompt` from a plain line's input.
-fn prompt_of(name: &str, value: Value) -> Result<Value, LineError> {
-    let expected = match (name, &value) {
-        ("text", Value::String(_)) => return Ok(value),
-        ("text", _) => "a string",
-        ("token_ids", Value::Array(ids)) if !ids.is_empty() && token_ids(ids).is_some() => return Ok(value),
-        ("token_ids", _) => "a list of token ids",
-        // A body's own field, which is checked with the others.
-        _ => return Ok(value),
-    };
-    let message = format!("{name} is {}; expected {expected}", shown(&value));
-    Err(LineError { param: Some(name.to_owned()), ..LineError::new("invalid_request_error", message) })
 }
 
 fn openai(fields: &mut Map<String, Value>) -> Result<Job, LineError> {
@@ -178,10 +159,9 @@ mod tests {
         assert_eq!(parse(json!({"token_ids": [1, 2]})).unwrap(), Job::PlainPrompt(json!({"prompt": [1, 2]})));
         assert_eq!(parse(json!({"prompt": null, "text": "x"})).unwrap(), Job::PlainPrompt(json!({"prompt": "x"})));
         let said = |value: Value| parse(value).unwrap_err().message;
-        assert_eq!(said(json!({"prompt": "x", "text": "y"})), "both prompt and text; give one of them");
-        assert_eq!(said(json!({"text": 5})), "text is 5; expected a string");
-        assert_eq!(said(json!({"token_ids": ["a"]})), "token_ids is [\"a\"]; expected a list of token ids");
-        assert_eq!(said(json!({"token_ids": []})), "token_ids is []; expected a list of token ids");
+        assert_eq!(said(json!({"prompt": "x", "text": "y"})), "both prompt and text; give the prompt in one of them");
+        assert_eq!(said(json!({"text": 5})), "text is 5; expected text");
+        assert_eq!(said(json!({"token_ids": ["a"]})), "token_ids is \"a\"; expected token ids, integers from 0 to 4294967295");
     }
 
     #[test]
