@@ -34,6 +34,10 @@ const MAGIC: [(&[u8], &str); 17] = [
 const UTF_16: &str = "UTF-16, as Windows PowerShell writes it; save it as UTF-8 (PowerShell: Out-File -Encoding utf8)";
 const UTF_32: &str = "UTF-32; save it as UTF-8";
 const ARRAY: &str = "a JSON array; write one object a line, for example with: jq -c '.[]'";
+const ARRAY_OF_TEXTS: &str =
+    "a JSON array of texts; write one object a line, for example with: jq -c '.[] | {prompt: .}'";
+const ARRAY_OF_IDS: &str =
+    "a JSON array of numbers; write token ids as an object, for example with: jq -c '{prompt: .}'";
 const PRETTY: &str = "JSON over several lines; write one object a line, for example with: jq -c .";
 
 fn wrong(origin: &str, kind: &str) -> CliError {
@@ -81,8 +85,13 @@ pub fn refuse_without_objects(path: &Path, line: &[u8]) -> CliError {
     let line = String::from_utf8_lossy(line);
     let line = line.trim();
     let wrong = |kind: &str| wrong(&path.display().to_string(), kind);
-    if line.starts_with('[') {
-        return wrong(ARRAY);
+    // The line may be cut, so it is not parsed.
+    if let Some(inside) = line.strip_prefix('[') {
+        return wrong(match inside.trim_start().chars().next() {
+            Some('"') => ARRAY_OF_TEXTS,
+            Some('0'..='9') => ARRAY_OF_IDS,
+            _ => ARRAY,
+        });
     }
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     let is_table = ["csv", "tsv"].iter().any(|known| extension.eq_ignore_ascii_case(known));
@@ -259,6 +268,11 @@ mod tests {
         assert!(said("in.jsonl", "\"id\"\t\"prompt\"").contains("a table (CSV)"));
         assert!(said("in.csv", "def f(a, b):").contains("a table (CSV)"));
         assert!(said("in.txt", "def f(a, b):").contains("plain text"));
-        assert!(said("in.jsonl", "[\"a\", \"b\"]").contains("a JSON array"));
+        assert!(said("in.jsonl", "[\"a\", \"b\"]").ends_with("jq -c '.[] | {prompt: .}'"));
+        assert!(said("in.jsonl", "[1, 2]").ends_with("jq -c '{prompt: .}'"));
+        assert!(
+            said("in.jsonl", "[[1], [2]]")
+                .ends_with("a JSON array; write one object a line, for example with: jq -c '.[]'")
+        );
     }
 }
