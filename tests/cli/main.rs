@@ -23,6 +23,8 @@ mod plan;
 mod profile;
 mod respond;
 mod score;
+#[cfg(unix)]
+mod signals;
 mod start;
 mod synth;
 mod tokenize;

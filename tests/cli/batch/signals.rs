@@ -24,7 +24,8 @@ fn a_signal_finishes_what_is_computed_and_leaves_the_rest() {
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(code), "{stderr}");
         // All 150 lines were read; four are computed at a time.
-        let finishing = stderr.lines().next().unwrap().strip_prefix("finishing ").unwrap();
+        let finishing = stderr.lines().find_map(|line| line.strip_prefix("finishing "));
+        let finishing = finishing.unwrap_or_else(|| panic!("{stderr}"));
         let (number, rest) = finishing.split_once(' ').unwrap();
         assert!((1..=4).contains(&number.parse::<u32>().unwrap()), "{stderr}");
         assert!(rest.starts_with("request") && rest.ends_with("; once more to stop at once"), "{stderr}");
