@@ -72,11 +72,14 @@ impl CompletionBody {
             return Err(ApiError::invalid("suffix needs prompts of text, and there are token ids").of("suffix"));
         }
         // `false` is what chat's clients say.
-        let logprobs = fields.read("logprobs", "an integer from 0 to 100", |value| match value {
+        let own = fields.read("logprobs", "an integer from 0 to 100", |value| match value {
             Value::Bool(false) => Some(None),
             value => integer(value).and_then(|count| u32::try_from(count).ok()).map(Some),
         })?;
-        let logprobs = logprobs.flatten().map(|count| count_of_logprobs("logprobs", count)).transpose()?;
+        let logprobs = match own {
+            Some(count) => count.map(|count| count_of_logprobs("logprobs", count)).transpose()?,
+            None => defaults.logprobs,
+        };
         let max_tokens = max_tokens.unwrap_or(defaults.max_tokens);
         Ok(CompletionBody { prompts, suffix, max_tokens, echo, logprobs, options })
     }
@@ -118,12 +121,13 @@ impl ChatBody {
             ("max_tokens", fields.natural("max_tokens")?),
             ("max_completion_tokens", fields.natural("max_completion_tokens")?),
         )?;
-        let asked = fields.flag("logprobs")?.unwrap_or(false);
+        let asked = fields.flag("logprobs")?;
         let top = fields.natural("top_logprobs")?.map(|n| count_of_logprobs("top_logprobs", n)).transpose()?;
         let logprobs = match (asked, top) {
-            (true, top) => Some(top.unwrap_or(0)),
-            (false, None | Some(0)) => None,
-            (false, Some(n)) => {
+            (None, None) => defaults.logprobs,
+            (Some(true), top) => Some(top.unwrap_or(0)),
+            (None | Some(false), None | Some(0)) => None,
+            (None | Some(false), Some(n)) => {
                 let message = format!("top_logprobs is {n} without logprobs; set logprobs to true");
                 return Err(ApiError::invalid(message).of("top_logprobs"));
             }
@@ -283,6 +287,19 @@ mod tests {
         assert_eq!(ids.param.as_deref(), Some("suffix"));
         let echo = completion(json!({"prompt": "a", "suffix": "b", "echo": true})).unwrap_err();
         assert_eq!(echo.param.as_deref(), Some("echo"));
+    }
+
+    #[test]
+    fn log_probabilities_may_be_a_default() {
+        let defaults = Defaults { logprobs: Some(3), ..Defaults::openai() };
+        let messages = json!([{"role": "user", "content": "x"}]);
+        let completion =
+            |body: Value| CompletionBody::read(with(body, "prompt", json!("x")), &defaults).unwrap().logprobs;
+        let chat = |body: Value| ChatBody::read(with(body, "messages", messages.clone()), &defaults).unwrap().logprobs;
+        assert_eq!((completion(json!({})), chat(json!({}))), (Some(3), Some(3)));
+        assert_eq!((completion(json!({"logprobs": 0})), chat(json!({"logprobs": true}))), (Some(0), Some(0)));
+        let none = json!({"logprobs": false});
+        assert_eq!((completion(none.clone()), chat(none)), (None, None));
     }
 
     #[test]

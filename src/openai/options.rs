@@ -23,6 +23,8 @@ pub struct Defaults {
     pub stop_token_ids: Vec<TokenId>,
     /// Do generations go on after an end-of-sequence token?
     pub ignore_eos: bool,
+    /// Log-probabilities of the tokens and of this many best ones, where a body has no `logprobs`.
+    pub logprobs: Option<usize>,
 }
 
 impl Defaults {
@@ -35,6 +37,7 @@ impl Defaults {
             stop: Vec::new(),
             stop_token_ids: Vec::new(),
             ignore_eos: false,
+            logprobs: None,
         }
     }
 }

@@ -35,6 +35,9 @@ pub struct Manifest {
     /// `--ordered`.
     #[serde(default)]
     ordered: bool,
+    /// `--logprobs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    logprobs: Option<u8>,
     /// What plain lines take where they say nothing, by option.
     plain: Map<String, Value>,
 }
@@ -66,11 +69,12 @@ pub struct RunEntry {
     pub context: Option<u32>,
     pub id_field: Option<String>,
     pub ordered: bool,
+    pub logprobs: Option<u8>,
 }
 
 impl Manifest {
     pub fn new(model: ModelEntry, input: InputEntry, run: RunEntry, plain: &GenerationOptions) -> Manifest {
-        let RunEntry { seed, shard, context, id_field, ordered } = run;
+        let RunEntry { seed, shard, context, id_field, ordered, logprobs } = run;
         Manifest {
             rigel_batch: FORMAT,
             rigel: env!("CARGO_PKG_VERSION").to_owned(),
@@ -81,6 +85,7 @@ impl Manifest {
             context,
             id_field,
             ordered,
+            logprobs,
             plain: plain_options(plain),
         }
     }
@@ -176,6 +181,9 @@ impl Manifest {
         if self.ordered != earlier.ordered {
             let flag = |ordered: bool| ordered.then(String::new);
             return Some(("--ordered".into(), flag(earlier.ordered), flag(self.ordered)));
+        }
+        if self.logprobs != earlier.logprobs {
+            return Some(("--logprobs".into(), text(&earlier.logprobs), text(&self.logprobs)));
         }
         let names = self.plain.keys().chain(earlier.plain.keys());
         let given = |manifest: &Manifest, name: &str| given(manifest.plain.get(name));
@@ -285,7 +293,8 @@ mod tests {
             digest: "aabbccddeeff".into(),
             line_sum: Some("00".into()),
         };
-        let run = RunEntry { seed: 7, shard: "1/1".into(), context: None, id_field: None, ordered: false };
+        let run =
+            RunEntry { seed: 7, shard: "1/1".into(), context: None, id_field: None, ordered: false, logprobs: None };
         Manifest::new(model, input, run, &options())
     }
 
@@ -318,6 +327,7 @@ mod tests {
         assert!(message(|m| m.shard = "2/3".into()).contains("--shard 2/3"));
         assert!(message(|m| m.context = Some(9)).contains("begun with --context 9, and this run has none"));
         assert!(message(|m| m.id_field = Some("a".into())).contains("begun with --id-field a, and this run has none"));
+        assert!(message(|m| m.logprobs = Some(3)).contains("begun with --logprobs 3, and this run has none"));
         assert!(message(|m| m.ordered = true).contains("begun with --ordered, and this run has none"));
         assert!(message(|m| m.model.digest = "x".into()).contains("the model nano (digest x)"));
         let plain = message(|m| drop(m.plain.insert("max-new-tokens".into(), json!(9))));

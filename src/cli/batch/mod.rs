@@ -40,7 +40,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, value_parser};
 use rigel::openai::{Defaults, ServedModel};
 
 use super::error::CliError;
@@ -145,6 +145,9 @@ pub struct Batch {
     /// Take ids from this field of a line, where it is there; else from custom_id or id
     #[arg(long, value_name = "NAME", help_heading = "Run")]
     id_field: Option<String>,
+    /// Add log-probabilities to the answers of plain lines: each token's and those of the N best
+    #[arg(long, value_name = "N", value_parser = value_parser!(u8).range(..=20), help_heading = "Run", allow_negative_numbers = true)]
+    logprobs: Option<u8>,
     /// Do the lines again that failed, as they are now in the input
     #[arg(long, help_heading = "Run")]
     retry_failed: bool,
@@ -180,6 +183,7 @@ impl Batch {
             context: self.model.context(),
             id_field: self.id_field.clone(),
             ordered: self.ordered,
+            logprobs: self.logprobs,
         };
         let manifest = Manifest::new(model, scanned.entry.clone(), run, &options);
         let failed = if self.retry_failed { Failed::Retry } else { Failed::Keep };
@@ -205,7 +209,7 @@ impl Batch {
             let engine = self.model.engine(source.clone(), LoadBar::unless(self.quiet), load)?;
             device = Some(engine.device().clone());
             let served = ServedModel::new(&engine, &source, self.model.model.name());
-            let (plain, openai) = (plain_defaults(options), Defaults::openai());
+            let (plain, openai) = (plain_defaults(options, self.logprobs), Defaults::openai());
             let answering = Answering { served: &served, plain: &plain, openai: &openai, ids: &fields, seed };
             // Until here a signal ends the process: nothing is in flight.
             stop_on_signal(stop.clone())?;
@@ -263,10 +267,11 @@ fn verdict(sink: &Sink, input: &InputFile, stopped: Option<Signal>) -> Result<()
 }
 
 /// What plain lines take where they say nothing.
-fn plain_defaults(options: GenerationOptions) -> Defaults {
+fn plain_defaults(options: GenerationOptions, logprobs: Option<u8>) -> Defaults {
     let GenerationOptions { max_new_tokens, stop, stop_token_ids, ignore_eos, sampling } = options;
     let max_tokens = max_new_tokens.unwrap_or(DEFAULT_MAX_NEW_TOKENS);
-    Defaults { max_tokens, chat_max_tokens: Some(max_tokens), sampling, stop, stop_token_ids, ignore_eos }
+    let (chat_max_tokens, logprobs) = (Some(max_tokens), logprobs.map(usize::from));
+    Defaults { max_tokens, chat_max_tokens, sampling, stop, stop_token_ids, ignore_eos, logprobs }
 }
 
 /// The first signal sets `stop`, the second ends the process.

@@ -68,7 +68,8 @@ impl Work {
     fn outputs(&self, failed: Failed) -> (Outputs, InputFile, Scanned) {
         let mut input = InputFile::open(&self.input()).unwrap();
         let scanned = scan(&mut input, &IdFields::default(), Shard::WHOLE).unwrap();
-        let run = RunEntry { seed: 0, shard: "1/1".into(), context: None, id_field: None, ordered: false };
+        let run =
+            RunEntry { seed: 0, shard: "1/1".into(), context: None, id_field: None, ordered: false, logprobs: None };
         let model = ModelEntry { name: "books".into(), digest: "books".into() };
         let manifest = Manifest::new(model, scanned.entry.clone(), run, &options());
         (Outputs::open(&self.output(), &manifest, &mut input, failed).unwrap(), input, scanned)

@@ -242,3 +242,21 @@ fn an_ordered_output_has_the_order_of_the_input() {
     let other = work.run("out.jsonl", &["--ordered"]);
     assert!(other.error(2).contains("begun with --id-field task_id, and this run has none"), "{}", other.stderr);
 }
+
+#[test]
+fn plain_lines_may_all_have_log_probabilities() {
+    let work = Work::new(&[
+        json!({"id": "plain", "prompt": "def f(", "max_tokens": 2}),
+        json!({"id": "none", "prompt": "def f(", "max_tokens": 2, "logprobs": false}),
+        json!({"id": "chat", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}),
+        completion("openai", json!({"prompt": "def f(", "max_tokens": 2, "temperature": 0})),
+    ]);
+    work.run("out.jsonl", &["-q", "--logprobs", "3"]).ok();
+    let records = work.by_id("out.jsonl");
+    let logprobs = |id: &str| &records[id]["response"]["body"]["choices"][0]["logprobs"];
+    assert_eq!(logprobs("plain")["token_logprobs"].as_array().unwrap().len(), 2);
+    assert!(logprobs("plain")["top_logprobs"][0].as_object().unwrap().len() >= 3);
+    assert_eq!(logprobs("chat")["content"][0]["top_logprobs"].as_array().unwrap().len(), 3);
+    assert!(logprobs("none").is_null() && logprobs("openai").is_null());
+    assert!(work.run("out.jsonl", &[]).error(2).contains("begun with --logprobs 3, and this run has none"));
+}
