@@ -46,8 +46,7 @@ pub enum EngineError {
     Cuda(#[from] CudaError),
     /// The crate was built without its feature `cuda`.
     #[error(
-        "device cuda: rigel was built without its feature cuda; add features = [\"cuda\"] to the dependency, or use the \
-         device cpu"
+        "device cuda: rigel was built without its feature cuda; build it with features = [\"cuda\"], or use the device cpu"
     )]
     NoCudaFeature,
     /// A dtype was asked for, and the model runs on the CPU.

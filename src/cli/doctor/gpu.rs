@@ -1,5 +1,7 @@
 //! Kernels, driver, GPUs and the switches for them.
 
+#![cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "without the feature nothing of it is found"))]
+
 use serde::Serialize;
 
 use super::text::Finding;
@@ -58,7 +60,10 @@ struct Setting {
 
 #[cfg(not(feature = "cuda"))]
 pub(super) fn find() -> GpuReport {
-    let lines = ["none: built without the feature cuda", "build it again with default features"];
+    let lines = [
+        "none: built without the feature cuda",
+        "build it again with the feature (--features cuda), or default features",
+    ];
     let findings = vec![Finding::new("kernels", lines.map(str::to_owned).to_vec())];
     GpuReport { findings, ..GpuReport::default() }
 }
