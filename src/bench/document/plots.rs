@@ -11,7 +11,9 @@ use super::{measured, median, peers, size};
 
 const WIDTH: f64 = 900.0;
 const HEIGHT: f64 = 480.0;
-const FRAME: [f64; 4] = [80.0, 48.0, 660.0, 420.0];
+/// Where a plot begins, below its title.
+const TOP: f64 = 60.0;
+const FRAME: [f64; 4] = [80.0, TOP, 660.0, 420.0];
 const LEGEND_X: f64 = 684.0;
 
 /// Each plot, where there is something to draw.
@@ -21,9 +23,9 @@ pub(super) fn all(report: &Report) -> [Option<String>; 3] {
 }
 
 fn title(svg: &mut Svg, text: &str, report: &Report) {
-    svg.text([16.0, 26.0], Anchor::Start, 16.0, INK, text);
+    svg.text([16.0, 24.0], Anchor::Start, 16.0, INK, text);
     let origin = format!("{}, {}, commit {}", report.device.name, report.date, report.commit);
-    svg.text([WIDTH - 16.0, 26.0], Anchor::End, 11.0, MUTED, &origin);
+    svg.text([16.0, 42.0], Anchor::Start, 11.0, MUTED, &origin);
 }
 
 /// A disc or a dash and a name, row by row at the right.
@@ -186,15 +188,17 @@ fn tokens_of_one_batch(report: &Report, decoding: &Decoding<'_>, batch: f64) -> 
         }
     };
     let bars: Vec<Bar> = decoding.series.iter().enumerate().map(bar).collect();
-    let bars = Bars { bars, left: 130.0, right: WIDTH - 80.0, top: 48.0, reaches: 0.0 };
+    let bars = Bars { bars, left: 130.0, right: WIDTH - 80.0, top: TOP, reaches: 0.0 };
     let foot = if limit.is_some() { 36.0 } else { 16.0 };
     let mut svg = Svg::new(WIDTH, bars.bottom() + foot, "Tokens a second");
     let what = format!("{}, {}, {}", decoding.model, spelled(decoding.test), counted(batch, "sequence"));
     title(&mut svg, &format!("Tokens a second: {what}"), report);
     bars.draw(&mut svg);
     if let Some(limit) = limit {
-        let text = format!("limit by the memory's read bandwidth: {}", digits(limit));
-        svg.text([bars.place(limit), bars.bottom() + 18.0], Anchor::End, 11.0, MUTED, &text);
+        let at = [bars.place(limit) + 5.0, bars.top + 14.0];
+        svg.text(at, Anchor::Start, 11.0, INK, &format!("limit {}", digits(limit)));
+        let text = "limit: reading the same bytes at the memory bandwidth of the same run";
+        svg.text([bars.left, bars.bottom() + 18.0], Anchor::Start, 11.0, MUTED, text);
     }
     svg.finish()
 }
@@ -245,13 +249,13 @@ fn beside_peers(report: &Report, rows: &[&Row]) -> Option<String> {
     }
     let has_ranges = ratios.iter().any(|(_, ratios)| ratios.len() > 1);
     let bars = ratios.into_iter().map(|(name, ratios)| of_ratios(name, ratios)).collect();
-    let bars = Bars { bars, left: 330.0, right: WIDTH - 40.0, top: 48.0, reaches: 1.0 };
+    let bars = Bars { bars, left: 330.0, right: WIDTH - 40.0, top: TOP, reaches: 1.0 };
     let bottom = bars.bottom();
     let mut svg = Svg::new(WIDTH, bottom + if has_ranges { 44.0 } else { 26.0 }, "Times as fast as peers");
     title(&mut svg, "Times as fast as peers", report);
     bars.draw(&mut svg);
     let one = bars.place(1.0);
-    svg.dashed(&[[one, 44.0], [one, bottom]], INK, 1.5);
+    svg.dashed(&[[one, TOP - 4.0], [one, bottom]], INK, 1.5);
     svg.text([one, bottom + 16.0], Anchor::Middle, 11.0, INK, "1 x: as fast");
     if has_ranges {
         let text = "bars: median over all sizes; lines: smallest to largest";

@@ -105,7 +105,7 @@ fn one_batch_size_is_drawn_as_bars() {
     for part in ["starcoder2-15b, 128 new tokens, 1 sequence", "transformers, 1 sequence: 20.0 tokens/s"] {
         assert!(tokens.contains(part), "no {part:?} in {tokens}");
     }
-    assert!(tokens.contains("limit by the memory's read bandwidth: 125"), "{tokens}");
+    assert!(tokens.contains(">limit 125<"), "{tokens}");
     for absent in ["circle", "stroke-dasharray", "sequences", "the limit of bytes"] {
         assert!(!tokens.contains(absent), "{absent:?} in {tokens}");
     }
