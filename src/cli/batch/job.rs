@@ -42,8 +42,8 @@ impl LineError {
 
 impl From<PromptError> for LineError {
     fn from(error: PromptError) -> LineError {
-        let param = error.field.map(str::to_owned);
-        LineError { param, ..LineError::new("invalid_request_error", error.message) }
+        let PromptError { field, message } = error;
+        LineError { param: field.map(str::to_owned), ..LineError::new("invalid_line", message) }
     }
 }
 
@@ -70,9 +70,10 @@ pub fn job(line: Line<'_>, ids: &IdFields) -> Result<Job, LineError> {
     }
     fields.remove("custom_id");
     fields.remove("id");
-    match (given(&fields, "messages"), rename_to_prompt(&mut fields)?) {
-        (true, false) => Ok(Job::PlainChat(Value::Object(fields))),
-        (false, true) => Ok(Job::PlainPrompt(Value::Object(fields))),
+    let has_prompt = rename_to_prompt(&mut fields)?;
+    match (has_prompt, given(&fields, "messages")) {
+        (true, false) => Ok(Job::PlainPrompt(Value::Object(fields))),
+        (false, true) => Ok(Job::PlainChat(Value::Object(fields))),
         (true, true) => Err(LineError::new("invalid_line", "both a prompt and messages; give one of them")),
         (false, false) => Err(LineError::new(
             "invalid_line",
@@ -159,9 +160,9 @@ mod tests {
         assert_eq!(parse(json!({"token_ids": [1, 2]})).unwrap(), Job::PlainPrompt(json!({"prompt": [1, 2]})));
         assert_eq!(parse(json!({"prompt": null, "text": "x"})).unwrap(), Job::PlainPrompt(json!({"prompt": "x"})));
         let said = |value: Value| parse(value).unwrap_err().message;
-        assert_eq!(said(json!({"prompt": "x", "text": "y"})), "both prompt and text; give the prompt in one of them");
-        assert_eq!(said(json!({"text": 5})), "text is 5; expected text");
-        assert_eq!(said(json!({"token_ids": ["a"]})), "token_ids is \"a\"; expected token ids, integers from 0 to 4294967295");
+        assert!(said(json!({"prompt": "x", "text": "y"})).starts_with("both prompt and text; give "));
+        assert!(said(json!({"text": 5})).starts_with("text is 5; expected text"));
+        assert!(said(json!({"token_ids": ["a"]})).starts_with("token_ids is \"a\"; expected token ids"));
     }
 
     #[test]

@@ -84,9 +84,18 @@ fn meant(name: &str) -> Option<&'static str> {
     }
     let distances = option_fields().iter().map(|field| (strsim::osa_distance(&written, &plain(field)), *field));
     let (distance, field) = distances.min_by_key(|(distance, _)| *distance)?;
-    let is_near = match written.chars().count() {
+    // Of short words another letter makes another word: mine, step.
+    let letters = |word: &str| {
+        let mut letters: Vec<char> = word.chars().collect();
+        letters.sort_unstable();
+        letters
+    };
+    let (of_word, of_field) = (letters(&written), letters(&plain(field)));
+    let has_another_letter = of_word.len() == of_field.len() && of_word != of_field;
+    let is_near = match of_word.len() {
         0..4 => distance == 0,
-        4..8 => distance <= 1,
+        4..6 => distance <= usize::from(!has_another_letter),
+        6..8 => distance <= 1,
         _ => distance <= 2,
     };
     is_near.then_some(field)

@@ -237,14 +237,14 @@ mod tests {
         // Four lines of at most 100 tokens each; a quarter of their tokens is there, so one line's work of 100.
         (0..4).for_each(|_| progress.begun(100));
         (0..100).for_each(|_| progress.token());
-        assert_eq!(progress.status(1.5, minute), "10 of 110 lines, 1.5 tokens/s, 99m left");
+        assert_eq!(progress.status(1.5, minute), "10 of 110 lines, 1.5 tokens/s, 2h left");
         // The first line that ends tells how long lines are: 50 tokens, so the work of two is done.
         progress.ended(50);
         progress.answered(Usage { prompt_tokens: 1, completion_tokens: 50, total_tokens: 51 });
         assert_eq!(progress.status(1.5, minute), "11 of 110 lines, 1.5 tokens/s, 49m left");
         // A line that failed when it was read is nothing to wait for.
         progress.failed();
-        assert_eq!(progress.status(1.5, 2 * minute), "12 of 110 lines, 1 failed, 1.5 tokens/s, 97m left");
+        assert_eq!(progress.status(1.5, 2 * minute), "12 of 110 lines, 1 failed, 1.5 tokens/s, 2h left");
     }
 
     #[test]

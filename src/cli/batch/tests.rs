@@ -142,7 +142,7 @@ fn check(output: &Path, lines: u32) -> Vec<u32> {
     let (mut seen, mut numbers) = (vec![false; lines as usize + 1], Vec::new());
     let mut reader = Lines::new(BufReader::new(File::open(output).unwrap()));
     while let Some((_, line)) = reader.next().unwrap() {
-        let lines::Line::Bytes(bytes) = line else { panic!("too long") };
+        let super::super::lines::Line::Bytes(bytes) = line else { panic!("too long") };
         let record: Value = serde_json::from_slice(bytes).unwrap();
         let line: u32 = record["custom_id"].as_str().unwrap().strip_prefix("request-").unwrap().parse().unwrap();
         assert!(!std::mem::replace(&mut seen[line as usize], true), "line {line} twice");
