@@ -33,6 +33,7 @@
 //! | 4 | [`backend`] | one forward pass over a ragged batch: the trait, [`backend::cpu`] and `backend::cuda` |
 //! | 3 | [`kv`] | pages, block tables, window eviction; [`sampling`]: parameters, processors, draws |
 //! | 2 | [`model`] | what the network is: shapes and counts; [`text`]: tokenizer, chat template, infill, stops |
+//! | 2 | `hub` | downloads models from the Hugging Face hub into its local cache |
 //! | 1 | [`checkpoint`] | config.json and safetensors over a memory map, checked, never copied |
 //! | 0 | [`host`] | what the machine and its container give: memory, and the kind of a file system |
 
@@ -43,6 +44,8 @@ pub mod bench;
 pub mod checkpoint;
 pub mod engine;
 pub mod host;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod kv;
 pub mod model;
 pub mod openai;

@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const FLOORS: [(&str, u32); 12] = [
+const FLOORS: [(&str, u32); 13] = [
     ("host", 0),
     ("checkpoint", 1),
+    ("hub", 2),
     ("model", 2),
     ("text", 2),
     ("kv", 3),

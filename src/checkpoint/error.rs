@@ -13,11 +13,40 @@ use crate::host::{MemoryLimit, Size};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
-    /// `--model` names neither a directory nor anything that could be a hub id.
+    /// A model's name that is neither a path nor anything that could be a hub id.
     #[error(
-        "no such directory: {model}; expected a checkpoint directory, a hub id such as bigcode/starcoder2-3b, or nano"
+        "no such model: {model}; expected a checkpoint directory, a hub id such as bigcode/starcoder2-3b, nano, or for \
+         shapes without weights 3b, 7b, 15b or a config.json"
     )]
+    NoSuchModel {
+        /// What was asked for, quoted.
+        model: String,
+    },
+    /// A path that does not exist.
+    #[error("no such directory: {path}; expected a checkpoint directory")]
     NoSuchDirectory {
+        /// The path, quoted.
+        path: String,
+    },
+    /// A text that is no hub id where one was expected.
+    #[error("\"{text}\" is no hub id; {advice}")]
+    NotAHubId {
+        /// What was given, shortened.
+        text: String,
+        /// What to give.
+        advice: String,
+    },
+    /// An address of the hub where a hub id was expected.
+    #[error("{url} is an address; give {id}")]
+    HubAddress {
+        /// What was asked for.
+        url: String,
+        /// The hub id in it.
+        id: String,
+    },
+    /// Weights are needed, and the model's name stands for a configuration alone.
+    #[error("{model} is a shape without weights; give a checkpoint")]
+    NoWeights {
         /// What was asked for.
         model: String,
     },
@@ -45,14 +74,22 @@ pub enum CheckpointError {
     #[error("nano is not in this program: it was built without the cargo feature `nano`; give another model")]
     NoBundledModel,
     /// A hub id that the local Hugging Face cache does not hold.
-    #[error(
-        "{id} is neither a directory nor in the local Hugging Face cache ({looked}); download it with `hf download {id}`"
-    )]
+    #[error("{id} is neither a directory nor in the local Hugging Face cache ({looked}); download it with `{command}`")]
     NotInCache {
-        /// The hub id.
+        /// The hub id, with the revision where one was asked for.
         id: String,
         /// Where was looked, and what was found there.
         looked: String,
+        /// Hugging Face's command that downloads it.
+        command: String,
+    },
+    /// The operating system would not let a file or directory of the cache be removed.
+    #[error("{path} cannot be removed: {source}")]
+    NotRemoved {
+        /// Its path.
+        path: String,
+        /// The operating system's reason.
+        source: io::Error,
     },
     /// A file that the checkpoint needs is not there.
     #[error("{file} is missing; {advice}")]

@@ -175,7 +175,7 @@ pub(super) fn of_content(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
     let begins = |magic: &[u8]| bytes.starts_with(magic);
     let page = |tag: &str| text.get(..tag.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(tag.as_bytes()));
     Some(if begins(b"GGUF") {
-        ("a GGUF file, which is not supported", SAFETENSORS)
+        ("a GGUF file, which is not read yet", SAFETENSORS)
     } else if is_safetensors(bytes) {
         // The length of its header may look like another format.
         return None;

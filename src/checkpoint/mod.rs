@@ -1,6 +1,6 @@
 //! A Hugging Face checkpoint directory: config.json and safetensors over a memory map, checked, never copied.
 //!
-//! [`ModelSource`] finds the files (a directory, the local Hugging Face cache, or the bundled nano). [`Checkpoint`]
+//! [`ModelSource`] finds the files (a directory, the local Hugging Face cache ([`hub`]), or the bundled nano). [`Checkpoint`]
 //! parses config.json and the headers of the weight files and maps them: opening 32 GB of shards reads a few pages of
 //! each. [`Tensor`]s are handles on the mapped bytes, in their stored dtype, unaligned; F64 alone is narrowed to F32.
 //!
@@ -13,13 +13,14 @@ mod check;
 mod config;
 mod error;
 mod generation_config;
-mod hub;
+pub mod hub;
 mod in_memory;
 mod index;
 pub(crate) mod json;
 mod loading;
 mod mapping;
 mod marks;
+mod published;
 pub(crate) mod read_ahead;
 mod reading;
 mod rename;
@@ -31,8 +32,9 @@ mod tensor;
 pub use config::{Config, Family};
 pub use error::CheckpointError;
 pub use generation_config::{GenerationConfig, SamplingSuggestions};
-pub use hub::hub_cache_directory;
+pub use hub::HubId;
 pub use loading::{LockError, OpenOptions, WeightLoading};
+pub use published::PUBLISHED;
 pub use sigbus::name_files_on_sigbus;
 pub use source::ModelSource;
 pub use tensor::{Dtype, OpaqueTensor, Tensor};
@@ -172,12 +174,11 @@ impl Checkpoint {
     pub fn open_with(source: &ModelSource, options: OpenOptions<'_>) -> Result<Checkpoint, CheckpointError> {
         let mut ignored = |_, _| {};
         let OpenOptions { weights, on_read } = options;
+        if source.is_shape() {
+            return Err(CheckpointError::NoWeights { model: source.to_string() });
+        }
         let report = on_read.unwrap_or(&mut ignored);
-        let Some(config) = source.read_up_to(CONFIG, MAX_JSON_BYTES)? else {
-            let file = source.describe(CONFIG);
-            return Err(CheckpointError::MissingFile { file, advice: marks::without_config(source) });
-        };
-        let config = Config::parse(&config, &source.describe(CONFIG))?;
+        let config = Config::parse(&source.config_json()?, &source.describe(CONFIG))?;
         let generation_config = match source.read_up_to(GENERATION_CONFIG, MAX_JSON_BYTES) {
             Ok(None) => GenerationConfig::default(),
             Ok(Some(bytes)) => GenerationConfig::lenient(&bytes, &source.describe(GENERATION_CONFIG))?,

@@ -307,7 +307,7 @@ mod tests {
         assert!(message(&bytes).contains("found a header length of 18446744073709551615 in a file of 10 bytes"));
         assert_eq!(
             message(b"GGUF\x03\0\0\0\x43\0\0\0\0\0\0\0"),
-            "w.safetensors: found a GGUF file, which is not supported, expected a safetensors file; use the model's \
+            "w.safetensors: found a GGUF file, which is not read yet, expected a safetensors file; use the model's \
              safetensors"
         );
         assert!(message(b"<!DOCTYPE html><html></html>").contains("found a web page, not the file that it should be"));

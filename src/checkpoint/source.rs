@@ -6,12 +6,15 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+use super::CONFIG;
 use super::bundled;
 use super::error::{CheckpointError, shown};
-use super::hub;
+use super::hub::{self, HubId};
+use super::json::{MAX_JSON_BYTES, Object};
 use super::loading::Loader;
 use super::mapping::Mapping;
 use super::marks;
+use super::published;
 
 /// The name of the bundled model.
 const NANO: &str = "nano";
@@ -34,7 +37,14 @@ enum Place {
     },
     Directory {
         path: PathBuf,
-        hub_id: Option<String>,
+        hub_id: Option<HubId>,
+    },
+    /// A config.json without weights: a published network's, or a file by itself.
+    Shape {
+        name: String,
+        /// Where it comes from, for messages.
+        file: String,
+        json: Cow<'static, [u8]>,
     },
 }
 
@@ -50,41 +60,117 @@ impl ModelSource {
         ModelSource { place: Place::Memory { name: name.to_owned() } }
     }
 
-    /// Finds `model`: an existing directory, else a hub id `org/name` in the local Hugging Face cache, else `nano`, the
-    /// bundled one.
+    /// Finds `model`, the first of these that there is:
+    ///
+    /// * a checkpoint directory, or a config.json by itself: a shape without weights ([`is_shape`](Self::is_shape));
+    /// * `nano`, the bundled model;
+    /// * `3b`, `7b`, `15b` or `starcoder2-3b` …, in letters of any case: the shape of a published network;
+    /// * a hub id `ORG/NAME` or `ORG/NAME@REVISION` in the local Hugging Face cache.
     ///
     /// # Errors
-    /// Nothing of that name; for a hub id the message says the command that downloads it.
+    /// Nothing of that name; for a hub id the message says the command that downloads it. A path or a cache that may not be
+    /// read.
     pub fn resolve(model: &str) -> Result<ModelSource, CheckpointError> {
-        ModelSource::resolve_in(model, hub::hub_cache_directory().as_deref())
+        ModelSource::resolve_in(model, hub::cache_directory().as_deref())
     }
 
     fn resolve_in(model: &str, cache: Option<&Path>) -> Result<ModelSource, CheckpointError> {
-        if Path::new(model).exists() {
-            ModelSource::directory(model)
-        } else if hub::is_hub_id(model) {
-            let path = hub::snapshot(model, cache)?;
-            Ok(ModelSource { place: Place::Directory { path, hub_id: Some(model.to_owned()) } })
-        } else if model == NANO {
-            Ok(ModelSource::nano())
-        } else {
-            Err(CheckpointError::NoSuchDirectory { model: format!("\"{}\"", shown(model)) })
+        match fs::metadata(model) {
+            Ok(metadata) if metadata.is_dir() => return ModelSource::directory(model),
+            Ok(_) => return ModelSource::config_file(Path::new(model)),
+            Err(error) if hub::is_absent(&error) => {}
+            Err(source) => return Err(CheckpointError::Io { file: shown(model), source }),
         }
+        if model == NANO {
+            Ok(ModelSource::nano())
+        } else if let Some(network) = published::find(model) {
+            Ok(ModelSource::published(network))
+        } else if let Some(id) = HubId::parse(model) {
+            let path = hub::snapshot(&id, cache)?;
+            Ok(ModelSource::snapshot(Some(id), path))
+        } else if let Some(id) = hub::of_url(model) {
+            Err(CheckpointError::HubAddress { url: shown(model), id: id.to_string() })
+        } else {
+            Err(CheckpointError::NoSuchModel { model: format!("\"{}\"", shown(model)) })
+        }
+    }
+
+    /// The same for what needs the shapes only: the hub id of a published network need not be in the cache.
+    ///
+    /// # Errors
+    /// Those of [`ModelSource::resolve`].
+    pub fn resolve_shape(model: &str) -> Result<ModelSource, CheckpointError> {
+        match (ModelSource::resolve(model), published::find_repo(model)) {
+            (Err(CheckpointError::NotInCache { .. }), Some(network)) => Ok(ModelSource::published(network)),
+            (resolved, _) => resolved,
+        }
+    }
+
+    /// A snapshot in the Hugging Face cache.
+    pub(super) fn snapshot(hub_id: Option<HubId>, path: PathBuf) -> ModelSource {
+        ModelSource { place: Place::Directory { path, hub_id } }
+    }
+
+    fn published((name, json): (&'static str, &'static str)) -> ModelSource {
+        let (json, name) = (Cow::Borrowed(json.as_bytes()), name.to_owned());
+        ModelSource { place: Place::Shape { file: format!("{name} (bundled)"), name, json } }
+    }
+
+    /// The shape in a file by itself.
+    fn config_file(path: &Path) -> Result<ModelSource, CheckpointError> {
+        let shown_path = path.display().to_string();
+        let Some(json) = read_config(path) else {
+            let (found, advice) = marks::of_model_file(&first_bytes(path));
+            return Err(CheckpointError::NotADirectory { path: shown_path, found, advice });
+        };
+        Ok(ModelSource { place: Place::Shape { name: shown_path.clone(), file: shown_path, json: Cow::Owned(json) } })
+    }
+
+    /// Whether this is a config.json alone: shapes, without weights or a tokenizer.
+    pub fn is_shape(&self) -> bool {
+        matches!(self.place, Place::Shape { .. })
+    }
+
+    /// What tables call the model: the last part of its id or path, without the revision.
+    pub fn short_name(&self) -> String {
+        let path = match &self.place {
+            Place::Bundled => return NANO.to_owned(),
+            Place::Memory { name } => return name.clone(),
+            Place::Directory { hub_id: Some(id), .. } => Path::new(id.repo()),
+            Place::Directory { path, .. } => path,
+            Place::Shape { name, .. } => Path::new(name),
+        };
+        let stem = match &self.place {
+            Place::Shape { .. } if path.extension().is_some_and(|extension| extension == "json") => path.file_stem(),
+            Place::Shape { .. } => return self.to_string(),
+            _ => path.file_name(),
+        };
+        // `.` and `..` have no name, and `config.json` says nothing.
+        let named = stem.filter(|stem| *stem != "config").map(|stem| stem.to_string_lossy().into_owned());
+        named.unwrap_or_else(|| {
+            let folder = fs::canonicalize(path).ok();
+            let folder = folder.as_deref().map(|full| if full.is_dir() { full } else { full.parent().unwrap_or(full) });
+            let name = folder.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+            name.unwrap_or_else(|| self.to_string())
+        })
     }
 
     /// The checkpoint in the directory `path`.
     ///
     /// # Errors
-    /// The path does not exist or is not a directory.
+    /// The path does not exist, is not a directory, or may not be looked at.
     pub fn directory(path: impl Into<PathBuf>) -> Result<ModelSource, CheckpointError> {
         let path = path.into();
-        if path.is_dir() {
-            Ok(ModelSource { place: Place::Directory { path, hub_id: None } })
-        } else if path.exists() {
-            let (found, advice) = marks::of_model_file(&first_bytes(&path));
-            Err(CheckpointError::NotADirectory { path: path.display().to_string(), found, advice })
-        } else {
-            Err(CheckpointError::NoSuchDirectory { model: format!("\"{}\"", shown(&path.to_string_lossy())) })
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => Ok(ModelSource::snapshot(None, path)),
+            Ok(_) => {
+                let (found, advice) = marks::of_model_file(&first_bytes(&path));
+                Err(CheckpointError::NotADirectory { path: path.display().to_string(), found, advice })
+            }
+            Err(error) if hub::is_absent(&error) => {
+                Err(CheckpointError::NoSuchDirectory { path: format!("\"{}\"", shown(&path.to_string_lossy())) })
+            }
+            Err(source) => Err(CheckpointError::Io { file: path.display().to_string(), source }),
         }
     }
 
@@ -101,6 +187,7 @@ impl ModelSource {
         let path = match &self.place {
             Place::Bundled => return Ok(bundled::file(name)?.map(Cow::Borrowed)),
             Place::Memory { .. } => return Ok(None),
+            Place::Shape { json, .. } => return Ok((name == CONFIG).then(|| json.clone())),
             Place::Directory { path, .. } => path.join(name),
         };
         let wrong = |found: String| CheckpointError::File {
@@ -127,6 +214,16 @@ impl ModelSource {
         if length > limit { Err(wrong(format!("{length} bytes"))) } else { Ok(Some(Cow::Owned(bytes))) }
     }
 
+    /// The content of config.json.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be read.
+    pub fn config_json(&self) -> Result<Cow<'static, [u8]>, CheckpointError> {
+        let missing =
+            || CheckpointError::MissingFile { file: self.describe(CONFIG), advice: marks::without_config(self) };
+        self.read_up_to(CONFIG, MAX_JSON_BYTES)?.ok_or_else(missing)
+    }
+
     /// Whether the file `name` is there.
     ///
     /// # Errors
@@ -135,6 +232,7 @@ impl ModelSource {
         let path = match &self.place {
             Place::Bundled => return Ok(bundled::file(name)?.is_some()),
             Place::Memory { .. } => return Ok(false),
+            Place::Shape { .. } => return Ok(name == CONFIG),
             Place::Directory { path, .. } => path.join(name),
         };
         match fs::metadata(&path) {
@@ -159,7 +257,7 @@ impl ModelSource {
                 Loader::Mmap => Mapping::open(&path.join(name), file.clone())?,
                 Loader::Read(reader) => Mapping::read(&path.join(name), file.clone(), reader)?,
             }),
-            Place::Directory { .. } | Place::Memory { .. } => None,
+            Place::Directory { .. } | Place::Memory { .. } | Place::Shape { .. } => None,
         };
         mapping.ok_or_else(|| CheckpointError::MissingFile { file, advice: self.how_to_get(name) })
     }
@@ -167,7 +265,7 @@ impl ModelSource {
     /// Bytes of the file `name`; 0 where there is none, and of the bundled model, whose files are in memory.
     pub(super) fn file_bytes(&self, name: &str) -> u64 {
         match &self.place {
-            Place::Bundled | Place::Memory { .. } => 0,
+            Place::Bundled | Place::Memory { .. } | Place::Shape { .. } => 0,
             Place::Directory { path, .. } => fs::metadata(path.join(name)).map_or(0, |metadata| metadata.len()),
         }
     }
@@ -189,7 +287,8 @@ impl ModelSource {
     /// The path of the file `name`, for messages.
     pub fn describe(&self, name: &str) -> String {
         match &self.place {
-            Place::Bundled | Place::Memory { .. } => format!("{self}/{name}"),
+            Place::Shape { file, .. } if name == CONFIG => file.clone(),
+            Place::Bundled | Place::Memory { .. } | Place::Shape { .. } => format!("{self}/{name}"),
             Place::Directory { path, .. } => path.join(name).display().to_string(),
         }
     }
@@ -198,13 +297,29 @@ impl ModelSource {
     pub(super) fn how_to_get(&self, name: &str) -> String {
         match &self.place {
             Place::Bundled => "rebuild rigel from a complete source tree".to_owned(),
-            Place::Memory { .. } => format!("use a model with a {name}"),
-            Place::Directory { hub_id: Some(id), .. } => format!("download it with `hf download {id}`"),
+            Place::Memory { .. } | Place::Shape { .. } => format!("use a model with a {name}"),
+            Place::Directory { hub_id: Some(id), .. } => format!("download it with `{}`", id.download_command()),
             Place::Directory { .. } => {
                 format!("copy {name} from the model's repository, or check that this is a Hugging Face checkpoint")
             }
         }
     }
+}
+
+/// The content of the file at `path` where that may be a config.json: an object with a `model_type`, or what is meant as
+/// JSON and is malformed, which whoever parses it says.
+fn read_config(path: &Path) -> Option<Vec<u8>> {
+    if !path.is_file() {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(MAX_JSON_BYTES + 1).read_to_end(&mut bytes).ok()?;
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes).trim_ascii_start();
+    if bytes.len() as u64 > MAX_JSON_BYTES || !text.starts_with(b"{") {
+        return None;
+    }
+    let other = Object::parse(&bytes, "").is_ok_and(|object| object.get("model_type").is_none());
+    (!other).then_some(bytes)
 }
 
 /// The first bytes of the file at `path`; none where it is no regular file or cannot be read.
@@ -225,7 +340,8 @@ impl fmt::Display for ModelSource {
         match &self.place {
             Place::Bundled => write!(f, "{NANO} (bundled)"),
             Place::Memory { name } => f.write_str(name),
-            Place::Directory { hub_id: Some(id), .. } => f.write_str(id),
+            Place::Directory { hub_id: Some(id), .. } => id.fmt(f),
+            Place::Shape { name, .. } => f.write_str(name),
             Place::Directory { path, hub_id: None } => write!(f, "{}", path.display()),
         }
     }
@@ -248,15 +364,21 @@ mod tests {
         assert_eq!(source.describe("a.json"), model.join("a.json").display().to_string());
 
         let message = |model: &str| ModelSource::resolve_in(model, Some(root.path())).unwrap_err().to_string();
-        let file = model.join("config.json");
-        assert!(message(file.to_str().unwrap()).contains("config.json is not a directory; give the directory that"));
+        let file = model.join("model.gguf");
         fs::write(&file, b"GGUF\x03").unwrap();
         assert!(
-            message(file.to_str().unwrap()).contains("config.json is a GGUF file, which is not supported; use the mod")
+            message(file.to_str().unwrap())
+                .contains("model.gguf is a GGUF file, which is not read yet; use the model's")
         );
-        fs::write(&file, "{}").unwrap();
-        assert!(message("/no/such/model").starts_with("no such directory: \"/no/such/model\"; expected"));
-        assert!(message("").starts_with("no such directory: \"\""));
+        fs::write(&file, "text").unwrap();
+        assert!(message(file.to_str().unwrap()).contains("model.gguf is not a directory; give the directory that"));
+        assert!(message("/no/such/model").starts_with("no such model: \"/no/such/model\"; expected"));
+        assert!(message("").starts_with("no such model: \"\""));
+        assert!(message("8b").starts_with("no such model: \"8b\"; expected a checkpoint directory, a hub id"));
+        assert_eq!(
+            message("https://huggingface.co/o/m/tree/main"),
+            "https://huggingface.co/o/m/tree/main is an address; give o/m"
+        );
         assert!(message("no-such/model").starts_with("no-such/model is neither a directory nor in the local Hugging"));
         assert!(message("no-such/model").ends_with("download it with `hf download no-such/model`"));
 
@@ -265,6 +387,11 @@ mod tests {
         let source = ModelSource::resolve_in("o/m", Some(root.path())).unwrap();
         assert_eq!(source.to_string(), "o/m");
         assert_eq!(source.describe("config.json"), snapshot.join("config.json").display().to_string());
+        assert_eq!(source.short_name(), "m");
+        fs::create_dir_all(root.path().join("models--o--m/refs")).unwrap();
+        fs::write(root.path().join("models--o--m/refs/v1"), "abc").unwrap();
+        assert_eq!(ModelSource::resolve_in("o/m@v1", Some(root.path())).unwrap().to_string(), "o/m@v1");
+        assert!(message("o/m@v2").ends_with("download it with `hf download o/m --revision v2`"));
 
         assert_eq!(ModelSource::resolve_in("nano", None).unwrap().to_string(), "nano (bundled)");
     }
@@ -274,6 +401,47 @@ mod tests {
     fn the_bundled_model_has_its_files_and_no_others() {
         assert!(ModelSource::nano().read("config.json").unwrap().is_some());
         assert!(ModelSource::nano().read("chat_template.jinja").unwrap().is_none());
+    }
+
+    #[test]
+    fn shapes_are_a_config_and_nothing_else() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("tiny");
+        fs::create_dir(&folder).unwrap();
+        for name in ["config.json", "other.json"] {
+            fs::write(folder.join(name), "\u{feff} {\"model_type\": \"x\"}").unwrap();
+        }
+        let resolve = |text: &str| ModelSource::resolve_in(text, None).unwrap();
+        let at = |name: &str| folder.join(name).display().to_string();
+        for (text, short) in [
+            (at("config.json"), "tiny"),
+            (at("other.json"), "other"),
+            ("15B".to_owned(), "starcoder2-15b"),
+            ("StarCoder2-3B".to_owned(), "starcoder2-3b"),
+        ] {
+            let source = resolve(&text);
+            assert!(source.is_shape(), "{text}");
+            assert_eq!(source.short_name(), short);
+            assert!(source.read("config.json").unwrap().is_some() && source.read("tokenizer.json").unwrap().is_none());
+            let message = super::super::Checkpoint::open(&source).unwrap_err().to_string();
+            assert!(message.ends_with(" is a shape without weights; give a checkpoint"), "{message}");
+        }
+        assert_eq!(resolve(&at("other.json")).describe("config.json"), at("other.json"));
+        assert_eq!(resolve(&at("")).short_name(), "tiny");
+        assert!(!resolve(&at("")).is_shape());
+        assert!(ModelSource::resolve_shape("bigcode/starcoder2-7b").is_ok());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_cannot_be_looked_at_is_not_taken_for_absent() {
+        let root = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("loop", root.path().join("loop")).unwrap();
+        let path = root.path().join("loop/model");
+        let message = ModelSource::resolve_in(path.to_str().unwrap(), None).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("{} cannot be read: ", path.display())), "{message}");
+        let message = ModelSource::directory(path).unwrap_err().to_string();
+        assert!(message.contains("cannot be read: "), "{message}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use rigel::backend::cpu::{ISA_VARIABLE, Isa, available_cores};
 use rigel::bench::report::{DeviceRecord, commit};
-use rigel::checkpoint::hub_cache_directory;
+use rigel::checkpoint::hub::cache_directory;
 use rigel::host::{available_memory, free_disk_bytes};
 use serde::Serialize;
 
@@ -111,7 +111,7 @@ impl Report {
             cpu,
             memory: available_memory()
                 .map(|available| Memory { available_bytes: available.bytes, limit: available.limit.to_string() }),
-            cache: hub_cache_directory().map(Cache::of),
+            cache: cache_directory().map(Cache::of),
             device: if gpu.usable { "gpu 0" } else { "cpu" },
             gpu,
             problems,

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 
 use rigel::bench::document::DocumentError;
 use rigel::bench::report::ReportError;
-use rigel::bench::shapes::ShapesError;
 use rigel::bench::synthetic::SyntheticError;
 use rigel::checkpoint::CheckpointError;
 use rigel::engine::{EngineError, Failure, MOST_LOGPROBS, RequestError};
@@ -46,6 +45,10 @@ pub enum CliError {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Text(#[from] TextError),
+    /// A download.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] rigel::hub::HubError),
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// A result of a bench.
@@ -54,9 +57,6 @@ pub enum CliError {
     /// The page made of them.
     #[error(transparent)]
     Document(#[from] DocumentError),
-    /// A network to measure.
-    #[error(transparent)]
-    Shapes(#[from] ShapesError),
     /// A checkpoint of random weights.
     #[error(transparent)]
     Synthetic(#[from] SyntheticError),
@@ -140,6 +140,15 @@ impl CliError {
             CliError::Stopped { signal, .. } => signal.exit_code(),
             CliError::Failure(_) | CliError::Stdout(_) | CliError::Write { .. } | CliError::Failed(_) => 1,
             CliError::Report(ReportError::Write { .. }) => 1,
+            CliError::Checkpoint(CheckpointError::NotRemoved { .. }) => 1,
+            #[cfg(feature = "hub")]
+            CliError::Hub(error) => {
+                if error.is_bad_input() {
+                    2
+                } else {
+                    1
+                }
+            }
             CliError::Synthetic(SyntheticError::DiskFull { .. } | SyntheticError::Write { .. }) => 1,
             CliError::Engine(EngineError::Thread { .. }) => 1,
             CliError::Engine(EngineError::Checkpoint(CheckpointError::OutOfMemory { .. })) => 1,
@@ -166,8 +175,14 @@ impl CliError {
             }
             cause = error.source();
         }
-        Some(one_line(&line))
+        Some(with_our_command(&one_line(&line)))
     }
+}
+
+/// The library names Hugging Face's command where a model has to be downloaded; here there is one of our own, which takes
+/// the same arguments.
+fn with_our_command(line: &str) -> String {
+    if cfg!(feature = "hub") { line.replace("`hf download ", "`rigel pull ") } else { line.to_owned() }
 }
 
 /// The lines, trimmed, with spaces between them.

@@ -15,6 +15,7 @@ const EXAMPLES: &str = "\
 Examples:
   rigel inspect
   rigel inspect --model bigcode/starcoder2-15b
+  rigel inspect --model 15b                          # its shapes, without weights
   rigel inspect --model ./my-checkpoint --json";
 
 /// What a checkpoint is, from its headers alone
@@ -34,9 +35,17 @@ pub struct Inspect {
 
 impl Inspect {
     pub fn run(self, out: &mut Output) -> Result<(), CliError> {
-        let checkpoint = Checkpoint::open(&self.model.source()?)?;
-        let description = Description::of(&checkpoint)?;
-        let gpu_weights = gpu::weights(&checkpoint, &description.spec);
+        let source = self.model.shape_or_source()?;
+        let (description, gpu_weights) = if source.is_shape() {
+            let description = Description::of_shape(&source)?;
+            let gpu_weights = gpu::weights(None, &description.spec);
+            (description, gpu_weights)
+        } else {
+            let checkpoint = Checkpoint::open(&source)?;
+            let description = Description::of(&checkpoint)?;
+            let gpu_weights = gpu::weights(Some(&checkpoint), &description.spec);
+            (description, gpu_weights)
+        };
         if self.json {
             return out.json(&Record { description: &description, gpu_weights });
         }
@@ -73,13 +82,14 @@ impl fmt::Display for GpuWeights {
 mod gpu {
     use rigel::backend::WeightDtype;
     use rigel::backend::cuda::layout::Layout;
-    use rigel::checkpoint::Checkpoint;
+    use rigel::checkpoint::{Checkpoint, Dtype};
     use rigel::model::ModelSpec;
 
     use super::GpuWeights;
 
-    pub fn weights(checkpoint: &Checkpoint, spec: &ModelSpec) -> Option<GpuWeights> {
-        let dtype = WeightDtype::Auto.resolve(checkpoint, spec).to_string();
+    pub fn weights(checkpoint: Option<&Checkpoint>, spec: &ModelSpec) -> Option<GpuWeights> {
+        let dtype =
+            checkpoint.map_or(Dtype::Bf16, |checkpoint| WeightDtype::Auto.resolve(checkpoint, spec)).to_string();
         Some(GpuWeights { dtype, bytes: Layout::new(spec).bytes() })
     }
 }
@@ -91,7 +101,7 @@ mod gpu {
 
     use super::GpuWeights;
 
-    pub fn weights(_: &Checkpoint, _: &ModelSpec) -> Option<GpuWeights> {
+    pub fn weights(_: Option<&Checkpoint>, _: &ModelSpec) -> Option<GpuWeights> {
         None
     }
 }

@@ -4,9 +4,10 @@
 //!
 //! | file | what lives there |
 //! |---|---|
-//! | `generate` `respond` `chat` `infill` `batch` `score` `tokenize` `detokenize` `inspect` `plan` `synth` `bench` `profile` `doctor` | a command's arguments and what it does |
+//! | `generate` `respond` `chat` `infill` `batch` `score` `tokenize` `detokenize` `inspect` `pull` `list` `remove` `plan` `synth` `bench` `profile` `doctor` | a command's arguments and what it does |
 //! | `completions` | what a shell and `man` want to know of the parser |
 //! | `model_args` `sampling_args` | options of several commands |
+//! | `model_source` | from a model's name to its files |
 //! | `numbers` | the values of options that count something |
 //! | `input` | stdin and files, byte for byte |
 //! | `prompts` `lines` `kind` | prompts from JSON lines; lines of any file; files that are no JSON lines |
@@ -32,15 +33,22 @@ mod input;
 mod inspect;
 mod kind;
 mod lines;
+mod list;
 mod load_bar;
 mod log;
 mod model_args;
+mod model_source;
 mod numbers;
 mod output;
 #[cfg(feature = "cuda")]
 mod plan;
 mod profile;
 mod prompts;
+#[cfg(feature = "hub")]
+mod pull;
+#[cfg(feature = "hub")]
+mod pull_progress;
+mod remove;
 mod respond;
 mod sampling_args;
 mod score;
@@ -70,18 +78,8 @@ use output::Output;
     // The last of a repeated option counts, so that an alias of a shell can be overridden.
     args_override_self = true,
     max_term_width = 100,
-    after_help = "\
-Examples:
-  rigel generate 'def fibonacci(n):'
-  rigel generate --model bigcode/starcoder2-3b --max-new-tokens 64 - < prompt.py
-  rigel respond --model ./starcoder2-15b-instruct-v0.1 'Write a quicksort.'
-  rigel batch prompts.jsonl completions.jsonl
-  rigel inspect --model bigcode/starcoder2-7b
-  rigel doctor
-
-Without --model, every command uses nano, a small model inside this binary.
-`rigel <command> --help` has examples of each command.",
-    after_long_help = ENVIRONMENT
+    after_help = EXAMPLES,
+    after_long_help = format!("{EXAMPLES}\n\n{ENVIRONMENT}")
 )]
 struct Cli {
     /// Print what is being done on stderr: -v for information, -vv for details
@@ -91,20 +89,33 @@ struct Cli {
     command: Command,
 }
 
-/// What the environment sets.
+const EXAMPLES: &str = "\
+Examples:
+  rigel generate 'def fibonacci(n):'
+  rigel pull bigcode/starcoder2-3b
+  rigel generate --model bigcode/starcoder2-3b --max-new-tokens 64 - < prompt.py
+  rigel respond --model ./starcoder2-15b-instruct-v0.1 'Write a quicksort.'
+  rigel batch prompts.jsonl completions.jsonl
+  rigel plan --model 15b --gpu rtx4090
+  rigel doctor
+
+Without --model, every command uses nano, a small model inside this binary.
+`rigel <command> --help` has examples of each command.";
+
+/// What the environment sets. Lines of at most 98 characters, so that none is wrapped.
 const ENVIRONMENT: &str = "\
 Environment:
-  RIGEL_MODEL, RIGEL_DEVICE, RIGEL_DTYPE, RIGEL_THREADS, RIGEL_CONTEXT, RIGEL_PREFILL_CHUNK, RIGEL_MEMORY,
-  RIGEL_NO_MMAP, RIGEL_MLOCK, RIGEL_SPECULATION, RIGEL_BATCH_INVARIANT
-                     the option of that name, where it is not given
-  RIGEL_CPU_ISA      instruction set of the CPU backend: portable, avx2 or avx512 [default: the best there is]
-  RIGEL_CUDA_…       switches of the GPU backend; `rigel doctor` lists them with their values
-  RUST_LOG           what is logged on stderr: warn, info, debug, or one of these for a module
+  RIGEL_MODEL, RIGEL_DEVICE, RIGEL_DTYPE, RIGEL_THREADS, RIGEL_CONTEXT, RIGEL_PREFILL_CHUNK,
+  RIGEL_MEMORY, RIGEL_NO_MMAP, RIGEL_MLOCK, RIGEL_SPECULATION, RIGEL_BATCH_INVARIANT
+                     The option of that name, where it is not given
+  RIGEL_CPU_ISA      Instruction set of the CPU backend: portable, avx2, avx512 [default: the best]
+  RIGEL_CUDA_…       Switches of the GPU backend: `rigel doctor` lists them with their values
+  RUST_LOG           What is logged on stderr: warn, info, debug, or one of these for a module
   HF_HOME, HF_HUB_CACHE
-                     where downloaded models are looked for [default: ~/.cache/huggingface/hub]
-  NO_COLOR           set to anything: no colours
-
-Documentation: docs/ in the source tree; `rigel man` prints this as a manual page.";
+                     Where downloaded models are [default: ~/.cache/huggingface/hub]
+  HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE
+                     Access token, server and offline mode of `rigel pull`
+  NO_COLOR           Set to anything: no colours";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -117,6 +128,10 @@ enum Command {
     Tokenize(tokenize::Tokenize),
     Detokenize(detokenize::Detokenize),
     Inspect(inspect::Inspect),
+    #[cfg(feature = "hub")]
+    Pull(pull::Pull),
+    List(list::List),
+    Remove(remove::Remove),
     #[cfg(feature = "cuda")]
     Plan(plan::Plan),
     Synth(synth::Synth),
@@ -139,6 +154,10 @@ impl Command {
             Command::Tokenize(command) => command.run(out),
             Command::Detokenize(command) => command.run(out),
             Command::Inspect(command) => command.run(out),
+            #[cfg(feature = "hub")]
+            Command::Pull(command) => command.run(out),
+            Command::List(command) => command.run(out),
+            Command::Remove(command) => command.run(out),
             #[cfg(feature = "cuda")]
             Command::Plan(command) => command.run(out),
             Command::Synth(command) => command.run(out),

@@ -10,12 +10,13 @@ use rigel::text::Tokenizer;
 
 use super::error::CliError;
 use super::load_bar::LoadBar;
+use super::model_source;
 use super::numbers::{bytes, count};
 
 /// `--model`, for commands that read files only.
 #[derive(Debug, Args)]
 pub struct ModelArg {
-    /// Checkpoint directory, or hub id found in the local Hugging Face cache [default: the bundled nano]
+    /// Checkpoint directory, or hub id (ORG/NAME, ORG/NAME@REVISION) that `rigel pull` fetched [default: the bundled nano]
     #[arg(long, short, env = "RIGEL_MODEL", hide_env = true, value_name = "DIR|ID", help_heading = "Model")]
     model: Option<String>,
 }
@@ -23,10 +24,20 @@ pub struct ModelArg {
 impl ModelArg {
     /// Finds the model's files.
     pub fn source(&self) -> Result<ModelSource, CliError> {
-        Ok(match self.named() {
-            None => default_model()?,
-            Some(model) => ModelSource::resolve(model)?,
-        })
+        self.named().map_or_else(default_model, model_source::with_weights)
+    }
+
+    /// The same for a command that has `--dummy-weights`.
+    pub fn source_or_dummy(&self) -> Result<ModelSource, CliError> {
+        self.named().map_or_else(default_model, model_source::with_weights_or_dummy)
+    }
+
+    /// The same where the shapes are enough: 3b, 7b, 15b or a config.json.
+    pub fn shape_or_source(&self) -> Result<ModelSource, CliError> {
+        match self.named() {
+            None => default_model(),
+            Some(name) => Ok(ModelSource::resolve_shape(name)?),
+        }
     }
 
     /// What the model is called where nothing else is known of it.

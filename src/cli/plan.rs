@@ -254,35 +254,27 @@ impl Plan {
         refusal(&record).map_or(Ok(()), |line| Err(CliError::Failed(line)))
     }
 
+    /// What it is called, its configuration, the network, whose head a checkpoint may untie, and the bytes that it takes as
+    /// stored.
     fn network(&self) -> Result<Network, CliError> {
-        let checkpoint = |source: &ModelSource| -> Result<_, CliError> {
-            let checkpoint = Checkpoint::open(source)?;
-            let mut spec = ModelSpec::from_checkpoint(&checkpoint)?;
-            spec.untie_stored_head(&checkpoint);
-            let stored_bytes = checkpoint.files().iter().map(|file| file.bytes).sum();
-            Ok(Network { name: source.to_string(), config: checkpoint.config().clone(), spec, stored_bytes })
+        let source = match self.model.as_deref() {
+            None => default_model()?,
+            Some(model) => ModelSource::resolve_shape(model)?,
         };
-        let Some(model) = &self.model else { return checkpoint(&default_model()?) };
-        let path = std::path::Path::new(model);
-        if path.is_dir() {
-            match checkpoint(&ModelSource::directory(path)?) {
-                // Without weights its config.json is enough.
-                Err(CliError::Checkpoint(CheckpointError::MissingFile { .. })) => {}
-                other => return other,
+        match Checkpoint::open(&source) {
+            Ok(checkpoint) => {
+                let mut spec = ModelSpec::from_checkpoint(&checkpoint)?;
+                spec.untie_stored_head(&checkpoint);
+                let stored_bytes = checkpoint.files().iter().map(|file| file.bytes).sum();
+                Ok(Network { name: source.to_string(), config: checkpoint.config().clone(), spec, stored_bytes })
             }
-        }
-        match Shapes::resolve(model) {
-            Ok(Shapes { name, config, spec, .. }) => {
+            // Without weights its config.json is enough.
+            Err(CheckpointError::NoWeights { .. } | CheckpointError::MissingFile { .. }) => {
+                let Shapes { name, config, spec, .. } = Shapes::of_source(&source)?;
                 let element = if config.dtype.as_deref() == Some("float32") { 4 } else { 2 };
                 let stored_bytes = spec.counts().parameters * element;
                 Ok(Network { name, config, spec, stored_bytes })
             }
-            Err(error @ rigel::bench::shapes::ShapesError::Unknown { .. }) => match ModelSource::resolve(model) {
-                Ok(source) => checkpoint(&source),
-                // A hub id that is not there says how to get it.
-                Err(error @ CheckpointError::NotInCache { .. }) => Err(error.into()),
-                Err(_) => Err(error.into()),
-            },
             Err(error) => Err(error.into()),
         }
     }

@@ -183,7 +183,7 @@ mod gpu {
                 };
                 return Ok(Network { name, spec, dtype, checkpoint: None });
             }
-            let checkpoint = Checkpoint::open(&self.model.source()?)?;
+            let checkpoint = Checkpoint::open(&self.model.source_or_dummy()?)?;
             let mut spec = ModelSpec::from_checkpoint(&checkpoint)?;
             spec.untie_stored_head(&checkpoint);
             let dtype = WeightDtype::from(self.dtype).resolve_and_log(&checkpoint, &spec);

@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use clap::{Args, ValueEnum};
 use rigel::bench::shapes::Shapes;
 use rigel::bench::synthetic::{Synthetic, SyntheticError, Written};
-use rigel::checkpoint::{Dtype, ModelSource};
+use rigel::checkpoint::Dtype;
 use rigel::host::Size;
 
 use super::error::CliError;
 use super::load_bar::LoadBar;
+use super::model_source::with_weights;
 use super::numbers::bytes;
 use super::output::Output;
 use super::signals;
@@ -29,7 +30,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Synth {
-    /// 3b, 7b, 15b, a config.json, or a folder that holds one
+    /// 3b, 7b, 15b, a config.json, or a model that has one
     #[arg(value_name = "NAME|CONFIG")]
     config: String,
     /// Where to; must not exist
@@ -68,7 +69,7 @@ impl Synth {
             StoredArg::F16 => Dtype::F16,
             StoredArg::F32 => Dtype::F32,
         };
-        let tokenizer = self.tokenizer.as_deref().map(ModelSource::resolve).transpose()?;
+        let tokenizer = self.tokenizer.as_deref().map(with_weights).transpose()?;
         let synthetic =
             Synthetic { shapes: &shapes, dtype, seed: self.seed, shard_bytes: self.shard_size.get(), tokenizer };
         let stopped = Arc::new(OnceLock::new());

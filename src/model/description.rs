@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, WeightFile};
+use crate::checkpoint::{Checkpoint, CheckpointError, Config, ModelSource, WeightFile};
 
 use super::counts::Counts;
 use super::names;
@@ -68,6 +68,29 @@ impl Description {
             files: checkpoint.files().to_vec(),
             unused_tensors,
             notices: checkpoint.notices(),
+            spec,
+        })
+    }
+
+    /// Describes the network of a config.json alone: there are no files, and bytes are those of 16-bit weights.
+    ///
+    /// # Errors
+    /// No config.json, or an unsupported network.
+    pub fn of_shape(source: &ModelSource) -> Result<Description, CheckpointError> {
+        let config = Config::parse(&source.config_json()?, &source.describe("config.json"))?;
+        let spec = ModelSpec::from_config(&config)?;
+        let counts = spec.counts();
+        Ok(Description {
+            source: source.to_string(),
+            parameters: counts.parameters,
+            parameters_per_layer: counts.layer,
+            stored: Vec::new(),
+            weight_bytes_per_token: counts.weight_bytes_per_token(2),
+            kv_bytes_per_token_f32: counts.kv_bytes_per_token(4),
+            kv_bytes_per_token_bf16: counts.kv_bytes_per_token(2),
+            files: Vec::new(),
+            unused_tensors: Vec::new(),
+            notices: vec!["a shape without weights: bytes of weights are those of 16-bit ones".to_owned()],
             spec,
         })
     }
@@ -161,8 +184,6 @@ impl fmt::Display for Description {
 
 #[cfg(test)]
 mod tests {
-    use crate::checkpoint::ModelSource;
-
     use super::*;
 
     #[test]

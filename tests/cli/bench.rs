@@ -56,7 +56,10 @@ fn random_weights_stand_in_for_a_checkpoint() {
 #[test]
 fn bad_input_is_one_line() {
     refused(&["bench", "model", "--device", "cpu", "-p", "0", "-n", "0"], "nothing to measure");
-    refused(&["bench", "model", "--device", "cpu", "--dummy-weights", "8b"], "no network \"8b\": give starcoder2-3b");
+    refused(
+        &["bench", "model", "--device", "cpu", "--dummy-weights", "8b"],
+        "no such model: \"8b\"; expected a checkpoint",
+    );
     refused(&["bench", "model", "--device", "cpu", "-r", "0"], "--repetitions is 0; expected at least 1");
     refused(&["bench", "model", "--device", "cpu", "-b", "1,0"], "--batch is 0; expected at least 1");
     refused(&["bench", "compare", "missing.json", "missing.json"], "missing.json");

@@ -331,7 +331,7 @@ fn files_in_place_of_a_directory_are_named() {
     copy.write("x.pt", b"\x80\x02}q\0.");
     copy.write("x.tar.gz", [0x1f, 0x8b, 8, 0]);
     for (file, needle) in [
-        ("x.gguf", "is a GGUF file, which is not supported; use the model's safetensors"),
+        ("x.gguf", "is a GGUF file, which is not read yet; use the model's safetensors"),
         ("x.bin", "is a zip archive (as PyTorch's .bin and .pt files are)"),
         ("x.pt", "is a Python pickle"),
         ("x.tar.gz", "is a gzip file; unpack it"),
@@ -348,6 +348,6 @@ fn files_in_place_of_a_directory_are_named() {
     // The same under the name of the weights.
     copy.write("model.safetensors", b"GGUF\x03\0\0\0");
     assert!(
-        refused(&copy).contains("model.safetensors: found a GGUF file, which is not supported, expected a safetensors")
+        refused(&copy).contains("model.safetensors: found a GGUF file, which is not read yet, expected a safetensors")
     );
 }

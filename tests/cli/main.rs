@@ -13,10 +13,13 @@ mod cuda;
 mod doctor;
 mod generate;
 mod help;
+#[cfg(feature = "hub")]
+mod hub;
 mod infill;
 mod inspect;
 #[cfg(unix)]
 mod mapping;
+mod models;
 #[cfg(feature = "cuda")]
 mod plan;
 #[cfg(feature = "cuda")]

@@ -124,8 +124,8 @@ fn models_are_names_files_and_directories() {
         let record = plan(&["--json", "--model", model]).ok().json();
         assert_eq!(record["lines"], bundled["lines"], "{model}");
     }
-    assert!(plan(&["--model", "16b"]).error(2).contains("starcoder2-3b, -7b or -15b"));
-    assert!(plan(&["--model", "no-such/model"]).error(2).contains("hf download no-such/model"));
+    assert!(plan(&["--model", "16b"]).error(2).contains("no such model: \"16b\"; expected"));
+    assert!(plan(&["--model", "no-such/model"]).error(2).ends_with("download it with `rigel pull no-such/model`"));
     assert!(plan(&["--memory", "lots"]).stderr.contains("expected a whole number above 0"));
     assert!(plan(&["--gpu", "h300"]).stderr.contains("h200"));
 }

@@ -66,7 +66,7 @@ fn a_prompt_is_as_long_as_asked_for_or_a_warning_says_how_long() {
 #[test]
 fn a_repetition_s_failure_is_the_command_s() {
     let run = rigel(&["bench", "start", "--model", "/no/such/model"]);
-    assert!(run.error(2).starts_with("no such directory: "), "{run:?}");
+    assert!(run.error(2).starts_with("no such model: "), "{run:?}");
     let run = rigel(&["bench", "start", "--device", "cpu", "--dtype", "f16"]);
     assert!(run.error(2).starts_with("dtype F16: the CPU uses weights as they are stored"), "{run:?}");
 }

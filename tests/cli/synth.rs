@@ -28,7 +28,7 @@ fn bad_input_is_said_in_a_line() {
     let root = tempfile::tempdir().unwrap();
     let out = root.path().join("x");
     let out = out.to_str().unwrap();
-    assert!(rigel(&["synth", "9b", "--out", out]).error(2).contains("no network \"9b\""));
+    assert!(rigel(&["synth", "9b", "--out", out]).error(2).contains("no such model: \"9b\""));
     let broken = file("{\"model_type\": 3}");
     rigel(&["synth", path(&broken), "--out", out]).error(2);
     let huge = file(r#"{"model_type":"starcoder2","num_hidden_layers":1000,"intermediate_size":200000000}"#);

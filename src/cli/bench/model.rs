@@ -37,7 +37,7 @@ numbers in the shapes of a config.json: no checkpoint is needed, and the times a
 pub struct Model {
     #[command(flatten)]
     model: ModelArgs,
-    /// Random weights in the shapes of 3b, 7b, 15b, a config.json or a folder with one
+    /// Random weights in the shapes of 3b, 7b, 15b, a config.json or a model
     #[arg(long, value_name = "NAME|CONFIG", conflicts_with = "model", help_heading = "Model")]
     dummy_weights: Option<String>,
     /// Tokens of a prompt
@@ -111,7 +111,7 @@ impl Model {
         let (builder, element) = match source {
             Source::Dummy(config) => (builder.dummy_weights(*config, 0), 2),
             Source::Checkpoint => {
-                let source = self.model.model.source()?;
+                let source = self.model.model.source_or_dummy()?;
                 let element = stored_bytes(&Checkpoint::open(&source)?)?;
                 (builder.source(source), element)
             }

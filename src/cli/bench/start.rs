@@ -14,6 +14,7 @@ use rigel::engine::Engine;
 
 use super::super::error::CliError;
 use super::super::model_args::{DeviceArg, DtypeArg, default_model};
+use super::super::model_source::with_weights;
 use super::super::output::Output;
 use super::model_name;
 
@@ -62,10 +63,7 @@ impl Start {
     }
 
     fn source(&self) -> Result<ModelSource, CliError> {
-        match &self.model {
-            None => default_model(),
-            Some(model) => Ok(ModelSource::resolve(model)?),
-        }
+        self.model.as_deref().map_or_else(default_model, with_weights)
     }
 
     /// One start, in this process.

@@ -1,0 +1,147 @@
+//! `rigel list`: the models that are on this machine.
+
+use clap::Args;
+use rigel::bench::table::Table;
+use rigel::checkpoint::hub::{cache_directory, cached_models};
+use rigel::checkpoint::{Checkpoint, CheckpointError, ModelSource};
+use rigel::host::Size;
+use rigel::model::Description;
+use serde::Serialize;
+
+use super::error::CliError;
+use super::output::Output;
+
+const EXAMPLES: &str = "\
+Examples:
+  rigel list
+  rigel list --json | jq -r '.models[] | select(.runs) | .id'";
+
+/// Digits of a commit that a table shows.
+const COMMIT_DIGITS: usize = 8;
+
+/// List the models in the Hugging Face cache
+///
+/// Each with its revisions, their size on disk, and whether Rigel runs it, judged by its config.json and the headers of its
+/// weights. `rigel pull` fetches models, `rigel remove` removes them.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct List {
+    /// Print a JSON object: the cache, and for each revision of a model id, commit, refs, bytes, path, model_type,
+    /// complete, runs, and why not
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+}
+
+/// A revision of a model.
+#[derive(Debug, Serialize)]
+struct Record {
+    id: String,
+    /// None: the bundled model, or one of which nothing is whole.
+    commit: Option<String>,
+    refs: Vec<String>,
+    bytes: u64,
+    path: Option<String>,
+    #[serde(flatten)]
+    verdict: Verdict,
+}
+
+/// Whether Rigel runs it.
+#[derive(Debug, Serialize)]
+struct Verdict {
+    model_type: Option<String>,
+    complete: bool,
+    runs: bool,
+    /// Why not.
+    error: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Listing {
+    cache: Option<String>,
+    models: Vec<Record>,
+}
+
+impl List {
+    pub fn run(self, out: &mut Output) -> Result<(), CliError> {
+        let listing = Listing { cache: cache_directory().map(|path| path.display().to_string()), models: records()? };
+        if self.json {
+            return out.json(&listing);
+        }
+        let mut table = Table::new(&["model", "revision", ">size", "runs"]);
+        for Record { id, commit, refs, bytes, verdict, .. } in &listing.models {
+            let commit = commit.as_deref().map(|commit| commit.get(..COMMIT_DIGITS).unwrap_or(commit));
+            let revision = match (commit, refs.is_empty()) {
+                (None, _) => "-".to_owned(),
+                (Some(commit), true) => commit.to_owned(),
+                (Some(commit), false) => format!("{commit} ({})", refs.join(", ")),
+            };
+            table.row([id.clone(), revision, Size(*bytes).to_string(), verdict.word(id)]);
+        }
+        out.text(&table.to_string())?;
+        match &listing.cache {
+            Some(cache) => out.line(&format!("\ncache: {cache}")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Verdict {
+    fn of(source: &ModelSource) -> Verdict {
+        let json = source.config_json().ok();
+        let config = json.and_then(|json| serde_json::from_slice::<serde_json::Value>(&json).ok());
+        let model_type = config.and_then(|config| Some(config.get("model_type")?.as_str()?.to_owned()));
+        let described = Checkpoint::open(source).and_then(|checkpoint| Description::of(&checkpoint));
+        let error = described.err();
+        let complete = !matches!(error, Some(CheckpointError::MissingFile { .. }));
+        Verdict { model_type, complete, runs: error.is_none(), error: error.map(|error| error.to_string()) }
+    }
+
+    /// What the table says.
+    fn word(&self, id: &str) -> String {
+        match (&self.error, &self.model_type) {
+            (None, _) => "yes".to_owned(),
+            (Some(_), _) if !self.complete => format!("no: incomplete; `rigel pull {id}` fetches the rest"),
+            (Some(error), Some(model_type)) if error.contains("field model_type") => {
+                format!("no: {model_type} is not supported")
+            }
+            (Some(error), _) => format!("no: {error}"),
+        }
+    }
+}
+
+fn records() -> Result<Vec<Record>, CliError> {
+    let nano = ModelSource::nano();
+    let opened = Checkpoint::open(&nano)?;
+    let mut records = vec![Record {
+        id: "nano".to_owned(),
+        commit: None,
+        refs: Vec::new(),
+        bytes: opened.files().iter().map(|file| file.bytes).sum(),
+        path: None,
+        verdict: Verdict::of(&nano),
+    }];
+    for model in cached_models()? {
+        for snapshot in &model.snapshots {
+            records.push(Record {
+                id: model.id.clone(),
+                commit: Some(snapshot.commit.clone()),
+                refs: snapshot.refs.clone(),
+                bytes: snapshot.bytes,
+                path: Some(snapshot.path.display().to_string()),
+                verdict: Verdict::of(&model.source(snapshot)),
+            });
+        }
+        if model.snapshots.is_empty() {
+            let error = Some("no file is whole".to_owned());
+            records.push(Record {
+                id: model.id,
+                commit: None,
+                refs: Vec::new(),
+                bytes: model.bytes,
+                path: Some(model.path.display().to_string()),
+                verdict: Verdict { model_type: None, complete: false, runs: false, error },
+            });
+        }
+    }
+    Ok(records)
+}

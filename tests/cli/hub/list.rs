@@ -1,0 +1,77 @@
+//! `rigel list` and `rigel remove`.
+
+use serde_json::{Value, json};
+
+use super::server::{COMMIT, Server};
+use super::{Home, nano_files};
+
+fn models(home: &Home) -> Vec<Value> {
+    home.run(&["list", "--json"]).ok().json()["models"].as_array().unwrap().clone()
+}
+
+#[test]
+fn models_are_listed_with_what_they_are() {
+    let home = Home::new();
+    let [nano] = &models(&home)[..] else { panic!() };
+    assert_eq!((&nano["id"], &nano["runs"], &nano["commit"]), (&json!("nano"), &json!(true), &Value::Null));
+
+    home.pull(&Server::new(&nano_files()), &["-q", "o/m"]).ok();
+    let folder = |name: &str| {
+        let folder = home.cache().join(name).join("snapshots/aaaaaaaaaaaa");
+        std::fs::create_dir_all(&folder).unwrap();
+        folder
+    };
+    let llama = folder("models--o--llama");
+    std::fs::write(llama.join("config.json"), "{\"model_type\": \"llama\"}").unwrap();
+    let cut = folder("models--o--cut");
+    std::fs::copy(super::nano().join("config.json"), cut.join("config.json")).unwrap();
+    std::fs::create_dir_all(home.cache().join("models--o--begun/blobs")).unwrap();
+    std::fs::write(home.cache().join("models--o--begun/blobs/x.incomplete"), [0; 2048]).unwrap();
+
+    let records = models(&home);
+    let record = |id: &str| records.iter().find(|record| record["id"] == id).unwrap();
+    let pulled = record("o/m");
+    assert_eq!(pulled["commit"], COMMIT);
+    assert_eq!(pulled["refs"], json!(["main"]));
+    assert_eq!(pulled["model_type"], "starcoder2");
+    assert_eq!((&pulled["runs"], &pulled["complete"], &pulled["error"]), (&json!(true), &json!(true), &Value::Null));
+    let bytes: usize = nano_files()[..5].iter().map(|(_, content)| content.len()).sum();
+    assert_eq!(pulled["bytes"], bytes);
+    assert_eq!((&record("o/llama")["runs"], &record("o/llama")["complete"]), (&json!(false), &json!(true)));
+    assert_eq!((&record("o/cut")["runs"], &record("o/cut")["complete"]), (&json!(false), &json!(false)));
+    assert_eq!((&record("o/begun")["commit"], &record("o/begun")["complete"]), (&Value::Null, &json!(false)));
+
+    let table = home.run(&["list"]).ok();
+    for (id, needle) in [
+        ("nano", "yes"),
+        ("o/m ", "| 01234567 (main) |"),
+        ("o/llama", "no: llama is not supported"),
+        ("o/cut", "no: incomplete; `rigel pull o/cut` fetches the rest"),
+        ("o/begun", "2.00 KiB | no: incomplete"),
+    ] {
+        let row = table.text().lines().find(|line| line.contains(id)).unwrap();
+        assert!(row.contains(needle), "{row}");
+    }
+    assert!(table.text().ends_with(&format!("\ncache: {}\n", home.cache().display())));
+}
+
+#[test]
+fn a_model_goes_only_by_consent() {
+    let home = Home::new();
+    home.pull(&Server::new(&nano_files()), &["-q", "o/m"]).ok();
+    home.pull(&Server::new(&nano_files()), &["-q", "o/m@v1"]).ok();
+    let asked = home.run(&["remove", "o/m"]);
+    assert!(asked.error(2).contains("give --yes"), "{asked:?}");
+    assert!(home.snapshot().is_dir());
+    // Two names of one commit: the first one alone goes.
+    assert!(home.run(&["remove", "o/m@v1", "-y"]).ok().text().contains("another name has the same files"));
+    assert!(home.snapshot().is_dir() && !home.model().join("refs/v1").exists());
+    let unknown = home.run(&["remove", "o/m@v1", "-y"]);
+    assert!(unknown.error(2).contains("no revision \"v1\" of o/m; it has main, "), "{unknown:?}");
+    let run = home.run(&["remove", "o/m", "--yes"]).ok();
+    assert!(run.text().starts_with("removed o/m, 1 revision, "), "{}", run.text());
+    assert!(!home.model().exists());
+    let gone = home.run(&["remove", "o/m", "--yes"]);
+    assert!(gone.error(2).starts_with("o/m is not in the Hugging Face cache "), "{gone:?}");
+    assert!(home.run(&["remove", "nano", "--yes"]).error(2).contains("part of this program"));
+}
