@@ -34,7 +34,7 @@ JSON object of --json; null where something is not known or not there:
   device             where models run: \"gpu 0\" or \"cpu\"
   problems           why the exit code is 1";
 
-/// Check what this binary and this machine can do: CPU, memory, disk, kernels, driver, GPUs
+/// Check what this binary and this machine can do
 ///
 /// Prints what was compiled in and what was found, and under each thing that is missing what to do about it. Exits with 1
 /// where there is a GPU that cannot be used, or a variable of the environment has a wrong value.

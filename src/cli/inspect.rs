@@ -18,10 +18,10 @@ Examples:
   rigel inspect --model 15b                          # its shapes, without weights
   rigel inspect --model ./my-checkpoint --json";
 
-/// What a checkpoint is, from its headers alone
+/// Describe a checkpoint from its headers alone
 ///
-/// Shapes, exact number of parameters, bytes that a decoded token reads and adds to the cache, bytes of the weights on
-/// a GPU, window, dtypes, files.
+/// Prints shapes, the exact number of parameters, the bytes that a decoded token reads and adds to the cache, the bytes of
+/// the weights on a GPU, the window, dtypes and files.
 /// Every tensor's name, shape and dtype is checked; no weight is read.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]

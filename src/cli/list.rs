@@ -21,8 +21,8 @@ const COMMIT_DIGITS: usize = 8;
 
 /// List the models in the Hugging Face cache
 ///
-/// Each with its revisions, their size on disk, and whether Rigel runs it, judged by its config.json and the headers of its
-/// weights. `rigel pull` fetches models, `rigel remove` removes them.
+/// Prints each model's revisions, their size on disk, and whether Rigel runs them, judged by config.json and the headers of
+/// the weights. `rigel pull` fetches models, `rigel remove` removes them.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct List {

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use super::error::CliError;
 use super::model_args::{DtypeArg, default_model};
-use super::numbers::bytes;
+use super::numbers::{bytes, count};
 use super::output::Output;
 
 /// Sequences of a step of a GPU where nothing is asked for.
@@ -30,28 +30,37 @@ Examples:
   rigel plan --model ./starcoder2-7b --gpu rtx4090
   rigel plan --model config.json --gpu h200 --max-seqs 256 --json";
 
-/// Say whether a model fits a GPU, and how many sequences at once, before anything is loaded
+/// Say whether a model fits a GPU, and how many sequences
 ///
 /// Needs neither the GPU nor the weights: the same code that loads a model counts, line by line. A sequence counts with its
 /// whole context. Exits with 1 where the model does not start, or where --max-seqs sequences do not fit at once.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Plan {
-    /// 3b, 7b, 15b, a config.json, a checkpoint directory, or a hub id found in the local Hugging Face cache [default:
-    /// the bundled nano]
-    #[arg(long, short, value_name = "NAME|CONFIG|DIR|ID", help_heading = "Model")]
+    /// 3b, 7b, 15b, a config.json, a checkpoint directory, or a hub id that `rigel pull` fetched [default: the bundled nano]
+    #[arg(
+        long,
+        short,
+        env = "RIGEL_MODEL",
+        hide_env = true,
+        value_name = "NAME|CONFIG|DIR|ID",
+        help_heading = "Model"
+    )]
     model: Option<String>,
     /// Dtype of the weights; auto keeps f16 and makes bf16 of all else
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     dtype: DtypeArg,
     /// Positions of a sequence, prompt and completion together [default: the model's]
-    #[arg(long, value_name = "TOKENS", help_heading = "Model", allow_negative_numbers = true)]
+    #[arg(long, short, aliases = ["ctx-size", "n-ctx", "max-model-len"], value_parser = count::<NonZeroU32>)]
+    #[arg(value_name = "TOKENS", help_heading = "Model", allow_negative_numbers = true)]
     context: Option<NonZeroU32>,
     /// Sequences that are to fit at once [default: as many as do, up to 256]
-    #[arg(long, value_name = "N", help_heading = "Model", allow_negative_numbers = true)]
+    #[arg(long, aliases = ["max-num-seqs", "max-sequences"], value_parser = count::<NonZeroUsize>)]
+    #[arg(value_name = "N", help_heading = "Model", allow_negative_numbers = true)]
     max_seqs: Option<NonZeroUsize>,
     /// The most prompt tokens computed in one step [default: 2048]
-    #[arg(long, value_name = "TOKENS", help_heading = "Model", allow_negative_numbers = true)]
+    #[arg(long, value_parser = count::<NonZeroU32>, value_name = "TOKENS", help_heading = "Model")]
+    #[arg(allow_negative_numbers = true)]
     prefill_chunk: Option<NonZeroU32>,
     /// Which GPU: workspaces depend on its multiprocessors
     #[arg(long, value_enum, default_value_t, help_heading = "GPU")]
@@ -257,7 +266,7 @@ impl Plan {
     /// What it is called, its configuration, the network, whose head a checkpoint may untie, and the bytes that it takes as
     /// stored.
     fn network(&self) -> Result<Network, CliError> {
-        let source = match self.model.as_deref() {
+        let source = match self.model.as_deref().filter(|model| !model.is_empty()) {
             None => default_model()?,
             Some(model) => ModelSource::resolve_shape(model)?,
         };

@@ -16,23 +16,24 @@ Examples:
   rigel profile --dummy-weights 15b --depth 4096 --json profile.json
   rigel profile --cupti /usr/local/cuda/extras/CUPTI/lib64/libcupti.so.13 --ceilings result.json";
 
-/// Where the time of a step goes: each kernel's time, bytes, FLOPs and share of its own limit
+/// Show where a step's time on a GPU goes, kernel by kernel
 ///
-/// Runs one prefill and one decode step on a GPU. With NVIDIA's library CUPTI, where it is found, each kernel's own
-/// beginning and end are seen, also in replayed recordings, and so the gaps between them. Without it an event stands
-/// behind each launch: steps are launched one by one, and a gap counts to the launch behind it.
+/// Runs one prefill and one decode step on a GPU, and prints each kernel's time, bytes, FLOPs and share of its own limit.
+/// Where NVIDIA's library CUPTI is found, each kernel's start and end are recorded, also in replayed CUDA graphs, and so
+/// the gaps between kernels. Without CUPTI an event follows each launch: kernels are launched one by one, and a gap counts
+/// to the launch after it.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Profile {
     #[command(flatten)]
     model: ModelArg,
-    /// Random weights of this network, made on the GPU: 3b, 7b, 15b, a config.json or a folder with one
+    /// Random weights in the shapes of this model, made on the GPU: 3b, 7b, 15b, a config.json or a folder with one
     #[arg(long, value_name = "CONFIG", conflicts_with = "model", help_heading = "Model")]
     dummy_weights: Option<String>,
     /// Dtype of the weights; auto keeps f16 and makes bf16 of all else
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     dtype: DtypeArg,
-    /// The same bits for a request in any company
+    /// Give a request the same log-probabilities, bit for bit, in any batch
     #[arg(long, help_heading = "Model")]
     batch_invariant: bool,
     /// Tokens of the prefill
@@ -41,25 +42,25 @@ pub struct Profile {
     /// Sequences of the decode step
     #[arg(long, value_name = "B", default_value = "1", help_heading = "Steps")]
     batch: NonZeroUsize,
-    /// Positions that each of them has in the cache
+    /// Tokens that each of them has in the cache
     #[arg(long, value_name = "D", default_value_t = 1024, help_heading = "Steps")]
     depth: usize,
-    /// CUPTI's library [default: where it usually lies, else events]
+    /// Path of the CUPTI library [default: searched for; events if there is none]
     #[arg(long, value_name = "PATH", conflicts_with = "events", help_heading = "Times")]
     cupti: Option<PathBuf>,
-    /// Take events, also where CUPTI is found
+    /// Use events even where CUPTI is found
     #[arg(long, help_heading = "Times")]
     events: bool,
-    /// A result of this card whose ceilings shares are of [default: they are measured first]
+    /// Result of `bench kernels` on this GPU whose measured limits the shares refer to [default: measure them first]
     #[arg(long, value_name = "RESULT.json", help_heading = "Times")]
     ceilings: Option<PathBuf>,
-    /// Write the picture as a page of its own
+    /// Write the timeline as an HTML page
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     html: Option<PathBuf>,
-    /// Write the picture
+    /// Write the timeline as an SVG
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     svg: Option<PathBuf>,
-    /// Write the result
+    /// Write the result as JSON
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     json: Option<PathBuf>,
     /// For tests: bytes that the read of memory reads

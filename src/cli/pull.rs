@@ -34,9 +34,9 @@ const NAMES: usize = 4;
 
 /// Download a model from the Hugging Face hub
 ///
-/// Into the Hugging Face cache, where `--model ORG/NAME` and Hugging Face's own tools find it. What Rigel reads is fetched:
-/// config.json, the tokenizer's files, chat templates, safetensors. An interrupted download is resumed by the same command;
-/// content is checked against the hash that the hub names. Prints the directory.
+/// Downloads into the Hugging Face cache, where `--model ORG/NAME` and Hugging Face's own tools find the model. Fetches what
+/// Rigel reads: config.json, tokenizer files, chat templates, safetensors. The same command resumes an interrupted
+/// download; every file is checked against the hub's hash. Prints the directory.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Pull {
@@ -49,7 +49,7 @@ pub struct Pull {
     /// Fetch the files that match, and no others: `*` stands for any characters, `?` for one. Repeatable
     #[arg(long, value_name = "GLOB")]
     include: Vec<String>,
-    /// Say nothing but errors
+    /// Print errors only
     #[arg(long, short)]
     quiet: bool,
 }

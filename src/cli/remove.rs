@@ -16,14 +16,14 @@ Examples:
 
 /// Remove a model from the Hugging Face cache
 ///
-/// With a revision that one alone: its files go unless another revision has them, too. Asks before.
+/// With a revision, removes that one alone and keeps the files that another revision uses. Asks first.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Remove {
     /// ORG/NAME, or ORG/NAME@REVISION: a branch, a tag, or a commit or its first digits, as `rigel list` shows them
     #[arg(value_name = "MODEL")]
     model: String,
-    /// Do not ask
+    /// Remove without asking
     #[arg(long, short)]
     yes: bool,
 }

@@ -23,26 +23,26 @@ Examples:
   rigel synth 15b --out /data/random-15b --shard-size 10GB
   rigel synth config.json --out ./tiny --dtype f32 --seed 7 --tokenizer nano";
 
-/// Writes a checkpoint of random weights: config.json and shards, as Hugging Face has them
+/// Write a checkpoint of random weights
 ///
-/// Equal seeds give equal weights, those of --dummy-weights too. Written by all threads into DIR.unfinished, then renamed:
-/// DIR is there whole or not at all.
+/// Writes config.json and safetensors shards, as the Hugging Face hub has them. Equal seeds give equal weights, also those
+/// of --dummy-weights. The files are written into DIR.unfinished, which is renamed to DIR once they are complete.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Synth {
     /// 3b, 7b, 15b, a config.json, or a model that has one
     #[arg(value_name = "NAME|CONFIG")]
     config: String,
-    /// Where to; must not exist
+    /// Directory to write; must not exist
     #[arg(long, short, value_name = "DIR")]
     out: PathBuf,
     /// Dtype of the weights
     #[arg(long, value_enum, default_value_t)]
     dtype: StoredArg,
-    /// The most bytes of one file, but for a tensor that is larger by itself
+    /// Maximum size of one file; a larger tensor gets a file of its own
     #[arg(long, value_name = "SIZE", value_parser = bytes, default_value = "5GB", allow_negative_numbers = true)]
     shard_size: std::num::NonZeroU64,
-    /// Another seed, other weights
+    /// Random seed
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u32,
     /// Copy the tokenizer of this model: a directory, a hub id, or nano

@@ -47,6 +47,7 @@ use super::error::CliError;
 use super::lines::Lines;
 use super::load_bar::LoadBar;
 use super::model_args::{Load, ModelArgs};
+use super::numbers::count;
 use super::output::Output;
 use super::sampling_args::{DEFAULT_MAX_NEW_TOKENS, GenerationArgs, GenerationOptions};
 use super::signals::{Signal, note, on_signal};
@@ -127,14 +128,16 @@ pub struct Batch {
     /// Run part i of n: every n-th line, from the i-th on. Each part has an output of its own
     #[arg(long, value_name = "i/n", default_value_t = Shard::WHOLE, help_heading = "Run")]
     shard: Shard,
-    /// Requests read ahead: at most so many are read and not done
-    #[arg(long, value_name = "N", default_value = "256", help_heading = "Run", allow_negative_numbers = true)]
+    /// Requests read ahead of those that are done
+    #[arg(long, value_name = "N", default_value = "256", value_parser = count::<NonZeroUsize>, help_heading = "Run")]
+    #[arg(allow_negative_numbers = true)]
     max_in_flight: NonZeroUsize,
-    /// Requests computed at a time, at most [default: 32 on the CPU, 256 on a GPU]
+    /// Maximum number of requests computed at a time [default: 32 on the CPU, 256 on a GPU]
     #[arg(
         long,
         value_name = "N",
         aliases = ["max-sequences", "max-num-seqs"],
+        value_parser = count::<NonZeroUsize>,
         help_heading = "Run",
         allow_negative_numbers = true
     )]
@@ -148,13 +151,13 @@ pub struct Batch {
     /// Add log-probabilities to the answers of plain lines: each token's and those of the N best
     #[arg(long, value_name = "N", value_parser = value_parser!(u8).range(..=20), help_heading = "Run", allow_negative_numbers = true)]
     logprobs: Option<u8>,
-    /// Do the lines again that failed, as they are now in the input
+    /// Run the lines again that failed, as the input has them now
     #[arg(long, help_heading = "Run")]
     retry_failed: bool,
-    /// Where stderr is no terminal, say how far the run is every so many seconds
+    /// Seconds between progress lines where stderr is no terminal
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds, help_heading = "Run")]
     progress_every: Duration,
-    /// No bars and no closing line on stderr
+    /// Print no bars and no closing line on stderr
     #[arg(long, short, help_heading = "Run")]
     quiet: bool,
     #[command(flatten)]

@@ -14,16 +14,16 @@ Examples:
   rigel bench compare before.json after.json
   rigel bench compare benches/results/*.json     # two of them";
 
-/// Two results side by side: how many times as fast the second is
+/// Compare two results: how many times as fast the second is
 ///
-/// Rows meet by name, model, sizes and who measured them. A ratio with a tilde lies within the spreads of its two
+/// Rows are matched by name, model, sizes and tool. A ratio with a tilde lies within the spreads of its two
 /// figures.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Compare {
-    /// A result, as --json writes it
+    /// The first result, as --json writes it
     first: PathBuf,
-    /// Another
+    /// The second result
     second: PathBuf,
 }
 

@@ -25,31 +25,31 @@ Examples:
 
 Shares are of the limit that the work meets first, by the larger of our ceilings and the peers'.";
 
-/// Every kernel alone at models' shapes: µs, GB/s, TFLOP/s, share of the limit measured in the same run
+/// Time every GPU kernel alone, at the models' shapes
 ///
-/// Inputs are random and rotated past the second-level cache; short launches are timed in recordings; a row during which
-/// the GPU's clock moved by more than 5 % says so.
+/// Prints µs, GB/s, TFLOP/s and the share of the limit measured in the same run. Inputs are random and larger than the L2
+/// cache; short launches are timed in CUDA graphs; a row during which the GPU's clock moved by more than 5 % is marked.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Kernels {
-    /// Words that kernel, model or sizes must have: gemv, mlp_in, 15b, rows=16
+    /// Measure only rows with these words in kernel, model or sizes: gemv, mlp_in, 15b, rows=16
     filter: Vec<String>,
-    /// Whose shapes: 3b, 7b, 15b, a config.json or a folder with one; several are possible [default: all three]
+    /// Models whose shapes are measured: 3b, 7b, 15b, a config.json or a model; repeatable [default: all three]
     #[arg(long, short, value_name = "NAME|CONFIG")]
     model: Vec<String>,
     /// Element type of weights and activations
     #[arg(long, value_enum, default_value_t)]
     dtype: HalfArg,
-    /// Time PyTorch's kernels in turns with ours: a Python that has it
+    /// Time PyTorch's kernels in turns with Rigel's, in this Python interpreter
     #[arg(long, value_name = "PYTHON")]
     peers: Option<String>,
-    /// Write the result there, row by row
+    /// Write the result to this file, row by row
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// How long each kernel is measured, in milliseconds
+    /// Milliseconds that each kernel is measured for
     #[arg(long, value_name = "MS", default_value_t = 150)]
     budget: u64,
-    /// Print what would be measured; needs no GPU
+    /// Print the rows and measure nothing; needs no GPU
     #[arg(long)]
     list: bool,
     /// For tests: bytes that the read of memory reads

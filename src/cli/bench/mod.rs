@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use super::error::CliError;
 use super::output::Output;
 
-/// Measures kernels and models, and compares results
+/// Measure kernels and models, and compare results
 #[derive(Debug, Args)]
 pub struct Bench {
     #[command(subcommand)]

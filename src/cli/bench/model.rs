@@ -31,7 +31,9 @@ pp512 is a prompt of 512 tokens, tg128 the generation of 128, one a step; tg128 
 values of an option are separated by commas; -p 0 and -n 0 leave tests out. With --dummy-weights the weights are random
 numbers in the shapes of a config.json: no checkpoint is needed, and the times are the same.";
 
-/// Tokens a second of a whole model: prompts and generation, by batch and depth, with shares of the limit
+/// Measure a model's tokens per second, as llama-bench does
+///
+/// Prompts and generation by batch size and depth, each with its share of the machine's limit.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Model {
@@ -46,19 +48,19 @@ pub struct Model {
     /// Tokens to generate
     #[arg(short = 'n', long = "n-gen", value_name = "N,..", value_delimiter = ',', default_value = "128")]
     generations: Vec<u32>,
-    /// Positions that are there before
+    /// Tokens in the cache before each test
     #[arg(short = 'd', long = "n-depth", value_name = "N,..", value_delimiter = ',', default_value = "0")]
     depths: Vec<u32>,
-    /// Sequences that are generated together; prompts are computed one at a time
+    /// Sequences generated together; prompts are computed one at a time
     #[arg(short = 'b', long = "batch", value_name = "N,..", value_delimiter = ',', default_value = "1")]
     batches: Vec<u32>,
     /// Repetitions of each test
     #[arg(short = 'r', long, value_name = "N", default_value_t = 5)]
     repetitions: u32,
-    /// What is printed
+    /// Output format
     #[arg(short = 'o', long, value_enum, default_value_t, help_heading = "Output")]
     output: Format,
-    /// Write the result there, row by row, whatever is printed
+    /// Write the result as JSON to this file too, row by row
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     json: Option<PathBuf>,
     /// Show no progress bar

@@ -14,21 +14,21 @@ Examples:
   rigel bench report benches/results/h200.json
   rigel bench report --check                     # changes nothing; fails where the page is not what the results say";
 
-/// Tables and plots of docs/performance.md from results
+/// Write the tables and plots of docs/performance.md
 ///
-/// Writes what stands between two markers of the page, and the plots beside it. What nobody has measured says so.
+/// Replaces the text between two markers of the page, and the plots beside it. Missing measurements are named as missing.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Report {
-    /// Results, one of a GPU and one of a CPU at the most [default: the newest of each in --results]
+    /// Result files, at most one of a GPU and one of a CPU [default: the newest of each in --results]
     files: Vec<PathBuf>,
-    /// The folder of committed results
+    /// Folder of the committed results
     #[arg(long, value_name = "DIR", default_value = "benches/results")]
     results: PathBuf,
-    /// The folder of performance.md
+    /// Folder of performance.md
     #[arg(long, value_name = "DIR", default_value = "docs")]
     docs: PathBuf,
-    /// Write nothing; fail where something would change
+    /// Write nothing; fail if something would change
     #[arg(long)]
     check: bool,
 }

@@ -24,10 +24,10 @@ Examples:
   rigel bench start --model ./random-15b -r 3 --json start.json
   rigel bench start --model ./starcoder2-3b --device cpu -p 64";
 
-/// From the start of a process to its first token, split into phases
+/// Measure the time from process start to first token, by phase
 ///
-/// Each repetition is a process of its own. The files are in memory from the second on at the latest: what a disk takes is
-/// seen in the first alone. Steps behind the first token are not part of its time. Make a model to load with rigel synth.
+/// Each repetition is a process of its own. From the second repetition on, the files are in memory: only the first shows
+/// the time of the disk. `rigel synth` makes a model to load.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Start {
@@ -46,7 +46,7 @@ pub struct Start {
     /// Repetitions
     #[arg(long, short, value_name = "N", default_value = "5", allow_negative_numbers = true)]
     repetitions: NonZeroUsize,
-    /// Write the result there
+    /// Write the result to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// One repetition, started at this time (nanoseconds since 1970): what the command starts itself with
