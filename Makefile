@@ -4,7 +4,7 @@
 
 # Build, and let the bundled model write some code.
 run:
-	cargo run --release --quiet -- generate 'def fibonacci(n):'
+	cargo run --release --quiet -- generate --echo 'def fibonacci(n):'
 
 # Every test: the whole workspace, then, of the bare library that an embedder gets, its own tests and the engine's. The kernels are compiled for GPUs and
 # run on the interpreter: that takes nvcc, fetched into .cuda/ where there is none (300 MB, once), and no GPU.
