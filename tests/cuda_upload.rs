@@ -306,7 +306,7 @@ device_test! {
                         error.to_string(),
                         format!(
                             "{file}: tensor {tensor}: found {value} at {place}, expected magnitudes up to 65504, the \
-                             largest of F16; use --dtype bf16"
+                             largest of F16; use the dtype bf16"
                         )
                     );
                     assert!(matches!(BackendError::from(error), BackendError::Checkpoint(_)));

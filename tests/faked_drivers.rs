@@ -46,7 +46,7 @@ driver_test! {
         if driver::version().is_ok() {
             return eprintln!("no_driver: skipped, this machine has a driver");
         }
-        let expected = "no CUDA driver: libcuda.so was not found; install NVIDIA's driver 580 or newer, or use --device cpu";
+        let expected = "no CUDA driver: libcuda.so was not found; install NVIDIA's driver 580 or newer, or use the device cpu";
         assert_eq!(refusal(Device::open(0)), expected);
         assert_eq!(refusal(driver::check()), expected);
         assert_eq!(refusal(driver::device_count()), expected);
@@ -81,7 +81,7 @@ driver_test! {
 driver_test! {
     fn no_gpu() {
         play(DeviceProfile::NoDevice);
-        let expected = "the CUDA driver sees no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu";
+        let expected = "the CUDA driver sees no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use the device cpu";
         assert_eq!(refusal(Device::open(0)), expected);
         assert_eq!(refusal(driver::device_count()), expected);
     }
@@ -100,7 +100,7 @@ driver_test! {
         play(DeviceProfile::Sm75);
         assert_eq!(
             refusal(Device::open(0)),
-            "interpreter sm_75 has compute capability 7.5; the kernels need 8.0 (Ampere) or newer; use --device cpu"
+            "interpreter sm_75 has compute capability 7.5; the kernels need 8.0 (Ampere) or newer; use the device cpu"
         );
         // Its properties can be read all the same.
         assert_eq!(properties(0).unwrap().compute_capability, ComputeCapability { major: 7, minor: 5 });

@@ -42,7 +42,7 @@ impl WeightDtype {
         if let Some(line) = conversion(&matrix_dtypes(checkpoint, spec), dtype) {
             let source = checkpoint.source();
             match self {
-                WeightDtype::Auto => tracing::warn!("{source} {line} (--dtype f16 for half precision)"),
+                WeightDtype::Auto => tracing::warn!("{source} {line} (the dtype f16 keeps half precision)"),
                 WeightDtype::Bf16 | WeightDtype::F16 => tracing::info!("{source} {line}, as asked"),
             }
         }

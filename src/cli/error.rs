@@ -8,9 +8,11 @@ use rigel::bench::document::DocumentError;
 use rigel::bench::report::ReportError;
 use rigel::bench::synthetic::SyntheticError;
 use rigel::checkpoint::CheckpointError;
-use rigel::engine::{EngineError, Failure, MOST_LOGPROBS, RequestError};
+use rigel::engine::{EngineError, Failure, RequestError};
 use rigel::sampling::InvalidParam;
 use rigel::text::TextError;
+
+use super::option_names;
 
 use super::signals::Signal;
 
@@ -76,46 +78,12 @@ impl From<RequestError> for CliError {
     fn from(error: RequestError) -> Self {
         match error {
             RequestError::Sampling(invalid) => CliError::Sampling(invalid),
-            error => match with_options(&error) {
+            error => match option_names::of_request(&error) {
                 Some(message) => CliError::Usage(message),
                 None => CliError::Request(error),
             },
         }
     }
-}
-
-/// The library's message in the words of the command line, where it speaks of a request's fields.
-fn with_options(error: &RequestError) -> Option<String> {
-    let advice = |largest: Option<usize>| {
-        let to = largest.map(|tokens| format!(" to {tokens}")).unwrap_or_default();
-        format!("lower --max-new-tokens{to} or shorten the prompt")
-    };
-    Some(match error {
-        RequestError::TokenOutOfRange { field, index, token, vocab_size } => {
-            let subject = match *field {
-                "prompt" => format!("token {} of the prompt has the id {token}", index + 1),
-                field => format!("--{} names the id {token}", field.replace('_', "-")),
-            };
-            format!("{subject}; expected an id below the vocabulary size {vocab_size}")
-        }
-        RequestError::TooManyLogprobs { field, found } => {
-            let option = if *field == "prompt_logprobs" { "--top" } else { "--logprobs" };
-            format!("{option} is {found}; expected at most {MOST_LOGPROBS} best tokens at each position")
-        }
-        RequestError::TooManyTokens { prompt, max_tokens, positions } => format!(
-            "the prompt's {prompt} tokens and --max-new-tokens {max_tokens} exceed the {positions} positions that there \
-             is room for: {}",
-            advice(Some(positions - prompt))
-        ),
-        RequestError::LargerThanCache { positions, needed, pages } => format!(
-            "{positions} positions need {needed} pages of the cache, which has {pages}: {}, or give more --memory",
-            advice(None)
-        ),
-        RequestError::StopWithoutTokenizer => {
-            "--stop needs the checkpoint's tokenizer, and it has no tokenizer.json; use --stop-token-ids".to_owned()
-        }
-        _ => return None,
-    })
 }
 
 impl CliError {
@@ -206,22 +174,6 @@ mod tests {
         assert_eq!(CliError::StdoutClosed.line(), None);
         assert_eq!(CliError::StdoutClosed.at("x").code(), 0);
         assert_eq!(CliError::Failure(Failure::EngineStopped).at("x").code(), 1);
-    }
-
-    #[test]
-    fn fields_of_a_request_are_named_as_options() {
-        let token = rigel::text::TokenId(99_999);
-        let said = |error: RequestError| CliError::from(error).line().unwrap_or_default();
-        let of = |field| said(RequestError::TokenOutOfRange { field, index: 2, token, vocab_size: 4096 });
-        assert_eq!(of("logit_bias"), "--logit-bias names the id 99999; expected an id below the vocabulary size 4096");
-        assert_eq!(
-            of("stop_token_ids"),
-            "--stop-token-ids names the id 99999; expected an id below the vocabulary size 4096"
-        );
-        assert!(of("prompt").starts_with("token 3 of the prompt has the id 99999; expected"));
-        assert!(said(RequestError::TooManyLogprobs { field: "logprobs", found: 99 }).starts_with("--logprobs is 99; "));
-        let error = RequestError::TooManyTokens { prompt: 10, max_tokens: 9, positions: 16 };
-        assert!(said(error).ends_with("lower --max-new-tokens to 6 or shorten the prompt"));
     }
 
     #[test]

@@ -9,6 +9,8 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::option_names;
+
 /// Sends log lines to stderr from here on. `verbose` is how often `--verbose` was given; `RUST_LOG` wins over it.
 pub fn init(verbose: u8) {
     let level = match verbose {
@@ -41,7 +43,9 @@ where
             Level::INFO => writer.write_str("info: ")?,
             _ => write!(writer, "{} {}: ", level.as_str().to_ascii_lowercase(), event.metadata().target())?,
         }
-        context.format_fields(writer.by_ref(), event)?;
+        let mut message = String::new();
+        context.format_fields(Writer::new(&mut message), event)?;
+        writer.write_str(&option_names::of_settings(&message))?;
         if let Some(option) = option_for(event.metadata().target()) {
             write!(writer, " with {option}")?;
         }

@@ -13,7 +13,7 @@
 //! | `prompts` `lines` `kind` | prompts from JSON lines; lines of any file; files that are no JSON lines |
 //! | `completion` | one request to text or to a JSON object |
 //! | `output` | stdout |
-//! | `error`, `usage`, `log`, `load_bar` | stderr |
+//! | `error`, `usage`, `option_names`, `log`, `load_bar` | stderr |
 //! | `version` | what this binary is |
 //! | `signals` | Ctrl-C, SIGTERM, SIGHUP |
 //!
@@ -39,6 +39,7 @@ mod log;
 mod model_args;
 mod model_source;
 mod numbers;
+mod option_names;
 mod output;
 #[cfg(feature = "cuda")]
 mod plan;

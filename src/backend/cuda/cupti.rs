@@ -38,7 +38,7 @@ const BUFFER_LAYOUT: Layout = match Layout::from_size_align(BUFFER_BYTES, 8) {
 #[non_exhaustive]
 pub enum CuptiError {
     /// No library was found.
-    #[error("no CUPTI: looked for {looked}; give its path with --cupti, or leave it away and see no gaps")]
+    #[error("no CUPTI: looked for {looked}; give its path, or use events and see no gaps")]
     NotFound {
         /// Names and paths.
         looked: String,

@@ -14,7 +14,7 @@ use crate::host::Size;
 #[non_exhaustive]
 pub enum CudaError {
     /// No library of the driver was found.
-    #[error("no CUDA driver: libcuda.so was not found; install NVIDIA's driver 580 or newer, or use --device cpu")]
+    #[error("no CUDA driver: libcuda.so was not found; install NVIDIA's driver 580 or newer, or use the device cpu")]
     NoDriver,
     /// CUPTI, where it was asked for.
     #[error(transparent)]
@@ -31,7 +31,7 @@ pub enum CudaError {
         needed: CudaVersion,
     },
     /// The driver sees no GPU.
-    #[error("the CUDA driver sees no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu")]
+    #[error("the CUDA driver sees no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use the device cpu")]
     NoDevice,
     /// There are fewer GPUs than asked for.
     #[error("there is no GPU {ordinal}: the driver sees {count}, counted from 0")]
@@ -42,7 +42,7 @@ pub enum CudaError {
         count: usize,
     },
     /// The GPU is older than any that the kernels are written for.
-    #[error("{name} has compute capability {found}; the kernels need 8.0 (Ampere) or newer; use --device cpu")]
+    #[error("{name} has compute capability {found}; the kernels need 8.0 (Ampere) or newer; use the device cpu")]
     OldDevice {
         /// The GPU's name.
         name: String,

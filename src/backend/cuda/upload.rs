@@ -154,7 +154,7 @@ impl<'a> Source<'a> {
             tensor: self.part.tensor.clone(),
             found: format!("{value} at {place}"),
             expected: "magnitudes up to 65504, the largest of F16".to_owned(),
-            advice: "use --dtype bf16",
+            advice: "use the dtype bf16",
         }
     }
 }

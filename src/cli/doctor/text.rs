@@ -1,5 +1,6 @@
 //! The report as people read it: what each thing is, and under it what to do where it is amiss.
 
+use super::super::option_names;
 use rigel::backend::cpu::ISA_VARIABLE;
 use rigel::host::Size;
 
@@ -32,7 +33,7 @@ impl Finding {
 
     /// Errors say what is wrong, a semicolon, what to do.
     pub(super) fn amiss(subject: impl Into<String>, error: &impl ToString) -> Finding {
-        Finding::new(subject, error.to_string().split("; ").map(str::to_owned).collect())
+        Finding::new(subject, option_names::of_settings(&error.to_string()).split("; ").map(str::to_owned).collect())
     }
 
     /// The subject stands before the first line alone.
