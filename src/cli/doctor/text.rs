@@ -1,9 +1,9 @@
 //! The report as people read it: what each thing is, and under it what to do where it is amiss.
 
-use super::super::option_names;
 use rigel::backend::cpu::ISA_VARIABLE;
 use rigel::host::Size;
 
+use super::super::option_names;
 use super::super::version;
 use super::{Cache, Cpu, Memory, Report};
 
