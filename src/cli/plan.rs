@@ -1,5 +1,6 @@
 //! `rigel plan`: whether a model fits a GPU, before there is one.
 
+mod record;
 mod text;
 
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
@@ -10,15 +11,15 @@ use rigel::backend::cuda::Card;
 use rigel::backend::cuda::model::{MAX_SEQUENCES, MemoryLine};
 use rigel::bench::shapes::Shapes;
 use rigel::checkpoint::{Checkpoint, CheckpointError, Config, ModelSource};
-use rigel::engine::{CpuPlan, Engine, EngineBuilder, GpuPlan};
-use rigel::host::{MemoryLimit, Size};
+use rigel::engine::{Engine, EngineBuilder, GpuPlan};
+use rigel::host::Size;
 use rigel::model::ModelSpec;
-use serde::Serialize;
 
 use super::error::CliError;
 use super::model_args::{DtypeArg, default_model};
 use super::numbers::{bytes, count};
 use super::output::Output;
+use record::{CardLimit, Line, Record};
 
 /// Sequences of a step of a GPU where nothing is asked for.
 const DEFAULT_SEQUENCES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
@@ -86,105 +87,6 @@ enum GpuArg {
     L40s,
     Rtx4090,
     Rtx3090,
-}
-
-/// What `--json` prints.
-#[derive(Debug, Serialize)]
-struct Record<'a> {
-    model: &'a str,
-    dtype: String,
-    gpu: &'a str,
-    /// Those that are planned for: --max-seqs, else as many as fit, up to 256.
-    sequences: usize,
-    #[serde(skip)]
-    max_seqs_given: bool,
-    context: usize,
-    prefill_chunk: usize,
-    /// Bytes that there are.
-    memory_bytes: u64,
-    lines: Vec<Line>,
-    /// All lines, the driver's too.
-    needed_bytes: u64,
-    fits: bool,
-    /// Whether it runs all the same, with sequences that wait for each other.
-    starts: bool,
-    page_size: u32,
-    pages_of_sequence: u32,
-    /// Pages that there is room for.
-    pages: u32,
-    /// Sequences of the whole context that those are.
-    whole_sequences: u32,
-    /// Sequences of the whole context that run at once: no more than are planned for.
-    sequences_at_once: usize,
-    /// The window that bounds the pages of a sequence, in positions.
-    #[serde(skip)]
-    window: Option<NonZeroU32>,
-    /// The longest context with as many sequences.
-    longest_context: Option<NonZeroU32>,
-    /// The most sequences with this context.
-    most_sequences: Option<NonZeroUsize>,
-    /// Bytes of weights that a decoded token reads.
-    weight_bytes_per_token: u64,
-    /// Bytes that a token adds to the cache.
-    kv_bytes_per_token: u64,
-    /// What one sequence takes on the CPU.
-    cpu: CpuRecord,
-    /// Decoded tokens a second, one sequence, that the memory of each card allows by its data sheet.
-    limits: Vec<CardLimit>,
-}
-
-#[derive(Debug, Serialize)]
-struct Line {
-    what: &'static str,
-    bytes: u64,
-}
-
-#[derive(Debug, Serialize)]
-struct CardLimit {
-    gpu: &'static str,
-    memory_bytes: u64,
-    bytes_per_second: f64,
-    /// With an empty cache.
-    tokens_per_second: f64,
-    /// With all keys and values that the context and the window let a token see.
-    tokens_per_second_at_context: f64,
-    /// Whether as many sequences as are planned for fit 90 % of its memory.
-    fits: bool,
-    /// How many do at once.
-    sequences: usize,
-    #[serde(skip)]
-    holds_weights: bool,
-}
-
-/// What one sequence of the whole context takes of this machine's memory, without a GPU.
-#[derive(Debug, Serialize)]
-struct CpuRecord {
-    /// As they are stored.
-    weight_bytes: u64,
-    cache_bytes: u64,
-    activation_bytes: u64,
-    needed_bytes: u64,
-    /// What this process can have; null where the system does not say.
-    available_bytes: Option<u64>,
-    /// Whether all of it stays in memory; null where the system does not say.
-    fits: Option<bool>,
-    /// What allows no more.
-    #[serde(skip)]
-    limit: Option<MemoryLimit>,
-}
-
-impl From<CpuPlan> for CpuRecord {
-    fn from(plan: CpuPlan) -> CpuRecord {
-        CpuRecord {
-            weight_bytes: plan.weight_bytes,
-            cache_bytes: plan.cache_bytes,
-            activation_bytes: plan.activation_bytes,
-            needed_bytes: plan.needed(),
-            available_bytes: plan.available.map(|available| available.bytes),
-            fits: plan.fits(),
-            limit: plan.available.map(|available| available.limit),
-        }
-    }
 }
 
 /// What is planned for.

@@ -6,11 +6,11 @@ use std::time::Instant;
 
 #[cfg(feature = "cuda")]
 use crate::backend::Arithmetic;
-use crate::backend::cpu::{self, CpuBackend, CpuOptions, Isa};
+use crate::backend::cpu::{self, CpuBackend, CpuOptions};
+#[cfg(feature = "cuda")]
+use crate::backend::cuda;
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::model::{CudaOptions, WeightSource};
-#[cfg(feature = "cuda")]
-use crate::backend::cuda::{self, CudaError};
 use crate::backend::{Backend, LoadProgress, LoadStage, WeightDtype};
 use crate::checkpoint::{Checkpoint, Config, Dtype, ModelSource, OpenOptions};
 use crate::host::Size;
@@ -19,8 +19,9 @@ use crate::kv::CacheGeometry;
 use crate::model::random_name;
 use crate::model::{ModelSpec, random_checkpoint};
 
-use super::builder::{Device, EngineBuilder, EngineError, Source};
+use super::builder::{EngineBuilder, EngineError, Source};
 use super::draft::Speculation;
+use super::placement::Placement;
 
 /// Positions a page of the CPU's cache holds: small enough that little of a page outlives the window, large enough
 /// that a page's keys are one long stream.
@@ -154,34 +155,6 @@ impl EngineBuilder {
         spec
     }
 
-    /// The CPU in place of a GPU that was not asked for by name and has no kernels for this network.
-    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "there are GPUs in builds with them alone"))]
-    fn with_kernels(&self, placement: Placement, spec: &ModelSpec) -> Placement {
-        #[cfg(feature = "cuda")]
-        if let (Device::Auto, Placement::Cuda(_), Some(lack)) = (self.device, &placement, cuda::model::lack(spec)) {
-            tracing::warn!("using the CPU: {lack}");
-            return Placement::Cpu;
-        }
-        placement
-    }
-
-    /// Where the model is to run: the device asked for, or for [`Device::Auto`] a GPU if there is one.
-    fn placement(&self) -> Result<Placement, EngineError> {
-        let placement = match self.device {
-            Device::Cpu => Placement::Cpu,
-            #[cfg(feature = "cuda")]
-            Device::Cuda | Device::Auto => self.device.gpu()?.map_or(Placement::Cpu, Placement::Cuda),
-            #[cfg(not(feature = "cuda"))]
-            Device::Cuda => return Err(EngineError::NoCudaFeature),
-            #[cfg(not(feature = "cuda"))]
-            Device::Auto => Placement::Cpu,
-        };
-        if let Placement::Cpu = placement {
-            Isa::from_env()?;
-        }
-        Ok(placement)
-    }
-
     fn cpu_backend(&mut self, checkpoint: &Checkpoint, spec: ModelSpec) -> Result<Box<dyn Backend>, EngineError> {
         let (step, options) = self.cpu_step(&spec);
         let memory = self.memory.map(NonZeroU64::get);
@@ -269,45 +242,6 @@ pub(super) struct StepSize {
     pub(super) most_pages: u32,
 }
 
-/// Where a model runs.
-enum Placement {
-    Cpu,
-    #[cfg(feature = "cuda")]
-    Cuda(cuda::Device),
-}
-
-#[cfg(feature = "cuda")]
-impl Device {
-    /// The GPU that a model so placed takes, opened; none where it takes the CPU.
-    ///
-    /// # Errors
-    /// For [`Device::Cuda`]: those of [`cuda::Device::first`]; for [`Device::Auto`] of these what is wrong with a switch.
-    pub fn gpu(self) -> Result<Option<cuda::Device>, EngineError> {
-        match self {
-            Device::Cpu => Ok(None),
-            Device::Cuda => cuda::Device::first().map(Some).map_err(EngineError::Cuda),
-            Device::Auto => cuda::Device::first().map(Some).or_else(|error| cpu_instead(error).map(|()| None)),
-        }
-    }
-}
-
-/// That the CPU may be taken, since there is no GPU; where there is one that cannot be used, a warning says why. Who has
-/// set a switch for the GPU wants the GPU: what is wrong with the switch is an error.
-#[cfg(feature = "cuda")]
-fn cpu_instead(error: CudaError) -> Result<(), EngineError> {
-    let no_gpu = |error: &CudaError| matches!(error, CudaError::NoDriver | CudaError::NoDevice);
-    match error {
-        CudaError::Switch(_) | CudaError::Algorithm { .. } => return Err(EngineError::Cuda(error)),
-        // Kernels are looked for first: whether a GPU would have run them is yet to be asked.
-        CudaError::BuiltWithoutKernels if cuda::driver::device_count().is_err_and(|error| no_gpu(&error)) => {
-            tracing::debug!("{error}");
-        }
-        error if no_gpu(&error) => tracing::debug!("{error}"),
-        error => tracing::warn!("using the CPU: {error}"),
-    }
-    Ok(())
-}
-
 /// `wanted` threads, but no more than `cores`.
 fn cap_threads(wanted: NonZeroUsize, cores: NonZeroUsize) -> NonZeroUsize {
     if wanted > cores {
@@ -329,6 +263,8 @@ fn no_dtype_on_cpu(dtype: WeightDtype) -> Result<(), EngineError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(target_os = "linux")]
+    use crate::engine::Device;
 
     #[test]
     fn threads_are_capped_at_the_cores() {

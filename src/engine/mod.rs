@@ -9,7 +9,7 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `mod`, `builder`, `loading` | the engine, and how it comes to be |
+//! | `mod`, `builder`, `placement`, `loading` | the engine, and how it comes to be |
 //! | `plan`, `cpu_plan` | whether a model fits a GPU, and what it takes of a CPU's memory |
 //! | `request`, `event`, `generation`, `generations` | what goes in, what comes out, and the way out |
 //! | `worker` | the step loop |
@@ -48,6 +48,7 @@ mod generation;
 mod generations;
 mod loading;
 mod output;
+mod placement;
 #[cfg(feature = "cuda")]
 mod plan;
 mod request;

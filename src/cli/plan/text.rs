@@ -4,7 +4,8 @@ use rigel::bench::table::{Table, digits};
 use rigel::host::Size;
 use rigel::model::grouped;
 
-use super::{CardLimit, CpuRecord, DEFAULT_SEQUENCES, Line, Record};
+use super::DEFAULT_SEQUENCES;
+use super::record::{CardLimit, CpuRecord, Line, Record};
 
 pub(super) fn text(record: &Record<'_>) -> String {
     let Record { model, dtype, gpu, prefill_chunk, .. } = record;
