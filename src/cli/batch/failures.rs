@@ -49,6 +49,7 @@ impl Failures {
         let may_succeed = |code: &Code| code.name == MAY_SUCCEED;
         match (self.codes.iter().any(may_succeed), self.codes.iter().all(may_succeed)) {
             (_, true) => "--retry-failed does them again",
+            (false, _) if self.count() == 1 => "correct the line and give --retry-failed to do it again",
             (true, _) => "--retry-failed does them again; all but those of server_error have to be corrected first",
             (false, _) => "correct these lines and give --retry-failed to do them again",
         }
@@ -89,6 +90,8 @@ mod tests {
         assert_eq!(failures.advice(), "--retry-failed does them again");
         let mut failures = Failures::default();
         failures.add("invalid_line", 7, "x");
-        assert!(failures.advice().starts_with("correct these lines"));
+        assert!(failures.advice().starts_with("correct the line and"));
+        failures.add("invalid_line", 8, "x");
+        assert!(failures.advice().starts_with("correct these lines and"));
     }
 }

@@ -142,7 +142,9 @@ fn plain_lines_take_text_and_token_ids() {
         json!({"id": "text", "text": prompt, "max_tokens": 4}),
         json!({"id": "ids", "token_ids": tokenize(prompt), "max_tokens": 4}),
     ]);
-    work.run("out.jsonl", &["-q"]).ok();
+    // By the name that the option had, and by vLLM's.
+    work.run("out.jsonl", &["-q", "--max-sequences", "2"]).ok();
+    work.run("other.jsonl", &["-q", "--max-num-seqs", "2"]).ok();
     let records = work.by_id("out.jsonl");
     assert_eq!(records["text"]["text"], records["prompt"]["text"]);
     assert_eq!(records["ids"]["text"], records["prompt"]["text"]);
