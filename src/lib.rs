@@ -2,14 +2,11 @@
 //! binary, no Python.
 //!
 //! ```
-//! use rigel::engine::{Engine, Request};
-//! use rigel::text::SpecialTokens;
+//! use rigel::engine::Engine;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let engine = Engine::builder().model("nano").build()?;
-//! let prompt = engine.tokenizer()?.encode_prompt("def fibonacci(n):", SpecialTokens::AsText)?;
-//! let completion = engine.generate(Request { max_tokens: 16, ..Request::new(prompt) })?.wait()?;
-//! println!("{}", completion.text);
+//! println!("{}", engine.complete("def fibonacci(n):")?.text);
 //! # Ok(())
 //! # }
 //! ```

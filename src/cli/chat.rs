@@ -18,6 +18,7 @@ use rustyline::error::ReadlineError;
 use rustyline::history::MemHistory;
 
 use super::error::CliError;
+use super::input::utf8;
 use super::load_bar::LoadBar;
 use super::model_args::{Load, ModelArgs};
 use super::output::Output;
@@ -86,15 +87,17 @@ impl Chat {
         if !self.quiet && matches!(lines, Lines::Terminal(_)) {
             note(&format!("{name}. /help lists what there is besides messages; Ctrl-D leaves."));
         }
-        let mut chat = Conversation { engine, template, options, end, system, turns: Vec::new(), interrupts };
+        let mut chat =
+            Conversation { engine, template, options, end, system, turns: Vec::new(), interrupts, failed: 0 };
         loop {
             match entry(&mut lines)? {
-                Entry::End => return Ok(()),
+                Entry::End => return chat.verdict(&lines),
+                Entry::Unreadable(error) => chat.fail(&error),
                 Entry::Interrupted => note("Ctrl-D or /quit leaves"),
                 Entry::Message(text) if text.trim().is_empty() => {}
                 Entry::Message(text) => chat.say(text, out)?,
                 Entry::Command(line) => match Command::parse(&line) {
-                    Ok(Command::Quit) => return Ok(()),
+                    Ok(Command::Quit) => return chat.verdict(&lines),
                     Ok(Command::Help) => out.line(COMMANDS)?,
                     Ok(Command::Reset) => {
                         chat.turns.clear();
@@ -148,6 +151,8 @@ struct Conversation {
     /// The user's and the assistant's, in turn.
     turns: Vec<ChatMessage>,
     interrupts: Interrupts,
+    /// Messages that were not answered.
+    failed: usize,
 }
 
 impl Conversation {
@@ -161,10 +166,25 @@ impl Conversation {
             Err(error @ CliError::Failure(Failure::EngineStopped | Failure::Panicked { .. })) => return Err(error),
             Err(error) => {
                 self.turns.pop();
-                note(&format!("error: {}", error.line().unwrap_or_default()));
+                self.fail(&error);
             }
         }
         Ok(())
+    }
+
+    /// Says why a message is not answered.
+    fn fail(&mut self, error: &CliError) {
+        self.failed += 1;
+        note(&format!("error: {}", error.line().unwrap_or_default()));
+    }
+
+    /// A program that pipes messages in learns from the exit code whether all were answered; a person has seen it.
+    fn verdict(&self, lines: &Lines) -> Result<(), CliError> {
+        match (lines, self.failed) {
+            (Lines::Terminal(_), _) | (_, 0) => Ok(()),
+            (_, 1) => Err(CliError::Failed("1 message was not answered".to_owned())),
+            (_, failed) => Err(CliError::Failed(format!("{failed} messages were not answered"))),
+        }
     }
 
     fn answer(&mut self, out: &mut Output) -> Result<String, CliError> {
@@ -324,12 +344,15 @@ fn next_event(generation: &mut Generation, interrupts: &Interrupts) -> Option<Ev
 /// Where lines come from.
 enum Lines {
     Terminal(Box<rustyline::Editor<(), MemHistory>>),
-    Pipe(BufReader<Stdin>),
+    /// A pipe, and how many lines of it were read.
+    Pipe(BufReader<Stdin>, usize),
 }
 
 /// A line, without its break.
 enum Typed {
     Line(String),
+    /// Bytes that are no text.
+    Unreadable(CliError),
     Interrupted,
     End,
 }
@@ -338,7 +361,7 @@ impl Lines {
     fn stdin() -> Result<Lines, CliError> {
         let stdin = std::io::stdin();
         if !stdin.is_terminal() {
-            return Ok(Lines::Pipe(BufReader::new(stdin)));
+            return Ok(Lines::Pipe(BufReader::new(stdin), 0));
         }
         let config = rustyline::Config::builder().auto_add_history(true).build();
         let editor = rustyline::Editor::with_history(config, MemHistory::new());
@@ -355,22 +378,26 @@ impl Lines {
                 Err(ReadlineError::Io(source)) => Err(error(source)),
                 Err(other) => Err(CliError::Failed(format!("the terminal: {other}"))),
             },
-            Lines::Pipe(reader) => {
-                let mut line = String::new();
-                if reader.read_line(&mut line).map_err(error)? == 0 {
+            Lines::Pipe(reader, count) => {
+                let mut line = Vec::new();
+                if reader.read_until(b'\n', &mut line).map_err(error)? == 0 {
                     return Ok(Typed::End);
                 }
-                let line = line.strip_suffix('\n').unwrap_or(&line);
-                Ok(Typed::Line(line.strip_suffix('\r').unwrap_or(line).to_owned()))
+                *count += 1;
+                let line = line.strip_suffix(b"\n").unwrap_or(&line);
+                let line = line.strip_suffix(b"\r").unwrap_or(line).to_vec();
+                Ok(utf8(line, &format!("stdin:{count}")).map_or_else(Typed::Unreadable, Typed::Line))
             }
         }
     }
 }
 
 /// What was typed.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Entry {
     Message(String),
+    /// A message, part of which is no text.
+    Unreadable(CliError),
     Command(String),
     Interrupted,
     End,
@@ -385,21 +412,27 @@ fn read_entry(mut next: impl FnMut(&str) -> Result<Typed, CliError>) -> Result<E
     let line = match next("> ")? {
         Typed::End => return Ok(Entry::End),
         Typed::Interrupted => return Ok(Entry::Interrupted),
+        Typed::Unreadable(error) => return Ok(Entry::Unreadable(error)),
         Typed::Line(line) => line,
     };
     let Some(first) = line.strip_prefix(QUOTES) else {
         return Ok(if line.starts_with('/') { Entry::Command(line) } else { Entry::Message(line) });
     };
     let mut text = first.to_owned();
+    // The lines up to the end are of this message, whatever is wrong with one of them.
+    let mut unreadable = None;
+    let message = |text: &str, unreadable: Option<CliError>| {
+        unreadable.map_or_else(|| Entry::Message(text.strip_prefix('\n').unwrap_or(text).to_owned()), Entry::Unreadable)
+    };
     loop {
         if let Some(whole) = text.strip_suffix(QUOTES) {
-            let whole = whole.strip_suffix('\n').unwrap_or(whole);
-            return Ok(Entry::Message(whole.strip_prefix('\n').unwrap_or(whole).to_owned()));
+            return Ok(message(whole.strip_suffix('\n').unwrap_or(whole), unreadable));
         }
         match next(". ")? {
             Typed::Interrupted => return Ok(Entry::Interrupted),
             // What a pipe leaves open is a message, too.
-            Typed::End => return Ok(Entry::Message(text.strip_prefix('\n').unwrap_or(&text).to_owned())),
+            Typed::End => return Ok(message(&text, unreadable)),
+            Typed::Unreadable(error) => unreadable = unreadable.or(Some(error)),
             Typed::Line(line) => {
                 text.push('\n');
                 text.push_str(&line);
@@ -412,25 +445,42 @@ fn read_entry(mut next: impl FnMut(&str) -> Result<Typed, CliError>) -> Result<E
 mod tests {
     use super::*;
 
-    fn entries(lines: &[&str]) -> Vec<Entry> {
+    /// What lines are: `message …`, `command …`, or `error …`. The line `\xff` is no text.
+    fn entries(lines: &[&str]) -> Vec<String> {
         let mut lines = lines.iter();
-        let mut next = |_: &str| Ok(lines.next().map_or(Typed::End, |line| Typed::Line((*line).to_owned())));
+        let mut next = |_: &str| {
+            Ok(match lines.next() {
+                None => Typed::End,
+                Some(&"\\xff") => Typed::Unreadable(utf8(b"\xff".to_vec(), "stdin").unwrap_err()),
+                Some(line) => Typed::Line((*line).to_owned()),
+            })
+        };
         let mut found = Vec::new();
         loop {
             match read_entry(&mut next).unwrap() {
                 Entry::End => return found,
-                entry => found.push(entry),
+                Entry::Message(text) => found.push(message(&text)),
+                Entry::Command(line) => found.push(format!("command {line}")),
+                Entry::Unreadable(error) => found.push(format!("error {error}")),
+                Entry::Interrupted => unreachable!("nobody interrupts"),
             }
         }
     }
 
-    fn message(text: &str) -> Entry {
-        Entry::Message(text.to_owned())
+    fn message(text: &str) -> String {
+        format!("message {text}")
+    }
+
+    #[test]
+    fn what_is_no_text_is_a_message_that_fails() {
+        let error = "error stdin: byte 0 is not valid UTF-8; give UTF-8 text, or token ids";
+        assert_eq!(entries(&["a", "\\xff", "b"]), [message("a"), error.to_owned(), message("b")]);
+        assert_eq!(entries(&["\"\"\"a", "\\xff", "b\"\"\"", "c"]), [error.to_owned(), message("c")]);
     }
 
     #[test]
     fn lines_are_messages_and_commands() {
-        let command = |line: &str| Entry::Command(line.to_owned());
+        let command = |line: &str| format!("command {line}");
         assert_eq!(
             entries(&["hi", "", "/reset", " /etc", "/save a b"]),
             [message("hi"), message(""), command("/reset"), message(" /etc"), command("/save a b")]

@@ -1,7 +1,6 @@
 //! One request to what is printed of it: streamed text, or a JSON object.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 
 use clap::Args;
 use rigel::engine::{Completion, Engine, Event, Failure, Finish, FinishReason, Request, StopCause, Timings};
@@ -119,38 +118,61 @@ pub fn run(
         completion
     } else {
         let completion = stream(engine, request, echo, out)?;
-        if !completion.logprobs.is_empty() {
-            note(&logprobs_table(engine.tokenizer()?, &completion));
-        }
+        logprobs_note(engine, &completion, out)?;
         completion
     };
     if !format.quiet {
-        closing_note(engine, &completion.timings, &completion.reason);
+        closing_note(engine, &completion, out);
+    }
+    Ok(())
+}
+
+/// The table of log-probabilities on stderr, where they were asked for.
+pub fn logprobs_note(engine: &Engine, completion: &Completion, out: &mut Output) -> Result<(), CliError> {
+    if !completion.logprobs.is_empty() {
+        out.note(&logprobs_table(engine.tokenizer()?, completion));
     }
     Ok(())
 }
 
 /// The closing line, on stderr.
-pub fn closing_note(engine: &Engine, timings: &Timings, reason: &FinishReason) {
-    note(&format!("{}, on {}", closing_line(timings, reason), engine.device()));
+pub fn closing_note(engine: &Engine, completion: &Completion, out: &mut Output) {
+    let end = end(engine.tokenizer().ok(), &completion.reason);
+    out.note(&format!("{}, on {}", closing_line(&completion.timings, &end), engine.device()));
 }
 
 /// Prints the text while it comes.
 fn stream(engine: &Engine, request: Request, echo: &str, out: &mut Output) -> Result<Completion, CliError> {
+    let mut echo = Some(echo);
+    let completion = collect(engine, request, |text| {
+        if let Some(echo) = echo.take() {
+            out.text(echo)?;
+        }
+        out.text(text)
+    })?;
+    out.end_text()?;
+    Ok(completion)
+}
+
+/// Runs a request of one sample, and hands its text over as it comes: at first an empty one, once the request is taken.
+pub fn collect(
+    engine: &Engine,
+    request: Request,
+    mut on_text: impl FnMut(&str) -> Result<(), CliError>,
+) -> Result<Completion, CliError> {
     let (mut token_ids, mut logprobs, mut text) = (Vec::new(), Vec::new(), String::new());
     let events = engine.generate(request)?;
-    out.text(echo)?;
+    on_text("")?;
     for event in events {
         match event {
             Event::Token(token) => {
-                out.text(&token.text)?;
+                on_text(&token.text)?;
                 text.push_str(&token.text);
                 token_ids.push(token.id);
                 logprobs.extend(token.logprobs);
             }
             Event::Finished(Finish { reason, text: rest, timings, .. }) => {
-                out.text(&rest)?;
-                out.end_text()?;
+                on_text(&rest)?;
                 text.push_str(&rest);
                 return Ok(Completion { prompt: Vec::new(), token_ids, logprobs, text, reason, timings });
             }
@@ -162,29 +184,41 @@ fn stream(engine: &Engine, request: Request, echo: &str, out: &mut Output) -> Re
     Err(Failure::EngineStopped.into())
 }
 
-/// Prints to stderr; that nobody listens there is no failure.
-fn note(lines: &str) {
-    let _ = writeln!(std::io::stderr(), "{lines}");
+/// Why a generation ended, in words: a token has its text, where it has one.
+fn end(tokenizer: Option<&Tokenizer>, reason: &FinishReason) -> String {
+    match reason {
+        FinishReason::Length => "length".to_owned(),
+        FinishReason::Deadline => "out of time".to_owned(),
+        FinishReason::Stop(StopCause::Eos(_)) => "end of sequence".to_owned(),
+        FinishReason::Stop(StopCause::Text(stop)) => format!("stop: {stop:?}"),
+        FinishReason::Stop(StopCause::Token(id)) => {
+            let text = tokenizer.and_then(|tokenizer| Some((tokenizer, token_text(tokenizer, *id)?)));
+            match text {
+                None => format!("stop token {id}"),
+                // Special tokens are read by their brackets.
+                Some((tokenizer, text)) if tokenizer.is_special(*id) => format!("stop: {text}"),
+                Some((_, text)) => format!("stop: {text:?}"),
+            }
+        }
+    }
+}
+
+/// The text of a token that is text by itself.
+fn token_text(tokenizer: &Tokenizer, id: TokenId) -> Option<String> {
+    String::from_utf8(tokenizer.token_bytes(id)?).ok()
 }
 
 /// `12 prompt tokens, 64 new tokens (length), first token after 0.012 s, 210.3 tokens/s`.
-fn closing_line(timings: &Timings, reason: &FinishReason) -> String {
+fn closing_line(timings: &Timings, end: &str) -> String {
     let plural = |count: usize| if count == 1 { "" } else { "s" };
     let Timings { prompt_tokens, completion_tokens, .. } = *timings;
     let mut line = format!(
-        "{prompt_tokens} prompt token{}, {completion_tokens} new token{}",
+        "{prompt_tokens} prompt token{}, {completion_tokens} new token{} ({end})",
         plural(prompt_tokens),
         plural(completion_tokens)
     );
-    // Writing to a String cannot fail.
-    let _ = match reason {
-        FinishReason::Length => write!(line, " (length)"),
-        FinishReason::Deadline => write!(line, " (out of time)"),
-        FinishReason::Stop(StopCause::Eos(id)) => write!(line, " (end of sequence, id {id})"),
-        FinishReason::Stop(StopCause::Token(id)) => write!(line, " (stop token {id})"),
-        FinishReason::Stop(StopCause::Text(stop)) => write!(line, " (stop text {stop:?})"),
-    };
     if completion_tokens > 0 {
+        // Writing to a String cannot fail.
         let _ = write!(line, ", first token after {:.3} s", timings.time_to_first_token().as_secs_f64());
     }
     if let Some(rate) = timings.decode_rate() {
@@ -193,13 +227,14 @@ fn closing_line(timings: &Timings, reason: &FinishReason) -> String {
     line
 }
 
+/// A token for people: its text in quotes; a name without quotes for bytes that are no text.
+pub fn piece(tokenizer: &Tokenizer, id: TokenId) -> String {
+    token_text(tokenizer, id).map_or_else(|| TokenNames::shared_name(Some(tokenizer), id), |text| format!("{text:?}"))
+}
+
 /// One line a token: id, log-probability, text, and the best tokens there.
 fn logprobs_table(tokenizer: &Tokenizer, completion: &Completion) -> String {
-    // Quoted where it is text; bytes that are none have a name without quotes.
-    let text = |id: TokenId| match tokenizer.token_bytes(id).map(String::from_utf8) {
-        Some(Ok(text)) => format!("{text:?}"),
-        _ => TokenNames::shared_name(Some(tokenizer), id),
-    };
+    let text = |id: TokenId| piece(tokenizer, id);
     let mut table = format!("{:>6}  {:>8}  {:<16}  best", "id", "logprob", "text");
     for (&id, logprobs) in completion.token_ids.iter().zip(&completion.logprobs) {
         let logprob = logprobs.target.map_or_else(|| "-".into(), |logprob| format!("{logprob:.4}"));
@@ -225,16 +260,29 @@ mod tests {
             decode: Duration::from_millis(500),
         };
         assert_eq!(
-            closing_line(&timings, &FinishReason::Length),
+            closing_line(&timings, "length"),
             "12 prompt tokens, 5 new tokens (length), first token after 0.012 s, 8.0 tokens/s"
         );
         let one = Timings { prompt_tokens: 1, completion_tokens: 1, decode: Duration::ZERO, ..timings };
         assert_eq!(
-            closing_line(&one, &FinishReason::Stop(StopCause::Text("\n\n".into()))),
-            "1 prompt token, 1 new token (stop text \"\\n\\n\"), first token after 0.012 s"
+            closing_line(&one, "stop: \"\\n\\n\""),
+            "1 prompt token, 1 new token (stop: \"\\n\\n\"), first token after 0.012 s"
         );
         let none = Timings { completion_tokens: 0, ..one };
-        assert_eq!(closing_line(&none, &FinishReason::Length), "1 prompt token, 0 new tokens (length)");
+        assert_eq!(closing_line(&none, "length"), "1 prompt token, 0 new tokens (length)");
+    }
+
+    #[test]
+    fn ends_have_words() {
+        let nano = Tokenizer::from_source(&rigel::checkpoint::ModelSource::nano()).unwrap().unwrap();
+        let said = |cause| end(Some(&nano), &FinishReason::Stop(cause));
+        assert_eq!(said(StopCause::Eos(TokenId(0))), "end of sequence");
+        assert_eq!(said(StopCause::Token(TokenId(6))), "stop: <file_sep>");
+        assert_eq!(said(StopCause::Text("\n\n".into())), "stop: \"\\n\\n\"");
+        let word = nano.encode(" f", rigel::text::SpecialTokens::AsText).unwrap();
+        assert_eq!(said(StopCause::Token(word[0])), "stop: \" f\"");
+        assert_eq!(said(StopCause::Token(TokenId(1 << 20))), "stop token 1048576");
+        assert_eq!(end(None, &FinishReason::Stop(StopCause::Token(TokenId(6)))), "stop token 6");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::output::Output;
 
 const EXAMPLES: &str = "\
 Examples:
-  rigel detokenize 600 283 8
+  rigel detokenize 444 320 865 306 370 837
   rigel detokenize 600,283,8 --model bigcode/starcoder2-3b
   rigel tokenize 'x = 1' | rigel detokenize -";
 
@@ -67,10 +67,23 @@ fn parse_ids(text: &str) -> Result<Vec<TokenId>, CliError> {
         .map(|(index, word)| {
             word.parse().map(TokenId).map_err(|_| {
                 let word = word.escape_debug();
-                CliError::Usage(format!("id {} is `{word}`; expected a number from 0 to {}", index + 1, u32::MAX))
+                let which = ordinal(index + 1);
+                CliError::Usage(format!("the {which} id is `{word}`; expected a number from 0 to {}", u32::MAX))
             })
         })
         .collect()
+}
+
+/// `1st`, `2nd`, `3rd`, `4th`.
+fn ordinal(number: usize) -> String {
+    let ending = match (number % 10, number % 100) {
+        (_, 11..=13) => "th",
+        (1, _) => "st",
+        (2, _) => "nd",
+        (3, _) => "rd",
+        _ => "th",
+    };
+    format!("{number}{ending}")
 }
 
 #[cfg(test)]
@@ -82,8 +95,14 @@ mod tests {
         let ids = |text| parse_ids(text).map(|ids| ids.into_iter().map(|id| id.0).collect::<Vec<_>>());
         assert_eq!(ids("1 2,3, 4\n").unwrap(), [1, 2, 3, 4]);
         assert_eq!(ids("").unwrap(), [0u32; 0]);
-        assert_eq!(ids("1 -2").unwrap_err().to_string(), "id 2 is `-2`; expected a number from 0 to 4294967295");
+        assert_eq!(ids("1 -2").unwrap_err().to_string(), "the 2nd id is `-2`; expected a number from 0 to 4294967295");
         assert!(ids("4294967296").is_err());
         assert!(ids("[1]").is_err());
+    }
+
+    #[test]
+    fn ordinals_are_those_of_english() {
+        let said = [1, 2, 3, 4, 11, 12, 13, 21, 22, 101, 111].map(ordinal);
+        assert_eq!(said, ["1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "22nd", "101st", "111th"]);
     }
 }

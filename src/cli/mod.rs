@@ -60,7 +60,6 @@ mod usage;
 mod version;
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -193,8 +192,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if let Some(line) = error.line() {
-                // There is nobody left to tell when stderr is closed.
-                let _ = writeln!(std::io::stderr(), "error: {line}");
+                out.note(&format!("error: {line}"));
             }
             error.exit_code()
         }

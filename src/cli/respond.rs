@@ -2,24 +2,25 @@
 
 use clap::Args;
 use rigel::checkpoint::ModelSource;
-use rigel::engine::{Completion, EosTokens, FinishReason, Request};
+use rigel::engine::{Completion, EosTokens, FinishReason};
 use rigel::text::{
     AddGenerationPrompt, ChatMessage, ChatTemplate, SpecialOutput, SpecialTokens, TokenId, Tokenizer, clean_up_spaces,
 };
 
-use super::completion::{self, Record};
+use super::completion::{self, FormatArgs, LogprobsRecord, Record};
 use super::error::CliError;
 use super::input;
 use super::load_bar::LoadBar;
 use super::model_args::{Load, ModelArgs};
 use super::output::Output;
-use super::sampling_args::max_tokens;
+use super::sampling_args::{GenerationArgs, max_tokens};
 
 const EXAMPLES: &str = "\
 Examples:
   rigel respond 'Write a function that reverses a string.'
   rigel respond --max-length 2048 - < task.md
   rigel respond --model bigcode/starcoder2-15b-instruct-v0.1 'Sort a list.'
+  rigel respond --temperature 0.8 --top-p 0.95 --seed 7 'Sort a list.'
   rigel respond --response-prefix $'```python\\n' -n 400 'Sort a list.'";
 
 const JSON_HELP: &str = "\
@@ -31,10 +32,10 @@ const END: &str = "###";
 
 /// Answer an instruction, as the instruct model's card does
 ///
-/// The instruction goes through the model's chat template; the answer is decoded greedily, ends at an
-/// end-of-sequence token or at ###, and is printed when it is whole, without white space at its end. As in the card,
-/// the prompt counts towards --max-length, and spaces before punctuation are removed. Needs an instruct model (nano
-/// is one).
+/// The instruction goes through the model's chat template; the answer is decoded greedily unless a --temperature is
+/// given, ends at an end-of-sequence token or at ###, and is printed without white space at its end: as it comes on a
+/// terminal, elsewhere when it is whole. As in the card, the prompt counts towards --max-length, and spaces before
+/// punctuation are removed. Needs an instruct model (nano is one).
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{JSON_HELP}"))]
 pub struct Respond {
@@ -46,59 +47,67 @@ pub struct Respond {
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, help_heading = "Input")]
     #[arg(allow_hyphen_values = true)]
     response_prefix: String,
-    /// The most tokens of prompt and answer together
+    /// The most tokens of prompt and answer together; --max-new-tokens takes its place
     #[arg(long, value_name = "N", default_value_t = 256, conflicts_with = "max_new_tokens")]
     #[arg(help_heading = "Length and stops", allow_negative_numbers = true)]
     max_length: u32,
-    /// The most tokens of the answer, in place of --max-length
-    #[arg(long, short = 'n', value_name = "N", help_heading = "Length and stops", allow_negative_numbers = true)]
-    max_new_tokens: Option<u32>,
-    /// Print a JSON object
-    #[arg(long, help_heading = "Output")]
-    json: bool,
-    /// No bar while the model loads and no closing line with tokens and times on stderr
-    #[arg(long, short, help_heading = "Output")]
-    quiet: bool,
+    #[command(flatten)]
+    generation: GenerationArgs,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 impl Respond {
     pub fn run(self, out: &mut Output) -> Result<(), CliError> {
         let source = self.model.model.source()?;
+        let mut options = self.generation.options(&source)?;
         let instruction = input::text_or_stdin(self.instruction)?;
+        if instruction.trim().is_empty() {
+            return Err(CliError::Usage("the instruction is empty; say what the model shall do".to_owned()));
+        }
         let prompt_text = prompt_text(&source, instruction)? + &self.response_prefix;
-        let engine = self.model.engine(source, LoadBar::unless(self.quiet), Load::One)?;
+        let engine = self.model.engine(source, LoadBar::unless(self.format.quiet), Load::One)?;
         let tokenizer = engine.tokenizer()?;
         let prompt = tokenizer.encode(&prompt_text, SpecialTokens::Parse)?;
-        let limit = match self.max_new_tokens {
+        let limit = match options.max_new_tokens {
             Some(max_new_tokens) => Limit::NewTokens(max_new_tokens),
             None => Limit::Length(self.max_length),
         };
-        let request = Request {
-            max_tokens: limit.max_tokens(prompt.len(), engine.spec().max_positions)?,
-            stop_token_ids: vec![end_token(tokenizer)?],
-            // The card stops at the tokenizer's end-of-sequence token; a fine-tune may have another.
-            eos: EosTokens::Chat,
-            ..Request::new(prompt.clone())
-        };
-        let completion = engine.generate(request)?.wait()?;
-        let text = self.response_prefix + &answer(tokenizer, &prompt, &completion)?;
-        if self.json {
+        options.max_new_tokens = Some(limit.max_tokens(prompt.len(), engine.spec().max_positions)?);
+        let mut request = options.request(&engine, prompt.clone())?;
+        request.stop_token_ids.push(end_token(tokenizer)?);
+        // The card stops at the tokenizer's end-of-sequence token; a fine-tune may have another.
+        request.eos = EosTokens::Chat;
+        request.logprobs = self.format.logprobs;
+        let mut answer = Answer::new(tokenizer.decode(&prompt, SpecialOutput::Skip)?);
+        let streams = out.is_terminal() && !self.format.json;
+        if streams {
+            out.text(&self.response_prefix)?;
+        }
+        let completion = completion::collect(&engine, request, |text| {
+            answer.push(text);
+            if streams { out.text(&answer.printable()) } else { Ok(()) }
+        })?;
+        let text = answer.text();
+        if self.format.json {
             out.json(&Record {
                 prompt_token_ids: &prompt,
                 token_ids: &completion.token_ids,
-                text: &text,
+                text: &(self.response_prefix + &text),
                 finish_reason: completion.reason.as_str(),
-                logprobs: None,
+                logprobs: self.format.logprobs.map(|_| LogprobsRecord::new(&completion.logprobs)),
                 timings: completion.timings.into(),
             })?;
         } else {
-            out.line(&text)?;
+            let rest = if streams { answer.rest() } else { self.response_prefix + &text };
+            out.line(&rest)?;
+            completion::logprobs_note(&engine, &completion, out)?;
         }
         if completion.reason == FinishReason::Length {
             tracing::warn!("{}", limit.cut(prompt.len(), &completion));
         }
-        if !self.quiet {
-            completion::closing_note(&engine, &completion.timings, &completion.reason);
+        if !self.format.quiet {
+            completion::closing_note(&engine, &completion, out);
         }
         Ok(())
     }
@@ -164,12 +173,48 @@ impl Limit {
     }
 }
 
-/// The answer's text: prompt and answer are decoded together, as the pipeline of transformers does.
-fn answer(tokenizer: &Tokenizer, prompt: &[TokenId], completion: &Completion) -> Result<String, CliError> {
-    let all: Vec<TokenId> = prompt.iter().chain(&completion.token_ids).copied().collect();
-    let all_text = tokenizer.decode(&all, SpecialOutput::Skip)?;
-    let prompt_text = tokenizer.decode(prompt, SpecialOutput::Skip)?;
-    Ok(answer_text(&all_text, &prompt_text))
+/// An answer on its way. Its text is that of prompt and answer together, cleaned up, without the prompt's: the pipeline
+/// of transformers decodes both in one.
+struct Answer {
+    /// The prompt's text, without special tokens.
+    prompt: String,
+    /// The prompt's text, and that of the answer so far.
+    all: String,
+    /// Bytes of the answer that were printed.
+    printed: usize,
+}
+
+impl Answer {
+    fn new(prompt: String) -> Answer {
+        Answer { all: prompt.clone(), prompt, printed: 0 }
+    }
+
+    fn push(&mut self, text: &str) {
+        self.all.push_str(text);
+    }
+
+    /// The answer, as far as it is known.
+    fn text(&self) -> String {
+        answer_text(&self.all, &self.prompt)
+    }
+
+    /// What can be printed now: what no later text changes, neither through the clean-up, which looks at a few
+    /// characters together, nor by a heading that ends the answer, with the white space before it.
+    fn printable(&mut self) -> String {
+        // More characters than a heading's beginning has, and than one clean-up after the other reaches.
+        const HELD: usize = 16;
+        let text = self.text();
+        let end = text.char_indices().rev().nth(HELD).map_or(0, |(index, _)| index);
+        let end = text[..end].trim_end_matches(is_python_space).len();
+        let new = text.get(self.printed..end).unwrap_or_default().to_owned();
+        self.printed += new.len();
+        new
+    }
+
+    /// What was not printed of an answer that is whole.
+    fn rest(&self) -> String {
+        self.text().get(self.printed..).unwrap_or_default().to_owned()
+    }
 }
 
 /// `clean_up(all)[len(clean_up(prompt)):].split("###")[0].rstrip()`, lengths in characters.
@@ -188,6 +233,7 @@ fn is_python_space(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn the_answer_ends_at_the_hashes_and_is_trimmed() {
@@ -219,6 +265,31 @@ mod tests {
         // alone, and the answer loses its first character, as it does in transformers.
         assert_eq!(answer_text("p .ab", "p "), "ab"); // "p.ab"[2:]
         assert_eq!(answer_text("p.", "p . x"), "");
+    }
+
+    proptest! {
+        /// What is printed piece by piece is the answer, however it comes.
+        #[test]
+        fn a_streamed_answer_is_the_whole_one(
+            prompt in "[a .,']{0,12}",
+            pieces in prop::collection::vec("( n't| 'm| 's| 've| 're| ' | \\.|[a-c]| |[.?!,']|\n|#|##|é|nt|re){0,3}", 0..40),
+        ) {
+            let mut answer = Answer::new(prompt);
+            let mut printed = String::new();
+            for piece in &pieces {
+                answer.push(piece);
+                printed += &answer.printable();
+            }
+            printed += &answer.rest();
+            prop_assert_eq!(printed, answer.text());
+        }
+    }
+
+    #[test]
+    fn an_answer_is_printed_before_it_ends() {
+        let mut answer = Answer::new("p".to_owned());
+        answer.push(&"word ".repeat(20));
+        assert!(answer.printable().len() > 70);
     }
 
     #[test]

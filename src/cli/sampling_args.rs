@@ -120,6 +120,9 @@ impl GenerationArgs {
         if self.stop.iter().any(String::is_empty) {
             return Err(CliError::Usage("--stop is empty; give at least one character".into()));
         }
+        if let Some(stop) = self.stop.iter().find(|stop| stop.contains("\\n") && !stop.contains('\n')) {
+            tracing::warn!("--stop '{stop}' has a backslash and an n, and no line break; bash writes one as $'\\n'");
+        }
         Ok(GenerationOptions {
             max_new_tokens: self.max_new_tokens,
             stop: self.stop,

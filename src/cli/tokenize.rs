@@ -1,9 +1,10 @@
 //! `rigel tokenize`: text to token ids.
 
 use clap::Args;
-use rigel::text::{AddGenerationPrompt, ChatMessage, ChatTemplate, SpecialTokens, TokenId};
+use rigel::text::{AddGenerationPrompt, ChatMessage, ChatTemplate, SpecialTokens, TokenId, TokenNames};
 use serde::Serialize;
 
+use super::completion::piece;
 use super::error::CliError;
 use super::input::text_or_stdin;
 use super::model_args::ModelArg;
@@ -12,11 +13,15 @@ use super::output::Output;
 const EXAMPLES: &str = "\
 Examples:
   rigel tokenize 'def f():'
+  rigel tokenize --pieces 'def f():'
+  rigel tokenize --count - < main.py
   rigel tokenize --json - < main.py
   rigel tokenize --chat --json 'Write a quicksort.'
   rigel tokenize 'x = 1' | rigel detokenize -
 
-Prints the ids on one line, or with --json {\"token_ids\":[…]}.";
+Prints the ids on one line, or with --json {\"token_ids\":[…]}; with --pieces and
+--json {\"token_ids\":[…],\"pieces\":[…]}, with --count and --json {\"count\":…}.
+Bytes that are no text by themselves have a name such as bytes:\\xc3.";
 
 /// Text to token ids
 ///
@@ -35,14 +40,27 @@ pub struct Tokenize {
     /// Take special tokens in the text as plain text: for text that you do not trust
     #[arg(long, help_heading = "Input")]
     no_special: bool,
+    /// Print a line for each token: its id, a tab, and its text in quotes
+    #[arg(long, help_heading = "Output", conflicts_with = "count")]
+    pieces: bool,
+    /// Print the number of tokens alone
+    #[arg(long, help_heading = "Output")]
+    count: bool,
     /// Print a JSON object
     #[arg(long, help_heading = "Output")]
     json: bool,
 }
 
 #[derive(Serialize)]
-struct Record {
-    token_ids: Vec<TokenId>,
+struct Record<'a> {
+    token_ids: &'a [TokenId],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pieces: Option<Vec<String>>,
+}
+
+#[derive(Serialize)]
+struct CountRecord {
+    count: usize,
 }
 
 impl Tokenize {
@@ -57,8 +75,18 @@ impl Tokenize {
             let special = if self.no_special { SpecialTokens::AsText } else { SpecialTokens::Parse };
             tokenizer.encode_prompt(&text, special)?
         };
+        if self.count {
+            let count = token_ids.len();
+            return if self.json { out.json(&CountRecord { count }) } else { out.line(&count.to_string()) };
+        }
         if self.json {
-            return out.json(&Record { token_ids });
+            let name = |id: &TokenId| TokenNames::shared_name(Some(&tokenizer), *id);
+            let pieces = self.pieces.then(|| token_ids.iter().map(name).collect());
+            return out.json(&Record { token_ids: &token_ids, pieces });
+        }
+        if self.pieces {
+            let lines: Vec<String> = token_ids.iter().map(|id| format!("{id}\t{}\n", piece(&tokenizer, *id))).collect();
+            return out.text(&lines.concat());
         }
         let ids: Vec<String> = token_ids.iter().map(TokenId::to_string).collect();
         out.line(&ids.join(" "))

@@ -148,7 +148,8 @@ pub enum Failure {
         /// What was found.
         source: SampleError,
     },
-    /// The request was refused before it began; from [`super::Engine::generate_all`] alone.
+    /// The request was refused before it began; from [`super::Engine::generate_all`] and [`super::Engine::complete`]
+    /// alone.
     #[error(transparent)]
     Refused(std::sync::Arc<RequestError>),
     /// The engine was dropped, or its thread ended, before the request was done.
@@ -160,6 +161,12 @@ pub enum Failure {
         /// The panic's message.
         message: String,
     },
+}
+
+impl From<RequestError> for Failure {
+    fn from(error: RequestError) -> Failure {
+        Failure::Refused(std::sync::Arc::new(error))
+    }
 }
 
 /// One sample of a generation collected whole: [`super::Generation::wait`], [`super::Generation::wait_all`].

@@ -12,6 +12,7 @@
 //! | `mod`, `builder`, `placement`, `loading` | the engine, and how it comes to be |
 //! | `plan`, `cpu_plan` | whether a model fits a GPU, and what it takes of a CPU's memory |
 //! | `request`, `event`, `generation`, `generations` | what goes in, what comes out, and the way out |
+//! | `complete` | text in, text out |
 //! | `worker` | the step loop |
 //! | `scheduler` | who is computed next, and where |
 //! | `sequence`, `output` | one sample: its tokens and pages; its text, stops and events |
@@ -22,13 +23,15 @@
 //! A step by step account, with a picture, is in docs/engine.md.
 //!
 //! ```
-//! use rigel::engine::{Engine, Event, Request};
-//! use rigel::text::SpecialTokens;
+//! use rigel::engine::{Engine, Event};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let engine = Engine::builder().model("nano").build()?;
-//! let prompt = engine.tokenizer()?.encode_prompt("def fibonacci(n):", SpecialTokens::AsText)?;
-//! for event in engine.generate(Request { max_tokens: 16, ..Request::new(prompt) })? {
+//! // The whole text at once …
+//! println!("{}", engine.complete("def fibonacci(n):")?.text);
+//! // … or each piece as it comes.
+//! let request = engine.request("def fibonacci(n):")?.max_tokens(16);
+//! for event in engine.generate(request)? {
 //!     match event {
 //!         Event::Token(token) => print!("{}", token.text),
 //!         Event::Finished(finish) => println!("{}", finish.text),
@@ -41,6 +44,7 @@
 //! ```
 
 mod builder;
+mod complete;
 mod cpu_plan;
 mod draft;
 mod event;
@@ -215,7 +219,7 @@ impl Engine {
                         let reply = many.open(number, request.n);
                         self.submit(request, text, &reply);
                     }
-                    Err(error) => on_event(number, Event::Failed(Failure::Refused(Arc::new(error)))),
+                    Err(error) => on_event(number, Event::Failed(error.into())),
                 }
             }
             if many.running() == 0 {

@@ -9,6 +9,19 @@ use crate::sampling::{InvalidParam, LogitsProcessor, SamplingParams};
 use crate::text::{SpecialOutput, StopText, TextError, TokenId};
 
 /// One prompt and what to do with it.
+///
+/// Later versions may have more fields: begin with [`Request::new`] or [`super::Engine::request`], and change what is to
+/// differ through the setters, or with `Request { max_tokens: 64, ..Request::new(prompt) }`.
+///
+/// ```
+/// use rigel::engine::Request;
+/// use rigel::sampling::SamplingParams;
+/// use rigel::text::TokenId;
+///
+/// let sampling = SamplingParams::default().temperature(0.8).top_p(0.95).seed(7);
+/// let request = Request::new(vec![TokenId(40)]).max_tokens(64).stop("\n\n").sampling(sampling);
+/// # assert_eq!((request.max_tokens, request.stop, request.sampling.seed), (64, vec!["\n\n".to_owned()], 7));
+/// ```
 #[derive(Debug, Clone)]
 pub struct Request {
     /// The prompt's token ids, taken as they are.
@@ -16,7 +29,10 @@ pub struct Request {
     /// Samples of the prompt, at least 1. Sample `i` draws with the seed `sampling.seed + i` (wrapping), and is what a
     /// request with that seed and one sample gives.
     pub n: u32,
-    /// The most tokens to generate; 0 computes the prompt alone (see [`Request::prompt_logprobs`]).
+    /// The most tokens to generate; 0 computes the prompt alone (see [`Request::prompt_logprobs`]). A request whose
+    /// prompt and `max_tokens` together exceed the model's positions is refused
+    /// ([`RequestError::TooManyTokens`]), and never cut in silence. [`super::Engine::request`], like the command line,
+    /// asks for no more than there is room for.
     pub max_tokens: u32,
     /// How each token is chosen.
     pub sampling: SamplingParams,
@@ -86,6 +102,36 @@ impl Request {
             timeout: None,
             processor: None,
         }
+    }
+
+    /// Sets [`Request::max_tokens`].
+    pub fn max_tokens(mut self, max_tokens: u32) -> Request {
+        self.max_tokens = max_tokens;
+        self
+    }
+
+    /// Sets [`Request::sampling`].
+    pub fn sampling(mut self, sampling: SamplingParams) -> Request {
+        self.sampling = sampling;
+        self
+    }
+
+    /// Adds a text to [`Request::stop`].
+    pub fn stop(mut self, stop: impl Into<String>) -> Request {
+        self.stop.push(stop.into());
+        self
+    }
+
+    /// Sets [`Request::n`].
+    pub fn n(mut self, samples: u32) -> Request {
+        self.n = samples;
+        self
+    }
+
+    /// Sets [`Request::timeout`].
+    pub fn timeout(mut self, timeout: Duration) -> Request {
+        self.timeout = Some(timeout);
+        self
     }
 
     /// Checks everything that needs no tokenizer, for a model of `spec` over a cache of `cache`.
@@ -219,10 +265,19 @@ pub enum RequestError {
     /// A sampling parameter is outside its range.
     #[error(transparent)]
     Sampling(#[from] InvalidParam),
+    /// A prompt of text needs a tokenizer; from [`super::Engine::request`] alone.
+    #[error(
+        "{file} does not exist, nor do vocab.json and merges.txt: text needs the tokenizer; copy it from the model's \
+         hub page, or give token ids"
+    )]
+    NoTokenizer {
+        /// Where the tokenizer would be.
+        file: String,
+    },
     /// Stop texts need a tokenizer, and cannot be empty.
     #[error("stop texts need the checkpoint's tokenizer, and it has no tokenizer.json; use stop_token_ids")]
     StopWithoutTokenizer,
-    /// A stop text is empty, or the tokenizer cannot be used for incremental text.
+    /// A stop text is empty, or the tokenizer cannot be used for incremental text or gave up on a prompt.
     #[error(transparent)]
     Text(TextError),
 }

@@ -128,6 +128,7 @@ impl From<&RequestError> for ApiError {
             RequestError::TokenOutOfRange { field, .. } => ApiError::invalid(message).of(*field),
             RequestError::Sampling(invalid) => ApiError::invalid(message).of(invalid.name),
             RequestError::TooManyLogprobs { field, .. } => ApiError::invalid(message).of(*field),
+            RequestError::NoTokenizer { .. } => ApiError::invalid(message).of("prompt"),
             RequestError::StopWithoutTokenizer | RequestError::Text(_) => ApiError::invalid(message).of("stop"),
         }
     }

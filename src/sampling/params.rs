@@ -15,6 +15,9 @@ pub struct InvalidParam {
 }
 
 /// How a token is chosen from a row of logits. The default is greedy: the largest logit, the lowest id among equals.
+///
+/// Later versions may have more fields: begin with the default, and change what is to differ through the setters, or with
+/// `SamplingParams { temperature: 0.8, ..SamplingParams::default() }`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
     /// Logits are divided by it; 0 is greedy, and makes `min_p`, `top_k`, `top_p` and `seed` idle.
@@ -67,6 +70,36 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
+    /// Sets [`SamplingParams::temperature`].
+    pub fn temperature(mut self, temperature: f32) -> SamplingParams {
+        self.temperature = temperature;
+        self
+    }
+
+    /// Sets [`SamplingParams::top_k`].
+    pub fn top_k(mut self, top_k: u32) -> SamplingParams {
+        self.top_k = top_k;
+        self
+    }
+
+    /// Sets [`SamplingParams::top_p`].
+    pub fn top_p(mut self, top_p: f32) -> SamplingParams {
+        self.top_p = top_p;
+        self
+    }
+
+    /// Sets [`SamplingParams::min_p`].
+    pub fn min_p(mut self, min_p: f32) -> SamplingParams {
+        self.min_p = min_p;
+        self
+    }
+
+    /// Sets [`SamplingParams::seed`].
+    pub fn seed(mut self, seed: u64) -> SamplingParams {
+        self.seed = seed;
+        self
+    }
+
     /// Is every parameter inside its range? The first that is not, otherwise. That ids are below the vocabulary size is
     /// for whoever knows it to check; the sampler passes over those that are not.
     pub fn validate(&self) -> Result<(), InvalidParam> {

@@ -149,6 +149,17 @@ pub enum TextError {
         /// The path.
         path: String,
     },
+    /// What an infill prompt needs besides code is more than there is room for.
+    #[error(
+        "the infill prompt needs {needed} tokens before any code, and there is room for {max_tokens}: shorten the \
+         names and paths, or leave the prompt more room"
+    )]
+    InfillTooLong {
+        /// Tokens of the format, of names and of paths.
+        needed: usize,
+        /// Tokens that the prompt may have.
+        max_tokens: usize,
+    },
     /// An empty stop string would stop before the first token.
     #[error("stop string {index} (counted from 0) is empty; remove it or give it at least one character")]
     EmptyStop {

@@ -80,30 +80,56 @@ impl Infill {
         suffix: &str,
         context: &RepoContext,
     ) -> Result<Vec<TokenId>, TextError> {
-        let mut ids = Vec::new();
-        // A path and the text below it were one string in training, so they are encoded as one.
-        let push_text = |ids: &mut Vec<TokenId>, path: Option<&str>, text: &str| {
-            let text = with_path(path, text)?;
-            ids.extend(tokenizer.encode(&text, SpecialTokens::AsText)?);
-            Ok::<(), TextError>(())
+        Ok(self.join(tokenizer, &self.parts(tokenizer, prefix, suffix, context)?))
+    }
+
+    /// The pieces of the prompt, encoded one by one, and that the vocabulary has what stands between them.
+    pub(super) fn parts(
+        &self,
+        tokenizer: &Tokenizer,
+        prefix: &str,
+        suffix: &str,
+        context: &RepoContext,
+    ) -> Result<Parts, TextError> {
+        let header = match &context.repo_name {
+            None => Vec::new(),
+            Some(name) => {
+                let mut header = vec![required(self.repo_name, "<repo_name>", NO_REPOSITORIES)?];
+                header.extend(encode(tokenizer, None, name)?);
+                header
+            }
         };
-        if let Some(name) = &context.repo_name {
-            ids.push(required(self.repo_name, "<repo_name>", NO_REPOSITORIES)?);
-            push_text(&mut ids, None, name)?;
+        let separator = if context.repo_name.is_some() || !context.files.is_empty() {
+            Some(required(self.file_sep, "<file_sep>", NO_REPOSITORIES)?)
+        } else {
+            None
+        };
+        let files = context.files.iter().map(|file| encode(tokenizer, file.path.as_deref(), &file.text));
+        Ok(Parts {
+            header,
+            separator,
+            files: files.collect::<Result<_, _>>()?,
+            prefix: encode(tokenizer, context.path.as_deref(), prefix)?,
+            suffix: encode(tokenizer, None, suffix)?,
+        })
+    }
+
+    /// The prompt that pieces make.
+    pub(super) fn join(&self, tokenizer: &Tokenizer, parts: &Parts) -> Vec<TokenId> {
+        let mut ids = parts.header.clone();
+        for file in &parts.files {
+            ids.extend(parts.separator);
+            ids.extend(file);
         }
-        for file in &context.files {
-            ids.push(required(self.file_sep, "<file_sep>", NO_REPOSITORIES)?);
-            push_text(&mut ids, file.path.as_deref(), &file.text)?;
-        }
-        if context.repo_name.is_some() || !context.files.is_empty() {
-            ids.push(required(self.file_sep, "<file_sep>", NO_REPOSITORIES)?);
+        if !ids.is_empty() {
+            ids.extend(parts.separator);
         }
         ids.push(self.fim_prefix);
-        push_text(&mut ids, context.path.as_deref(), prefix)?;
+        ids.extend(&parts.prefix);
         ids.push(self.fim_suffix);
-        push_text(&mut ids, None, suffix)?;
+        ids.extend(&parts.suffix);
         ids.push(self.fim_middle);
-        Ok(tokenizer.with_special_tokens(ids))
+        tokenizer.with_special_tokens(ids)
     }
 
     /// The ids that end the middle: `<file_sep>`, which begins the next file, and eos; those that the tokenizer has.
@@ -112,10 +138,30 @@ impl Infill {
     }
 }
 
+/// The pieces of a prompt, as token ids.
+#[derive(Debug, Clone)]
+pub(super) struct Parts {
+    /// `<repo_name>` and the name; empty without one.
+    header: Vec<TokenId>,
+    /// `<file_sep>`, where there is a repository.
+    separator: Option<TokenId>,
+    /// The other files, their paths included.
+    pub(super) files: Vec<Vec<TokenId>>,
+    /// The code before the gap, its path included.
+    pub(super) prefix: Vec<TokenId>,
+    /// The code after the gap.
+    pub(super) suffix: Vec<TokenId>,
+}
+
 const NO_REPOSITORIES: &str = "was not trained on repositories";
 
 fn required(id: Option<TokenId>, token: &'static str, lacks: &'static str) -> Result<TokenId, TextError> {
     id.ok_or(TextError::NoInfillToken { token, lacks })
+}
+
+/// A path and the text below it were one string in training, so they are encoded as one.
+pub(super) fn encode(tokenizer: &Tokenizer, path: Option<&str>, text: &str) -> Result<Vec<TokenId>, TextError> {
+    tokenizer.encode(&with_path(path, text)?, SpecialTokens::AsText)
 }
 
 fn with_path(path: Option<&str>, text: &str) -> Result<String, TextError> {

@@ -8,7 +8,7 @@
 //! | ids → text, up to a stop string | [`TextStream`] |
 //! | a name for each token | [`TokenNames`] |
 //! | a conversation → prompt text | [`ChatTemplate`] |
-//! | code around a gap → prompt ids | [`Infill`] |
+//! | code around a gap → prompt ids, all of them or as many as fit | [`Infill`] |
 //! | tokenizer_config.json and its like | [`TokenizerConfig`] |
 //! | transformers' change of spaces | [`clean_up_spaces`] |
 
@@ -20,6 +20,7 @@ mod config;
 mod detokenizer;
 mod error;
 mod infill;
+mod infill_fit;
 mod python_json;
 mod stop;
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub use config::TokenizerConfig;
 pub use detokenizer::{Detokenizer, MAX_UNDECIDED};
 pub use error::TextError;
 pub use infill::{ContextFile, Infill, RepoContext};
+pub use infill_fit::FittedPrompt;
 pub use stop::StopText;
 pub use text_stream::{StopOutcome, StopStrings, TextStream};
 pub use token_names::TokenNames;

@@ -71,14 +71,16 @@ fn a_long_conversation_loses_its_oldest_exchange() {
     assert!(!run.stderr.contains("error"), "{}", run.stderr);
     // One that is too long by itself is said, and the next message is answered.
     let input = format!("{}\n{FIRST}\n", "x = 1; ".repeat(1000));
-    let run = rigel_stdin(&["chat", "-n", "4"], input).ok();
+    let run = rigel_stdin(&["chat", "-n", "4"], input);
+    assert_eq!(run.code, 1);
     assert!(run.stderr.starts_with("error: the prompt has "), "{}", run.stderr);
+    assert!(run.stderr.ends_with("error: 1 message was not answered\n"), "{}", run.stderr);
     assert_eq!(run.text(), format!("{}\n", expected(&[("user", FIRST)], 4)));
     // Nor does it cost what was said before.
     let dir = tempfile::tempdir().unwrap();
     let saved = dir.path().join("chat.json");
     let input = format!("{FIRST}\n{}\n/save {}\n", "x = 1; ".repeat(1000), saved.display());
-    rigel_stdin(&["chat", "-n", "4"], input).ok();
+    assert_eq!(rigel_stdin(&["chat", "-n", "4"], input).code, 1);
     let chat: serde_json::Value = serde_json::from_slice(&std::fs::read(saved).unwrap()).unwrap();
     assert_eq!(chat["messages"].as_array().unwrap().len(), 2, "{chat}");
     assert_eq!(chat["messages"][0]["content"], FIRST);
@@ -152,4 +154,15 @@ fn an_answer_ends_at_the_tokenizer_s_end() {
     assert!(chat(&["--ignore-eos"]).contains("was cut"));
     // A stop that is a special token ends it as well.
     assert!(!chat(&["--ignore-eos", "--stop", "<file_sep>"]).contains("was cut"));
+}
+
+#[test]
+fn a_message_that_is_no_text_is_named_and_the_next_is_answered() {
+    let input = [b"caf\xe9\n".as_slice(), FIRST.as_bytes(), b"\n\"\"\"a\n\xff\"\"\"\n"].concat();
+    let run = rigel_stdin(&["chat", "-n", "4"], input);
+    assert_eq!(run.code, 1);
+    assert!(run.stderr.starts_with("error: stdin:1: byte 3 is not valid UTF-8"), "{}", run.stderr);
+    assert!(run.stderr.contains("\nerror: stdin:4: byte 0 is not valid UTF-8"), "{}", run.stderr);
+    assert!(run.stderr.ends_with("error: 2 messages were not answered\n"), "{}", run.stderr);
+    assert_eq!(run.text(), format!("{}\n", expected(&[("user", FIRST)], 4)));
 }

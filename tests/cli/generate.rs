@@ -199,8 +199,97 @@ fn prompts_from_json_lines_run_in_order() {
     let alone = rigel(&["generate", "--ignore-eos", "-n", "6", "--json", "class A"]).ok().json();
     assert_eq!(records[1]["token_ids"], alone["token_ids"]);
     let text = |index: usize| records[index]["text"].as_str().unwrap();
-    let plain = rigel_stdin(&[&args[..], &["-"]].concat(), &lines).ok();
-    assert_eq!(plain.text(), format!("{}\n{}\n", text(0), text(1)));
+    // Parted as head and tail part files.
+    let plain = rigel_stdin(&["generate", "--ignore-eos", "-n", "6", "--prompts", "-"], &lines).ok();
+    let line = |text: &str| if text.ends_with('\n') { text.to_owned() } else { format!("{text}\n") };
+    assert_eq!(plain.text(), format!("==> stdin:1 <==\n{}\n==> stdin:3 <==\n{}", line(text(0)), line(text(1))));
+}
+
+#[test]
+fn a_prompt_has_three_names_in_json_lines() {
+    let prompt = tokenize("class A");
+    let lines = [
+        json!({"prompt": "class A", "max_tokens": 3, "custom_id": "x"}),
+        json!({"text": "class A"}),
+        json!({"token_ids": prompt}),
+        json!({"prompt": prompt, "text": null}),
+    ];
+    let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    for flag in ["--prompts", "--jsonl", "--token-ids"] {
+        let records = rigel_stdin(&["generate", "--json", "-q", "-n", "2", flag, "-"], &lines).ok().json_lines();
+        assert_eq!(records.len(), 4);
+        for record in records {
+            assert_eq!(ids(&record["prompt_token_ids"]), prompt);
+        }
+    }
+    let refused = |content: &[u8], needle: &str| {
+        let run = rigel_stdin(&["generate", "--json", "--prompts", "-"], content);
+        assert!(run.error(2).contains(needle), "{}", run.stderr);
+    };
+    refused(b"{\"text\":\"a\",\"prompt\":\"b\"}", "stdin:1: both prompt and text");
+    refused(b"{\"id\":1}", "stdin:1: no prompt; expected {\"prompt\"");
+    refused(b"[{\"prompt\":\"a\"}]", "stdin: expected JSON lines, one object a line; found a JSON array");
+    refused(b"\x1f\x8b\x08\0\0\0", "found gzip");
+    refused(b"def f():\n", "found plain text");
+    refused(b"\n", "stdin has no prompts");
+}
+
+#[test]
+fn a_prompt_may_be_a_file_or_piped_in() {
+    let prompt = |run: crate::common::Run| detokenize(&ids(&run.ok().json()["prompt_token_ids"]));
+    let args = ["generate", "--json", "-q", "-n", "1"];
+    let code = file("\u{feff}x = 1\n");
+    for flag in ["--file", "-f"] {
+        assert_eq!(prompt(rigel(&[&args[..], &[flag, path(&code)]].concat())), "x = 1\n");
+    }
+    assert_eq!(prompt(rigel_stdin(&args, "piped")), "piped");
+    assert!(rigel_stdin(&args, "").error(2).contains("give <PROMPT>, --file FILE or --prompts FILE"));
+    assert!(rigel(&[&args[..], &["-f", path(&code), "x"]].concat()).error(2).contains("cannot be used with"));
+    // The name of a file is a prompt, and probably not what was meant.
+    let run = rigel(&[&args[..], &[path(&code)]].concat()).ok();
+    assert!(run.stderr.starts_with("warning: ") && run.stderr.contains(&format!("--file {}", path(&code))), "{run:?}");
+    assert_eq!(detokenize(&ids(&run.json()["prompt_token_ids"])), path(&code));
+}
+
+#[test]
+fn the_closing_line_says_why_in_words() {
+    let said = |args: &[&str]| rigel(&[&["generate", "-n", "3", "x"], args].concat()).ok().stderr;
+    assert!(said(&["--logit-bias", "0=1000"]).contains(" (end of sequence)"), "{}", said(&["--logit-bias", "0=1000"]));
+    let special = said(&["--logit-bias", "6=1000", "--stop-token-ids", "6"]);
+    assert!(special.contains(" (stop: <file_sep>)"), "{special}");
+    let text = said(&["--logit-bias", "70=1000", "--stop-token-ids", "70"]);
+    assert!(text.contains(&format!(" (stop: {:?})", detokenize(&[70]))), "{text}");
+    assert!(said(&["--ignore-eos"]).contains(" (length)"));
+}
+
+#[test]
+fn a_stop_of_a_backslash_and_an_n_is_a_warning() {
+    let said = |stop: &str| rigel(&["generate", "-q", "-n", "1", "--stop", stop, "x"]).ok().stderr;
+    assert!(said("\\ndef ").starts_with("warning: --stop '\\ndef ' has a backslash and an n"), "{}", said("\\n"));
+    assert_eq!(said("\ndef "), "");
+}
+
+/// `2>&1`: the closing line is a line of its own.
+#[test]
+#[cfg(unix)]
+fn notes_do_not_run_into_the_text() {
+    let together = |args: &[&str]| {
+        let both = tempfile::NamedTempFile::new().unwrap();
+        let mut command = command(args);
+        // One offset for both, as the shell has it.
+        let file = std::fs::OpenOptions::new().append(true).open(both.path()).unwrap();
+        command.stdout(file.try_clone().unwrap()).stderr(file);
+        assert!(command.status().unwrap().success());
+        std::fs::read_to_string(both.path()).unwrap()
+    };
+    let args = ["generate", "-n", "2", "--logit-bias", "70=1000", "x"];
+    let text = detokenize(&[70, 70]);
+    let both = together(&args);
+    assert!(both.starts_with(&format!("{text}\n1 prompt token, 2 new tokens (length)")), "{both}");
+    // Apart, nothing is added to either.
+    let apart = rigel(&args).ok();
+    assert_eq!(apart.text(), text);
+    assert!(apart.stderr.starts_with("1 prompt token"), "{}", apart.stderr);
 }
 
 #[test]
@@ -307,7 +396,12 @@ fn ids_need_no_tokenizer() {
     let record = rigel(&[&args[..], &["--json"]].concat()).ok().json();
     assert!(!ids(&record["token_ids"]).is_empty());
     assert_eq!(record["text"], "");
-    assert!(rigel(&args).error(2).contains("tokenizer.json"));
+    // The line is not at fault, and no model is loaded for it.
+    copy.remove("model.safetensors");
+    let run = rigel(&args);
+    let said = run.error(2);
+    assert!(said.contains("tokenizer.json does not exist") && said.ends_with("give --json to print token ids alone"));
+    assert!(!said.contains(path(&prompts)), "{said}");
     assert!(rigel(&["generate", "--model", copy.model(), "x"]).error(2).contains("tokenizer.json"));
 }
 

@@ -32,6 +32,8 @@ fn a_place_in_a_file_is_its_prefix_and_suffix() {
     );
     // Only the middle is printed.
     assert_eq!(rigel(&[&common[..], &by_place].concat()).ok().text(), a["text"].as_str().unwrap());
+    let at = format!("{}:3:12", path(&code));
+    assert_eq!(json(&["--at", &at])["prompt_token_ids"], a["prompt_token_ids"]);
     let by_stdin = ["--file", "-", "--line", "3", "--column", "12"];
     assert_eq!(rigel_stdin(&[&common[..], &by_stdin].concat(), CODE).ok().text(), a["text"].as_str().unwrap());
 }
@@ -94,9 +96,9 @@ fn gaps_that_are_none_are_said() {
         let run = rigel(&["infill", "--file", path(&code), "--line", line, "--column", column]);
         run.error(2).to_owned()
     };
-    assert!(at("99", "1").ends_with("--line is 99; expected 1 to 6, the lines of the file"));
-    assert!(at("0", "1").contains("--line is 0"));
-    assert!(at("2", "9").ends_with("--column is 9; expected 1 to 8, the end of line 2"));
+    assert!(at("99", "1").ends_with(": line is 99; expected 1 to 6, the lines of the file"));
+    assert!(at("0", "1").contains("line is 0"));
+    assert!(at("2", "9").ends_with(": column is 9; expected 1 to 8, the end of line 2"));
     assert!(at("2", "0").starts_with(path(&code)));
     assert!(rigel(&["infill", "--file", path(&code), "--line", "1"]).error(2).contains("--column"));
     assert!(rigel(&["infill", "--prefix-file", path(&code)]).error(2).contains("--suffix-file"));
@@ -106,4 +108,71 @@ fn gaps_that_are_none_are_said() {
     let absent = absent.to_str().unwrap();
     let run = rigel(&["infill", "--prefix-file", absent, "--suffix-file", path(&code)]);
     assert!(run.error(2).starts_with(absent), "{}", run.stderr);
+}
+
+#[test]
+fn a_long_file_is_cut_to_what_is_near_the_gap() {
+    let lines: Vec<String> = (0..600).map(|line| format!("value_{line} = {line}\n")).collect();
+    let text = lines.concat();
+    let code = file(&text);
+    let at = format!("{}:301:1", path(&code));
+    let run = |args: &[&str]| rigel(&[&["infill", "--json", "-q", "--at", &at], args].concat());
+    let fitted = run(&["-n", "16"]).ok();
+    let record = fitted.json();
+    let prompt = ids(&record["prompt_token_ids"]);
+    assert!(prompt.len() + 16 <= 2048 && prompt.len() > 1950, "{}", prompt.len());
+    assert!(record["token_ids"].as_array().unwrap().len() <= 16);
+    let shown = detokenize(&prompt);
+    let (prefix, suffix) = shown.split_once("<fim_suffix>").unwrap();
+    let prefix = prefix.strip_prefix("<fim_prefix>").unwrap();
+    let suffix = suffix.strip_suffix("<fim_middle>").unwrap();
+    let (before, after) = (lines[..300].concat(), lines[300..].concat());
+    assert!(before.ends_with(prefix) && after.starts_with(suffix));
+    assert!(prefix.starts_with("value_") && suffix.ends_with('\n'));
+    assert!(prefix.len() > 2 * suffix.len(), "{} and {}", prefix.len(), suffix.len());
+    let left = 300 - prefix.lines().count();
+    let said =
+        format!("there is room for 2032: the first {left} lines and the last {} lines", 300 - suffix.lines().count());
+    assert!(fitted.stderr.starts_with("warning: ") && fitted.stderr.contains(&said), "{}: {said}", fitted.stderr);
+    // A number of tokens that leaves no room for code is not what anyone wants.
+    for n in ["2048", "5000"] {
+        let message = run(&["-n", n]);
+        assert!(message.error(2).starts_with(&format!("--max-new-tokens is {n}; expected less than the 2048")));
+    }
+    // The usual number of tokens is left free where none was given.
+    let default = run(&["--stop", "\n"]).ok();
+    assert!(ids(&default.json()["prompt_token_ids"]).len() <= 2048 - 256);
+    assert!(run(&["--path", &"x/".repeat(3000)]).error(2).contains("before any code"));
+}
+
+#[test]
+fn context_files_are_left_out_first() {
+    let (code, long) = (file("x = \n"), file("y = 1\n".repeat(700)));
+    let short = file("z = 1\n");
+    let at = format!("{}:1:5", path(&code));
+    let args = [
+        "infill",
+        "--json",
+        "-q",
+        "-n",
+        "4",
+        "--at",
+        &at,
+        "--context-file",
+        path(&short),
+        "--context-file",
+        path(&long),
+    ];
+    let run = rigel(&args).ok();
+    assert!(run.stderr.contains("the last 1 context file was left out"), "{}", run.stderr);
+    let shown = detokenize(&ids(&run.json()["prompt_token_ids"]));
+    assert_eq!(shown, "<file_sep>z = 1\n<file_sep><fim_prefix>x = <fim_suffix>\n<fim_middle>");
+}
+
+#[test]
+fn a_byte_order_mark_is_no_code() {
+    let (code, context) = (file("\u{feff}x = \n"), file("\u{feff}y\n"));
+    let at = format!("{}:1:5", path(&code));
+    let shown = prompt(&["--at", &at, "--context-file", path(&context)]);
+    assert_eq!(shown, "<file_sep>y\n<file_sep><fim_prefix>x = <fim_suffix>\n<fim_middle>");
 }

@@ -118,3 +118,33 @@ fn an_answer_ends_at_the_end_of_any_file() {
         assert_eq!(record["finish_reason"], "stop");
     }
 }
+
+#[test]
+fn the_options_of_generate_count() {
+    let base = ["respond", "--json", "-q", "-n", "16"];
+    let run = |more: &[&str]| rigel(&[&base[..], more, &[INSTRUCTION]].concat()).ok();
+    let greedy = run(&[]);
+    let sampled = |seed: &str| run(&["--temperature", "1.5", "--seed", seed]).json()["token_ids"].clone();
+    assert_eq!(sampled("1"), sampled("1"));
+    assert!(sampled("1") != greedy.json()["token_ids"] || sampled("2") != greedy.json()["token_ids"]);
+    let idle = run(&["--seed", "3"]);
+    assert_eq!(idle.json()["token_ids"], greedy.json()["token_ids"]);
+    assert!(idle.stderr.starts_with("warning: --seed has no effect at temperature 0"), "{}", idle.stderr);
+    // A stop is cut from the answer.
+    let text = greedy.json()["text"].as_str().unwrap().to_owned();
+    let stop = text.trim().char_indices().nth(4).map(|(at, _)| &text.trim()[at..]).unwrap();
+    let stop: String = stop.chars().take(3).collect();
+    let stopped = run(&["--stop", &stop]).json();
+    assert_eq!(stopped["text"].as_str().unwrap(), text[..text.find(&stop).unwrap()].trim_end(), "{stop:?} in {text:?}");
+    assert_eq!(stopped["finish_reason"], "stop");
+    let logprobs = run(&["--logprobs", "1"]).json();
+    assert_eq!(logprobs["logprobs"].as_array().unwrap().len(), logprobs["token_ids"].as_array().unwrap().len());
+}
+
+#[test]
+fn nothing_is_no_instruction() {
+    for nothing in ["", " \n"] {
+        assert!(rigel(&["respond", nothing]).error(2).starts_with("the instruction is empty"));
+    }
+    assert!(rigel_stdin(&["respond", "-"], "\n").error(2).starts_with("the instruction is empty"));
+}

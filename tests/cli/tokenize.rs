@@ -178,9 +178,40 @@ fn a_chat_template_needs_little_memory() {
 
 #[test]
 fn what_is_no_id_is_said() {
-    assert!(rigel(&["detokenize", "5", "x"]).error(2).contains("id 2 is `x`"));
-    assert!(rigel(&["detokenize", "-1"]).error(2).contains("id 1 is `-1`"));
+    assert!(rigel(&["detokenize", "5", "x"]).error(2).starts_with("the 2nd id is `x`"));
+    assert!(rigel(&["detokenize", "-1"]).error(2).starts_with("the 1st id is `-1`"));
     assert!(rigel(&["detokenize", "99999999"]).error(2).contains("99999999"));
-    assert!(rigel_stdin(&["detokenize", "-"], "1 2.5").error(2).starts_with("stdin: id 2"));
+    assert!(rigel_stdin(&["detokenize", "-"], "1 2.5").error(2).starts_with("stdin: the 2nd id is `2.5`"));
     assert!(rigel_stdin(&["tokenize", "-"], b"a\xc3").error(2).contains("byte 1 is not valid UTF-8"));
+}
+
+#[test]
+fn tokens_are_shown_with_their_text_or_counted() {
+    let text = "def f():\n\té\u{80}";
+    let tokens = tokenize(text);
+    let run = rigel_stdin(&["tokenize", "--pieces", "-"], text).ok();
+    let lines: Vec<(u64, &str)> = run
+        .text()
+        .lines()
+        .map(|line| line.split_once('\t').map(|(id, piece)| (id.parse().unwrap(), piece)).unwrap())
+        .collect();
+    assert_eq!(lines.iter().map(|(id, _)| *id).collect::<Vec<_>>(), tokens);
+    assert_eq!(lines[..2], [(444, "\"def\""), (320, "\" f\"")]);
+    // Line breaks are written out, and bytes that are no text have a name.
+    assert!(lines.iter().all(|(_, piece)| piece.starts_with('"') || piece.starts_with("bytes:")), "{lines:?}");
+    let json = rigel_stdin(&["tokenize", "--pieces", "--json", "-"], text).ok().json();
+    assert_eq!(ids(&json["token_ids"]), tokens);
+    assert_eq!((json["pieces"].as_array().unwrap().len(), &json["pieces"][1]), (tokens.len(), &json!(" f")));
+    assert_eq!(rigel_stdin(&["tokenize", "--count", "-"], text).ok().text(), format!("{}\n", tokens.len()));
+    let count = rigel_stdin(&["tokenize", "--count", "--json", "-"], text).ok().json();
+    assert_eq!(count, json!({"count": tokens.len()}));
+    assert!(rigel(&["tokenize", "--pieces", "--count", "x"]).error(2).contains("cannot be used with"));
+}
+
+#[test]
+fn the_help_s_example_is_code() {
+    let help = rigel(&["detokenize", "--help"]).ok();
+    let example =
+        help.text().lines().find_map(|line| line.trim().strip_prefix("rigel detokenize 4")).unwrap().to_owned();
+    assert_eq!(rigel(&["detokenize", &format!("4{example}")]).ok().text(), "def f():\n    return x");
 }
