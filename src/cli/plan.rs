@@ -182,7 +182,8 @@ impl Plan {
             // Without weights its config.json is enough.
             Err(CheckpointError::NoWeights { .. } | CheckpointError::MissingFile { .. }) => {
                 let Shapes { name, config, spec, .. } = Shapes::of_source(&source)?;
-                let element = if config.dtype.as_deref() == Some("float32") { 4 } else { 2 };
+                // As transformers has it: f32 where the configuration names no dtype.
+                let element = if matches!(config.dtype.as_deref(), Some("bfloat16" | "float16")) { 2 } else { 4 };
                 let stored_bytes = spec.counts().parameters * element;
                 Ok(Network { name, config, spec, stored_bytes })
             }

@@ -100,13 +100,11 @@ fn pages(record: &Record<'_>) -> String {
 fn cpu(cpu: &CpuRecord) -> String {
     let CpuRecord { weight_bytes, cache_bytes, activation_bytes, needed_bytes, .. } = cpu;
     let held = match (cpu.fits, cpu.available_bytes, cpu.limit) {
-        (Some(true), Some(available), Some(limit)) => format!("; {} are left in {limit}.", Size(available)),
-        (Some(false), Some(available), Some(limit)) => {
-            format!(
-                "; only {} are left in {limit}:\nweights would be read from their files again and again.",
-                Size(available)
-            )
-        }
+        (Some(true), Some(available), Some(limit)) => format!(";\n{} are left in {limit}.", Size(available)),
+        (Some(false), Some(available), Some(limit)) => format!(
+            ";\nonly {} are left in {limit}: weights would be read from their files again and again.",
+            Size(available)
+        ),
         _ => ".".to_owned(),
     };
     format!(
