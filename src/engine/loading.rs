@@ -278,10 +278,19 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn weights_that_are_not_in_memory_are_told_of_while_they_are_read() {
         use std::sync::{Arc, Mutex};
+
+        use safetensors::SafeTensors;
+        use safetensors::tensor::TensorView;
+
         let (root, nano) = (tempfile::tempdir().unwrap(), concat!(env!("CARGO_MANIFEST_DIR"), "/models/nano"));
-        for file in ["config.json", "model.safetensors"] {
-            std::fs::copy(format!("{nano}/{file}"), root.path().join(file)).unwrap();
-        }
+        let weights = std::fs::read(format!("{nano}/model.safetensors")).unwrap();
+        std::fs::copy(format!("{nano}/config.json"), root.path().join("config.json")).unwrap();
+        // Longer than what a system reads ahead by itself, once it is asked for the header.
+        let padding = vec![0u8; 40 << 20];
+        let padding = TensorView::new(safetensors::Dtype::U8, vec![padding.len()], &padding).unwrap();
+        let mut tensors = SafeTensors::deserialize(&weights).unwrap().tensors();
+        tensors.push(("padding".to_owned(), padding));
+        std::fs::write(root.path().join("model.safetensors"), safetensors::serialize(tensors, None).unwrap()).unwrap();
         let stages = || {
             let seen = Arc::new(Mutex::new(Vec::new()));
             let sink = seen.clone();
