@@ -37,7 +37,7 @@ impl EngineBuilder {
             #[cfg(not(feature = "cuda"))]
             Device::Auto => Placement::Cpu,
         };
-        if let Placement::Cpu = placement {
+        if matches!(placement, Placement::Cpu) {
             Isa::from_env()?;
         }
         Ok(placement)
