@@ -24,6 +24,7 @@ mod published;
 pub(crate) mod read_ahead;
 mod reading;
 mod rename;
+mod resolve;
 mod safetensors;
 mod sigbus;
 mod source;
