@@ -15,7 +15,7 @@ const EXAMPLES: &str = "\
 Examples:
   rigel inspect
   rigel inspect --model bigcode/starcoder2-15b
-  rigel inspect --model 15b                          # its shapes, without weights
+  rigel inspect --model 15b                  # its shapes, without weights
   rigel inspect --model ./my-checkpoint --json";
 
 /// Describe a checkpoint from its headers alone

@@ -133,8 +133,8 @@ pub(super) enum Source {
 }
 
 impl EngineBuilder {
-    /// A directory, a hub id found in the local Hugging Face cache, or `nano`, the bundled model; see
-    /// [`ModelSource::resolve`]. The default is the bundled model.
+    /// A directory, a hub id (`ORG/NAME`, `ORG/NAME@REVISION`) found in the local Hugging Face cache, or `nano`, the bundled
+    /// model; see [`ModelSource::resolve`]. The default is the bundled model.
     pub fn model(mut self, model: impl Into<String>) -> Self {
         self.source = Some(Source::Name(model.into()));
         self

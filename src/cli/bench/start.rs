@@ -31,7 +31,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Start {
-    /// Checkpoint directory, or hub id found in the local Hugging Face cache [default: the bundled nano]
+    /// Checkpoint directory, or hub id that `rigel pull` fetched [default: the bundled nano]
     #[arg(long, short, value_name = "DIR|ID")]
     model: Option<String>,
     /// Where the model runs; auto takes the GPU where there is one, else the CPU

@@ -128,6 +128,18 @@ fn what_was_pulled_runs_and_is_laid_out_as_hugging_face_has_it() {
 }
 
 #[test]
+fn the_commands_have_help_that_fits_a_terminal() {
+    for name in ["pull", "list", "remove"] {
+        let mut command = command(&[name, "--help"]);
+        command.env("COLUMNS", "80");
+        let run = finish(command, None).ok();
+        assert!(run.text().contains(&format!("Examples:\n  rigel {name}")), "{}", run.text());
+        let widest = run.text().lines().map(|line| line.chars().count()).max();
+        assert!(widest <= Some(80), "{name}: {widest:?} columns");
+    }
+}
+
+#[test]
 fn revisions_are_kept_apart() {
     let (home, server) = (Home::new(), Server::new(&nano_files()));
     home.pull(&server, &["o/m@refs/pr/7", "-q"]).ok();
