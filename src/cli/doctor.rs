@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use rigel::backend::cpu::{ISA_VARIABLE, Isa, available_cores};
 use rigel::bench::report::{DeviceRecord, commit};
-use rigel::checkpoint::hub::cache_directory;
+use rigel::checkpoint::hub::{CachedModel, cache_directory, cached_models};
 use rigel::host::{available_memory, free_disk_bytes};
 use serde::Serialize;
 
@@ -26,7 +26,8 @@ JSON object of --json; null where something is not known or not there:
   version, commit    of this binary
   cpu                model, isa (instruction set of the kernels), threads
   memory             available_bytes, and limit: what allows no more
-  cache              of Hugging Face: directory, free_bytes of its disk
+  cache              of Hugging Face: directory, free_bytes of its disk,
+                     models: [{id, bytes}, …]
   kernels            nvcc (its version), targets, names
   driver             release, cuda (the version that it supports), problem
   gpus               [{ordinal, name, compute_capability, multiprocessors, memory_bytes, free_bytes, problem}, …]
@@ -99,6 +100,15 @@ struct Cache {
     #[serde(skip)]
     exists: bool,
     free_bytes: Option<u64>,
+    /// None: the directory cannot be read.
+    models: Option<Vec<Model>>,
+}
+
+/// A model in the cache, all of its revisions.
+#[derive(Debug, Serialize)]
+struct Model {
+    id: String,
+    bytes: u64,
 }
 
 impl Report {
@@ -137,6 +147,9 @@ impl Cache {
     fn of(directory: PathBuf) -> Cache {
         // What is not there yet will be on the disk of what is.
         let free_bytes = directory.ancestors().filter(|path| *path != Path::new("")).find_map(free_disk_bytes);
-        Cache { exists: directory.is_dir(), directory, free_bytes }
+        let models = cached_models().ok();
+        let model = |CachedModel { id, bytes, .. }| Model { id, bytes };
+        let models = models.map(|models| models.into_iter().map(model).collect());
+        Cache { exists: directory.is_dir(), directory, free_bytes, models }
     }
 }

@@ -110,16 +110,7 @@ impl Verdict {
 }
 
 fn records() -> Result<Vec<Record>, CliError> {
-    let nano = ModelSource::nano();
-    let opened = Checkpoint::open(&nano)?;
-    let mut records = vec![Record {
-        id: "nano".to_owned(),
-        commit: None,
-        refs: Vec::new(),
-        bytes: opened.files().iter().map(|file| file.bytes).sum(),
-        path: None,
-        verdict: Verdict::of(&nano),
-    }];
+    let mut records: Vec<Record> = nano().into_iter().collect();
     for model in cached_models()? {
         for snapshot in &model.snapshots {
             records.push(Record {
@@ -144,4 +135,18 @@ fn records() -> Result<Vec<Record>, CliError> {
         }
     }
     Ok(records)
+}
+
+/// The bundled model; `None` in a program without it.
+fn nano() -> Option<Record> {
+    let nano = ModelSource::nano();
+    let opened = Checkpoint::open(&nano).ok()?;
+    Some(Record {
+        id: "nano".to_owned(),
+        commit: None,
+        refs: Vec::new(),
+        bytes: opened.files().iter().map(|file| file.bytes).sum(),
+        path: None,
+        verdict: Verdict::of(&nano),
+    })
 }

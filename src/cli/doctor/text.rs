@@ -82,13 +82,22 @@ fn memory(memory: Option<&Memory>) -> Finding {
 
 /// Where models are looked for by their hub id.
 fn cache(cache: Option<&Cache>) -> Finding {
-    let Some(Cache { directory, exists, free_bytes }) = cache else {
+    let Some(Cache { directory, exists, free_bytes, models }) = cache else {
         return Finding::new("cache", vec!["no home directory".to_owned(), "set HF_HOME to have one".to_owned()]);
     };
     let state = if *exists { "" } else { " (does not exist yet)" };
     let free = free_bytes.map_or_else(String::new, |bytes| format!("{} free on its disk", Size(bytes)));
     let directory = format!("{}{state}", directory.display());
-    Finding::new("cache", [directory, free].into_iter().filter(|line| !line.is_empty()).collect())
+    let models = match models.as_deref() {
+        None => "cannot be read".to_owned(),
+        Some([]) => String::new(),
+        Some(models) => {
+            let bytes = models.iter().map(|model| model.bytes).sum();
+            let count = if models.len() == 1 { "1 model".to_owned() } else { format!("{} models", models.len()) };
+            format!("{count}, {}; `rigel list` shows them", Size(bytes))
+        }
+    };
+    Finding::new("cache", [directory, free, models].into_iter().filter(|line| !line.is_empty()).collect())
 }
 
 /// What all that amounts to.

@@ -55,6 +55,19 @@ fn models_are_listed_with_what_they_are() {
     assert!(table.text().ends_with(&format!("\ncache: {}\n", home.cache().display())));
 }
 
+#[cfg(feature = "cuda")]
+#[test]
+fn doctor_counts_the_models_of_the_cache() {
+    let home = Home::new();
+    home.pull(&Server::new(&nano_files()), &["-q", "o/m"]).ok();
+    let bytes: usize = nano_files()[..5].iter().map(|(_, content)| content.len()).sum();
+    // A GPU that cannot be used is an exit code of 1, and no matter here.
+    let record = home.run(&["doctor", "--json"]).json();
+    assert_eq!(record["cache"]["models"], json!([{"id": "o/m", "bytes": bytes}]));
+    let line = format!("1 model, {}; `rigel list` shows them", rigel::host::Size(bytes as u64));
+    assert!(home.run(&["doctor"]).text().contains(&line));
+}
+
 #[test]
 fn a_model_goes_only_by_consent() {
     let home = Home::new();
