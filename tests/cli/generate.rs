@@ -396,13 +396,13 @@ fn ids_need_no_tokenizer() {
     let record = rigel(&[&args[..], &["--json"]].concat()).ok().json();
     assert!(!ids(&record["token_ids"]).is_empty());
     assert_eq!(record["text"], "");
+    assert!(rigel(&["generate", "--model", copy.model(), "x"]).error(2).contains("tokenizer.json"));
     // The line is not at fault, and no model is loaded for it.
     copy.remove("model.safetensors");
     let run = rigel(&args);
     let said = run.error(2);
     assert!(said.contains("tokenizer.json does not exist") && said.ends_with("give --json to print token ids alone"));
     assert!(!said.contains(path(&prompts)), "{said}");
-    assert!(rigel(&["generate", "--model", copy.model(), "x"]).error(2).contains("tokenizer.json"));
 }
 
 #[test]

@@ -79,6 +79,11 @@ fn answers_are_those_of_transformers() {
         let [instruction, prefix] = ["instruction", "response_prefix"].map(|name| case[name].as_str().unwrap());
         let args = ["respond", "--json", "-q", "--model", copy.model(), "--max-length", &length];
         let run = rigel(&[&args[..], &["--response-prefix", prefix, "--", instruction]].concat());
+        if instruction.trim().is_empty() {
+            // transformers writes about nothing.
+            assert!(run.error(2).starts_with("the instruction is empty"), "{}", run.stderr);
+            continue;
+        }
         if case["error"].is_string() {
             assert!(run.error(2).contains("--max-length"), "{}", run.stderr);
             refused += 1;

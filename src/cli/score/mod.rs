@@ -34,13 +34,13 @@ const FORMATS: &str = "\
 Lines of --prompts, one object each:
   {\"prompt\":\"…\"}, {\"text\":\"…\"} or {\"token_ids\":[…]}; other fields are ignored.
   A line that cannot be scored is an error on stderr, and the rest goes on; the
-  exit code is 1 then. The totals are the last line: on stdout, or with --json on
-  stderr.
+  exit code is 1 then. The last line is the totals: on stdout, or with --json
+  on stderr.
 
 JSON object of --json, one a line:
   line           with --prompts: the line's number in the file
   token_ids      the ids scored
-  logprobs       [null, …]: natural log-probability of token i after those before
+  logprobs       [null, …]: natural log-probabilities, each given those before
   top            [[[id, logprob], …], …]: the best tokens after tokens 0..=i;
                  absent with --top 0
   perplexity     exp(-mean of logprobs); null for a single token
