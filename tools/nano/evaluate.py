@@ -1,8 +1,9 @@
 """Measures models/nano in float32 with transformers, on the files that training never saw.
 
-    python tools/nano/evaluate.py models/nano
+    python tools/nano/evaluate.py models/nano --corpus WORK/corpus.jsonl
 
-Writes eval.json into the model's folder. Everything is greedy and seeded, so the numbers repeat.
+Writes eval.json into the model's folder. Everything is greedy and seeded, so the numbers repeat. Without `--corpus`
+the share of verbatim continuations is left out.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 import data
+import prompts
+import verbatim
 
 COMPLETIONS, COMPLETION_TOKENS = 200, 128
 INFILLS, INFILL_TOKENS, LINES_BEFORE, LINES_AFTER = 300, 48, 10, 4
@@ -26,7 +29,6 @@ RESPONSES, TOTAL_TOKENS = 100, 256  # the model card's `respond` bounds prompt a
 STRIDE = 512
 
 SAMPLES = {
-    "completion": "def fibonacci(n):",
     "infill": (
         data.FIM_PREFIX + "def read_lines(path):\n    with open(path) as f:\n        " + data.FIM_SUFFIX
         + "\n    return lines\n" + data.FIM_MIDDLE
@@ -52,9 +54,9 @@ class Model:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     @torch.no_grad()
-    def greedy(self, prompt, limit, stop_ids, stop_text=None):
+    def greedy_ids(self, inputs, limit, stop_ids, stop_text=None):
         """Returns `(text, stopped)`: the continuation, and whether it ended by itself."""
-        inputs, cache, out = self.encode(prompt), None, []
+        cache, out = None, []
         for _ in range(limit):
             step = self.net(torch.tensor([inputs]), past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache, token = step.past_key_values, step.logits[0, -1].argmax().item()
@@ -65,6 +67,9 @@ class Model:
             if stop_text and stop_text.search(self.decode(out)):
                 return self.decode(out), True
         return self.decode(out), False
+
+    def greedy(self, prompt, *limits):
+        return self.greedy_ids(self.encode(prompt), *limits)
 
     @torch.no_grad()
     def loss(self, text):
@@ -104,15 +109,17 @@ def completions(model, held, rng):
     by `ast.parse`."""
     found = [f for text in held.values() for f in data.functions(text) if len(model.encode(f.head)) <= 256]
     chosen = rng.sample(found, COMPLETIONS)
-    dedent, good, ended = re.compile(r"\n(?=[^\s])"), 0, 0
+    dedent, good, ended, whole = re.compile(r"\n(?=[^\s])"), 0, 0, 0
     for function in chosen:
         prompt = function.head.rstrip()
         text, stopped = model.greedy(prompt, COMPLETION_TOKENS, (0, model.id(data.FILE_SEP)), dedent)
         body = dedent.split(text)[0] if stopped else text[: text.rfind("\n") + 1]
         good += bool(body.strip()) and parses(prompt + body)
         ended += stopped
+        whole += stopped and not dedent.search(text)
     return {"functions": COMPLETIONS, "with_docstring": sum(f.doc is not None for f in chosen),
-            "parse": good / COMPLETIONS, "end_within_limit": ended / COMPLETIONS}
+            "parse": good / COMPLETIONS, "end_within_limit": ended / COMPLETIONS,
+            "end_with_a_stop_token": whole / COMPLETIONS}
 
 
 def statement_lines(text):
@@ -161,8 +168,10 @@ def responses(model, held, rng):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    folder = parser.parse_args().model
-    model, (_, held) = Model(folder), data.read_corpus()
+    parser.add_argument("--corpus", type=Path, help="corpus.jsonl, as corpus.py writes it")
+    args = parser.parse_args()
+    folder = args.model
+    model, (_, held) = Model(folder), data.read_library()
     assert all(p.isfinite().all() for p in model.net.parameters())
     instruct, shown = responses(model, held, random.Random(2))
     stops = (0, model.id(data.FILE_SEP), model.id("###"))
@@ -172,9 +181,15 @@ def main():
         "completion": completions(model, held, random.Random(0)),
         "infill": infills(model, held, random.Random(1)),
         "instruct": instruct,
+        "prompts": prompts.run(model, stops),
         "samples": {name: {"prompt": prompt, "output": model.greedy(prompt, 96, stops)[0]} for name, prompt in SAMPLES.items()},
         "instruct_samples": shown,
     }
+    if args.corpus:
+        training = verbatim.Training(args.corpus)
+        report["verbatim"] = verbatim.share(model, held, training, random.Random(3))
+        for row in report["prompts"]:
+            row["verbatim"] = training.has(row["prompt"] + row["output"])
     text = json.dumps(report, indent=2, ensure_ascii=False)
     (folder / "eval.json").write_text(text + "\n", encoding="utf-8")
     print(text)

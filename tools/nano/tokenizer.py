@@ -1,4 +1,4 @@
-"""Trains the tokenizer of models/nano: StarCoder2's byte-level BPE with a vocabulary of 4096.
+"""Trains the tokenizer of models/nano: StarCoder2's byte-level BPE with a vocabulary of 4096, on the standard library.
 
     python tools/nano/tokenizer.py models/nano
 """
@@ -40,6 +40,26 @@ CHAT_TEMPLATE = r"""{{bos_token}}{{'You are an exceptionally intelligent coding 
 
 def added_token(content):
     return AddedToken(content, special=True, normalized=False)
+
+
+def instruct_documents(files):
+    """One document in the instruct form for each documented function, so that BPE learns `###` and the template's words
+    by itself. It has its own wording, since another would give another tokenizer."""
+    rng, asked = random.Random(0), []
+    for path in sorted(files):
+        for function in data.functions(files[path]):
+            if 60 < len(function.source) < 1100 and function.doc and len(function.doc.split("\n\n")[0]) < 240:
+                asked.append(function)
+    rng.shuffle(asked)
+    for function in reversed(asked):
+        doc = " ".join(function.doc.split("\n\n")[0].split())
+        forms = (
+            f"Write a Python function `{function.name}({function.arguments})`. {doc}",
+            f"Write a Python function `{function.name}`. {doc}",
+            f"Write a function in Python.\n{doc}",
+        )
+        user = rng.choices(forms, weights=(6, 2, 2))[0]
+        yield f"{data.instruct_prompt(user)}```python\n{function.source}```".replace(data.EOT, "")
 
 
 def train(texts):
@@ -99,11 +119,8 @@ def write(tokenizer, out):
 
 
 def main():
-    files, _ = data.read_corpus()
-    documents = data.Documents(files, seed=0)
-    # The instruct form is part of the text, so that BPE learns `###` and the template's words by itself.
-    instruct = [documents.document("instruct").replace(data.EOT, "") for _ in documents.decks["instruct"]]
-    tokenizer = train([*files.values(), *instruct])
+    files, _ = data.read_library()
+    tokenizer = train([*files.values(), *instruct_documents(files)])
     check(tokenizer)
     write(tokenizer, Path(sys.argv[1]))
     sample = "".join(random.Random(0).sample(sorted(files.values()), 20))
