@@ -123,6 +123,14 @@ class Nano(nn.Module):
         return TiedCrossEntropy.apply(hidden.flatten(0, 1), self.model.embed_tokens.weight, block[:, 1:].flatten())
 
 
+def softmax_gradient(logits, targets):
+    """The summed cross entropy of `logits`, [tokens, vocabulary], and its gradient in bf16."""
+    logits = logits.float()
+    log_sum = logits.logsumexp(-1, keepdim=True)
+    loss = (log_sum - logits.gather(1, targets[:, None])).sum()
+    return loss, ((logits - log_sum).exp() - (torch.arange(logits.shape[1]) == targets[:, None]).float()).bfloat16()
+
+
 class TiedCrossEntropy(torch.autograd.Function):
     """Mean cross entropy of `hidden @ weight.T`, with the gradients made on the way, a few tokens at a time: the logits
     of a whole batch would be the largest tensor by far. The products are in bf16."""
@@ -136,13 +144,8 @@ class TiedCrossEntropy(torch.autograd.Function):
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros(weight.shape)
         for start in range(0, tokens, TiedCrossEntropy.CHUNK):
             part = slice(start, start + TiedCrossEntropy.CHUNK)
-            logits = (hidden[part] @ weight.T).float()
-            logits -= logits.logsumexp(-1, keepdim=True)
-            rows = torch.arange(len(logits))
-            total -= logits[rows, targets[part]].sum()
-            logits.exp_()
-            logits[rows, targets[part]] -= 1
-            d_logits = logits.bfloat16()
+            loss, d_logits = softmax_gradient(hidden[part] @ weight.T, targets[part])
+            total += loss
             d_hidden[part] = d_logits @ weight
             d_weight += d_logits.T @ hidden[part]
         ctx.save_for_backward(d_hidden, d_weight)

@@ -135,6 +135,7 @@ def main():
     held_rows = torch.tensor([ids[i : i + LENGTH + 1] for i in range(0, len(ids) - LENGTH, LENGTH)])
     held_rows = held_rows[:: max(1, len(held_rows) // HELD_OUT_ROWS)][:HELD_OUT_ROWS]
     run.model.forward = torch.compile(run.model.forward, dynamic=False)
+    network.softmax_gradient = torch.compile(network.softmax_gradient, dynamic=False)
     budget, began, cpu_began = args.cpu_hours * 3600, time.monotonic(), run.cpu
     saved = began
     print(f"from step {run.step}, {run.cpu:.0f} CPU seconds of {budget:.0f}", flush=True)
