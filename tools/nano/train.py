@@ -157,7 +157,7 @@ def main():
                   f"loss {run.average:.4f}", flush=True)
     log = {
         "steps": run.step, "tokens": run.step * ROWS * LENGTH, "cpu_seconds": round(cpu), "clock_seconds": round(clock),
-        "threads": args.threads, "final_training_loss": round(run.average, 4), "documents": run.rows.documents.emitted,
+        "finished": done, "threads": args.threads, "final_training_loss": round(run.average, 4), "documents": run.rows.documents.emitted,
     }
     (args.state / "train.json").write_text(json.dumps(log, indent=2) + "\n")
     print(log)
