@@ -28,7 +28,7 @@ def permissive(meta):
     names = []
     parts = re.split(r" AND | OR |\s*/\s*|(?<=\d),? and ", stated(meta))
     for part in parts:
-        name = next((n for n, pattern in PERMISSIVE.items() if pattern.fullmatch(part.strip(" ()"))), None)
+        name = next((n for n, pattern in PERMISSIVE.items() if pattern.fullmatch(part.strip()) or pattern.fullmatch(part.strip(" ()"))), None)
         if name is None:
             return None
         names.append(name)
