@@ -188,7 +188,7 @@ mod tests {
         // Where the system says how much memory it has.
         assert_eq!(message.is_some(), host::available_memory().is_some());
         if let Some(message) = message {
-            assert!(message.starts_with("the 99b: its weights take 1152921504606846976 bytes, and "), "{message}");
+            assert!(message.starts_with("the 99b: its weights take 1.00 EiB, and "), "{message}");
         }
     }
 }

@@ -143,7 +143,7 @@ impl CliError {
             }
             cause = error.source();
         }
-        Some(with_our_command(&one_line(&line)))
+        Some(option_names::of_settings(&with_our_command(&one_line(&line))))
     }
 }
 

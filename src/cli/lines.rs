@@ -75,7 +75,7 @@ impl<R: BufRead> Lines<R> {
         self.buffer.shrink_to(KEEP);
         let mut length = 0;
         loop {
-            let chunk = self.reader.fill_buf()?;
+            let chunk = filled(&mut self.reader)?;
             if chunk.is_empty() {
                 return Ok((length > 0).then_some(length));
             }
@@ -95,6 +95,16 @@ impl<R: BufRead> Lines<R> {
             }
         }
     }
+}
+
+/// What the reader has in its buffer, read where that is empty; a signal that interrupts the reading is no failure.
+pub fn filled(reader: &mut impl BufRead) -> io::Result<&[u8]> {
+    while let Err(error) = reader.fill_buf() {
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    reader.fill_buf()
 }
 
 #[cfg(test)]

@@ -102,20 +102,23 @@ Examples:
 Without --model, every command uses nano, a small model inside this binary.
 `rigel <command> --help` has examples of each command.";
 
-/// What the environment sets. Lines of at most 98 characters, so that none is wrapped.
+/// What the environment sets. Lines of at most 80 characters, so that none is wrapped.
 const ENVIRONMENT: &str = "\
 Environment:
-  RIGEL_MODEL, RIGEL_DEVICE, RIGEL_DTYPE, RIGEL_THREADS, RIGEL_CONTEXT, RIGEL_PREFILL_CHUNK,
-  RIGEL_MEMORY, RIGEL_NO_MMAP, RIGEL_MLOCK, RIGEL_SPECULATION, RIGEL_BATCH_INVARIANT
-                     The option of that name, where it is not given
-  RIGEL_CPU_ISA      Instruction set of the CPU backend: portable, avx2, avx512 [default: the best]
-  RIGEL_CUDA_…       Switches of the GPU backend: `rigel doctor` lists them with their values
-  RUST_LOG           What is logged on stderr: warn, info, debug, or one of these for a module
+  RIGEL_MODEL, RIGEL_DEVICE, RIGEL_DTYPE, RIGEL_THREADS, RIGEL_CONTEXT,
+  RIGEL_PREFILL_CHUNK, RIGEL_MEMORY, RIGEL_NO_MMAP, RIGEL_MLOCK,
+  RIGEL_SPECULATION, RIGEL_BATCH_INVARIANT
+                 The option of that name, where it is not given
+  RIGEL_CPU_ISA  Instruction set of the CPU backend: portable, avx2, avx512
+                 [default: the best]
+  RIGEL_CUDA_…   Switches of the GPU backend: `rigel doctor` lists them
+  RUST_LOG       What is logged on stderr: warn, info, debug, or one of these
+                 for a module
   HF_HOME, HF_HUB_CACHE
-                     Where downloaded models are [default: ~/.cache/huggingface/hub]
+                 Where downloaded models are [default: ~/.cache/huggingface/hub]
   HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE
-                     Access token, server and offline mode of `rigel pull`
-  NO_COLOR           Set to anything: no colours";
+                 Access token, server and offline mode of `rigel pull`
+  NO_COLOR       Set to anything: no colours";
 
 #[derive(Debug, Subcommand)]
 enum Command {

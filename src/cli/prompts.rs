@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::error::CliError;
 use super::input::{STDIN, origin};
 use super::kind;
-use super::lines::{Line, Lines, MAX_LINE, without_mark};
+use super::lines::{Line, Lines, MAX_LINE, filled, without_mark};
 
 /// Fields that hold a prompt.
 const FIELDS: [&str; 3] = ["prompt", "text", "token_ids"];
@@ -143,7 +143,7 @@ impl Prompts {
     }
 
     fn new(origin: String, mut reader: Box<dyn BufRead>, size: Option<u64>) -> Result<Prompts, CliError> {
-        let head = reader.fill_buf().map_err(|source| CliError::Read { origin: origin.clone(), source })?;
+        let head = filled(&mut reader).map_err(|source| CliError::Read { origin: origin.clone(), source })?;
         kind::check_head(&origin, head)?;
         Ok(Prompts { origin, lines: Lines::new(reader), size })
     }

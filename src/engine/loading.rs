@@ -282,7 +282,8 @@ mod tests {
         use safetensors::SafeTensors;
         use safetensors::tensor::TensorView;
 
-        let (root, nano) = (tempfile::tempdir().unwrap(), concat!(env!("CARGO_MANIFEST_DIR"), "/models/nano"));
+        let (root, nano) =
+            (tempfile::tempdir().unwrap(), concat!(env!("CARGO_MANIFEST_DIR"), "/crates/rigel-nano/model"));
         let weights = std::fs::read(format!("{nano}/model.safetensors")).unwrap();
         std::fs::copy(format!("{nano}/config.json"), root.path().join("config.json")).unwrap();
         // Longer than what a system reads ahead by itself, once it is asked for the header.

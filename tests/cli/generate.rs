@@ -295,7 +295,7 @@ fn notes_do_not_run_into_the_text() {
 #[test]
 fn a_bad_line_leaves_what_came_before() {
     for (bad, needle) in [
-        ("{\"token_ids\":[5,99999999]}", "prompts.jsonl:2: prompt[1] is 99999999"),
+        ("{\"token_ids\":[5,99999999]}", "prompts.jsonl:2: token 2 of the prompt has the id 99999999"),
         ("{\"token_ids\":[]}", "prompts.jsonl:2: the prompt is empty"),
         ("{\"token_ids\":\"x\"}", "prompts.jsonl:2: "),
         ("nonsense", "prompts.jsonl:2: "),

@@ -1,5 +1,7 @@
 //! `rigel inspect`.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use crate::common::{Copy, nano, rigel};
@@ -66,7 +68,7 @@ fn the_table_names_what_it_shows() {
 #[test]
 fn weights_on_a_gpu_are_padded_and_in_two_bytes() {
     let golden = |name: &str| {
-        let directory = nano().join("../../tests/goldens").join(name);
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name);
         rigel(&["inspect", "--json", "--model", directory.to_str().unwrap()]).ok().json()["gpu_weights"].clone()
     };
     // nano's sizes are multiples of 128: no padding. It is stored in BF16.

@@ -127,6 +127,6 @@ fn models_are_names_files_and_directories() {
     }
     assert!(plan(&["--model", "16b"]).error(2).contains("no such model: \"16b\"; expected"));
     assert!(plan(&["--model", "no-such/model"]).error(2).ends_with("download it with `rigel pull no-such/model`"));
-    assert!(plan(&["--memory", "lots"]).stderr.contains("expected a whole number above 0"));
+    assert!(plan(&["--memory", "lots"]).stderr.contains("expected a size above 0"));
     assert!(plan(&["--gpu", "h300"]).stderr.contains("h200"));
 }

@@ -127,11 +127,11 @@ fn a_chat_template_is_nothing_to_those_who_do_not_chat() {
         let out = copy.path("out.jsonl");
         let run = with(&["batch", "-q", line.path().to_str().unwrap(), out.to_str().unwrap()]);
         let (done, failed) =
-            (std::fs::read_to_string(&out).unwrap(), std::fs::read_to_string(copy.path("out.jsonl.errors.jsonl")));
+            (std::fs::read_to_string(&out).unwrap(), std::fs::read_to_string(copy.path("out.errors.jsonl")));
         let failed = failed.unwrap_or_else(|e| panic!("{e}: {}", run.stderr));
         assert!(done.contains("\"custom_id\":\"a\"") && !done.contains("\"custom_id\":\"b\""), "{done}");
         assert!(failed.contains("\"custom_id\":\"b\"") && failed.contains("tokenizer_config.json"), "{failed}");
-        for name in ["out.jsonl", "out.jsonl.errors.jsonl", "out.jsonl.manifest.json"] {
+        for name in ["out.jsonl", "out.errors.jsonl", "out.jsonl.manifest.json"] {
             copy.remove(name);
         }
     }

@@ -149,7 +149,11 @@ fn plain_lines_take_text_and_token_ids() {
     assert_eq!(records["text"]["text"], records["prompt"]["text"]);
     assert_eq!(records["ids"]["text"], records["prompt"]["text"]);
     let both = Work::new(&[json!({"prompt": "x", "text": "y"})]);
-    assert!(both.run("out.jsonl", &["-q"]).error(1).contains("line 1: both prompt and text; give one of them"));
+    assert!(
+        both.run("out.jsonl", &["-q"])
+            .error(1)
+            .contains("line 1: both prompt and text; give the prompt in one of them")
+    );
 }
 
 #[test]
