@@ -1,6 +1,6 @@
-"""Writes models/nano/README.md: model_card.md with the figures of the reports that the other scripts left.
+"""Writes crates/rigel-nano/model/README.md: model_card.md with the figures of the reports that the other scripts left.
 
-    python tools/nano/card.py models/nano --corpus WORK/corpus.json --train WORK/state/train.json
+    python tools/nano/card.py crates/rigel-nano/model --corpus WORK/corpus.json --train WORK/state/train.json
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The corpus of models/nano, cut into training documents: the running interpreter's standard library, and files of PyPI
+"""The corpus of crates/rigel-nano/model, cut into training documents: the running interpreter's standard library, and files of PyPI
 packages as corpus.py wrote them.
 
 Everything is derived from `sysconfig.get_paths()["stdlib"]`, corpus.jsonl and a seed. A document is a plain string in

@@ -1,6 +1,6 @@
-"""Measures models/nano in float32 with transformers, on the files that training never saw.
+"""Measures crates/rigel-nano/model in float32 with transformers, on the files that training never saw.
 
-    python tools/nano/evaluate.py models/nano --corpus WORK/corpus.jsonl
+    python tools/nano/evaluate.py crates/rigel-nano/model --corpus WORK/corpus.jsonl
 
 Writes eval.json into the model's folder. Everything is greedy and seeded, so the numbers repeat. Without `--corpus`
 the share of verbatim continuations is left out.

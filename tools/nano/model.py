@@ -1,4 +1,4 @@
-"""The network of models/nano for training on a CPU: the parameters, names and arithmetic of transformers' Starcoder2.
+"""The network of crates/rigel-nano/model for training on a CPU: the parameters, names and arithmetic of transformers' Starcoder2.
 
 It computes only the band of attention that the sliding window leaves, which transformers does not, and it holds no
 cache. `check` compares it with transformers' own `Starcoder2ForCausalLM`.

@@ -1,6 +1,6 @@
-"""Trains the tokenizer of models/nano: StarCoder2's byte-level BPE with a vocabulary of 4096, on the standard library.
+"""Trains the tokenizer of crates/rigel-nano/model: StarCoder2's byte-level BPE with a vocabulary of 4096, on the standard library.
 
-    python tools/nano/tokenizer.py models/nano
+    python tools/nano/tokenizer.py crates/rigel-nano/model
 """
 
 import json

@@ -1,6 +1,6 @@
-"""Trains models/nano on the CPU, for a given number of CPU hours of this process.
+"""Trains crates/rigel-nano/model on the CPU, for a given number of CPU hours of this process.
 
-    python tools/nano/train.py models/nano --corpus WORK/corpus.jsonl --state WORK/state --cpu-hours 5
+    python tools/nano/train.py crates/rigel-nano/model --corpus WORK/corpus.jsonl --state WORK/state --cpu-hours 5
 
 The learning rate follows the share of the CPU time that is spent, so the run ends annealed on a machine of any speed
 and may share it with other work. The state is saved every few minutes and on SIGTERM or SIGINT; the same command goes
