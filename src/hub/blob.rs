@@ -68,7 +68,6 @@ impl Fetcher<'_> {
             }
             let error = HubError::Hash {
                 file: self.subject(file).what(),
-                host: self.client.host(),
                 algorithm: file.hash.algorithm(),
                 found,
                 expected: file.hash.hex().to_owned(),

@@ -131,13 +131,11 @@ pub enum HubError {
     },
     /// Content that is not what the hub says it is.
     #[error(
-        "{file}: the content from {host} has the {algorithm} {found}, expected {expected}: it was removed; run it again"
+        "{file}: the content from the hub has the {algorithm} {found}, expected {expected}: it was removed; run it again"
     )]
     Hash {
         /// The file.
         file: String,
-        /// Where the content came from.
-        host: String,
         /// The hash function.
         algorithm: &'static str,
         /// The content's hash.
