@@ -86,7 +86,7 @@ fn what_may_not_be_read_is_not_called_absent() {
     let folder = tempfile::tempdir().unwrap();
     let private = folder.path().join("priv");
     std::fs::create_dir_all(private.join("m")).unwrap();
-    std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0o000)).unwrap();
     let is_root = std::fs::read_dir(&private).is_ok();
     let model = private.join("m");
     let run = rigel(&["generate", "--model", path(&model), "x"]);
