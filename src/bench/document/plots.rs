@@ -175,7 +175,8 @@ fn tokens(report: &Report, rows: &[&Row]) -> Option<String> {
 
 fn tokens_of_one_batch(report: &Report, decoding: &Decoding<'_>, batch: f64) -> String {
     let limit = decoding.limit.first().map(|(_, rate)| *rate);
-    let bar = |(index, ((other, by), points)): (usize, (&(bool, &str), &Vec<(f64, f64)>))| {
+    let series = decoding.series.iter().enumerate();
+    let bars = series.map(|(index, ((other, by), points))| {
         let rate = points[0].1;
         Bar {
             name: (*by).to_owned(),
@@ -186,8 +187,8 @@ fn tokens_of_one_batch(report: &Report, decoding: &Decoding<'_>, batch: f64) -> 
             range: None,
             limit: limit.filter(|_| !other),
         }
-    };
-    let bars: Vec<Bar> = decoding.series.iter().enumerate().map(bar).collect();
+    });
+    let bars: Vec<Bar> = bars.collect();
     let bars = Bars { bars, left: 130.0, right: WIDTH - 80.0, top: TOP, reaches: 0.0 };
     let foot = if limit.is_some() { 36.0 } else { 16.0 };
     let mut svg = Svg::new(WIDTH, bars.bottom() + foot, "Tokens a second");
