@@ -175,10 +175,10 @@ fn tokens(report: &Report, rows: &[&Row]) -> Option<String> {
 
 fn tokens_of_one_batch(report: &Report, decoding: &Decoding<'_>, batch: f64) -> String {
     let limit = decoding.limit.first().map(|(_, rate)| *rate);
-    let series = decoding.series.iter().enumerate();
-    let bars = series.map(|(index, ((other, by), points))| {
+    let mut bars = Vec::new();
+    for (index, ((other, by), points)) in decoding.series.iter().enumerate() {
         let rate = points[0].1;
-        Bar {
+        bars.push(Bar {
             name: (*by).to_owned(),
             value: rate,
             number: digits(rate),
@@ -186,9 +186,8 @@ fn tokens_of_one_batch(report: &Report, decoding: &Decoding<'_>, batch: f64) -> 
             colour: SERIES[index % SERIES.len()],
             range: None,
             limit: limit.filter(|_| !other),
-        }
-    });
-    let bars: Vec<Bar> = bars.collect();
+        });
+    }
     let bars = Bars { bars, left: 130.0, right: WIDTH - 80.0, top: TOP, reaches: 0.0 };
     let foot = if limit.is_some() { 36.0 } else { 16.0 };
     let mut svg = Svg::new(WIDTH, bars.bottom() + foot, "Tokens a second");
