@@ -22,7 +22,7 @@ pub const OLD_DRIVER: (&str, &str) = ("RIGEL_INTERPRETER_DRIVER", "12040");
 fn refusal(run: Run) -> String {
     assert_eq!(run.stdout, b"");
     let line = run.error(2);
-    line.strip_prefix("device cuda: ").unwrap_or_else(|| panic!("{line}")).to_owned()
+    line.strip_prefix("--device cuda: ").unwrap_or_else(|| panic!("{line}")).to_owned()
 }
 
 #[test]

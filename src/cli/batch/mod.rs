@@ -80,10 +80,10 @@ Input, one JSON object a line:
   {\"text\":\"…\"}  or  {\"token_ids\":[…]}
   {\"messages\":[…]}
 The first two are OpenAI's, with OpenAI's defaults (temperature 1, 16 tokens of
-a completion). A plain line holds a body's fields itself, and the options fill in
-what it leaves out; other fields are ignored, with a warning where one is spelt
-almost like a field. A line without custom_id or id is called line-N, after its
-number in the file. No two lines may have the same id.
+a completion). A plain line holds a body's fields itself, and the options fill
+in what it leaves out; other fields are ignored, with a warning where one is
+spelt almost like a field. A line without custom_id or id is called line-N, after
+its number in the file. No two lines may have the same id.
 
 A stop string is looked for in the text with special tokens, shown or not:
 \"stop\":[\"<file_sep>\"] ends there. Integers may be written 8 or 8.0.
@@ -107,8 +107,8 @@ next run; a second signal stops at once.
 A line without a seed samples with one made of --seed and its id, so its samples
 do not depend on order or shard.
 
-Exit codes: 0 when every line was answered, 1 when lines failed, 2 for bad input,
-128 + n after signal n (130, 143, 129). More: docs/batch.md.";
+Exit codes: 0 when every line was answered, 1 when lines failed, 2 for bad
+input, 128 + n after signal n (130, 143, 129). More: docs/batch.md.";
 
 /// Run a file of requests
 ///
