@@ -143,7 +143,7 @@ impl CliError {
             }
             cause = error.source();
         }
-        Some(option_names::of_settings(&with_our_command(&one_line(&line))))
+        Some(option_names::of_settings(&with_our_command(&without_numbers(&one_line(&line)))))
     }
 }
 
@@ -151,6 +151,20 @@ impl CliError {
 /// the same arguments.
 fn with_our_command(line: &str) -> String {
     if cfg!(feature = "hub") { line.replace("`hf download ", "`rigel pull ") } else { line.to_owned() }
+}
+
+/// The text without the numbers that the standard library puts behind the system's words: ` (os error 2)`.
+fn without_numbers(text: &str) -> String {
+    const BEGIN: &str = " (os error ";
+    let mut parts = text.split(BEGIN);
+    let mut kept = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once(')') {
+            Some((number, rest)) if number.bytes().all(|byte| byte.is_ascii_digit()) => kept.push_str(rest),
+            _ => kept.extend([BEGIN, part]),
+        }
+    }
+    kept
 }
 
 /// The lines, trimmed, with spaces between them.
@@ -174,6 +188,15 @@ mod tests {
         assert_eq!(CliError::StdoutClosed.line(), None);
         assert_eq!(CliError::StdoutClosed.at("x").code(), 0);
         assert_eq!(CliError::Failure(Failure::EngineStopped).at("x").code(), 1);
+    }
+
+    #[test]
+    fn the_system_s_words_have_no_numbers() {
+        let source = std::io::Error::from_raw_os_error(2);
+        assert!(source.to_string().contains("os error"));
+        let said = CliError::Read { origin: "a.txt".into(), source }.line().unwrap();
+        assert!(said.starts_with("a.txt: ") && !said.contains("os error") && !said.contains('('), "{said}");
+        assert_eq!(without_numbers("a (os error 2): b (os error x) c (os error 13)"), "a: b (os error x) c");
     }
 
     #[test]
