@@ -282,9 +282,8 @@ pub fn add_rows(report: &mut Report, model: &str, starts: &[Start]) {
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroU32;
-
     use super::*;
+    #[cfg(feature = "nano")]
     use crate::engine::Engine;
 
     #[cfg(feature = "nano")]
@@ -308,10 +307,11 @@ mod tests {
         assert!((total.median_us - sum - 500.0).abs() < 1e-6 && total.samples == 2);
     }
 
+    #[cfg(feature = "nano")]
     #[test]
     fn a_prompt_longer_than_a_step_is_computed_in_chunks_and_one_longer_than_the_model_is_cut() {
         let prompt = |asked| {
-            let builder = Engine::builder().prefill_chunk(NonZeroU32::new(16).unwrap());
+            let builder = Engine::builder().prefill_chunk(std::num::NonZeroU32::new(16).unwrap());
             measure(ModelSource::nano(), Device::Cpu, builder, asked, 0.0).unwrap().prompt
         };
         assert_eq!(prompt(50), 50);

@@ -130,6 +130,7 @@ mod tests {
         checkpoint.read_ahead(&mut |done, total| panic!("{done} of {total} are read again"));
     }
 
+    #[cfg(feature = "nano")]
     #[test]
     fn what_is_part_of_the_program_or_was_read_is_not_read_ahead() {
         let nano = Checkpoint::open(&ModelSource::nano()).unwrap();

@@ -39,7 +39,7 @@ impl Engine {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "nano"))]
 mod tests {
     use super::*;
     use crate::engine::{Device, Event, FinishReason};

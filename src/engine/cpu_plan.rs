@@ -55,7 +55,7 @@ impl EngineBuilder {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "nano"))]
 mod tests {
     use std::num::NonZeroU32;
 
