@@ -24,7 +24,7 @@ use super::error::{CheckpointError, shown};
 const MAX_REF_BYTES: u64 = 256;
 
 /// The cache's directory, decided as huggingface_hub decides it: `HF_HUB_CACHE`, else `HUGGINGFACE_HUB_CACHE` (its old
-/// name), else `hub` in [`home`]. It need not exist. `None` where nothing says where the user's home is.
+/// name), else `hub` in Hugging Face's directory (`HF_HOME`). It need not exist. `None` where nothing says where the user's home is.
 pub fn cache_directory() -> Option<PathBuf> {
     cache_directory_in(|name| std::env::var_os(name), std::env::home_dir())
 }
