@@ -592,7 +592,7 @@ device_test! {
                 for (memory, least) in [(rest + 5 * page, 6), (rest - 1, 0), (1000, 1)] {
                     let error = pages(Some(memory), least).unwrap_err().to_string();
                     let needed = rest + u64::from(least) * page;
-                    assert!(error.starts_with(&format!("out of memory: {needed} bytes for weights ")), "{error}");
+                    assert!(error.starts_with(&format!("out of memory: {} for weights ", rigel::host::Size(needed))), "{error}");
                     for line in ["key/value cache", "activations", "logits", "attention workspace", "sampler", "driver"] {
                         assert!(error.contains(line), "{line}: {error}");
                     }

@@ -250,9 +250,9 @@ device_test! {
                 let UploadError::Cuda(CudaError::OutOfMemory { needed, .. }) = error else { panic!("{error}") };
                 assert_eq!(needed, bytes);
                 let line = BackendError::from(error).to_string();
-                let expected = format!("out of memory: {bytes} bytes for the weights on the GPU; ");
+                let expected = format!("out of memory: {} for the weights on the GPU; ", rigel::host::Size(bytes));
                 assert!(line.starts_with(&expected), "{line}");
-                assert!(line.contains(&format!("{memory} bytes are free")) && line.lines().count() == 1, "{line}");
+                assert!(line.contains(&format!("{} of its ", rigel::host::Size(memory))) && line.lines().count() == 1, "{line}");
             }
         }
     }

@@ -44,7 +44,8 @@ fn wrong(origin: &str, kind: &str) -> CliError {
     CliError::Usage(format!("expected JSON lines, one object a line; found {kind}")).at(origin)
 }
 
-/// Refuses what is read once, as stdin is, by its first bytes.
+/// Refuses what is read once, as stdin is, by its first bytes. How many these are is the writer's doing: nothing is said
+/// that more of them could prove wrong.
 pub fn check_head(origin: &str, head: &[u8]) -> Result<(), CliError> {
     if let Some(kind) = kind_of(head) {
         return Err(wrong(origin, kind));
@@ -52,6 +53,11 @@ pub fn check_head(origin: &str, head: &[u8]) -> Result<(), CliError> {
     if first_value_spans_lines(head) {
         return Err(wrong(origin, PRETTY));
     }
+    Ok(())
+}
+
+/// Refuses a file with no object among the lines that it begins with.
+pub fn check_objects(origin: &str, head: &[u8]) -> Result<(), CliError> {
     let mut lines = head.split(|byte| *byte == b'\n').map(|line| without_mark(line).trim_ascii());
     let first = lines.clone().find(|line| !line.is_empty());
     match first {
@@ -245,7 +251,10 @@ mod tests {
 
     #[test]
     fn a_pipe_is_told_by_its_first_bytes() {
-        let found = |head: &[u8]| check_head("stdin", head).err().map(|error| error.to_string());
+        let of_pipe = |head: &[u8]| check_head("stdin", head).err().map(|error| error.to_string());
+        assert_eq!(of_pipe(b"not json\n"), None, "an object may follow");
+        let of_file = |head: &[u8]| check_objects("stdin", head).err().map(|error| error.to_string());
+        let found = |head: &[u8]| of_pipe(head).or_else(|| of_file(head));
         for (head, expected) in [
             (&b"\x1f\x8b\x08\0\0"[..], "found gzip"),
             (b"{\n  \"prompt\": \"a\"\n}\n", "found JSON over several lines"),

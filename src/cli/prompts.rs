@@ -145,6 +145,9 @@ impl Prompts {
     fn new(origin: String, mut reader: Box<dyn BufRead>, size: Option<u64>) -> Result<Prompts, CliError> {
         let head = filled(&mut reader).map_err(|source| CliError::Read { origin: origin.clone(), source })?;
         kind::check_head(&origin, head)?;
+        if size.is_some() {
+            kind::check_objects(&origin, head)?;
+        }
         Ok(Prompts { origin, lines: Lines::new(reader), size })
     }
 

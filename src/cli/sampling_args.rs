@@ -50,13 +50,13 @@ struct SamplingArgs {
     /// Logits are divided by it; 0 takes the most probable token [default: 0]
     #[arg(long, short, alias = "temp", value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f32>,
-    /// Draw from the K most probable tokens; 0 is all [default: 0]
+    /// Sample from the K most probable tokens; 0 is all [default: 0]
     #[arg(long, value_name = "K", allow_negative_numbers = true)]
     top_k: Option<u32>,
-    /// Draw from the fewest tokens whose probabilities add up to P; 1 is all, 0 the best alone [default: 1]
+    /// Sample from the fewest tokens whose probabilities add up to P; 1 is all, 0 the best alone [default: 1]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f32>,
-    /// Draw from tokens at least P times as probable as the best; 0 is all [default: 0]
+    /// Sample from tokens at least P times as probable as the best; 0 is all [default: 0]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     min_p: Option<f32>,
     /// Weakens tokens seen in prompt and output; 1 is off [default: 1]

@@ -94,8 +94,8 @@ fn what_a_gpu_has_no_room_for_is_said_before_it_is_loaded() {
         "weights 7.52 MiB",
         "key/value cache ",
         "are free on the GPU",
-        "a lower context",
-        "a lower prefill chunk",
+        "a lower --context",
+        "a lower --prefill-chunk",
     ] {
         assert!(line.contains(part), "no {part:?} in {line}");
     }

@@ -230,7 +230,7 @@ fn a_prompt_has_three_names_in_json_lines() {
     refused(b"{\"id\":1}", "stdin:1: no prompt; expected {\"prompt\"");
     refused(b"[{\"prompt\":\"a\"}]", "stdin: expected JSON lines, one object a line; found a JSON array");
     refused(b"\x1f\x8b\x08\0\0\0", "found gzip");
-    refused(b"def f():\n", "found plain text");
+    refused(b"def f():\n", "stdin:1: begins with \"def f():\"; expected {\"prompt\"");
     refused(b"\n", "stdin has no prompts");
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Which systems a Linux program starts on: reads the libraries and the symbol versions that its ELF file asks for.
 
-    tools/dist/check_symbols.py [--glibc 2.31] FILE...
+    tools/dist/check_symbols.py [--glibc 2.28] FILE...
 
 Prints the newest version of each kind (GLIBC_2.28, GCC_4.2.0 …) and fails where a file needs a newer glibc, or a library
 that not every distribution has.
@@ -102,7 +102,7 @@ def complaints(data: bytes, glibc: tuple[int, ...]) -> tuple[str, list[str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--glibc", default="2.31", help="the newest glibc that may be needed (default: %(default)s)")
+    parser.add_argument("--glibc", default="2.28", help="the newest glibc that may be needed (default: %(default)s)")
     arguments = parser.parse_args()
     limit = tuple(map(int, arguments.glibc.split(".")))
     failed = False

@@ -1,4 +1,4 @@
-"""Writes crates/rigel-nano/model/README.md: model_card.md with the figures of the reports that the other scripts left.
+"""Writes crates/rigel-nano/README.md: model_card.md with the figures of the reports that the other scripts left.
 
     python tools/nano/card.py crates/rigel-nano/model --corpus WORK/corpus.json --train WORK/state/train.json
 """
@@ -47,7 +47,7 @@ def main():
         prompts="\n".join(f"| `{r['prompt']}` | `{r['test']}` | {mark(r['passes'])} | {mark(r['verbatim'])} |" for r in rows),
         outputs="\n\n".join(f"```python\n{r['prompt']}{r['output'].rstrip()}\n```" for r in rows[:3]),
     )
-    (args.model / "README.md").write_text(text, encoding="utf-8")
+    (args.model.parent / "README.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

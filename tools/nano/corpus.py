@@ -1,6 +1,6 @@
 """Makes the PyPI part of the corpus of crates/rigel-nano/model from the wheels that sources.txt pins.
 
-    python tools/nano/corpus.py tools/nano/sources.txt WORK --benchmarks FOLDER --notice crates/rigel-nano/model/NOTICE
+    python tools/nano/corpus.py tools/nano/sources.txt WORK --benchmarks FOLDER --notice crates/rigel-nano/NOTICE
 
 Downloads the wheels into WORK/wheels with pip (wheels only: nothing of a package is run), then writes
 WORK/corpus.jsonl, one `{"package", "group", "path", "text"}` a line, and the NOTICE. FOLDER has the prompts of

@@ -37,7 +37,7 @@ def permissive(meta):
 
 def notice(rows):
     head = (
-        "The weights in this folder were trained on the source of Python's standard library (PSF License Agreement, in\n"
+        "The weights in model/ were trained on the source of Python's standard library (PSF License Agreement, in\n"
         "LICENSE-PSF.txt) and on files of the packages below, from PyPI, whose metadata state the licence given. Each\n"
         "package's copyright is its authors'. Made by tools/nano/corpus.py; not edited by hand.\n\n"
     )

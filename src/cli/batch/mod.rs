@@ -82,8 +82,8 @@ Input, one JSON object a line:
 The first two are OpenAI's, with OpenAI's defaults (temperature 1, 16 tokens of
 a completion). A plain line holds a body's fields itself, and the options fill
 in what it leaves out; other fields are ignored, with a warning where one is
-spelt almost like a field. A line without custom_id or id is called line-N, after
-its number in the file. No two lines may have the same id.
+spelt almost like a field. A line without custom_id or id is called line-N,
+after its number in the file. No two lines may have the same id.
 
 A stop string is looked for in the text with special tokens, shown or not:
 \"stop\":[\"<file_sep>\"] ends there. Integers may be written 8 or 8.0.
