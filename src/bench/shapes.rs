@@ -77,6 +77,7 @@ mod tests {
         assert_eq!(name(&folder), "tiny");
         assert_eq!(name(&folder.join("config.json")), "tiny");
         assert_eq!(name(&folder.join("other.json")), "other");
+        #[cfg(feature = "nano")]
         assert_eq!(Shapes::resolve("nano").unwrap().name, "nano");
         assert_eq!(Shapes::published().unwrap().len(), 3);
         assert!(matches!(Shapes::resolve("8b"), Err(CheckpointError::NoSuchModel { .. })));

@@ -56,7 +56,8 @@ pub struct InputEntry {
     pub bytes: u64,
     pub lines: u64,
     pub digest: String,
-    /// The sum of [`line_hash`](super::digest::line_hash) over all lines; outputs of older versions have none.
+    /// The sum of [`line_hash`](super::digest::line_hash) over the shard's lines. Outputs of older versions have
+    /// none, or one over the lines of all shards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line_sum: Option<String>,
 }
@@ -139,9 +140,12 @@ impl Manifest {
         Err(refusal(output, &what, before, now))
     }
 
-    /// Is the input that of `earlier`, whatever its name is?
+    /// Returns `true` if the input is that of `earlier`, whatever its name is, or if it differs from that in lines of
+    /// other shards alone.
     pub fn has_input_of(&self, earlier: &Manifest) -> bool {
-        self.input.digest == earlier.input.digest && self.input.bytes == earlier.input.bytes
+        let (now, before) = (&self.input, &earlier.input);
+        let has_same_lines = now.line_sum.is_some() && now.line_sum == before.line_sum && self.shard == earlier.shard;
+        (now.digest == before.digest && now.bytes == before.bytes) || has_same_lines
     }
 
     /// Refuses this run, whose input is not that of `earlier`.
@@ -345,11 +349,25 @@ mod tests {
         let changes: [fn(&mut Manifest); 2] = [|m| m.input.digest = "x".into(), |m| m.input.bytes = 11];
         for change in changes {
             let mut other = manifest();
+            other.input.line_sum = Some("01".into());
             change(&mut other);
             assert!(!manifest().has_input_of(&other));
             let message = manifest().refuse_input(&other, Path::new("out")).to_string();
             assert!(message.starts_with("out: begun with the input in.jsonl (2 lines, 1"), "{message}");
         }
+    }
+
+    #[test]
+    fn an_input_with_the_same_lines_in_the_shard_is_taken() {
+        let mut other = manifest();
+        (other.input.digest, other.input.bytes) = ("x".into(), 11);
+        assert!(manifest().has_input_of(&other));
+        other.shard = "1/2".into();
+        assert!(!manifest().has_input_of(&other));
+        // Nothing is known of the lines.
+        let (mut now, mut before) = (manifest(), manifest());
+        (now.input.line_sum, before.input.line_sum, before.input.digest) = (None, None, "x".into());
+        assert!(!now.has_input_of(&before));
     }
 
     #[test]

@@ -9,6 +9,8 @@ use super::job::{OPENAI_FIELDS, PLAIN_INPUTS};
 
 /// Names that are remembered: a file whose every line has names of its own does not fill the memory.
 const MAX_NAMES: usize = 1024;
+/// No field's name is nearly as long. Longer names are the caller's own: they are neither kept nor compared.
+const MAX_NAME_BYTES: usize = 64;
 
 /// Counts the misspelt fields of a file. A field that is near no other is the caller's own.
 #[derive(Debug, Default)]
@@ -31,7 +33,10 @@ impl Misspelt {
     /// A field of the line that is read.
     pub fn field(&mut self, name: &str) {
         self.is_openai |= OPENAI_FIELDS.contains(&name);
-        if !self.is_openai && !is_known_field(name) && !PLAIN_INPUTS.contains(&name) {
+        if self.is_openai || name.len() > MAX_NAME_BYTES || self.of_line.len() >= MAX_NAMES {
+            return;
+        }
+        if !is_known_field(name) && !PLAIN_INPUTS.contains(&name) {
             self.of_line.push(name.to_owned());
         }
     }
@@ -242,5 +247,29 @@ mod tests {
             misspelt.end_line(number);
         }
         assert_eq!(misspelt.names.len(), MAX_NAMES);
+    }
+
+    #[test]
+    fn names_of_one_line_do_not_pile_up() {
+        let mut misspelt = Misspelt::default();
+        (0..5000).for_each(|number| misspelt.field(&format!("field {number}")));
+        assert_eq!(misspelt.of_line.len(), MAX_NAMES);
+    }
+
+    #[test]
+    fn a_long_name_is_the_caller_s_own() {
+        let mut misspelt = Misspelt::default();
+        // Nothing but its length tells it from max_tokens.
+        let misspelt_in = |bytes: usize| format!("max-tokens{}", "-".repeat(bytes - 10));
+        for bytes in [MAX_NAME_BYTES + 1, 1 << 20] {
+            misspelt.field(&misspelt_in(bytes));
+        }
+        misspelt.end_line(1);
+        assert!(misspelt.names.is_empty() && misspelt.warnings().is_empty());
+        misspelt.field(&misspelt_in(MAX_NAME_BYTES));
+        misspelt.end_line(2);
+        assert_eq!(misspelt.warnings().len(), 1);
+        assert!(option_fields().iter().all(|field| field.len() <= MAX_NAME_BYTES / 2));
+        assert!(SYNONYMS.iter().all(|(other, _)| other.len() <= MAX_NAME_BYTES / 2));
     }
 }

@@ -190,7 +190,7 @@ impl Batch {
         };
         let manifest = Manifest::new(model, scanned.entry.clone(), run, &options);
         let failed = if self.retry_failed { Failed::Retry } else { Failed::Keep };
-        let outputs = Outputs::open(&self.output, &manifest, &mut input, failed)?;
+        let outputs = Outputs::open(&self.output, &manifest, &mut input, self.shard, failed)?;
         if !self.quiet {
             say_what_is_odd(&scanned);
         }
@@ -206,7 +206,7 @@ impl Batch {
         let stop = Arc::new(OnceLock::new());
         let mut device = None;
         let result = if sink.ledger().is_complete() {
-            Ok(())
+            sink.begin_retry()
         } else {
             let load = Load::Many(self.max_seqs);
             let engine = self.model.engine(source.clone(), LoadBar::unless(self.quiet), load)?;
@@ -216,6 +216,7 @@ impl Batch {
             let answering = Answering { served: &served, plain: &plain, openai: &openai, ids: &fields, seed };
             // Until here a signal ends the process: nothing is in flight.
             stop_on_signal(stop.clone())?;
+            sink.begin_retry()?;
             sink.progress.start();
             let lines = Lines::new(BufReader::with_capacity(1 << 16, &input));
             run::run(&engine, &answering, &input, lines, &mut sink, self.max_in_flight, &stop)

@@ -1,7 +1,7 @@
 //! The files that a run writes, and whether they are its own.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::super::error::CliError;
 use super::append::AppendFile;
@@ -9,7 +9,7 @@ use super::digest::hex;
 use super::errors::{ErrorsFile, errors_path, former_errors_path, output_with_the_same_errors};
 use super::failures::Failures;
 use super::input::InputFile;
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Shard};
 use super::manifest::Manifest;
 use super::scan::sum_without;
 
@@ -24,6 +24,27 @@ pub enum Failed {
 pub struct Outputs {
     pub output: AppendFile,
     pub errors: ErrorsFile,
+    /// With [`Failed::Retry`]: what is left to do before the first line is run.
+    pub retry: Option<Retry>,
+}
+
+/// Lines that failed and are to be run again. Their errors stay until the run begins: they are the only record of what
+/// was wrong, and a run whose model does not load corrects nothing.
+#[derive(Debug)]
+pub struct Retry {
+    /// Where the input was corrected: its manifest, and the file for it.
+    corrected: Option<(Manifest, PathBuf)>,
+}
+
+impl Retry {
+    /// Drops the errors.
+    pub fn begin(self, errors: &mut ErrorsFile) -> Result<(), CliError> {
+        // Before the errors are dropped: they are what tells that the input was corrected.
+        if let Some((manifest, path)) = &self.corrected {
+            manifest.write(path)?;
+        }
+        errors.clear()
+    }
 }
 
 /// Refuses an output that can be no file of its own with others beside it.
@@ -56,12 +77,18 @@ pub fn check_output_name(input: &Path, output: &Path) -> Result<(), CliError> {
 }
 
 impl Outputs {
-    /// Opens the files of an output that is new, or that a run with this manifest began. With [`Failed::Retry`] the errors
-    /// are dropped, and the input may differ in the lines that they are of.
-    pub fn open(path: &Path, manifest: &Manifest, input: &mut InputFile, failed: Failed) -> Result<Outputs, CliError> {
+    /// Opens the files of an output that is new, or that a run with this manifest, whose shard is `shard`, began. With
+    /// [`Failed::Retry`] the errors count no more, and the input may differ in the lines that they are of.
+    pub fn open(
+        path: &Path,
+        manifest: &Manifest,
+        input: &mut InputFile,
+        shard: Shard,
+        failed: Failed,
+    ) -> Result<Outputs, CliError> {
         let output = AppendFile::open(path.to_owned())?;
         let errors = ErrorsFile::open(path)?;
-        let mut outputs = Outputs { output, errors };
+        let mut outputs = Outputs { output, errors, retry: None };
         let manifest_path = Manifest::path_of(path);
         let Some(earlier) = Manifest::read(&manifest_path)? else {
             outputs.refuse_foreign(&manifest_path)?;
@@ -72,6 +99,7 @@ impl Outputs {
         // Only now: a file that is not ours stays as it is.
         outputs.output.repair()?;
         outputs.errors.repair()?;
+        let mut corrected = None;
         if !manifest.has_input_of(&earlier) {
             let refused = manifest.refuse_input(&earlier, path);
             match failed {
@@ -82,12 +110,14 @@ impl Outputs {
                 }
                 Failed::Retry => {}
             }
-            outputs.check_correction(&earlier, input)?;
-            // Before the errors are dropped: they are what tells that the input was corrected.
+            outputs.check_correction(&earlier, input, shard)?;
+            corrected = Some((manifest.clone(), manifest_path));
+        } else if manifest.input().digest != earlier.input().digest {
+            // Lines of other shards were corrected. The errors hold for the new input as for the old one.
             manifest.write(&manifest_path)?;
         }
         if failed == Failed::Retry {
-            outputs.errors.clear()?;
+            outputs.retry = Some(Retry { corrected });
         }
         Ok(outputs)
     }
@@ -106,8 +136,8 @@ impl Outputs {
         }
     }
 
-    /// That the input differs from that of `earlier` in lines that failed alone.
-    fn check_correction(&self, earlier: &Manifest, input: &mut InputFile) -> Result<(), CliError> {
+    /// That the shard's lines differ from those of `earlier` in lines that failed alone.
+    fn check_correction(&self, earlier: &Manifest, input: &mut InputFile, shard: Shard) -> Result<(), CliError> {
         let (mut failed, mut of_failed, mut is_known) = (HashSet::new(), 0u128, true);
         self.errors.each_record(|_, record| {
             let digest = record.line_digest.as_deref().and_then(|digest| u128::from_str_radix(digest, 16).ok());
@@ -126,7 +156,7 @@ impl Outputs {
                 "{path} was begun by an older version, which takes no corrected input; give another output file"
             )));
         };
-        let others = sum_without(input, &failed)?;
+        let others = sum_without(input, shard, &failed)?;
         if hex(others.wrapping_add(of_failed)) == *before {
             return Ok(());
         }
@@ -137,7 +167,7 @@ impl Outputs {
         )))
     }
 
-    /// Enters what is recorded into the ledger; the failures among it.
+    /// Enters what is recorded into the ledger; the failures among it. Lines that are to be run again are not entered.
     pub fn enter(&self, ledger: &mut Ledger) -> Result<Failures, CliError> {
         let mut failures = Failures::default();
         let mut enter = |path: &Path, number: u32, id: &str| {
@@ -147,6 +177,9 @@ impl Outputs {
             })
         };
         self.output.each_record(|number, record| enter(self.output.path(), number, &record.custom_id).map(drop))?;
+        if self.retry.is_some() {
+            return Ok(failures);
+        }
         self.errors.each_record(|number, record| {
             let line = enter(self.errors.path(), number, &record.custom_id)?;
             if let Some(error) = &record.error {

@@ -121,7 +121,7 @@ impl<R: BufRead> State<'_, R> {
                 self.drain(generations);
             }
             while generations.running() < self.in_flight
-                && let Some((slot, part, request)) = self.next_request()?
+                && let Some((slot, part, request)) = self.next_request(stop)?
             {
                 match generations.submit(request) {
                     Ok(number) => drop(self.requests.insert(number, (slot, part))),
@@ -165,11 +165,14 @@ impl<R: BufRead> State<'_, R> {
         }
     }
 
-    /// The next request; none at the input's end, when draining, and when as many lines are held as may be.
-    fn next_request(&mut self) -> Result<Option<(Slot, usize, Request)>, CliError> {
+    /// The next request; none at the input's end, with `stop`, when draining, and where as many lines are held as may
+    /// be.
+    fn next_request(&mut self, stop: &OnceLock<Signal>) -> Result<Option<(Slot, usize, Request)>, CliError> {
         while self.ready.is_empty() {
             let held = self.sink.waiting();
+            // Lines that fail as they are read, or that are recorded already, bring no request, and may be millions.
             if self.at_end
+                || stop.get().is_some()
                 || self.draining
                 || self.input_error.is_some()
                 || (held > 0 && held + self.open.len() >= self.in_flight)
@@ -182,6 +185,7 @@ impl<R: BufRead> State<'_, R> {
                 Err(Ended::Input(error)) => self.input_error = Some(error),
                 Err(Ended::Output(error)) => return Err(error),
             }
+            self.sink.progress.tick();
         }
         Ok(self.ready.pop_front())
     }

@@ -39,7 +39,7 @@ pub fn scan(input: &mut InputFile, fields: &IdFields, shard: Shard) -> Result<Sc
     let path = input.path().to_owned();
     kind::check_begin(&path, input.file())?;
     let mut lines = Lines::new(BufReader::with_capacity(1 << 16, Hashing::new(&*input)));
-    let (mut ids, mut last, mut total, mut sum) = (IdsBuilder::default(), 0, 0, 0u128);
+    let (mut ids, mut last, mut total, mut sum) = (IdsBuilder::default(), 0, 0u64, 0u128);
     let mut misspelt = Misspelt::default();
     // The first line, until one begins as an object.
     let (mut first, mut has_objects) = (None, false);
@@ -54,8 +54,10 @@ pub fn scan(input: &mut InputFile, fields: &IdFields, shard: Shard) -> Result<Sc
         let id = fields.read(line, |name| misspelt.field(name)).ok().flatten();
         misspelt.end_line(number);
         ids.push(&id.unwrap_or_else(|| IdFields::id_without(number)), number);
-        sum = sum.wrapping_add(line_hash(number, line));
-        total += u64::from(shard.holds(number));
+        if shard.holds(number) {
+            sum = sum.wrapping_add(line_hash(number, line));
+            total += 1;
+        }
         last = number;
     }
     if let Some(first) = first.filter(|_| !has_objects) {
@@ -73,11 +75,12 @@ pub fn scan(input: &mut InputFile, fields: &IdFields, shard: Shard) -> Result<Sc
     Ok(Scanned { ids, entry, last, shard, total, misspelt })
 }
 
-/// The sum of the lines' hashes, as in [`InputEntry::line_sum`], without some lines. Leaves the input at its start.
-pub fn sum_without(input: &mut InputFile, left_out: &HashSet<u32>) -> Result<u128, CliError> {
+/// The sum of the hashes of a shard's lines, as in [`InputEntry::line_sum`], without some lines. Leaves the input at
+/// its start.
+pub fn sum_without(input: &mut InputFile, shard: Shard, left_out: &HashSet<u32>) -> Result<u128, CliError> {
     let (mut lines, mut sum) = (Lines::new(BufReader::new(&*input)), 0u128);
     while let Some((number, line)) = lines.next().map_err(|error| input.error(error))? {
-        if !left_out.contains(&number) {
+        if shard.holds(number) && !left_out.contains(&number) {
             sum = sum.wrapping_add(line_hash(number, line));
         }
     }

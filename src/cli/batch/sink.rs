@@ -11,7 +11,7 @@ use super::errors::ErrorsFile;
 use super::failures::Failures;
 use super::job::LineError;
 use super::ledger::Ledger;
-use super::outputs::Outputs;
+use super::outputs::{Outputs, Retry};
 use super::progress::Progress;
 use super::record::{LineName, Record};
 
@@ -28,6 +28,7 @@ pub enum Order {
 pub struct Sink {
     output: AppendFile,
     errors: ErrorsFile,
+    retry: Option<Retry>,
     ledger: Ledger,
     failures: Failures,
     pub progress: Progress,
@@ -45,9 +46,15 @@ struct Answer {
 
 impl Sink {
     pub fn new(outputs: Outputs, ledger: Ledger, failures: Failures, progress: Progress, order: Order) -> Sink {
-        let Outputs { output, errors } = outputs;
+        let Outputs { output, errors, retry } = outputs;
         let window = (order == Order::AsRead).then(BTreeMap::new);
-        Sink { output, errors, ledger, failures, progress, window, waiting: 0 }
+        Sink { output, errors, retry, ledger, failures, progress, window, waiting: 0 }
+    }
+
+    /// Drops the errors of lines that are run again. To be called once nothing but the lines is left to do, and before
+    /// the first of them.
+    pub fn begin_retry(&mut self) -> Result<(), CliError> {
+        self.retry.take().map_or(Ok(()), |retry| retry.begin(&mut self.errors))
     }
 
     pub fn ledger(&self) -> &Ledger {

@@ -72,7 +72,7 @@ impl Work {
             RunEntry { seed: 0, shard: "1/1".into(), context: None, id_field: None, ordered: false, logprobs: None };
         let model = ModelEntry { name: "books".into(), digest: "books".into() };
         let manifest = Manifest::new(model, scanned.entry.clone(), run, &options());
-        (Outputs::open(&self.output(), &manifest, &mut input, failed).unwrap(), input, scanned)
+        (Outputs::open(&self.output(), &manifest, &mut input, Shard::WHOLE, failed).unwrap(), input, scanned)
     }
 
     /// Begins or goes on, as the command does. A signal comes when so many lines were read.
@@ -88,6 +88,7 @@ impl Work {
         let stop = OnceLock::new();
         let lines = CountedLines { reader: BufReader::new(&input), stop_after, stop: &stop };
         let in_flight = NonZeroUsize::new(self.in_flight).unwrap();
+        sink.begin_retry().unwrap();
         let result = run::run(engine, &answering, &input, Lines::new(lines), &mut sink, in_flight, &stop);
         (sink, result)
     }
@@ -170,6 +171,33 @@ fn every_line_is_answered_over_three_runs() {
         let numbers = check(&work.output(), 3000);
         assert!(order == Order::AsDone || numbers.is_sorted());
         assert!(!work.errors().exists());
+    }
+}
+
+/// Nothing of them reaches the engine, so the reading itself has to notice the signal.
+#[test]
+fn a_signal_ends_the_reading_of_lines_that_fail() {
+    for order in [Order::AsDone, Order::AsRead] {
+        let work = Work { order, ..Work::new(0) };
+        std::fs::write(work.input(), "{\"prompt\":5}\n".repeat(200)).unwrap();
+        let engine = engine(|_| {});
+        let (sink, result) = work.run(&engine, Some(50));
+        result.unwrap();
+        assert_eq!((sink.ledger().count(), sink.failures().count()), (50, 50));
+        let stopped = verdict(&sink, &InputFile::open(&work.input()).unwrap(), Some(Signal::Interrupt)).unwrap_err();
+        let expected = "stopped by SIGINT after 50 of 200 lines; the same command goes on from there";
+        assert_eq!(stopped.to_string(), expected);
+        drop(sink);
+        // Lines that are recorded already are passed over, and a signal meanwhile is noticed, too.
+        let (sink, result) = work.run(&engine, Some(20));
+        result.unwrap();
+        assert_eq!(sink.ledger().count(), 50);
+        drop(sink);
+        let (sink, result) = work.run(&engine, None);
+        result.unwrap();
+        assert!(sink.ledger().is_complete());
+        assert_eq!(sink.failures().count(), 200);
+        assert_eq!(std::fs::read_to_string(work.errors()).unwrap().lines().count(), 200);
     }
 }
 

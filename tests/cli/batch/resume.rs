@@ -32,6 +32,11 @@ fn failed_lines_are_retried_on_request_and_never_recorded_twice() {
     std::fs::write(work.path("out.jsonl.errors.jsonl"), lines(&[&error("c0")])).unwrap();
     let twice = work.run("out.jsonl", &[]);
     assert!(twice.error(2).contains("out.jsonl.errors.jsonl:1: custom_id \"c0\" is there twice"), "{}", twice.stderr);
+    // With every line answered, the error is dropped without a run.
+    work.run("out.jsonl", &["-q", "--retry-failed"]).ok();
+    assert!(!work.path("out.jsonl.errors.jsonl").exists());
+    work.run("out.jsonl", &["-q"]).ok();
+    assert_eq!(work.by_id("out.jsonl"), whole);
 }
 
 #[test]
@@ -157,6 +162,75 @@ fn a_corrected_input_is_taken_where_only_failed_lines_differ() {
     work.run("out.jsonl", &["-q"]).ok();
     write(&lines(hot, nonsense, fourth));
     assert!(work.run("out.jsonl", &["--retry-failed"]).error(2).contains("begun with the input"));
+}
+
+#[test]
+fn a_corrected_input_is_taken_by_every_shard() {
+    let good = |id: &str| format!("{{\"id\":\"{id}\",\"prompt\":\"x\",\"max_tokens\":2}}");
+    let wrong = |id: &str| format!("{{\"id\":\"{id}\",\"prompt\":5}}");
+    let lines = |lines: [String; 6]| lines.map(|line| line + "\n").concat();
+    let rest = || (good("c"), good("d"), good("e"), good("f"));
+    let input = |a: String, b: String| {
+        let (c, d, e, f) = rest();
+        lines([a, b, c, d, e, f])
+    };
+    let work = Work::of_text(&input(wrong("a"), wrong("b")));
+    let run = |shard: u32, options: &[&str]| {
+        let shard_option = format!("{shard}/3");
+        work.run(&format!("part{shard}.jsonl"), &[options, &["-q", "--shard", shard_option.as_str()]].concat())
+    };
+    let write = |text: &str| std::fs::write(work.path("in.jsonl"), text).unwrap();
+    assert_eq!([1, 2, 3].map(|shard| run(shard, &[]).code), [1, 1, 0]);
+    // One line is corrected: a failure of the first shard. The others see no other input.
+    write(&input(good("a"), wrong("b")));
+    assert!(run(1, &[]).error(2).contains("--retry-failed takes them"));
+    assert_eq!([2, 3].map(|shard| run(shard, &[]).code), [1, 0]);
+    run(1, &["--retry-failed"]).ok();
+    assert_eq!(run(2, &["--retry-failed"]).code, 1);
+    assert_eq!(work.records("part2.errors.jsonl").len(), 1);
+    // A line that was answered is not to change under its answer, and is no matter of the other shards.
+    let (c, _, e, f) = rest();
+    write(&lines([good("a"), good("b"), c, wrong("d"), e, f]));
+    assert!(run(1, &["--retry-failed"]).error(2).contains("begun with the input"));
+    run(2, &["--retry-failed"]).ok();
+    write(&input(good("a"), good("b")));
+    for shard in 1..=3 {
+        run(shard, &["--retry-failed"]).ok();
+        run(shard, &[]).ok();
+    }
+    let parts = [1, 2, 3].map(|shard| work.by_id(&format!("part{shard}.jsonl")).into_keys().collect::<Vec<_>>());
+    assert_eq!(parts, [["a", "d"], ["b", "e"], ["c", "f"]]);
+    assert!([1, 2].iter().all(|shard| !work.path(&format!("part{shard}.errors.jsonl")).exists()));
+}
+
+#[test]
+fn errors_stay_where_a_retry_does_not_begin() {
+    let good = "{\"id\":\"a\",\"prompt\":\"x\",\"max_tokens\":2}";
+    let work = Work::of_text(&format!("{good}\n{{\"id\":\"b\",\"prompt\":5}}\n"));
+    assert_eq!(work.run("out.jsonl", &["-q"]).code, 1);
+    let files = || {
+        ["out.jsonl", "out.errors.jsonl", "out.jsonl.manifest.json"].map(|name| std::fs::read(work.path(name)).unwrap())
+    };
+    let before = files();
+    let write = |prompt: &str| {
+        let text = format!("{good}\n{{\"id\":\"b\",\"prompt\":{prompt},\"max_tokens\":2}}\n");
+        std::fs::write(work.path("in.jsonl"), text).unwrap();
+    };
+    // The line as it was, corrected, and corrected otherwise: the device fails each time.
+    for prompt in [None, Some("6"), Some("\"y\"")] {
+        if let Some(prompt) = prompt {
+            write(prompt);
+        }
+        let mut retry = work.command("out.jsonl", &["-q", "--retry-failed", "--device", "cuda"]);
+        retry.env_remove("LD_PRELOAD");
+        let run = finish(retry, None);
+        assert!(run.error(2).contains("--device cuda"), "{}", run.stderr);
+        assert!(files() == before);
+    }
+    work.run("out.jsonl", &["-q", "--retry-failed"]).ok();
+    assert_eq!(work.by_id("out.jsonl").len(), 2);
+    assert!(!work.path("out.errors.jsonl").exists());
+    work.run("out.jsonl", &["-q"]).ok();
 }
 
 #[test]
