@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::cpu::Isa;
 use crate::checkpoint::Dtype;
+use crate::host::counted;
 
 /// The device that a backend computes on, and the dtype that its weights have there. Displays as
 /// `cpu (avx512, 2 threads)` or `gpu 0 (NVIDIA H200, bf16)`.
@@ -45,8 +46,7 @@ impl fmt::Display for DeviceInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             DeviceInfo::Cpu { isa, threads, .. } => {
-                let plural = if *threads == 1 { "" } else { "s" };
-                write!(f, "cpu ({}, {threads} thread{plural})", isa.name())
+                write!(f, "cpu ({}, {})", isa.name(), counted(*threads, "thread"))
             }
             DeviceInfo::Cuda { ordinal, name, dtype, .. } => {
                 write!(f, "gpu {ordinal} ({name}, {})", dtype.to_string().to_ascii_lowercase())

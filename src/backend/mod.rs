@@ -25,7 +25,7 @@ pub use queue::DeviceQueue;
 use std::ops::Range;
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::host::Size;
+use crate::host::{Size, counted};
 use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
 use crate::sampling::{self, NotFinite, SampleError, SampleRow, Sampled, TokenLogprobs};
@@ -182,8 +182,7 @@ fn listed(names: &[String]) -> Option<String> {
     let first: Vec<String> = names.iter().take(SHOWN).map(|name| name.escape_debug().to_string()).collect();
     let more = names.len().saturating_sub(SHOWN);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let plural = if names.len() == 1 { "" } else { "s" };
-    (!names.is_empty()).then(|| format!("{} tensor{plural}, {}{more}", names.len(), first.join(", ")))
+    (!names.is_empty()).then(|| format!("{}, {}{more}", counted(names.len(), "tensor"), first.join(", ")))
 }
 
 /// Checks that the checkpoint has every tensor of `spec` in a dtype that backends take; warns of those that it has

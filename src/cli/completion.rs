@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use clap::Args;
 use rigel::engine::{Completion, Engine, Event, Failure, Finish, FinishReason, Request, StopCause, Timings};
+use rigel::host::counted;
 use rigel::sampling::TokenLogprobs;
 use rigel::text::{TokenId, TokenNames, Tokenizer};
 use serde::Serialize;
@@ -210,13 +211,9 @@ fn token_text(tokenizer: &Tokenizer, id: TokenId) -> Option<String> {
 
 /// `12 prompt tokens, 64 new tokens (length), first token after 0.012 s, 210.3 tokens/s`.
 fn closing_line(timings: &Timings, end: &str) -> String {
-    let plural = |count: usize| if count == 1 { "" } else { "s" };
     let Timings { prompt_tokens, completion_tokens, .. } = *timings;
-    let mut line = format!(
-        "{prompt_tokens} prompt token{}, {completion_tokens} new token{} ({end})",
-        plural(prompt_tokens),
-        plural(completion_tokens)
-    );
+    let mut line =
+        format!("{}, {} ({end})", counted(prompt_tokens, "prompt token"), counted(completion_tokens, "new token"));
     if completion_tokens > 0 {
         // Writing to a String cannot fail.
         let _ = write!(line, ", first token after {:.3} s", timings.time_to_first_token().as_secs_f64());

@@ -143,14 +143,8 @@ impl CliError {
             }
             cause = error.source();
         }
-        Some(option_names::of_settings(&with_our_command(&without_numbers(&one_line(&line)))))
+        Some(option_names::of_settings(&without_numbers(&one_line(&line))))
     }
-}
-
-/// The library names Hugging Face's command where a model has to be downloaded; here there is one of our own, which takes
-/// the same arguments.
-fn with_our_command(line: &str) -> String {
-    if cfg!(feature = "hub") { line.replace("`hf download ", "`rigel pull ") } else { line.to_owned() }
 }
 
 /// The text without the numbers that the standard library puts behind the system's words: ` (os error 2)`.

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressState, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressState};
 use rigel::backend::{LoadProgress, LoadStage};
+
+use super::bars::style;
 
 const BAR: &str = "{msg} {bar:32} {bytes}/{total_bytes} at {rate}";
 /// What is loaded sooner gets no bar.
@@ -54,16 +56,12 @@ fn message(stage: LoadStage) -> &'static str {
 
 fn new_bar(what: &'static str, total_bytes: u64, elapsed: Duration) -> ProgressBar {
     // Hidden by itself where stderr is no terminal.
-    let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr())
+    ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr())
         .with_elapsed(elapsed)
         .with_message(what)
         // Where loading fails, the error alone stays.
-        .with_finish(ProgressFinish::AndClear);
-    // The template is a constant that a test runs through; without it the bar looks plainer.
-    match ProgressStyle::with_template(BAR) {
-        Ok(style) => bar.with_style(style.with_key("rate", write_rate)),
-        Err(_) => bar,
-    }
+        .with_finish(ProgressFinish::AndClear)
+        .with_style(style(BAR).with_key("rate", write_rate))
 }
 
 /// Over all of the time so far, in the units that links are sold by.
@@ -78,6 +76,8 @@ fn rate(bytes: u64, elapsed: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use indicatif::ProgressStyle;
+
     use super::*;
 
     #[test]

@@ -46,16 +46,8 @@ where
         let mut message = String::new();
         context.format_fields(Writer::new(&mut message), event)?;
         writer.write_str(&option_names::of_settings(&message))?;
-        if let Some(option) = option_for(event.metadata().target()) {
-            write!(writer, " with {option}")?;
-        }
         writeln!(writer)
     }
-}
-
-/// The option that does what a warning of the library, which knows no options, ends by advising.
-fn option_for(target: &str) -> Option<&'static str> {
-    (target == "rigel::network_file_system").then_some("--no-mmap")
 }
 
 #[cfg(test)]

@@ -13,12 +13,13 @@
 //! | `prompts` `lines` `kind` | prompts from JSON lines; lines of any file; files that are no JSON lines |
 //! | `completion` | one request to text or to a JSON object |
 //! | `output` | stdout |
-//! | `error`, `usage`, `option_names`, `log`, `load_bar` | stderr |
+//! | `error`, `usage`, `option_names`, `log`, `bars`, `load_bar` | stderr |
 //! | `version` | what this binary is |
 //! | `signals` | Ctrl-C, SIGTERM, SIGHUP |
 //!
 //! Nothing here knows how a token is computed or chosen, and nothing here loops over steps: that is the engine's.
 
+mod bars;
 mod batch;
 mod bench;
 mod chat;

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use rigel::engine::{MOST_LOGPROBS, RequestError};
 
 /// How the library's messages name a setting of the engine, and the option that makes it.
-const SETTINGS: [(&str, &str); 8] = [
+const SETTINGS: [(&str, &str); 9] = [
     ("the device cpu", "--device cpu"),
     ("the device cuda", "--device cuda"),
     ("device cuda: ", "--device cuda: "),
@@ -14,11 +14,17 @@ const SETTINGS: [(&str, &str); 8] = [
     ("a lower context ", "a lower --context "),
     ("a lower prefill chunk", "a lower --prefill-chunk"),
     ("more memory for the engine", "more --memory"),
+    ("read the weights into memory instead", "read the weights into memory instead with --no-mmap"),
 ];
 
-/// A message of the library with its settings under the names of their options.
+/// The library names Hugging Face's command where a model has to be downloaded; the command of its own that takes the
+/// same arguments needs the feature `hub`.
+const DOWNLOAD: (&str, &str) = ("`hf download ", if cfg!(feature = "hub") { "`rigel pull " } else { "`hf download " });
+
+/// A message of the library with its settings under the names of their options, and its commands under those of this
+/// program.
 pub fn of_settings(message: &str) -> String {
-    let renamed = SETTINGS.iter().fold(Cow::Borrowed(message), |message, (setting, option)| {
+    let renamed = SETTINGS.iter().chain([&DOWNLOAD]).fold(Cow::Borrowed(message), |message, (setting, option)| {
         // An option that is there already stays: `--device cuda: …` is no setting.
         if message.contains(option) { message } else { message.replace(setting, option).into() }
     });

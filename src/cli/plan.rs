@@ -95,7 +95,7 @@ struct Network {
     config: Config,
     /// Whose head a checkpoint may untie.
     spec: ModelSpec,
-    /// Bytes of its weights in files, which the CPU maps: those of the checkpoint, or by the dtype of its configuration.
+    /// Bytes of the weight files, which the CPU maps: of the checkpoint's files, or computed from the configuration's dtype.
     stored_bytes: u64,
 }
 

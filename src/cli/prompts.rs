@@ -14,7 +14,7 @@ use super::kind;
 use super::lines::{Line, Lines, MAX_LINE, filled, without_mark};
 
 /// Fields that hold a prompt.
-const FIELDS: [&str; 3] = ["prompt", "text", "token_ids"];
+pub const FIELDS: [&str; 3] = ["prompt", "text", "token_ids"];
 
 /// What a line may be, for messages.
 const EXPECTED: &str = r#"expected {"prompt":"…"}, {"text":"…"} or {"token_ids":[…]}"#;

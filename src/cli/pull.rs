@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use clap::Args;
 use rigel::checkpoint::HubId;
-use rigel::host::Size;
+use rigel::host::{Size, counted};
 use rigel::hub::{Hub, HubError, PullPlan};
 
+use super::bars::Show;
 use super::error::CliError;
 use super::output::Output;
-use super::pull_progress::{PullProgress, Show};
+use super::pull_progress::PullProgress;
 use super::signals;
 
 const EXAMPLES: &str = "\
@@ -105,7 +106,7 @@ impl Pull {
 fn summary(plan: &PullPlan) -> String {
     let PullPlan { id, commit, files, missing_bytes, .. } = plan;
     let all: u64 = files.iter().map(|file| file.bytes).sum();
-    let (count, short) = (counted(files.len()), commit.get(..7).unwrap_or(commit));
+    let (count, short) = (counted(files.len(), "file"), commit.get(..7).unwrap_or(commit));
     let new = match *missing_bytes {
         0 => "all of them there before".to_owned(),
         bytes if bytes == all => format!("{} downloaded", Size(all)),
@@ -125,10 +126,6 @@ fn left_out(plan: &PullPlan) -> Option<String> {
     let bytes: u64 = others.iter().filter_map(|(_, bytes)| *bytes).sum();
     let names: Vec<&str> = others.iter().take(NAMES).map(|(name, _)| name.as_str()).collect();
     let more = if others.len() > NAMES { ", …" } else { "" };
-    let (count, size, names) = (counted(others.len()), Size(bytes), names.join(", "));
+    let (count, size, names) = (counted(others.len(), "file"), Size(bytes), names.join(", "));
     Some(format!("left out {count}, {size}, that Rigel does not read: {names}{more}; --include GLOB fetches them"))
-}
-
-fn counted(files: usize) -> String {
-    if files == 1 { "1 file".to_owned() } else { format!("{files} files") }
 }

@@ -4,25 +4,17 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, MultiProgress, ProgressBar};
 use rigel::host::Size;
 use rigel::hub::PullEvent;
 
+use super::bars::{Show, style};
 use super::signals::note;
 
 const TOTAL: &str = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} at {decimal_bytes_per_sec}, {eta} left";
 const FILE: &str = "  {msg} {bar:24} {binary_bytes}/{binary_total_bytes}";
 /// Smaller files come and go too fast for a bar.
 const MIN_BAR_BYTES: u64 = 8 << 20;
-
-/// What is shown of a download.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Show {
-    /// `--quiet`.
-    Nothing,
-    /// Bars where stderr is a terminal, else a line each time that this much time has passed.
-    Bars { else_every: Duration },
-}
 
 /// What shows a download; its methods are called from several threads.
 pub struct PullProgress {
@@ -55,18 +47,14 @@ struct File {
 
 impl PullProgress {
     pub fn new(show: Show) -> PullProgress {
-        // Hidden by itself where stderr is no terminal.
-        let target = match show {
-            Show::Nothing => ProgressDrawTarget::hidden(),
-            Show::Bars { .. } => ProgressDrawTarget::stderr(),
-        };
-        PullProgress { show, bars: MultiProgress::with_draw_target(target), state: Mutex::default() }
+        PullProgress { show, bars: MultiProgress::with_draw_target(show.target()), state: Mutex::default() }
     }
 
     /// The download of so many bytes begins.
     pub fn begin(&self, model: &str, missing_bytes: u64) {
         let now = Instant::now();
-        let bar = self.bars.add(styled(ProgressBar::new(missing_bytes), TOTAL).with_message(model.to_owned()));
+        let bar =
+            self.bars.add(ProgressBar::new(missing_bytes).with_style(style(TOTAL)).with_message(model.to_owned()));
         let total = Total { bar, model: model.to_owned(), missing_bytes, started: now, printed: now };
         self.state().total = Some(total);
     }
@@ -94,7 +82,7 @@ impl PullProgress {
         let State { total, files } = &mut *state;
         let file = files.entry(name.to_owned()).or_insert_with(|| {
             let has_bar = all.saturating_sub(bytes) >= MIN_BAR_BYTES;
-            let bar = || self.bars.add(styled(ProgressBar::new(all), FILE).with_message(name.to_owned()));
+            let bar = || self.bars.add(ProgressBar::new(all).with_style(style(FILE)).with_message(name.to_owned()));
             File { before: bytes, bytes, bar: has_bar.then(bar) }
         });
         file.bytes = bytes;
@@ -150,16 +138,10 @@ impl Total {
     }
 }
 
-fn styled(bar: ProgressBar, template: &str) -> ProgressBar {
-    // The templates are constants that a test runs through; without them bars look plainer.
-    match ProgressStyle::with_template(template) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use indicatif::ProgressStyle;
+
     use super::*;
 
     #[test]

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use rigel::bench::shapes::Shapes;
 use rigel::bench::synthetic::{Synthetic, SyntheticError, Written};
 use rigel::checkpoint::Dtype;
-use rigel::host::Size;
+use rigel::host::{Size, counted};
 
 use super::error::CliError;
 use super::load_bar::LoadBar;
@@ -91,9 +91,9 @@ impl Synth {
         drop(bar);
         match written {
             Ok(Written { bytes, shards }) => {
-                let files = if shards == 1 { "file" } else { "files" };
                 let (bytes, out_name) = (Size(bytes), self.out.display());
-                out.line(&format!("{}: {bytes} of {dtype} in {shards} {files} in {out_name}", shapes.name))
+                let files = counted(shards, "file");
+                out.line(&format!("{}: {bytes} of {dtype} in {files} in {out_name}", shapes.name))
             }
             Err(SyntheticError::Stopped) => match stopped.get() {
                 Some(signal) => signal.exit(),

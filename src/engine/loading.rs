@@ -13,7 +13,7 @@ use crate::backend::cuda;
 use crate::backend::cuda::model::{CudaOptions, WeightSource};
 use crate::backend::{Backend, LoadProgress, LoadStage, WeightDtype};
 use crate::checkpoint::{Checkpoint, Config, Dtype, ModelSource, OpenOptions};
-use crate::host::Size;
+use crate::host::{Size, counted};
 use crate::kv::CacheGeometry;
 #[cfg(feature = "cuda")]
 use crate::model::random_name;
@@ -245,8 +245,8 @@ pub(super) struct StepSize {
 /// `wanted` threads, but no more than `cores`.
 fn cap_threads(wanted: NonZeroUsize, cores: NonZeroUsize) -> NonZeroUsize {
     if wanted > cores {
-        let plural = if cores.get() == 1 { "" } else { "s" };
-        tracing::warn!("{wanted} threads were asked for and this process may use {cores} core{plural}: using as many");
+        let cores = counted(cores.get(), "core");
+        tracing::warn!("{wanted} threads were asked for and this process may use {cores}: using as many");
     }
     wanted.min(cores)
 }

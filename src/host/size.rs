@@ -1,4 +1,4 @@
-//! Sizes of memory and files as people read them.
+//! Sizes and numbers of things as people read them.
 
 use std::fmt;
 
@@ -24,9 +24,20 @@ impl fmt::Display for Size {
     }
 }
 
+/// `1 file`, `2 files`: a count with the name of what is counted, whose plural ends in an s.
+pub fn counted(count: usize, one: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {one}{plural}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_of_a_thing_has_no_s() {
+        assert_eq!([0, 1, 2].map(|count| counted(count, "file")), ["0 files", "1 file", "2 files"]);
+    }
 
     #[test]
     fn sizes_have_three_digits_and_a_binary_unit() {

@@ -13,7 +13,7 @@ struct Found {
     peer: String,
 }
 
-/// Targets with what was measured of them, and those of which nothing was.
+/// The targets that were measured, each with its measurement, and then those that were not.
 pub(super) struct Targets {
     /// Work, target, what was measured, the peer.
     pub measured: Table,

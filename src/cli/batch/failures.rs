@@ -1,6 +1,6 @@
 //! Lines that failed, counted by their codes for the last line of a run.
 
-/// The failures of an output, those of earlier runs included.
+/// The failures recorded in the errors file, including those of earlier runs.
 #[derive(Debug, Default)]
 pub struct Failures {
     /// In the order in which the codes were seen.

@@ -71,7 +71,7 @@ pub fn job(line: Line<'_>, ids: &IdFields) -> Result<Job, LineError> {
     fields.remove("custom_id");
     fields.remove("id");
     let has_prompt = rename_to_prompt(&mut fields)?;
-    match (has_prompt, given(&fields, "messages")) {
+    match (has_prompt, given(&fields, MESSAGES)) {
         (true, false) => Ok(Job::PlainPrompt(Value::Object(fields))),
         (false, true) => Ok(Job::PlainChat(Value::Object(fields))),
         (true, true) => Err(LineError::new("invalid_line", "both a prompt and messages; give one of them")),
@@ -85,8 +85,8 @@ pub fn job(line: Line<'_>, ids: &IdFields) -> Result<Job, LineError> {
 
 /// The fields that make a line one of OpenAI's.
 pub const OPENAI_FIELDS: [&str; 3] = ["url", "body", "method"];
-/// The fields of a plain line that say what is to be continued; a line has one of them.
-pub const PLAIN_INPUTS: [&str; 4] = ["prompt", "text", "token_ids", "messages"];
+/// The field of a plain line that is a conversation, in place of a prompt ([`prompts::FIELDS`](super::super::prompts::FIELDS)).
+pub const MESSAGES: &str = "messages";
 
 fn given(fields: &Map<String, Value>, name: &str) -> bool {
     fields.get(name).is_some_and(|value| !value.is_null())

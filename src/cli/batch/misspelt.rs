@@ -5,7 +5,8 @@ use std::collections::hash_map::Entry;
 
 use rigel::openai::{SYNONYMS, is_known_field, option_fields};
 
-use super::job::{OPENAI_FIELDS, PLAIN_INPUTS};
+use super::super::prompts;
+use super::job::{MESSAGES, OPENAI_FIELDS};
 
 /// Names that are remembered: a file whose every line has names of its own does not fill the memory.
 const MAX_NAMES: usize = 1024;
@@ -36,7 +37,7 @@ impl Misspelt {
         if self.is_openai || name.len() > MAX_NAME_BYTES || self.of_line.len() >= MAX_NAMES {
             return;
         }
-        if !is_known_field(name) && !PLAIN_INPUTS.contains(&name) {
+        if !is_known_field(name) && !prompts::FIELDS.contains(&name) && name != MESSAGES {
             self.of_line.push(name.to_owned());
         }
     }

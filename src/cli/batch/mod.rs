@@ -43,6 +43,7 @@ use std::time::Duration;
 use clap::{Args, value_parser};
 use rigel::openai::{Defaults, ServedModel};
 
+use super::bars::Show;
 use super::error::CliError;
 use super::lines::Lines;
 use super::load_bar::LoadBar;
@@ -58,7 +59,7 @@ use ledger::Shard;
 use manifest::{InputEntry, Manifest, ModelEntry, RunEntry};
 use model_digest::model_digest;
 use outputs::{Failed, Outputs, check_output_name};
-use progress::{Progress, Show};
+use progress::Progress;
 use run::Answering;
 use scan::{Scanned, scan};
 use sink::{Order, Sink};
@@ -148,7 +149,7 @@ pub struct Batch {
     /// Take ids from this field of a line, where it is there; else from custom_id or id
     #[arg(long, value_name = "NAME", help_heading = "Run")]
     id_field: Option<String>,
-    /// Add log-probabilities to the answers of plain lines: each token's and those of the N best
+    /// Add log-probabilities to the answers of plain lines: of each token and of the N best tokens at its position
     #[arg(long, value_name = "N", value_parser = value_parser!(u8).range(..=20), help_heading = "Run", allow_negative_numbers = true)]
     logprobs: Option<u8>,
     /// Run the lines again that failed, as the input has them now
@@ -199,7 +200,7 @@ impl Batch {
         }
         let mut ledger = scanned.into_ledger();
         let failures = outputs.enter(&mut ledger)?;
-        let show = if self.quiet { Show::Nothing } else { Show::Bar { else_every: self.progress_every } };
+        let show = if self.quiet { Show::Nothing } else { Show::Bars { else_every: self.progress_every } };
         let progress = Progress::new(ledger.count(), ledger.total(), show);
         let order = if self.ordered { Order::AsRead } else { Order::AsDone };
         let mut sink = Sink::new(outputs, ledger, failures, progress, order);

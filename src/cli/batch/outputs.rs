@@ -136,7 +136,7 @@ impl Outputs {
         }
     }
 
-    /// That the shard's lines differ from those of `earlier` in lines that failed alone.
+    /// Checks that only failed lines of the shard differ from the input of `earlier`.
     fn check_correction(&self, earlier: &Manifest, input: &mut InputFile, shard: Shard) -> Result<(), CliError> {
         let (mut failed, mut of_failed, mut is_known) = (HashSet::new(), 0u128, true);
         self.errors.each_record(|_, record| {

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressFinish};
 use rigel::openai::Usage;
 
+use super::super::bars::{Show, style};
 use super::super::signals::note;
 
 const BAR: &str = "{wide_bar} {msg}";
@@ -12,15 +13,6 @@ const BAR: &str = "{wide_bar} {msg}";
 const RATE_OVER: Duration = Duration::from_secs(5);
 /// How often the bar is drawn anew.
 const REDRAW: Duration = Duration::from_millis(200);
-
-/// What is shown while lines are done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Show {
-    /// `--quiet`.
-    Nothing,
-    /// A bar where stderr is a terminal, else a line each time that this much time has passed.
-    Bar { else_every: Duration },
-}
 
 /// Counts of one run, and what shows them.
 pub struct Progress {
@@ -70,16 +62,9 @@ impl Work {
 impl Progress {
     /// `before` of `total` lines are recorded already.
     pub fn new(before: u64, total: u64, show: Show) -> Progress {
-        // Hidden by itself where stderr is no terminal.
-        let target = match show {
-            Show::Nothing => ProgressDrawTarget::hidden(),
-            Show::Bar { .. } => ProgressDrawTarget::stderr(),
-        };
-        let mut bar = ProgressBar::with_draw_target(Some(total), target).with_finish(ProgressFinish::AndClear);
-        // The template is a constant that a test runs through; without it the bar looks plainer.
-        if let Ok(style) = ProgressStyle::with_template(BAR) {
-            bar = bar.with_style(style);
-        }
+        let bar = ProgressBar::with_draw_target(Some(total), show.target())
+            .with_finish(ProgressFinish::AndClear)
+            .with_style(style(BAR));
         let now = Instant::now();
         Progress {
             bar,
@@ -131,7 +116,7 @@ impl Progress {
 
     /// Shows where the run is, if it is time to. To be called often.
     pub fn tick(&mut self) {
-        let Show::Bar { else_every } = self.show else { return };
+        let Show::Bars { else_every } = self.show else { return };
         let (now, as_lines) = (Instant::now(), self.bar.is_hidden());
         if now - self.shown < if as_lines { else_every } else { REDRAW } {
             return;
@@ -207,6 +192,8 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
+    use indicatif::ProgressStyle;
+
     use super::*;
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rigel::engine::{Engine, Event, Failure, Generations, Request};
+use rigel::host::counted;
 use rigel::openai::{
     ApiError, Call, ChatBody, Collected, Collector, CompletionBody, Defaults, Identity, Output, ServedModel,
 };
@@ -159,9 +160,8 @@ impl<R: BufRead> State<'_, R> {
             stays
         });
         if self.input_error.is_none() && !self.open.is_empty() {
-            let requests = if self.open.len() == 1 { "request" } else { "requests" };
-            let count = self.open.len();
-            self.sink.progress.note(&format!("finishing {count} {requests}; once more to stop at once"));
+            let requests = counted(self.open.len(), "request");
+            self.sink.progress.note(&format!("finishing {requests}; once more to stop at once"));
         }
     }
 

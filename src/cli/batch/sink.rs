@@ -20,7 +20,7 @@ use super::record::{LineName, Record};
 pub enum Order {
     /// Lines come as they are done.
     AsDone,
-    /// Lines come as they are in the input: an answer waits for those of the lines before it.
+    /// In the order of the input: an answer waits until all earlier lines have theirs.
     AsRead,
 }
 
@@ -37,7 +37,8 @@ pub struct Sink {
     waiting: usize,
 }
 
-/// An answer that waits for those of earlier lines. It is lost if the process is killed, and its line is then done again.
+/// An answer held back until all earlier lines have theirs. If the process is killed, the answer is lost and the next run
+/// computes the line again.
 struct Answer {
     custom_id: String,
     line: Vec<u8>,
@@ -74,7 +75,7 @@ impl Sink {
         self.window.is_some()
     }
 
-    /// Answers that wait for those of earlier lines.
+    /// Answers held back until all earlier lines have theirs.
     pub fn waiting(&self) -> usize {
         self.waiting
     }

@@ -1,7 +1,7 @@
 //! The report as people read it: what each thing is, and under it what to do where it is amiss.
 
 use rigel::backend::cpu::ISA_VARIABLE;
-use rigel::host::Size;
+use rigel::host::{Size, counted};
 
 use super::super::option_names;
 use super::super::version;
@@ -61,10 +61,9 @@ pub(super) fn wrapped(text: &str) -> Vec<String> {
 
 fn cpu(cpu: &Cpu) -> Finding {
     let Cpu { model, isa, isa_is_set, threads, problem } = cpu;
-    let plural = if *threads == 1 { "" } else { "s" };
     let set = if *isa_is_set { format!(" ({ISA_VARIABLE} is set)") } else { String::new() };
     let isa = isa.map_or_else(String::new, |isa| format!(", {isa}{set}"));
-    let mut finding = Finding::new("cpu", vec![format!("{model}{isa}, {threads} thread{plural}")]);
+    let mut finding = Finding::new("cpu", vec![format!("{model}{isa}, {}", counted(*threads, "thread"))]);
     if let Some(problem) = problem {
         finding.lines.extend(Finding::amiss("", problem).lines);
     }
@@ -93,8 +92,7 @@ fn cache(cache: Option<&Cache>) -> Finding {
         Some([]) => String::new(),
         Some(models) => {
             let bytes = models.iter().map(|model| model.bytes).sum();
-            let count = if models.len() == 1 { "1 model".to_owned() } else { format!("{} models", models.len()) };
-            format!("{count}, {}; `rigel list` shows them", Size(bytes))
+            format!("{}, {}; `rigel list` shows them", counted(models.len(), "model"), Size(bytes))
         }
     };
     Finding::new("cache", [directory, free, models].into_iter().filter(|line| !line.is_empty()).collect())

@@ -4,6 +4,7 @@ mod gap;
 
 use clap::Args;
 use rigel::engine::Engine;
+use rigel::host::counted;
 use rigel::text::{ContextFile, FittedPrompt, Infill as InfillFormat, RepoContext, TokenId};
 
 use super::completion::{self, FormatArgs, JSON_HELP};
@@ -110,18 +111,17 @@ fn room(max_new_tokens: Option<u32>, positions: usize) -> Result<usize, CliError
 
 /// What of the code is not in the prompt, in words with their verb; none where all of it is.
 fn left_out(fitted: &FittedPrompt, prefix: &str, suffix: &str) -> Option<String> {
-    let count = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     // Lines where there are some, else a piece of one.
     let amount = |cut: &str| match cut.matches('\n').count() {
-        0 => count(cut.chars().count(), "character"),
-        lines => count(lines, "line"),
+        0 => counted(cut.chars().count(), "character"),
+        lines => counted(lines, "line"),
     };
     let before = &prefix[..fitted.prefix_cut];
     // A cut after a line break leaves out whole lines, the last of which may have no break.
     let after = suffix[suffix.len() - fitted.suffix_cut..].to_owned();
     let after = if after.ends_with('\n') || !after.contains('\n') { after } else { after + "\n" };
     let parts: Vec<String> = [
-        (fitted.files_cut > 0).then(|| format!("the last {}", count(fitted.files_cut, "context file"))),
+        (fitted.files_cut > 0).then(|| format!("the last {}", counted(fitted.files_cut, "context file"))),
         (!before.is_empty()).then(|| format!("the first {}", amount(before))),
         (!after.is_empty()).then(|| format!("the last {}", amount(&after))),
     ]

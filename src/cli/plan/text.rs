@@ -1,7 +1,7 @@
 //! A plan as people read it: the answer first.
 
 use rigel::bench::table::{Table, digits};
-use rigel::host::Size;
+use rigel::host::{Size, counted};
 use rigel::model::grouped;
 
 use super::DEFAULT_SEQUENCES;
@@ -73,8 +73,7 @@ pub(super) fn shortage(record: &Record<'_>) -> String {
 }
 
 fn sequences(count: usize, positions: usize) -> String {
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{count} sequence{plural} of {positions} positions")
+    format!("{} of {positions} positions", counted(count, "sequence"))
 }
 
 fn sequences_on(limit: &CardLimit) -> String {
@@ -88,13 +87,12 @@ fn sequences_on(limit: &CardLimit) -> String {
 /// What a sequence takes of the cache, and why.
 fn pages(record: &Record<'_>) -> String {
     let Record { pages_of_sequence: pages, page_size, context, .. } = record;
-    let plural = if *pages == 1 { "" } else { "s" };
     let all = context.div_ceil(*page_size as usize) as u32;
     let why = match record.window {
         Some(window) if *pages < all => format!("the window of {window} and a prompt's chunk"),
         _ => format!("its {context} positions"),
     };
-    format!("A sequence has up to {pages} page{plural} of {page_size} positions: {why}.")
+    format!("A sequence has up to {} of {page_size} positions: {why}.", counted(*pages as usize, "page"))
 }
 
 fn cpu(cpu: &CpuRecord) -> String {

@@ -6,6 +6,7 @@ mod window;
 
 use clap::Args;
 use rigel::engine::{Engine, Event, Failure, PromptToken, Request};
+use rigel::host::counted;
 use rigel::text::{SpecialTokens, TokenId};
 use serde::Serialize;
 
@@ -201,7 +202,7 @@ impl<'a> Scorer<'a> {
         if texts + failed == 0 {
             return Err(CliError::Usage(format!("{origin} has no prompts")));
         }
-        let line = format!("total: {texts} text{}, {total}", if texts == 1 { "" } else { "s" });
+        let line = format!("total: {}, {total}", counted(texts, "text"));
         if self.json {
             out.note(&line)
         } else {

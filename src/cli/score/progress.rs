@@ -1,6 +1,8 @@
 //! The bar over a file of texts.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState};
+
+use super::super::bars::style;
 
 const BAR: &str = "{wide_bar} {msg}, {left} left";
 /// Where nobody knows how much there is.
@@ -19,10 +21,7 @@ impl Progress {
     /// Over so many bytes, if that is known. Hidden by itself where stderr is no terminal.
     pub fn new(bytes: Option<u64>) -> Progress {
         let bar = ProgressBar::with_draw_target(bytes, ProgressDrawTarget::stderr());
-        // The templates are constants that a test runs through; without them the bar looks plainer.
-        if let Ok(style) = ProgressStyle::with_template(if bytes.is_some() { BAR } else { COUNT }) {
-            bar.set_style(style.with_key("left", write_left));
-        }
+        bar.set_style(style(if bytes.is_some() { BAR } else { COUNT }).with_key("left", write_left));
         Progress { bar, texts: 0, tokens: 0, done: 0 }
     }
 
@@ -59,6 +58,8 @@ fn write_left(state: &ProgressState, out: &mut dyn std::fmt::Write) {
 
 #[cfg(test)]
 mod tests {
+    use indicatif::ProgressStyle;
+
     use super::*;
 
     #[test]

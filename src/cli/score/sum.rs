@@ -3,6 +3,7 @@
 use std::fmt;
 
 use rigel::engine::PromptToken;
+use rigel::host::counted;
 use rigel::text::{TokenId, Tokenizer};
 
 /// Sums over scored tokens.
@@ -61,9 +62,8 @@ impl Sum {
 impl fmt::Display for Sum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let number = |number: Option<f64>| number.map_or_else(|| "-".into(), |number| format!("{number:.4}"));
-        let plural = if self.tokens == 1 { "" } else { "s" };
         let (mean, perplexity) = (number(self.mean()), number(self.perplexity()));
-        write!(f, "{} token{plural}, mean logprob {mean}, perplexity {perplexity}", self.tokens)?;
+        write!(f, "{}, mean logprob {mean}, perplexity {perplexity}", counted(self.tokens, "token"))?;
         match self.bits_per_byte() {
             Some(bits) => write!(f, ", bits per byte {bits:.4}"),
             None => Ok(()),
