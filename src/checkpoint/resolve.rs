@@ -75,8 +75,8 @@ impl ModelSource {
     }
 }
 
-/// The content of the file at `path` where that may be a config.json: an object with a `model_type`, or what is meant as
-/// JSON and is malformed, which whoever parses it says.
+/// The content of the file at `path` where that may be a config.json: an object with a `model_type`, or a malformed one in
+/// a `.json`, which whoever parses it says.
 fn read_config(path: &Path) -> Option<Vec<u8>> {
     if !path.is_file() {
         return None;
@@ -87,8 +87,12 @@ fn read_config(path: &Path) -> Option<Vec<u8>> {
     if bytes.len() as u64 > MAX_JSON_BYTES || !text.starts_with(b"{") {
         return None;
     }
-    let other = Object::parse(&bytes, "").is_ok_and(|object| object.get("model_type").is_none());
-    (!other).then_some(bytes)
+    let is_config = match Object::parse(&bytes, "") {
+        Ok(object) => object.get("model_type").is_some(),
+        // Several objects, one a line, are malformed, too.
+        Err(_) => path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")),
+    };
+    is_config.then_some(bytes)
 }
 
 #[cfg(test)]
@@ -167,6 +171,28 @@ mod tests {
         assert_eq!(resolve(&at("")).short_name(), "tiny");
         assert!(!resolve(&at("")).is_shape());
         assert!(ModelSource::resolve_shape("bigcode/starcoder2-7b").is_ok());
+    }
+
+    #[test]
+    fn other_objects_are_no_shape() {
+        let root = tempfile::tempdir().unwrap();
+        let resolve = |name: &str, content: &str| {
+            let path = root.path().join(name);
+            fs::write(&path, content).unwrap();
+            ModelSource::resolve_in(path.to_str().unwrap(), None)
+        };
+        for (name, content) in [
+            ("prompts.jsonl", "{\"prompt\": \"a\"}\n{\"prompt\": \"b\"}\n"),
+            ("prompt.jsonl", "{\"prompt\": \"a\"}\n"),
+            ("prompt.json", "{\"prompt\": \"a\"}"),
+            ("main.c", "{ return 0; }"),
+        ] {
+            let message = resolve(name, content).unwrap_err().to_string();
+            assert!(message.contains(&format!("{name} is not a directory; give the directory that")), "{message}");
+        }
+        // Cut short: whoever parses it says so.
+        assert!(resolve("config.json", "{\"model_type\": \"starcoder2\",").unwrap().is_shape());
+        assert!(resolve("tiny", "{\"model_type\": \"starcoder2\"}").unwrap().is_shape());
     }
 
     #[cfg(unix)]

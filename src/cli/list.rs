@@ -3,7 +3,7 @@
 use clap::Args;
 use rigel::bench::table::Table;
 use rigel::checkpoint::hub::{cache_directory, cached_models};
-use rigel::checkpoint::{Checkpoint, CheckpointError, ModelSource};
+use rigel::checkpoint::{Checkpoint, CheckpointError, HubId, ModelSource};
 use rigel::host::Size;
 use rigel::model::Description;
 use serde::Serialize;
@@ -22,7 +22,9 @@ const COMMIT_DIGITS: usize = 8;
 /// List the models in the Hugging Face cache
 ///
 /// Prints each model's revisions, their size on disk, and whether Rigel runs them, judged by config.json and the headers of
-/// the weights. `rigel pull` fetches models, `rigel remove` removes them.
+/// the weights.
+#[cfg_attr(feature = "hub", doc = "`rigel pull` fetches models, `rigel remove` removes them.")]
+#[cfg_attr(not(feature = "hub"), doc = "`rigel remove` removes models.")]
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct List {
@@ -41,6 +43,9 @@ struct Record {
     refs: Vec<String>,
     bytes: u64,
     path: Option<String>,
+    /// What fetches its files; None where the hub has no such name.
+    #[serde(skip)]
+    hub_id: Option<HubId>,
     #[serde(flatten)]
     verdict: Verdict,
 }
@@ -49,10 +54,14 @@ struct Record {
 #[derive(Debug, Serialize)]
 struct Verdict {
     model_type: Option<String>,
-    complete: bool,
+    /// Whether all files are there; None where that is not known, as for a network whose weights are not looked at.
+    complete: Option<bool>,
     runs: bool,
     /// Why not.
     error: Option<String>,
+    /// `model_type` is why not.
+    #[serde(skip)]
+    is_other_network: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -68,14 +77,14 @@ impl List {
             return out.json(&listing);
         }
         let mut table = Table::new(&["model", "revision", ">size", "runs"]);
-        for Record { id, commit, refs, bytes, verdict, .. } in &listing.models {
+        for Record { id, commit, refs, bytes, hub_id, verdict, .. } in &listing.models {
             let commit = commit.as_deref().map(|commit| commit.get(..COMMIT_DIGITS).unwrap_or(commit));
             let revision = match (commit, refs.is_empty()) {
                 (None, _) => "-".to_owned(),
                 (Some(commit), true) => commit.to_owned(),
                 (Some(commit), false) => format!("{commit} ({})", refs.join(", ")),
             };
-            table.row([id.clone(), revision, Size(*bytes).to_string(), verdict.word(id)]);
+            table.row([id.clone(), revision, Size(*bytes).to_string(), verdict.word(hub_id.as_ref())]);
         }
         out.text(&table.to_string())?;
         match &listing.cache {
@@ -92,18 +101,27 @@ impl Verdict {
         let model_type = config.and_then(|config| Some(config.get("model_type")?.as_str()?.to_owned()));
         let described = Checkpoint::open(source).and_then(|checkpoint| Description::of(&checkpoint));
         let error = described.err();
-        let complete = !matches!(error, Some(CheckpointError::MissingFile { .. }));
-        Verdict { model_type, complete, runs: error.is_none(), error: error.map(|error| error.to_string()) }
+        let complete = match error {
+            None => Some(true),
+            Some(CheckpointError::MissingFile { .. }) => Some(false),
+            // The first fault hides what else there may be.
+            Some(_) => None,
+        };
+        let is_other_network = matches!(error, Some(CheckpointError::Unsupported { field: "model_type", .. }));
+        let runs = error.is_none();
+        let error = error.and_then(|error| CliError::from(error).line());
+        Verdict { model_type, complete, runs, error, is_other_network }
     }
 
     /// What the table says.
-    fn word(&self, id: &str) -> String {
+    fn word(&self, hub_id: Option<&HubId>) -> String {
         match (&self.error, &self.model_type) {
             (None, _) => "yes".to_owned(),
-            (Some(_), _) if !self.complete => format!("no: incomplete; `rigel pull {id}` fetches the rest"),
-            (Some(error), Some(model_type)) if error.contains("field model_type") => {
-                format!("no: {model_type} is not supported")
-            }
+            (Some(_), _) if self.complete == Some(false) => match hub_id {
+                Some(id) if cfg!(feature = "hub") => format!("no: incomplete; `rigel pull {id}` fetches the rest"),
+                _ => "no: incomplete".to_owned(),
+            },
+            (Some(_), Some(model_type)) if self.is_other_network => format!("no: {model_type} is not supported"),
             (Some(error), _) => format!("no: {error}"),
         }
     }
@@ -119,18 +137,26 @@ fn records() -> Result<Vec<Record>, CliError> {
                 refs: snapshot.refs.clone(),
                 bytes: snapshot.bytes,
                 path: Some(snapshot.path.display().to_string()),
+                hub_id: model.hub_id(snapshot),
                 verdict: Verdict::of(&model.source(snapshot)),
             });
         }
         if model.snapshots.is_empty() {
             let error = Some("no file is whole".to_owned());
             records.push(Record {
+                hub_id: HubId::parse(&model.id),
                 id: model.id,
                 commit: None,
                 refs: Vec::new(),
                 bytes: model.bytes,
                 path: Some(model.path.display().to_string()),
-                verdict: Verdict { model_type: None, complete: false, runs: false, error },
+                verdict: Verdict {
+                    model_type: None,
+                    complete: Some(false),
+                    runs: false,
+                    error,
+                    is_other_network: false,
+                },
             });
         }
     }
@@ -147,6 +173,7 @@ fn nano() -> Option<Record> {
         refs: Vec::new(),
         bytes: opened.files().iter().map(|file| file.bytes).sum(),
         path: None,
+        hub_id: None,
         verdict: Verdict::of(&nano),
     })
 }

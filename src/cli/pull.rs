@@ -105,7 +105,7 @@ impl Pull {
 /// `bigcode/starcoder2-3b@main, commit 733247c: 7 files, 5.64 GiB, 4.20 GiB of them new`
 fn summary(plan: &PullPlan) -> String {
     let PullPlan { id, commit, files, missing_bytes, .. } = plan;
-    let all: u64 = files.iter().map(|file| file.bytes).sum();
+    let all = files.iter().map(|file| file.bytes).fold(0, u64::saturating_add);
     let (count, short) = (counted(files.len(), "file"), commit.get(..7).unwrap_or(commit));
     let new = match *missing_bytes {
         0 => "all of them there before".to_owned(),
@@ -123,7 +123,7 @@ fn left_out(plan: &PullPlan) -> Option<String> {
     }
     let mut others: Vec<_> = others.iter().collect();
     others.sort_by_key(|(name, bytes)| (std::cmp::Reverse(*bytes), name));
-    let bytes: u64 = others.iter().filter_map(|(_, bytes)| *bytes).sum();
+    let bytes = others.iter().filter_map(|(_, bytes)| *bytes).fold(0, u64::saturating_add);
     let names: Vec<&str> = others.iter().take(NAMES).map(|(name, _)| name.as_str()).collect();
     let more = if others.len() > NAMES { ", …" } else { "" };
     let (count, size, names) = (counted(others.len(), "file"), Size(bytes), names.join(", "));

@@ -9,7 +9,7 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
 use super::error::HubError;
-use super::retry::{Again, Failure};
+use super::retry::{Again, Failure, is_temporary};
 use super::settings::Settings;
 use super::url::{host, redirect};
 
@@ -19,6 +19,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// What a message shows of a server's reason, in characters.
 const MAX_REASON: usize = 120;
+/// The hub's reason where it does not know the token; it names no code then.
+const INVALID_TOKEN: &str = "Invalid credentials in Authorization header";
 
 /// An HTTP client that knows the hub.
 pub(super) struct Client {
@@ -153,8 +155,7 @@ impl Client {
             let reason = if reason.is_empty() { reason } else { format!(": {reason}") };
             Failure { error: HubError::Status { what: subject.what(), host: hub.clone(), status, reason }, again }
         };
-        let retry = matches!(status, 408 | 429 | 500 | 502 | 503 | 504);
-        if retry {
+        if is_temporary(status) {
             let asked = text(RETRY_AFTER.as_str()).trim().parse().ok().map(Duration::from_secs);
             return other(asked.map_or(Again::Later, Again::After));
         }
@@ -163,23 +164,23 @@ impl Client {
             return other(if status == 403 { Again::Later } else { Again::Never });
         }
         let has_token = self.settings.token.is_some();
+        let is_token_invalid = status == 401 && text("x-error-message") == INVALID_TOKEN;
         match (status, text("x-error-code")) {
             (401 | 403, "GatedRepo") => HubError::Gated { page: self.url(&repo), repo },
             (404, "RevisionNotFound") => {
                 HubError::NoRevision { repo, host: hub, revision: subject.revision.to_owned() }
             }
-            // The hub does not tell strangers apart what is private and what is not there.
-            (401, "RepoNotFound") | (404, "RepoNotFound" | "") if subject.file.is_none() => {
-                let token = match has_token {
-                    true => "the token in use may not see it",
-                    false => "for a private one set HF_TOKEN",
-                };
+            // The hub does not tell strangers apart what is private and what is not there: without a token it answers 401
+            // for both, and names no code.
+            (401 | 404, "RepoNotFound" | "") if subject.file.is_none() && !is_token_invalid => {
+                let token = if has_token { "the token in use may not read it" } else { "set HF_TOKEN" };
                 HubError::NotFound { repo, host: hub, token }
             }
             (401 | 403, _) => {
-                let token = match has_token {
-                    true => "check the token (HF_TOKEN, or the file `hf auth login` wrote)",
-                    false => "accept the licence on the model's page if there is one, and set HF_TOKEN",
+                let token = match (is_token_invalid, has_token) {
+                    (true, _) => "the token is not valid: check HF_TOKEN, or the file that `hf auth login` wrote",
+                    (false, true) => "check the token (HF_TOKEN, or the file `hf auth login` wrote)",
+                    (false, false) => "accept the licence on the model's page if there is one, and set HF_TOKEN",
                 };
                 HubError::Refused { repo, host: hub, status, token }
             }

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::retry::is_temporary;
 use crate::host::Size;
 
 /// Why a model could not be downloaded. Every message is a single line; none holds the token.
@@ -26,7 +27,7 @@ pub enum HubError {
         expected: &'static str,
     },
     /// The hub has no such model, or does not show it to whoever asks.
-    #[error("{repo}: {host} has no such model, or it is private: check the name; {token}")]
+    #[error("{repo}: {host} has no such model (check the name), or it is private: {token}")]
     NotFound {
         /// `ORG/NAME`.
         repo: String,
@@ -66,7 +67,7 @@ pub enum HubError {
         token: &'static str,
     },
     /// Any other answer that is no success.
-    #[error("{what}: {host} answers HTTP {status}{reason}; try again later")]
+    #[error("{what}: {host} answers HTTP {status}{reason}{}", advice(*.status))]
     Status {
         /// `ORG/NAME`, or a file of it.
         what: String,
@@ -176,6 +177,11 @@ pub enum HubError {
         /// The operating system's reason.
         source: io::Error,
     },
+}
+
+/// What to do about a status; nothing where the next answer will be the same.
+fn advice(status: u16) -> &'static str {
+    if is_temporary(status) { "; try again later" } else { "" }
 }
 
 impl HubError {

@@ -14,6 +14,8 @@ use super::url::{encode, encode_path};
 
 /// A longer list of files is not one of a model.
 const MAX_LISTING_BYTES: u64 = 64 << 20;
+/// A longer file is not one of a model, but a number that breaks what adds it up: 1 PiB.
+const MAX_FILE_BYTES: u64 = 1 << 50;
 /// What a message shows of a name, in characters.
 const SHOWN: usize = 80;
 
@@ -105,7 +107,11 @@ fn parse(repo: &str, host: &str, bytes: &[u8]) -> Result<Listing, HubError> {
         };
         ListedFile { name: rfilename, bytes, hash: hash.and_then(|hash| BlobHash::from_etag(&hash)) }
     };
-    Ok(Listing { commit: sha.to_ascii_lowercase(), files: siblings.into_iter().map(file).collect() })
+    let files: Vec<ListedFile> = siblings.into_iter().map(file).collect();
+    if let Some(bytes) = files.iter().filter_map(|file| file.bytes).find(|bytes| *bytes > MAX_FILE_BYTES) {
+        return Err(answer(&format!("a file of {bytes} bytes")));
+    }
+    Ok(Listing { commit: sha.to_ascii_lowercase(), files })
 }
 
 /// Whether `name` stays in its directory, on every system: parts between slashes, none of which means anything.
@@ -134,16 +140,17 @@ pub(super) fn complete(
     }
     let headers = client.head(subject, &content_url(client, subject.repo, commit, name))?;
     from_headers(name, &headers).ok_or_else(|| {
-        let (what, host, found) = (subject.what(), client.host(), "no length or no hash".to_owned());
+        let (what, host, found) = (subject.what(), client.host(), "no length of a file or no hash".to_owned());
         HubError::Answer { what, host, found, expected: "a SHA-256 or a git hash as the ETag" }.into()
     })
 }
 
 fn from_headers(name: &str, headers: &HeaderMap) -> Option<RemoteFile> {
     let text = |names: [&str; 2]| names.iter().find_map(|name| headers.get(*name)?.to_str().ok());
+    let bytes: u64 = text(["x-linked-size", "content-length"])?.parse().ok()?;
     Some(RemoteFile {
         name: name.to_owned(),
-        bytes: text(["x-linked-size", "content-length"])?.parse().ok()?,
+        bytes: Some(bytes).filter(|bytes| *bytes <= MAX_FILE_BYTES)?,
         hash: BlobHash::from_etag(text(["x-linked-etag", "etag"])?)?,
     })
 }
@@ -191,6 +198,23 @@ mod tests {
     }
 
     #[test]
+    fn lengths_are_those_of_files() {
+        let listed = |sibling: serde_json::Value| parsed(json!({"sha": COMMIT, "siblings": [sibling]}));
+        assert_eq!(listed(json!({"rfilename": "x", "size": 1u64 << 50})).unwrap().files[0].bytes, Some(1 << 50));
+        for bytes in [(1 << 50) + 1, u64::MAX] {
+            for sibling in
+                [json!({"rfilename": "x", "size": bytes}), json!({"rfilename": "x", "size": 1, "lfs": {"size": bytes}})]
+            {
+                let message = listed(sibling).unwrap_err();
+                assert!(
+                    message.starts_with(&format!("o/m: hub.example answers a file of {bytes} bytes, ")),
+                    "{message}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn names_stay_in_their_directory() {
         for name in ["a.json", "a/b/c.json", "..a/b..", "a b", "é"] {
             assert!(is_safe(name), "{name}");
@@ -216,5 +240,7 @@ mod tests {
         set(&mut headers, "x-linked-size", "500");
         let file = from_headers("x", &headers).unwrap();
         assert_eq!((file.bytes, file.hash), (500, BlobHash::Sha256("b".repeat(64))));
+        set(&mut headers, "x-linked-size", &u64::MAX.to_string());
+        assert_eq!(from_headers("x", &headers), None);
     }
 }

@@ -48,6 +48,8 @@ pub struct PullPlan {
     pub left_out: Vec<(String, Option<u64>)>,
     /// Bytes of the wanted files that are not in the cache.
     pub missing_bytes: u64,
+    /// The files were chosen by patterns: there may be too few of them for a model.
+    by_patterns: bool,
 }
 
 /// What happens during a pull. Events come from several threads.
@@ -137,12 +139,14 @@ impl Hub {
         }
         files.sort_by(|a, b| (a.bytes, &a.name).cmp(&(b.bytes, &b.name)));
         let repository = Repository::new(&self.cache, id);
-        let missing_bytes = files.iter().map(|file| repository.missing_bytes(&commit, file)).sum();
-        Ok(PullPlan { id: id.clone(), commit, files, left_out, missing_bytes })
+        let missing = files.iter().map(|file| repository.missing_bytes(&commit, file));
+        // A server names the lengths.
+        let missing_bytes = missing.fold(0, u64::saturating_add);
+        Ok(PullPlan { id: id.clone(), commit, files, left_out, missing_bytes, by_patterns: !patterns.is_empty() })
     }
 
     /// Fetches what is missing, and returns the snapshot's directory. A process that ends meanwhile leaves what the next
-    /// pull resumes.
+    /// pull resumes. Where patterns chose the files, the revision's reference stays at the commit that it names.
     ///
     /// # Errors
     /// A disk that is full; content that is not what the hub says; the network, the file system.
@@ -191,7 +195,10 @@ impl Hub {
             return Err(error);
         }
         // A commit is found by its own name.
-        if !(is_commit(revision) && commit.starts_with(&revision.to_ascii_lowercase())) {
+        let is_the_commit = is_commit(revision) && commit.starts_with(&revision.to_ascii_lowercase());
+        // Some files of a new commit are no reason to lose the whole model that the reference names.
+        let stays = plan.by_patterns && repository.has_reference(revision);
+        if !is_the_commit && !stays {
             repository.set_reference(revision, commit)?;
         }
         Ok(repository.snapshot(commit))

@@ -36,6 +36,12 @@ impl From<HubError> for Failure {
     }
 }
 
+/// Whether a server that answers with this status may answer otherwise later: too slow, too busy or broken. What it does
+/// not implement (501, 505) it will not implement then.
+pub(super) fn is_temporary(status: u16) -> bool {
+    matches!(status, 408 | 429 | 500..=599) && !matches!(status, 501 | 505)
+}
+
 /// Counts the failures in a row.
 #[derive(Default)]
 pub(super) struct Retries {
@@ -105,6 +111,16 @@ mod tests {
         assert!(retries.wait(failure(Again::After(Duration::from_secs(301)))).is_err());
         let asked = Duration::from_secs(7);
         assert_eq!(retries.wait(failure(Again::After(asked))).ok().map(|(wait, _)| wait), Some(asked));
+    }
+
+    #[test]
+    fn a_busy_server_may_answer_later() {
+        for status in [408, 429, 500, 502, 503, 504, 520, 524, 599] {
+            assert!(is_temporary(status), "{status}");
+        }
+        for status in [400, 401, 403, 404, 416, 451, 501, 505, 600] {
+            assert!(!is_temporary(status), "{status}");
+        }
     }
 
     #[test]

@@ -95,6 +95,11 @@ impl Repository {
         }
     }
 
+    /// Whether the reference `revision` is there.
+    pub fn has_reference(&self, revision: &str) -> bool {
+        self.path.join("refs").join(revision).is_file()
+    }
+
     /// Makes the reference `revision` name the commit.
     pub fn set_reference(&self, revision: &str, commit: &str) -> Result<(), HubError> {
         let path = self.path.join("refs").join(revision);
@@ -161,10 +166,12 @@ mod tests {
     fn references_may_be_paths() {
         let (cache, repository, _) = setting("x");
         for revision in ["main", "refs/pr/1"] {
+            assert!(!repository.has_reference(revision));
             repository.set_reference(revision, "old").unwrap();
             repository.set_reference(revision, COMMIT).unwrap();
             let path = cache.path().join("models--o--m/refs").join(revision);
             assert_eq!(fs::read_to_string(&path).unwrap(), COMMIT);
+            assert!(repository.has_reference(revision));
             let left = fs::read_dir(cache.path().join("models--o--m")).unwrap().flatten();
             assert!(left.into_iter().all(|entry| entry.path().is_dir()));
         }

@@ -136,19 +136,20 @@ def main():
     held_rows = held_rows[:: max(1, len(held_rows) // HELD_OUT_ROWS)][:HELD_OUT_ROWS]
     run.model.forward = torch.compile(run.model.forward, dynamic=False)
     network.softmax_gradient = torch.compile(network.softmax_gradient, dynamic=False)
-    budget, began, cpu_began = args.cpu_hours * 3600, time.monotonic(), run.cpu
+    # Reading the corpus is not training: the budget begins here.
+    budget, began, cpu_began = args.cpu_hours * 3600, time.monotonic(), run.cpu - time.process_time()
     saved = began
     print(f"from step {run.step}, {run.cpu:.0f} CPU seconds of {budget:.0f}", flush=True)
     while True:
         now = time.monotonic()
         cpu, clock = cpu_began + time.process_time(), run.clock + now - began
         done = cpu >= budget
-        if done or stopped or cpu - cpu_began > args.stop_after * 60 or now - saved > CHECKPOINT_SECONDS:
+        if done or stopped or cpu - run.cpu > args.stop_after * 60 or now - saved > CHECKPOINT_SECONDS:
             run.save(cpu, clock)
             export(run.model, args.state)
             saved = now
             print(f"checkpoint: step {run.step} held-out {held_out_loss(run.model, held_rows):.4f}", flush=True)
-            if done or stopped or cpu - cpu_began > args.stop_after * 60:
+            if done or stopped or cpu - run.cpu > args.stop_after * 60:
                 break
         run.train_step(rate_at(min(1.0, cpu / budget)))
         if run.step == 5 or run.step % 50 == 0:

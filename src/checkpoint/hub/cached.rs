@@ -40,9 +40,19 @@ pub struct CachedSnapshot {
 }
 
 impl CachedModel {
+    /// The hub id of one of its snapshots: with the commit, except for that of `main`. `None` for a model whose name is no
+    /// `ORG/NAME`.
+    pub fn hub_id(&self, snapshot: &CachedSnapshot) -> Option<HubId> {
+        let id = HubId::parse(&self.id)?;
+        if snapshot.refs.iter().any(|name| name == "main") {
+            return Some(id);
+        }
+        id.at(&snapshot.commit)
+    }
+
     /// The files of one of its snapshots.
     pub fn source(&self, snapshot: &CachedSnapshot) -> ModelSource {
-        ModelSource::snapshot(HubId::parse(&self.id), snapshot.path.clone())
+        ModelSource::snapshot(self.hub_id(snapshot), snapshot.path.clone())
     }
 
     /// The snapshot that `revision` names: a branch or tag, a commit, or the beginning of one.
@@ -177,6 +187,7 @@ pub(super) mod tests {
         assert_eq!((second.commit.as_str(), second.bytes), ("bbbbbbbb", 110));
         assert_eq!(second.refs, ["main", "refs/pr/1"]);
         assert_eq!(model.source(second).to_string(), "o/m");
+        assert_eq!(model.source(first).to_string(), "o/m@aaaaaaaa");
         for (revision, commit) in [("main", "bbbbbbbb"), ("refs/pr/1", "bbbbbbbb"), ("aaaaaa", "aaaaaaaa")] {
             assert_eq!(model.find(revision).unwrap().commit, commit);
         }

@@ -113,17 +113,22 @@ pub(crate) fn is_commit(text: &str) -> bool {
     (MIN_COMMIT_DIGITS..=40).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
+/// Pages of the hub that are nobody's models.
+const NO_ORGS: [&str; 8] = ["api", "blog", "collections", "datasets", "docs", "models", "papers", "spaces"];
+
 /// What to give in place of an address of the hub, such as `https://huggingface.co/ORG/NAME/tree/main`; `None` for what
 /// is no address of a model.
 pub(crate) fn of_url(text: &str) -> Option<HubId> {
     let path = match text.split_once("://") {
         Some(("hf", path)) => path,
-        Some((_, rest)) => rest.split_once('/')?.1,
+        Some(("http" | "https", rest)) => rest.split_once('/')?.1,
+        Some(_) => return None,
         None => ["huggingface.co/", "hf.co/"].iter().find_map(|host| text.strip_prefix(host))?,
     };
     let path = path.split(['?', '#']).next().unwrap_or_default();
     let mut parts = path.split('/').filter(|part| !part.is_empty());
-    let id = HubId::parse(&format!("{}/{}", parts.next()?, parts.next()?))?;
+    let org = parts.next().filter(|org| !NO_ORGS.contains(org))?;
+    let id = HubId::parse(&format!("{org}/{}", parts.next()?))?;
     Some(match (parts.next(), parts.next()) {
         (Some("tree" | "blob" | "resolve"), Some(revision)) if revision != "main" => id.at(revision).unwrap_or(id),
         _ => id,
@@ -191,7 +196,20 @@ mod tests {
         ] {
             assert_eq!(of_url(url).unwrap().to_string(), id, "{url}");
         }
-        for other in ["https://huggingface.co", "https://huggingface.co/bigcode", "a/b", "ftp:/x", "C:\\models"] {
+        for other in [
+            "https://huggingface.co",
+            "https://huggingface.co/bigcode",
+            "a/b",
+            "ftp:/x",
+            "C:\\models",
+            "s3://bucket/o/m",
+            "ftp://huggingface.co/o/m",
+            "https://huggingface.co/datasets/o/m",
+            "https://huggingface.co/spaces/o/m/tree/main",
+            "https://huggingface.co/api/models/o/m",
+            "huggingface.co/models/x",
+            "hf://datasets/o/m",
+        ] {
             assert_eq!(of_url(other), None, "{other}");
         }
     }

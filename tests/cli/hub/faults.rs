@@ -32,21 +32,42 @@ fn refused_list(code: i32, reply: Reply, needle: &str) {
 #[test]
 fn no_access() {
     let error = |status, code: &str| Reply::status(status).with("X-Error-Code", code);
-    refused_list(
-        2,
-        error(401, "RepoNotFound"),
-        "has no such model, or it is private: check the name; for a private one set",
-    );
-    refused_list(2, error(404, "RepoNotFound"), "has no such model, or it is private");
-    refused_list(2, Reply::status(404), "has no such model, or it is private");
+    // As the hub answers whoever has no token, for a name that is mistyped.
+    let unknown = Reply::status(401).with("X-Error-Message", "Invalid username or password.");
+    for reply in [unknown, error(401, "RepoNotFound"), error(404, "RepoNotFound"), Reply::status(404)] {
+        refused_list(2, reply, "has no such model (check the name), or it is private: set HF_TOKEN");
+    }
     refused_list(2, error(404, "RevisionNotFound"), "has no revision main of it; expected a branch, a tag, a commit");
     refused_list(
         2,
-        Reply::status(401),
-        "refuses access (HTTP 401); accept the licence on the model's page if there is one",
+        Reply::status(403),
+        "refuses access (HTTP 403); accept the licence on the model's page if there is one",
     );
-    let reason = Reply::status(451).with("X-Error-Message", "not here");
-    refused_list(1, reason, "answers HTTP 451: not here");
+}
+
+#[test]
+fn a_token_that_is_no_use() {
+    let invalid = Reply::status(401).with("X-Error-Message", "Invalid credentials in Authorization header");
+    let hidden = Reply::status(404).with("X-Error-Code", "RepoNotFound");
+    for (reply, needle) in [
+        (invalid, "refuses access (HTTP 401); the token is not valid: check HF_TOKEN"),
+        (hidden, "or it is private: the token in use may not read it"),
+    ] {
+        let server = Server::with_fault(&nano_files(), move |_| Some(reply.clone()));
+        let run = Home::new().pull_with_token(&server, &["o/m"], Some("hf_secret"));
+        assert!(run.error(2).contains(needle) && !run.stderr.contains("hf_secret"), "{run:?}");
+    }
+}
+
+#[test]
+fn answers_that_stay_the_same_are_not_asked_for_again() {
+    for status in [451, 501, 505] {
+        let reason = move |_: &Request| Some(Reply::status(status).with("X-Error-Message", "not here"));
+        let server = Server::with_fault(&nano_files(), reason);
+        let run = Home::new().pull(&server, &["o/m"]);
+        assert!(run.error(1).ends_with(&format!("answers HTTP {status}: not here")), "{run:?}");
+        assert_eq!(server.seen().len(), 1);
+    }
 }
 
 #[test]
@@ -96,17 +117,16 @@ fn a_model_without_files() {
 fn no_server() {
     let home = Home::new();
     let mut command = home.command(&["pull", "o/m"]);
-    // A port that was free a moment ago.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    command.env("HF_ENDPOINT", format!("http://127.0.0.1:{port}"));
+    // Nothing listens there, and no other test gets this port: it takes privileges.
+    command.env("HF_ENDPOINT", "http://127.0.0.1:1");
     let run = crate::common::finish(command, None);
     let line = run.error(1);
-    assert!(line.starts_with(&format!("o/m: 127.0.0.1:{port}: ")) && line.contains("check the network"), "{line}");
+    assert!(line.starts_with("o/m: 127.0.0.1:1: ") && line.contains("check the network"), "{line}");
 }
 
 #[test]
 fn servers_that_recover_are_asked_again() {
-    for status in [503, 429] {
+    for status in [503, 429, 408, 520] {
         let fault = times(2, move |_| Some(Reply::status(status).with("Retry-After", "0")));
         let server = Server::with_fault(&nano_files(), fault);
         let home = Home::new();

@@ -23,8 +23,11 @@ fn models_are_listed_with_what_they_are() {
     };
     let llama = folder("models--o--llama");
     std::fs::write(llama.join("config.json"), "{\"model_type\": \"llama\"}").unwrap();
-    let cut = folder("models--o--cut");
-    std::fs::copy(super::nano().join("config.json"), cut.join("config.json")).unwrap();
+    for name in ["models--o--cut", "models--o--main", "models--gpt2"] {
+        std::fs::copy(super::nano().join("config.json"), folder(name).join("config.json")).unwrap();
+    }
+    std::fs::create_dir_all(home.cache().join("models--o--main/refs")).unwrap();
+    std::fs::write(home.cache().join("models--o--main/refs/main"), "aaaaaaaaaaaa").unwrap();
     std::fs::create_dir_all(home.cache().join("models--o--begun/blobs")).unwrap();
     std::fs::write(home.cache().join("models--o--begun/blobs/x.incomplete"), [0; 2048]).unwrap();
 
@@ -37,8 +40,15 @@ fn models_are_listed_with_what_they_are() {
     assert_eq!((&pulled["runs"], &pulled["complete"], &pulled["error"]), (&json!(true), &json!(true), &Value::Null));
     let bytes: usize = nano_files()[..5].iter().map(|(_, content)| content.len()).sum();
     assert_eq!(pulled["bytes"], bytes);
-    assert_eq!((&record("o/llama")["runs"], &record("o/llama")["complete"]), (&json!(false), &json!(true)));
+    assert_eq!((&record("o/llama")["runs"], &record("o/llama")["complete"]), (&json!(false), &Value::Null));
     assert_eq!((&record("o/cut")["runs"], &record("o/cut")["complete"]), (&json!(false), &json!(false)));
+    for (id, advice) in [
+        ("o/cut", "; download it with `rigel pull o/cut --revision aaaaaaaaaaaa`"),
+        ("o/main", "; download it with `rigel pull o/main`"),
+    ] {
+        let error = record(id)["error"].as_str().unwrap();
+        assert!(error.ends_with(advice), "{error}");
+    }
     assert_eq!((&record("o/begun")["commit"], &record("o/begun")["complete"]), (&Value::Null, &json!(false)));
 
     let table = home.run(&["list"]).ok();
@@ -46,12 +56,16 @@ fn models_are_listed_with_what_they_are() {
         ("nano", "yes"),
         ("o/m ", "| 01234567 (main) |"),
         ("o/llama", "no: llama is not supported"),
-        ("o/cut", "no: incomplete; `rigel pull o/cut` fetches the rest"),
-        ("o/begun", "2.00 KiB | no: incomplete"),
+        ("o/cut", "no: incomplete; `rigel pull o/cut@aaaaaaaaaaaa` fetches the rest"),
+        ("o/main", "no: incomplete; `rigel pull o/main` fetches the rest"),
+        ("o/begun", "2.00 KiB | no: incomplete; `rigel pull o/begun` fetches the rest"),
     ] {
         let row = table.text().lines().find(|line| line.contains(id)).unwrap();
         assert!(row.contains(needle), "{row}");
     }
+    // No name that `rigel pull` takes.
+    let gpt2 = table.text().lines().find(|line| line.contains("gpt2")).unwrap();
+    assert!(gpt2.contains("no: incomplete") && !gpt2.contains("rigel pull"), "{gpt2}");
     assert!(table.text().ends_with(&format!("\ncache: {}\n", home.cache().display())));
 }
 

@@ -180,6 +180,25 @@ fn patterns_choose_files_in_folders_too() {
 }
 
 #[test]
+fn chosen_files_leave_a_reference_where_it_is() {
+    let (home, server) = (Home::new(), Server::new(&nano_files()));
+    let reference = |name: &str| std::fs::read_to_string(home.model().join("refs").join(name)).unwrap();
+    let older = "f".repeat(40);
+    std::fs::create_dir_all(home.model().join("refs")).unwrap();
+    std::fs::write(home.model().join("refs/main"), &older).unwrap();
+    let run = home.pull(&server, &["o/m", "--include", "*.md"]).ok();
+    assert_eq!(run.text(), format!("{}\n", home.snapshot().display()));
+    assert_names(&home.snapshot(), &["README.md"]);
+    assert_eq!(reference("main"), older);
+    // Where there is none, the files are found by it.
+    home.pull(&server, &["o/m@v1", "--include", "*.md"]).ok();
+    assert_eq!(reference("v1"), COMMIT);
+    // The whole model moves it.
+    home.pull(&server, &["o/m"]).ok();
+    assert_eq!(reference("main"), COMMIT);
+}
+
+#[test]
 fn a_list_without_hashes_is_completed_by_headers() {
     let (home, server) = (Home::new(), Server::new(&nano_files()).bare());
     home.pull(&server, &["o/m"]).ok();
@@ -215,6 +234,7 @@ fn ids_are_checked_before_anything_is_asked() {
         ("3b", "\"3b\" is no hub id; give bigcode/starcoder2-3b"),
         ("https://huggingface.co/o/m/tree/v1", "is an address; give o/m@v1"),
         ("o/m@../x", "expected ORG/NAME or ORG/NAME@REVISION"),
+        ("https://huggingface.co/datasets/o/m", "expected ORG/NAME or ORG/NAME@REVISION"),
     ] {
         let run = home.run(&["pull", model]);
         assert!(run.error(2).contains(needle), "{run:?}");
