@@ -3,7 +3,10 @@
 use std::fmt::Write as _;
 
 use clap::Args;
-use rigel::engine::{Completion, Engine, Event, Failure, Finish, FinishReason, Request, StopCause, Timings};
+use clap::builder::RangedU64ValueParser;
+use rigel::engine::{
+    Completion, Engine, Event, Failure, Finish, FinishReason, MOST_LOGPROBS, Request, StopCause, Timings,
+};
 use rigel::host::counted;
 use rigel::sampling::TokenLogprobs;
 use rigel::text::{TokenId, TokenNames, Tokenizer};
@@ -20,11 +23,16 @@ pub struct FormatArgs {
     #[arg(long)]
     pub json: bool,
     /// Report log-probabilities of new tokens and of the N best; a table on stderr without --json
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = logprobs(), allow_negative_numbers = true)]
     pub logprobs: Option<usize>,
     /// No bar while the model loads and no closing line with tokens and times on stderr
     #[arg(long, short)]
     pub quiet: bool,
+}
+
+/// As many as a request may ask for.
+fn logprobs() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(0..=MOST_LOGPROBS as u64)
 }
 
 /// The fields of [`Record`], for `--help`.

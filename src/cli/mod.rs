@@ -9,8 +9,10 @@
 //! | `model_args` `sampling_args` | options of several commands |
 //! | `model_source` | from a model's name to its files |
 //! | `numbers` | the values of options that count something |
+//! | `once` `idle` | options that may not be given twice; options that change nothing |
 //! | `input` | stdin and files, byte for byte |
 //! | `prompts` `lines` `kind` | prompts from JSON lines; lines of any file; files that are no JSON lines |
+//! | `nearest` `missing_prompt` | fields that were probably meant |
 //! | `completion` | one request to text or to a JSON object |
 //! | `output` | stdout |
 //! | `error`, `usage`, `option_names`, `log`, `bars`, `load_bar` | stderr |
@@ -29,6 +31,7 @@ mod detokenize;
 mod doctor;
 mod error;
 mod generate;
+mod idle;
 mod infill;
 mod input;
 mod inspect;
@@ -37,9 +40,12 @@ mod lines;
 mod list;
 mod load_bar;
 mod log;
+mod missing_prompt;
 mod model_args;
 mod model_source;
+mod nearest;
 mod numbers;
+mod once;
 mod option_names;
 mod output;
 #[cfg(feature = "cuda")]
@@ -63,7 +69,7 @@ mod version;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use error::CliError;
 use output::Output;
@@ -76,7 +82,8 @@ use output::Output;
     version = version::VERSION,
     long_version = version::long(),
     arg_required_else_help = true,
-    // The last of a repeated option counts, so that an alias of a shell can be overridden.
+    // The last of a repeated option counts, so that an alias of a shell can be overridden; `once` has those of which
+    // none does.
     args_override_self = true,
     max_term_width = 100,
     after_help = EXAMPLES,
@@ -179,7 +186,7 @@ impl Command {
 /// is gone.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let cli = match Cli::try_parse() {
+    let cli = match parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
             let mut root = Cli::command();
@@ -203,6 +210,14 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The command line, whose first word is the program's name.
+fn parse<T: Into<OsString> + Clone>(words: impl IntoIterator<Item = T>) -> Result<Cli, clap::Error> {
+    let mut command = once::keep_inputs(Cli::command());
+    let mut matches = command.try_get_matches_from_mut(words)?;
+    once::check(&mut command, &matches)?;
+    Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,6 +225,7 @@ mod tests {
     #[test]
     fn the_parser_is_consistent() {
         Cli::command().debug_assert();
+        once::keep_inputs(Cli::command()).debug_assert();
     }
 
     /// Every option that has a variable is in the list that `rigel --help` ends with.
@@ -230,10 +246,34 @@ mod tests {
 
     #[test]
     fn the_last_of_a_repeated_option_counts() {
-        let parse = |arguments: &[&str]| Cli::try_parse_from([&["rigel", "generate", "x"], arguments].concat());
+        let parse = |arguments: &[&str]| parse([&["rigel", "generate", "x"], arguments].concat());
         assert!(parse(&["--seed", "1", "--seed", "2", "--json", "--json"]).is_ok());
         // These collect.
         let Ok(Cli { command: Command::Generate(_), .. }) = parse(&["--stop", "a", "--stop", "b"]) else { panic!() };
+    }
+
+    #[test]
+    fn an_input_is_given_once() {
+        for (arguments, said) in [
+            (&["generate", "--file", "a", "-f", "b"][..], "--file is given twice, as a and as b; give one of them"),
+            (&["generate", "--prompts", "a", "--seed", "1", "--jsonl", "b"], "--prompts is given twice, as a and as b"),
+            (&["score", "--text", "a", "--text=b"], "--text is given twice, as a and as b"),
+            (&["infill", "--at", "a:1:1", "--at", "b:1:1"], "--at is given twice, as a:1:1 and as b:1:1"),
+            (&["infill", "--file", "a", "--line", "1", "--column", "1", "--line", "2"], "--line is given twice"),
+        ] {
+            let error = parse([&["rigel"], arguments].concat()).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("error: {said}")), "{error}");
+        }
+        for arguments in [
+            &["generate", "--file", "a"][..],
+            &["score", "--prompts", "a"],
+            &["infill", "--prefix-file", "a", "--suffix-file", "b", "--context-file", "c", "--context-file", "d"],
+            // A text that is no option's.
+            &["tokenize", "--count", "x"],
+        ] {
+            let parsed = parse([&["rigel"], arguments].concat());
+            assert!(parsed.is_ok(), "{arguments:?}: {}", parsed.unwrap_err());
+        }
     }
 
     #[test]

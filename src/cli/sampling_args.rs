@@ -1,12 +1,13 @@
 //! How tokens are chosen, and when a generation ends.
 
 use clap::Args;
-use rigel::checkpoint::{Checkpoint, ModelSource, SamplingSuggestions};
+use rigel::checkpoint::{Checkpoint, Config, ModelSource, SamplingSuggestions};
 use rigel::engine::{Engine, Request, RequestError};
 use rigel::sampling::SamplingParams;
-use rigel::text::TokenId;
+use rigel::text::{TokenId, Tokenizer};
 
 use super::error::CliError;
+use super::idle;
 use super::numbers::count;
 
 /// Tokens to generate where nothing is said.
@@ -94,15 +95,15 @@ impl GenerationArgs {
     /// Checks the options, before a model is loaded for them, and warns of one that does nothing. Reads the
     /// checkpoint's generation_config.json where it is asked for.
     pub fn options(self, source: &ModelSource) -> Result<GenerationOptions, CliError> {
-        let sampling = self.sampling.clone();
+        let given = self.given();
         let options = self.defaults(source)?;
-        if let Some(idle) = sampling.idle(&options.sampling) {
-            tracing::warn!("{idle} has no effect at temperature 0; give a --temperature above 0");
+        if let Some(idle) = idle::when_greedy(&given, &options.sampling) {
+            tracing::warn!("{idle} at temperature 0; give a --temperature above 0");
         }
         Ok(options)
     }
 
-    /// The same for options that requests of their own may change: none is without effect.
+    /// The same for options that requests of their own may change: which of them do nothing, the caller knows.
     pub fn defaults(self, source: &ModelSource) -> Result<GenerationOptions, CliError> {
         let mut sampling = if self.sampling.generation_config {
             self.sampling.resolve(&Checkpoint::open(source)?.generation_config().sampling()?)
@@ -111,7 +112,7 @@ impl GenerationArgs {
         };
         sampling.min_tokens = self.min_tokens.unwrap_or(sampling.min_tokens);
         sampling.validate().map_err(|invalid| {
-            if self.sampling.is_given(invalid.name) {
+            if self.given().contains(&format!("--{}", invalid.name.replace('_', "-")).as_str()) {
                 CliError::Sampling(invalid)
             } else {
                 CliError::Usage(format!("{}: {invalid}", source.describe("generation_config.json")))
@@ -123,6 +124,7 @@ impl GenerationArgs {
         if let Some(stop) = self.stop.iter().find(|stop| stop.contains("\\n") && !stop.contains('\n')) {
             tracing::warn!("--stop '{stop}' has a backslash and an n, and no line break; bash writes one as $'\\n'");
         }
+        self.check_model(source)?;
         Ok(GenerationOptions {
             max_new_tokens: self.max_new_tokens,
             stop: self.stop,
@@ -130,6 +132,59 @@ impl GenerationArgs {
             ignore_eos: self.ignore_eos,
             sampling,
         })
+    }
+
+    /// The options that were given, by name.
+    pub fn given(&self) -> Vec<&'static str> {
+        let GenerationArgs { max_new_tokens, min_tokens, stop, stop_token_ids, ignore_eos, sampling } = self;
+        let SamplingArgs {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            frequency_penalty,
+            presence_penalty,
+            logit_bias,
+            seed,
+            generation_config,
+        } = sampling;
+        let options = [
+            (max_new_tokens.is_some(), "--max-new-tokens"),
+            (min_tokens.is_some(), "--min-tokens"),
+            (!stop.is_empty(), "--stop"),
+            (!stop_token_ids.is_empty(), "--stop-token-ids"),
+            (*ignore_eos, "--ignore-eos"),
+            (temperature.is_some(), "--temperature"),
+            (top_k.is_some(), "--top-k"),
+            (top_p.is_some(), "--top-p"),
+            (min_p.is_some(), "--min-p"),
+            (repetition_penalty.is_some(), "--repetition-penalty"),
+            (frequency_penalty.is_some(), "--frequency-penalty"),
+            (presence_penalty.is_some(), "--presence-penalty"),
+            (!logit_bias.is_empty(), "--logit-bias"),
+            (seed.is_some(), "--seed"),
+            (*generation_config, "--generation-config"),
+        ];
+        options.into_iter().filter(|(is_given, _)| *is_given).map(|(_, name)| name).collect()
+    }
+
+    /// That the model has the tokens and the tokenizer that the options need: else every request would fail.
+    fn check_model(&self, source: &ModelSource) -> Result<(), CliError> {
+        let stops = self.stop_token_ids.iter().map(|id| ("stop_token_ids", TokenId(*id)));
+        let biases = self.sampling.logit_bias.iter().map(|(id, _)| ("logit_bias", *id));
+        let mut ids = stops.chain(biases).enumerate().peekable();
+        if ids.peek().is_some() {
+            let vocab_size = Config::parse(&source.config_json()?, &source.describe("config.json"))?.vocab_size;
+            if let Some((index, (field, token))) = ids.find(|(_, (_, id))| id.0 as usize >= vocab_size) {
+                return Err(RequestError::TokenOutOfRange { field, index, token, vocab_size }.into());
+            }
+        }
+        let may_lack_tokenizer = !self.stop.is_empty() && source.read("tokenizer.json")?.is_none();
+        if may_lack_tokenizer && Tokenizer::from_source(source)?.is_none() {
+            return Err(RequestError::StopWithoutTokenizer.into());
+        }
+        Ok(())
     }
 }
 
@@ -155,31 +210,6 @@ impl SamplingArgs {
             seed: self.seed.unwrap_or(default.seed),
             ..default
         }
-    }
-
-    /// Was this parameter given as an option?
-    fn is_given(&self, name: &str) -> bool {
-        match name {
-            "temperature" => self.temperature.is_some(),
-            "top_p" => self.top_p.is_some(),
-            "min_p" => self.min_p.is_some(),
-            "repetition_penalty" => self.repetition_penalty.is_some(),
-            "frequency_penalty" => self.frequency_penalty.is_some(),
-            "presence_penalty" => self.presence_penalty.is_some(),
-            "logit_bias" => !self.logit_bias.is_empty(),
-            _ => false,
-        }
-    }
-
-    /// An option given that greedy decoding does not look at.
-    fn idle(&self, params: &SamplingParams) -> Option<&'static str> {
-        let given = [
-            (self.top_k.is_some(), "--top-k"),
-            (self.top_p.is_some(), "--top-p"),
-            (self.min_p.is_some(), "--min-p"),
-            (self.seed.is_some(), "--seed"),
-        ];
-        given.into_iter().find(|(given, _)| *given && params.temperature == 0.0).map(|(_, name)| name)
     }
 }
 
@@ -275,12 +305,22 @@ mod tests {
     }
 
     #[test]
-    fn idle_options_are_found() {
-        let given = SamplingArgs { seed: Some(1), ..args() };
-        let greedy = SamplingParams::default();
-        assert_eq!(given.idle(&greedy), Some("--seed"));
-        assert_eq!(given.idle(&SamplingParams { temperature: 1.0, ..greedy.clone() }), None);
-        assert_eq!(args().idle(&greedy), None);
+    fn options_given_are_named() {
+        let given = |sampling: SamplingArgs| {
+            let (stop, stop_token_ids) = (vec!["x".to_owned()], Vec::new());
+            let args = GenerationArgs {
+                max_new_tokens: Some(0),
+                min_tokens: None,
+                stop,
+                stop_token_ids,
+                ignore_eos: false,
+                sampling,
+            };
+            args.given()
+        };
+        let sampling = SamplingArgs { seed: Some(0), generation_config: false, ..args() };
+        assert_eq!(given(sampling), ["--max-new-tokens", "--stop", "--seed"]);
+        assert_eq!(given(args()), ["--max-new-tokens", "--stop", "--generation-config"]);
     }
 
     #[test]

@@ -81,20 +81,32 @@ const PASSED_OVER: [&str; 6] = [
 ];
 
 /// What other programs call some of the fields: the other name, and the field's.
-pub const SYNONYMS: [(&str, &str); 14] = [
+pub const SYNONYMS: [(&str, &str); 26] = [
+    ("candidate_count", "n"),
     ("do_sample", "temperature"),
     ("eos_token_id", "stop_token_ids"),
-    ("max_gen_toks", "max_tokens"),
+    ("max_gen_len", "max_tokens"),
     ("max_gen_tokens", "max_tokens"),
+    ("max_gen_toks", "max_tokens"),
     ("max_length", "max_tokens"),
     ("max_new_tokens", "max_tokens"),
     ("max_output_tokens", "max_tokens"),
+    ("max_tokens_to_sample", "max_tokens"),
+    ("min_length", "min_tokens"),
+    ("min_new_tokens", "min_tokens"),
     ("n_predict", "max_tokens"),
+    ("n_probs", "logprobs"),
+    ("num_generations", "n"),
     ("num_predict", "max_tokens"),
     ("num_return_sequences", "n"),
+    ("num_samples", "n"),
+    ("random_seed", "seed"),
     ("repeat_penalty", "repetition_penalty"),
+    ("return_full_text", "echo"),
     ("stop_sequences", "stop"),
     ("stop_strings", "stop"),
+    ("stop_words", "stop"),
+    ("temp", "temperature"),
     ("until", "stop"),
 ];
 

@@ -33,6 +33,8 @@ fn parameters_out_of_range() {
         ("--max-new-tokens", "-1", "--max-new-tokens"),
         ("--max-new-tokens", "99999999999", "--max-new-tokens"),
         ("--logprobs", "-1", "--logprobs"),
+        ("--logprobs", "1025", "expected a whole number from 0 to 1024"),
+        ("--logit-bias", "99999=1", "--logit-bias names the id 99999; expected an id below the vocabulary size"),
         ("--stop", "", "--stop is empty"),
         ("--stop-token-ids", "1,x", "--stop-token-ids"),
         ("--stop-token-ids", "99999999", "99999999"),
@@ -53,6 +55,15 @@ fn arguments_that_make_no_sense() {
     refused(&["generate", "--frobnicate", "x"], "--frobnicate");
     refused(&["generate", "x", "y"], "unexpected argument");
     refused(&["generate", "--token-ids", "f", "x"], "cannot be used with");
+    refused(&["generate", "x", "--file", "f"], "cannot be used with");
+    let twice = "--file is given twice, as a and as b; give one of them; see `rigel generate --help`";
+    refused(&["generate", "--file", "a", "-f", "b"], twice);
+    refused(&["generate", "--prompts", "a", "--jsonl", "b"], "--prompts is given twice, as a and as b");
+    refused(&["score", "--text", "a", "--text", "b"], "--text is given twice, as a and as b");
+    refused(&["infill", "--at", "a:1:1", "--at", "b:1:1"], "--at is given twice, as a:1:1 and as b:1:1");
+    refused(&["respond"], "no instruction; give <INSTRUCTION>, or pipe one in");
+    refused(&["tokenize"], "no text; give <TEXT>, or pipe one in");
+    refused(&["detokenize"], "no ids; give <IDS>, or pipe them in");
     refused(&["score"], "--text");
     refused(&["frobnicate"], "frobnicate");
     refused(&["generate", "--token-ids", "/nonexistent/prompts.jsonl"], "/nonexistent/prompts.jsonl");

@@ -1,17 +1,17 @@
-//! Fields of plain lines that nobody reads and that are spelt almost like one that would be.
+//! Fields of plain lines that nobody reads, and that are spelt almost like one that would be or are another program's word
+//! for one.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use rigel::openai::{SYNONYMS, is_known_field, option_fields};
 
+use super::super::nearest::{MAX_NAME_BYTES, nearest, plain};
 use super::super::prompts;
 use super::job::{MESSAGES, OPENAI_FIELDS};
 
 /// Names that are remembered: a file whose every line has names of its own does not fill the memory.
 const MAX_NAMES: usize = 1024;
-/// No field's name is nearly as long. Longer names are the caller's own: they are neither kept nor compared.
-const MAX_NAME_BYTES: usize = 64;
 
 /// Counts the misspelt fields of a file. A field that is near no other is the caller's own.
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ pub struct Misspelt {
 
 #[derive(Debug)]
 struct Seen {
-    meant: &'static str,
+    meant: Meant,
     lines: u64,
     first: u32,
 }
@@ -73,38 +73,37 @@ impl Misspelt {
         let line = |(name, Seen { meant, lines, first }): (&String, &Seen)| {
             let place =
                 if *lines == 1 { format!("line {first}") } else { format!("{lines} lines, from line {first} on") };
-            format!("{name} is no field and is ignored ({place}); did you mean {meant}?")
+            let advice = match meant {
+                Meant::Misspelt(field) => format!("did you mean {field}?"),
+                Meant::Synonym(field) => format!("it is called {field} here"),
+            };
+            format!("{name} is no field and is ignored ({place}); {advice}")
         };
         found.into_iter().map(line).collect()
     }
 }
 
+/// What a name was meant to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meant {
+    /// This field.
+    Misspelt(&'static str),
+    /// What other programs call this field.
+    Synonym(&'static str),
+}
+
 /// The field that a name was meant to be.
-fn meant(name: &str) -> Option<&'static str> {
-    // maxTokens, max-tokens and MAX_TOKENS are max_tokens.
-    let plain =
-        |name: &str| -> String { name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect() };
+fn meant(name: &str) -> Option<Meant> {
+    // Shorter ones are near words that mean something else: util, until.
+    const MIN_SYNONYM: usize = 8;
     let written = plain(name);
-    if let Some((_, meant)) = SYNONYMS.iter().find(|(other, _)| plain(other) == written) {
-        return Some(meant);
+    if let Some((_, field)) = SYNONYMS.iter().find(|(other, _)| plain(other) == written) {
+        return Some(Meant::Synonym(field));
     }
-    let distances = option_fields().iter().map(|field| (strsim::osa_distance(&written, &plain(field)), *field));
-    let (distance, field) = distances.min_by_key(|(distance, _)| *distance)?;
-    // Of short words another letter makes another word: mine, step.
-    let letters = |word: &str| {
-        let mut letters: Vec<char> = word.chars().collect();
-        letters.sort_unstable();
-        letters
-    };
-    let (of_word, of_field) = (letters(&written), letters(&plain(field)));
-    let has_another_letter = of_word.len() == of_field.len() && of_word != of_field;
-    let is_near = match of_word.len() {
-        0..4 => distance == 0,
-        4..6 => distance <= usize::from(!has_another_letter),
-        6..8 => distance <= 1,
-        _ => distance <= 2,
-    };
-    is_near.then_some(field)
+    let synonyms = SYNONYMS.iter().map(|(other, _)| *other).filter(|other| other.len() >= MIN_SYNONYM);
+    let near = nearest(name, option_fields().iter().copied().chain(synonyms))?;
+    let field = SYNONYMS.iter().find(|(other, _)| *other == near).map_or(near, |(_, field)| *field);
+    Some(Meant::Misspelt(field))
 }
 
 #[cfg(test)]
@@ -117,7 +116,8 @@ mod tests {
             ("max_token", "max_tokens"),
             ("maxTokens", "max_tokens"),
             ("max-tokens", "max_tokens"),
-            ("max_new_tokens", "max_tokens"),
+            ("max_new_token", "max_tokens"),
+            ("stop_sequence", "stop"),
             ("temprature", "temperature"),
             ("tempertaure", "temperature"),
             ("Temperature", "temperature"),
@@ -125,12 +125,28 @@ mod tests {
             ("top-k", "top_k"),
             ("sufix", "suffix"),
             ("stops", "stop"),
-            ("stop_sequences", "stop"),
-            ("repeat_penalty", "repetition_penalty"),
             ("presence_penality", "presence_penalty"),
             ("N", "n"),
         ] {
-            assert_eq!(meant(name), Some(field), "{name}");
+            assert_eq!(meant(name), Some(Meant::Misspelt(field)), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_other_programs_call_a_field_is_that_field() {
+        for (name, field) in [
+            ("max_new_tokens", "max_tokens"),
+            ("maxOutputTokens", "max_tokens"),
+            ("max_length", "max_tokens"),
+            ("n_predict", "max_tokens"),
+            ("num_predict", "max_tokens"),
+            ("stop_sequences", "stop"),
+            ("stopSequences", "stop"),
+            ("repeat_penalty", "repetition_penalty"),
+            ("random_seed", "seed"),
+            ("candidateCount", "n"),
+        ] {
+            assert_eq!(meant(name), Some(Meant::Synonym(field)), "{name}");
         }
     }
 
@@ -223,10 +239,11 @@ mod tests {
     #[test]
     fn each_is_said_once_with_its_lines() {
         let mut misspelt = Misspelt::default();
-        let lines: [&[&str]; 4] = [
+        let lines: [&[&str]; 5] = [
             &["prompt", "max_token", "mine"],
             &["max_token", "prompt", "temprature"],
             &["body", "max_token"],
+            &["n_predict", "text"],
             &["max_token", "url"],
         ];
         for (number, fields) in (1..).zip(lines) {
@@ -236,6 +253,7 @@ mod tests {
         let said = [
             "max_token is no field and is ignored (2 lines, from line 1 on); did you mean max_tokens?",
             "temprature is no field and is ignored (line 2); did you mean temperature?",
+            "n_predict is no field and is ignored (line 4); it is called max_tokens here",
         ];
         assert_eq!(misspelt.warnings(), said);
     }
