@@ -19,6 +19,7 @@ use rustyline::history::MemHistory;
 
 use super::error::CliError;
 use super::input::utf8;
+use super::lines::without_mark;
 use super::load_bar::LoadBar;
 use super::model_args::{Load, ModelArgs};
 use super::output::Output;
@@ -384,7 +385,8 @@ impl Lines {
                     return Ok(Typed::End);
                 }
                 *count += 1;
-                let line = line.strip_suffix(b"\n").unwrap_or(&line);
+                let line = if *count == 1 { without_mark(&line) } else { &line };
+                let line = line.strip_suffix(b"\n").unwrap_or(line);
                 let line = line.strip_suffix(b"\r").unwrap_or(line).to_vec();
                 Ok(utf8(line, &format!("stdin:{count}")).map_or_else(Typed::Unreadable, Typed::Line))
             }

@@ -5,7 +5,7 @@ use rigel::text::{SpecialOutput, TextError, TokenId};
 use serde::Serialize;
 
 use super::error::CliError;
-use super::input::{STDIN, read_text};
+use super::input::{STDIN, read_text, text_or_stdin};
 use super::model_args::ModelArg;
 use super::output::Output;
 
@@ -13,7 +13,7 @@ const EXAMPLES: &str = "\
 Examples:
   rigel detokenize 444 320 865 306 370 837
   rigel detokenize 600,283,8 --model bigcode/starcoder2-3b
-  rigel tokenize 'x = 1' | rigel detokenize -";
+  rigel tokenize 'x = 1' | rigel detokenize";
 
 /// Token ids to text
 ///
@@ -23,8 +23,8 @@ Examples:
 pub struct Detokenize {
     #[command(flatten)]
     model: ModelArg,
-    /// Token ids between spaces or commas; - reads them from stdin
-    #[arg(required = true, allow_negative_numbers = true)]
+    /// Token ids between spaces or commas; - reads them from stdin, as do no ids at all where stdin is a pipe or a file
+    #[arg(allow_negative_numbers = true)]
     ids: Vec<String>,
     /// Leave special tokens out of the text
     #[arg(long, help_heading = "Output")]
@@ -41,9 +41,13 @@ struct Record<'a> {
 
 impl Detokenize {
     pub fn run(self, out: &mut Output) -> Result<(), CliError> {
-        let ids = match self.ids.as_slice() {
-            [stdin] if stdin == STDIN => parse_ids(&read_text(STDIN)?).map_err(|error| error.at("stdin"))?,
-            ids => parse_ids(&ids.join(" "))?,
+        let is_read = matches!(self.ids.as_slice(), [stdin] if stdin == STDIN);
+        let ids = if is_read || self.ids.is_empty() {
+            let text = text_or_stdin(is_read.then(|| STDIN.to_owned()), read_text)?
+                .ok_or_else(|| CliError::Usage("no ids; give <IDS>, or pipe them in".to_owned()))?;
+            parse_ids(&text).map_err(|error| error.at("stdin"))?
+        } else {
+            parse_ids(&self.ids.join(" "))?
         };
         let tokenizer = self.model.tokenizer()?;
         if let Some(&id) = ids.iter().find(|id| tokenizer.token_bytes(**id).is_none()) {

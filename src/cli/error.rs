@@ -1,7 +1,7 @@
 //! What can go wrong with a command: one line on stderr, and an exit code.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use rigel::bench::document::DocumentError;
@@ -26,7 +26,7 @@ pub enum CliError {
     #[error("{origin}: {source}")]
     Read { origin: String, source: std::io::Error },
     /// A file cannot be written.
-    #[error("{}: {source}", .path.display())]
+    #[error("{}: {}", .path.display(), unwritable(.path, .source))]
     Write { path: PathBuf, source: std::io::Error },
     /// The command ran and did not do all that it was asked to. The text says what to do.
     #[error("{0}")]
@@ -96,6 +96,16 @@ impl CliError {
         }
     }
 
+    /// Whether any other prompt of a file would meet the error, too.
+    pub fn ends_all(&self) -> bool {
+        match self {
+            CliError::At { source, .. } => source.ends_all(),
+            CliError::StdoutClosed | CliError::Stdout(_) | CliError::Engine(_) => true,
+            CliError::Failure(failure) => !matches!(failure, Failure::Sampling { .. } | Failure::Refused(_)),
+            _ => false,
+        }
+    }
+
     /// 2 for bad input, 1 for what failed while running, 0 where the reader had enough, 128 + n for a signal.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.code())
@@ -106,6 +116,7 @@ impl CliError {
             CliError::StdoutClosed => 0,
             CliError::At { source, .. } => source.code(),
             CliError::Stopped { signal, .. } => signal.exit_code(),
+            CliError::Write { source, .. } if is_bad_path(source) => 2,
             CliError::Failure(_) | CliError::Stdout(_) | CliError::Write { .. } | CliError::Failed(_) => 1,
             CliError::Report(ReportError::Write { .. }) => 1,
             CliError::Checkpoint(CheckpointError::NotRemoved { .. }) => 1,
@@ -147,6 +158,32 @@ impl CliError {
     }
 }
 
+/// Whether no disk would take the file: its path is at fault, not the writing.
+fn is_bad_path(source: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(
+        source.kind(),
+        ErrorKind::NotFound
+            | ErrorKind::PermissionDenied
+            | ErrorKind::NotADirectory
+            | ErrorKind::IsADirectory
+            | ErrorKind::ReadOnlyFilesystem
+            | ErrorKind::InvalidFilename
+    )
+}
+
+/// The system's answer, and what to do about a path that is at fault.
+fn unwritable(path: &Path, source: &std::io::Error) -> String {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+    match folder {
+        Some(folder) if is_bad_path(source) => {
+            format!("{source}; make the folder {}, or give another path", folder.display())
+        }
+        None if is_bad_path(source) => format!("{source}; give a path that can be written to"),
+        _ => source.to_string(),
+    }
+}
+
 /// The text without the numbers that the standard library puts behind the system's words: ` (os error 2)`.
 fn without_numbers(text: &str) -> String {
     const BEGIN: &str = " (os error ";
@@ -182,6 +219,22 @@ mod tests {
         assert_eq!(CliError::StdoutClosed.line(), None);
         assert_eq!(CliError::StdoutClosed.at("x").code(), 0);
         assert_eq!(CliError::Failure(Failure::EngineStopped).at("x").code(), 1);
+    }
+
+    #[test]
+    fn a_path_that_nothing_can_be_written_to_is_bad_input() {
+        use std::io::ErrorKind;
+        let write = |path: &str, kind: ErrorKind| CliError::Write { path: path.into(), source: kind.into() };
+        let folder = write("no/such/folder/out.jsonl", ErrorKind::NotFound);
+        let said = folder.line().unwrap();
+        assert_eq!(folder.code(), 2);
+        assert!(said.starts_with("no/such/folder/out.jsonl: "), "{said}");
+        assert!(said.ends_with("; make the folder no/such/folder, or give another path"), "{said}");
+        let denied = write("out.jsonl", ErrorKind::PermissionDenied);
+        assert_eq!(denied.code(), 2);
+        assert!(denied.line().unwrap().ends_with("; give a path that can be written to"));
+        let full = write("out.jsonl", ErrorKind::StorageFull);
+        assert_eq!((full.code(), full.line().unwrap().contains(';')), (1, false));
     }
 
     #[test]

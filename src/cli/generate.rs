@@ -10,7 +10,7 @@ use super::input;
 use super::load_bar::LoadBar;
 use super::model_args::{Load, ModelArgs};
 use super::output::Output;
-use super::prompts::{PromptInput, Prompts};
+use super::prompts::{Prompt, PromptInput, Prompts};
 use super::sampling_args::{GenerationArgs, GenerationOptions};
 
 const EXAMPLES: &str = "\
@@ -26,15 +26,18 @@ Examples:
 
 const PROMPTS_HELP: &str = "\
 Lines of --prompts, one object each:
-  {\"prompt\":\"…\"}, {\"text\":\"…\"} or {\"token_ids\":[…]}; other fields are ignored.
+  {\"prompt\":\"…\"}, {\"text\":\"…\"} or {\"token_ids\":[…]}; other fields are ignored,
+  with a warning for those that `rigel batch` reads (max_tokens, seed …).
+  A line that cannot be continued is an error on stderr, and the rest goes on;
+  the exit code is 1 then.
   Without --json a line ==> prompts.jsonl:3 <== stands before each completion.";
 
 /// Continue a prompt
 ///
 /// The text is printed as it comes. The prompt is an argument, a file, or what is piped in; it is taken byte for byte:
-/// no template, nothing trimmed, and nothing added but the special tokens that the model's tokenizer puts around every
-/// prompt (StarCoder2's puts none). Special tokens written in it, such as <fim_prefix>, become those tokens unless
-/// --no-special is given.
+/// no template, nothing trimmed but a byte order mark at the start of a file or of stdin, and nothing added but the special
+/// tokens that the model's tokenizer puts around every prompt (StarCoder2's puts none). Special tokens written in it, such
+/// as <fim_prefix>, become those tokens unless --no-special is given.
 #[derive(Debug, Args)]
 #[command(override_usage = "\
 rigel generate [OPTIONS] <PROMPT>
@@ -47,7 +50,7 @@ pub struct Generate {
     /// Text to continue; - reads it from stdin, as does no text at all where stdin is a pipe or a file
     #[arg(conflicts_with_all = ["file", "prompts"])]
     prompt: Option<String>,
-    /// Continue a file's text, without a byte order mark; - is stdin
+    /// Continue a file's text; - is stdin
     #[arg(long, short, value_name = "FILE", help_heading = "Input", conflicts_with = "prompts")]
     file: Option<String>,
     /// Continue each prompt of a file of JSON lines; - is stdin
@@ -90,29 +93,21 @@ impl Generate {
             return Err(RequestError::EmptyPrompt.into());
         }
         let engine = self.model.engine(source, bar, Load::One)?;
-        printing.one(&engine, PromptInput::Text(text), out)
+        printing.one(&engine, PromptInput::Text(text), "", out)
     }
 }
 
 /// The prompt of the argument, of the file, or of what is piped in.
 fn prompt_text(prompt: Option<String>, file: Option<String>) -> Result<String, CliError> {
     const NO_PROMPT: &str = "no prompt; give <PROMPT>, --file FILE or --prompts FILE, or pipe a text in";
-    match (prompt, file) {
-        (_, Some(file)) => input::read_code(&file),
-        (Some(prompt), None) => {
-            if input::is_file_name(&prompt) {
-                tracing::warn!(
-                    "{prompt} is a file, and the prompt is its name alone; --file {prompt} continues its text"
-                );
-                return Ok(prompt);
-            }
-            input::text_or_stdin(prompt)
-        }
-        // Nothing on a stdin that nobody named is no prompt of nothing.
-        (None, None) => {
-            input::piped()?.filter(|text| !text.is_empty()).ok_or_else(|| CliError::Usage(NO_PROMPT.to_owned()))
-        }
+    if let Some(file) = file {
+        return input::read_text(&file);
     }
+    if let Some(prompt) = prompt.as_ref().filter(|prompt| input::is_file_name(prompt)) {
+        tracing::warn!("{prompt} is a file, and the prompt is its name alone; --file {prompt} continues its text");
+        return Ok(prompt.clone());
+    }
+    input::text_or_stdin(prompt, input::read_text)?.ok_or_else(|| CliError::Usage(NO_PROMPT.to_owned()))
 }
 
 /// What is the same for every prompt.
@@ -124,29 +119,42 @@ struct Printing {
 }
 
 impl Printing {
-    /// The prompts of a file, one after the other, up to the first that is wrong. Text is parted by headers, as `head`
-    /// and `tail` part files.
+    /// The prompts of a file, one after the other; goes on after those that fail. Text is parted by headers, as `head` and
+    /// `tail` part files.
     fn all(&self, engine: &Engine, prompts: Prompts, out: &mut Output) -> Result<(), CliError> {
         let origin = prompts.origin().to_owned();
-        let mut before = "";
-        let mut any = false;
+        let (mut before, mut lines, mut failed, mut warned) = ("", 0, 0, false);
         for prompt in prompts {
-            any = true;
-            let prompt = prompt?;
-            let input = prompt.input.map_err(|error| error.at(&prompt.place))?;
-            if !self.format.json {
-                out.text(&format!("{before}==> {} <==\n", prompt.place))?;
-                before = "\n";
+            let Prompt { place, input, unread, .. } = prompt?;
+            lines += 1;
+            if !unread.is_empty() && !warned {
+                warned = true;
+                let fields = unread.join(", ");
+                tracing::warn!("{place}: ignoring {fields}: fields of lines are for `rigel batch`, which reads them");
             }
-            self.one(engine, input, out).map_err(|error| error.at(prompt.place))?;
+            let header = if self.format.json { String::new() } else { format!("{before}==> {place} <==\n") };
+            let printed = input.and_then(|input| self.one(engine, input, &header, out));
             if !self.format.json {
                 out.end_line()?;
             }
+            match printed {
+                Ok(()) => before = "\n",
+                Err(error) if error.ends_all() => return Err(error.at(place)),
+                Err(error) => {
+                    failed += 1;
+                    out.note(&format!("error: {}", error.at(place).line().unwrap_or_default()));
+                }
+            }
         }
-        if any { Ok(()) } else { Err(CliError::Usage(format!("{origin} has no prompts"))) }
+        match failed {
+            _ if lines == 0 => Err(CliError::Usage(format!("{origin} has no prompts"))),
+            0 => Ok(()),
+            _ => Err(CliError::Failed(format!("{failed} of {lines} lines could not be continued"))),
+        }
     }
 
-    fn one(&self, engine: &Engine, input: PromptInput, out: &mut Output) -> Result<(), CliError> {
+    /// Prints what comes of one prompt, after `header` where anything does.
+    fn one(&self, engine: &Engine, input: PromptInput, header: &str, out: &mut Output) -> Result<(), CliError> {
         let (ids, echo) = match input {
             PromptInput::Text(text) => {
                 let ids = engine.tokenizer()?.encode_prompt(&text, self.special)?;
@@ -158,7 +166,7 @@ impl Printing {
             }
         };
         let request = self.options.request(engine, ids)?;
-        completion::run(engine, request, &echo, &self.format, out)
+        completion::run(engine, request, &(header.to_owned() + &echo), &self.format, out)
     }
 }
 

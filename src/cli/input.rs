@@ -1,4 +1,4 @@
-//! What a command reads whole: stdin or a file, byte for byte.
+//! What a command reads whole: stdin or a file, to its last byte.
 
 use std::io::{IsTerminal, Read};
 use std::path::Path;
@@ -16,8 +16,15 @@ pub fn origin(path: &str) -> String {
     if path == STDIN { "stdin".to_owned() } else { path.to_owned() }
 }
 
-/// All of a file, or of stdin where `path` is `-`, byte for byte.
+/// All of a file, or of stdin where `path` is `-`, without a byte order mark: that mark is no text, and a model that reads
+/// one is led astray.
 pub fn read_text(path: &str) -> Result<String, CliError> {
+    let text = read_exact(path)?;
+    Ok(text.strip_prefix(BYTE_ORDER_MARK).map(str::to_owned).unwrap_or(text))
+}
+
+/// The same byte for byte.
+pub fn read_exact(path: &str) -> Result<String, CliError> {
     let error = |source| CliError::Read { origin: origin(path), source };
     let bytes = if path == STDIN {
         let mut bytes = Vec::new();
@@ -28,27 +35,26 @@ pub fn read_text(path: &str) -> Result<String, CliError> {
     utf8(bytes.map_err(error)?, &origin(path))
 }
 
-/// All of a file of code, or of stdin. A byte order mark at its start is no code, and a model that reads one is led
-/// astray.
-pub fn read_code(path: &str) -> Result<String, CliError> {
-    let text = read_text(path)?;
-    Ok(text.strip_prefix(BYTE_ORDER_MARK).map(str::to_owned).unwrap_or(text))
-}
-
-/// An argument as it is, or stdin where it is `-`. Warns of an argument that is the name of a file.
-pub fn text_or_stdin(argument: String) -> Result<String, CliError> {
-    if argument == STDIN {
-        return read_text(STDIN);
+/// An argument as it is. Where it is `-`, and where there is none and no person at a terminal writes it, what `read` makes
+/// of stdin. None where nobody gave anything. Warns of an argument that is the name of a file.
+pub fn text_or_stdin(
+    argument: Option<String>,
+    read: impl Fn(&str) -> Result<String, CliError>,
+) -> Result<Option<String>, CliError> {
+    match argument {
+        None if std::io::stdin().is_terminal() => Ok(None),
+        // Nothing on a stdin that nobody named is no text of nothing.
+        None => Ok(Some(read(STDIN)?).filter(|text| !text.is_empty())),
+        Some(argument) if argument == STDIN => read(STDIN).map(Some),
+        Some(argument) => {
+            if is_file_name(&argument) {
+                tracing::warn!(
+                    "{argument} is a file, and the text is its name alone; to read the file give: - < {argument}"
+                );
+            }
+            Ok(Some(argument))
+        }
     }
-    if is_file_name(&argument) {
-        tracing::warn!("{argument} is a file, and the text is its name alone; to read the file give: - < {argument}");
-    }
-    Ok(argument)
-}
-
-/// Stdin, where something other than a person at a terminal writes it.
-pub fn piped() -> Result<Option<String>, CliError> {
-    if std::io::stdin().is_terminal() { Ok(None) } else { read_text(STDIN).map(Some) }
 }
 
 /// Whether a text is one word that names a file: whoever gives it may want what the file holds.
@@ -67,16 +73,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_code_loses_its_byte_order_mark() {
+    fn a_text_loses_its_byte_order_mark_but_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.py");
         std::fs::write(&path, "\u{feff}\u{feff}x\r\n").unwrap();
         let path = path.to_str().unwrap();
-        assert_eq!(read_text(path).unwrap(), "\u{feff}\u{feff}x\r\n");
-        assert_eq!(read_code(path).unwrap(), "\u{feff}x\r\n");
+        assert_eq!(read_exact(path).unwrap(), "\u{feff}\u{feff}x\r\n");
+        assert_eq!(read_text(path).unwrap(), "\u{feff}x\r\n");
         std::fs::write(path, b"ab\xff").unwrap();
         assert_eq!(
-            read_code(path).unwrap_err().line().unwrap(),
+            read_text(path).unwrap_err().line().unwrap(),
             format!("{path}: byte 2 is not valid UTF-8; give UTF-8 text, or token ids")
         );
     }

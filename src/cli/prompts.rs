@@ -1,10 +1,11 @@
 //! Prompts as JSON lines, the one format of `generate`, `score` and `batch`: an object a line, with one of `prompt`,
-//! `text` and `token_ids`. Its other fields are not looked at here.
+//! `text` and `token_ids`. Its other fields are named here, and not read.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 
-use rigel::openai::{parse_object, shown, token_ids};
+use rigel::engine::RequestError;
+use rigel::openai::{option_fields, parse_object, shown, token_ids};
 use rigel::text::TokenId;
 use serde_json::{Map, Value};
 
@@ -12,6 +13,7 @@ use super::error::CliError;
 use super::input::{STDIN, origin};
 use super::kind;
 use super::lines::{Line, Lines, MAX_LINE, filled, without_mark};
+use super::missing_prompt::missing_prompt;
 
 /// Fields that hold a prompt.
 pub const FIELDS: [&str; 3] = ["prompt", "text", "token_ids"];
@@ -47,7 +49,13 @@ impl From<PromptError> for CliError {
 /// no field.
 pub fn prompt_of(object: &Map<String, Value>) -> Result<PromptInput, PromptError> {
     let Some((field, value)) = prompt_field(object)? else {
-        return Err(PromptError { field: None, message: format!("no prompt; {EXPECTED}") });
+        // Whoever has such lines has another command for them.
+        let hint = if ["messages", "body"].iter().any(|name| object.contains_key(*name)) {
+            "; `rigel batch` reads lines with messages or a body"
+        } else {
+            ""
+        };
+        return Err(PromptError { field: None, message: missing_prompt(object, &FIELDS, EXPECTED) + hint });
     };
     let wrong = |found: &Value, expected: &str| PromptError {
         field: Some(field),
@@ -78,19 +86,18 @@ pub fn prompt_of(object: &Map<String, Value>) -> Result<PromptInput, PromptError
 }
 
 /// Makes the field `prompt` of a `text` or of `token_ids`, for readers that know no other. A `prompt` stays as it is:
-/// they may take more forms of it. Is there a prompt now?
-pub fn rename_to_prompt(object: &mut Map<String, Value>) -> Result<bool, PromptError> {
-    match prompt_field(object)? {
-        None => Ok(false),
-        Some(("prompt", _)) => Ok(true),
-        Some((field, _)) => {
-            prompt_of(object)?;
-            if let Some(value) = object.remove(field) {
-                object.insert("prompt".to_owned(), value);
-            }
-            Ok(true)
+/// they may take more forms of it. The field that the prompt was in; `None` if there is no prompt.
+pub fn rename_to_prompt(object: &mut Map<String, Value>) -> Result<Option<&'static str>, PromptError> {
+    let Some((field, _)) = prompt_field(object)? else { return Ok(None) };
+    if field != "prompt" {
+        if matches!(prompt_of(object)?, PromptInput::TokenIds(ids) if ids.is_empty()) {
+            return Err(PromptError { field: Some(field), message: RequestError::EmptyPrompt.to_string() });
+        }
+        if let Some(value) = object.remove(field) {
+            object.insert("prompt".to_owned(), value);
         }
     }
+    Ok(Some(field))
 }
 
 /// The one field that holds the prompt, if there is any.
@@ -118,6 +125,8 @@ pub struct Prompt {
     pub bytes: u64,
     /// The prompt, or why the line has none, without the place.
     pub input: Result<PromptInput, CliError>,
+    /// Fields of the line that would change an answer of `batch`, and are not read here.
+    pub unread: Vec<&'static str>,
 }
 
 /// The prompts of a file, each line read when it is asked for. Blank lines are skipped.
@@ -164,13 +173,14 @@ impl Prompts {
     fn next_prompt(&mut self) -> Result<Option<Prompt>, CliError> {
         let error = |source| CliError::Read { origin: self.origin.clone(), source };
         let Some((line, content)) = self.lines.next().map_err(error)? else { return Ok(None) };
-        let input = match content {
+        let (input, unread) = match content {
             Line::TooLong => {
-                Err(CliError::Usage(format!("the line is longer than {} MiB; shorten the prompt", MAX_LINE >> 20)))
+                let message = format!("the line is longer than {} MiB; shorten the prompt", MAX_LINE >> 20);
+                (Err(CliError::Usage(message)), Vec::new())
             }
             Line::Bytes(bytes) => parse(bytes),
         };
-        Ok(Some(Prompt { place: format!("{}:{line}", self.origin), line, bytes: self.lines.bytes(), input }))
+        Ok(Some(Prompt { place: format!("{}:{line}", self.origin), line, bytes: self.lines.bytes(), input, unread }))
     }
 }
 
@@ -183,10 +193,16 @@ impl Iterator for Prompts {
     }
 }
 
-fn parse(line: &[u8]) -> Result<PromptInput, CliError> {
+/// The prompt of a line, and [`Prompt::unread`].
+fn parse(line: &[u8]) -> (Result<PromptInput, CliError>, Vec<&'static str>) {
     let wrong = |message: String| CliError::Usage(message.replace("expected a JSON object", EXPECTED));
-    let object = parse_object(without_mark(line)).map_err(|error| wrong(error.message))?;
-    Ok(prompt_of(&object)?)
+    let object = match parse_object(without_mark(line)) {
+        Ok(object) => object,
+        Err(error) => return (Err(wrong(error.message)), Vec::new()),
+    };
+    let is_given = |name: &&&str| object.get(**name).is_some_and(|value| !value.is_null());
+    let unread = option_fields().iter().filter(is_given).copied().collect();
+    (prompt_of(&object).map_err(CliError::from), unread)
 }
 
 #[cfg(test)]
@@ -266,13 +282,30 @@ mod tests {
     fn other_names_become_prompt() {
         let renamed =
             |mut object: Value| rename_to_prompt(object.as_object_mut().unwrap()).map(|found| (found, object));
-        assert_eq!(renamed(json!({"text": "a", "id": 1})).unwrap(), (true, json!({"prompt": "a", "id": 1})));
-        assert_eq!(renamed(json!({"token_ids": [1]})).unwrap(), (true, json!({"prompt": [1]})));
+        assert_eq!(renamed(json!({"text": "a", "id": 1})).unwrap(), (Some("text"), json!({"prompt": "a", "id": 1})));
+        assert_eq!(renamed(json!({"token_ids": [1]})).unwrap(), (Some("token_ids"), json!({"prompt": [1]})));
         // More forms than here are for a body's reader.
-        assert_eq!(renamed(json!({"prompt": ["a", "b"]})).unwrap(), (true, json!({"prompt": ["a", "b"]})));
-        assert_eq!(renamed(json!({"messages": []})).unwrap(), (false, json!({"messages": []})));
+        assert_eq!(renamed(json!({"prompt": ["a", "b"]})).unwrap(), (Some("prompt"), json!({"prompt": ["a", "b"]})));
+        assert_eq!(renamed(json!({"messages": []})).unwrap(), (None, json!({"messages": []})));
         assert_eq!(renamed(json!({"text": 7})).unwrap_err().field, Some("text"));
+        let empty = renamed(json!({"token_ids": []})).unwrap_err();
+        assert!(empty.field == Some("token_ids") && empty.message.starts_with("the prompt is empty"), "{empty:?}");
         assert!(renamed(json!({"text": "a", "prompt": "b"})).is_err());
+    }
+
+    #[test]
+    fn a_line_without_a_prompt_says_which_command_reads_it() {
+        let said = |object: Value| of(object).unwrap_err().message;
+        assert!(said(json!({"messages": []})).ends_with("; `rigel batch` reads lines with messages or a body"));
+        assert!(!said(json!({"input": "x"})).contains("rigel batch"));
+    }
+
+    #[test]
+    fn fields_that_are_not_read_are_named() {
+        let unread = |line: &str| parse(line.as_bytes()).1;
+        assert_eq!(unread(r#"{"prompt":"a","seed":1,"max_tokens":3,"id":7,"note":"x"}"#), ["max_tokens", "seed"]);
+        assert_eq!(unread(r#"{"prompt":"a","seed":null}"#), [""; 0]);
+        assert_eq!(unread(r#"{"seed":1"#), [""; 0]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::sampling_args::{GenerationArgs, max_tokens};
 const EXAMPLES: &str = "\
 Examples:
   rigel respond 'Write a function that reverses a string.'
-  rigel respond --max-length 2048 - < task.md
+  rigel respond --max-length 2048 < task.md
   rigel respond --model bigcode/starcoder2-15b-instruct-v0.1 'Sort a list.'
   rigel respond --temperature 0.8 --top-p 0.95 --seed 7 'Sort a list.'
   rigel respond --response-prefix $'```python\\n' -n 400 'Sort a list.'";
@@ -41,8 +41,8 @@ const END: &str = "###";
 pub struct Respond {
     #[command(flatten)]
     model: ModelArgs,
-    /// What the model shall do; - reads it from stdin
-    instruction: String,
+    /// What the model shall do; - reads it from stdin, as does no instruction at all where stdin is a pipe or a file
+    instruction: Option<String>,
     /// Text that the answer begins with
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, help_heading = "Input")]
     #[arg(allow_hyphen_values = true)]
@@ -61,7 +61,8 @@ impl Respond {
     pub fn run(self, out: &mut Output) -> Result<(), CliError> {
         let source = self.model.model.source()?;
         let mut options = self.generation.options(&source)?;
-        let instruction = input::text_or_stdin(self.instruction)?;
+        let instruction = input::text_or_stdin(self.instruction, input::read_text)?
+            .ok_or_else(|| CliError::Usage("no instruction; give <INSTRUCTION>, or pipe one in".to_owned()))?;
         if instruction.trim().is_empty() {
             return Err(CliError::Usage("the instruction is empty; say what the model shall do".to_owned()));
         }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::completion::piece;
 use super::error::CliError;
-use super::input::text_or_stdin;
+use super::input::{read_exact, text_or_stdin};
 use super::model_args::ModelArg;
 use super::output::Output;
 
@@ -14,10 +14,10 @@ const EXAMPLES: &str = "\
 Examples:
   rigel tokenize 'def f():'
   rigel tokenize --pieces 'def f():'
-  rigel tokenize --count - < main.py
+  rigel tokenize --count < main.py
   rigel tokenize --json - < main.py
   rigel tokenize --chat --json 'Write a quicksort.'
-  rigel tokenize 'x = 1' | rigel detokenize -
+  rigel tokenize 'x = 1' | rigel detokenize
 
 Prints the ids on one line, or with --json {\"token_ids\":[…]}; with --pieces and
 --json {\"token_ids\":[…],\"pieces\":[…]}, with --count and --json {\"count\":…}.
@@ -32,8 +32,9 @@ Bytes that are no text by themselves have a name such as bytes:\\xc3.";
 pub struct Tokenize {
     #[command(flatten)]
     model: ModelArg,
-    /// Text; - reads it from stdin, byte for byte
-    text: String,
+    /// Text; - reads it from stdin, as does no text at all where stdin is a pipe or a file. It is taken byte for byte, a byte
+    /// order mark included, which `generate` leaves out
+    text: Option<String>,
     /// Put the text through the chat template first, as one turn of a user
     #[arg(long, help_heading = "Input", conflicts_with = "no_special")]
     chat: bool,
@@ -66,7 +67,8 @@ struct CountRecord {
 impl Tokenize {
     pub fn run(self, out: &mut Output) -> Result<(), CliError> {
         let tokenizer = self.model.tokenizer()?;
-        let text = text_or_stdin(self.text)?;
+        let text = text_or_stdin(self.text, read_exact)?
+            .ok_or_else(|| CliError::Usage("no text; give <TEXT>, or pipe one in".to_owned()))?;
         let token_ids = if self.chat {
             let template = ChatTemplate::from_source(&self.model.source()?)?;
             let text = template.render(&[ChatMessage::user(text)], AddGenerationPrompt::Yes)?;

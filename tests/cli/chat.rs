@@ -157,6 +157,12 @@ fn an_answer_ends_at_the_tokenizer_s_end() {
 }
 
 #[test]
+fn a_byte_order_mark_is_no_part_of_a_message() {
+    let said = |input: &str| rigel_stdin(&["chat", "-q", "-n", "4"], input).ok().text().to_owned();
+    assert_eq!(said("\u{feff}Hi\nGo on.\n"), said("Hi\nGo on.\n"));
+}
+
+#[test]
 fn a_message_that_is_no_text_is_named_and_the_next_is_answered() {
     let input = [b"caf\xe9\n".as_slice(), FIRST.as_bytes(), b"\n\"\"\"a\n\xff\"\"\"\n"].concat();
     let run = rigel_stdin(&["chat", "-n", "4"], input);

@@ -226,12 +226,51 @@ fn a_prompt_has_three_names_in_json_lines() {
         let run = rigel_stdin(&["generate", "--json", "--prompts", "-"], content);
         assert!(run.error(2).contains(needle), "{}", run.stderr);
     };
-    refused(b"{\"text\":\"a\",\"prompt\":\"b\"}", "stdin:1: both prompt and text");
-    refused(b"{\"id\":1}", "stdin:1: no prompt; expected {\"prompt\"");
     refused(b"[{\"prompt\":\"a\"}]", "stdin: expected JSON lines, one object a line; found a JSON array");
     refused(b"\x1f\x8b\x08\0\0\0", "found gzip");
-    refused(b"def f():\n", "stdin:1: begins with \"def f():\"; expected {\"prompt\"");
     refused(b"\n", "stdin has no prompts");
+}
+
+#[test]
+fn a_line_without_a_prompt_is_said() {
+    for (line, needle) in [
+        ("{\"text\":\"a\",\"prompt\":\"b\"}", "both prompt and text"),
+        ("{\"id\":1}", "no prompt, but the field id; expected {\"prompt\""),
+        ("{}", "no prompt; expected {\"prompt\""),
+        ("{\"id\":1,\"promt\":\"a\"}", "no prompt, but promt; did you mean prompt?"),
+        ("{\"input\":\"a\"}", "no prompt, but the field input; expected {\"prompt\""),
+        ("{\"messages\":[]}", "`rigel batch` reads lines with messages or a body"),
+        ("def f():", "begins with \"def f():\"; expected {\"prompt\""),
+    ] {
+        for command in ["generate", "score"] {
+            let run = rigel_stdin(&[command, "--json", "--prompts", "-"], line);
+            assert_eq!((run.code, run.text()), (1, ""), "{}", run.stderr);
+            let first = run.stderr.lines().next().unwrap();
+            assert!(first.starts_with("error: stdin:1: ") && first.contains(needle), "{first}");
+        }
+    }
+}
+
+#[test]
+fn fields_that_batch_would_read_are_a_warning() {
+    let lines = "{\"id\":1,\"prompt\":\"x\",\"max_tokens\":3,\"seed\":1}\n{\"prompt\":\"y\",\"n\":2,\"seed\":null}\n";
+    let run = rigel_stdin(&["generate", "--json", "-q", "-n", "1", "--prompts", "-"], lines).ok();
+    assert_eq!(run.json_lines().len(), 2);
+    // Once.
+    assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
+    assert!(run.stderr.starts_with("warning: stdin:1: ignoring max_tokens, seed: "), "{}", run.stderr);
+    assert!(run.stderr.contains("`rigel batch`"), "{}", run.stderr);
+    let none = "{\"id\":1,\"prompt\":\"x\",\"note\":1,\"seed\":null}";
+    assert_eq!(rigel_stdin(&["generate", "--json", "-q", "-n", "1", "--prompts", "-"], none).ok().stderr, "");
+}
+
+#[test]
+fn a_byte_order_mark_is_no_prompt() {
+    let args = ["generate", "--json", "-q", "-n", "1"];
+    for more in [&[][..], &["-"], &["--file", "-"]] {
+        let record = rigel_stdin(&[&args[..], more].concat(), "\u{feff}x = 1\n").ok().json();
+        assert_eq!(detokenize(&ids(&record["prompt_token_ids"])), "x = 1\n", "{more:?}");
+    }
 }
 
 #[test]
@@ -293,7 +332,7 @@ fn notes_do_not_run_into_the_text() {
 }
 
 #[test]
-fn a_bad_line_leaves_what_came_before() {
+fn a_bad_line_is_said_and_the_rest_goes_on() {
     for (bad, needle) in [
         ("{\"token_ids\":[5,99999999]}", "prompts.jsonl:2: token 2 of the prompt has the id 99999999"),
         ("{\"token_ids\":[]}", "prompts.jsonl:2: the prompt is empty"),
@@ -305,8 +344,15 @@ fn a_bad_line_leaves_what_came_before() {
         std::fs::write(&prompts, format!("{{\"token_ids\":[40,41]}}\n{bad}\n{{\"token_ids\":[40]}}\n")).unwrap();
         let args = ["generate", "--json", "-q", "-n", "1", "--token-ids", prompts.to_str().unwrap()];
         let run = rigel(&args);
-        assert!(run.error(2).contains(needle), "{}", run.stderr);
-        assert_eq!(run.json_lines().len(), 1);
+        assert_eq!((run.code, run.json_lines().len()), (1, 2), "{}", run.stderr);
+        let said: Vec<&str> = run.stderr.lines().collect();
+        assert_eq!(said.len(), 2, "{}", run.stderr);
+        assert!(said[0].starts_with("error: ") && said[0].contains(needle), "{}", run.stderr);
+        assert_eq!(said[1], "error: 1 of 3 lines could not be continued");
+        // Of what fails there is no header.
+        let text = rigel(&["generate", "-q", "-n", "1", "--prompts", prompts.to_str().unwrap()]);
+        let headers = text.text().matches("==> ").count();
+        assert!(text.code == 1 && headers == 2 && !text.text().contains("jsonl:2 <=="), "{text:?}");
     }
 }
 
@@ -323,9 +369,13 @@ fn the_positions_are_the_end() {
     let told = generate(2040, &["-n", "9"]).ok();
     assert_eq!(ids(&told.json()["token_ids"]).len(), 8);
     assert!(told.stderr.starts_with("warning: ") && told.stderr.contains("--max-new-tokens 9"), "{}", told.stderr);
-    assert!(generate(2048, &[]).error(2).contains("shorten the prompt"));
+    let refused = |tokens: usize, needle: &str| {
+        let run = generate(tokens, &[]);
+        assert!(run.code == 1 && run.stderr.starts_with("error: ") && run.stderr.contains(needle), "{run:?}");
+    };
+    refused(2048, "shorten the prompt");
     assert_eq!(ids(&generate(2048, &["-n", "0"]).ok().json()["token_ids"]), [0; 0]);
-    assert!(generate(2049, &[]).error(2).contains("2049 tokens"));
+    refused(2049, "2049 tokens");
 }
 
 #[test]

@@ -175,4 +175,7 @@ fn a_byte_order_mark_is_no_code() {
     let at = format!("{}:1:5", path(&code));
     let shown = prompt(&["--at", &at, "--context-file", path(&context)]);
     assert_eq!(shown, "<file_sep>y\n<file_sep><fim_prefix>x = <fim_suffix>\n<fim_middle>");
+    let args = ["infill", "--json", "-q", "-n", "1", "--file", "-", "--line", "1", "--column", "5"];
+    let of_stdin = rigel_stdin(&args, "\u{feff}x = \n").ok().json();
+    assert_eq!(detokenize(&ids(&of_stdin["prompt_token_ids"])), "<fim_prefix>x = <fim_suffix>\n<fim_middle>");
 }

@@ -23,6 +23,17 @@ fn the_prompt_is_the_chat_template() {
 }
 
 #[test]
+fn an_instruction_may_be_piped_in() {
+    for more in [&[][..], &["-"]] {
+        for mark in ["", "\u{feff}"] {
+            let args = [&["respond", "--json", "-q", "--max-new-tokens", "1"], more].concat();
+            let record = rigel_stdin(&args, format!("{mark}{INSTRUCTION}")).ok().json();
+            assert_eq!(ids(&record["prompt_token_ids"]), chat_ids(), "{more:?}");
+        }
+    }
+}
+
+#[test]
 fn a_prefix_begins_the_answer() {
     let args = ["respond", "--json", "-q", "--max-new-tokens", "4", "--response-prefix", "-- here .", INSTRUCTION];
     let record = rigel(&args).ok().json();

@@ -143,6 +143,18 @@ fn a_bad_line_is_said_and_the_rest_goes_on() {
 }
 
 #[test]
+fn a_byte_order_mark_is_no_text() {
+    let of_stdin = rigel_stdin(&["score", "--json", "--text", "-"], format!("\u{feff}{TEXT}")).ok().json();
+    assert_eq!(ids(&of_stdin["token_ids"]), tokenize(TEXT));
+    let text = file(format!("\u{feff}{TEXT}"));
+    let of_file = rigel(&["score", "--json", "--text", path(&text)]).ok().json();
+    assert_eq!(
+        (&of_file["token_ids"], &of_file["bits_per_byte"]),
+        (&of_stdin["token_ids"], &of_stdin["bits_per_byte"])
+    );
+}
+
+#[test]
 fn text_and_json_lines_are_never_taken_for_each_other() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, content: &str| {

@@ -6,7 +6,8 @@ use crate::common::{Copy, detokenize, ids, rigel, rigel_stdin, tokenize};
 
 #[test]
 fn there_and_back() {
-    for text in ["", " ", "def f(x):\n\treturn x  # 12½\r\n", "日本語 🙂 é", "<fim_prefix>a<|endoftext|>", "\n\n"]
+    for text in
+        ["", " ", "def f(x):\n\treturn x  # 12½\r\n", "日本語 🙂 é", "<fim_prefix>a<|endoftext|>", "\n\n", "\u{feff}x"]
     {
         assert_eq!(detokenize(&tokenize(text)), text);
     }
@@ -24,6 +25,16 @@ fn ids_are_printed_on_one_line() {
     let spread: Vec<&str> = ["detokenize"].into_iter().chain(list.iter().map(String::as_str)).collect();
     assert_eq!(rigel(&spread).ok().text(), "a b c");
     assert_eq!(rigel(&["detokenize", "--json", &list.join(" ")]).ok().json(), json!({"text": "a b c"}));
+}
+
+#[test]
+fn what_is_piped_in_needs_no_dash() {
+    let text = "\u{feff}def f():\n";
+    let printed = rigel_stdin(&["tokenize"], text).ok();
+    assert_eq!(printed.text(), rigel_stdin(&["tokenize", "-"], text).ok().text());
+    assert_eq!(rigel_stdin(&["detokenize"], printed.text()).ok().text(), text);
+    // Windows' pipes mark what they carry; ids are no text.
+    assert_eq!(rigel_stdin(&["detokenize"], format!("\u{feff}{}", printed.text())).ok().text(), text);
 }
 
 #[test]

@@ -79,12 +79,17 @@ impl InputFile {
     pub fn error(&self, source: io::Error) -> CliError {
         let path = self.path.display();
         match source.get_ref().and_then(|error| error.downcast_ref::<Changed>()) {
-            Some(changed) => CliError::Failed(format!(
-                "{path} changed while it was read: {changed}; run again with a new output file"
-            )),
+            Some(changed) => {
+                CliError::Failed(format!("{path} changed while it was read: {changed}; {}", as_it_was(&path)))
+            }
             None => CliError::Failed(format!("{path}: {source}")),
         }
     }
+}
+
+/// What to do about an output whose input, called `name`, is another one now.
+pub fn as_it_was(name: impl std::fmt::Display) -> String {
+    format!("run again with a new output file, or with {name} as it was")
 }
 
 /// Reads the file, and fails once it was written: what was read until then is of one version.

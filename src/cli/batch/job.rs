@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 use rigel::openai::{ApiError, parse_object, shown};
 
 use super::super::lines::{Line, without_mark};
-use super::super::prompts::{PromptError, rename_to_prompt};
+use super::super::missing_prompt::missing_prompt;
+use super::super::prompts::{self, PromptError, rename_to_prompt};
 use super::head::IdFields;
 
 /// What a line asks for.
@@ -16,10 +17,47 @@ pub enum Job {
     Completion(Value),
     /// An OpenAI line with the url `/v1/chat/completions`.
     Chat(Value),
-    /// A plain line with a prompt.
-    PlainPrompt(Value),
+    /// A plain line with a prompt, which the line has in the field `written` and the body in `prompt`.
+    PlainPrompt { body: Value, written: &'static str },
     /// A plain line with messages.
     PlainChat(Value),
+}
+
+impl Job {
+    pub fn form(&self) -> Form {
+        match self {
+            Job::Completion(_) | Job::Chat(_) => Form::OpenAi,
+            Job::PlainPrompt { written, .. } => Form::Plain(written),
+            Job::PlainChat(_) => Form::Plain(MESSAGES),
+        }
+    }
+}
+
+/// How a line is written, and so how its answer and its errors are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// As OpenAI has it.
+    OpenAi,
+    /// A plain line with its prompt in this field.
+    Plain(&'static str),
+}
+
+impl Form {
+    /// The error with the prompt's field as the line names it: readers of bodies know `prompt` alone.
+    pub fn name_field(self, mut error: LineError) -> LineError {
+        const READ: &str = "prompt";
+        let Form::Plain(field) = self else { return error };
+        if error.param.as_deref() != Some(READ) || field == READ {
+            return error;
+        }
+        // `prompt is …` and `prompt[2] is …` are about the field, `the prompt has …` is about what is in it.
+        let of_field = error.message.strip_prefix(READ).filter(|rest| rest.starts_with([' ', '[']));
+        if let Some(rest) = of_field.filter(|_| field != MESSAGES) {
+            error.message = format!("{field}{rest}");
+        }
+        error.param = Some(field.to_owned());
+        error
+    }
 }
 
 /// Why a line has no response.
@@ -59,6 +97,9 @@ pub fn is_object(line: Line<'_>) -> bool {
     matches!(line, Line::Bytes(bytes) if without_mark(bytes).trim_ascii_start().starts_with(b"{"))
 }
 
+/// What a line may be, for messages.
+const EXPECTED: &str = "expected prompt, text, token_ids or messages, or url and body";
+
 /// What a line asks for.
 pub fn job(line: Line<'_>, ids: &IdFields) -> Result<Job, LineError> {
     ids.written_id(line)?;
@@ -70,16 +111,15 @@ pub fn job(line: Line<'_>, ids: &IdFields) -> Result<Job, LineError> {
     }
     fields.remove("custom_id");
     fields.remove("id");
-    let has_prompt = rename_to_prompt(&mut fields)?;
-    match (has_prompt, given(&fields, MESSAGES)) {
-        (true, false) => Ok(Job::PlainPrompt(Value::Object(fields))),
-        (false, true) => Ok(Job::PlainChat(Value::Object(fields))),
-        (true, true) => Err(LineError::new("invalid_line", "both a prompt and messages; give one of them")),
-        (false, false) => Err(LineError::new(
-            "invalid_line",
-            "no prompt, text, token_ids or messages, nor url and body; expected {\"prompt\":…} or \
-             {\"custom_id\":…,\"url\":…,\"body\":{…}}",
-        )),
+    match (rename_to_prompt(&mut fields)?, given(&fields, MESSAGES)) {
+        (Some(written), false) => Ok(Job::PlainPrompt { body: Value::Object(fields), written }),
+        (None, true) => Ok(Job::PlainChat(Value::Object(fields))),
+        (Some(_), true) => Err(LineError::new("invalid_line", "both a prompt and messages; give one of them")),
+        (None, false) => {
+            let [prompt, text, token_ids] = prompts::FIELDS;
+            let message = missing_prompt(&fields, &[prompt, text, token_ids, MESSAGES], EXPECTED);
+            Err(LineError::new("invalid_line", message))
+        }
     }
 }
 
@@ -148,21 +188,49 @@ mod tests {
 
     #[test]
     fn plain_lines() {
+        let plain = |written, body| Job::PlainPrompt { body, written };
         assert_eq!(
             parse(json!({"id": 1, "prompt": "x", "max_tokens": 3})).unwrap(),
-            Job::PlainPrompt(json!({"prompt": "x", "max_tokens": 3}))
+            plain("prompt", json!({"prompt": "x", "max_tokens": 3}))
         );
         let messages = json!({"messages": [{"role": "user", "content": "x"}]});
         assert_eq!(parse(messages.clone()).unwrap(), Job::PlainChat(messages));
         assert_eq!(parse(json!({"prompt": "x", "messages": []})).unwrap_err().code, "invalid_line");
         assert_eq!(parse(json!({"stop": "x"})).unwrap_err().code, "invalid_line");
-        assert_eq!(parse(json!({"text": "x", "n": 2})).unwrap(), Job::PlainPrompt(json!({"prompt": "x", "n": 2})));
-        assert_eq!(parse(json!({"token_ids": [1, 2]})).unwrap(), Job::PlainPrompt(json!({"prompt": [1, 2]})));
-        assert_eq!(parse(json!({"prompt": null, "text": "x"})).unwrap(), Job::PlainPrompt(json!({"prompt": "x"})));
+        assert_eq!(parse(json!({"text": "x", "n": 2})).unwrap(), plain("text", json!({"prompt": "x", "n": 2})));
+        assert_eq!(parse(json!({"token_ids": [1, 2]})).unwrap(), plain("token_ids", json!({"prompt": [1, 2]})));
+        assert_eq!(parse(json!({"prompt": null, "text": "x"})).unwrap(), plain("text", json!({"prompt": "x"})));
         let said = |value: Value| parse(value).unwrap_err().message;
         assert!(said(json!({"prompt": "x", "text": "y"})).starts_with("both prompt and text; give "));
         assert!(said(json!({"text": 5})).starts_with("text is 5; expected text"));
         assert!(said(json!({"token_ids": ["a"]})).starts_with("token_ids is \"a\"; expected token ids"));
+        assert_eq!(said(json!({"id": 1, "message": []})), "no prompt, but message; did you mean messages?");
+        let found = said(json!({"id": 1, "question": "x", "answer": "y"}));
+        assert!(
+            found.starts_with("no prompt, but the fields ")
+                && found.ends_with("; expected prompt, text, token_ids or messages, or url and body"),
+            "{found}"
+        );
+    }
+
+    #[test]
+    fn an_error_names_the_field_that_the_line_has() {
+        let named = |form: Form, message: &str, param: &str| {
+            let error = LineError { param: Some(param.to_owned()), ..LineError::new("invalid_request_error", message) };
+            let LineError { message, param, .. } = form.name_field(error);
+            (message, param.unwrap())
+        };
+        let of = |message: &str, param: &str| (message.to_owned(), param.to_owned());
+        let ids = Form::Plain("token_ids");
+        assert_eq!(named(ids, "prompt[2] is 9; expected", "prompt"), of("token_ids[2] is 9; expected", "token_ids"));
+        assert_eq!(named(ids, "prompt is []; expected", "prompt"), of("token_ids is []; expected", "token_ids"));
+        assert_eq!(named(ids, "the prompt has no room", "prompt"), of("the prompt has no room", "token_ids"));
+        assert_eq!(named(ids, "n is 0; expected", "n"), of("n is 0; expected", "n"));
+        let messages = Form::Plain(MESSAGES);
+        assert_eq!(named(messages, "prompt[2] is 9; expected", "prompt"), of("prompt[2] is 9; expected", MESSAGES));
+        for form in [Form::OpenAi, Form::Plain("prompt")] {
+            assert_eq!(named(form, "prompt[2] is 9; expected", "prompt"), of("prompt[2] is 9; expected", "prompt"));
+        }
     }
 
     #[test]

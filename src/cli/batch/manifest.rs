@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::error::CliError;
 use super::super::sampling_args::GenerationOptions;
+use super::input::as_it_was;
 
 /// The version of the files' format.
 const FORMAT: u32 = 1;
@@ -137,7 +138,7 @@ impl Manifest {
     /// Refuses this run where `earlier`, which began the output, differs in anything but the input.
     pub fn check_options(&self, earlier: &Manifest, output: &Path) -> Result<(), CliError> {
         let Some((what, before, now)) = self.difference(earlier) else { return Ok(()) };
-        Err(refusal(output, &what, before, now))
+        Err(refusal(output, &what, before, now, "give the same to go on, or another output file"))
     }
 
     /// Returns `true` if the input is that of `earlier`, whatever its name is, or if it differs from that in lines of
@@ -154,7 +155,7 @@ impl Manifest {
             let InputEntry { name, bytes, lines, digest, .. } = &m.input;
             Some(format!("{name} ({lines} lines, {bytes} bytes, digest {})", short(digest)))
         };
-        refusal(output, "the input", input(earlier), input(self))
+        refusal(output, "the input", input(earlier), input(self), &as_it_was(&earlier.input.name))
     }
 
     /// What differs, and how: (what, earlier, now), where none is an option that was not given.
@@ -206,7 +207,7 @@ fn given(value: Option<&Value>) -> Option<String> {
     }
 }
 
-fn refusal(output: &Path, what: &str, before: Option<String>, now: Option<String>) -> CliError {
+fn refusal(output: &Path, what: &str, before: Option<String>, now: Option<String>, advice: &str) -> CliError {
     let before = match before {
         None => format!("without {what}"),
         Some(value) if value.is_empty() => format!("with {what}"),
@@ -217,10 +218,7 @@ fn refusal(output: &Path, what: &str, before: Option<String>, now: Option<String
         Some(value) if value.is_empty() => "it".to_owned(),
         Some(value) => value,
     };
-    CliError::Usage(format!(
-        "{}: begun {before}, and this run has {now}; give the same to go on, or another output file",
-        output.display()
-    ))
+    CliError::Usage(format!("{}: begun {before}, and this run has {now}; {advice}", output.display()))
 }
 
 /// The file beside `path` whose name is longer by `suffix`.
@@ -354,6 +352,7 @@ mod tests {
             assert!(!manifest().has_input_of(&other));
             let message = manifest().refuse_input(&other, Path::new("out")).to_string();
             assert!(message.starts_with("out: begun with the input in.jsonl (2 lines, 1"), "{message}");
+            assert!(message.ends_with("; run again with a new output file, or with in.jsonl as it was"), "{message}");
         }
     }
 

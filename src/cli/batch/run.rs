@@ -17,8 +17,8 @@ use super::super::lines::{Line, Lines};
 use super::super::signals::Signal;
 use super::digest::{Digest, line_hash};
 use super::head::IdFields;
-use super::input::InputFile;
-use super::job::{self, Job, LineError};
+use super::input::{InputFile, as_it_was};
+use super::job::{self, Form, Job, LineError};
 use super::record::{LineName, key};
 use super::sink::Sink;
 
@@ -101,7 +101,7 @@ type Slot = u64;
 
 struct OpenLine {
     name: LineName,
-    plain: bool,
+    form: Form,
     call: Call,
     collectors: Vec<Collector>,
     outputs: Vec<Option<Output>>,
@@ -201,20 +201,21 @@ impl<R: BufRead> State<'_, R> {
         let custom_id = self.answering.ids.id(number, line);
         if !self.sink.ledger().knows(&custom_id, number) {
             return Err(Ended::Input(CliError::Failed(format!(
-                "{} changed while it was read: line {number} has another id; run again with a new output file",
-                self.input.path().display()
+                "{} changed while it was read: line {number} has another id; {}",
+                self.input.path().display(),
+                as_it_was(self.input.path().display())
             ))));
         }
         let name = LineName { hash: line_hash(number, line), custom_id, number };
         self.sink.begin(number);
         match prepare(self.answering, &name.custom_id, line) {
-            Ok((call, plain)) => self.open(name, call, plain),
+            Ok((call, form)) => self.open(name, call, form),
             Err(error) => self.sink.failed(&name, &error).map_err(Ended::Output)?,
         }
         Ok(true)
     }
 
-    fn open(&mut self, name: LineName, mut call: Call, plain: bool) {
+    fn open(&mut self, name: LineName, mut call: Call, form: Form) {
         let slot = self.next_slot;
         self.next_slot += 1;
         let requests = std::mem::take(&mut call.requests);
@@ -224,7 +225,7 @@ impl<R: BufRead> State<'_, R> {
         let (outputs, waiting) = (requests.iter().map(|_| None).collect(), requests.len());
         self.ready.extend(requests.into_iter().enumerate().map(|(part, request)| (slot, part, request)));
         let (begun, tokens, failure) = (false, 0, None);
-        self.open.insert(slot, OpenLine { name, plain, call, collectors, outputs, waiting, begun, tokens, failure });
+        self.open.insert(slot, OpenLine { name, form, call, collectors, outputs, waiting, begun, tokens, failure });
     }
 
     /// Something came of one of a line's requests.
@@ -252,7 +253,7 @@ impl<R: BufRead> State<'_, R> {
 
     /// Records a line whose requests have all ended.
     fn close(&mut self, line: OpenLine) -> Result<(), CliError> {
-        let OpenLine { name, plain, call, outputs, tokens, failure, .. } = line;
+        let OpenLine { name, form, call, outputs, tokens, failure, .. } = line;
         self.sink.progress.ended(tokens);
         match failure {
             None => {
@@ -261,7 +262,7 @@ impl<R: BufRead> State<'_, R> {
                 let identity = Identity { id: key(&name.custom_id), created };
                 let outputs = outputs.into_iter().flatten().collect();
                 let body = call.response(self.answering.served, identity, outputs);
-                self.sink.answered(&name, &body, plain)
+                self.sink.answered(&name, &body, form != Form::OpenAi)
             }
             // The engine takes nothing more; the line is done again by the next run.
             Some(failure @ (Failure::EngineStopped | Failure::Panicked { .. })) => Err(failure.into()),
@@ -269,7 +270,7 @@ impl<R: BufRead> State<'_, R> {
                 // A request's own parameters may leave nothing to sample from; a backend fails for everybody.
                 let in_the_engine = matches!(failure, Failure::Backend(_));
                 self.failures_in_a_row = if in_the_engine { self.failures_in_a_row + 1 } else { 0 };
-                self.sink.failed(&name, &ApiError::from(failure.clone()).into())?;
+                self.sink.failed(&name, &form.name_field(ApiError::from(failure.clone()).into()))?;
                 if self.failures_in_a_row >= FAILURES_IN_A_ROW {
                     return Err(failure.into());
                 }
@@ -302,21 +303,28 @@ fn derived_seed(run: u64, custom_id: &str) -> u64 {
     digest.mixed()
 }
 
-/// A line's call, and whether the line is a plain one.
-fn prepare(answering: &Answering<'_>, custom_id: &str, line: Line<'_>) -> Result<(Call, bool), LineError> {
-    let Answering { served, plain, openai, ids, seed } = answering;
-    let seed = derived_seed(*seed, custom_id);
-    let (call, is_plain) = match job::job(line, ids)? {
-        Job::Completion(body) => (served.completion(CompletionBody::read(body, openai)?, seed)?, false),
-        Job::Chat(body) => (served.chat(ChatBody::read(body, openai)?, seed)?, false),
-        Job::PlainPrompt(body) => (served.completion(CompletionBody::read(body, plain)?, seed)?, true),
-        Job::PlainChat(body) => (served.chat(ChatBody::read(body, plain)?, seed)?, true),
-    };
+/// A line's call, and how the line is written.
+fn prepare(answering: &Answering<'_>, custom_id: &str, line: Line<'_>) -> Result<(Call, Form), LineError> {
+    let job = job::job(line, answering.ids)?;
+    let form = job.form();
+    let call = call(answering, job, derived_seed(answering.seed, custom_id));
+    let call = call.map_err(|error| form.name_field(error.into()))?;
     if call.stream {
         let error = ApiError::invalid("stream is true; a batch does not stream: leave it out").of("stream");
         return Err(error.into());
     }
-    Ok((call, is_plain))
+    Ok((call, form))
+}
+
+/// The call of a job; `seed` is for one that names none.
+fn call(answering: &Answering<'_>, job: Job, seed: u64) -> Result<Call, ApiError> {
+    let Answering { served, plain, openai, .. } = answering;
+    match job {
+        Job::Completion(body) => served.completion(CompletionBody::read(body, openai)?, seed),
+        Job::Chat(body) => served.chat(ChatBody::read(body, openai)?, seed),
+        Job::PlainPrompt { body, .. } => served.completion(CompletionBody::read(body, plain)?, seed),
+        Job::PlainChat(body) => served.chat(ChatBody::read(body, plain)?, seed),
+    }
 }
 
 #[cfg(test)]

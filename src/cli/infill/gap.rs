@@ -3,7 +3,7 @@
 use clap::Args;
 
 use crate::cli::error::CliError;
-use crate::cli::input::{STDIN, origin, read_code};
+use crate::cli::input::{STDIN, origin, read_text};
 
 /// Where the gap is.
 #[derive(Debug, Args)]
@@ -72,9 +72,9 @@ impl Gap {
     /// The code before and after the gap.
     pub fn read(&self) -> Result<(String, String), CliError> {
         match self {
-            Gap::Between { prefix, suffix } => Ok((read_code(prefix)?, read_code(suffix)?)),
+            Gap::Between { prefix, suffix } => Ok((read_text(prefix)?, read_text(suffix)?)),
             Gap::At { file, line, column } => {
-                let mut prefix = read_code(file)?;
+                let mut prefix = read_text(file)?;
                 let at = offset(&prefix, *line, *column).map_err(|error| error.at(origin(file)))?;
                 let suffix = prefix.split_off(at);
                 Ok((prefix, suffix))

@@ -9,7 +9,7 @@ use rigel::text::{ContextFile, FittedPrompt, Infill as InfillFormat, RepoContext
 
 use super::completion::{self, FormatArgs, JSON_HELP};
 use super::error::CliError;
-use super::input::{STDIN, read_code};
+use super::input::{STDIN, read_text};
 use super::load_bar::LoadBar;
 use super::model_args::{Load, ModelArgs};
 use super::output::Output;
@@ -145,7 +145,7 @@ impl ContextArgs {
             if path == STDIN {
                 return Err(CliError::Usage("--context-file is -; give a file, whose path the model sees".into()));
             }
-            files.push(ContextFile { path: path_of(path), text: read_code(path)? });
+            files.push(ContextFile { path: path_of(path), text: read_text(path)? });
         }
         let path = self.path.clone().or_else(|| file.filter(|file| *file != STDIN).and_then(path_of));
         Ok(RepoContext { repo_name: self.repo.clone(), files, path })

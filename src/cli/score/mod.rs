@@ -184,13 +184,13 @@ impl<'a> Scorer<'a> {
         let origin = prompts.origin().to_owned();
         let (mut total, mut texts, mut failed) = (Sum::NONE, 0, 0);
         for prompt in prompts {
-            let Prompt { place, line, bytes, input } = prompt?;
+            let Prompt { place, line, bytes, input, .. } = prompt?;
             match input.and_then(|input| self.one(Some(line), &place, input, bytes, &mut progress, out)) {
                 Ok(sum) => {
                     texts += 1;
                     total.add(&sum);
                 }
-                Err(error) if ends_all(&error) => return Err(error.at(place)),
+                Err(error) if error.ends_all() => return Err(error.at(place)),
                 Err(error) => {
                     failed += 1;
                     let message = error.at(place).line().unwrap_or_default();
@@ -285,16 +285,6 @@ impl<'a> Scorer<'a> {
             tokens.extend(new);
         }
         Ok(tokens)
-    }
-}
-
-/// Errors that any other text would meet, too.
-fn ends_all(error: &CliError) -> bool {
-    match error {
-        CliError::At { source, .. } => ends_all(source),
-        CliError::StdoutClosed | CliError::Stdout(_) | CliError::Engine(_) => true,
-        CliError::Failure(failure) => !matches!(failure, Failure::Sampling { .. } | Failure::Refused(_)),
-        _ => false,
     }
 }
 
