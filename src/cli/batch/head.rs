@@ -22,9 +22,14 @@ impl IdFields {
         IdFields { own }
     }
 
+    /// `--id-field`.
+    pub fn own(&self) -> Option<&str> {
+        self.own.as_deref()
+    }
+
     /// In the order in which they count.
     fn names(&self) -> impl Iterator<Item = &str> {
-        self.own.as_deref().into_iter().chain(["custom_id", "id"])
+        self.own().into_iter().chain(["custom_id", "id"])
     }
 
     /// The id of a line. A line that has none, or that cannot be read, is called `line-7` after its number.
@@ -39,11 +44,11 @@ impl IdFields {
 
     /// The id that stands in a line; none where there is none.
     pub fn written_id(&self, line: Line<'_>) -> Result<Option<String>, LineError> {
-        self.read(line, |_| {})
+        Ok(self.read(line, |_| {})?.map(|id| id.text))
     }
 
-    /// The same. The line's fields that are no ids go to `other`, also where the line is wrong further on.
-    pub fn read(&self, line: Line<'_>, other: impl FnMut(&str)) -> Result<Option<String>, LineError> {
+    /// The same, with its field. The line's fields that are no ids go to `other`, also where the line is wrong further on.
+    pub fn read(&self, line: Line<'_>, other: impl FnMut(&str)) -> Result<Option<WrittenId>, LineError> {
         let Line::Bytes(bytes) = line else {
             let message = format!("the line is longer than {} MiB; shorten it", MAX_LINE >> 20);
             return Err(LineError::new("line_too_long", message));
@@ -61,8 +66,18 @@ impl IdFields {
             malformed(syntax_error(bytes, &error))
         })?;
         let first = names.iter().zip(found).find_map(|(name, value)| value.map(|value| (*name, value)));
-        first.map(|(name, value)| id(name, &value)).transpose()
+        let written =
+            |(name, value): (&str, Value)| id(name, &value).map(|text| WrittenId { text, field: name.to_owned() });
+        first.map(written).transpose()
     }
+}
+
+/// An id that stands in a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrittenId {
+    pub text: String,
+    /// The field that it stands in.
+    pub field: String,
 }
 
 /// Text, or an integer however it is written.
@@ -192,6 +207,7 @@ mod tests {
         let mut names = Vec::new();
         let line = Line::Bytes(br#"{"prompt":{"id":1,"x":[{}]},"id":"a","max\u005ftokens":1}"#);
         let id = IdFields::default().read(line, |name| names.push(name.to_owned())).unwrap();
-        assert_eq!((id.as_deref(), names), (Some("a"), vec!["prompt".to_owned(), "max_tokens".to_owned()]));
+        assert_eq!(id, Some(WrittenId { text: "a".to_owned(), field: "id".to_owned() }));
+        assert_eq!(names, ["prompt", "max_tokens"]);
     }
 }

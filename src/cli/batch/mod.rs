@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `input` | the input |
 //! | `scan` | its first reading: ids and hashes |
-//! | `head` `job` `misspelt` | a line: its id, what it asks for, what it may have meant to ask for |
+//! | `head` `job` | a line: its id, what it asks for |
+//! | `oddities` `misspelt` | what is no error and probably not meant |
 //! | `ids` `ledger` | which line has which id, which are recorded: 17 bytes a line |
 //! | `outputs` `append` `errors` `record` | the output and the errors: files that only grow, and their lines |
 //! | `manifest` `model_digest` `digest` | what an output belongs to |
@@ -25,6 +26,7 @@ mod ledger;
 mod manifest;
 mod misspelt;
 mod model_digest;
+mod oddities;
 mod outputs;
 mod progress;
 mod record;
@@ -54,7 +56,7 @@ use super::sampling_args::{DEFAULT_MAX_NEW_TOKENS, GenerationArgs, GenerationOpt
 use super::signals::{Signal, note, on_signal};
 
 use head::IdFields;
-use input::InputFile;
+use input::{InputFile, as_it_was};
 use ledger::Shard;
 use manifest::{InputEntry, Manifest, ModelEntry, RunEntry};
 use model_digest::model_digest;
@@ -83,8 +85,9 @@ Input, one JSON object a line:
 The first two are OpenAI's, with OpenAI's defaults (temperature 1, 16 tokens of
 a completion). A plain line holds a body's fields itself, and the options fill
 in what it leaves out; other fields are ignored, with a warning where one is
-spelt almost like a field. A line without custom_id or id is called line-N,
-after its number in the file. No two lines may have the same id.
+spelt almost like a field or is another program's word for one. A line without
+custom_id or id is called line-N, after its number in the file. No two lines may
+have the same id.
 
 A stop string is looked for in the text with special tokens, shown or not:
 \"stop\":[\"<file_sep>\"] ends there. Integers may be written 8 or 8.0.
@@ -174,6 +177,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 impl Batch {
     pub fn run(self, _: &mut Output) -> Result<(), CliError> {
         let source = self.model.model.source()?;
+        let given: Vec<&str> = self.generation.given().into_iter().chain(self.logprobs.map(|_| "--logprobs")).collect();
         let options = self.generation.defaults(&source)?;
         check_output_name(&self.input, &self.output)?;
         let seed = options.sampling.seed;
@@ -193,7 +197,7 @@ impl Batch {
         let failed = if self.retry_failed { Failed::Retry } else { Failed::Keep };
         let outputs = Outputs::open(&self.output, &manifest, &mut input, self.shard, failed)?;
         if !self.quiet {
-            say_what_is_odd(&scanned);
+            say_what_is_odd(&scanned, scanned.oddities.of_options(&given, &options.sampling));
         }
         if scanned.total == 0 {
             return Ok(());
@@ -235,10 +239,13 @@ impl Batch {
 }
 
 /// What is no error, and what the user may want to know before the lines are run.
-fn say_what_is_odd(scanned: &Scanned) {
+fn say_what_is_odd(scanned: &Scanned, options: Option<String>) {
     let InputEntry { name, lines, .. } = &scanned.entry;
-    for warning in scanned.misspelt.warnings() {
+    for warning in scanned.oddities.of_fields() {
         note(&format!("warning: {name}: {warning}"));
+    }
+    if let Some(options) = options {
+        note(&format!("warning: {options}"));
     }
     if *lines == 0 {
         note(&format!("{name} has no lines; there is nothing to do"));
@@ -255,7 +262,7 @@ fn verdict(sink: &Sink, input: &InputFile, stopped: Option<Signal>) -> Result<()
             "the same command goes on from there".to_owned()
         } else {
             let name = input.path().display();
-            format!("{name} changed meanwhile, so run again with a new output file, or with {name} as it was")
+            format!("{name} changed meanwhile, so {}", as_it_was(&name))
         };
         let message = format!("after {count} of {total} lines; {next}");
         return Err(match stopped {

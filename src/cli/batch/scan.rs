@@ -13,7 +13,7 @@ use super::input::InputFile;
 use super::job;
 use super::ledger::{Ledger, Shard};
 use super::manifest::InputEntry;
-use super::misspelt::Misspelt;
+use super::oddities::Oddities;
 
 /// What a first reading of the input finds out.
 pub struct Scanned {
@@ -24,7 +24,7 @@ pub struct Scanned {
     shard: Shard,
     /// Lines of the shard.
     pub total: u64,
-    pub misspelt: Misspelt,
+    pub oddities: Oddities,
 }
 
 impl Scanned {
@@ -40,7 +40,7 @@ pub fn scan(input: &mut InputFile, fields: &IdFields, shard: Shard) -> Result<Sc
     kind::check_begin(&path, input.file())?;
     let mut lines = Lines::new(BufReader::with_capacity(1 << 16, Hashing::new(&*input)));
     let (mut ids, mut last, mut total, mut sum) = (IdsBuilder::default(), 0, 0u64, 0u128);
-    let mut misspelt = Misspelt::default();
+    let mut oddities = Oddities::new(fields.own());
     // The first line, until one begins as an object.
     let (mut first, mut has_objects) = (None, false);
     while let Some((number, line)) = lines.next().map_err(|error| input.error(error))? {
@@ -51,9 +51,9 @@ pub fn scan(input: &mut InputFile, fields: &IdFields, shard: Shard) -> Result<Sc
         {
             first = Some(bytes[..bytes.len().min(1 << 10)].to_vec());
         }
-        let id = fields.read(line, |name| misspelt.field(name)).ok().flatten();
-        misspelt.end_line(number);
-        ids.push(&id.unwrap_or_else(|| IdFields::id_without(number)), number);
+        let head = fields.read(line, |name| oddities.field(name)).ok();
+        oddities.end_line(number, head.as_ref().map(|id| id.as_ref().map(|id| id.field.as_str())));
+        ids.push(&head.flatten().map_or_else(|| IdFields::id_without(number), |id| id.text), number);
         if shard.holds(number) {
             sum = sum.wrapping_add(line_hash(number, line));
             total += 1;
@@ -72,7 +72,7 @@ pub fn scan(input: &mut InputFile, fields: &IdFields, shard: Shard) -> Result<Sc
     };
     let name = path.display().to_string();
     let entry = InputEntry { name, bytes, lines: ids.len() as u64, digest, line_sum: Some(hex(sum)) };
-    Ok(Scanned { ids, entry, last, shard, total, misspelt })
+    Ok(Scanned { ids, entry, last, shard, total, oddities })
 }
 
 /// The sum of the hashes of a shard's lines, as in [`InputEntry::line_sum`], without some lines. Leaves the input at

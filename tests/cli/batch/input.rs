@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Work, chat, completion};
-use crate::common::{rigel, tokenize};
+use crate::common::{Copy, rigel, tokenize};
 
 #[test]
 fn lines_that_fail_are_recorded_and_the_rest_goes_on() {
@@ -210,6 +210,108 @@ fn files_that_cannot_be_are_refused_by_name() {
         }
     }
     assert_eq!(std::fs::read_dir(work.dir.path()).unwrap().count(), 1);
+    let run = work.run("nodir/out.jsonl", &[]);
+    let message = run.error(2);
+    assert!(message.contains("nodir/out.jsonl: ") && message.contains("; make the folder "), "{message}");
+    assert!(message.ends_with("nodir, or give another path"), "{message}");
+    std::fs::create_dir(work.path("folder")).unwrap();
+    assert!(
+        work.run("folder", &[]).error(2).ends_with("folder is not a regular file; give the name of one to write to")
+    );
+    assert!(work.run("in.jsonl/out.jsonl", &[]).error(2).contains("in.jsonl/out.jsonl: "));
+}
+
+#[test]
+fn a_bad_option_is_one_error_before_any_line() {
+    let work = Work::new(&[json!({"prompt": "x"}), json!({"prompt": "y"}), completion("a", json!({"prompt": "z"}))]);
+    let copy = Copy::of_nano();
+    copy.remove("tokenizer.json");
+    let vocabulary = "names the id 99999; expected an id below the vocabulary size ";
+    for (options, expected) in [
+        (&["--stop-token-ids", "0,99999"][..], format!("--stop-token-ids {vocabulary}")),
+        (&["--logit-bias", "0=1", "--logit-bias", "99999=1"], format!("--logit-bias {vocabulary}")),
+        (&["--model", copy.model(), "--stop", "x"], "--stop needs the checkpoint's tokenizer".to_owned()),
+        (&["--top-p", "1.5"], "--top-p is 1.5; expected".to_owned()),
+    ] {
+        let run = work.run("out.jsonl", options);
+        assert!(run.error(2).starts_with(&expected), "{}", run.stderr);
+        assert_eq!(std::fs::read_dir(work.dir.path()).unwrap().count(), 1, "{options:?}");
+    }
+}
+
+#[test]
+fn errors_name_the_field_that_the_line_has() {
+    let work = Work::new(&[
+        json!({"id": "ids", "token_ids": [1, 99_999_999]}),
+        json!({"id": "none", "token_ids": []}),
+        json!({"id": "empty", "text": ""}),
+        json!({"id": "long", "token_ids": vec![40; 3000]}),
+        json!({"id": "prompt", "prompt": [99_999_999]}),
+        json!({"id": "near", "promt": "x"}),
+        json!({"id": "other", "question": "x"}),
+    ]);
+    assert_eq!(work.run("out.jsonl", &["-q"]).code, 1);
+    let errors = work.by_id("out.errors.jsonl");
+    let check = |id: &str, param: Option<&str>, message: &str| {
+        let error = &errors[id]["error"];
+        assert_eq!(error["param"].as_str(), param, "{error}");
+        assert!(error["message"].as_str().unwrap().starts_with(message), "{error}");
+    };
+    check("ids", Some("token_ids"), "token_ids[1] is 99999999; expected an id below the vocabulary size");
+    check("none", Some("token_ids"), "the prompt is empty; give at least one token");
+    check("empty", Some("text"), "the prompt is empty; give at least one token");
+    check("long", Some("token_ids"), "the prompt has 3000 tokens");
+    check("prompt", Some("prompt"), "prompt[0] is 99999999; expected");
+    check("near", None, "no prompt, but promt; did you mean prompt?");
+    check("other", None, "no prompt, but the field question; expected prompt, text, token_ids or messages");
+    assert_eq!(errors.len(), 7);
+}
+
+/// The warnings of a run that ends well.
+fn warnings(work: &Work, output: &str, options: &[&str]) -> Vec<String> {
+    let run = work.run(output, options).ok();
+    run.stderr.lines().filter(|line| line.starts_with("warning: ")).map(str::to_owned).collect()
+}
+
+#[test]
+fn options_that_no_line_heeds_are_a_warning() {
+    let greedy = Work::new(&[json!({"prompt": "x", "max_tokens": 1}), json!({"prompt": "y", "max_tokens": 1})]);
+    let idle = ["--top-k", "5", "--seed", "3", "--stop", "z"];
+    let said = warnings(&greedy, "out.jsonl", &idle);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(
+        said[0].starts_with("warning: --top-k and --seed have no effect at temperature 0, and no line has another")
+    );
+    assert_eq!(warnings(&greedy, "quiet.jsonl", &[&idle[..], &["-q"]].concat()), [""; 0]);
+    assert_eq!(warnings(&greedy, "warm.jsonl", &[&idle[..], &["--temperature", "1"]].concat()), [""; 0]);
+    let warm = Work::new(&[
+        json!({"prompt": "x", "max_tokens": 1}),
+        json!({"prompt": "y", "max_tokens": 1, "temperature": 1}),
+    ]);
+    assert_eq!(warnings(&warm, "out.jsonl", &idle), [""; 0]);
+    let bodies = Work::new(&[completion("a", json!({"prompt": "x", "max_tokens": 1}))]);
+    let said = warnings(&bodies, "out.jsonl", &["-n", "5", "--seed", "3", "--logprobs", "1"]);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].starts_with("warning: --max-new-tokens and --logprobs have no effect: every line has a body"));
+}
+
+#[test]
+fn an_id_field_that_lines_lack_is_a_warning() {
+    let line = |field: &str, id: &str| json!({field: id, "prompt": "x", "max_tokens": 1});
+    let none = Work::new(&[line("taskid", "a"), line("taskid", "b")]);
+    let said = warnings(&none, "out.jsonl", &["--id-field", "task_id"]);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(
+        said[0].ends_with("in.jsonl: no line has the field task_id of --id-field; did you mean taskid?"),
+        "{said:?}"
+    );
+    let some = Work::new(&[line("task_id", "a"), line("id", "b"), line("other", "c")]);
+    let said = warnings(&some, "out.jsonl", &["--id-field", "task_id"]);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains("2 of 3 lines, from line 2 on, have no field task_id of --id-field"), "{said:?}");
+    assert_eq!(some.by_id("out.jsonl").into_keys().collect::<Vec<_>>(), ["a", "b", "line-3"]);
+    let all = Work::new(&[line("task_id", "a"), line("task_id", "b")]);
+    assert_eq!(warnings(&all, "out.jsonl", &["--id-field", "task_id"]), [""; 0]);
 }
 
 #[test]

@@ -67,6 +67,8 @@ fn another_run_is_refused_and_changes_nothing() {
     assert_eq!(files(), before);
     std::fs::write(work.path("in.jsonl"), "{\"prompt\":\"x\"}\n").unwrap();
     refused(&["--seed", "1"], "begun with the input ");
+    refused(&["--seed", "1"], "; run again with a new output file, or with ");
+    refused(&["--seed", "1"], "in.jsonl as it was");
 }
 
 #[test]
@@ -261,7 +263,11 @@ fn an_input_that_changes_while_it_is_read_costs_no_line() {
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     let last = stderr.lines().last().unwrap();
     assert!(last.contains("in.jsonl changed while it was read: ") && last.contains(" 100000 now"), "{stderr}");
-    assert!(last.ends_with("run again with a new output file") && !stderr.contains("the same command"), "{stderr}");
+    assert!(
+        last.contains("; run again with a new output file, or with ") && last.ends_with("in.jsonl as it was"),
+        "{last}"
+    );
+    assert!(!stderr.contains("the same command"), "{stderr}");
     assert!(!stderr.contains("failed") && !work.path("out.errors.jsonl").exists(), "{stderr}");
     assert!(work.by_id("out.jsonl").len() < 1000);
 }
