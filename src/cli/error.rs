@@ -116,7 +116,13 @@ impl CliError {
             CliError::StdoutClosed => 0,
             CliError::At { source, .. } => source.code(),
             CliError::Stopped { signal, .. } => signal.exit_code(),
-            CliError::Write { source, .. } if is_bad_path(source) => 2,
+            CliError::Write { source, .. }
+            | CliError::Report(ReportError::Write { source, .. })
+            | CliError::Synthetic(SyntheticError::Write { source, .. })
+                if is_bad_path(source) =>
+            {
+                2
+            }
             CliError::Failure(_) | CliError::Stdout(_) | CliError::Write { .. } | CliError::Failed(_) => 1,
             CliError::Report(ReportError::Write { .. }) => 1,
             CliError::Checkpoint(CheckpointError::NotRemoved { .. }) => 1,
@@ -165,6 +171,7 @@ fn is_bad_path(source: &std::io::Error) -> bool {
         source.kind(),
         ErrorKind::NotFound
             | ErrorKind::PermissionDenied
+            | ErrorKind::AlreadyExists
             | ErrorKind::NotADirectory
             | ErrorKind::IsADirectory
             | ErrorKind::ReadOnlyFilesystem
@@ -235,6 +242,8 @@ mod tests {
         assert!(denied.line().unwrap().ends_with("; give a path that can be written to"));
         let full = write("out.jsonl", ErrorKind::StorageFull);
         assert_eq!((full.code(), full.line().unwrap().contains(';')), (1, false));
+        let report = |kind: ErrorKind| CliError::from(ReportError::Write { file: "a".into(), source: kind.into() });
+        assert_eq!((report(ErrorKind::NotFound).code(), report(ErrorKind::StorageFull).code()), (2, 1));
     }
 
     #[test]
