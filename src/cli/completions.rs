@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, CommandFactory};
+use clap::Args;
 use clap_complete::Shell;
 use clap_mangen::Man as Page;
 
-use super::Cli;
 use super::error::CliError;
 use super::output::Output;
+use super::parser;
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
@@ -28,7 +28,7 @@ pub struct Completions {
 impl Completions {
     pub fn run(self, out: &mut Output) -> Result<(), CliError> {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "rigel", &mut script);
+        clap_complete::generate(self.shell, &mut parser(), "rigel", &mut script);
         out.text(&String::from_utf8_lossy(&script))
     }
 }
@@ -55,7 +55,7 @@ pub struct Man {
 
 impl Man {
     pub fn run(self, out: &mut Output) -> Result<(), CliError> {
-        let mut root = Cli::command();
+        let mut root = parser();
         root.build();
         if let Some(folder) = &self.out {
             std::fs::create_dir_all(folder).map_err(|source| CliError::Write { path: folder.clone(), source })?;
@@ -89,5 +89,41 @@ fn page(command: &clap::Command) -> String {
     let mut roff = Vec::new();
     // Writing into memory does not fail.
     let _ = Page::new(command.clone()).title(file_name(command)).render(&mut roff);
-    String::from_utf8_lossy(&roff).into_owned()
+    line_by_line(&String::from_utf8_lossy(&roff))
+}
+
+/// The page, whose examples and tables keep their lines: roff would fill them like prose.
+fn line_by_line(page: &str) -> String {
+    let mut is_table = false;
+    let mut lines = Vec::new();
+    for line in page.lines() {
+        if line.starts_with(".SH") {
+            if is_table {
+                lines.push(".fi");
+            }
+            is_table = line == ".SH EXTRA";
+            lines.push(line);
+            if is_table {
+                lines.push(".nf");
+            }
+        } else {
+            lines.push(line);
+        }
+    }
+    if is_table {
+        lines.push(".fi");
+    }
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn examples_keep_their_lines() {
+        let page = line_by_line(".SH NAME\na\n.SH EXTRA\nExamples:\n  b\n.SH VERSION\nc\n");
+        assert_eq!(page, ".SH NAME\na\n.SH EXTRA\n.nf\nExamples:\n  b\n.fi\n.SH VERSION\nc\n");
+        assert_eq!(line_by_line(".SH EXTRA\na\n"), ".SH EXTRA\n.nf\na\n.fi\n");
+    }
 }

@@ -13,7 +13,7 @@ use rigel::sampling::InvalidParam;
 use rigel::text::TextError;
 
 use super::option_names;
-
+use super::running;
 use super::signals::Signal;
 
 /// Why a command ended early.
@@ -161,6 +161,19 @@ impl CliError {
             cause = error.source();
         }
         Some(option_names::of_settings(&without_numbers(&one_line(&line))))
+    }
+
+    /// [`CliError::line`] as a command ends with it: it names the variables of the environment that set the options at fault.
+    pub fn line_with_origins(&self) -> Option<String> {
+        let line = self.line()?;
+        let origins = match self {
+            // These may be about the model, by whatever name it has.
+            CliError::Usage(_) | CliError::Checkpoint(_) | CliError::Text(_) | CliError::Engine(_) => {
+                running::origins_and_model(&line)
+            }
+            _ => running::origins(&line),
+        };
+        Some(line + &origins)
     }
 }
 

@@ -10,6 +10,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::option_names;
+use super::running;
 
 /// Sends log lines to stderr from here on. `verbose` is how often `--verbose` was given; `RUST_LOG` wins over it.
 pub fn init(verbose: u8) {
@@ -45,8 +46,9 @@ where
         }
         let mut message = String::new();
         context.format_fields(Writer::new(&mut message), event)?;
-        writer.write_str(&option_names::of_settings(&message))?;
-        writeln!(writer)
+        let message = option_names::of_settings(&message);
+        let origins = if level <= Level::WARN { running::origins(&message) } else { String::new() };
+        writeln!(writer, "{message}{origins}")
     }
 }
 

@@ -15,6 +15,8 @@
 //! | `nearest` `missing_prompt` | fields that were probably meant |
 //! | `completion` | one request to text or to a JSON object |
 //! | `output` | stdout |
+//! | `environment` `value_names` | what the parser has besides: variables of the environment, what a value's name says |
+//! | `running` | the command that runs: its options, and where their values come from |
 //! | `error`, `usage`, `option_names`, `log`, `bars`, `load_bar` | stderr |
 //! | `version` | what this binary is |
 //! | `signals` | Ctrl-C, SIGTERM, SIGHUP |
@@ -29,6 +31,7 @@ mod completion;
 mod completions;
 mod detokenize;
 mod doctor;
+mod environment;
 mod error;
 mod generate;
 mod idle;
@@ -58,12 +61,14 @@ mod pull;
 mod pull_progress;
 mod remove;
 mod respond;
+mod running;
 mod sampling_args;
 mod score;
 mod signals;
 mod synth;
 mod tokenize;
 mod usage;
+mod value_names;
 mod version;
 
 use std::ffi::OsString;
@@ -116,7 +121,8 @@ Environment:
   RIGEL_MODEL, RIGEL_DEVICE, RIGEL_DTYPE, RIGEL_THREADS, RIGEL_CONTEXT,
   RIGEL_PREFILL_CHUNK, RIGEL_MEMORY, RIGEL_NO_MMAP, RIGEL_MLOCK,
   RIGEL_SPECULATION, RIGEL_BATCH_INVARIANT
-                 The option of that name, where it is not given
+                 The option of that name, where it is not given; an empty
+                 variable counts as unset. `rigel doctor` checks them
   RIGEL_CPU_ISA  Instruction set of the CPU backend: portable, avx2, avx512
                  [default: the best]
   RIGEL_CUDA_…   Switches of the GPU backend: `rigel doctor` lists them
@@ -181,41 +187,53 @@ impl Command {
     }
 }
 
+/// The parser of the command line.
+fn parser() -> clap::Command {
+    value_names::apply(environment::without_empty(Cli::command()))
+}
+
+/// The command line, whose first word is the program's name: what it asks for, and the parser with what it found.
+fn parse<T: Into<OsString> + Clone>(
+    words: impl IntoIterator<Item = T>,
+) -> Result<(Cli, clap::Command, clap::ArgMatches), clap::Error> {
+    let mut parser = once::keep_inputs(parser());
+    let matches = parser.try_get_matches_from_mut(words)?;
+    once::check(&mut parser, &matches)?;
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut parser))?;
+    Ok((cli, parser, matches))
+}
+
 /// Runs the command that the process was started with. Exit codes: 0, 1 for what fails while running, 2 for bad
 /// input; 128 and the signal's number where a signal ended it: Ctrl-C, SIGTERM, SIGHUP, or SIGBUS for a weight file that
 /// is gone.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let cli = match parse(std::env::args_os()) {
-        Ok(cli) => cli,
-        Err(error) => {
-            let mut root = Cli::command();
-            // Gives every command its whole name.
-            root.build();
-            return usage::report(&error, &root, &arguments);
+        Ok((cli, parser, matches)) => {
+            // `rigel doctor` speaks of the options of all commands.
+            if !matches!(cli.command, Command::Doctor(_)) {
+                running::set(&parser, &matches);
+            }
+            cli
         }
+        Err(error) => return usage::report(&error, &arguments),
     };
     log::init(cli.verbose);
-    rigel::checkpoint::name_files_on_sigbus("run the command again, with --no-mmap if the file may change again");
+    rigel::checkpoint::name_files_on_sigbus(match running::has("no-mmap") {
+        true => "run the command again, with --no-mmap if the file may change again",
+        false => "run the command again",
+    });
     let mut out = Output::stdout();
     let result = cli.command.run(&mut out).and_then(|()| out.flush());
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            if let Some(line) = error.line() {
+            if let Some(line) = error.line_with_origins() {
                 out.note(&format!("error: {line}"));
             }
             error.exit_code()
         }
     }
-}
-
-/// The command line, whose first word is the program's name.
-fn parse<T: Into<OsString> + Clone>(words: impl IntoIterator<Item = T>) -> Result<Cli, clap::Error> {
-    let mut command = once::keep_inputs(Cli::command());
-    let mut matches = command.try_get_matches_from_mut(words)?;
-    once::check(&mut command, &matches)?;
-    Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
 }
 
 #[cfg(test)]
@@ -224,24 +242,19 @@ mod tests {
 
     #[test]
     fn the_parser_is_consistent() {
-        Cli::command().debug_assert();
-        once::keep_inputs(Cli::command()).debug_assert();
+        parser().debug_assert();
+        once::keep_inputs(parser()).debug_assert();
     }
 
     /// Every option that has a variable is in the list that `rigel --help` ends with.
     #[test]
     fn variables_are_listed() {
-        let mut commands = vec![Cli::command()];
-        let mut found = 0;
-        while let Some(command) = commands.pop() {
-            for variable in command.get_arguments().filter_map(|argument| argument.get_env()) {
-                let variable = variable.to_string_lossy();
-                assert!(ENVIRONMENT.contains(variable.as_ref()), "{variable}");
-                found += 1;
-            }
-            commands.extend(command.get_subcommands().cloned());
+        let arguments = environment::arguments(&parser());
+        for variable in arguments.iter().filter_map(|argument| argument.get_env()) {
+            let variable = variable.to_string_lossy();
+            assert!(ENVIRONMENT.contains(variable.as_ref()), "{variable}");
         }
-        assert!(found > 20, "{found}");
+        assert!(arguments.len() >= 11, "{arguments:?}");
     }
 
     #[test]
@@ -249,7 +262,7 @@ mod tests {
         let parse = |arguments: &[&str]| parse([&["rigel", "generate", "x"], arguments].concat());
         assert!(parse(&["--seed", "1", "--seed", "2", "--json", "--json"]).is_ok());
         // These collect.
-        let Ok(Cli { command: Command::Generate(_), .. }) = parse(&["--stop", "a", "--stop", "b"]) else { panic!() };
+        let Ok((Cli { command: Command::Generate(_), .. }, ..)) = parse(&["--stop", "a", "--stop", "b"]) else { panic!() };
     }
 
     #[test]

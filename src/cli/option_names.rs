@@ -4,27 +4,32 @@ use std::borrow::Cow;
 
 use rigel::engine::{MOST_LOGPROBS, RequestError};
 
-/// How the library's messages name a setting of the engine, and the option that makes it.
-const SETTINGS: [(&str, &str); 9] = [
-    ("the device cpu", "--device cpu"),
-    ("the device cuda", "--device cuda"),
-    ("device cuda: ", "--device cuda: "),
-    ("the dtype bf16", "--dtype bf16"),
-    ("the dtype f16", "--dtype f16"),
-    ("a lower context ", "a lower --context "),
-    ("a lower prefill chunk", "a lower --prefill-chunk"),
-    ("more memory for the engine", "more --memory"),
-    ("read the weights into memory instead", "read the weights into memory instead with --no-mmap"),
+use super::running;
+
+/// The option, how the library's messages name its setting, and how the command line says the same.
+const SETTINGS: [(&str, &str, &str); 10] = [
+    ("device", "the device cpu", "--device cpu"),
+    ("device", "the device cuda", "--device cuda"),
+    ("device", "device cuda: ", "--device cuda: "),
+    ("dtype", "the dtype bf16", "--dtype bf16"),
+    ("dtype", "the dtype f16", "--dtype f16"),
+    ("dtype", "leave the dtype at auto", "leave --dtype at auto"),
+    ("context", "a lower context ", "a lower --context "),
+    ("prefill-chunk", "a lower prefill chunk", "a lower --prefill-chunk"),
+    ("memory", "more memory for the engine", "more --memory"),
+    ("no-mmap", "read the weights into memory instead", "read the weights into memory instead with --no-mmap"),
 ];
 
 /// The library names Hugging Face's command where a model has to be downloaded; the command of its own that takes the
 /// same arguments needs the feature `hub`.
 const DOWNLOAD: (&str, &str) = ("`hf download ", if cfg!(feature = "hub") { "`rigel pull " } else { "`hf download " });
 
-/// A message of the library with its settings under the names of their options, and its commands under those of this
-/// program.
+/// A message of the library with its settings under the names of their options, where the command that runs has them, and
+/// its commands under those of this program.
 pub fn of_settings(message: &str) -> String {
-    let renamed = SETTINGS.iter().chain([&DOWNLOAD]).fold(Cow::Borrowed(message), |message, (setting, option)| {
+    let settings =
+        SETTINGS.iter().filter(|(name, ..)| running::has(name)).map(|&(_, setting, option)| (setting, option));
+    let renamed = settings.chain([DOWNLOAD]).fold(Cow::Borrowed(message), |message, (setting, option)| {
         // An option that is there already stays: `--device cuda: …` is no setting.
         if message.contains(option) { message } else { message.replace(setting, option).into() }
     });

@@ -76,3 +76,13 @@ starcoder2-15b  attention_decode  batch 64, context 4096
     assert_eq!(text, expected);
     refused(&["bench", "kernels", "gemn"], "no kernel is called \"gemn\"; did you mean gemm or gemv?");
 }
+
+#[cfg(feature = "cuda")]
+#[test]
+fn no_message_names_an_option_that_the_command_lacks() {
+    use crate::cuda::{NO_GPU, rigel_on};
+    for command in [&["bench", "kernels", "gemv"][..], &["profile", "--events"]] {
+        let line = rigel_on(&[NO_GPU], command);
+        assert!(line.error(2).starts_with("device cuda: ") && !line.stderr.contains("--device"), "{line:?}");
+    }
+}

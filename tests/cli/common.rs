@@ -1,5 +1,6 @@
 //! Running `rigel`, and copies of nano to break.
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -84,9 +85,14 @@ pub fn rigel_stdin(args: &[&str], stdin: impl AsRef<[u8]>) -> Run {
 }
 
 /// The same in an environment with one more variable.
-pub fn rigel_env(args: &[&str], name: &str, value: &Path) -> Run {
+pub fn rigel_env(args: &[&str], name: &'static str, value: impl AsRef<OsStr>) -> Run {
+    rigel_envs(args, [(name, value)])
+}
+
+/// The same with several more.
+pub fn rigel_envs<V: AsRef<OsStr>>(args: &[&str], variables: impl IntoIterator<Item = (&'static str, V)>) -> Run {
     let mut command = command(args);
-    command.env(name, value);
+    command.envs(variables);
     finish(command, None)
 }
 

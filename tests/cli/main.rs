@@ -7,10 +7,12 @@ mod bench;
 mod chat;
 mod checkpoints;
 mod common;
+mod completions;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "cuda")]
 mod doctor;
+mod environment;
 mod generate;
 mod help;
 #[cfg(feature = "hub")]
