@@ -13,31 +13,34 @@ use super::load_bar::LoadBar;
 use super::model_source;
 use super::numbers::{bytes, count};
 
+/// The variable that stands for `--model`.
+pub const MODEL_VARIABLE: &str = "RIGEL_MODEL";
+
 /// `--model`, for commands that read files only.
 #[derive(Debug, Args)]
 pub struct ModelArg {
     /// Checkpoint directory, or hub id (ORG/NAME, ORG/NAME@REVISION) that `rigel pull` fetched [default: the bundled nano]
-    #[arg(long, short, env = "RIGEL_MODEL", hide_env = true, value_name = "DIR|ID", help_heading = "Model")]
+    #[arg(long, short, env = MODEL_VARIABLE, hide_env = true, value_name = "DIR|ID", help_heading = "Model")]
     model: Option<String>,
 }
 
 impl ModelArg {
     /// Finds the model's files.
     pub fn source(&self) -> Result<ModelSource, CliError> {
-        self.named().map_or_else(default_model, model_source::with_weights)
+        logged(self.named().map_or_else(default_model, model_source::with_weights)?)
     }
 
     /// The same for a command that has `--dummy-weights`.
     pub fn source_or_dummy(&self) -> Result<ModelSource, CliError> {
-        self.named().map_or_else(default_model, model_source::with_weights_or_dummy)
+        logged(self.named().map_or_else(default_model, model_source::with_weights_or_dummy)?)
     }
 
     /// The same where the shapes are enough: 3b, 7b, 15b or a config.json.
     pub fn shape_or_source(&self) -> Result<ModelSource, CliError> {
-        match self.named() {
-            None => default_model(),
-            Some(name) => Ok(ModelSource::resolve_shape(name)?),
-        }
+        logged(match self.named() {
+            None => default_model()?,
+            Some(name) => ModelSource::resolve_shape(name)?,
+        })
     }
 
     /// What the model is called where nothing else is known of it.
@@ -45,9 +48,9 @@ impl ModelArg {
         self.named().unwrap_or("nano").to_owned()
     }
 
-    /// The model asked for. A variable that is set to nothing asks for none.
-    fn named(&self) -> Option<&str> {
-        self.model.as_deref().filter(|model| !model.is_empty())
+    /// The model asked for.
+    pub fn named(&self) -> Option<&str> {
+        self.model.as_deref()
     }
 
     /// The model's tokenizer; reads no weights.
@@ -64,12 +67,18 @@ impl ModelArg {
 ///
 /// # Errors
 /// [`CliError::Usage`] in a program without the bundled model.
-pub fn default_model() -> Result<ModelSource, CliError> {
+fn default_model() -> Result<ModelSource, CliError> {
     if cfg!(feature = "nano") {
         return Ok(ModelSource::nano());
     }
     let missing = "no model: this program was built without the bundled one (cargo feature nano); give --model DIR|ID";
     Err(CliError::Usage(missing.to_owned()))
+}
+
+/// Says which files a name came to.
+fn logged(source: ModelSource) -> Result<ModelSource, CliError> {
+    tracing::info!("model: {}", source.describe("config.json"));
+    Ok(source)
 }
 
 fn no_tokenizer(source: &ModelSource) -> CliError {
@@ -81,25 +90,29 @@ fn flag() -> clap::builder::FalseyValueParser {
     clap::builder::FalseyValueParser::new()
 }
 
-/// `--model` and what it takes to run it.
+/// `--device`.
 #[derive(Debug, Args)]
-pub struct ModelArgs {
-    #[command(flatten)]
-    pub model: ModelArg,
+pub struct DeviceOption {
     /// Where the model runs; auto takes the GPU where there is one, else the CPU
     #[arg(long, env = "RIGEL_DEVICE", hide_env = true, value_enum, default_value_t, help_heading = "Model")]
-    device: DeviceArg,
+    pub device: DeviceArg,
+}
+
+/// `--dtype`.
+#[derive(Debug, Args)]
+pub struct DtypeOption {
     /// Dtype of the weights on a GPU; auto keeps f16 and makes bf16 of all else. The CPU uses them as stored
     #[arg(long, env = "RIGEL_DTYPE", hide_env = true, value_enum, default_value_t, help_heading = "Model")]
-    dtype: DtypeArg,
-    /// Threads of the CPU backend, at most one for each core that the process may use [default: as many]
-    #[arg(long, env = "RIGEL_THREADS", hide_env = true, value_parser = count::<NonZeroUsize>)]
-    #[arg(value_name = "N", help_heading = "Model", allow_negative_numbers = true)]
-    threads: Option<NonZeroUsize>,
+    pub dtype: DtypeArg,
+}
+
+/// How much room a model gets.
+#[derive(Debug, Args)]
+pub struct SizeOptions {
     /// Positions to make room for, prompt and completion together [default: the model's]
     #[arg(long, short, aliases = ["ctx-size", "n-ctx", "max-model-len"], env = "RIGEL_CONTEXT", hide_env = true)]
     #[arg(value_name = "TOKENS", value_parser = count::<NonZeroU32>, help_heading = "Model", allow_negative_numbers = true)]
-    context: Option<NonZeroU32>,
+    pub context: Option<NonZeroU32>,
     /// The most prompt tokens computed in one step [default: 256 on the CPU, 2048 on a GPU]
     #[arg(long, aliases = ["max-num-batched-tokens", "ubatch-size"], env = "RIGEL_PREFILL_CHUNK", hide_env = true)]
     #[arg(value_name = "TOKENS", value_parser = count::<NonZeroU32>, help_heading = "Model", allow_negative_numbers = true)]
@@ -108,7 +121,54 @@ pub struct ModelArgs {
     /// free on a GPU, on the CPU half of what the machine and the container leave]
     #[arg(long, env = "RIGEL_MEMORY", hide_env = true, value_name = "SIZE", value_parser = bytes)]
     #[arg(help_heading = "Model", allow_negative_numbers = true)]
-    memory: Option<NonZeroU64>,
+    pub memory: Option<NonZeroU64>,
+}
+
+impl SizeOptions {
+    /// The builder, told of them.
+    pub fn apply(&self, mut builder: EngineBuilder) -> EngineBuilder {
+        if let Some(context) = self.context {
+            builder = builder.context(context);
+        }
+        if let Some(rows) = self.prefill_chunk {
+            builder = builder.prefill_chunk(rows);
+        }
+        if let Some(bytes) = self.memory {
+            builder = builder.memory(bytes);
+        }
+        builder
+    }
+}
+
+/// `--batch-invariant`.
+#[derive(Debug, Args)]
+pub struct ArithmeticOption {
+    /// On a GPU, give a request the same log-probabilities, bit for bit, in any company, at some cost. The CPU always does
+    #[arg(long, env = "RIGEL_BATCH_INVARIANT", hide_env = true, value_parser = flag(), help_heading = "Model")]
+    batch_invariant: bool,
+}
+
+impl ArithmeticOption {
+    pub fn arithmetic(&self) -> Arithmetic {
+        if self.batch_invariant { Arithmetic::BatchInvariant } else { Arithmetic::Fastest }
+    }
+}
+
+/// `--model` and what it takes to run it.
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    #[command(flatten)]
+    pub model: ModelArg,
+    #[command(flatten)]
+    device: DeviceOption,
+    #[command(flatten)]
+    dtype: DtypeOption,
+    /// Threads of the CPU backend, at most one for each core that the process may use [default: as many]
+    #[arg(long, env = "RIGEL_THREADS", hide_env = true, value_parser = count::<NonZeroUsize>)]
+    #[arg(value_name = "N", help_heading = "Model", allow_negative_numbers = true)]
+    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    size: SizeOptions,
     /// Read the weight files into memory at the start instead of mapping them: for files on a network, or that may change
     /// or vanish meanwhile. On a GPU the memory is given back once the weights are there
     #[arg(long, env = "RIGEL_NO_MMAP", hide_env = true, value_parser = flag(), help_heading = "Model")]
@@ -120,9 +180,8 @@ pub struct ModelArgs {
     /// Draft tokens that came after the same ones before; auto does on the CPU. The text is the same either way
     #[arg(long, env = "RIGEL_SPECULATION", hide_env = true, value_enum, default_value_t, help_heading = "Model")]
     speculation: SpeculationArg,
-    /// On a GPU, give a request the same log-probabilities, bit for bit, in any company, at some cost. The CPU always does
-    #[arg(long, env = "RIGEL_BATCH_INVARIANT", hide_env = true, value_parser = flag(), help_heading = "Model")]
-    batch_invariant: bool,
+    #[command(flatten)]
+    arithmetic: ArithmeticOption,
 }
 
 /// How many requests a command has computed at a time.
@@ -182,7 +241,7 @@ impl From<DeviceArg> for Device {
 impl ModelArgs {
     /// `--context`.
     pub fn context(&self) -> Option<u32> {
-        self.context.map(NonZeroU32::get)
+        self.size.context.map(NonZeroU32::get)
     }
 
     /// Loads the model and starts the engine.
@@ -198,8 +257,8 @@ impl ModelArgs {
             SpeculationArg::Off => Speculation::Off,
         };
         let mut builder = Engine::builder()
-            .device(self.device.into())
-            .dtype(self.dtype.into())
+            .device(self.device.device.into())
+            .dtype(self.dtype.dtype.into())
             .arithmetic(self.arithmetic())
             .speculation(speculation);
         match load {
@@ -213,30 +272,21 @@ impl ModelArgs {
         if self.mlock {
             builder = builder.mlock();
         }
-        if let Some(bytes) = self.memory {
-            builder = builder.memory(bytes);
-        }
         if let Some(threads) = self.threads {
             builder = builder.threads(threads);
         }
-        if let Some(context) = self.context {
-            builder = builder.context(context);
-        }
-        if let Some(rows) = self.prefill_chunk {
-            builder = builder.prefill_chunk(rows);
-        }
-        builder
+        self.size.apply(builder)
     }
 
     /// `--device`.
     #[cfg(feature = "cuda")]
     pub fn device(&self) -> Device {
-        self.device.into()
+        self.device.device.into()
     }
 
     /// `--batch-invariant`.
     pub fn arithmetic(&self) -> Arithmetic {
-        if self.batch_invariant { Arithmetic::BatchInvariant } else { Arithmetic::Fastest }
+        self.arithmetic.arithmetic()
     }
 
     /// Threads that the CPU backend gets.

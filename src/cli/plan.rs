@@ -1,74 +1,63 @@
 //! `rigel plan`: whether a model fits a GPU, before there is one.
 
+mod help;
 mod record;
 mod text;
 
-use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+use std::num::{NonZeroU64, NonZeroUsize};
 
 use clap::{Args, ValueEnum};
 use rigel::backend::WeightDtype;
 use rigel::backend::cuda::Card;
 use rigel::backend::cuda::model::{MAX_SEQUENCES, MemoryLine};
 use rigel::bench::shapes::Shapes;
-use rigel::checkpoint::{Checkpoint, CheckpointError, Config, ModelSource};
+use rigel::checkpoint::{Checkpoint, CheckpointError, Config};
 use rigel::engine::{Engine, EngineBuilder, GpuPlan};
 use rigel::host::Size;
 use rigel::model::ModelSpec;
 
 use super::error::CliError;
-use super::model_args::{DtypeArg, default_model};
-use super::numbers::{bytes, count};
+use super::model_args::{DtypeOption, ModelArg, SizeOptions};
+use super::numbers::count;
 use super::output::Output;
+use help::{EXAMPLES, JSON_HELP};
 use record::{CardLimit, Line, Record};
 
 /// Sequences of a step of a GPU where nothing is asked for.
 const DEFAULT_SEQUENCES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
-const EXAMPLES: &str = "\
-Examples:
-  rigel plan --model 7b
-  rigel plan --model 15b --memory 80GiB --max-seqs 64 --context 8192
-  rigel plan --model ./starcoder2-7b --gpu rtx4090
-  rigel plan --model config.json --gpu h200 --max-seqs 256 --json";
+/// Here a model's shapes are enough.
+const MODEL_HELP: &str = "3b, 7b, 15b, a config.json, a checkpoint directory, or a hub id that `rigel pull` fetched [default: \
+                          the bundled nano]";
+
+/// Here there is a GPU, and nothing else takes its memory.
+const MEMORY_HELP: &str = "Memory that the model may take, such as 70GiB [default: 90 % of the GPU's]";
 
 /// Say whether a model fits a GPU, and how many sequences
 ///
 /// Needs neither the GPU nor the weights: the same code that loads a model counts, line by line. A sequence counts with its
 /// whole context. Exits with 1 where the model does not start, or where --max-seqs sequences do not fit at once.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(
+    after_help = EXAMPLES,
+    after_long_help = format!("{EXAMPLES}\n\n{JSON_HELP}"),
+    mut_arg("model", |model| model.value_name("NAME|CONFIG|DIR|ID").help(MODEL_HELP)),
+    mut_arg("memory", |memory| memory.help(MEMORY_HELP).help_heading("GPU"))
+)]
 pub struct Plan {
-    /// 3b, 7b, 15b, a config.json, a checkpoint directory, or a hub id that `rigel pull` fetched [default: the bundled nano]
-    #[arg(
-        long,
-        short,
-        env = "RIGEL_MODEL",
-        hide_env = true,
-        value_name = "NAME|CONFIG|DIR|ID",
-        help_heading = "Model"
-    )]
-    model: Option<String>,
-    /// Dtype of the weights; auto keeps f16 and makes bf16 of all else
-    #[arg(long, value_enum, default_value_t, help_heading = "Model")]
-    dtype: DtypeArg,
-    /// Positions of a sequence, prompt and completion together [default: the model's]
-    #[arg(long, short, aliases = ["ctx-size", "n-ctx", "max-model-len"], value_parser = count::<NonZeroU32>)]
-    #[arg(value_name = "TOKENS", help_heading = "Model", allow_negative_numbers = true)]
-    context: Option<NonZeroU32>,
+    #[command(flatten)]
+    model: ModelArg,
+    #[command(flatten)]
+    dtype: DtypeOption,
+    #[command(flatten)]
+    size: SizeOptions,
     /// Sequences that are to fit at once [default: as many as do, up to 256]
     #[arg(long, aliases = ["max-num-seqs", "max-sequences"], value_parser = count::<NonZeroUsize>)]
     #[arg(value_name = "N", help_heading = "Model", allow_negative_numbers = true)]
     max_seqs: Option<NonZeroUsize>,
-    /// The most prompt tokens computed in one step [default: 2048]
-    #[arg(long, value_parser = count::<NonZeroU32>, value_name = "TOKENS", help_heading = "Model")]
-    #[arg(allow_negative_numbers = true)]
-    prefill_chunk: Option<NonZeroU32>,
     /// Which GPU: workspaces depend on its multiprocessors
     #[arg(long, value_enum, default_value_t, help_heading = "GPU")]
     gpu: GpuArg,
-    /// Memory that the model may take, such as 80GiB [default: 90 % of the GPU's]
-    #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = "GPU", allow_negative_numbers = true)]
-    memory: Option<NonZeroU64>,
     /// Print a JSON object
     #[arg(long, help_heading = "Output")]
     json: bool,
@@ -107,19 +96,18 @@ impl Plan {
             return Err(CliError::Usage(message));
         }
         let Network { name, config, spec, stored_bytes } = self.network()?;
-        if let Some(context) = self.context.filter(|context| context.get() as usize > spec.max_positions) {
+        if let Some(context) = self.size.context.filter(|context| context.get() as usize > spec.max_positions) {
             let positions = spec.max_positions;
             tracing::warn!("--context {context}: the model has {positions} positions: planned for as many");
         }
         let gpu = self.gpu.card();
-        let mut builder = Engine::builder();
-        if let Some(context) = self.context {
-            builder = builder.context(context);
+        let there_is = gpu.properties.memory_bytes;
+        if let Some(asked) = self.size.memory.filter(|asked| asked.get() > there_is) {
+            let (asked, there_is, name) = (Size(asked.get()), Size(there_is), &gpu.properties.name);
+            tracing::warn!("--memory {asked}: {name} has {there_is}: planned as if it had as much as was asked for");
         }
-        if let Some(rows) = self.prefill_chunk {
-            builder = builder.prefill_chunk(rows);
-        }
-        let room = self.memory.map_or_else(|| nine_tenths(&gpu), NonZeroU64::get);
+        let builder = self.size.apply(Engine::builder());
+        let room = self.size.memory.map_or_else(|| nine_tenths(&gpu), NonZeroU64::get);
         let plan = planned(self.max_seqs, &builder, &spec, &gpu, room)?;
         let most_sequences = builder.most_sequences(&spec, &gpu.properties, room)?;
         let sequences = NonZeroUsize::new(plan.sequences).unwrap_or(NonZeroUsize::MIN);
@@ -127,7 +115,7 @@ impl Plan {
             true => None,
             false => builder.for_sequences(sequences).longest_context(&spec, &gpu.properties, room)?,
         };
-        let dtype = WeightDtype::from(self.dtype).of_config(&config);
+        let dtype = WeightDtype::from(self.dtype.dtype).of_config(&config);
         let counts = spec.counts();
         let driver = Line { what: "driver, kept free", bytes: plan.driver_bytes };
         let lines = plan.memory.lines.iter().map(|&MemoryLine { what, bytes }| Line { what, bytes });
@@ -140,6 +128,7 @@ impl Plan {
             context: plan.positions,
             prefill_chunk: plan.rows,
             memory_bytes: room,
+            gpu_memory_bytes: there_is,
             lines: lines.chain([driver]).collect(),
             needed_bytes: plan.needed(),
             fits: plan.fits(),
@@ -168,10 +157,7 @@ impl Plan {
     /// What it is called, its configuration, the network, whose head a checkpoint may untie, and the bytes that it takes as
     /// stored.
     fn network(&self) -> Result<Network, CliError> {
-        let source = match self.model.as_deref().filter(|model| !model.is_empty()) {
-            None => default_model()?,
-            Some(model) => ModelSource::resolve_shape(model)?,
-        };
+        let source = self.model.shape_or_source()?;
         match Checkpoint::open(&source) {
             Ok(checkpoint) => {
                 let mut spec = ModelSpec::from_checkpoint(&checkpoint)?;
@@ -230,8 +216,9 @@ fn limits(
             bytes_per_second: card.bytes_per_second,
             tokens_per_second: card.bytes_per_second / read,
             tokens_per_second_at_context: card.bytes_per_second / (read + cache),
-            fits: on_card.sequences_at_once() >= plan.sequences,
-            sequences: on_card.sequences_at_once(),
+            fits: on_card.fits(),
+            starts: on_card.starts(),
+            sequences_at_once: on_card.sequences_at_once(),
             holds_weights: weights(&on_card) <= room,
         })
     };

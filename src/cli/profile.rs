@@ -6,15 +6,16 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::error::CliError;
-use super::model_args::{DtypeArg, ModelArg};
+use super::model_args::{ArithmeticOption, DtypeOption, ModelArg};
 use super::output::Output;
 
 const EXAMPLES: &str = "\
 Examples:
   rigel profile --html profile.html
-  rigel profile --model bigcode/starcoder2-3b --batch 32 --depth 4096 --svg profile.svg
+  rigel profile --model bigcode/starcoder2-3b --batch 32 --svg profile.svg
   rigel profile --dummy-weights 15b --depth 4096 --json profile.json
-  rigel profile --cupti /usr/local/cuda/extras/CUPTI/lib64/libcupti.so.13 --ceilings result.json";
+  rigel profile --cupti /usr/local/cuda/lib64/libcupti.so.13 --svg profile.svg
+  rigel profile --ceilings kernels.json          # as bench kernels wrote them";
 
 /// Show where a step's time on a GPU goes, kernel by kernel
 ///
@@ -30,12 +31,10 @@ pub struct Profile {
     /// Random weights in the shapes of this model, made on the GPU: 3b, 7b, 15b, a config.json or a folder with one
     #[arg(long, value_name = "CONFIG", conflicts_with = "model", help_heading = "Model")]
     dummy_weights: Option<String>,
-    /// Dtype of the weights; auto keeps f16 and makes bf16 of all else
-    #[arg(long, value_enum, default_value_t, help_heading = "Model")]
-    dtype: DtypeArg,
-    /// Give a request the same log-probabilities, bit for bit, in any batch
-    #[arg(long, help_heading = "Model")]
-    batch_invariant: bool,
+    #[command(flatten)]
+    dtype: DtypeOption,
+    #[command(flatten)]
+    arithmetic: ArithmeticOption,
     /// Tokens of the prefill
     #[arg(long, value_name = "N", default_value = "512", help_heading = "Steps")]
     prefill: NonZeroUsize,
@@ -95,7 +94,7 @@ mod gpu {
     use rigel::backend::cuda::model::{CudaBackend, WeightSource};
     use rigel::backend::cuda::trace::{EventTimes, LaunchTimes};
     use rigel::backend::cuda::{CudaError, Device, driver, images};
-    use rigel::backend::{Arithmetic, BackendError, WeightDtype};
+    use rigel::backend::{BackendError, WeightDtype};
     use rigel::bench::kernels::{CeilingSizes, KernelBench, Options};
     use rigel::bench::profile::{Plan, ProfileError, Timeline, html, profile, svg};
     use rigel::bench::report::Ceilings;
@@ -178,7 +177,7 @@ mod gpu {
         fn network(&self) -> Result<Network, CliError> {
             if let Some(config) = &self.dummy_weights {
                 let Shapes { name, spec, .. } = Shapes::resolve(config)?;
-                let dtype = match WeightDtype::from(self.dtype) {
+                let dtype = match WeightDtype::from(self.dtype.dtype) {
                     WeightDtype::F16 => Dtype::F16,
                     WeightDtype::Auto | WeightDtype::Bf16 => Dtype::Bf16,
                 };
@@ -187,7 +186,7 @@ mod gpu {
             let checkpoint = Checkpoint::open(&self.model.source_or_dummy()?)?;
             let mut spec = ModelSpec::from_checkpoint(&checkpoint)?;
             spec.untie_stored_head(&checkpoint);
-            let dtype = WeightDtype::from(self.dtype).resolve_and_log(&checkpoint, &spec);
+            let dtype = WeightDtype::from(self.dtype.dtype).resolve_and_log(&checkpoint, &spec);
             Ok(Network { name: self.model.name(), spec, dtype, checkpoint: Some(checkpoint) })
         }
 
@@ -208,7 +207,7 @@ mod gpu {
                 prefill: self.prefill.get(),
                 batch: self.batch.get(),
                 depth: self.depth,
-                arithmetic: if self.batch_invariant { Arithmetic::BatchInvariant } else { Arithmetic::Fastest },
+                arithmetic: self.arithmetic.arithmetic(),
             }
         }
 

@@ -59,7 +59,67 @@ fn without_a_number_the_answer_is_how_many_fit_and_one_more_does_not() {
     // A card with as much memory holds as many.
     let record = plan(&["--model", "15b", "--gpu", "a100-40gb", "--json"]).ok().json();
     let limit = record["limits"].as_array().unwrap().iter().find(|limit| limit["gpu"] == "a100-40gb").unwrap();
-    assert_eq!((&limit["sequences"], &limit["fits"]), (&record["sequences_at_once"], &true.into()));
+    assert_eq!((&limit["sequences_at_once"], &limit["fits"]), (&record["sequences_at_once"], &true.into()));
+}
+
+#[test]
+fn every_card_has_a_plan_of_its_own() {
+    let limits = |args: &[&str]| {
+        let run = plan(&[&["--model", "15b", "--json"], args].concat());
+        run.json()["limits"].as_array().unwrap().clone()
+    };
+    let asked_of_both = [limits(&[]), limits(&["--gpu", "h200"])];
+    assert_eq!(asked_of_both[0], asked_of_both[1], "whichever GPU is asked for");
+    let of = |limits: &[serde_json::Value], card: &str| {
+        let limit = limits.iter().find(|limit| limit["gpu"] == card).unwrap();
+        (
+            limit["starts"].as_bool().unwrap(),
+            limit["fits"].as_bool().unwrap(),
+            limit["sequences_at_once"].as_u64().unwrap(),
+        )
+    };
+    // As many as fit are planned for; where the weights do not, none starts.
+    let (starts, fits, many) = of(&asked_of_both[0], "h100");
+    assert!(starts && fits && many > 1);
+    assert_eq!(of(&asked_of_both[0], "rtx4090"), (false, false, 0));
+    // A number that is asked for is asked of all.
+    let number = limits(&["--max-seqs", &(many + 1).to_string()]);
+    let (starts, fits, at_once) = of(&number, "h100");
+    assert!(starts && !fits && at_once <= many, "{at_once}");
+    assert_eq!(of(&number, "h200"), (true, true, many + 1));
+}
+
+#[test]
+fn more_memory_than_the_gpu_has_is_warned_of() {
+    let run = plan(&["--model", "15b", "--memory", "200GiB"]).ok();
+    let warning = "warning: --memory 200 GiB: NVIDIA H100 80GB HBM3 has 79.6 GiB: planned as if it had as much as was asked for\n";
+    assert_eq!(run.stderr, warning);
+    for row in ["| asked for ", "| the GPU has "] {
+        assert!(run.text().contains(row), "{row}: {}", run.text());
+    }
+    let record = plan(&["--model", "15b", "--memory", "200GiB", "--json"]).ok().json();
+    assert_eq!(
+        (&record["memory_bytes"], &record["gpu_memory_bytes"]),
+        (&(200u64 << 30).into(), &(81_559u64 << 20).into())
+    );
+    let run = plan(&["--model", "15b", "--memory", "70GiB"]).ok();
+    assert!(
+        run.stderr.is_empty() && run.text().contains("| there is ") && !run.text().contains("asked for"),
+        "{run:?}"
+    );
+}
+
+#[test]
+fn every_field_of_the_object_is_in_the_help() {
+    let help = rigel(&["plan", "--help"]).ok();
+    let (_, fields) = help.text().split_once("JSON object of --json:\n").unwrap();
+    let listed = |field: &str| fields.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').any(|word| word == field);
+    let record = plan(&["--json"]).ok().json();
+    for part in [&record, &record["cpu"], &record["limits"][0], &record["lines"][0]] {
+        for field in part.as_object().unwrap().keys() {
+            assert!(listed(field), "{field} is not in {fields}");
+        }
+    }
 }
 
 #[test]

@@ -9,12 +9,10 @@ use clap::Args;
 use rigel::bench::report::{Report, Row};
 use rigel::bench::start::{Start as Started, add_rows, measure};
 use rigel::bench::table::{Table, digits, percent};
-use rigel::checkpoint::ModelSource;
 use rigel::engine::Engine;
 
 use super::super::error::CliError;
-use super::super::model_args::{DeviceArg, DtypeArg, default_model};
-use super::super::model_source::with_weights;
+use super::super::model_args::{DeviceOption, DtypeOption, ModelArg};
 use super::super::output::Output;
 use super::model_name;
 
@@ -31,15 +29,12 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Start {
-    /// Checkpoint directory, or hub id that `rigel pull` fetched [default: the bundled nano]
-    #[arg(long, short, value_name = "DIR|ID")]
-    model: Option<String>,
-    /// Where the model runs; auto takes the GPU where there is one, else the CPU
-    #[arg(long, value_enum, default_value_t)]
-    device: DeviceArg,
-    /// Dtype of the weights on a GPU
-    #[arg(long, value_enum, default_value_t)]
-    dtype: DtypeArg,
+    #[command(flatten)]
+    model: ModelArg,
+    #[command(flatten)]
+    device: DeviceOption,
+    #[command(flatten)]
+    dtype: DtypeOption,
     /// Tokens of the prompt, computed in chunks of 256 on the CPU and 2048 on a GPU
     #[arg(long, short = 'p', value_name = "TOKENS", default_value = "512", allow_negative_numbers = true)]
     prompt: NonZeroUsize,
@@ -62,26 +57,22 @@ impl Start {
         }
     }
 
-    fn source(&self) -> Result<ModelSource, CliError> {
-        self.model.as_deref().map_or_else(default_model, with_weights)
-    }
-
     /// One start, in this process.
     fn once(self, started: Duration, out: &mut Output) -> Result<(), CliError> {
         let process = now().saturating_sub(started);
-        let builder = Engine::builder().dtype(self.dtype.into()).max_sequences(NonZeroUsize::MIN);
+        let builder = Engine::builder().dtype(self.dtype.dtype.into()).max_sequences(NonZeroUsize::MIN);
         let process_us = process.as_secs_f64() * 1e6;
-        out.json(&measure(self.source()?, self.device.into(), builder, self.prompt.get(), process_us)?)
+        out.json(&measure(self.model.source()?, self.device.device.into(), builder, self.prompt.get(), process_us)?)
     }
 
     /// Every repetition in a process of its own, then the table.
     fn all(self, out: &mut Output) -> Result<(), CliError> {
-        let source = self.source()?;
+        let source = self.model.source()?;
         let starts = (0..self.repetitions.get()).map(|_| self.child()).collect::<Result<Vec<_>, _>>()?;
         // There is at least one repetition.
         let Some(first) = starts.first() else { return Ok(()) };
         let mut report = Report::begin(first.device.clone());
-        add_rows(&mut report, &model_name(self.model.as_deref().unwrap_or("nano")), &starts);
+        add_rows(&mut report, &model_name(&self.model.name()), &starts);
         if let Some(path) = &self.json {
             report.write(path)?;
         }
@@ -99,12 +90,12 @@ impl Start {
         let failed = |what: String| CliError::Failed(format!("a repetition: {what}"));
         let program = std::env::current_exe().map_err(|error| failed(format!("this program's own file: {error}")))?;
         let mut command = Command::new(program);
-        command.args(["bench", "start"]).args(self.model.iter().flat_map(|model| ["--model", model]));
+        command.args(["bench", "start"]).args(self.model.named().into_iter().flat_map(|model| ["--model", model]));
         // They were read from the same words.
         let word = |value: Option<clap::builder::PossibleValue>| value.map(|v| v.get_name().to_owned());
         for (option, value) in [
-            ("--device", word(clap::ValueEnum::to_possible_value(&self.device))),
-            ("--dtype", word(clap::ValueEnum::to_possible_value(&self.dtype))),
+            ("--device", word(clap::ValueEnum::to_possible_value(&self.device.device))),
+            ("--dtype", word(clap::ValueEnum::to_possible_value(&self.dtype.dtype))),
             ("--prompt", Some(self.prompt.to_string())),
         ] {
             command.args(value.iter().flat_map(|value| [option, value.as_str()]));

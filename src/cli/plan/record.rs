@@ -18,8 +18,10 @@ pub(super) struct Record<'a> {
     pub(super) max_seqs_given: bool,
     pub(super) context: usize,
     pub(super) prefill_chunk: usize,
-    /// Bytes that there are.
+    /// Bytes that the model may take.
     pub(super) memory_bytes: u64,
+    /// Bytes that the GPU has.
+    pub(super) gpu_memory_bytes: u64,
     pub(super) lines: Vec<Line>,
     /// All lines, the driver's too.
     pub(super) needed_bytes: u64,
@@ -66,10 +68,12 @@ pub(super) struct CardLimit {
     pub(super) tokens_per_second: f64,
     /// With all keys and values that the context and the window let a token see.
     pub(super) tokens_per_second_at_context: f64,
-    /// Whether as many sequences as are planned for fit 90 % of its memory.
+    /// Whether what is planned for this GPU fits 90 % of its memory: --max-seqs sequences, else one at the least.
     pub(super) fits: bool,
-    /// How many do at once.
-    pub(super) sequences: usize,
+    /// Whether the model runs there, if need be with sequences that wait for each other.
+    pub(super) starts: bool,
+    /// Sequences of the whole context that run there at once.
+    pub(super) sequences_at_once: usize,
     #[serde(skip)]
     pub(super) holds_weights: bool,
 }

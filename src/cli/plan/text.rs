@@ -13,7 +13,13 @@ pub(super) fn text(record: &Record<'_>) -> String {
     let mut row = |what: &str, bytes: u64| table.row([what.to_owned(), grouped(bytes), Size(bytes).to_string()]);
     record.lines.iter().for_each(|Line { what, bytes }| row(what, *bytes));
     row("all", record.needed_bytes);
-    row("there is", record.memory_bytes);
+    match record.memory_bytes > record.gpu_memory_bytes {
+        true => {
+            row("asked for", record.memory_bytes);
+            row("the GPU has", record.gpu_memory_bytes);
+        }
+        false => row("there is", record.memory_bytes),
+    }
     if let Some(left) = record.memory_bytes.checked_sub(record.needed_bytes) {
         row("left", left);
     }
@@ -77,7 +83,7 @@ fn sequences(count: usize, positions: usize) -> String {
 }
 
 fn sequences_on(limit: &CardLimit) -> String {
-    match limit.sequences {
+    match limit.sequences_at_once {
         0 if limit.holds_weights => "no, cache too large".to_owned(),
         0 => "no, weights too large".to_owned(),
         sequences => sequences.to_string(),
