@@ -2,6 +2,7 @@
 
 mod gpu;
 mod text;
+mod variables;
 
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,7 @@ use super::error::CliError;
 use super::output::Output;
 use super::version;
 use gpu::GpuReport;
+use variables::Variable;
 
 const HELP: &str = "\
 Examples:
@@ -30,15 +32,18 @@ JSON object of --json; null where something is not known or not there:
                      models: [{id, bytes}, …]
   kernels            nvcc (its version), targets, names
   driver             release, cuda (the version that it supports), problem
-  gpus               [{ordinal, name, compute_capability, multiprocessors, memory_bytes, free_bytes, problem}, …]
-  switches           [{variable, value, set}, …]
+  gpus               [{ordinal, name, compute_capability, multiprocessors,
+                     memory_bytes, free_bytes, problem}, …]
+  switches           [{variable, value, set}, …]: of the GPU backend
+  environment        [{variable, value, problem}, …]: what is set of the
+                     variables of options and of the hub, whose values are null
   device             where models run: \"gpu 0\" or \"cpu\"
   problems           why the exit code is 1";
 
 /// Check what this binary and this machine can do
 ///
 /// Prints what was compiled in and what was found, and under each thing that is missing what to do about it. Exits with 1
-/// where there is a GPU that cannot be used, or a variable of the environment has a wrong value.
+/// where there is a GPU that cannot be used, or a variable of the environment has a wrong value or names no model.
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub struct Doctor {
@@ -71,6 +76,7 @@ struct Report {
     cache: Option<Cache>,
     #[serde(flatten)]
     gpu: GpuReport,
+    environment: Vec<Variable>,
     device: &'static str,
     problems: Vec<String>,
 }
@@ -113,8 +119,9 @@ struct Model {
 
 impl Report {
     fn gather() -> Report {
-        let (cpu, gpu) = (Cpu::find(), gpu::find());
-        let problems = cpu.problem.iter().chain(&gpu.problems).cloned().collect();
+        let (cpu, gpu, environment) = (Cpu::find(), gpu::find(), variables::find());
+        let of_variables = environment.iter().filter_map(|variable| variable.problem.as_ref());
+        let problems = cpu.problem.iter().chain(&gpu.problems).chain(of_variables).cloned().collect();
         Report {
             version: version::VERSION,
             commit: commit(),
@@ -124,6 +131,7 @@ impl Report {
             cache: cache_directory().map(Cache::of),
             device: if gpu.usable { "gpu 0" } else { "cpu" },
             gpu,
+            environment,
             problems,
         }
     }

@@ -98,13 +98,24 @@ fn the_cpu_s_instruction_set_and_the_cache_s_disk_are_named() {
 #[test]
 fn all_of_it_is_one_json_object() {
     let record = rigel(&["doctor", "--json"]).ok().json();
-    for key in
-        ["version", "commit", "cpu", "memory", "cache", "kernels", "driver", "gpus", "switches", "device", "problems"]
-    {
+    for key in [
+        "version",
+        "commit",
+        "cpu",
+        "memory",
+        "cache",
+        "kernels",
+        "driver",
+        "gpus",
+        "switches",
+        "environment",
+        "device",
+        "problems",
+    ] {
         assert!(record.get(key).is_some(), "no {key} in {record}");
         assert!(rigel(&["doctor", "--help"]).text().contains(&format!("\n  {key}")) || key == "commit", "{key}");
     }
-    assert_eq!(record.as_object().unwrap().len(), 11);
+    assert_eq!(record.as_object().unwrap().len(), 12);
     assert_eq!((&record["version"], &record["problems"]), (&env!("CARGO_PKG_VERSION").into(), &serde_json::json!([])));
     assert!(record["cpu"]["threads"].as_u64().unwrap() > 0);
     assert!(["portable", "avx2", "avx512"].contains(&record["cpu"]["isa"].as_str().unwrap()));
@@ -183,4 +194,52 @@ fn switches_are_shown_as_they_are_set() {
     let both = ["RIGEL_CUDA_PDL=no: expected 1 or 0", "RIGEL_CUDA_GEMM=sm100: expected auto, skinny, sm90 or sm80"];
     assert_eq!(under(&wrong, "switches"), both);
     assert_eq!(problem, format!("gpu 0 cannot be used: {}", both[0]));
+}
+
+#[test]
+fn variables_of_options_are_checked_as_the_options_are() {
+    let with = |json: &[&str], variables: &[(&'static str, &str)]| {
+        crate::common::rigel_envs(&[&["doctor"], json].concat(), variables.iter().copied())
+    };
+    let lines = report(with(&[], &[("RIGEL_THREADS", "2"), ("RIGEL_MODEL", "nano"), ("RIGEL_MLOCK", "1")]));
+    let options = under(&lines, "settings").into_iter().filter(|line| line.starts_with("RIGEL_"));
+    assert_eq!(options.collect::<Vec<_>>(), ["RIGEL_MLOCK=1", "RIGEL_MODEL=nano", "RIGEL_THREADS=2"]);
+
+    for (variable, value, expected) in [
+        ("RIGEL_THREADS", "0", "expected a whole number of at least 1"),
+        ("RIGEL_CONTEXT", "x", "expected a whole number of at least 1, such as 512 or 8k"),
+        ("RIGEL_PREFILL_CHUNK", "-1", "expected a whole number of at least 1, such as 512 or 8k"),
+        ("RIGEL_MEMORY", "lots", "expected a size above 0, such as 20GiB, 1.5g or 800MB"),
+        ("RIGEL_DEVICE", "gpuu", "expected auto, cpu or cuda"),
+        ("RIGEL_DTYPE", "f32", "expected auto, bf16 or f16"),
+        ("RIGEL_SPECULATION", "yes", "expected auto, prompt-lookup or off"),
+        ("RIGEL_MODEL", "/no/such/model", "no such model: \"/no/such/model\"; expected a checkpoint directory"),
+    ] {
+        let (lines, problem) = failed(with(&[], &[(variable, value), ("RIGEL_MLOCK", "1")]));
+        assert!(problem.starts_with(&format!("{variable}={value}: {expected}")), "{problem}");
+        let said = under(&lines, "settings").join("; ");
+        assert!(said.contains(&format!("{variable}={value}: ")) && said.contains("RIGEL_MLOCK=1"), "{said}");
+    }
+    let record = with(&["--json"], &[("RIGEL_DEVICE", "gpuu"), ("RIGEL_THREADS", "0"), ("RIGEL_MEMORY", "")]);
+    let record = record.json();
+    assert_eq!(record["problems"].as_array().unwrap().len(), 2, "all of them: {record}");
+    let variables = record["environment"].as_array().unwrap().iter().map(|set| set["variable"].as_str().unwrap());
+    let options: Vec<&str> = variables.filter(|variable| variable.starts_with("RIGEL_")).collect();
+    assert_eq!(options, ["RIGEL_DEVICE", "RIGEL_THREADS"], "an empty one is unset");
+}
+
+#[cfg(feature = "hub")]
+#[test]
+fn variables_of_the_hub_are_checked_and_their_values_kept() {
+    // Whatever this machine sets.
+    let unset = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN_PATH"].map(|name| (name, ""));
+    let with = |variables: &[(&'static str, &'static str)]| {
+        crate::common::rigel_envs(&["doctor"], unset.iter().chain(variables).copied())
+    };
+    let (lines, problem) = failed(with(&[("HF_ENDPOINT", "my:secret"), ("HF_TOKEN", "hf_secret")]));
+    assert!(problem.starts_with("HF_ENDPOINT is no address of a hub; expected "), "{problem}");
+    let said = under(&lines, "settings").join("\n");
+    assert!(said.starts_with("HF_ENDPOINT is no address of a hub\n") && said.ends_with("HF_TOKEN is set"), "{said}");
+    assert!(!lines.iter().any(|line| line.contains("secret")), "{lines:?}");
+    report(with(&[("HF_ENDPOINT", "https://mirror.example"), ("HF_HUB_OFFLINE", "1")]));
 }

@@ -5,7 +5,7 @@ use rigel::host::{Size, counted};
 
 use super::super::option_names;
 use super::super::version;
-use super::{Cache, Cpu, Memory, Report};
+use super::{Cache, Cpu, Memory, Report, variables};
 
 pub(super) fn lines(report: &Report) -> Vec<String> {
     let mut findings = vec![
@@ -15,6 +15,7 @@ pub(super) fn lines(report: &Report) -> Vec<String> {
         cache(report.cache.as_ref()),
     ];
     findings.extend(report.gpu.findings.iter().cloned());
+    findings.push(variables::finding(&report.environment));
     findings.push(models(report));
     findings.iter().flat_map(Finding::to_lines).collect()
 }
