@@ -34,6 +34,37 @@ fn every_command_has_help_with_examples() {
 }
 
 #[test]
+fn no_help_is_broken_by_a_terminal_s_width() {
+    let mut commands = vec![vec![]];
+    let mut seen = 0;
+    while let Some(command) = commands.pop() {
+        for flag in ["-h", "--help"] {
+            let arguments = [&command[..], &[flag.to_owned()]].concat();
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let [narrow, wide] = ["80", "100"].map(|columns| (columns, help(&arguments, columns)));
+            for (columns, text) in [&narrow, &wide] {
+                let widest = text.lines().map(|line| line.chars().count()).max();
+                assert!(widest <= columns.parse().ok(), "{command:?} {flag}: {widest:?} of {columns} columns");
+            }
+            if narrow.1.contains("Examples:") {
+                assert_eq!(examples(&narrow.1), examples(&wide.1), "{command:?} {flag}");
+            }
+            if flag == "-h" {
+                let subcommands = narrow.1.lines().skip_while(|line| *line != "Commands:").skip(1);
+                let names = subcommands.take_while(|line| !line.is_empty()).filter_map(|line| {
+                    // Below 80 columns a text may go on in the next line, further to the right.
+                    line.strip_prefix("  ").filter(|line| !line.starts_with(' '))?.split(' ').next()
+                });
+                let names = names.filter(|name| *name != "help").map(str::to_owned);
+                commands.extend(names.map(|name| [&command[..], &[name]].concat()));
+            }
+        }
+        seen += 1;
+    }
+    assert!(seen >= 22, "{seen}");
+}
+
+#[test]
 fn the_program_names_its_commands_and_version() {
     let program = help(&["--help"], "80");
     for command in COMMANDS {

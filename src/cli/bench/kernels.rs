@@ -17,13 +17,14 @@ use super::super::output::Output;
 
 const EXAMPLES: &str = "\
 Examples:
-  rigel bench kernels                                # all kernels, StarCoder2-3B, 7B and 15B
+  rigel bench kernels                            # all, at 3B, 7B and 15B
   rigel bench kernels 'gemv mlp_in' --model 15b
   rigel bench kernels gemm --peers python3 --json gemm.json
   rigel bench kernels attention_decode batch=64
   rigel bench kernels --list
 
-Shares are of the limit that the work meets first, by the larger of our ceilings and the peers'.";
+Shares are of the limit that the work meets first, by the larger of our ceilings
+and the peers'.";
 
 /// Time every GPU kernel alone, at the models' shapes
 ///

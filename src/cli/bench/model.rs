@@ -22,14 +22,16 @@ use super::model_name;
 
 const EXAMPLES: &str = "\
 Examples:
-  rigel bench model                                              # nano: pp512, tg128
+  rigel bench model                              # nano: pp512, tg128
   rigel bench model --dummy-weights 15b -p 512,4096 -b 1,8,64,256 -d 0,4096
   rigel bench model --model ./starcoder2-3b -r 10 -o json --json 3b.json
   rigel bench model --dummy-weights ./config.json --memory 40GiB
 
-pp512 is a prompt of 512 tokens, tg128 the generation of 128, one a step; tg128 @ d4096 behind 4096 others. Several
-values of an option are separated by commas; -p 0 and -n 0 leave tests out. With --dummy-weights the weights are random
-numbers in the shapes of a config.json: no checkpoint is needed, and the times are the same.";
+pp512 is a prompt of 512 tokens, tg128 the generation of 128, one a step;
+tg128 @ d4096 behind 4096 others. Several values of an option are separated by
+commas; -p 0 and -n 0 leave tests out. With --dummy-weights the weights are
+random numbers in the shapes of a config.json: no checkpoint is needed, and the
+times are the same.";
 
 /// Measure a model's tokens per second, as llama-bench does
 ///

@@ -10,9 +10,9 @@ use super::super::output::Output;
 
 const EXAMPLES: &str = "\
 Examples:
-  rigel bench report                             # from the newest results in benches/results
+  rigel bench report                             # from the newest results
   rigel bench report benches/results/h200.json
-  rigel bench report --check                     # changes nothing; fails where the page is not what the results say";
+  rigel bench report --check                     # fails where it would change";
 
 /// Write the tables and plots of docs/performance.md
 ///
