@@ -19,6 +19,7 @@ mod queue;
 pub use arithmetic::Arithmetic;
 pub use device_info::DeviceInfo;
 pub use dtype::WeightDtype;
+pub(crate) use dtype::matrix_dtypes;
 pub use progress::{LoadProgress, LoadStage};
 pub use queue::DeviceQueue;
 

@@ -11,7 +11,7 @@ use crate::backend::cpu::{self, CpuBackend, CpuOptions};
 use crate::backend::cuda;
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::model::{CudaOptions, WeightSource};
-use crate::backend::{Backend, LoadProgress, LoadStage, WeightDtype};
+use crate::backend::{Backend, LoadProgress, LoadStage, WeightDtype, matrix_dtypes};
 use crate::checkpoint::{Checkpoint, Config, Dtype, ModelSource, OpenOptions};
 use crate::host::{Size, counted};
 use crate::kv::CacheGeometry;
@@ -60,6 +60,7 @@ impl EngineBuilder {
         let checkpoint = self.open(&source)?;
         let mut spec = ModelSpec::from_checkpoint(&checkpoint)?;
         spec.untie_stored_head(&checkpoint);
+        log_files(&checkpoint, &spec);
         self.warn_of_context(&spec);
         let spec = self.limited(spec);
         let backend = match self.with_kernels(placement, &spec) {
@@ -161,6 +162,7 @@ impl EngineBuilder {
         let threads = self.threads.map(|wanted| cap_threads(wanted, cpu::available_cores()));
         let options = CpuOptions { threads, ..options };
         let pages = CpuBackend::pages_within(&spec, &options, memory, step.least_pages, step.most_pages)?;
+        step.log(&spec, pages);
         if self.options.speculation == Speculation::Auto {
             self.options.speculation = Speculation::PromptLookup;
         }
@@ -186,6 +188,8 @@ impl EngineBuilder {
         let memory = self.memory.map(NonZeroU64::get);
         let pages = cuda::model::pages_within(device, &spec, &options, memory, step.least_pages)?;
         let options = CudaOptions { pages: pages.min(step.most_pages), ..options };
+        tracing::info!("{}: weights in {dtype}", device.properties().name);
+        step.log(&spec, options.pages);
         if self.options.speculation == Speculation::Auto && self.arithmetic == Arithmetic::BatchInvariant {
             self.options.speculation = Speculation::PromptLookup;
         }
@@ -232,7 +236,6 @@ impl EngineBuilder {
 pub(super) struct StepSize {
     page_size: NonZeroU32,
     rows: usize,
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU takes as many as it has rows"))]
     sequences: usize,
     /// What one sequence of the whole context needs.
     pub(super) least_pages: u32,
@@ -240,6 +243,25 @@ pub(super) struct StepSize {
     pub(super) whole_pages: u32,
     /// What as many as there can be in a step need.
     pub(super) most_pages: u32,
+}
+
+impl StepSize {
+    /// Says what a step and the cache hold, for `--verbose`.
+    fn log(&self, spec: &ModelSpec, pages: u32) {
+        let StepSize { page_size, rows, sequences, .. } = self;
+        let (sequences, positions) = (counted(*sequences, "sequence"), spec.max_positions);
+        tracing::info!("a step has at most {sequences} and {}", counted(*rows, "row"));
+        tracing::info!("a sequence has at most {positions} positions; the cache has {pages} pages of {page_size}");
+    }
+}
+
+/// Says what the weights are.
+fn log_files(checkpoint: &Checkpoint, spec: &ModelSpec) {
+    let files = checkpoint.files();
+    let bytes = files.iter().map(|file| file.bytes).sum();
+    let dtypes: Vec<String> = matrix_dtypes(checkpoint, spec).iter().map(Dtype::to_string).collect();
+    let (count, dtypes) = (counted(files.len(), "file"), dtypes.join(" and "));
+    tracing::info!("{}: {} of weights in {count}, stored in {dtypes}", checkpoint.source(), Size(bytes));
 }
 
 /// `wanted` threads, but no more than `cores`.

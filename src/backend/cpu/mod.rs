@@ -46,7 +46,7 @@ pub use kernels::{ISA_VARIABLE, Isa};
 
 use super::{Backend, BackendError, Batch, DeviceInfo, check_page};
 use crate::checkpoint::Checkpoint;
-use crate::host::{AvailableMemory, Size, available_memory};
+use crate::host::{AvailableMemory, Size, available_memory, counted};
 use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
 use crate::sampling::{self, SampleError, SampleRow, Sampled};
@@ -188,7 +188,7 @@ impl CpuBackend {
         let pool = ThreadPool::new(threads)
             .map_err(|error| BackendError::Unavailable(format!("{threads} threads cannot be started: {error}")))?;
         let weights = Weights::new(checkpoint, &spec, kernels)?;
-        tracing::debug!("CPU backend: {} kernels, {threads} threads", isa.name());
+        tracing::info!("CPU backend: {} kernels, {}", isa.name(), counted(threads.get(), "thread"));
         Ok(CpuBackend {
             inv_freq: spec.inv_freq(),
             isa,

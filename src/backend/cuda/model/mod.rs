@@ -169,7 +169,7 @@ impl<T: Element> CudaBackend<T> {
         let plan = MemoryPlan::new(&spec, &Layout::new(&spec), &sizes);
         let (free, _) = device.memory()?;
         plan.check(free)?;
-        tracing::debug!("{}: {plan}", device.properties().name);
+        tracing::info!("{}: {plan}", device.properties().name);
 
         let stream = device.stream()?;
         let geometry = CacheGeometry { page_size: options.page_size.get(), pages: options.pages };
