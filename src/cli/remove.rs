@@ -4,7 +4,7 @@ use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 
 use clap::Args;
 use rigel::checkpoint::hub::{CachedModel, Removal, cache_directory, cached_models};
-use rigel::host::Size;
+use rigel::host::{Size, counted};
 
 use super::error::CliError;
 use super::output::Output;
@@ -39,7 +39,10 @@ impl Remove {
             None => model.removal(),
             Some(revision) => model.removal_of(revision)?.ok_or_else(|| no_revision(&model, revision))?,
         };
-        let what = describe(&self.model, &removal);
+        let what = match revision {
+            None => describe_model(&self.model, &removal),
+            Some(_) => describe_revision(&self.model, &removal),
+        };
         if !self.yes && !ask(&what)? {
             return Err(CliError::Failed("nothing was removed".to_owned()));
         }
@@ -66,13 +69,21 @@ fn no_revision(model: &CachedModel, revision: &str) -> CliError {
     CliError::Usage(format!("the cache has no revision {revision:?} of {}; it has {has}", model.id))
 }
 
-/// `bigcode/starcoder2-3b, 2 revisions, 11.3 GiB`
-fn describe(name: &str, removal: &Removal) -> String {
+/// `bigcode/starcoder2-3b, 2 revisions, 11.3 GiB`, of a whole model. Without a revision there are files of a download that
+/// did not end, or nothing.
+fn describe_model(name: &str, removal: &Removal) -> String {
+    match (removal.commits.len(), removal.bytes) {
+        (0, 0) => format!("{name}, an empty folder: no revision and no file"),
+        (0, bytes) => format!("{name}, {} of a download that did not end", Size(bytes)),
+        (count, bytes) => format!("{name}, {}, {}", counted(count, "revision"), Size(bytes)),
+    }
+}
+
+/// The same of one revision.
+fn describe_revision(name: &str, removal: &Removal) -> String {
     match removal.commits.len() {
-        0 if removal.bytes == 0 => format!("the name {name}; another name has the same files, which stay"),
-        0 => format!("{name}, {}", Size(removal.bytes)),
-        1 => format!("{name}, 1 revision, {}", Size(removal.bytes)),
-        count => format!("{name}, {count} revisions, {}", Size(removal.bytes)),
+        0 => format!("the name {name}; another name has the same files, which stay"),
+        count => format!("{name}, {}, {}", counted(count, "revision"), Size(removal.bytes)),
     }
 }
 

@@ -102,3 +102,17 @@ fn a_model_goes_only_by_consent() {
     assert!(gone.error(2).starts_with("o/m is not in the Hugging Face cache "), "{gone:?}");
     assert!(home.run(&["remove", "nano", "--yes"]).error(2).contains("part of this program"));
 }
+
+#[test]
+fn what_is_removed_of_a_model_without_revisions_is_said() {
+    let home = Home::new();
+    let remove = |id: &str| home.run(&["remove", id, "--yes"]).ok().text().to_owned();
+    let empty = home.cache().join("models--o--empty");
+    std::fs::create_dir_all(&empty).unwrap();
+    assert_eq!(remove("o/empty"), "removed o/empty, an empty folder: no revision and no file\n");
+    let begun = home.cache().join("models--o--begun");
+    std::fs::create_dir_all(begun.join("blobs")).unwrap();
+    std::fs::write(begun.join("blobs/x.incomplete"), [0; 2048]).unwrap();
+    assert_eq!(remove("o/begun"), "removed o/begun, 2.00 KiB of a download that did not end\n");
+    assert!(!empty.exists() && !begun.exists());
+}
