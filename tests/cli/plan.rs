@@ -1,6 +1,6 @@
 //! `rigel plan`.
 
-use crate::common::{Run, nano, rigel};
+use crate::common::{Copy, Run, nano, rigel};
 
 fn plan(args: &[&str]) -> Run {
     rigel(&[&["plan"], args].concat())
@@ -107,6 +107,17 @@ fn more_memory_than_the_gpu_has_is_warned_of() {
         run.stderr.is_empty() && run.text().contains("| there is ") && !run.text().contains("asked for"),
         "{run:?}"
     );
+}
+
+#[test]
+fn no_message_names_an_option_that_plan_lacks() {
+    let copy = Copy::of_nano();
+    copy.edit("config.json", |config| config["num_attention_heads"] = 8.into());
+    let config = copy.path("config.json");
+    let run = plan(&["--model", config.to_str().unwrap()]);
+    let line = run.error(1);
+    assert!(line.starts_with("device cuda: head_dim is 32; the kernels take 64 or 128"), "{line}");
+    assert!(!line.contains("--device"), "{line}");
 }
 
 #[test]

@@ -188,7 +188,8 @@ impl CpuBackend {
         let pool = ThreadPool::new(threads)
             .map_err(|error| BackendError::Unavailable(format!("{threads} threads cannot be started: {error}")))?;
         let weights = Weights::new(checkpoint, &spec, kernels)?;
-        tracing::info!("CPU backend: {} kernels, {}", isa.name(), counted(threads.get(), "thread"));
+        let (counted_threads, memory) = (counted(threads.get(), "thread"), Size(Self::planned_bytes(&spec, &options)));
+        tracing::info!("CPU backend: {} kernels, {counted_threads}, {memory} for cache and activations", isa.name());
         Ok(CpuBackend {
             inv_freq: spec.inv_freq(),
             isa,
