@@ -74,6 +74,7 @@ mod version;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use error::CliError;
@@ -193,11 +194,23 @@ fn parser() -> clap::Command {
 }
 
 /// The command line, whose first word is the program's name: what it asks for, and the parser with what it found.
-fn parse<T: Into<OsString> + Clone>(
+fn parse<T: Into<OsString>>(
     words: impl IntoIterator<Item = T>,
 ) -> Result<(Cli, clap::Command, clap::ArgMatches), clap::Error> {
+    let words: Vec<OsString> = words.into_iter().map(T::into).collect();
     let mut parser = once::keep_inputs(parser());
-    let matches = parser.try_get_matches_from_mut(words)?;
+    let matches = match parser.try_get_matches_from_mut(&words) {
+        // A variable stands back where an option is given that excludes its own.
+        Err(error) if error.kind() == ErrorKind::ArgumentConflict => {
+            let excluded = usage::variables_at_fault(&error, words.get(1..).unwrap_or_default());
+            if excluded.is_empty() {
+                return Err(error);
+            }
+            parser = environment::without(parser, &|variable| excluded.iter().any(|name| name == variable));
+            parser.try_get_matches_from_mut(&words)?
+        }
+        matches => matches?,
+    };
     once::check(&mut parser, &matches)?;
     let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut parser))?;
     Ok((cli, parser, matches))

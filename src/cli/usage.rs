@@ -64,7 +64,7 @@ fn line(error: &clap::Error, arguments: &[OsString]) -> String {
     if let Some(option) = nearest_option(error, command) {
         said.push_str(&format!("; did you mean --{option}?"));
     }
-    said.push_str(&origin(&rendered, command, arguments));
+    said.push_str(&origins(&rendered, command, arguments));
     format!("{said}; see `{} --help`", command.get_bin_name().unwrap_or("rigel"))
 }
 
@@ -169,8 +169,15 @@ fn nearest_option(error: &clap::Error, command: &Command) -> Option<String> {
     names.iter().find(|(name, _)| *name == nearest).map(|(_, long)| (*long).to_owned())
 }
 
-/// That a variable is at fault: without it, clap says something else, or nothing. Empty if none is.
-fn origin(rendered: &str, command: &Command, arguments: &[OsString]) -> String {
+/// The variables that are at fault: without one of them clap says something else, or nothing.
+pub fn variables_at_fault(error: &clap::Error, arguments: &[OsString]) -> Vec<OsString> {
+    let root = parser();
+    let found = at_fault(&usage_line(&error.to_string()), command(&root, arguments), arguments);
+    found.into_iter().filter_map(|argument| argument.get_env()).map(OsString::from).collect()
+}
+
+/// The arguments whose variables are.
+fn at_fault<'a>(rendered: &str, command: &'a Command, arguments: &[OsString]) -> Vec<&'a Arg> {
     let program = OsString::from("rigel");
     let is_at_fault = |argument: &&Arg| {
         let without = environment::without(parser(), &|variable| argument.get_env() == Some(variable));
@@ -180,8 +187,14 @@ fn origin(rendered: &str, command: &Command, arguments: &[OsString]) -> String {
         }
     };
     let set = command.get_arguments().filter(|argument| environment::value(argument).is_some());
-    let at_fault = set.filter(is_at_fault).filter_map(|argument| argument.get_long().zip(argument.get_env()));
-    at_fault.map(|(option, variable)| running::origin(option, &variable.to_string_lossy())).collect()
+    set.filter(is_at_fault).collect()
+}
+
+/// What is said of them; empty if there are none.
+fn origins(rendered: &str, command: &Command, arguments: &[OsString]) -> String {
+    let found = at_fault(rendered, command, arguments).into_iter();
+    let named = found.filter_map(|argument| argument.get_long().zip(argument.get_env()));
+    named.map(|(option, variable)| running::origin(option, &variable.to_string_lossy())).collect()
 }
 
 #[cfg(test)]

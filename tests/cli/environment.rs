@@ -49,8 +49,6 @@ fn a_refused_value_is_said_to_come_from_its_variable() {
         ([("RIGEL_DEVICE", "gpuu")], &GENERATE[..], "--device"),
         ([("RIGEL_THREADS", "0")], &GENERATE, "--threads"),
         ([("RIGEL_CONTEXT", "-1")], &GENERATE, "--context"),
-        // By an option that excludes it.
-        (nowhere, &["bench", "model", "--dummy-weights", "3b"], "--model"),
         // By whoever uses it.
         (nowhere, &GENERATE, "--model"),
         (nowhere, &["inspect"], "--model"),
@@ -67,6 +65,19 @@ fn a_refused_value_is_said_to_come_from_its_variable() {
     assert!(run.stderr.contains(": using as many; --context comes from the environment variable RIGEL_CONTEXT\n"));
     let run = rigel_env(&["generate", "--device", "cpu", "-q", "-n", "1", "x"], "RIGEL_THREADS", "9999").ok();
     assert!(run.stderr.ends_with("; --threads comes from the environment variable RIGEL_THREADS\n"), "{run:?}");
+}
+
+#[test]
+fn a_variable_stands_back_where_an_option_excludes_its_own() {
+    let dummy = ["bench", "model", "--device", "cpu", "--dummy-weights", "8b"];
+    for name in ["RIGEL_MODEL", "RIGEL_CONTEXT"] {
+        // What is left to refuse is the name of the shapes.
+        let run = rigel_env(&dummy, name, "64");
+        assert!(run.error(2).starts_with("no such model: \"8b\""), "{run:?}");
+    }
+    let both = rigel_env(&[&dummy[..], &["--model", "nano"]].concat(), "RIGEL_MODEL", "nano");
+    let said = both.error(2);
+    assert!(said.contains("cannot be used with") && !said.contains("RIGEL_MODEL"), "{said}");
 }
 
 #[test]
