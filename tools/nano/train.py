@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -78,8 +79,11 @@ class Run:
         tokenizer = Tokenizer.from_file(str(args.out / "tokenizer.json"))
         self.rows = data.Rows(data.Documents(corpus, args.seed), tokenizer, ROWS, LENGTH)
         self.step, self.cpu, self.clock, self.average = 0, 0.0, 0.0, None
+        self.reader, block = ThreadPoolExecutor(1), None
         if self.path.exists():
-            self.restore(torch.load(self.path, weights_only=False))
+            block = self.restore(torch.load(self.path, weights_only=False))
+        # The next block is made while this one is learnt.
+        self.block = self.reader.submit(lambda: block or self.rows.next())
 
     def restore(self, state):
         self.model.load_state_dict(state["model"])
@@ -88,11 +92,12 @@ class Run:
         self.rows.restore(state["rows"])
         for name in ("step", "cpu", "clock", "average"):
             setattr(self, name, state[name])
+        return state.get("block")
 
     def save(self, cpu, clock):
         state = {
             "model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
-            "rows": self.rows.state(), "step": self.step, "cpu": cpu, "clock": clock, "average": self.average,
+            "block": self.block.result(), "rows": self.rows.state(), "step": self.step, "cpu": cpu, "clock": clock, "average": self.average,
         }
         torch.save(state, self.path.with_suffix(".part"))
         os.replace(self.path.with_suffix(".part"), self.path)
@@ -101,8 +106,10 @@ class Run:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = share * (MUON_RATE if isinstance(optimizer, Muon) else ADAM_RATE)
+        block = torch.tensor(self.block.result())
+        self.block = self.reader.submit(self.rows.next)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = self.model.loss(torch.tensor(self.rows.next()))
+            loss = self.model.loss(block)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
