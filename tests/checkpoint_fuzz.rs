@@ -237,8 +237,12 @@ fn open_and_judge(root: &std::path::Path, length: usize) -> Result<bool, TestCas
         // The most layers that a config may claim have the names of 160,000 tensors.
         assert!(peak < 96 << 20, "describing {length} bytes took {peak} of memory");
         let description = description?;
-        assert!(description.spec.eos_token_ids.iter().all(|&id| (id as usize) < description.spec.vocab_size));
-        std::hint::black_box((description.to_string(), description.counts(), description.spec.inv_freq()));
+        assert!(description.network.eos_token_ids.iter().all(|&id| (id as usize) < description.network.vocab_size));
+        std::hint::black_box((
+            description.to_string(),
+            description.counts(),
+            description.network.rope.map(|rope| rope.inv_freq(description.network.head_dim)),
+        ));
         Ok(())
     });
     match result {

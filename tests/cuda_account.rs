@@ -170,7 +170,7 @@ fn a_step_costs_what_the_counts_say() {
         let counts = spec.counts();
         for arithmetic in [Arithmetic::Fastest, Arithmetic::BatchInvariant] {
             for start in [0, 1000, 4095, 9000] {
-                let place = format!("{} layers, {arithmetic:?}, position {start}", spec.layers);
+                let place = format!("{} layers, {arithmetic:?}, position {start}", spec.layers.len());
                 let one = decode(&spec, arithmetic, 1, start);
                 assert_eq!(counted_flops(&one, spec.hidden_size), counts.flops_per_token(start.into()), "{place}");
                 let two = decode(&spec, arithmetic, 2, start);
@@ -185,7 +185,7 @@ fn a_step_costs_what_the_counts_say() {
                     launches.iter().filter(weights).map(|launch| launch.work.bytes_read).sum()
                 };
                 // Rotations are one row's for both, as they stand at one position.
-                let rotations = (spec.layers * spec.head_dim * 4) as u64;
+                let rotations = (spec.layers.len() * spec.head_dim * 4) as u64;
                 let weights = 2 * read(&one) - read(&two) - rotations;
                 let hidden = spec.hidden_size as u64;
                 assert_eq!(weights, counts.weight_bytes_per_token(2) - 2 * hidden, "{place}");

@@ -15,7 +15,7 @@ use rigel::backend::{Arithmetic, Backend, BackendError, Batch, DeviceQueue, Sequ
 use rigel::checkpoint::{Config, Dtype};
 use rigel::engine::{self, Engine, Failure, Request};
 use rigel::kv::{BlockTable, PageCache, PageId, PrefixCache};
-use rigel::model::{Activation, ModelSpec};
+use rigel::model::ModelSpec;
 use rigel::sampling::{LogitsContext, LogitsProcessor, SampleError, SampleRow, SamplingParams, TokenHistory};
 use rigel::text::TokenId;
 use rigel_interpreter::{DeviceProfile, Interpreter};
@@ -68,7 +68,7 @@ impl Sequences {
             tokens: lengths.iter().enumerate().map(|(s, len)| (0..*len).map(|i| token(s, i)).collect()).collect(),
             computed: vec![0; lengths.len()],
             tables: lengths.iter().map(|_| BlockTable::new()).collect(),
-            pool: PageCache::new(PAGE_SIZE, PAGES, spec.window, PrefixCache::Off),
+            pool: PageCache::new(PAGE_SIZE, PAGES, spec.window(), PrefixCache::Off),
         }
     }
 
@@ -572,7 +572,7 @@ device_test! {
             for arithmetic in [Arithmetic::Fastest, Arithmetic::BatchInvariant] {
                 let (checkpoint, spec) = common::golden("gqa9");
                 let options = CudaOptions { max_sequences: 64, arithmetic, ..options() };
-                let page = 2 * (spec.layers * 16 * spec.kv_heads * spec.head_dim * 2) as u64;
+                let page = 2 * (spec.layers.len() * 16 * spec.kv_heads * spec.head_dim * 2) as u64;
                 let load = CudaBackend::<bf16>::new(device, &checkpoint, spec.clone(), &options, &mut |_| {});
                 let backend = load.unwrap();
                 let rest = backend.memory_plan().bytes() - u64::from(PAGES) * page + (256 << 20);
@@ -672,8 +672,10 @@ device_test! {
 device_test! {
     fn an_activation_without_kernels_is_refused_by_name() {
         common::on_one_schedule(|bench| {
-            let (checkpoint, spec) = common::golden("gqa9");
-            let spec = ModelSpec { activation: Activation::GeluErf, ..spec };
+            let (checkpoint, _) = common::golden("gqa9");
+            let mut config = checkpoint.config().clone();
+            config.hidden_act = "gelu".to_owned();
+            let spec = ModelSpec::from_config(&config).unwrap();
             let loaded = model::load(bench.device(), &checkpoint, spec, Dtype::Bf16, &options(), &mut |_| {});
             let error = loaded.err().unwrap().to_string();
             assert!(error.contains("hidden_act gelu") && error.contains("use the device cpu"), "{error}");

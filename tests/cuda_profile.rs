@@ -37,7 +37,7 @@ device_test! {
                     let expected: Vec<&str> = own.map(Part::name).chain([COPY]).collect();
                     assert_eq!(parts, expected);
                     let qkv = &timeline.parts()[2];
-                    assert_eq!((qkv.launches, qkv.bytes > 0, qkv.flops > 0), (spec.layers, true, true));
+                    assert_eq!((qkv.launches, qkv.bytes > 0, qkv.flops > 0), (spec.layers.len(), true, true));
                     // One behind the other, without gaps.
                     let ends = timeline.spans.iter().zip(&timeline.spans[1..]);
                     assert!(ends.into_iter().all(|(a, b)| (a.end_us() - b.start_us).abs() < 1e-6));
@@ -84,7 +84,7 @@ device_test! {
             let (found, counts) = play(&[0, 2, 4]);
             assert!(found == expected, "a step that is watched, or was, gives other logits");
             let launches = counts[0];
-            assert!(launches > 6 * spec.layers, "{launches}");
+            assert!(launches > 6 * spec.layers.len(), "{launches}");
             assert_eq!(counts, [launches, 0, launches, 0, launches, 0]);
         });
     }

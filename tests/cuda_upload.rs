@@ -16,7 +16,7 @@ use rigel::backend::cuda::upload::{Ring, Write, fill};
 use rigel::backend::cuda::{CudaError, Device, LinearWeights, RopeTable, Slice, UploadError, Weights};
 use rigel::backend::{BackendError, LoadProgress};
 use rigel::checkpoint::{Checkpoint, CheckpointError, Config, Dtype, ModelSource};
-use rigel::model::{ModelSpec, random_checkpoint};
+use rigel::model::{ModelSpec, Network, random_checkpoint};
 use rigel_interpreter::{DeviceProfile, Interpreter};
 
 /// Pieces of every alignment against rows and tensors: one, a few, very many; more and fewer threads than those.
@@ -124,6 +124,7 @@ impl<T: Half> Expected<T> {
 /// Compares the weights on the device with the checkpoint's, bit for bit.
 fn check<T: Half>(bench: &Bench, weights: &Weights<T>, checkpoint: &Checkpoint, spec: &ModelSpec) {
     let get = |name: &str| elements(checkpoint, name);
+    let network = Network::of(spec);
     let same = |slice: Slice<'_, T>, expected: &Expected<T>, what: &str| {
         let found = bench.download(slice);
         let bits = |elements: &[T]| bytemuck::cast_slice::<T, u16>(elements).to_vec();
@@ -136,15 +137,15 @@ fn check<T: Half>(bench: &Bench, weights: &Weights<T>, checkpoint: &Checkpoint, 
         let expected = Expected::matrix(&get(&weight), rows, columns);
         assert_eq!((found.rows, found.columns), (multiple_of_8(rows), expected.columns));
         same(found.weight, &expected, &weight);
-        assert_eq!(found.bias.is_some(), spec.bias && name.starts_with("model.layers."), "{name}");
+        assert_eq!(found.bias.is_some(), network.bias && name.starts_with("model.layers."), "{name}");
         if let Some(bias) = found.bias {
             vector(bias, &format!("{name}.bias"));
         }
     };
-    let (vocab, hidden, inner) = (spec.vocab_size, spec.hidden_size, spec.intermediate_size);
+    let (vocab, hidden, inner) = (spec.vocab_size, spec.hidden_size, spec.intermediate_size());
     let embedding = Expected::matrix(&get("model.embed_tokens.weight"), vocab, hidden);
     same(weights.embedding(), &embedding, "embedding");
-    assert_eq!(weights.layers().len(), spec.layers);
+    assert_eq!(weights.layers().len(), spec.layers.len());
     for (index, layer) in weights.layers().enumerate() {
         let name = |rest: &str| format!("model.layers.{index}.{rest}");
         vector(layer.attention_norm.weight, &name("input_layernorm.weight"));
@@ -152,7 +153,7 @@ fn check<T: Half>(bench: &Bench, weights: &Weights<T>, checkpoint: &Checkpoint, 
         let three = |what: &str| ["q", "k", "v"].map(|x| get(&name(&format!("self_attn.{x}_proj.{what}"))));
         same(layer.qkv.weight, &Expected::qkv(spec, three("weight"), hidden), "qkv weight");
         assert_eq!(layer.qkv.rows, (spec.heads + 2 * spec.kv_heads) * spec.head_dim);
-        assert_eq!(layer.qkv.bias.is_some(), spec.bias);
+        assert_eq!(layer.qkv.bias.is_some(), network.bias);
         if let Some(bias) = layer.qkv.bias {
             let column = Expected::<T>::qkv(spec, three("bias"), 1);
             let elements = column.elements.chunks(column.columns).map(|row| row[0]).collect();
@@ -161,12 +162,12 @@ fn check<T: Half>(bench: &Bench, weights: &Weights<T>, checkpoint: &Checkpoint, 
         linear(layer.attention_out, &name("self_attn.o_proj"), hidden, spec.heads * spec.head_dim);
         vector(layer.mlp_norm.weight, &name("post_attention_layernorm.weight"));
         vector(layer.mlp_norm.bias.unwrap(), &name("post_attention_layernorm.bias"));
-        linear(layer.mlp_in, &name("mlp.c_fc"), inner, hidden);
-        linear(layer.mlp_out, &name("mlp.c_proj"), hidden, inner);
+        linear(layer.mlp[0], &name("mlp.c_fc"), inner, hidden);
+        linear(layer.mlp[1], &name("mlp.c_proj"), hidden, inner);
     }
     vector(weights.final_norm().weight, "model.norm.weight");
     vector(weights.final_norm().bias.unwrap(), "model.norm.bias");
-    if spec.tied_head {
+    if spec.tied_head() {
         same(weights.head().weight, &embedding, "tied head");
         assert_eq!(weights.layout().head, weights.layout().embedding);
     } else {
@@ -339,15 +340,20 @@ device_test! {
 device_test! {
     fn a_checkpoint_that_is_not_the_network_s_is_refused() {
         common::on_every_schedule(|bench| {
-            let (checkpoint, spec) = common::golden("gqa9");
+            let (checkpoint, _) = common::golden("gqa9");
             let refused = |spec: &ModelSpec| {
                 let error = load::<bf16>(bench, RINGS[0], &checkpoint, spec).err().expect("it is another network");
                 assert!(matches!(error, UploadError::Checkpoint(_)));
                 error.to_string()
             };
-            let more = refused(&ModelSpec { layers: 3, ..spec.clone() });
+            let changed = |change: &dyn Fn(&mut Config)| {
+                let mut config = checkpoint.config().clone();
+                change(&mut config);
+                ModelSpec::from_config(&config).unwrap()
+            };
+            let more = refused(&changed(&|config| config.num_hidden_layers = 3));
             assert!(more.contains("tensor model.layers.2.input_layernorm.weight: found no such tensor"), "{more}");
-            let wider = refused(&ModelSpec { intermediate_size: 204, ..spec.clone() });
+            let wider = refused(&changed(&|config| config.intermediate_size = 204));
             assert!(wider.contains("mlp.c_fc.weight: found shape [203, 72], expected shape [204, 72]"), "{wider}");
         });
     }
@@ -458,7 +464,7 @@ device_test! {
                     assert_eq!(RopeTable::bytes(&spec, positions), (table.view().len() * 4) as u64);
                     let found = bench.stream.download(table.view()).unwrap();
                     assert_eq!(found.len(), positions * pairs * 2);
-                    let inv_freq = spec.inv_freq();
+                    let inv_freq = spec.ropes[0].inv_freq(spec.head_dim);
                     for position in 0..positions {
                         for pair in 0..pairs {
                             let angle = f64::from(position as f32 * inv_freq[pair]);
@@ -478,7 +484,7 @@ device_test! {
         // Of a network by hand, against a map of the arena.
         common::on_every_schedule(|bench| {
             let (checkpoint, spec) = common::golden("head-conflict");
-            assert!(!spec.tied_head, "its two matrices differ");
+            assert!(!spec.tied_head(), "its two matrices differ");
             let weights = load::<bf16>(bench, RINGS[1], &checkpoint, &spec).unwrap();
             let mut owners: HashMap<usize, &str> = HashMap::new();
             for part in weights.layout().parts() {

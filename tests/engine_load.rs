@@ -157,7 +157,7 @@ fn engine(window: Option<u32>, pages: u32, queue: Queue, options: EngineOptions)
     let checkpoint = Checkpoint::open(&source).unwrap();
     let mut spec = ModelSpec::from_checkpoint(&checkpoint).unwrap();
     spec.untie_stored_head(&checkpoint);
-    spec.window = window.and_then(NonZeroU32::new);
+    spec.set_window(window.and_then(NonZeroU32::new));
     spec.max_positions = 400;
     let page_size = NonZeroU32::new(PAGE_SIZE).unwrap();
     let cpu = CpuOptions { threads: None, page_size, pages, max_rows: 64 };

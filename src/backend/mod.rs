@@ -15,6 +15,7 @@ mod dtype;
 mod places;
 mod progress;
 mod queue;
+mod support;
 
 pub use arithmetic::Arithmetic;
 pub use device_info::DeviceInfo;

@@ -80,7 +80,7 @@ impl Places {
         let Some(last) = sequence.start.checked_add(count - 1).filter(|&last| last < u32::MAX) else {
             return Err(format!("{count} rows from position {} overflow", sequence.start));
         };
-        let first_needed = first_visible(sequence.start, spec.window) / cache.page_size;
+        let first_needed = first_visible(sequence.start, spec.window()) / cache.page_size;
         if sequence.first_block > first_needed {
             return Err(format!("first block is {}, block {first_needed} is still visible", sequence.first_block));
         }

@@ -38,12 +38,12 @@ impl Inspect {
         let source = self.model.shape_or_source()?;
         let (description, gpu_weights) = if source.is_shape() {
             let description = Description::of_shape(&source)?;
-            let gpu_weights = gpu::weights(None, &description.spec);
+            let gpu_weights = gpu::weights(None, description.spec());
             (description, gpu_weights)
         } else {
             let checkpoint = Checkpoint::open(&source)?;
             let description = Description::of(&checkpoint)?;
-            let gpu_weights = gpu::weights(Some(&checkpoint), &description.spec);
+            let gpu_weights = gpu::weights(Some(&checkpoint), description.spec());
             (description, gpu_weights)
         };
         if self.json {

@@ -138,7 +138,7 @@ impl Plan {
             pages: plan.pages.unwrap_or(0),
             whole_sequences: plan.whole_sequences(),
             sequences_at_once: plan.sequences_at_once(),
-            window: spec.window,
+            window: spec.window(),
             longest_context,
             most_sequences,
             weight_bytes_per_token: counts.weight_bytes_per_token(dtype.size()),
@@ -205,7 +205,7 @@ fn limits(
 ) -> Result<Vec<CardLimit>, CliError> {
     let counts = spec.counts();
     let read = counts.weight_bytes_per_token(2) as f64;
-    let visible = spec.window.map_or(plan.positions, |window| plan.positions.min(window.get() as usize));
+    let visible = spec.window().map_or(plan.positions, |window| plan.positions.min(window.get() as usize));
     let cache = (counts.kv_bytes_per_token(2) * visible as u64) as f64;
     let limit = |card: Card| {
         let room = nine_tenths(&card);

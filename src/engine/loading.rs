@@ -219,7 +219,7 @@ impl EngineBuilder {
         let max_positions: u32 = spec.max_positions.try_into().unwrap_or(u32::MAX);
         let all_rows = spec.max_positions.saturating_mul(sequences);
         let rows = (self.options.prefill_chunk.unwrap_or(chunk).get() as usize).min(all_rows).max(sequences);
-        let pages = |rows: u32| CacheGeometry::pages_for_sequence(page_size.get(), max_positions, spec.window, rows);
+        let pages = |rows: u32| CacheGeometry::pages_for_sequence(page_size.get(), max_positions, spec.window(), rows);
         let whole = pages(rows.try_into().unwrap_or(u32::MAX));
         StepSize {
             page_size,

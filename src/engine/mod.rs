@@ -131,7 +131,7 @@ impl Engine {
         let (geometry, device) = (backend.cache(), backend.device());
         let page_size = NonZeroU32::new(geometry.page_size)
             .ok_or_else(|| BackendError::Unavailable("the backend's pages hold no positions".to_owned()))?;
-        let mut cache = PageCache::new(page_size, geometry.pages, limits.spec.window, options.prefix_cache);
+        let mut cache = PageCache::new(page_size, geometry.pages, limits.spec.window(), options.prefix_cache);
         if options.poison_freed_pages {
             cache.watch_forgotten();
         }

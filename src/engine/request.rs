@@ -167,7 +167,7 @@ impl Request {
         }
         // Positions fit u32: those of a model do.
         let computed = self.most_computed() as u32;
-        let needed = CacheGeometry::pages_for_sequence(cache.page_size, computed, spec.window, 1);
+        let needed = CacheGeometry::pages_for_sequence(cache.page_size, computed, spec.window(), 1);
         if needed > cache.pages {
             return Err(RequestError::LargerThanCache { positions: computed, needed, pages: cache.pages });
         }

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::num::NonZeroU32;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Config, ModelSource, WeightFile};
+use crate::checkpoint::{Checkpoint, CheckpointError, Config, Family, ModelSource, WeightFile};
 
 use super::counts::Counts;
-use super::names;
-use super::spec::ModelSpec;
+use super::rope::Rope;
+use super::spec::{Activation, ModelSpec, NormKind, Part};
 
 /// Tensors of one dtype.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -20,6 +21,82 @@ pub struct StoredDtype {
     pub bytes: u64,
 }
 
+/// The network of a [`ModelSpec`] in a few numbers; where layers differ, those of the first one, and the widest window.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[non_exhaustive]
+pub struct Network {
+    /// The architecture.
+    pub family: Family,
+    /// Rows of the embedding and of the head.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Number of layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Width of the MLP's inner activations.
+    pub intermediate_size: usize,
+    /// The norms.
+    pub norm: NormSummary,
+    /// The MLP's activation; `None` in a network without layers.
+    pub activation: Option<Activation>,
+    /// Whether matrices have biases.
+    pub bias: bool,
+    /// The rotary embedding; `None` where there is none.
+    pub rope: Option<Rope>,
+    /// Keys a query sees, itself included; `None`: all.
+    pub window: Option<NonZeroU32>,
+    /// Positions that the model was made for.
+    pub max_positions: usize,
+    /// Whether the head is the embedding matrix.
+    pub tied_head: bool,
+    /// Ids that end a text.
+    pub eos_token_ids: Vec<u32>,
+    /// Ids that end an assistant's turn as far as the checkpoint says.
+    pub chat_eos_token_ids: Vec<u32>,
+}
+
+/// A norm's formula.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+#[non_exhaustive]
+pub struct NormSummary {
+    /// The formula.
+    pub kind: NormKind,
+    /// Added to the variance, or to the mean square.
+    pub eps: f32,
+}
+
+impl Network {
+    /// The summary of `spec`.
+    pub fn of(spec: &ModelSpec) -> Network {
+        let has_bias = |part: Part<'_>| matches!(part, Part::Linear(linear) if linear.bias.is_some());
+        Network {
+            family: spec.family,
+            vocab_size: spec.vocab_size,
+            hidden_size: spec.hidden_size,
+            layers: spec.layers.len(),
+            heads: spec.heads,
+            kv_heads: spec.kv_heads,
+            head_dim: spec.head_dim,
+            intermediate_size: spec.intermediate_size(),
+            norm: NormSummary { kind: spec.final_norm.kind, eps: spec.final_norm.eps },
+            activation: spec.layers.first().and_then(|layer| layer.mlp.activation()),
+            bias: spec.layers.first().is_some_and(|layer| layer.parts().into_iter().any(has_bias)),
+            rope: spec.ropes.first().copied(),
+            window: spec.window(),
+            max_positions: spec.max_positions,
+            tied_head: spec.tied_head(),
+            eos_token_ids: spec.eos_token_ids.clone(),
+            chat_eos_token_ids: spec.chat_eos_token_ids.clone(),
+        }
+    }
+}
+
 /// What a checkpoint is. Serialises to one JSON object.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Description {
@@ -27,7 +104,9 @@ pub struct Description {
     pub source: String,
     /// Shapes and choices of the network.
     #[serde(flatten)]
-    pub spec: ModelSpec,
+    pub network: Network,
+    #[serde(skip)]
+    spec: ModelSpec,
     /// All parameters, exactly.
     pub parameters: u64,
     /// Parameters of one layer, exactly.
@@ -68,6 +147,7 @@ impl Description {
             files: checkpoint.files().to_vec(),
             unused_tensors,
             notices: checkpoint.notices(),
+            network: Network::of(&spec),
             spec,
         })
     }
@@ -91,8 +171,14 @@ impl Description {
             files: Vec::new(),
             unused_tensors: Vec::new(),
             notices: vec!["a shape without weights: bytes of weights are those of 16-bit ones".to_owned()],
+            network: Network::of(&spec),
             spec,
         })
+    }
+
+    /// The network.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
     }
 
     /// Parameters and costs of the network.
@@ -115,9 +201,10 @@ fn stored_dtypes(checkpoint: &Checkpoint) -> Vec<StoredDtype> {
 /// [`Counts::parameters_read_per_token`] in the bytes of the dtypes that the tensors have.
 fn stored_bytes_per_token(checkpoint: &Checkpoint, spec: &ModelSpec, unused: &[String]) -> u64 {
     let unused: HashSet<&str> = unused.iter().map(String::as_str).collect();
+    let (embedding, tied) = (spec.embedding.tokens.tensor.as_str(), spec.tied_head());
     let read = |name: &str, bytes: u64, row: u64| match name {
-        names::EMBED_TOKENS if spec.tied_head => bytes + row,
-        names::EMBED_TOKENS => row,
+        name if name == embedding && tied => bytes + row,
+        name if name == embedding => row,
         name if unused.contains(name) => 0,
         _ => bytes,
     };
@@ -147,21 +234,21 @@ pub fn grouped(n: u64) -> String {
 /// One fact a line.
 impl fmt::Display for Description {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let spec = &self.spec;
+        let network = &self.network;
         let yes = |flag: bool| if flag { "yes" } else { "no" };
         let mut line = |what: &str, value: String| writeln!(f, "{what:<18} {value}");
         line("model", self.source.clone())?;
-        line("family", spec.family.model_type().to_owned())?;
+        line("family", self.spec.family.model_type().to_owned())?;
         line("parameters", format!("{} ({} a layer)", grouped(self.parameters), grouped(self.parameters_per_layer)))?;
-        line("layers", spec.layers.to_string())?;
-        line("hidden", format!("{}, MLP {}", spec.hidden_size, spec.intermediate_size))?;
-        line("heads", format!("{} query, {} key/value, {} wide", spec.heads, spec.kv_heads, spec.head_dim))?;
-        line("vocabulary", spec.vocab_size.to_string())?;
-        line("positions", spec.max_positions.to_string())?;
-        line("window", spec.window.map_or_else(|| "none".to_owned(), |window| window.to_string()))?;
-        line("rope theta", spec.rope.theta.to_string())?;
-        line("biases", yes(spec.bias).to_owned())?;
-        line("tied head", yes(spec.tied_head).to_owned())?;
+        line("layers", network.layers.to_string())?;
+        line("hidden", format!("{}, MLP {}", network.hidden_size, network.intermediate_size))?;
+        line("heads", format!("{} query, {} key/value, {} wide", network.heads, network.kv_heads, network.head_dim))?;
+        line("vocabulary", network.vocab_size.to_string())?;
+        line("positions", network.max_positions.to_string())?;
+        line("window", network.window.map_or_else(|| "none".to_owned(), |window| window.to_string()))?;
+        line("rope theta", network.rope.map_or_else(|| "none".to_owned(), |rope| rope.theta.to_string()))?;
+        line("biases", yes(network.bias).to_owned())?;
+        line("tied head", yes(network.tied_head).to_owned())?;
         for stored in &self.stored {
             let bytes = grouped(stored.bytes);
             line("stored", format!("{bytes} bytes of {} in {} tensors", stored.dtype, stored.tensors))?;
@@ -201,7 +288,7 @@ mod tests {
         let [stored] = &description.stored[..] else { panic!("{:?}", description.stored) };
         assert_eq!((stored.dtype.as_str(), stored.bytes), ("BF16", 2 * description.parameters));
         // The same number by two ways: from the stored tensors, and from the shapes.
-        assert!(description.spec.tied_head);
+        assert!(description.network.tied_head);
         assert_eq!(description.weight_bytes_per_token, description.counts().weight_bytes_per_token(2));
         let json = serde_json::to_value(&description).unwrap();
         assert_eq!(json["family"], "starcoder2");

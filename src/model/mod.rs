@@ -1,23 +1,26 @@
-//! What the network is: shapes, norms, rope, window, and how many bytes and FLOPs a token costs.
+//! What the network is: its layers as data, and how many bytes and FLOPs a token costs.
 //!
-//! [`ModelSpec`] is derived from config.json once; [`names`] and [`ModelSpec::tensors`] say where its weights are in a
-//! checkpoint, [`Counts`] what they cost, [`Description`] all of it for people, and [`Uniform`] random weights in their
-//! place. Nothing here computes a forward pass, reads a weight, or knows a device.
+//! [`ModelSpec`] is derived from config.json once, by the file of its family in `family`; [`ModelSpec::tensors`] says what
+//! a checkpoint must hold, [`Counts`] what it costs, [`Description`] all of it for people, and [`Uniform`] random weights
+//! in its place. Nothing here computes a forward pass, reads a weight, or knows a device.
 
 mod counts;
 mod description;
-pub mod names;
+mod family;
 mod random;
 mod rope;
 mod spec;
 mod tensors;
 
 pub use counts::Counts;
-pub use description::{Description, StoredDtype, grouped};
+pub use description::{Description, Network, StoredDtype, grouped};
 #[cfg(feature = "cuda")]
 pub(crate) use random::random_name;
 pub use random::{Uniform, random_checkpoint};
 pub use rope::Rope;
-pub use spec::{Activation, ModelSpec, Norm, NormKind};
+pub use spec::{
+    Activation, Attention, Embedding, GatedMlp, Head, Layer, Linear, Mlp, ModelSpec, Norm, NormKind, Part, QueryScale,
+    TensorRows,
+};
 
 pub use crate::checkpoint::Family;

@@ -1,54 +1,58 @@
-//! Which tensors a network consists of, by Hugging Face's names and shapes.
+//! Which tensors a network consists of, by the checkpoint's names and shapes.
+
+use std::collections::HashSet;
 
 use crate::checkpoint::ExpectedTensor;
 
-use super::names;
-use super::spec::ModelSpec;
+use super::spec::{Layer, Linear, ModelSpec, Norm, Part, TensorRows};
 
 impl ModelSpec {
-    /// Every tensor that the forward pass reads: names and shapes as a Hugging Face checkpoint has them
-    /// (`[out, in]` for matrices). A tied network has no `lm_head.weight`; one without biases keeps those of its norms.
+    /// Every tensor that the forward pass reads, once: names and shapes as the checkpoint has them (`[out, in]` for
+    /// matrices). Of a layer the matrices and norms come first, then the biases of the matrices.
     pub fn tensors(&self) -> Vec<ExpectedTensor> {
-        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let mut tensors = Vec::new();
-        let mut add = |name: String, shape: &[usize]| tensors.push(ExpectedTensor { name, shape: shape.to_vec() });
-
-        add(names::EMBED_TOKENS.to_owned(), &[self.vocab_size, hidden]);
-        for layer in 0..self.layers {
-            add(names::input_norm_weight(layer), &[hidden]);
-            add(names::input_norm_bias(layer), &[hidden]);
-            add(names::q_proj_weight(layer), &[q, hidden]);
-            add(names::k_proj_weight(layer), &[kv, hidden]);
-            add(names::v_proj_weight(layer), &[kv, hidden]);
-            add(names::o_proj_weight(layer), &[hidden, q]);
-            add(names::post_attention_norm_weight(layer), &[hidden]);
-            add(names::post_attention_norm_bias(layer), &[hidden]);
-            add(names::c_fc_weight(layer), &[inner, hidden]);
-            add(names::c_proj_weight(layer), &[hidden, inner]);
-            if self.bias {
-                add(names::q_proj_bias(layer), &[q]);
-                add(names::k_proj_bias(layer), &[kv]);
-                add(names::v_proj_bias(layer), &[kv]);
-                add(names::o_proj_bias(layer), &[hidden]);
-                add(names::c_fc_bias(layer), &[inner]);
-                add(names::c_proj_bias(layer), &[hidden]);
-            }
-        }
-        add(names::FINAL_NORM_WEIGHT.to_owned(), &[hidden]);
-        add(names::FINAL_NORM_BIAS.to_owned(), &[hidden]);
-        if !self.tied_head {
-            add(names::LM_HEAD.to_owned(), &[self.vocab_size, hidden]);
-        }
-        tensors
+        let mut rows: Vec<&TensorRows> = vec![&self.embedding.tokens];
+        rows.extend(&self.embedding.positions);
+        rows.extend(self.layers.iter().flat_map(of_layer));
+        rows.extend(of_norm(&self.final_norm));
+        rows.extend(of_linear(&self.head.linear));
+        // Several linears may be rows of one tensor.
+        let mut seen = HashSet::new();
+        let first = rows.into_iter().filter(|rows| seen.insert(rows.tensor.as_str()));
+        first.map(|rows| ExpectedTensor { name: rows.tensor.clone(), shape: rows.shape.clone() }).collect()
     }
+}
+
+fn of_norm(norm: &Norm) -> impl Iterator<Item = &TensorRows> {
+    std::iter::once(&norm.weight).chain(&norm.bias)
+}
+
+fn of_linear(linear: &Linear) -> impl Iterator<Item = &TensorRows> {
+    std::iter::once(&linear.weight).chain(&linear.bias)
+}
+
+/// What a layer reads, each tensor as often as it is used.
+pub(super) fn of_layer(layer: &Layer) -> Vec<&TensorRows> {
+    let parts = layer.parts();
+    let mut rows: Vec<&TensorRows> = Vec::new();
+    for part in &parts {
+        match *part {
+            Part::Norm(norm) => rows.extend(of_norm(norm)),
+            Part::Linear(linear) => rows.push(&linear.weight),
+        }
+    }
+    rows.extend(parts.iter().filter_map(|part| match *part {
+        Part::Norm(_) => None,
+        Part::Linear(linear) => linear.bias.as_ref(),
+    }));
+    rows
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
 
-    use super::super::spec::tests::published;
+    use super::super::spec::tests::{published, published_configs};
+    use super::*;
 
     #[test]
     fn counts_of_the_published_checkpoints() {
@@ -67,11 +71,28 @@ mod tests {
 
     #[test]
     fn without_biases_the_norms_keep_theirs() {
-        let [mut spec, ..] = published();
-        spec.bias = false;
+        let [mut config, ..] = published_configs();
+        config.use_bias = false;
+        let spec = ModelSpec::from_config(&config).unwrap();
         let names: Vec<String> = spec.tensors().into_iter().map(|tensor| tensor.name).collect();
         assert_eq!(names.len(), 483 - 6 * 30);
         assert!(names.iter().any(|name| name == "model.layers.3.input_layernorm.bias"));
         assert!(!names.iter().any(|name| name.contains("proj.bias") || name.contains("c_fc.bias")));
+    }
+
+    #[test]
+    fn a_tensor_that_several_linears_share_is_expected_once() {
+        let [mut spec, ..] = published();
+        let (q, kv, hidden) = (24 * 128, 2 * 128, 3072);
+        for (index, layer) in spec.layers.iter_mut().enumerate() {
+            let fused = TensorRows::whole(format!("model.layers.{index}.attn.c_attn.weight"), &[q + 2 * kv, hidden]);
+            let rows = |first, rows| Linear { weight: TensorRows { first, rows, ..fused.clone() }, bias: None };
+            layer.attention.query = rows(0, q);
+            layer.attention.key = rows(q, kv);
+            layer.attention.value = rows(q + kv, kv);
+        }
+        let counts = spec.counts();
+        assert_eq!(spec.tensors().len(), 483 - 30 * 5);
+        assert_eq!(counts.parameters, published()[0].counts().parameters - 30 * (q + 2 * kv) as u64);
     }
 }

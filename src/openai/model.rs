@@ -206,7 +206,7 @@ fn positions(engine: &Engine) -> usize {
     let (spec, cache) = (engine.spec(), engine.cache());
     let fits = |positions: usize| {
         // Positions of a model fit u32.
-        CacheGeometry::pages_for_sequence(cache.page_size, positions as u32, spec.window, 1) <= cache.pages
+        CacheGeometry::pages_for_sequence(cache.page_size, positions as u32, spec.window(), 1) <= cache.pages
     };
     let (mut fit, mut too_many) = (0, spec.max_positions + 1);
     while too_many - fit > 1 {

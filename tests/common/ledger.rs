@@ -65,7 +65,7 @@ impl Ledger {
     pub fn new(window: Option<u32>, page_size: u32, max_rows: usize) -> Ledger {
         let spec = spec(window);
         let pages =
-            CacheGeometry::pages_for_sequence(page_size, spec.max_positions as u32, spec.window, max_rows as u32);
+            CacheGeometry::pages_for_sequence(page_size, spec.max_positions as u32, spec.window(), max_rows as u32);
         let ledger = Ledger {
             spec,
             cache: CacheGeometry { page_size, pages: 0 },
@@ -118,7 +118,7 @@ impl Ledger {
             };
             for (position, row) in (sequence.start..).zip(sequence.rows.clone()) {
                 if batch.logits_rows.contains(&row) {
-                    let visible = first_visible(position, self.spec.window)..=position;
+                    let visible = first_visible(position, self.spec.window())..=position;
                     let token = next_token(visible.map(|p| self.slots[slot(p)].expect("a key")), self.variety);
                     let poisoned = self.poisoned_logits || self.poisoned_token == Some(token_ids[row].0);
                     let mut logits = vec![if poisoned { f32::NAN } else { 0.0 }; VOCAB];

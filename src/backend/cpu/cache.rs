@@ -24,12 +24,12 @@ impl Cache {
 
     /// Bytes of one page, of all layers.
     pub(crate) fn page_bytes(spec: &ModelSpec, page_size: NonZeroU32) -> u64 {
-        2 * 4 * (spec.layers * spec.kv_heads * spec.head_dim) as u64 * u64::from(page_size.get())
+        2 * 4 * (spec.layers.len() * spec.kv_heads * spec.head_dim) as u64 * u64::from(page_size.get())
     }
 
     /// Room for `pages` pages. Address space alone: the system hands out memory as positions are first written.
     pub(crate) fn new(spec: &ModelSpec, page_size: NonZeroU32, pages: u32) -> Result<Cache, BackendError> {
-        let shape = [spec.layers, pages as usize, spec.kv_heads, page_size.get() as usize, spec.head_dim];
+        let shape = [spec.layers.len(), pages as usize, spec.kv_heads, page_size.get() as usize, spec.head_dim];
         let zeroed = |what| Memory::zeroed(&shape, Portions::Small, what, "allow fewer positions or sequences");
         Ok(Cache {
             keys: zeroed("the cache of keys")?,

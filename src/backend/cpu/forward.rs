@@ -10,7 +10,7 @@ use super::thread_pool::ThreadPool;
 use super::weights::{Layer, Linear, Norm, Weights};
 use super::workspace::{Rows, Workspace};
 use crate::backend::Batch;
-use crate::model::{Activation, ModelSpec};
+use crate::model::ModelSpec;
 
 /// Rows in a task of an elementwise region.
 const ROWS_PER_TASK: usize = 4;
@@ -35,20 +35,16 @@ impl Pass<'_> {
     /// All of it, on the threads of `pool`.
     pub(crate) fn run(&self, pool: &mut ThreadPool) {
         let &Workspace { hidden, normed, attended, inner, .. } = self.workspace;
-        let activation = match self.spec.activation {
-            Activation::GeluTanh => Then::GeluTanh,
-            Activation::GeluErf => Then::GeluErf,
-        };
         self.embed(pool);
         for (index, layer) in self.weights.layers.iter().enumerate() {
             self.norm_all(pool, &layer.attention_norm);
             self.project_qkv(pool, layer);
             self.rotate_and_keep(pool, index);
-            self.attend(pool, index);
-            self.multiply(pool, &[self.product(attended, &layer.attention_out, hidden, Then::Add)]);
+            self.attend(pool, index, layer);
+            self.multiply(pool, &[self.product(attended, &layer.output, hidden, Then::Add)]);
             self.norm_all(pool, &layer.mlp_norm);
-            self.multiply(pool, &[self.product(normed, &layer.mlp_in, inner, activation)]);
-            self.multiply(pool, &[self.product(inner, &layer.mlp_out, hidden, Then::Add)]);
+            self.multiply(pool, &[self.product(normed, &layer.up, inner, layer.activation)]);
+            self.multiply(pool, &[self.product(inner, &layer.down, hidden, Then::Add)]);
         }
         self.head(pool);
     }
@@ -86,11 +82,11 @@ impl Pass<'_> {
     /// `normed[to] = norm(hidden[row])`.
     fn norm_row(&self, norm: &Norm, row: usize, to: usize) {
         let n = self.spec.hidden_size;
-        // SAFETY: see `Pass`; gain and shift have the length of a row.
+        // SAFETY: see `Pass`; weight and bias have the length of a row.
         unsafe {
             let x = self.workspace.hidden.row(row);
             let out = self.workspace.normed.row(to);
-            (self.kernels.layer_norm)(x, norm.gain.as_ptr(), norm.shift.as_ptr(), self.spec.norm.eps, n, out);
+            (self.kernels.layer_norm)(x, norm.weight.as_ptr(), norm.bias.as_ptr(), norm.eps, n, out);
         }
     }
 
@@ -178,7 +174,7 @@ impl Pass<'_> {
     }
 
     /// Attention of all rows, a tile of rows and heads to a task.
-    fn attend(&self, pool: &mut ThreadPool, layer: usize) {
+    fn attend(&self, pool: &mut ThreadPool, index: usize, layer: &Layer) {
         let (spec, tiles) = (self.spec, &self.plan.tiles);
         let group = spec.group_size();
         // The heads of a KV head share its keys in one task, unless there would be too few tasks for the threads.
@@ -195,7 +191,7 @@ impl Pass<'_> {
             let split = task % splits;
             let sequence = &self.batch.sequences[rows.sequence];
             let first_head = kv_head * group + split * heads;
-            let (keys, values) = self.cache.head(layer, kv_head);
+            let (keys, values) = self.cache.head(index, kv_head);
             // SAFETY: see `Pass`; the cache was written in the region before, `scratch` is this thread's.
             unsafe {
                 let tile = Tile {
@@ -207,7 +203,7 @@ impl Pass<'_> {
                     heads: heads.min(group - split * heads),
                     head_dim: spec.head_dim,
                     position: rows.position,
-                    window: spec.window,
+                    window: layer.window,
                     keys,
                     values,
                     page_stride: self.cache.page_stride(),
@@ -224,7 +220,7 @@ impl Pass<'_> {
     fn head(&self, pool: &mut ThreadPool) {
         let wanted = self.batch.logits_rows;
         pool.parallel_for_rows(wanted.len(), ROWS_PER_TASK, |range| {
-            range.for_each(|i| self.norm_row(&self.weights.norm, wanted[i], i));
+            range.for_each(|i| self.norm_row(&self.weights.final_norm, wanted[i], i));
         });
         let &Workspace { normed, logits, .. } = self.workspace;
         let product = self.product(normed, &self.weights.head, logits, Then::Store);

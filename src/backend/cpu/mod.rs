@@ -44,6 +44,7 @@ use std::sync::OnceLock;
 
 pub use kernels::{ISA_VARIABLE, Isa};
 
+use super::support::check_network;
 use super::{Backend, BackendError, Batch, DeviceInfo, check_page};
 use crate::checkpoint::Checkpoint;
 use crate::host::{AvailableMemory, Size, available_memory, counted};
@@ -187,11 +188,12 @@ impl CpuBackend {
         let threads = threads(&options);
         let pool = ThreadPool::new(threads)
             .map_err(|error| BackendError::Unavailable(format!("{threads} threads cannot be started: {error}")))?;
+        check_network(&spec)?;
         let weights = Weights::new(checkpoint, &spec, kernels)?;
         let (counted_threads, memory) = (counted(threads.get(), "thread"), Size(Self::planned_bytes(&spec, &options)));
         tracing::info!("CPU backend: {} kernels, {counted_threads}, {memory} for cache and activations", isa.name());
         Ok(CpuBackend {
-            inv_freq: spec.inv_freq(),
+            inv_freq: spec.ropes[0].inv_freq(spec.head_dim),
             isa,
             kernels,
             weights,

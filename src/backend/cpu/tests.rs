@@ -239,7 +239,7 @@ fn ids(random: &mut Random, n: usize, vocab: usize) -> Vec<TokenId> {
 /// NaN. Returns the logits of every row of every sequence.
 fn run(backend: &mut CpuBackend, sequences: &[Vec<TokenId>], mut chunk: impl FnMut() -> usize) -> Vec<Vec<Vec<f32>>> {
     let geometry = backend.cache();
-    let window = backend.spec().window;
+    let window = backend.spec().window();
     let page_size = NonZeroU32::new(geometry.page_size).unwrap();
     let mut pool = PageCache::new(page_size, geometry.pages, window, PrefixCache::Off);
     let mut tables: Vec<BlockTable> = sequences.iter().map(|_| BlockTable::new()).collect();

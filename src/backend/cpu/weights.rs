@@ -2,14 +2,18 @@
 //! stored dtype, small vectors widened to f32.
 
 use super::kernels::Kernels;
-use super::matmul::Matrix;
+use super::matmul::{Matrix, Then};
 use crate::backend::{BackendError, check_tensors};
 use crate::checkpoint::{Checkpoint, Tensor};
-use crate::model::{ModelSpec, names};
+use crate::model::{self, Activation, ModelSpec, TensorRows};
+use std::num::NonZeroU32;
 
 /// A matrix and its bias.
 pub(crate) struct Linear {
-    weight: Tensor,
+    tensor: Tensor,
+    /// The first of the tensor's rows that the matrix has.
+    first: usize,
+    rows: usize,
     columns: usize,
     /// f32 `[rows]`
     bias: Option<Vec<f32>>,
@@ -18,7 +22,10 @@ pub(crate) struct Linear {
 impl Linear {
     /// `[rows, columns]`, as stored.
     pub(crate) fn weight(&self) -> Matrix<'_> {
-        Matrix { dtype: self.weight.dtype(), bytes: self.weight.bytes(), columns: self.columns }
+        let dtype = self.tensor.dtype();
+        let row = self.columns * dtype.size();
+        let bytes = &self.tensor.bytes()[self.first * row..(self.first + self.rows) * row];
+        Matrix { dtype, bytes, columns: self.columns }
     }
 
     pub(crate) fn bias(&self) -> Option<&[f32]> {
@@ -26,10 +33,11 @@ impl Linear {
     }
 }
 
-/// A LayerNorm's gain and shift, f32 `[hidden_size]`.
+/// A LayerNorm's weight and bias, f32 `[hidden_size]`.
 pub(crate) struct Norm {
-    pub(crate) gain: Vec<f32>,
-    pub(crate) shift: Vec<f32>,
+    pub(crate) weight: Vec<f32>,
+    pub(crate) bias: Vec<f32>,
+    pub(crate) eps: f32,
 }
 
 /// One transformer block.
@@ -38,50 +46,34 @@ pub(crate) struct Layer {
     pub(crate) query: Linear,
     pub(crate) key: Linear,
     pub(crate) value: Linear,
-    pub(crate) attention_out: Linear,
+    pub(crate) window: Option<NonZeroU32>,
+    pub(crate) output: Linear,
     pub(crate) mlp_norm: Norm,
-    pub(crate) mlp_in: Linear,
-    pub(crate) mlp_out: Linear,
+    pub(crate) up: Linear,
+    pub(crate) activation: Then,
+    pub(crate) down: Linear,
 }
 
 /// All of them.
 pub(crate) struct Weights {
     pub(crate) embedding: Linear,
     pub(crate) layers: Vec<Layer>,
-    pub(crate) norm: Norm,
+    pub(crate) final_norm: Norm,
     /// The embedding again where the two are tied.
     pub(crate) head: Linear,
 }
 
 impl Weights {
     /// Views of the checkpoint's tensors, whose names, shapes and dtypes are checked first. Reads the small vectors
-    /// alone.
+    /// alone. The network is one that [`check_network`](crate::backend::support::check_network) lets pass.
     pub(crate) fn new(checkpoint: &Checkpoint, spec: &ModelSpec, kernels: &Kernels) -> Result<Weights, BackendError> {
         check_tensors(checkpoint, spec)?;
-        let reader = Reader { checkpoint, kernels, bias: spec.bias };
-        let hidden = spec.hidden_size;
-        let layer = |i| {
-            Ok(Layer {
-                attention_norm: reader.norm(&names::input_norm_weight(i), &names::input_norm_bias(i))?,
-                query: reader.linear(&names::q_proj_weight(i), &names::q_proj_bias(i), hidden)?,
-                key: reader.linear(&names::k_proj_weight(i), &names::k_proj_bias(i), hidden)?,
-                value: reader.linear(&names::v_proj_weight(i), &names::v_proj_bias(i), hidden)?,
-                attention_out: reader.linear(
-                    &names::o_proj_weight(i),
-                    &names::o_proj_bias(i),
-                    spec.heads * spec.head_dim,
-                )?,
-                mlp_norm: reader.norm(&names::post_attention_norm_weight(i), &names::post_attention_norm_bias(i))?,
-                mlp_in: reader.linear(&names::c_fc_weight(i), &names::c_fc_bias(i), hidden)?,
-                mlp_out: reader.linear(&names::c_proj_weight(i), &names::c_proj_bias(i), spec.intermediate_size)?,
-            })
-        };
-        let head = if spec.tied_head { names::EMBED_TOKENS } else { names::LM_HEAD };
+        let reader = Reader { checkpoint, kernels };
         Ok(Weights {
-            embedding: reader.unbiased(names::EMBED_TOKENS, hidden)?,
-            layers: (0..spec.layers).map(layer).collect::<Result<_, BackendError>>()?,
-            norm: reader.norm(names::FINAL_NORM_WEIGHT, names::FINAL_NORM_BIAS)?,
-            head: reader.unbiased(head, hidden)?,
+            embedding: reader.matrix(&spec.embedding.tokens)?,
+            layers: spec.layers.iter().map(|layer| reader.layer(layer)).collect::<Result<_, BackendError>>()?,
+            final_norm: reader.norm(&spec.final_norm)?,
+            head: reader.linear(&spec.head.linear)?,
         })
     }
 }
@@ -89,36 +81,62 @@ impl Weights {
 struct Reader<'a> {
     checkpoint: &'a Checkpoint,
     kernels: &'a Kernels,
-    bias: bool,
 }
 
 impl Reader<'_> {
+    fn layer(&self, layer: &model::Layer) -> Result<Layer, BackendError> {
+        let attention = &layer.attention;
+        let model::Mlp::Plain { up, down, activation } = &layer.mlp else {
+            return Err(BackendError::Unavailable("the MLP cannot be computed".to_owned()));
+        };
+        let activation = match activation {
+            Activation::GeluTanh => Then::GeluTanh,
+            Activation::GeluErf => Then::GeluErf,
+            Activation::Silu => return Err(BackendError::Unavailable("SiLU cannot be computed".to_owned())),
+        };
+        Ok(Layer {
+            attention_norm: self.norm(&layer.attention_norm)?,
+            query: self.linear(&attention.query)?,
+            key: self.linear(&attention.key)?,
+            value: self.linear(&attention.value)?,
+            window: attention.window,
+            output: self.linear(&attention.output)?,
+            mlp_norm: self.norm(&layer.mlp_norm)?,
+            up: self.linear(up)?,
+            activation,
+            down: self.linear(down)?,
+        })
+    }
+
     fn tensor(&self, name: &str) -> Result<&Tensor, BackendError> {
-        // `check_tensors` found every tensor that the spec names; this is a spec that does not name all it needs.
+        // `check_tensors` found every tensor that the spec names.
         self.checkpoint
             .tensor(name)
             .ok_or_else(|| BackendError::Unavailable(format!("{}: tensor {name} is missing", self.checkpoint.source())))
     }
 
-    fn vector(&self, name: &str) -> Result<Vec<f32>, BackendError> {
-        let tensor = self.tensor(name)?;
-        let n = tensor.bytes().len() / tensor.dtype().size();
-        let mut wide = vec![0.0; n];
-        // SAFETY: the tensor holds `n` elements of its dtype, `wide` as many; the kernels are this machine's.
-        unsafe { self.kernels.widen(tensor.dtype(), tensor.bytes().as_ptr(), n, wide.as_mut_ptr()) };
+    fn vector(&self, rows: &TensorRows) -> Result<Vec<f32>, BackendError> {
+        let tensor = self.tensor(&rows.tensor)?;
+        let size = tensor.dtype().size();
+        let bytes = &tensor.bytes()[rows.first * size..(rows.first + rows.rows) * size];
+        let mut wide = vec![0.0; rows.rows];
+        // SAFETY: `bytes` holds as many elements of the dtype as `wide` does; the kernels are this machine's.
+        unsafe { self.kernels.widen(tensor.dtype(), bytes.as_ptr(), wide.len(), wide.as_mut_ptr()) };
         Ok(wide)
     }
 
-    fn linear(&self, weight: &str, bias: &str, columns: usize) -> Result<Linear, BackendError> {
-        let bias = if self.bias { Some(self.vector(bias)?) } else { None };
-        Ok(Linear { bias, ..self.unbiased(weight, columns)? })
+    fn linear(&self, linear: &model::Linear) -> Result<Linear, BackendError> {
+        let bias = linear.bias.as_ref().map(|bias| self.vector(bias)).transpose()?;
+        Ok(Linear { bias, ..self.matrix(&linear.weight)? })
     }
 
-    fn unbiased(&self, weight: &str, columns: usize) -> Result<Linear, BackendError> {
-        Ok(Linear { weight: self.tensor(weight)?.clone(), columns, bias: None })
+    fn matrix(&self, rows: &TensorRows) -> Result<Linear, BackendError> {
+        let tensor = self.tensor(&rows.tensor)?.clone();
+        Ok(Linear { tensor, first: rows.first, rows: rows.rows, columns: rows.columns(), bias: None })
     }
 
-    fn norm(&self, gain: &str, shift: &str) -> Result<Norm, BackendError> {
-        Ok(Norm { gain: self.vector(gain)?, shift: self.vector(shift)? })
+    fn norm(&self, norm: &model::Norm) -> Result<Norm, BackendError> {
+        let bias = norm.bias.as_ref().map(|bias| self.vector(bias)).transpose()?;
+        Ok(Norm { weight: self.vector(&norm.weight)?, bias: bias.unwrap_or_default(), eps: norm.eps })
     }
 }

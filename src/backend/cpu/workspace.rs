@@ -108,7 +108,7 @@ fn shapes(spec: &ModelSpec, max_rows: usize, max_logits_rows: usize, threads: us
         (max_rows, spec.hidden_size),
         (max_rows, (spec.heads + 2 * spec.kv_heads) * spec.head_dim),
         (max_rows, spec.heads * spec.head_dim),
-        (max_rows, spec.intermediate_size),
+        (max_rows, spec.intermediate_size()),
         (max_rows, spec.head_dim / 2),
         (max_rows, spec.head_dim / 2),
         (max_logits_rows, spec.vocab_size),

@@ -13,7 +13,7 @@
 
 use std::ops::Range;
 
-use crate::model::{ModelSpec, NormKind, names};
+use crate::model::{Layer, Linear, ModelSpec, Norm, TensorRows};
 
 /// Rows and columns are multiples of this: elements of a 16-byte access.
 pub const PADDING: usize = 8;
@@ -71,7 +71,7 @@ pub struct NormLayout {
 }
 
 /// One transformer block. Sizes are the padded ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerLayout {
     /// `[hidden]`
     pub attention_norm: NormLayout,
@@ -81,10 +81,8 @@ pub struct LayerLayout {
     pub attention_out: LinearLayout,
     /// `[hidden]`
     pub mlp_norm: NormLayout,
-    /// `[intermediate, hidden]`
-    pub mlp_in: LinearLayout,
-    /// `[hidden, intermediate]`
-    pub mlp_out: LinearLayout,
+    /// In the order of [`Mlp::linears`](crate::model::Mlp::linears).
+    pub mlp: Vec<LinearLayout>,
 }
 
 /// In which order the rows of a checkpoint tensor lie in the arena.
@@ -113,20 +111,24 @@ impl RowOrder {
     }
 }
 
-/// A checkpoint tensor and the rows of the arena that it fills. A vector is a matrix of one column.
+/// Rows of a checkpoint tensor and the rows of the arena that they fill. A vector is a matrix of one column.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     /// The checkpoint's name for it.
     pub tensor: String,
-    /// Rows that it has.
+    /// Rows that the whole tensor has.
+    pub tensor_rows: usize,
+    /// The first of them that is used.
+    pub first: usize,
+    /// How many are used.
     pub rows: usize,
-    /// Elements of its rows.
+    /// Elements of a row.
     pub columns: usize,
-    /// The arena's element that its first row goes to.
+    /// The arena's element that the first row goes to.
     pub offset: usize,
     /// Elements from a row to the next in the arena.
     pub stride: usize,
-    /// How its rows are permuted.
+    /// How the rows are permuted.
     pub order: RowOrder,
 }
 
@@ -154,7 +156,7 @@ impl Part {
         let elements = self.rows * self.columns;
         let (rows, columns, stride) =
             if whole { (1, elements, elements) } else { (self.rows, self.columns, self.stride) };
-        let (order, offset) = (self.order, self.offset);
+        let (order, offset, skipped) = (self.order, self.offset, self.first * self.columns);
         let first = (range.start.saturating_sub(offset) / stride).min(rows);
         let end = range.end.saturating_sub(offset).div_ceil(stride).min(rows);
         (first..end).filter_map(move |row| {
@@ -162,7 +164,7 @@ impl Part {
             let (from, to) = (start.max(range.start), (start + columns).min(range.end));
             // A range may begin or end in the padding behind a row.
             (from < to).then(|| Run {
-                source: order.source(row) * columns + (from - start),
+                source: skipped + order.source(row) * columns + (from - start),
                 destination: from,
                 elements: to - from,
             })
@@ -189,12 +191,11 @@ impl Layout {
     /// Lays out the weights of `spec`. The numbers of a checked configuration cannot overflow: it allows 2^56
     /// parameters, which padding makes at most 64 times as many, and 128 elements more for each of few tensors.
     pub fn new(spec: &ModelSpec) -> Layout {
-        let mut arena = Arena { parts: Vec::new(), end: 0, spec };
-        let (vocab, hidden) = (spec.vocab_size, spec.hidden_size);
-        let embedding = arena.matrix(names::EMBED_TOKENS, vocab, hidden);
-        let layers = (0..spec.layers).map(|layer| arena.layer(layer)).collect();
-        let final_norm = arena.norm(names::FINAL_NORM_WEIGHT, names::FINAL_NORM_BIAS);
-        let head = if spec.tied_head { embedding } else { arena.matrix(names::LM_HEAD, vocab, hidden) };
+        let mut arena = Arena { parts: Vec::new(), end: 0 };
+        let embedding = arena.matrix(&spec.embedding.tokens);
+        let layers = spec.layers.iter().map(|layer| arena.layer(layer, spec.head_dim)).collect();
+        let final_norm = arena.norm(&spec.final_norm);
+        let head = if spec.tied_head() { embedding } else { arena.matrix(&spec.head.linear.weight) };
         Layout { embedding, layers, final_norm, head, elements: arena.end, parts: arena.parts }
     }
 
@@ -216,84 +217,78 @@ impl Layout {
 }
 
 /// An arena that grows.
-struct Arena<'a> {
-    spec: &'a ModelSpec,
+struct Arena {
     parts: Vec<Part>,
     end: usize,
 }
 
-impl Arena<'_> {
-    fn layer(&mut self, layer: usize) -> LayerLayout {
-        let (hidden, inner) = (self.spec.hidden_size, self.spec.intermediate_size);
-        let q = self.spec.heads * self.spec.head_dim;
+impl Arena {
+    fn layer(&mut self, layer: &Layer, head_dim: usize) -> LayerLayout {
+        let attention = &layer.attention;
+        let pairs = RowOrder::Interleaved { head_dim };
         LayerLayout {
-            attention_norm: self.norm(&names::input_norm_weight(layer), &names::input_norm_bias(layer)),
-            qkv: self.qkv(layer),
-            attention_out: self.linear(&names::o_proj_weight(layer), &names::o_proj_bias(layer), hidden, q),
-            mlp_norm: self.norm(&names::post_attention_norm_weight(layer), &names::post_attention_norm_bias(layer)),
-            mlp_in: self.linear(&names::c_fc_weight(layer), &names::c_fc_bias(layer), inner, hidden),
-            mlp_out: self.linear(&names::c_proj_weight(layer), &names::c_proj_bias(layer), hidden, inner),
+            attention_norm: self.norm(&layer.attention_norm),
+            qkv: self.stack([
+                (&attention.query, pairs),
+                (&attention.key, pairs),
+                (&attention.value, RowOrder::Natural),
+            ]),
+            attention_out: self.linear(&attention.output),
+            mlp_norm: self.norm(&layer.mlp_norm),
+            mlp: layer.mlp.linears().into_iter().map(|linear| self.linear(linear)).collect(),
         }
     }
 
-    fn qkv(&mut self, layer: usize) -> LinearLayout {
-        let ModelSpec { heads, kv_heads, head_dim, hidden_size: hidden, bias, .. } = *self.spec;
-        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
-        let pairs = RowOrder::Interleaved { head_dim };
-        let weights = [
-            (names::q_proj_weight(layer), q, pairs),
-            (names::k_proj_weight(layer), kv, pairs),
-            (names::v_proj_weight(layer), kv, RowOrder::Natural),
-        ];
-        let biases = [
-            (names::q_proj_bias(layer), q, pairs),
-            (names::k_proj_bias(layer), kv, pairs),
-            (names::v_proj_bias(layer), kv, RowOrder::Natural),
-        ];
-        let rows = padded(q + 2 * kv);
-        let weight = self.region(rows, padded(hidden));
-        self.stack(weight.offset, weight.columns, hidden, weights);
-        let bias = bias.then(|| {
+    fn linear(&mut self, linear: &Linear) -> LinearLayout {
+        self.stack([(linear, RowOrder::Natural)])
+    }
+
+    /// Linears of the same inputs as one matrix, whose rows follow each other. All have biases, or none has.
+    fn stack<const N: usize>(&mut self, linears: [(&Linear, RowOrder); N]) -> LinearLayout {
+        let rows = padded(linears.iter().map(|(linear, _)| linear.outputs()).sum());
+        let weight = self.region(rows, padded(linears.first().map_or(0, |(linear, _)| linear.inputs())));
+        self.fill(weight.offset, weight.columns, linears.iter().map(|(linear, order)| (&linear.weight, *order)));
+        let has_bias = linears.iter().any(|(linear, _)| linear.bias.is_some());
+        let bias = has_bias.then(|| {
             let bias = self.region(1, rows);
-            self.stack(bias.offset, 1, 1, biases);
+            let biases = linears.iter().filter_map(|(linear, order)| Some((linear.bias.as_ref()?, *order)));
+            self.fill(bias.offset, 1, biases);
             bias
         });
         LinearLayout { weight, bias }
     }
 
-    /// Tensors of `columns` whose rows follow each other from `offset`.
-    fn stack(&mut self, offset: usize, stride: usize, columns: usize, tensors: [(String, usize, RowOrder); 3]) {
-        let mut offset = offset;
-        for (tensor, rows, order) in tensors {
-            self.parts.push(Part { tensor, rows, columns, offset, stride, order });
-            offset += rows * stride;
+    fn norm(&mut self, norm: &Norm) -> NormLayout {
+        NormLayout { weight: self.vector(&norm.weight), bias: norm.bias.as_ref().map(|bias| self.vector(bias)) }
+    }
+
+    fn matrix(&mut self, rows: &TensorRows) -> Region {
+        let region = self.region(padded(rows.rows), padded(rows.columns()));
+        self.fill(region.offset, region.columns, std::iter::once((rows, RowOrder::Natural)));
+        region
+    }
+
+    fn vector(&mut self, rows: &TensorRows) -> Region {
+        let region = self.region(1, padded(rows.rows));
+        self.fill(region.offset, 1, std::iter::once((rows, RowOrder::Natural)));
+        region
+    }
+
+    /// Rows of tensors that follow each other from `offset`.
+    fn fill<'a>(&mut self, mut offset: usize, stride: usize, rows: impl Iterator<Item = (&'a TensorRows, RowOrder)>) {
+        for (of, order) in rows {
+            self.parts.push(Part {
+                tensor: of.tensor.clone(),
+                tensor_rows: of.tensor_rows(),
+                first: of.first,
+                rows: of.rows,
+                columns: of.columns(),
+                offset,
+                stride,
+                order,
+            });
+            offset += of.rows * stride;
         }
-    }
-
-    fn linear(&mut self, weight: &str, bias: &str, rows: usize, columns: usize) -> LinearLayout {
-        let weight = self.matrix(weight, rows, columns);
-        LinearLayout { weight, bias: self.spec.bias.then(|| self.vector(bias, rows)) }
-    }
-
-    fn norm(&mut self, weight: &str, bias: &str) -> NormLayout {
-        let hidden = self.spec.hidden_size;
-        let NormKind::LayerNorm = self.spec.norm.kind;
-        NormLayout { weight: self.vector(weight, hidden), bias: Some(self.vector(bias, hidden)) }
-    }
-
-    fn matrix(&mut self, tensor: &str, rows: usize, columns: usize) -> Region {
-        let region = self.region(padded(rows), padded(columns));
-        let (tensor, stride) = (tensor.to_owned(), region.columns);
-        self.parts.push(Part { tensor, rows, columns, offset: region.offset, stride, order: RowOrder::Natural });
-        region
-    }
-
-    fn vector(&mut self, tensor: &str, len: usize) -> Region {
-        let region = self.region(1, padded(len));
-        let tensor = tensor.to_owned();
-        let offset = region.offset;
-        self.parts.push(Part { tensor, rows: len, columns: 1, offset, stride: 1, order: RowOrder::Natural });
-        region
     }
 
     /// The next free place. What it leaves behind it up to the next is zero.
@@ -313,8 +308,12 @@ mod tests {
     use super::*;
     use crate::checkpoint::Config;
 
+    fn config(json: &str) -> Config {
+        Config::parse(json.as_bytes(), "config.json").unwrap()
+    }
+
     fn spec(json: &str) -> ModelSpec {
-        ModelSpec::from_config(&Config::parse(json.as_bytes(), "config.json").unwrap()).unwrap()
+        ModelSpec::from_config(&config(json)).unwrap()
     }
 
     fn published() -> [ModelSpec; 3] {
@@ -330,11 +329,12 @@ mod tests {
     fn odd_specs() -> impl Strategy<Value = ModelSpec> {
         let sizes = (1usize..40, 1usize..40, 1usize..40, 0usize..3, (1usize..4, 1usize..4), 1usize..10);
         (sizes, any::<bool>(), any::<bool>()).prop_map(|((vocab, hidden, inner, layers, heads, half), bias, tied)| {
-            let mut spec = published()[0].clone();
-            (spec.vocab_size, spec.hidden_size, spec.intermediate_size, spec.layers) = (vocab, hidden, inner, layers);
-            (spec.kv_heads, spec.heads, spec.head_dim) = (heads.0, heads.0 * heads.1, 2 * half);
-            (spec.bias, spec.tied_head) = (bias, tied);
-            spec
+            let mut config = config(include_str!("../../../models/configs/starcoder2-3b.json"));
+            (config.vocab_size, config.hidden_size, config.intermediate_size) = (vocab, hidden, inner);
+            (config.num_hidden_layers, config.head_dim) = (layers, 2 * half);
+            (config.num_key_value_heads, config.num_attention_heads) = (heads.0, heads.0 * heads.1);
+            (config.use_bias, config.tie_word_embeddings) = (bias, tied);
+            ModelSpec::from_config(&config).unwrap()
         })
     }
 
@@ -344,7 +344,7 @@ mod tests {
         let linear = |linear: LinearLayout| [Some(linear.weight), linear.bias].into_iter().flatten();
         for layer in &layout.layers {
             all.extend(norm(layer.attention_norm).chain(linear(layer.qkv)).chain(linear(layer.attention_out)));
-            all.extend(norm(layer.mlp_norm).chain(linear(layer.mlp_in)).chain(linear(layer.mlp_out)));
+            all.extend(norm(layer.mlp_norm).chain(layer.mlp.iter().copied().flat_map(linear)));
         }
         all.extend(norm(layout.final_norm));
         if layout.head != layout.embedding {
@@ -412,12 +412,22 @@ mod tests {
         fn runs_are_every_element_once(
             (rows, half, columns, gap, offset) in (1usize..5, 1usize..5, 1usize..9, 0usize..4, 0usize..20),
             interleaved in any::<bool>(),
+            first in 0usize..3,
             piece in 1usize..60,
         ) {
             let head_dim = 2 * half;
             let rows = rows * head_dim;
             let order = if interleaved { RowOrder::Interleaved { head_dim } } else { RowOrder::Natural };
-            let part = Part { tensor: String::new(), rows, columns, offset, stride: columns + gap, order };
+            let part = Part {
+                tensor: String::new(),
+                tensor_rows: first + rows,
+                first,
+                rows,
+                columns,
+                offset,
+                stride: columns + gap,
+                order,
+            };
             let mut filled = vec![None; offset + rows * (columns + gap) + 10];
             for start in (0..filled.len()).step_by(piece) {
                 for run in part.runs(start..start + piece) {
@@ -430,7 +440,7 @@ mod tests {
             for row in 0..rows {
                 for column in 0..columns {
                     let at = offset + row * (columns + gap) + column;
-                    prop_assert_eq!(filled[at].take(), Some(order.source(row) * columns + column));
+                    prop_assert_eq!(filled[at].take(), Some((first + order.source(row)) * columns + column));
                 }
             }
             prop_assert!(filled.iter().all(Option::is_none));
@@ -449,10 +459,10 @@ mod tests {
     #[test]
     fn a_tied_head_is_the_embedding_once() {
         let [mut tied, ..] = published();
-        assert!(tied.tied_head);
+        assert!(tied.tied_head());
         let once = Layout::new(&tied);
         assert_eq!(once.head, once.embedding);
-        tied.tied_head = false;
+        tied.untie_head();
         let twice = Layout::new(&tied);
         assert_eq!(twice.elements() - once.elements(), tied.vocab_size * tied.hidden_size);
         assert_ne!(twice.head, twice.embedding);
@@ -469,13 +479,13 @@ mod tests {
         let region = |offset, rows, columns| Region { offset, rows, columns };
         // Tensors of 256, 16, 16, … elements in places of 256, 128, 128, …
         assert_eq!(layout.embedding, region(0, 16, 16));
-        let layer = layout.layers[0];
+        let layer = &layout.layers[0];
         assert_eq!(layer.attention_norm.weight, region(256, 1, 16));
         assert_eq!(layer.attention_norm.bias, Some(region(384, 1, 16)));
         assert_eq!(layer.qkv, LinearLayout { weight: region(512, 16, 16), bias: Some(region(768, 1, 16)) });
         assert_eq!(layer.attention_out, LinearLayout { weight: region(896, 16, 8), bias: Some(region(1024, 1, 16)) });
-        assert_eq!(layer.mlp_in.weight, region(1408, 8, 16));
-        assert_eq!(layer.mlp_out.weight, region(1664, 16, 8));
+        assert_eq!(layer.mlp[0].weight, region(1408, 8, 16));
+        assert_eq!(layer.mlp[1].weight, region(1664, 16, 8));
         assert_eq!(layout.head, region(2176, 16, 16));
         assert_eq!(layout.elements(), 2432);
         let k = layout.parts().iter().find(|part| part.tensor.ends_with("k_proj.weight")).unwrap();

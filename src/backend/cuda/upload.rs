@@ -48,6 +48,12 @@ pub enum UploadError {
     /// The device; its memory above all.
     #[error("{0}")]
     Cuda(#[from] CudaError),
+    /// Random weights of a tensor that several matrices share.
+    #[error("random weights cannot be made of tensor {tensor}, of which a matrix has some rows only")]
+    PartOfTensor {
+        /// Its name.
+        tensor: String,
+    },
     /// A reader thread panicked; a bug.
     #[error("a thread that reads weights failed: {reason}")]
     Reader {
@@ -132,13 +138,13 @@ impl<'a> Source<'a> {
             file,
             tensor: part.tensor.clone(),
             found,
-            expected: format!("{} rows of {}", part.rows, part.columns),
+            expected: format!("{} rows of {}", part.tensor_rows, part.columns),
             advice: "check that config.json and the weights belong together",
         };
         let Some(tensor) = checkpoint.tensor(&part.tensor) else {
             return Err(wrong(checkpoint.source().to_string(), "no such tensor".to_owned()));
         };
-        if tensor.bytes().len() != part.rows * part.columns * tensor.dtype().size() {
+        if tensor.bytes().len() != part.tensor_rows * part.columns * tensor.dtype().size() {
             return Err(wrong(tensor.file().to_owned(), format!("shape {:?}", tensor.shape())));
         }
         Ok(Source { part, tensor })

@@ -33,7 +33,7 @@ pub struct LinearWeights<'a, T> {
 }
 
 /// One transformer block; shapes as in [`LayerLayout`](super::layout::LayerLayout).
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct LayerWeights<'a, T> {
     /// Before attention.
     pub attention_norm: NormWeights<'a, T>,
@@ -43,10 +43,8 @@ pub struct LayerWeights<'a, T> {
     pub attention_out: LinearWeights<'a, T>,
     /// Before the MLP.
     pub mlp_norm: NormWeights<'a, T>,
-    /// The MLP's way in.
-    pub mlp_in: LinearWeights<'a, T>,
-    /// The MLP's way out.
-    pub mlp_out: LinearWeights<'a, T>,
+    /// The MLP's matrices, in the order of [`Mlp::linears`](crate::model::Mlp::linears).
+    pub mlp: Vec<LinearWeights<'a, T>>,
 }
 
 impl<T: Element> Weights<T> {
@@ -90,13 +88,17 @@ impl<T: Element> Weights<T> {
     /// ([`random_checkpoint`](crate::model::random_checkpoint)), bit for bit. Returns when all of them are there.
     ///
     /// # Errors
-    /// Too little device memory; any other failure of the device; a tensor of 2³² elements or more.
+    /// Too little device memory; any other failure of the device; a tensor of 2³² elements or more, or one that several
+    /// matrices share.
     pub fn random(stream: &Stream, spec: &ModelSpec, seed: u32) -> Result<Weights<T>, UploadError> {
         let layout = Layout::new(spec);
         let random = Random::load(stream.device())?;
         // What lies between the tensors is zero.
         let mut arena = stream.zeroed::<T>(layout.elements())?;
         for part in layout.parts() {
+            if part.rows != part.tensor_rows {
+                return Err(UploadError::PartOfTensor { tensor: part.tensor.clone() });
+            }
             let shape = RandomShape { rows: part.rows, columns: part.columns, stride: part.stride };
             // Cannot fail: the arena was allocated for this layout, all parts of which lie inside it.
             let out = arena.slice_mut(part.range()).expect("a part of the layout lies inside the arena");
@@ -128,8 +130,7 @@ impl<T: Element> Weights<T> {
             qkv: self.linear(layer.qkv),
             attention_out: self.linear(layer.attention_out),
             mlp_norm: self.norm(layer.mlp_norm),
-            mlp_in: self.linear(layer.mlp_in),
-            mlp_out: self.linear(layer.mlp_out),
+            mlp: layer.mlp.iter().map(|linear| self.linear(*linear)).collect(),
         })
     }
 
@@ -143,18 +144,18 @@ impl<T: Element> Weights<T> {
         self.linear(LinearLayout { weight: self.layout.head, bias: None })
     }
 
-    fn region(&self, region: Region) -> Slice<'_, T> {
+    pub(super) fn region(&self, region: Region) -> Slice<'_, T> {
         // Cannot fail: the arena was allocated for this layout, all regions of which lie inside it.
         self.arena.slice(region.range()).expect("a region of the layout lies inside the arena")
     }
 
-    fn linear(&self, linear: LinearLayout) -> LinearWeights<'_, T> {
+    pub(super) fn linear(&self, linear: LinearLayout) -> LinearWeights<'_, T> {
         let Region { rows, columns, .. } = linear.weight;
         let bias = linear.bias.map(|bias| self.region(bias));
         LinearWeights { weight: self.region(linear.weight), bias, rows, columns }
     }
 
-    fn norm(&self, norm: NormLayout) -> NormWeights<'_, T> {
+    pub(super) fn norm(&self, norm: NormLayout) -> NormWeights<'_, T> {
         NormWeights { weight: self.region(norm.weight), bias: norm.bias.map(|bias| self.region(bias)) }
     }
 }
@@ -176,7 +177,7 @@ impl RopeTable {
     /// # Errors
     /// [`UploadError::Cuda`].
     pub fn load(stream: &Stream, spec: &ModelSpec, positions: usize) -> Result<RopeTable, UploadError> {
-        let inv_freq = spec.inv_freq();
+        let inv_freq = spec.ropes.first().map_or_else(Vec::new, |rope| rope.inv_freq(spec.head_dim));
         let elements = positions.saturating_mul(2 * inv_freq.len());
         let mut table = stream.alloc::<f32>(elements)?;
         let copies = stream.device().stream()?;

@@ -16,7 +16,7 @@ use crate::backend::cuda::kernels::paged::{Heads, Sequence};
 use crate::backend::cuda::kernels::product::{Epilogue, Path, ProductShape, QkvShape};
 use crate::backend::cuda::kernels::sample::{LogprobsRow, LogprobsShape, RowParams, SampleShape};
 use crate::backend::cuda::layout::padded;
-use crate::model::{ModelSpec, NormKind};
+use crate::model::ModelSpec;
 use crate::sampling::SamplingParams;
 use crate::text::TokenId;
 
@@ -182,18 +182,20 @@ const LENGTHS: [usize; 5] = [512, 2048, 4096, 8192, 16_384];
 impl Case {
     /// Every kernel at the shapes of `spec`, which is called `model`.
     pub fn all(model: &str, spec: &ModelSpec, device: &Properties) -> Vec<Case> {
-        let window = spec.window.map(|window| window.get() as usize);
+        let window = spec.window().map(|window| window.get() as usize);
         let heads = Heads { query: spec.heads, kv: spec.kv_heads, dim: spec.head_dim };
         let (hidden, inner, vocab) =
-            (padded(spec.hidden_size), padded(spec.intermediate_size), padded(spec.vocab_size));
-        let bias = if spec.bias { BiasTerm::Present } else { BiasTerm::Absent };
-        let NormKind::LayerNorm = spec.norm.kind;
+            (padded(spec.hidden_size), padded(spec.intermediate_size()), padded(spec.vocab_size));
+        // All layers have one shape.
+        let has_bias = spec.layers.first().is_some_and(|layer| layer.attention.query.bias.is_some());
+        let bias = if has_bias { BiasTerm::Present } else { BiasTerm::Absent };
+        let epsilon = spec.final_norm.eps;
         let mut all = Vec::new();
         for rows in FEW_ROWS {
             all.push(What::Embed(EmbedShape { rows, vocabulary: vocab, width: hidden }));
         }
         for rows in FEW_ROWS {
-            let shape = NormShape { rows, width: spec.hidden_size, epsilon: spec.norm.eps };
+            let shape = NormShape { rows, width: spec.hidden_size, epsilon };
             all.push(What::Norm(shape, NormForm::Layer));
         }
         for rows in ROWS {
@@ -209,7 +211,7 @@ impl Case {
             }
         }
         for rows in 1..=gemv_normed::MOST_ROWS {
-            let norm = NormShape { rows, width: spec.hidden_size, epsilon: spec.norm.eps };
+            let norm = NormShape { rows, width: spec.hidden_size, epsilon };
             let product = ProductShape { rows, columns: inner, depth: hidden };
             all.push(What::NormedProduct(norm, NormForm::Layer, product, bias));
         }

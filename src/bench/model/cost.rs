@@ -86,7 +86,7 @@ impl Costs {
             Costs::Cpu { spec, element } => {
                 let counts = spec.counts();
                 let Step { rows: Rows { rows, start }, batch, logits_rows } = *step;
-                let window = spec.window.map_or(u64::MAX, |window| u64::from(window.get()));
+                let window = spec.window().map_or(u64::MAX, |window| u64::from(window.get()));
                 // Keys that any row of the step sees.
                 let (first, last) = (u64::from(start), u64::from(start + rows));
                 let seen = last - (first + 1).saturating_sub(window);

@@ -194,7 +194,7 @@ impl Runner {
             TestWork::Generate(_) => 1,
         };
         let end = test.depth.saturating_add(test.tokens()).saturating_add(1);
-        let pages = CacheGeometry::pages_for_sequence(page_size, end, self.backend.spec().window, most);
+        let pages = CacheGeometry::pages_for_sequence(page_size, end, self.backend.spec().window(), most);
         Rings { page_size, pages }
     }
 }
@@ -213,7 +213,7 @@ impl Parts {
     fn new(runner: &Runner, rings: Rings, batch: u32, rows: u32) -> Parts {
         let spec = runner.backend.spec();
         let start = runner.held;
-        let first_block = first_visible(start, spec.window) / rings.page_size;
+        let first_block = first_visible(start, spec.window()) / rings.page_size;
         let last_block = (start + rows - 1) / rings.page_size;
         // Ids that follow no pattern of the embedding's rows.
         let id = |row: u32| TokenId(((start + row) as u64 * 7919 % spec.vocab_size as u64) as u32);
@@ -263,7 +263,7 @@ mod tests {
     fn runner(pages: u32) -> Runner {
         let checkpoint = Checkpoint::open(&ModelSource::nano()).unwrap();
         let mut spec = ModelSpec::from_checkpoint(&checkpoint).unwrap();
-        spec.window = NonZeroU32::new(24);
+        spec.set_window(NonZeroU32::new(24));
         let options =
             CpuOptions { threads: NonZeroUsize::new(2), page_size: NonZeroU32::new(8).unwrap(), pages, max_rows: 16 };
         Runner::new(Box::new(CpuBackend::new(&checkpoint, spec, options).unwrap()))

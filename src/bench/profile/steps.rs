@@ -89,7 +89,7 @@ impl Plan {
         let max_rows = self.prefill.max(max_sequences);
         // Positions fit 32 bits in any configuration.
         let pages = |positions: usize, rows: usize| {
-            CacheGeometry::pages_for_sequence(PAGE_SIZE.get(), positions as u32, spec.window, rows as u32)
+            CacheGeometry::pages_for_sequence(PAGE_SIZE.get(), positions as u32, spec.window(), rows as u32)
         };
         let decode = self.batch as u32 * pages(self.depth + 1, max_rows);
         Ok(CudaOptions {
@@ -191,7 +191,7 @@ struct Sequences {
 impl Sequences {
     fn new(spec: &ModelSpec, options: &CudaOptions, count: usize) -> Sequences {
         Sequences {
-            pool: PageCache::new(options.page_size, options.pages, spec.window, PrefixCache::Off),
+            pool: PageCache::new(options.page_size, options.pages, spec.window(), PrefixCache::Off),
             tables: (0..count).map(|_| BlockTable::new()).collect(),
             vocabulary: spec.vocab_size as u64,
         }

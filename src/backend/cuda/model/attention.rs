@@ -5,7 +5,7 @@ use super::super::kernels::attention_decode;
 use super::super::kernels::attention_ordered::{self, Division, OrderedShape, SPLIT_LEN};
 use super::super::kernels::attention_prefill::{self, Tile};
 use super::super::kernels::paged::{Sequence, WorkspaceLen};
-use super::forward::decode_shape;
+use super::program::decode_shape;
 use super::recordings::largest_bucket;
 use super::step::{heads, window};
 use super::{CudaOptions, split_len_for};
@@ -183,7 +183,8 @@ mod tests {
         for (card, window) in
             Card::all().into_iter().flat_map(|card| [None, NonZeroU32::new(4096)].map(|w| (card.clone(), w)))
         {
-            let spec = ModelSpec { window, max_positions: 16_384, ..spec() };
+            let mut spec = ModelSpec { max_positions: 16_384, ..spec() };
+            spec.set_window(window);
             let device = &card.properties;
             let plan = |max_sequences| {
                 let options = CudaOptions {

@@ -52,7 +52,7 @@ pub(super) struct Sizes {
 fn largest_step(spec: &ModelSpec, options: &CudaOptions, attention: AttentionPlan, logits_rows: usize) -> StepShape {
     let positions = u32::try_from(spec.max_positions).unwrap_or(u32::MAX);
     let rows = u32::try_from(options.max_rows).unwrap_or(u32::MAX);
-    let blocks = CacheGeometry::pages_for_sequence(options.page_size.get(), positions, spec.window, rows);
+    let blocks = CacheGeometry::pages_for_sequence(options.page_size.get(), positions, spec.window(), rows);
     let (split_tiles, tiles) = attention.most_tiles(spec, options);
     StepShape {
         rows: options.max_rows,
@@ -77,10 +77,10 @@ impl Sizes {
             logits_rows,
             hidden: padded(spec.hidden_size),
             attended: spec.heads * spec.head_dim,
-            inner: padded(spec.intermediate_size),
+            inner: padded(spec.intermediate_size()),
             vocab: padded(spec.vocab_size),
             layer_cache: options.pages as usize * page,
-            layers: spec.layers,
+            layers: spec.layers.len(),
             step_words: StepLayout::new(step).words(),
             attention: attention.workspace_len(spec, options, gpu),
             sampler_bytes: Sampler::bytes(gpu, spec, logits_rows),

@@ -6,8 +6,9 @@
 //! | `memory` | what it takes of the GPU's memory, planned line by line |
 //! | `step`, `inputs` | a batch as the kernels are told of it, and its way to the device |
 //! | `attention` | which attention kernels take which sequences |
-//! | [`account`] | what each launch of a step moves and computes |
-//! | `forward` | the pass from token ids to logits, launch by launch |
+//! | [`account`] | what each launch of the list moves and computes |
+//! | `program` | a step as a list of launches |
+//! | `forward` | the pass from token ids to logits: the list given to a stream |
 //! | `workspace` | activations, logits and the cache |
 //! | `recordings` | decode steps recorded as graphs, one for each bucket of rows |
 //! | `source` | where the weights come from |
@@ -25,6 +26,7 @@ mod changes;
 mod forward;
 mod inputs;
 mod memory;
+mod program;
 mod recordings;
 mod sampler;
 mod source;
@@ -45,17 +47,19 @@ use super::layout::{Layout, padded};
 use super::weights::{RopeTable, Weights};
 use super::{Device, Properties, Slice, Stream};
 use crate::backend::places::Places;
+use crate::backend::support::check_network;
 use crate::backend::{Arithmetic, Backend, BackendError, Batch, DeviceInfo, DeviceQueue, LoadProgress, check_page};
 use crate::checkpoint::Dtype;
 use crate::host::Size;
 use crate::kv::{CacheGeometry, PageId};
-use crate::model::{Activation, ModelSpec};
+use crate::model::{Activation, Layer, ModelSpec};
 use crate::sampling::{self, NotFinite, SampleError, SampleRow, Sampled, TokenLogprobs};
 use crate::text::TokenId;
 use attention::AttentionPlan;
 use forward::{Kernels, Pass};
 use inputs::Inputs;
 use memory::Sizes;
+use program::{Launch, Program};
 use recordings::{Bucket, Recordings};
 use sampler::{Logits, Sampler};
 use step::{Step, StepLayout, StepShape, heads, window};
@@ -81,7 +85,15 @@ pub const MAX_SEQUENCES: usize = 65_535;
 
 /// What of this network has no kernels for a GPU; `None` if everything has.
 pub fn lack(spec: &ModelSpec) -> Option<&'static str> {
-    (spec.activation != Activation::GeluTanh).then_some("hidden_act gelu (with erf) has no kernels for a GPU yet")
+    let erf = |layer: &Layer| layer.mlp.activation() == Some(Activation::GeluErf);
+    let window = spec.window();
+    if spec.layers.iter().any(erf) {
+        Some("hidden_act gelu (with erf) has no kernels for a GPU yet")
+    } else if spec.layers.iter().any(|layer| layer.attention.window != window) {
+        Some("layers with different windows cannot run on a GPU yet")
+    } else {
+        None
+    }
 }
 
 /// Brings the weights of `source` in `dtype`, F16 or BF16, onto `device`. `progress` is called while they travel.
@@ -113,7 +125,7 @@ pub struct CudaBackend<T> {
     recordings: Recordings,
     sampler: Sampler,
     places: Places,
-    max_sequences: usize,
+    options: CudaOptions,
     attention: AttentionPlan,
     plan: MemoryPlan,
     /// Logits rows of the last forward pass.
@@ -139,15 +151,14 @@ impl<T: Element> Resident<T> {
         Logits { values: self.workspace.logits.view(), rows, vocabulary: self.spec.vocab_size, pitch }
     }
 
-    fn pass<'a>(
-        &'a mut self,
-        draws: Slice<'a, u32>,
-        shape: StepShape,
-        layout: &'a StepLayout,
-        split_len: usize,
-    ) -> Pass<'a, T> {
-        let Resident { spec, kernels, weights, rope, cache, workspace, inputs } = self;
-        Pass { spec, kernels, weights, rope, cache, workspace, inputs: inputs.words(), draws, shape, layout, split_len }
+    fn pass<'a>(&'a mut self, draws: Slice<'a, u32>, shape: StepShape, layout: &'a StepLayout) -> Pass<'a, T> {
+        let Resident { kernels, weights, rope, cache, workspace, inputs, .. } = self;
+        Pass { kernels, weights, rope, cache, workspace, inputs: inputs.words(), draws, shape, layout }
+    }
+
+    /// The launches of a step of this shape.
+    fn launches(&self, options: &CudaOptions, device: &Device, shape: StepShape) -> Vec<Launch> {
+        Program::new(&self.spec, self.weights.layout(), options, device.properties()).launches(shape)
     }
 }
 
@@ -164,6 +175,7 @@ impl<T: Element> CudaBackend<T> {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<CudaBackend<T>, BackendError> {
         check_supported(&spec, options)?;
+        check_network(&spec)?;
         device.properties().algorithms.check_network(options.arithmetic, padded(spec.hidden_size))?;
         let sizes = Sizes::new(&spec, options, device.properties());
         let plan = MemoryPlan::new(&spec, &Layout::new(&spec), &sizes);
@@ -187,7 +199,7 @@ impl<T: Element> CudaBackend<T> {
             recordings: Recordings::new(&spec, options, device),
             sampler: Sampler::new(device, &stream, &spec, sizes.logits_rows)?,
             places: Places::new(options.max_rows, options.pages),
-            max_sequences: options.max_sequences,
+            options: options.clone(),
             attention: AttentionPlan::new(&spec, options, device.properties()),
             plan,
             logits_rows: 0,
@@ -219,9 +231,9 @@ impl<T: Element> DeviceQueue for CudaBackend<T> {
     fn forward_drawn(&mut self, batch: &Batch<'_>, drawn: &[Option<u32>]) -> Result<(), BackendError> {
         self.logits_rows = 0;
         self.places.make(batch, &self.resident.spec, self.resident.cache.geometry())?;
-        if batch.sequences.len() > self.max_sequences {
+        if batch.sequences.len() > self.options.max_sequences {
             let found = batch.sequences.len();
-            let what = format!("{found} sequences, at most {} are allowed", self.max_sequences);
+            let what = format!("{found} sequences, at most {} are allowed", self.options.max_sequences);
             return Err(BackendError::InvalidBatch(what));
         }
         let most_logits = self.resident.workspace.sizes.logits_rows;
@@ -235,23 +247,26 @@ impl<T: Element> DeviceQueue for CudaBackend<T> {
         if batch.token_ids.is_empty() {
             return Ok(());
         }
-        let CudaBackend { stream, resident, recordings, sampler, places, .. } = self;
+        let CudaBackend { stream, resident, recordings, sampler, places, options, .. } = self;
         let step = Step::new(batch, &resident.spec, resident.cache.geometry(), self.attention);
         let exact = step.shape(batch);
         let send = |inputs: &mut Inputs, layout: &StepLayout| {
             inputs.send(stream, layout.words(), |words| step.write(words, layout, batch, drawn, places))
         };
         match recordings.bucket_for(exact) {
-            Some((Bucket { shape, layout, split_len, recording }, failures)) => {
+            Some((Bucket { shape, layout, recording }, failures)) => {
                 send(&mut resident.inputs, layout)?;
-                let mut pass = resident.pass(sampler.draws(), *shape, layout, *split_len);
-                recording.run(stream, shape.rows, failures, || pass.run(stream))?;
+                let run = || {
+                    let launches = resident.launches(options, stream.device(), *shape);
+                    resident.pass(sampler.draws(), *shape, layout).run(stream, &launches)
+                };
+                recording.run(stream, shape.rows, failures, run)?;
             }
             None => {
                 let layout = StepLayout::new(exact);
                 send(&mut resident.inputs, &layout)?;
-                let split_len = split_len_for(exact.sequences, &resident.spec, stream.device().properties());
-                resident.pass(sampler.draws(), exact, &layout, split_len).run(stream)?;
+                let launches = resident.launches(options, stream.device(), exact);
+                resident.pass(sampler.draws(), exact, &layout).run(stream, &launches)?;
             }
         }
         self.logits_rows = batch.logits_rows.len();
@@ -308,7 +323,7 @@ impl<T: Element> Backend for CudaBackend<T> {
     }
 
     fn max_sequences(&self) -> usize {
-        self.max_sequences
+        self.options.max_sequences
     }
 
     fn forward(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {

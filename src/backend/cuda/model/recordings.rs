@@ -4,10 +4,10 @@ use std::cell::Cell;
 
 use super::super::error::CudaError;
 use super::super::{Device, Graph, Properties, Stream};
+use super::CudaOptions;
 use super::attention::AttentionPlan;
 use super::memory::Sizes;
 use super::step::{StepLayout, StepShape};
-use super::{CudaOptions, split_len_for};
 use crate::kv::CacheGeometry;
 use crate::model::ModelSpec;
 
@@ -24,8 +24,6 @@ pub(super) fn largest_bucket(rows: usize) -> usize {
 pub(super) struct Bucket {
     pub(super) shape: StepShape,
     pub(super) layout: StepLayout,
-    /// Positions of a split of decode attention.
-    pub(super) split_len: usize,
     pub(super) recording: Recording,
 }
 
@@ -110,8 +108,7 @@ impl Recordings {
     pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, device: &Device) -> Recordings {
         let bucket = |shape: StepShape| {
             let recording = if device.captures() { Recording::New } else { Recording::Never };
-            let split_len = split_len_for(shape.sequences, spec, device.properties());
-            Bucket { shape, layout: StepLayout::new(shape), split_len, recording }
+            Bucket { shape, layout: StepLayout::new(shape), recording }
         };
         let buckets = bucket_shapes(spec, options, device.properties()).map(bucket).collect();
         Recordings { buckets, failures: CaptureFailures::default() }
@@ -148,7 +145,7 @@ pub(super) fn takes(bucket: StepShape, exact: StepShape) -> bool {
 /// A bucket's step: `rows` sequences of one row, each with as many blocks as it may see.
 fn shape(rows: usize, spec: &ModelSpec, options: &CudaOptions, attention: AttentionPlan) -> StepShape {
     let positions = u32::try_from(spec.max_positions).unwrap_or(u32::MAX);
-    let blocks = CacheGeometry::pages_for_sequence(options.page_size.get(), positions, spec.window, 1);
+    let blocks = CacheGeometry::pages_for_sequence(options.page_size.get(), positions, spec.window(), 1);
     let (split_tiles, tiles, decodes) = match attention {
         AttentionPlan::Fastest { .. } => (0, 0, true),
         AttentionPlan::Ordered { most_split, .. } if rows <= most_split => (rows, 0, false),

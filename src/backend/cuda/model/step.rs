@@ -101,7 +101,7 @@ impl Step {
         let (mut sequences, mut blocks) = (Vec::with_capacity(batch.sequences.len()), Vec::new());
         for rows in batch.sequences {
             // Numbers of rows and positions fit u32: the batch was checked.
-            let first_block = crate::kv::first_visible(rows.start, spec.window) / cache.page_size;
+            let first_block = crate::kv::first_visible(rows.start, spec.window()) / cache.page_size;
             let sequence = Sequence {
                 first_row: rows.rows.start as u32,
                 rows: rows.rows.len() as u32,
@@ -177,7 +177,7 @@ pub(super) fn heads(spec: &ModelSpec) -> Heads {
 
 /// The window of a network as the kernels' launchers take it.
 pub(super) fn window(spec: &ModelSpec) -> Option<usize> {
-    spec.window.map(|window| window.get() as usize)
+    spec.window().map(|window| window.get() as usize)
 }
 
 #[cfg(test)]

@@ -1,0 +1,289 @@
+//! A step as one list of launches. [`Program`] makes it of the network's layers and the shape of a step; `forward` runs it,
+//! [`account`](super::account) costs it. Which kernel computes what is decided here alone.
+
+use std::fmt;
+
+use super::super::Properties;
+use super::super::kernels::attention_decode::DecodeShape;
+use super::super::kernels::attention_ordered::{Division, OrderedShape};
+use super::super::kernels::attention_prefill::PrefillShape;
+use super::super::kernels::embed::EmbedShape;
+use super::super::kernels::gemv_normed;
+use super::super::kernels::norm::{NormForm, NormShape};
+use super::super::kernels::product::{Path, ProductShape, QkvShape};
+use super::super::layout::{Layout, LinearLayout, NormLayout, Region};
+use super::attention::{AttentionPlan, ordered_shape};
+use super::step::{StepShape, heads, window};
+use super::{CudaOptions, split_len_for};
+use crate::backend::Arithmetic;
+use crate::model::{Mlp, ModelSpec, Norm, NormKind};
+
+/// The part of the network that a launch belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Part {
+    /// Rows of the embedding.
+    Embed,
+    /// The norm ahead of attention.
+    AttentionNorm,
+    /// Queries, keys and values.
+    Qkv,
+    /// Attention, and the merge of its splits.
+    Attention,
+    /// Attention's way back into the residual stream.
+    AttentionOut,
+    /// The norm ahead of the MLP.
+    MlpNorm,
+    /// The MLP's way in.
+    MlpIn,
+    /// The MLP's way back into the residual stream.
+    MlpOut,
+    /// The norm ahead of the head.
+    FinalNorm,
+    /// Logits.
+    Head,
+    /// The draw of tokens.
+    Sample,
+}
+
+impl Part {
+    /// All of them, in the order of a step.
+    pub const ALL: [Part; 11] = [
+        Part::Embed,
+        Part::AttentionNorm,
+        Part::Qkv,
+        Part::Attention,
+        Part::AttentionOut,
+        Part::MlpNorm,
+        Part::MlpIn,
+        Part::MlpOut,
+        Part::FinalNorm,
+        Part::Head,
+        Part::Sample,
+    ];
+
+    /// Its name in tables and results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Embed => "embed",
+            Part::AttentionNorm => "attention_norm",
+            Part::Qkv => "qkv",
+            Part::Attention => "attention",
+            Part::AttentionOut => "attention_out",
+            Part::MlpNorm => "mlp_norm",
+            Part::MlpIn => "mlp_in",
+            Part::MlpOut => "mlp_out",
+            Part::FinalNorm => "final_norm",
+            Part::Head => "head",
+            Part::Sample => "sample",
+        }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a projection adds to the residual stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ResidualInput {
+    /// What attention returned, `[rows, heads * head_dim]`.
+    Attention,
+    /// Activations inside the MLP, `[rows, intermediate]`.
+    Mlp,
+}
+
+/// Where a norm's weights are, and its numbers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct NormOp {
+    pub weights: NormLayout,
+    pub form: NormForm,
+    pub shape: NormShape,
+}
+
+/// How a product is computed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum How {
+    /// From rows as they are.
+    Path(Path),
+    /// From rows that the same kernel normalises first.
+    Normed(NormOp),
+}
+
+/// One launch, or the launches of one attention kernel.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Op {
+    /// `hidden[r] = embedding[token_ids[r]]`
+    Embed { table: Region, shape: EmbedShape },
+    /// `normed[r] = norm(hidden[r])`; of the rows that have logits where it gathers.
+    Norm { norm: NormOp, gathers: bool },
+    /// Queries, and keys and values into the cache, rotated.
+    Qkv { weights: LinearLayout, shape: QkvShape, how: How },
+    /// Decode attention, of the sequences of one row.
+    Decode(DecodeShape),
+    /// Prefill attention, of the whole tiles.
+    Prefill(PrefillShape),
+    /// Ordered attention, of the tiles of its division.
+    Ordered(OrderedShape),
+    /// `inner[r] = gelu(norm(hidden[r]) · Wᵀ + b)`
+    Up { weights: LinearLayout, shape: ProductShape, how: How },
+    /// `hidden[r] += input[r] · Wᵀ + b`
+    AddProjection { input: ResidualInput, weights: LinearLayout, shape: ProductShape, path: Path },
+    /// Logits of the rows that have them.
+    Head { weights: LinearLayout, shape: ProductShape, how: How },
+}
+
+/// An [`Op`] and its place in the network.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Launch {
+    pub op: Op,
+    pub part: Part,
+    /// `None` ahead of the first layer and behind the last.
+    pub layer: Option<usize>,
+}
+
+/// What the launches of a step depend on besides its shape.
+pub(super) struct Program<'a> {
+    spec: &'a ModelSpec,
+    layout: &'a Layout,
+    device: &'a Properties,
+    arithmetic: Arithmetic,
+    page_size: usize,
+    attention: AttentionPlan,
+}
+
+impl<'a> Program<'a> {
+    pub(super) fn new(
+        spec: &'a ModelSpec,
+        layout: &'a Layout,
+        options: &CudaOptions,
+        device: &'a Properties,
+    ) -> Program<'a> {
+        let page_size = options.page_size.get() as usize;
+        let attention = AttentionPlan::new(spec, options, device);
+        Program { spec, layout, device, arithmetic: options.arithmetic, page_size, attention }
+    }
+
+    /// The launches of a step of this shape, in stream order.
+    pub(super) fn launches(&self, shape: StepShape) -> Vec<Launch> {
+        let Program { spec, layout, .. } = self;
+        let rows = shape.rows;
+        let Region { rows: vocabulary, columns: width, .. } = layout.embedding;
+        let embed = Op::Embed { table: layout.embedding, shape: EmbedShape { rows, vocabulary, width } };
+        let mut launches = vec![Launch { op: embed, part: Part::Embed, layer: None }];
+        for (index, (layer, weights)) in spec.layers.iter().zip(&layout.layers).enumerate() {
+            let layer_index = Some(index);
+            let mut push = |part, op| launches.push(Launch { op, part, layer: layer_index });
+            let norm = self.norm(&layer.attention_norm, weights.attention_norm, rows);
+            self.behind_norm(norm, Part::AttentionNorm, false, &mut push, |how| {
+                let shape = self.qkv_shape(rows, weights.qkv);
+                let how = how.unwrap_or_else(|| How::Path(self.path(shape.product_shape())));
+                (Part::Qkv, Op::Qkv { weights: weights.qkv, shape, how })
+            });
+            self.attention(shape, &mut push);
+            push(Part::AttentionOut, self.add_projection(rows, ResidualInput::Attention, weights.attention_out));
+            let norm = self.norm(&layer.mlp_norm, weights.mlp_norm, rows);
+            // Networks with another MLP were refused.
+            let (Mlp::Plain { .. }, [up, down]) = (&layer.mlp, &weights.mlp[..]) else { continue };
+            self.behind_norm(norm, Part::MlpNorm, false, &mut push, |how| {
+                let shape = product_shape(rows, *up);
+                let how = how.unwrap_or_else(|| How::Path(self.path(shape)));
+                (Part::MlpIn, Op::Up { weights: *up, shape, how })
+            });
+            push(Part::MlpOut, self.add_projection(rows, ResidualInput::Mlp, *down));
+        }
+        if shape.logits_rows > 0 {
+            let norm = self.norm(&spec.final_norm, layout.final_norm, shape.logits_rows);
+            let mut push = |part, op| launches.push(Launch { op, part, layer: None });
+            self.behind_norm(norm, Part::FinalNorm, true, &mut push, |how| {
+                let weights = LinearLayout { weight: layout.head, bias: None };
+                let shape = product_shape(shape.logits_rows, weights);
+                let how = how.unwrap_or_else(|| How::Path(self.path(shape)));
+                (Part::Head, Op::Head { weights, shape, how })
+            });
+        }
+        launches
+    }
+
+    /// A norm and the product behind it: two launches, or one that does both.
+    fn behind_norm(
+        &self,
+        norm: NormOp,
+        part: Part,
+        gathers: bool,
+        push: &mut impl FnMut(Part, Op),
+        product: impl FnOnce(Option<How>) -> (Part, Op),
+    ) {
+        let NormShape { rows, width, .. } = norm.shape;
+        let fused = gemv_normed::takes(self.arithmetic, &self.device.algorithms, rows, width);
+        if !fused {
+            push(part, Op::Norm { norm, gathers });
+        }
+        let (part, op) = product(fused.then_some(How::Normed(norm)));
+        push(part, op);
+    }
+
+    fn norm(&self, norm: &Norm, weights: NormLayout, rows: usize) -> NormOp {
+        let shape = NormShape { rows, width: self.spec.hidden_size, epsilon: norm.eps };
+        NormOp { weights, form: norm_form(norm.kind), shape }
+    }
+
+    fn qkv_shape(&self, rows: usize, weights: LinearLayout) -> QkvShape {
+        let ModelSpec { heads, kv_heads, head_dim, .. } = *self.spec;
+        QkvShape { rows, depth: weights.weight.columns, heads, kv_heads, head_dim, page_size: self.page_size }
+    }
+
+    fn add_projection(&self, rows: usize, input: ResidualInput, weights: LinearLayout) -> Op {
+        let shape = product_shape(rows, weights);
+        Op::AddProjection { input, weights, shape, path: self.path(shape) }
+    }
+
+    fn attention(&self, shape: StepShape, push: &mut impl FnMut(Part, Op)) {
+        let StepShape { rows, sequences, tiles, split_tiles, split_rows, decodes, .. } = shape;
+        let spec = self.spec;
+        let mut push = |op| push(Part::Attention, op);
+        match self.attention {
+            AttentionPlan::Fastest { .. } => {
+                if decodes {
+                    let split_len = split_len_for(sequences, spec, self.device);
+                    push(Op::Decode(decode_shape(rows, sequences, spec, split_len)));
+                }
+                if tiles > 0 {
+                    push(Op::Prefill(PrefillShape { rows, tiles, heads: heads(spec), window: window(spec) }));
+                }
+            }
+            AttentionPlan::Ordered { .. } => {
+                if split_tiles > 0 {
+                    let division = Division::Split { tile_rows: split_rows };
+                    push(Op::Ordered(ordered_shape(rows, split_tiles, division, spec)));
+                }
+                if tiles > 0 {
+                    push(Op::Ordered(ordered_shape(rows, tiles, Division::Whole, spec)));
+                }
+            }
+        }
+    }
+
+    fn path(&self, shape: ProductShape) -> Path {
+        Path::choose_for(self.arithmetic, self.device, shape)
+    }
+}
+
+fn product_shape(rows: usize, weights: LinearLayout) -> ProductShape {
+    ProductShape { rows, columns: weights.weight.rows, depth: weights.weight.columns }
+}
+
+/// The norm kernel's form of a norm.
+pub(super) fn norm_form(kind: NormKind) -> NormForm {
+    match kind {
+        NormKind::LayerNorm => NormForm::Layer,
+        NormKind::RmsNorm => NormForm::Rms,
+    }
+}
+
+/// Decode attention of a step of `rows` rows in `sequences` sequences.
+pub(super) fn decode_shape(rows: usize, sequences: usize, spec: &ModelSpec, split_len: usize) -> DecodeShape {
+    DecodeShape { rows, sequences, heads: heads(spec), window: window(spec), positions: spec.max_positions, split_len }
+}
