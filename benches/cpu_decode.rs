@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
 use rigel::backend::cpu::{CpuBackend, CpuOptions};
-use rigel::backend::{Backend, Batch, SequenceRows};
+use rigel::backend::{Backend, Batch, SequenceRows, Token};
 use rigel::bench::cpu_limits::{READERS, multiply_add_peak, read};
 use rigel::checkpoint::{Checkpoint, ModelSource};
 use rigel::kv::PageId;
@@ -109,14 +109,15 @@ fn median(values: &[f64]) -> f64 {
 struct Model {
     backend: CpuBackend,
     pages: Vec<PageId>,
-    ids: Vec<TokenId>,
+    tokens: Vec<Token>,
 }
 
 impl Model {
     fn new(checkpoint: &Checkpoint, threads: NonZeroUsize) -> Model {
         let spec = ModelSpec::from_checkpoint(checkpoint).expect("a supported model");
         let pages = 1 + (PREFILL_ROWS as u32).div_ceil(PAGE_SIZE);
-        let ids = (0..=PREFILL_ROWS as u32).map(|i| TokenId(i * 7919 % spec.vocab_size as u32)).collect();
+        let token = |i: u32| Token::Known(TokenId(i * 7919 % spec.vocab_size as u32));
+        let tokens = (0..=PREFILL_ROWS as u32).map(token).collect();
         let options = CpuOptions {
             threads: Some(threads),
             page_size: NonZeroU32::new(PAGE_SIZE).expect("not zero"),
@@ -124,13 +125,13 @@ impl Model {
             max_rows: PREFILL_ROWS,
         };
         let backend = CpuBackend::new(checkpoint, spec, options).expect("the checkpoint fits the spec");
-        Model { backend, pages: (0..pages).map(PageId).collect(), ids }
+        Model { backend, pages: (0..pages).map(PageId).collect(), tokens }
     }
 
     fn forward(&mut self, start: usize, rows: usize) {
         let sequences = [SequenceRows { rows: 0..rows, start: start as u32, first_block: 0, pages: &self.pages }];
         let batch =
-            Batch { token_ids: &self.ids[start..start + rows], sequences: &sequences, logits_rows: &[rows - 1] };
+            Batch { tokens: &self.tokens[start..start + rows], sequences: &sequences, logits_rows: &[rows - 1] };
         self.backend.forward(&batch).expect("a valid batch");
         black_box(self.backend.logits(0).expect("asked for"));
     }

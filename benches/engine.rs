@@ -54,6 +54,8 @@ struct Nothing {
     calls: Sender<(Instant, Instant)>,
     /// All sequences are there: the first call waits for them, since nothing waits for those that come late.
     all_there: Arc<AtomicBool>,
+    /// Of the draws that were started.
+    positions: Vec<u32>,
 }
 
 impl Backend for Nothing {
@@ -77,7 +79,7 @@ impl Backend for Nothing {
             std::thread::yield_now();
         }
         let now = Instant::now();
-        if batch.sequences.len() == SEQUENCES && batch.token_ids.len() == SEQUENCES {
+        if batch.sequences.len() == SEQUENCES && batch.tokens.len() == SEQUENCES {
             // Nobody listens any more after the last step that is wanted.
             let _ = self.calls.send((now, Instant::now()));
         }
@@ -86,8 +88,13 @@ impl Backend for Nothing {
     fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
         Err(BackendError::InvalidBatch(format!("no logits of row {row}")))
     }
-    fn sample(&mut self, rows: &[SampleRow<'_>]) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
-        Ok(rows.iter().map(|row| Ok(Sampled { token: TokenId(row.position % 1000 + 1), logprobs: None })).collect())
+    fn start_sampling(&mut self, rows: &[SampleRow<'_>]) -> Result<(), BackendError> {
+        self.positions = rows.iter().map(|row| row.position).collect();
+        Ok(())
+    }
+    fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
+        let drawn = |position: u32| Ok(Sampled { token: TokenId(position % 1000 + 1), logprobs: None });
+        Ok(self.positions.drain(..).map(drawn).collect())
     }
 }
 
@@ -101,7 +108,7 @@ fn bookkeeping(steps: usize) -> Duration {
     let (calls, called): (_, Receiver<(Instant, Instant)>) = channel();
     let options = EngineOptions { speculation: Speculation::Off, ..EngineOptions::default() };
     let engine = Engine::with_backend(
-        Box::new(Nothing { spec, calls, all_there: all_there.clone() }),
+        Box::new(Nothing { spec, calls, all_there: all_there.clone(), positions: Vec::new() }),
         None,
         String::new(),
         options,
@@ -180,8 +187,11 @@ impl Backend for Timed {
     fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
         self.inside.logits(row)
     }
-    fn sample(&mut self, rows: &[SampleRow<'_>]) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
-        self.time(|inside| inside.sample(rows))
+    fn start_sampling(&mut self, rows: &[SampleRow<'_>]) -> Result<(), BackendError> {
+        self.time(|inside| inside.start_sampling(rows))
+    }
+    fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
+        self.inside.finish_sampling()
     }
     fn logprobs(
         &mut self,

@@ -11,7 +11,7 @@ use rigel::backend::cuda::kernels::Element;
 use rigel::backend::cuda::model::account::{LaunchAccount, Part, SequenceStep, StepDescription, account};
 use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
 use rigel::backend::cuda::{Card, Properties};
-use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows};
+use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows, Token};
 use rigel::checkpoint::Config;
 use rigel::kv::PageId;
 use rigel::model::ModelSpec;
@@ -104,7 +104,7 @@ fn follows_its_account<T: Element>(bench: &common::Bench, name: &str, arithmetic
         // Launched, recorded, replayed.
         for time in 0..3 {
             interpreter.clear_counters();
-            backend.forward(&Batch { token_ids: &ids, sequences: &sequences, logits_rows: &ends }).unwrap();
+            backend.forward(&Batch { tokens: &Token::known(&ids), sequences: &sequences, logits_rows: &ends }).unwrap();
             backend.sample(&draws).unwrap();
             let place = format!("{name} {} {arithmetic:?}, step {number}, time {time}", T::NAME);
             assert_as_counted(&declared, &interpreter.counters(), &place);

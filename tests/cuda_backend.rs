@@ -11,9 +11,9 @@ use rigel::backend::cpu::{CpuBackend, CpuOptions};
 use rigel::backend::cuda::kernels::Element;
 use rigel::backend::cuda::model::{self, CudaBackend, CudaOptions, DRIVER_BYTES, pages_within};
 use rigel::backend::cuda::{Arguments, Device, Launch};
-use rigel::backend::{Arithmetic, Backend, BackendError, Batch, DeviceQueue, SequenceRows};
+use rigel::backend::{self, Arithmetic, Backend, BackendError, Batch, SequenceRows, Token};
 use rigel::checkpoint::{Config, Dtype};
-use rigel::engine::{self, Engine, Failure, Request};
+use rigel::engine::{Engine, Failure, Request};
 use rigel::kv::{BlockTable, PageCache, PageId, PrefixCache};
 use rigel::model::ModelSpec;
 use rigel::sampling::{LogitsContext, LogitsProcessor, SampleError, SampleRow, SamplingParams, TokenHistory};
@@ -91,7 +91,9 @@ impl Sequences {
         };
         let sequences: Vec<SequenceRows<'_>> = places.iter().map(rows).collect();
         let logits_rows: Vec<usize> = (0..ids.len()).collect();
-        backend.forward(&Batch { token_ids: &ids, sequences: &sequences, logits_rows: &logits_rows }).unwrap();
+        backend
+            .forward(&Batch { tokens: &Token::known(&ids), sequences: &sequences, logits_rows: &logits_rows })
+            .unwrap();
         let mut found = BTreeMap::new();
         for (sequence, start, rows) in places {
             for (row, position) in rows.zip(start..) {
@@ -201,7 +203,7 @@ device_test! {
                 let sequences: Vec<SequenceRows<'_>> = (0..rows).map(row).collect();
                 // Launched, captured, replayed.
                 for _ in 0..3 {
-                    backend.forward(&Batch { token_ids: &ids, sequences: &sequences, logits_rows: &[0] }).unwrap();
+                    backend.forward(&Batch { tokens: &Token::known(&ids), sequences: &sequences, logits_rows: &[0] }).unwrap();
                 }
             }
             backend.logits(0).unwrap();
@@ -215,9 +217,9 @@ device_test! {
 }
 
 /// One row of one sequence in page 0.
-fn one_row<'a>(token: &'a [TokenId], start: u32, rows: &'a [SequenceRows<'a>; 1]) -> Batch<'a> {
+fn one_row<'a>(tokens: &'a [Token], start: u32, rows: &'a [SequenceRows<'a>; 1]) -> Batch<'a> {
     assert_eq!(rows[0].start, start);
-    Batch { token_ids: token, sequences: rows, logits_rows: &[0] }
+    Batch { tokens, sequences: rows, logits_rows: &[0] }
 }
 
 device_test! {
@@ -234,18 +236,17 @@ device_test! {
             // Twice with ids from the host, then the same with ids that stay on the device; the last are replays.
             let mut expected = Vec::new();
             for start in 0..6 {
-                backend.forward(&one_row(&[token], start, &row(start))).unwrap();
+                backend.forward(&one_row(&[Token::Known(token)], start, &row(start))).unwrap();
                 token = backend.sample(&[draw(start + 1)]).unwrap().remove(0).unwrap().token;
                 expected.push((token, backend.logits(0).unwrap().to_vec()));
             }
             for start in 0..6 {
-                // An id that would give other logits, where it were taken.
-                let (ids, drawn) = if start == 0 { ([TokenId(5)], None) } else { ([TokenId(0)], Some(0)) };
-                backend.forward_drawn(&one_row(&ids, start, &row(start)), &[drawn]).unwrap();
+                let token = if start == 0 { Token::Known(TokenId(5)) } else { Token::Sampled(0) };
+                backend.forward(&one_row(&[token], start, &row(start))).unwrap();
                 let drawn = backend.sample(&[draw(start + 1)]).unwrap().remove(0).unwrap().token;
                 assert_eq!((drawn, backend.logits(0).unwrap().to_vec()), expected[start as usize], "position {start}");
             }
-            let error = backend.forward_drawn(&one_row(&[TokenId(0)], 6, &row(6)), &[Some(1000)]).unwrap_err();
+            let error = backend.forward(&one_row(&[Token::Sampled(1000)], 6, &row(6))).unwrap_err();
             assert_eq!(error.to_string(), "invalid batch: the token drawn for row 1000 of 48");
         });
     }
@@ -265,19 +266,18 @@ device_test! {
             const STEPS: u32 = 7;
             let (mut token, mut expected) = (TokenId(5), Vec::new());
             for start in 0..STEPS {
-                backend.forward(&one_row(&[token], start, &row(start))).unwrap();
+                backend.forward(&one_row(&[Token::Known(token)], start, &row(start))).unwrap();
                 expected.push(backend.sample(&[draw(start + 1)]).unwrap().remove(0).unwrap());
                 token = expected[start as usize].token;
             }
             if let Some(interpreter) = bench.interpreter() {
                 interpreter.clear_counters();
             }
-            let queue = backend.queue().expect("a GPU has a queue");
-            queue.forward_drawn(&one_row(&[TokenId(5)], 0, &row(0)), &[]).unwrap();
-            queue.start_sampling(&[draw(1)]).unwrap();
+            assert!(backend.is_asynchronous());
+            backend.forward(&one_row(&[Token::Known(TokenId(5))], 0, &row(0))).unwrap();
+            backend.start_sampling(&[draw(1)]).unwrap();
             for start in 1..STEPS {
-                // The id is one that would give other logits, where it were taken.
-                queue.forward_drawn(&one_row(&[TokenId(0)], start, &row(start)), &[Some(0)]).unwrap();
+                backend.forward(&one_row(&[Token::Sampled(0)], start, &row(start))).unwrap();
                 // The interpreter runs what somebody waits for, and what is ahead of it.
                 let ran = |interpreter: &Interpreter, what: &str| {
                     interpreter.counters().iter().filter(|launch| launch.kernel.starts_with(what)).count()
@@ -285,15 +285,15 @@ device_test! {
                 if let Some(interpreter) = bench.interpreter() {
                     assert_eq!(ran(interpreter, ""), 0, "launches that ran before anybody waited, step {start}");
                 }
-                let drawn = queue.finish_sampling().unwrap().remove(0).unwrap();
+                let drawn = backend.finish_sampling().unwrap().remove(0).unwrap();
                 assert_eq!(drawn, expected[start as usize - 1], "step {start}");
                 if let Some(interpreter) = bench.interpreter() {
                     assert_eq!((ran(interpreter, "embed"), ran(interpreter, "sample")), (1, 1), "step {start}");
                     interpreter.clear_counters();
                 }
-                queue.start_sampling(&[draw(start + 1)]).unwrap();
+                backend.start_sampling(&[draw(start + 1)]).unwrap();
             }
-            assert_eq!(queue.finish_sampling().unwrap().remove(0).unwrap(), expected[STEPS as usize - 1]);
+            assert_eq!(backend.finish_sampling().unwrap().remove(0).unwrap(), expected[STEPS as usize - 1]);
         });
     }
 }
@@ -311,7 +311,7 @@ fn poison_is_found<T: Element>(device: &Device) {
     let step = |backend: &mut CudaBackend<T>, start| {
         let rows = |s: usize| SequenceRows { rows: s..s + 1, start, first_block: 0, pages: &pages[s] };
         let sequences = [rows(0), rows(1)];
-        backend.forward(&Batch { token_ids: &ids, sequences: &sequences, logits_rows: &[0, 1] }).unwrap();
+        backend.forward(&Batch { tokens: &Token::known(&ids), sequences: &sequences, logits_rows: &[0, 1] }).unwrap();
         [0, 1].map(|row| backend.logits(row).unwrap().iter().all(|logit| logit.is_finite()))
     };
     assert_eq!(step(&mut backend, 0), [true, true]);
@@ -519,21 +519,21 @@ device_test! {
             };
             let ids = [TokenId(5), TokenId(6), TokenId(7)];
             let (first, second) = (rows(0), rows(1));
-            fn batch<'a>(token_ids: &'a [TokenId], sequences: &'a [SequenceRows<'a>]) -> Batch<'a> {
-                Batch { token_ids, sequences, logits_rows: &[0, 1, 2] }
+            fn batch<'a>(tokens: &'a [Token], sequences: &'a [SequenceRows<'a>]) -> Batch<'a> {
+                Batch { tokens, sequences, logits_rows: &[0, 1, 2] }
             }
             let draws = [draw(0, None), draw(1, Some((&After(200) as &dyn LogitsProcessor, context))), draw(2, None)];
             // The first launches each shape, later ones replay.
             for _ in 0..3 {
-                backend.forward(&batch(&ids, &first)).unwrap();
+                backend.forward(&batch(&Token::known(&ids), &first)).unwrap();
                 backend.start_sampling(&draws).unwrap();
                 // Before they are asked for, and in another order.
-                backend.forward_drawn(&batch(&[TokenId(0); 3], &second), &[Some(1), Some(2), Some(0)]).unwrap();
+                backend.forward(&batch(&[1, 2, 0].map(Token::Sampled), &second)).unwrap();
                 let tokens: Vec<TokenId> =
                     backend.finish_sampling().unwrap().into_iter().map(|drawn| drawn.unwrap().token).collect();
                 assert_eq!(tokens[1], TokenId(205));
                 let logits = [0, 1, 2].map(|row| backend.logits(row).unwrap().to_vec());
-                backend.forward(&batch(&[tokens[1], tokens[2], tokens[0]], &second)).unwrap();
+                backend.forward(&batch(&Token::known(&[tokens[1], tokens[2], tokens[0]]), &second)).unwrap();
                 assert!(logits == [0, 1, 2].map(|row| backend.logits(row).unwrap().to_vec()));
             }
         });
@@ -651,7 +651,7 @@ device_test! {
             let row = |start, rows| SequenceRows { rows, start, first_block: 0, pages: &pages };
             let ids = vec![TokenId(1); 60];
             let mut refused = |ids: &[TokenId], sequences: &[SequenceRows<'_>], logits_rows: &[usize]| {
-                let error = backend.forward(&Batch { token_ids: ids, sequences, logits_rows }).unwrap_err();
+                let error = backend.forward(&Batch { tokens: &Token::known(ids), sequences, logits_rows }).unwrap_err();
                 assert!(matches!(error, BackendError::InvalidBatch(_)));
                 assert!(backend.logits(0).is_err(), "there are no logits");
                 error.to_string()
@@ -662,7 +662,7 @@ device_test! {
             assert!(refused(&ids[..1], &[row(0, 0..1)], &[1]).contains("logits of row 1 of 1"));
             let six: Vec<_> = (0..6).map(|_| row(0, 0..0)).collect();
             assert_eq!(refused(&[], &six, &[]), "invalid batch: 6 sequences, at most 5 are allowed");
-            let good = Batch { token_ids: &ids[..1], sequences: &[row(0, 0..1)], logits_rows: &[0] };
+            let good = Batch { tokens: &Token::known(&ids[..1]), sequences: &[row(0, 0..1)], logits_rows: &[0] };
             backend.forward(&good).unwrap();
             assert!(backend.logits(0).unwrap().iter().all(|logit| logit.is_finite()));
         });
@@ -704,7 +704,7 @@ device_test! {
             let mut backend = cuda::<bf16>(bench.device(), "gqa9");
             let pages = [PageId(3)];
             let rows = [SequenceRows { rows: 0..1, start: 0, first_block: 0, pages: &pages }];
-            let batch = Batch { token_ids: &[TokenId(1)], sequences: &rows, logits_rows: &[0] };
+            let batch = Batch { tokens: &[Token::Known(TokenId(1))], sequences: &rows, logits_rows: &[0] };
             backend.forward(&batch).unwrap();
             fault(bench);
             for _ in 0..2 {
@@ -727,7 +727,7 @@ device_test! {
                 return;
             }
             let context = NonZeroU32::new(32).unwrap();
-            let engine = Engine::builder().model("nano").device(engine::Device::Cuda).context(context).build().unwrap();
+            let engine = Engine::builder().model("nano").device(backend::Device::Cuda).context(context).build().unwrap();
             let request = || Request { max_tokens: 3, ..Request::new(vec![TokenId(70), TokenId(80)]) };
             assert_eq!(engine.generate(request()).unwrap().wait().unwrap().token_ids.len(), 3);
             fault(bench);
@@ -769,18 +769,18 @@ device_test! {
                 (20, 64, 16, Arithmetic::BatchInvariant),
             ] {
                 let asked = || {
-                    let builder = Engine::builder().device(engine::Device::Cuda).dummy_weights(config(), 5);
+                    let builder = Engine::builder().device(backend::Device::Cuda).dummy_weights(config(), 5);
                     let builder = builder.max_sequences(NonZeroUsize::new(sequences).unwrap()).arithmetic(arithmetic);
                     let context = NonZeroU32::new(context).unwrap();
                     builder.context(context).prefill_chunk(NonZeroU32::new(chunk).unwrap())
                 };
-                let plan = asked().plan(&spec, &gpu, free - free / 10).unwrap();
+                let plan = asked().backend_options().plan_gpu(&spec, &gpu, free - free / 10).unwrap();
                 assert!(plan.fits(), "{plan:?}");
                 // With all the pages, and with too little memory for two of them.
                 let two_pages = 2 * 2 * (2 * 64 * 2 * 64 * 2);
                 for (room, pages) in [(plan.needed(), plan.pages_for_all), (plan.needed() - 1, plan.pages_for_all - 1),
                     (plan.needed() - two_pages, plan.pages_for_all - 2)] {
-                    let limited = asked().plan(&spec, &gpu, room).unwrap();
+                    let limited = asked().backend_options().plan_gpu(&spec, &gpu, room).unwrap();
                     assert_eq!(limited.pages, Some(pages));
                     let build = asked().memory(NonZeroU64::new(room).unwrap());
                     if pages < limited.least_pages {
@@ -806,11 +806,11 @@ device_test! {
                 let mut backend = builder.max_sequences(NonZeroUsize::MIN).build_backend().unwrap();
                 let token_ids: Vec<TokenId> = (0..20).map(|i| TokenId(i * 37 % 301)).collect();
                 let sequence = SequenceRows { rows: 0..20, start: 0, first_block: 0, pages: &[PageId(0)] };
-                let batch = Batch { token_ids: &token_ids, sequences: &[sequence], logits_rows: &[19] };
+                let batch = Batch { tokens: &Token::known(&token_ids), sequences: &[sequence], logits_rows: &[19] };
                 backend.forward(&batch).unwrap();
                 backend.logits(0).unwrap().to_vec()
             };
-            let (cpu, cuda) = (logits(engine::Device::Cpu), logits(engine::Device::Cuda));
+            let (cpu, cuda) = (logits(backend::Device::Cpu), logits(backend::Device::Cuda));
             let spread = cpu.iter().fold(0.0f32, |most, logit| most.max(logit.abs()));
             let off = cpu.iter().zip(&cuda).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
             assert!(off < 0.05 * spread, "logits up to {spread} are up to {off} apart");

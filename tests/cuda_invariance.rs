@@ -10,9 +10,9 @@ use half::{bf16, f16};
 use rigel::backend::cuda::Device;
 use rigel::backend::cuda::kernels::Element;
 use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
-use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows};
+use rigel::backend::{self, Arithmetic, Backend, Batch, SequenceRows, Token};
 use rigel::checkpoint::{Checkpoint, ModelSource};
-use rigel::engine::{self, Completion, Engine, EngineBuilder, Request, Speculation};
+use rigel::engine::{Completion, Engine, EngineBuilder, Request, Speculation};
 use rigel::kv::{PageId, PrefixCache};
 use rigel::model::ModelSpec;
 use rigel::sampling::SamplingParams;
@@ -136,7 +136,7 @@ impl<'a> World<'a> {
             })
             .collect();
         let logits_rows: Vec<usize> = wanted.iter().map(|(row, _)| *row).collect();
-        let batch = Batch { token_ids: &ids, sequences: &sequences, logits_rows: &logits_rows };
+        let batch = Batch { tokens: &Token::known(&ids), sequences: &sequences, logits_rows: &logits_rows };
         self.backend.forward(&batch).unwrap();
         for (row, (_, place)) in wanted.into_iter().enumerate() {
             let bits = self.backend.logits(row).unwrap().iter().map(|logit| logit.to_bits()).collect();
@@ -420,7 +420,7 @@ fn what_a_decode_step_costs() {
                 let sequences: Vec<SequenceRows<'_>> = (0..count).map(rows).collect();
                 let (ids, logits_rows) = (vec![TokenId(5); count], (0..count).collect::<Vec<_>>());
                 interpreter.clear_counters();
-                let batch = Batch { token_ids: &ids, sequences: &sequences, logits_rows: &logits_rows };
+                let batch = Batch { tokens: &Token::known(&ids), sequences: &sequences, logits_rows: &logits_rows };
                 backend.forward(&batch).unwrap();
                 backend.logits(0).unwrap();
                 let (mut bytes, mut of_attention, mut instructions, mut of_warpgroups) = (0, 0, 0, 0);
@@ -448,7 +448,7 @@ device_test! {
             let engine = |change: fn(EngineBuilder) -> EngineBuilder| {
                 let builder = Engine::builder()
                     .model(common::root().join("tests/goldens/gqa2").display().to_string())
-                    .device(engine::Device::Cuda)
+                    .device(backend::Device::Cuda)
                     .arithmetic(Arithmetic::BatchInvariant)
                     .context(NonZeroU32::new(64).unwrap());
                 change(builder).build().unwrap()

@@ -14,7 +14,8 @@ use std::fmt;
 use std::path::Path;
 
 use goldens::{Cut, Golden, Greedy, WHOLE};
-use rigel::engine::{Completion, Device, Engine};
+use rigel::backend::Device;
+use rigel::engine::{Completion, Engine};
 
 const DEVICE: Device = Device::Cuda;
 

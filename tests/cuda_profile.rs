@@ -8,7 +8,7 @@ use half::bf16;
 use rigel::backend::cuda::model::account::Part;
 use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
 use rigel::backend::cuda::trace::{COPY, EventTimes, LaunchTimes};
-use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows};
+use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows, Token};
 use rigel::bench::profile::{Plan, Step, profile};
 use rigel::bench::report::Ceilings;
 use rigel::kv::PageId;
@@ -69,7 +69,7 @@ device_test! {
                 let mut counts = Vec::new();
                 for start in 0..6 {
                     let rows = [SequenceRows { rows: 0..1, start, first_block: 0, pages: &pages }];
-                    let batch = Batch { token_ids: &[TokenId(start + 5)], sequences: &rows, logits_rows: &[0] };
+                    let batch = Batch { tokens: &[Token::Known(TokenId(start + 5))], sequences: &rows, logits_rows: &[0] };
                     if watched.contains(&start) {
                         EventTimes.begin(&stream).unwrap();
                     }

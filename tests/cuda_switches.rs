@@ -15,7 +15,7 @@ use rigel::backend::cuda::{
     Algorithms, Arguments, AttentionAlgorithm as Attention, Device, Launch, LinearAlgorithm as Linear, Overlap,
     Switches,
 };
-use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows};
+use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows, Token};
 use rigel::kv::PageId;
 use rigel::text::TokenId;
 use rigel_interpreter::{DeviceProfile, Interpreter, LaunchCounters};
@@ -38,7 +38,7 @@ fn logits(backend: &mut dyn Backend, steps: &[u32]) -> Vec<Vec<f32>> {
         let ids: Vec<TokenId> = (start..start + rows).map(|i| TokenId(i * i * 7 % 500 + 1)).collect();
         let sequences = [SequenceRows { rows: 0..rows as usize, start, first_block: 0, pages: &PAGES }];
         let last = [rows as usize - 1];
-        backend.forward(&Batch { token_ids: &ids, sequences: &sequences, logits_rows: &last }).unwrap();
+        backend.forward(&Batch { tokens: &Token::known(&ids), sequences: &sequences, logits_rows: &last }).unwrap();
         start += rows;
         backend.logits(0).unwrap().to_vec()
     };
@@ -250,7 +250,7 @@ device_test! {
             let mut step = |rows: usize| {
                 let ids = vec![TokenId(3); rows];
                 let sequences = [SequenceRows { rows: 0..rows, start: 0, first_block: 0, pages: &pages }];
-                backend.forward(&Batch { token_ids: &ids, sequences: &sequences, logits_rows: &[0] })
+                backend.forward(&Batch { tokens: &Token::known(&ids), sequences: &sequences, logits_rows: &[0] })
             };
             let error = refused(step(257));
             assert!(

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use ledger::{EOS, Hook, Ledger, Queue, VOCAB, expected, expected_of, ids, prompt, raw};
+use ledger::{EOS, Hook, Ledger, VOCAB, expected, expected_of, ids, prompt, raw};
 use proptest::prelude::*;
-use rigel::backend::BackendError;
+use rigel::backend::{BackendError, Token};
 use rigel::engine::{
     Completion, Engine, EngineOptions, Event, Failure, FinishReason, Generation, Generations, Request, RequestError,
     Speculation, Statistics, StopCause,
@@ -268,20 +268,20 @@ fn dropping_the_engine_stops_it_before_its_next_step() {
     assert!(gate.forwards.load(Ordering::SeqCst) < 256);
 }
 
-/// How the engines of a test differ: with and without a queue, drafts, and a cache of beginnings.
+/// How the engines of a test differ: asynchronous or not, with and without drafts, and a cache of beginnings.
 #[derive(Debug, Clone, Copy)]
 struct Ways {
-    queue: bool,
+    asynchronous: bool,
     speculation: Speculation,
     prefix_cache: PrefixCache,
 }
 
 fn all_ways() -> Vec<Ways> {
     let mut all = Vec::new();
-    for queue in [false, true] {
+    for asynchronous in [false, true] {
         for speculation in [Speculation::Off, Speculation::PromptLookup] {
             for prefix_cache in [PrefixCache::On, PrefixCache::Off] {
-                all.push(Ways { queue, speculation, prefix_cache });
+                all.push(Ways { asynchronous, speculation, prefix_cache });
             }
         }
     }
@@ -289,7 +289,7 @@ fn all_ways() -> Vec<Ways> {
 }
 
 fn engine_of(mut ledger: Ledger, ways: Ways, max_sequences: usize) -> Engine {
-    ledger.queue = ways.queue.then(Queue::default);
+    ledger.asynchronous = ways.asynchronous;
     ledger.engine_with(EngineOptions {
         max_sequences: NonZeroUsize::new(max_sequences),
         prefix_cache: ways.prefix_cache,
@@ -367,7 +367,7 @@ fn asked() -> impl Strategy<Value = Asked> {
 fn alone(window: Option<u32>, variety: u32, requests: &[Asked]) -> Vec<Vec<Completion>> {
     let mut ledger = Ledger::new(window, 8, 64);
     ledger.variety = variety;
-    let ways = Ways { queue: false, speculation: Speculation::Off, prefix_cache: PrefixCache::Off };
+    let ways = Ways { asynchronous: false, speculation: Speculation::Off, prefix_cache: PrefixCache::Off };
     let engine = engine_of(ledger.with_pages(200), ways, 1);
     requests.iter().map(|asked| engine.generate(asked.request()).unwrap().wait_all().unwrap()).collect()
 }
@@ -590,10 +590,10 @@ fn time_that_is_up_ends_a_request_with_what_there_is() {
 
 #[test]
 fn a_backend_that_fails_takes_only_those_of_its_step() {
-    for queue in [false, true] {
+    for asynchronous in [false, true] {
         let mut ledger = Ledger::new(None, 8, 8);
-        ledger.queue = queue.then(Queue::default);
-        ledger.hook = Box::new(|batch| match batch.token_ids.iter().any(|id| id.0 == 77) {
+        ledger.asynchronous = asynchronous;
+        ledger.hook = Box::new(|batch| match batch.tokens.contains(&Token::Known(TokenId(77))) {
             true => Err(BackendError::Unavailable("a planted failure".into())),
             false => Ok(()),
         });
@@ -716,9 +716,9 @@ impl LogitsProcessor for Forbid {
 
 #[test]
 fn a_processor_changes_what_is_chosen_and_its_panic_is_its_requests_own() {
-    for queue in [false, true] {
+    for asynchronous in [false, true] {
         let mut ledger = Ledger::new(Some(1), 8, 8);
-        ledger.queue = queue.then(Queue::default);
+        ledger.asynchronous = asynchronous;
         let engine = ledger.with_pages(100).engine();
         // With a window of 1 the next token is that of the last alone: 48 away.
         let [plain, changed] = [None, Some(Forbid(53))].map(|forbid| Request {
@@ -749,7 +749,7 @@ fn drafts_are_accepted_where_a_text_repeats_itself_and_save_steps() {
         count.fetch_add(1, Ordering::SeqCst);
         Ok(())
     });
-    let ways = Ways { queue: false, speculation: Speculation::PromptLookup, prefix_cache: PrefixCache::On };
+    let ways = Ways { asynchronous: false, speculation: Speculation::PromptLookup, prefix_cache: PrefixCache::On };
     let engine = engine_of(ledger.with_pages(100), ways, 8);
     let sampled = SamplingParams { temperature: 0.01, seed: 3, ..Default::default() };
     for sampling in [SamplingParams::default(), sampled] {
@@ -826,7 +826,7 @@ fn no_draft_stands_behind_a_prompt_that_is_being_scored() {
 
 #[test]
 fn drafts_end_well_when_a_crowd_comes() {
-    for queue in [false, true] {
+    for asynchronous in [false, true] {
         let mut ledger = Ledger::new(Some(2), 8, 64);
         ledger.variety = 3;
         ledger.max_logits_rows = 64;
@@ -837,7 +837,7 @@ fn drafts_end_well_when_a_crowd_comes() {
         // The crowd comes while drafts are being verified.
         ledger.hook =
             Box::new(move |batch| if count.fetch_add(1, Ordering::SeqCst) == 12 { hold(batch) } else { Ok(()) });
-        let ways = Ways { queue, speculation: Speculation::PromptLookup, prefix_cache: PrefixCache::On };
+        let ways = Ways { asynchronous, speculation: Speculation::PromptLookup, prefix_cache: PrefixCache::On };
         let engine = engine_of(ledger.with_pages(2000), ways, 32);
         let request = |i: u32| Request { max_tokens: 150, ..Request::new(ids(&[i % 3, i % 2, 1, 0, 1])) };
         let start = |from, to| (from..to).map(|i| (i, engine.generate(request(i)).unwrap())).collect::<Vec<_>>();
@@ -879,13 +879,13 @@ fn a_scored_row_that_is_not_finite_fails_its_own_request() {
 #[test]
 fn a_failed_step_does_not_take_tokens_that_were_drawn_before_it() {
     let mut ledger = Ledger::new(None, 8, 8);
-    ledger.queue = Some(Queue::default());
+    ledger.asynchronous = true;
     ledger.max_logits_rows = 8;
     let gate = Arc::new(Gate::default());
     let mut hold = gate.hook();
     ledger.hook = Box::new(move |batch| {
         hold(batch)?;
-        match batch.token_ids.iter().any(|id| id.0 == 77) {
+        match batch.tokens.contains(&Token::Known(TokenId(77))) {
             true => Err(BackendError::Unavailable("a planted failure".into())),
             false => Ok(()),
         }

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rigel::backend::cpu::{CpuBackend, CpuOptions};
-use rigel::backend::{Backend, BackendError, Batch, DeviceInfo, DeviceQueue, SequenceRows};
+use rigel::backend::{Backend, BackendError, Batch, DeviceInfo, SequenceRows, Token};
 use rigel::checkpoint::{Checkpoint, ModelSource};
 use rigel::engine::{
     Completion, Engine, EngineOptions, FinishReason, Generation, Request, RequestError, Speculation, Statistics,
@@ -83,32 +83,8 @@ impl Late {
                 pages,
             })
             .collect();
-        self.inside.forward(&Batch { token_ids: &token_ids, sequences: &sequences, logits_rows: &logits_rows })
-    }
-}
-
-impl DeviceQueue for Late {
-    fn forward_drawn(&mut self, batch: &Batch<'_>, drawn: &[Option<u32>]) -> Result<(), BackendError> {
-        self.catch_up()?;
-        let token = |(id, drawn): (&TokenId, &Option<u32>)| drawn.map_or(*id, |at| self.drawn[at as usize]);
-        let owned = |s: &SequenceRows<'_>| (s.rows.clone(), s.start, s.first_block, s.pages.to_vec());
-        self.given = Some(Given {
-            token_ids: batch.token_ids.iter().zip(drawn).map(token).collect(),
-            sequences: batch.sequences.iter().map(owned).collect(),
-            logits_rows: batch.logits_rows.to_vec(),
-        });
-        Ok(())
-    }
-    fn start_sampling(&mut self, rows: &[SampleRow<'_>]) -> Result<(), BackendError> {
-        assert!(self.under_way.is_none(), "draws were started and not finished");
-        self.catch_up()?;
-        let drawn = self.inside.sample(rows)?;
-        self.drawn = drawn.iter().map(|drawn| drawn.as_ref().map_or(TokenId(0), |drawn| drawn.token)).collect();
-        self.under_way = Some(drawn);
-        Ok(())
-    }
-    fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
-        Ok(self.under_way.take().unwrap_or_default())
+        let tokens = Token::known(&token_ids);
+        self.inside.forward(&Batch { tokens: &tokens, sequences: &sequences, logits_rows: &logits_rows })
     }
 }
 
@@ -129,7 +105,29 @@ impl Backend for Late {
         self.inside.max_logits_rows()
     }
     fn forward(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
-        self.forward_drawn(batch, &vec![None; batch.token_ids.len()])
+        self.catch_up()?;
+        let token = |token: &Token| match *token {
+            Token::Known(id) => id,
+            Token::Sampled(at) => self.drawn[at as usize],
+        };
+        let owned = |s: &SequenceRows<'_>| (s.rows.clone(), s.start, s.first_block, s.pages.to_vec());
+        self.given = Some(Given {
+            token_ids: batch.tokens.iter().map(token).collect(),
+            sequences: batch.sequences.iter().map(owned).collect(),
+            logits_rows: batch.logits_rows.to_vec(),
+        });
+        Ok(())
+    }
+    fn start_sampling(&mut self, rows: &[SampleRow<'_>]) -> Result<(), BackendError> {
+        assert!(self.under_way.is_none(), "draws were started and not finished");
+        self.catch_up()?;
+        let drawn = self.inside.sample(rows)?;
+        self.drawn = drawn.iter().map(|drawn| drawn.as_ref().map_or(TokenId(0), |drawn| drawn.token)).collect();
+        self.under_way = Some(drawn);
+        Ok(())
+    }
+    fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
+        Ok(self.under_way.take().unwrap_or_default())
     }
     fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
         self.catch_up()?;
@@ -139,8 +137,8 @@ impl Backend for Late {
         self.catch_up()?;
         self.inside.poison(pages)
     }
-    fn queue(&mut self) -> Option<&mut dyn DeviceQueue> {
-        Some(self)
+    fn is_asynchronous(&self) -> bool {
+        true
     }
 }
 

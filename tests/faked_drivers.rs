@@ -12,7 +12,7 @@ use rigel::backend::cuda::{
     Algorithms, Arguments, Buffer, ComputeCapability, CudaError, Device, Dimension, Image, Kernel, Launch,
     LinearAlgorithm, Stream, Switches, Swizzle, TensorMap, driver, images, properties,
 };
-use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows};
+use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows, Token};
 use rigel::kv::PageId;
 use rigel::text::TokenId;
 use rigel_interpreter::{DeviceProfile, Interpreter};
@@ -329,7 +329,7 @@ fn decode(backend: &mut CudaBackend<bf16>, sequences: usize, start: u32) -> Vec<
     let rows: Vec<SequenceRows<'_>> = (0..sequences).map(rows).collect();
     let ids: Vec<TokenId> = (0..sequences as u32).map(|index| TokenId(7 * index + start + 1)).collect();
     let logits_rows: Vec<usize> = (0..sequences).collect();
-    backend.forward(&Batch { token_ids: &ids, sequences: &rows, logits_rows: &logits_rows }).unwrap();
+    backend.forward(&Batch { tokens: &Token::known(&ids), sequences: &rows, logits_rows: &logits_rows }).unwrap();
     logits_rows.into_iter().map(|row| backend.logits(row).unwrap().to_vec()).collect()
 }
 
@@ -465,7 +465,7 @@ device_test! {
             let pages = [PageId(0), PageId(1)];
             let sequences = [SequenceRows { rows: 0..20, start: 0, first_block: 0, pages: &pages }];
             let ids: Vec<TokenId> = (1..=20).map(TokenId).collect();
-            backend.forward(&Batch { token_ids: &ids, sequences: &sequences, logits_rows: &[19] })
+            backend.forward(&Batch { tokens: &Token::known(&ids), sequences: &sequences, logits_rows: &[19] })
         };
         interpreter.refuse("cluster", NOT_SUPPORTED);
         let error = prompt(&Device::open(0).unwrap()).unwrap_err().to_string();

@@ -48,6 +48,27 @@ fn rooms_named(line: &str) -> Vec<&str> {
         .collect()
 }
 
+/// Which device computes is the backend's business: the engine knows pages and tokens.
+#[test]
+fn the_engine_names_no_device() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/engine");
+    let mut files = Vec::new();
+    rust_files(&source, &mut files);
+    let mut named = Vec::new();
+    for file in &files {
+        let text = fs::read_to_string(file).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for (number, line) in code.lines().enumerate() {
+            let words = line.split("//").next().unwrap_or("");
+            if ["cuda", "cpu::", "Gpu", "DeviceQueue"].iter().any(|word| words.contains(word)) {
+                named.push(format!("{}:{}: {}", file.display(), number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(files.len() > 10, "{files:?}");
+    assert!(named.is_empty(), "devices in the engine:\n{}", named.join("\n"));
+}
+
 #[test]
 fn each_floor_imports_only_from_below() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

@@ -26,7 +26,7 @@ fn nano() -> Nano {
 }
 
 fn served(source: ModelSource, files: Option<tempfile::TempDir>) -> Nano {
-    let engine = Engine::builder().device(rigel::engine::Device::Cpu).source(source.clone()).build().unwrap();
+    let engine = Engine::builder().device(rigel::backend::Device::Cpu).source(source.clone()).build().unwrap();
     let served = ServedModel::new(&engine, &source, "nano");
     let (tokenizer, positions) = (engine.tokenizer().unwrap().clone(), engine.spec().max_positions);
     Nano { engine, served, tokenizer, positions, _files: files }

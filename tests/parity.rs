@@ -9,7 +9,8 @@ mod goldens;
 use std::path::Path;
 
 use goldens::{Cut, Scored, WHOLE};
-use rigel::engine::{Completion, Device};
+use rigel::backend::Device;
+use rigel::engine::Completion;
 
 /// Largest |Δ log-probability| allowed.
 const TOLERANCE: f32 = 2e-3;

@@ -60,7 +60,7 @@ fn conversion(stored: &[Dtype], dtype: Dtype) -> Option<String> {
 }
 
 /// The dtypes of the matrices that the network uses, each once, sorted.
-pub(crate) fn matrix_dtypes(checkpoint: &Checkpoint, spec: &ModelSpec) -> Vec<Dtype> {
+pub(super) fn matrix_dtypes(checkpoint: &Checkpoint, spec: &ModelSpec) -> Vec<Dtype> {
     let matrices = spec.tensors().into_iter().filter(|tensor| tensor.shape.len() == 2);
     let mut dtypes: Vec<Dtype> = matrices.filter_map(|tensor| checkpoint.dtype(&tensor.name)).collect();
     dtypes.sort_unstable();

@@ -8,35 +8,42 @@
 
 mod arithmetic;
 pub mod cpu;
+mod cpu_plan;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod device_info;
 mod dtype;
+#[cfg(feature = "cuda")]
+mod gpu_plan;
+mod open;
+mod placement;
 mod places;
 mod progress;
-mod queue;
 mod support;
 
 pub use arithmetic::Arithmetic;
+pub use cpu_plan::CpuPlan;
 pub use device_info::DeviceInfo;
 pub use dtype::WeightDtype;
-pub(crate) use dtype::matrix_dtypes;
+#[cfg(feature = "cuda")]
+pub use gpu_plan::GpuPlan;
+pub use open::{BackendOptions, ModelWeights, Opened, open};
+pub use placement::Device;
 pub use progress::{LoadProgress, LoadStage};
-pub use queue::DeviceQueue;
 
 use std::ops::Range;
 
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::checkpoint::{Checkpoint, CheckpointError, Dtype};
 use crate::host::{Size, counted};
 use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
-use crate::sampling::{self, NotFinite, SampleError, SampleRow, Sampled, TokenLogprobs};
+use crate::sampling::{NotFinite, SampleError, SampleRow, Sampled, TokenLogprobs};
 use crate::text::TokenId;
 
 /// The rows of one sequence inside a [`Batch`], and where its keys and values live.
 #[derive(Debug, Clone)]
 pub struct SequenceRows<'a> {
-    /// This sequence's rows of [`Batch::token_ids`]. Row `rows.start + i` is at position `start + i`.
+    /// This sequence's rows of [`Batch::tokens`]. Row `rows.start + i` is at position `start + i`.
     pub rows: Range<usize>,
     /// Position in the sequence of the first row, counted from 0.
     pub start: u32,
@@ -47,12 +54,29 @@ pub struct SequenceRows<'a> {
     pub pages: &'a [PageId],
 }
 
+/// A row's token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Token {
+    /// One whose id the caller knows.
+    Known(TokenId),
+    /// The one that the last [`Backend::start_sampling`] drew for the row of this index among its rows, whether or not the
+    /// draw has been waited for.
+    Sampled(u32),
+}
+
+impl Token {
+    /// Tokens that are all known.
+    pub fn known(ids: &[TokenId]) -> Vec<Token> {
+        ids.iter().copied().map(Token::Known).collect()
+    }
+}
+
 /// A ragged batch: rows of any number of sequences, prefill chunks and decode rows alike.
 #[derive(Debug, Clone)]
 pub struct Batch<'a> {
-    /// Ids of all rows, `[rows]`, sequence after sequence. Every id is below the vocabulary size.
-    pub token_ids: &'a [TokenId],
-    /// The sequences; their `rows` are disjoint, in order, and cover `token_ids`.
+    /// The tokens of all rows, `[rows]`, sequence after sequence. Every id is below the vocabulary size.
+    pub tokens: &'a [Token],
+    /// The sequences; their `rows` are disjoint, in order, and cover `tokens`.
     pub sequences: &'a [SequenceRows<'a>],
     /// Rows whose logits are wanted, ascending. The i-th of them is logits row `i` until the next forward.
     pub logits_rows: &'a [usize],
@@ -91,12 +115,39 @@ pub enum BackendError {
     /// to give.
     #[error("{0}")]
     Variable(String),
+    /// The GPU asked for is not to be had: no driver, no GPU, no kernels, or one too old.
+    #[cfg(feature = "cuda")]
+    #[error("device cuda: {0}")]
+    NoGpu(cuda::CudaError),
+    /// The crate was built without its feature `cuda`.
+    #[error(
+        "device cuda: rigel was built without its feature cuda; build it with features = [\"cuda\"], or use the device cpu"
+    )]
+    NoCudaFeature,
+    /// A dtype was asked for, and the model runs on the CPU.
+    #[error("dtype {dtype}: the CPU uses weights as they are stored; leave the dtype at auto, or use the device cuda")]
+    DtypeOnCpu {
+        /// What was asked for.
+        dtype: Dtype,
+    },
     /// The device failed in the middle of the work.
     #[error(transparent)]
     Device(Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// One model on one device.
+///
+/// A device may be [asynchronous](Backend::is_asynchronous): a step can be given to it before the tokens of the step before
+/// are known to the host. What is given is done in order. A loop over it is
+///
+/// ```text
+/// forward(step n + 1)          with Token::Sampled of step n, whose draws may still be under way
+/// finish_sampling()            the tokens of step n; does not wait for step n + 1
+/// start_sampling(step n + 1)
+/// ```
+///
+/// and whatever the host does about step `n` is done while the device computes step `n + 1`. A backend that is not
+/// asynchronous answers at once: it computes within the call.
 ///
 /// Numerics: sums, softmax and norm statistics in f32, RoPE angles from f32, logits f32.
 pub trait Backend: Send {
@@ -105,6 +156,11 @@ pub trait Backend: Send {
 
     /// The device that it computes on.
     fn device(&self) -> DeviceInfo;
+
+    /// Whether a row has the same bits in whatever company it is computed. Drafted tokens then change nothing but the time.
+    fn is_batch_invariant(&self) -> bool {
+        false
+    }
 
     /// How many pages the cache has and how large each is.
     fn cache(&self) -> CacheGeometry;
@@ -120,17 +176,45 @@ pub trait Backend: Send {
         usize::MAX
     }
 
+    /// Whether work is given to the device and not waited for.
+    fn is_asynchronous(&self) -> bool {
+        false
+    }
+
     /// Runs the network over the batch's rows: writes their keys and values into the pages and keeps the logits of
-    /// `batch.logits_rows`, f32 `[logits_rows, vocab_size]`, until the next call.
+    /// `batch.logits_rows`, f32 `[logits_rows, vocab_size]`, until the next call. Draws that are under way are not waited
+    /// for, nor disturbed. A row whose [`Token::Sampled`] could not be drawn fails the call, or gets logits that are not
+    /// finite.
+    ///
+    /// # Errors
+    /// [`BackendError::InvalidBatch`]; what the device says of this or earlier work.
     fn forward(&mut self, batch: &Batch<'_>) -> Result<(), BackendError>;
 
     /// The logits of one logits row, f32 `[vocab_size]`, copied to the host where they live on a device.
     fn logits(&mut self, row: usize) -> Result<&[f32], BackendError>;
 
-    /// Draws one token for each of `rows`; a row whose logits are not finite, or whose processor panics, fails alone. The
-    /// default runs the reference sampler on the host.
+    /// Starts a draw for each of `rows`, of the last forward pass. The tokens are those of the reference sampler. A row that
+    /// the device has no way to draw for (one with a processor of its request, say) is drawn on the host before it returns.
+    ///
+    /// # Errors
+    /// [`BackendError::InvalidBatch`] for a row that is no logits row, or where draws were started and not finished;
+    /// what the device says of this or earlier work.
+    fn start_sampling(&mut self, rows: &[SampleRow<'_>]) -> Result<(), BackendError>;
+
+    /// The tokens of the draws that were started, in their order; empty if none were. Waits for them, and for nothing that
+    /// was given to the device behind them. A row whose logits are not finite, or whose processor panics, fails alone.
+    ///
+    /// # Errors
+    /// What the device says of this or earlier work.
+    fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, SampleError>>, BackendError>;
+
+    /// Draws one token for each of `rows` and waits for them.
+    ///
+    /// # Errors
+    /// Those of [`Backend::start_sampling`] and [`Backend::finish_sampling`].
     fn sample(&mut self, rows: &[SampleRow<'_>]) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
-        rows.iter().map(|row| Ok(sampling::sample(self.logits(row.logits_row)?, row))).collect()
+        self.start_sampling(rows)?;
+        self.finish_sampling()
     }
 
     /// For logits row `i`: the log-probability of `targets[i]` (where given) and of the `top` best tokens, from an f32
@@ -162,11 +246,6 @@ pub trait Backend: Send {
     /// says.
     fn copy_page(&mut self, _from: PageId, _to: PageId) -> Result<(), BackendError> {
         Err(BackendError::InvalidBatch("this backend copies no pages".to_owned()))
-    }
-
-    /// The device's queue, where work is queued and not waited for. The default has none.
-    fn queue(&mut self) -> Option<&mut dyn DeviceQueue> {
-        None
     }
 }
 

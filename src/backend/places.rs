@@ -1,7 +1,7 @@
 //! Where the rows of a batch stand: checks everything that kernels rely on, and gives each row its position, page and
 //! slot. Shared by the backends, none of which it knows.
 
-use super::{BackendError, Batch, SequenceRows};
+use super::{BackendError, Batch, SequenceRows, Token};
 use crate::kv::{CacheGeometry, first_visible};
 use crate::model::ModelSpec;
 
@@ -39,11 +39,15 @@ impl Places {
     ) -> Result<(), BackendError> {
         self.rows.clear();
         self.batch += 1;
-        let total = batch.token_ids.len();
+        let total = batch.tokens.len();
         if total > self.max_rows {
             return Err(invalid(format!("{total} rows, at most {} are allowed", self.max_rows)));
         }
-        if let Some(id) = batch.token_ids.iter().find(|id| id.0 as usize >= spec.vocab_size) {
+        let beyond = |token: &Token| match token {
+            Token::Known(id) if id.0 as usize >= spec.vocab_size => Some(*id),
+            Token::Known(_) | Token::Sampled(_) => None,
+        };
+        if let Some(id) = batch.tokens.iter().find_map(beyond) {
             return Err(invalid(format!("token id {id}, the vocabulary has {}", spec.vocab_size)));
         }
         if let Some(row) = batch.logits_rows.iter().find(|&&row| row >= total) {

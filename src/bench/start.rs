@@ -8,11 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::report::{DeviceRecord, Report, Row, Suite};
 use super::times::Times;
+
 #[cfg(feature = "cuda")]
 use crate::backend::cuda;
-use crate::backend::{Backend, BackendError, Batch, LoadProgress, LoadStage, SequenceRows};
+use crate::backend::{Backend, BackendError, Batch, Device, LoadProgress, LoadStage, SequenceRows, Token};
 use crate::checkpoint::{Checkpoint, ModelSource};
-use crate::engine::{Device, EngineBuilder, EngineError};
+use crate::engine::{EngineBuilder, EngineError};
 use crate::kv::PageId;
 use crate::model::ModelSpec;
 use crate::sampling::{SampleRow, SamplingParams};
@@ -181,7 +182,11 @@ impl Run<'_> {
             SequenceRows { rows: 0..rows, start: positions.start as u32, first_block: 0, pages: &self.pages };
         // Rows before the end of the prompt have no use for logits.
         let logits_rows = if positions.end < self.prompt { vec![] } else { vec![rows - 1] };
-        self.backend.forward(&Batch { token_ids: &token_ids, sequences: &[sequence], logits_rows: &logits_rows })?;
+        self.backend.forward(&Batch {
+            tokens: &Token::known(&token_ids),
+            sequences: &[sequence],
+            logits_rows: &logits_rows,
+        })?;
         if logits_rows.is_empty() {
             return Ok(());
         }
@@ -208,7 +213,7 @@ type Gpu = std::convert::Infallible;
 /// The GPU that the builder will take, opened; none where it takes the CPU.
 #[cfg(feature = "cuda")]
 fn open(device: Device) -> Result<Option<Gpu>, EngineError> {
-    device.gpu()
+    Ok(device.gpu()?)
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -219,7 +224,7 @@ fn open(_: Device) -> Result<Option<Gpu>, EngineError> {
 #[cfg(feature = "cuda")]
 fn describe(gpu: Option<Gpu>) -> Result<(DeviceRecord, Option<f64>), EngineError> {
     match gpu {
-        Some(gpu) => Ok((DeviceRecord::of_gpu(&gpu), Some(link(&gpu)?))),
+        Some(gpu) => Ok((DeviceRecord::of_gpu(&gpu), Some(link(&gpu).map_err(BackendError::NoGpu)?))),
         None => Ok((cpu(), None)),
     }
 }

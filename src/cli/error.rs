@@ -4,6 +4,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use rigel::backend::BackendError;
 use rigel::bench::document::DocumentError;
 use rigel::bench::report::ReportError;
 use rigel::bench::synthetic::SyntheticError;
@@ -74,6 +75,12 @@ pub enum CliError {
     StdoutClosed,
 }
 
+impl From<BackendError> for CliError {
+    fn from(error: BackendError) -> Self {
+        CliError::Engine(error.into())
+    }
+}
+
 impl From<RequestError> for CliError {
     fn from(error: RequestError) -> Self {
         match error {
@@ -138,7 +145,12 @@ impl CliError {
             CliError::Engine(EngineError::Thread { .. }) => 1,
             CliError::Engine(EngineError::Checkpoint(CheckpointError::OutOfMemory { .. })) => 1,
             CliError::Engine(EngineError::Backend(error)) => match error {
-                rigel::backend::BackendError::Checkpoint(_) | rigel::backend::BackendError::Variable(_) => 2,
+                BackendError::Checkpoint(_)
+                | BackendError::Variable(_)
+                | BackendError::NoCudaFeature
+                | BackendError::DtypeOnCpu { .. } => 2,
+                #[cfg(feature = "cuda")]
+                BackendError::NoGpu(_) => 2,
                 _ => 1,
             },
             _ => 2,

@@ -275,7 +275,9 @@ mod tests {
         let parse = |arguments: &[&str]| parse([&["rigel", "generate", "x"], arguments].concat());
         assert!(parse(&["--seed", "1", "--seed", "2", "--json", "--json"]).is_ok());
         // These collect.
-        let Ok((Cli { command: Command::Generate(_), .. }, ..)) = parse(&["--stop", "a", "--stop", "b"]) else { panic!() };
+        let Ok((Cli { command: Command::Generate(_), .. }, ..)) = parse(&["--stop", "a", "--stop", "b"]) else {
+            panic!()
+        };
     }
 
     #[test]

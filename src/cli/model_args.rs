@@ -3,9 +3,9 @@
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 
 use clap::{Args, ValueEnum};
-use rigel::backend::{Arithmetic, WeightDtype};
+use rigel::backend::{Arithmetic, Device, WeightDtype};
 use rigel::checkpoint::{ModelSource, WeightLoading};
-use rigel::engine::{Device, Engine, EngineBuilder, Speculation};
+use rigel::engine::{Engine, EngineBuilder, Speculation};
 use rigel::text::Tokenizer;
 
 use super::error::CliError;

@@ -72,6 +72,9 @@ pub fn of_request(error: &RequestError) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(feature = "cuda")]
+    use rigel::backend::BackendError;
+    #[cfg(feature = "cuda")]
     use rigel::engine::EngineError;
 
     use super::super::error::CliError;
@@ -96,7 +99,7 @@ mod tests {
     #[cfg(feature = "cuda")]
     #[test]
     fn settings_are_named_as_options() {
-        let error = EngineError::Cuda(rigel::backend::cuda::CudaError::NoDriver);
+        let error = BackendError::NoGpu(rigel::backend::cuda::CudaError::NoDriver);
         assert!(!error.to_string().contains("--"), "{error}");
         let said = CliError::from(error).line().unwrap_or_default();
         assert!(said.starts_with("--device cuda: no CUDA driver") && said.ends_with("or use --device cpu"), "{said}");

@@ -7,12 +7,12 @@ mod text;
 use std::num::{NonZeroU64, NonZeroUsize};
 
 use clap::{Args, ValueEnum};
-use rigel::backend::WeightDtype;
 use rigel::backend::cuda::Card;
 use rigel::backend::cuda::model::{MAX_SEQUENCES, MemoryLine};
+use rigel::backend::{BackendOptions, GpuPlan, WeightDtype};
 use rigel::bench::shapes::Shapes;
 use rigel::checkpoint::{Checkpoint, CheckpointError, Config};
-use rigel::engine::{Engine, EngineBuilder, GpuPlan};
+use rigel::engine::Engine;
 use rigel::host::Size;
 use rigel::model::ModelSpec;
 
@@ -106,14 +106,14 @@ impl Plan {
             let (asked, there_is, name) = (Size(asked.get()), Size(there_is), &gpu.properties.name);
             tracing::warn!("--memory {asked}: {name} has {there_is}: planned as if it had as much as was asked for");
         }
-        let builder = self.size.apply(Engine::builder());
+        let options = self.size.apply(Engine::builder()).backend_options().clone();
         let room = self.size.memory.map_or_else(|| nine_tenths(&gpu), NonZeroU64::get);
-        let plan = planned(self.max_seqs, &builder, &spec, &gpu, room)?;
-        let most_sequences = builder.most_sequences(&spec, &gpu.properties, room)?;
+        let plan = planned(self.max_seqs, &options, &spec, &gpu, room)?;
+        let most_sequences = options.most_sequences(&spec, &gpu.properties, room)?;
         let sequences = NonZeroUsize::new(plan.sequences).unwrap_or(NonZeroUsize::MIN);
         let longest_context = match plan.fits() {
             true => None,
-            false => builder.for_sequences(sequences).longest_context(&spec, &gpu.properties, room)?,
+            false => options.for_sequences(sequences).longest_context(&spec, &gpu.properties, room)?,
         };
         let dtype = WeightDtype::from(self.dtype.dtype).of_config(&config);
         let counts = spec.counts();
@@ -143,8 +143,8 @@ impl Plan {
             most_sequences,
             weight_bytes_per_token: counts.weight_bytes_per_token(dtype.size()),
             kv_bytes_per_token: counts.kv_bytes_per_token(dtype.size()),
-            cpu: builder.plan_cpu(&spec, stored_bytes).into(),
-            limits: limits(self.max_seqs, &builder, &spec, &plan)?,
+            cpu: options.plan_cpu(&spec, stored_bytes).into(),
+            limits: limits(self.max_seqs, &options, &spec, &plan)?,
         };
         if self.json {
             out.json(&record)?
@@ -199,7 +199,7 @@ fn weights(plan: &GpuPlan) -> u64 {
 
 fn limits(
     max_seqs: Option<NonZeroUsize>,
-    builder: &EngineBuilder,
+    options: &BackendOptions,
     spec: &ModelSpec,
     plan: &GpuPlan,
 ) -> Result<Vec<CardLimit>, CliError> {
@@ -209,7 +209,7 @@ fn limits(
     let cache = (counts.kv_bytes_per_token(2) * visible as u64) as f64;
     let limit = |card: Card| {
         let room = nine_tenths(&card);
-        let on_card = planned(max_seqs, builder, spec, &card, room)?;
+        let on_card = planned(max_seqs, options, spec, &card, room)?;
         Ok(CardLimit {
             gpu: card.name,
             memory_bytes: card.properties.memory_bytes,
@@ -228,18 +228,18 @@ fn limits(
 /// The plan of as many sequences as were asked for; else of as many as fit at once, up to the default, one at the least.
 fn planned(
     max_seqs: Option<NonZeroUsize>,
-    builder: &EngineBuilder,
+    options: &BackendOptions,
     spec: &ModelSpec,
     card: &Card,
     room: u64,
 ) -> Result<GpuPlan, CliError> {
     let sequences = match max_seqs {
         Some(sequences) => sequences,
-        None => builder
+        None => options
             .most_sequences(spec, &card.properties, room)?
             .map_or(NonZeroUsize::MIN, |most| most.min(DEFAULT_SEQUENCES)),
     };
-    Ok(builder.for_sequences(sequences).plan(spec, &card.properties, room)?)
+    Ok(options.for_sequences(sequences).plan_gpu(spec, &card.properties, room)?)
 }
 
 /// What is missing, and what would fit; nothing where all does that was asked for.

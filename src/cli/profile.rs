@@ -81,7 +81,7 @@ mod gpu {
     use super::{CliError, Output, Profile};
 
     pub fn run(_: Profile, _: &mut Output) -> Result<(), CliError> {
-        Err(rigel::engine::EngineError::NoCudaFeature.into())
+        Err(rigel::backend::BackendError::NoCudaFeature.into())
     }
 }
 
@@ -116,17 +116,17 @@ mod gpu {
         let earlier = arguments.ceilings.as_deref().map(Report::read).transpose()?;
 
         if images().is_empty() {
-            return Err(EngineError::Cuda(CudaError::BuiltWithoutKernels).into());
+            return Err(BackendError::NoGpu(CudaError::BuiltWithoutKernels).into());
         }
         // Without a driver CUPTI fails with a number that says little.
-        driver::device_count().map_err(EngineError::Cuda)?;
+        driver::device_count().map_err(BackendError::NoGpu)?;
         // Ahead of the device: so it sees all of its launches.
         let mut times = arguments.times()?;
-        let device = Device::open(0).map_err(EngineError::Cuda)?;
+        let device = Device::open(0).map_err(BackendError::NoGpu)?;
         let mut report = Report::begin(DeviceRecord::of_gpu(&device));
         match earlier {
             Some(earlier) => report.ceilings = earlier.ceilings,
-            None => arguments.measure_ceilings(&device, &mut report).map_err(EngineError::Cuda)?,
+            None => arguments.measure_ceilings(&device, &mut report).map_err(BackendError::NoGpu)?,
         }
         let ceilings = report.ceilings();
         let timelines = match network.dtype {

@@ -11,8 +11,8 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command};
 
 use super::error::one_line;
-use super::numbers::Count;
 use super::nearest::nearest;
+use super::numbers::Count;
 use super::{environment, parser, running};
 
 /// Prints help and version as they are, and an error as one line. `arguments` are the process's, without its name.

@@ -4,28 +4,15 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 
-#[cfg(feature = "cuda")]
-use crate::backend::cuda::CudaError;
-use crate::backend::{Arithmetic, Backend, BackendError, LoadProgress, WeightDtype};
-use crate::checkpoint::{CheckpointError, Config, Dtype, ModelSource, WeightLoading};
+use crate::backend::{
+    self, Arithmetic, Backend, BackendError, BackendOptions, Device, LoadProgress, ModelWeights, Opened, WeightDtype,
+};
+use crate::checkpoint::{CheckpointError, Config, ModelSource, WeightLoading};
 use crate::kv::PrefixCache;
 use crate::text::{TextError, TokenId, Tokenizer};
 
 use super::draft::Speculation;
-use super::loading::Loaded;
 use super::{Engine, Limits};
-
-/// Where the model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Device {
-    /// A GPU where this build has a backend for it and there is one, else the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// An NVIDIA GPU.
-    Cuda,
-}
 
 /// Why an engine could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -39,22 +26,7 @@ pub enum EngineError {
     Text(#[from] TextError),
     /// The backend could not load the model.
     #[error(transparent)]
-    Backend(#[from] BackendError),
-    /// The device asked for is not to be had: no driver, no GPU, no kernels, or one too old.
-    #[cfg(feature = "cuda")]
-    #[error("device cuda: {0}")]
-    Cuda(#[from] CudaError),
-    /// The crate was built without its feature `cuda`.
-    #[error(
-        "device cuda: rigel was built without its feature cuda; build it with features = [\"cuda\"], or use the device cpu"
-    )]
-    NoCudaFeature,
-    /// A dtype was asked for, and the model runs on the CPU.
-    #[error("dtype {dtype}: the CPU uses weights as they are stored; leave the dtype at auto, or use the device cuda")]
-    DtypeOnCpu {
-        /// What was asked for.
-        dtype: Dtype,
-    },
+    Backend(BackendError),
     /// Text was asked of a model without a tokenizer.
     #[error(
         "{file} does not exist, nor do vocab.json and merges.txt: text needs the tokenizer; copy it from the model's \
@@ -72,21 +44,22 @@ pub enum EngineError {
     },
 }
 
+impl From<BackendError> for EngineError {
+    fn from(error: BackendError) -> EngineError {
+        match error {
+            BackendError::Checkpoint(error) => EngineError::Checkpoint(error),
+            error => EngineError::Backend(error),
+        }
+    }
+}
+
 /// Describes an engine; [`EngineBuilder::build`] loads the model.
 #[derive(Debug, Default)]
 pub struct EngineBuilder {
-    pub(super) source: Option<Source>,
-    pub(super) device: Device,
-    pub(super) dtype: WeightDtype,
-    pub(super) threads: Option<NonZeroUsize>,
-    pub(super) page_size: Option<NonZeroU32>,
-    pub(super) context: Option<NonZeroU32>,
-    pub(super) memory: Option<NonZeroU64>,
-    pub(super) weight_loading: WeightLoading,
-    pub(super) mlock: bool,
-    pub(super) arithmetic: Arithmetic,
-    pub(super) options: EngineOptions,
-    pub(super) on_load: OnLoad,
+    weights: Option<ModelWeights>,
+    backend: BackendOptions,
+    options: EngineOptions,
+    on_load: OnLoad,
 }
 
 /// How an engine goes about its requests, whatever its backend is.
@@ -107,11 +80,11 @@ pub struct EngineOptions {
 
 /// Whom to tell how far the weights have come.
 #[derive(Default)]
-pub(super) struct OnLoad(Option<Box<dyn FnMut(LoadProgress) + Send>>);
+struct OnLoad(Option<Box<dyn FnMut(LoadProgress) + Send>>);
 
 impl OnLoad {
     /// Tells them, if there is anybody.
-    pub(super) fn report(&mut self, progress: LoadProgress) {
+    fn report(&mut self, progress: LoadProgress) {
         if let Some(report) = &mut self.0 {
             report(progress);
         }
@@ -124,25 +97,17 @@ impl fmt::Debug for OnLoad {
     }
 }
 
-/// Where the weights come from.
-#[derive(Debug)]
-pub(super) enum Source {
-    Name(String),
-    Resolved(ModelSource),
-    Random { config: Box<Config>, seed: u32 },
-}
-
 impl EngineBuilder {
     /// A directory, a hub id (`ORG/NAME`, `ORG/NAME@REVISION`) found in the local Hugging Face cache, or `nano`, the bundled
     /// model; see [`ModelSource::resolve`]. The default is the bundled model.
     pub fn model(mut self, model: impl Into<String>) -> Self {
-        self.source = Some(Source::Name(model.into()));
+        self.weights = Some(ModelWeights::Named(model.into()));
         self
     }
 
     /// Files found already.
     pub fn source(mut self, source: ModelSource) -> Self {
-        self.source = Some(Source::Resolved(source));
+        self.weights = Some(ModelWeights::Stored(source));
         self
     }
 
@@ -150,20 +115,20 @@ impl EngineBuilder {
     /// in the dtype of [`EngineBuilder::dtype`]; on the CPU in memory, by all threads. Either way, equal seeds give equal
     /// weights. [`WeightDtype::Auto`] is F16 where `config` says so, else BF16. There is no tokenizer.
     pub fn dummy_weights(mut self, config: Config, seed: u32) -> Self {
-        self.source = Some(Source::Random { config: Box::new(config), seed });
+        self.weights = Some(ModelWeights::Random { config: Box::new(config), seed });
         self
     }
 
     /// Where the model runs.
     pub fn device(mut self, device: Device) -> Self {
-        self.device = device;
+        self.backend.device = device;
         self
     }
 
     /// The dtype of the weights on a GPU. On the CPU, which uses them as they are stored, anything but
     /// [`WeightDtype::Auto`] is an error.
     pub fn dtype(mut self, dtype: WeightDtype) -> Self {
-        self.dtype = dtype;
+        self.backend.dtype = dtype;
         self
     }
 
@@ -181,7 +146,7 @@ impl EngineBuilder {
     /// back when the weights are there. A file that is mapped from a network file system is warned of, with the tracing
     /// target `rigel::network_file_system`.
     pub fn weight_loading(mut self, loading: WeightLoading) -> Self {
-        self.weight_loading = loading;
+        self.backend.weight_loading = loading;
         self
     }
 
@@ -189,34 +154,33 @@ impl EngineBuilder {
     /// pages back. Where it refuses, a warning says what to raise, and the model runs unlocked. Of no effect on a GPU, whose
     /// memory is never paged out.
     pub fn mlock(mut self) -> Self {
-        self.mlock = true;
+        self.backend.mlock = true;
         self
     }
 
-    /// Threads of the CPU backend; one for each core that the process may use
-    /// ([`available_cores`](crate::backend::cpu::available_cores)) by default. More are capped at that, with a warning: threads
-    /// that wait for each other's cores make a step many times slower.
+    /// Threads of the CPU backend; one for each core that the process may use by default. More are capped at that, with a
+    /// warning: threads that wait for each other's cores make a step many times slower.
     pub fn threads(mut self, threads: NonZeroUsize) -> Self {
-        self.threads = Some(threads);
+        self.backend.threads = Some(threads);
         self
     }
 
     /// Positions a page of the cache holds.
     pub fn page_size(mut self, page_size: NonZeroU32) -> Self {
-        self.page_size = Some(page_size);
+        self.backend.page_size = Some(page_size);
         self
     }
 
     /// The most prompt rows computed in one step.
     pub fn prefill_chunk(mut self, rows: NonZeroU32) -> Self {
-        self.options.prefill_chunk = Some(rows);
+        (self.options.prefill_chunk, self.backend.prefill_chunk) = (Some(rows), Some(rows));
         self
     }
 
     /// Positions to make room for, prompt and completion together. The default is the model's own number, which more are
     /// capped at, with a warning. Fewer make the cache smaller.
     pub fn context(mut self, positions: NonZeroU32) -> Self {
-        self.context = Some(positions);
+        self.backend.context = Some(positions);
         self
     }
 
@@ -226,19 +190,19 @@ impl EngineBuilder {
     /// free on a GPU, and on the CPU half of what this process can have
     /// ([`available_memory`](crate::host::available_memory): the limit of its container counts).
     pub fn memory(mut self, bytes: NonZeroU64) -> Self {
-        self.memory = Some(bytes);
+        self.backend.memory = Some(bytes);
         self
     }
 
     /// The most sequences computed in one step; 32 on the CPU and 256 on a GPU by default.
     pub fn max_sequences(mut self, sequences: NonZeroUsize) -> Self {
-        self.options.max_sequences = Some(sequences);
+        (self.options.max_sequences, self.backend.max_sequences) = (Some(sequences), Some(sequences));
         self
     }
 
     /// May a request's log-probabilities depend in their last bits on its company, on a GPU? On the CPU they never do.
     pub fn arithmetic(mut self, arithmetic: Arithmetic) -> Self {
-        self.arithmetic = arithmetic;
+        self.backend.arithmetic = arithmetic;
         self
     }
 
@@ -260,29 +224,29 @@ impl EngineBuilder {
         self
     }
 
-    /// A builder with the same options, for so many sequences, to plan with: without a model, a device, or a function to
-    /// report to.
-    pub fn for_sequences(&self, sequences: NonZeroUsize) -> EngineBuilder {
-        EngineBuilder {
-            page_size: self.page_size,
-            context: self.context,
-            threads: self.threads,
-            arithmetic: self.arithmetic,
-            options: EngineOptions { max_sequences: Some(sequences), ..self.options.clone() },
-            ..EngineBuilder::default()
-        }
+    /// The options of its backend, to plan with.
+    pub fn backend_options(&self) -> &BackendOptions {
+        &self.backend
     }
 
     /// Opens the checkpoint, checks it, brings the device up and starts the engine's thread.
     pub fn build(mut self) -> Result<Engine, EngineError> {
-        let Loaded { backend, source } = self.load()?;
+        let Opened { backend, source } = self.open()?;
+        if self.options.speculation == Speculation::Auto && backend.is_batch_invariant() {
+            self.options.speculation = Speculation::PromptLookup;
+        }
         let tokenizer = Tokenizer::from_source(&source)?;
         Engine::with_backend(backend, tokenizer, source.describe("tokenizer.json"), self.options)
     }
 
     /// The backend alone, as [`EngineBuilder::build`] sets it up: for those who measure forward passes.
     pub fn build_backend(mut self) -> Result<Box<dyn Backend>, EngineError> {
-        Ok(self.load()?.backend)
+        Ok(self.open()?.backend)
+    }
+
+    fn open(&mut self) -> Result<Opened, EngineError> {
+        let weights = self.weights.take().unwrap_or_else(|| ModelWeights::Stored(ModelSource::nano()));
+        Ok(backend::open(&self.backend, weights, &mut |progress| self.on_load.report(progress))?)
     }
 }
 

@@ -42,7 +42,8 @@ impl Engine {
 #[cfg(all(test, feature = "nano"))]
 mod tests {
     use super::*;
-    use crate::engine::{Device, Event, FinishReason};
+    use crate::backend::Device;
+    use crate::engine::{Event, FinishReason};
     use crate::text::TokenId;
 
     fn nano() -> Engine {

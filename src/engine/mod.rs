@@ -9,8 +9,7 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `mod`, `builder`, `placement`, `loading` | the engine, and how it comes to be |
-//! | `plan`, `cpu_plan` | whether a model fits a GPU, and what it takes of a CPU's memory |
+//! | `mod`, `builder` | the engine, and how it comes to be |
 //! | `request`, `event`, `generation`, `generations` | what goes in, what comes out, and the way out |
 //! | `complete` | text in, text out |
 //! | `worker` | the step loop |
@@ -45,16 +44,11 @@
 
 mod builder;
 mod complete;
-mod cpu_plan;
 mod draft;
 mod event;
 mod generation;
 mod generations;
-mod loading;
 mod output;
-mod placement;
-#[cfg(feature = "cuda")]
-mod plan;
 mod request;
 mod scheduler;
 mod sequence;
@@ -62,14 +56,11 @@ mod statistics;
 mod step;
 mod worker;
 
-pub use builder::{Device, EngineBuilder, EngineError, EngineOptions};
-pub use cpu_plan::CpuPlan;
+pub use builder::{EngineBuilder, EngineError, EngineOptions};
 pub use draft::{PromptLookup, Speculation};
 pub use event::{Completion, Event, Failure, Finish, FinishReason, PromptToken, StopCause, Timings, Token};
 pub use generation::Generation;
 pub use generations::Generations;
-#[cfg(feature = "cuda")]
-pub use plan::GpuPlan;
 pub use request::{EosTokens, MOST_LOGPROBS, MOST_SAMPLES, Request, RequestError};
 pub use statistics::Statistics;
 
@@ -154,7 +145,7 @@ impl Engine {
         &self.limits.spec
     }
 
-    /// The device that the model runs on: what [`Device::Auto`] came to, and the dtype of the weights there.
+    /// The device that the model runs on: what [`Device::Auto`](crate::backend::Device::Auto) came to, and the dtype of the weights there.
     pub fn device(&self) -> &DeviceInfo {
         &self.device
     }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use crate::backend::{Backend, BackendError, Batch, SequenceRows};
+use crate::backend::{Backend, BackendError, Batch, SequenceRows, Token};
 use crate::text::TokenId;
 
 use super::draft::PromptLookup;
@@ -13,9 +13,7 @@ use super::sequence::Ticket;
 /// The arrays of a step. Their memory is kept from step to step.
 #[derive(Debug, Default)]
 pub(super) struct Step {
-    token_ids: Vec<TokenId>,
-    /// Place among the last draws of each row's token, where that is not known yet.
-    drawn: Vec<Option<u32>>,
+    tokens: Vec<Token>,
     logits_rows: Vec<usize>,
     pub(super) parts: Vec<StepPart>,
 }
@@ -39,8 +37,7 @@ pub(super) struct StepPart {
 impl Step {
     /// Takes over what the scheduler planned.
     pub(super) fn take(&mut self, scheduler: &mut Scheduler) {
-        self.token_ids.clear();
-        self.drawn.clear();
+        self.tokens.clear();
         self.logits_rows.clear();
         self.parts.clear();
         let now = Instant::now();
@@ -48,14 +45,18 @@ impl Step {
             let Part { slot, ticket, rows, drafted } = scheduler.parts()[index].clone();
             let Some(sequence) = scheduler.get_mut(slot, ticket) else { continue };
             sequence.output.start(now);
-            let first_row = self.token_ids.len();
+            let first_row = self.tokens.len();
             let known = sequence.tokens();
             let drafts = sequence.lookup.as_ref().map_or(&[][..], PromptLookup::last_draft);
             for position in rows.clone() {
                 // Behind the known tokens come drafts, or the one that is being drawn.
                 let token = known.get(position).or_else(|| drafts.get(position - known.len()).filter(|_| drafted > 0));
-                self.token_ids.push(token.copied().unwrap_or(TokenId(0)));
-                self.drawn.push(if token.is_some() { None } else { sequence.drawing });
+                self.tokens.push(match (token, sequence.drawing) {
+                    (Some(token), _) => Token::Known(*token),
+                    (None, Some(place)) => Token::Sampled(place),
+                    // A row without a token is not planned.
+                    (None, None) => Token::Known(TokenId(0)),
+                });
             }
             let scores = sequence.targets(&rows).len();
             let wanted = sequence.logits_positions(&rows);
@@ -92,10 +93,6 @@ impl Step {
                 SequenceRows { rows, start: part.positions.start as u32, first_block, pages }
             })
             .collect();
-        let batch = Batch { token_ids: &self.token_ids, sequences: &sequences, logits_rows: &self.logits_rows };
-        match backend.queue() {
-            Some(queue) => queue.forward_drawn(&batch, &self.drawn),
-            None => backend.forward(&batch),
-        }
+        backend.forward(&Batch { tokens: &self.tokens, sequences: &sequences, logits_rows: &self.logits_rows })
     }
 }

@@ -38,8 +38,6 @@ pub(super) struct Worker {
     step: Step,
     /// Draws that were started and not finished.
     draws: Vec<Draw>,
-    /// Their tokens, where the backend has no queue.
-    drawn: Vec<Result<Sampled, SampleError>>,
     shared: Arc<Shared>,
     /// Cancellations that were swept up.
     cancellations: u32,
@@ -60,16 +58,7 @@ impl Worker {
         scheduler: Scheduler,
         shared: Arc<Shared>,
     ) -> Worker {
-        Worker {
-            backend,
-            queue,
-            scheduler,
-            step: Step::default(),
-            draws: Vec::new(),
-            drawn: Vec::new(),
-            shared,
-            cancellations: 0,
-        }
+        Worker { backend, queue, scheduler, step: Step::default(), draws: Vec::new(), shared, cancellations: 0 }
     }
 
     /// Runs until the engine is dropped, or a step panics. Then every request that is dropped with it ends with the
@@ -129,7 +118,7 @@ impl Worker {
         self.scheduler.statistics.expired += late;
     }
 
-    /// Plans a step and computes it. Where the backend has a queue, the tokens drawn in the step before are looked at
+    /// Plans a step and computes it. Where the backend is asynchronous, the tokens drawn in the step before are looked at
     /// while this one is computed.
     fn step(&mut self) {
         let waiting_for_draws = !self.draws.is_empty();
@@ -168,7 +157,7 @@ impl Worker {
         self.finish_draws();
         self.score_prompts()?;
         self.start_draws()?;
-        if self.backend.queue().is_none() {
+        if !self.backend.is_asynchronous() {
             self.finish_draws();
         }
         Ok(())
@@ -236,16 +225,11 @@ impl Worker {
         if rows.is_empty() {
             return Ok(());
         }
-        match self.backend.queue() {
-            None => self.drawn = self.backend.sample(&rows)?,
-            Some(queue) => {
-                queue.start_sampling(&rows)?;
-                drop(rows);
-                for (draw, place) in self.draws.iter().zip(places) {
-                    if let Some(sequence) = self.scheduler.get_mut(draw.slot, draw.ticket) {
-                        sequence.drawing = Some(place);
-                    }
-                }
+        self.backend.start_sampling(&rows)?;
+        drop(rows);
+        for (draw, place) in self.draws.iter().zip(places) {
+            if let Some(sequence) = self.scheduler.get_mut(draw.slot, draw.ticket) {
+                sequence.drawing = Some(place);
             }
         }
         Ok(())
@@ -256,10 +240,7 @@ impl Worker {
         if self.draws.is_empty() {
             return;
         }
-        let found = match self.backend.queue() {
-            None => Ok(std::mem::take(&mut self.drawn)),
-            Some(queue) => queue.finish_sampling(),
-        };
+        let found = self.backend.finish_sampling();
         let draws = std::mem::take(&mut self.draws);
         let wanted: usize = draws.iter().map(|draw| draw.drafted + 1).sum();
         let found =

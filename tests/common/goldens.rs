@@ -12,8 +12,9 @@ use std::fs;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
+use rigel::backend::Device;
 use rigel::checkpoint::ModelSource;
-use rigel::engine::{Completion, Device, Engine, Generation, Request};
+use rigel::engine::{Completion, Engine, Generation, Request};
 use rigel::text::TokenId;
 use root::root;
 use serde::Deserialize;

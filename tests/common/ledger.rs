@@ -7,7 +7,7 @@
 
 use std::num::NonZeroU32;
 
-use rigel::backend::{Backend, BackendError, Batch, DeviceInfo, DeviceQueue};
+use rigel::backend::{Backend, BackendError, Batch, DeviceInfo, Token};
 use rigel::engine::{Engine, EngineOptions};
 use rigel::kv::{CacheGeometry, PageId, first_visible};
 use rigel::model::ModelSpec;
@@ -33,17 +33,14 @@ pub struct Ledger {
     /// Rows of this token have logits that are not finite.
     pub poisoned_token: Option<u32>,
     pub hook: Hook,
-    /// Present where the backend has a queue.
-    pub queue: Option<Queue>,
+    /// Whether steps may be given to it before the draws of the one before are finished.
+    pub asynchronous: bool,
+    /// Draws that were started.
+    under_way: Option<Vec<Result<Sampled, SampleError>>>,
+    /// The tokens of the last draws.
+    drawn: Vec<u32>,
     slots: Vec<Option<u32>>,
     logits: Vec<f32>,
-}
-
-/// Draws that were started, and the tokens of the last ones.
-#[derive(Default)]
-pub struct Queue {
-    under_way: Option<Vec<Result<Sampled, SampleError>>>,
-    drawn: Vec<u32>,
 }
 
 pub fn spec(window: Option<u32>) -> ModelSpec {
@@ -75,7 +72,9 @@ impl Ledger {
             poisoned_logits: false,
             poisoned_token: None,
             hook: Box::new(|_| Ok(())),
-            queue: None,
+            asynchronous: false,
+            under_way: None,
+            drawn: Vec::new(),
             slots: Vec::new(),
             logits: Vec::new(),
         };
@@ -98,7 +97,7 @@ impl Ledger {
 
     fn compute(&mut self, batch: &Batch<'_>, token_ids: &[TokenId]) -> Result<(), BackendError> {
         (self.hook)(batch)?;
-        assert!(batch.token_ids.len() <= self.max_rows && batch.logits_rows.len() <= self.max_logits_rows);
+        assert!(batch.tokens.len() <= self.max_rows && batch.logits_rows.len() <= self.max_logits_rows);
         self.logits.clear();
         let mut writers = vec![None; self.cache.pages as usize];
         for (index, sequence) in batch.sequences.iter().enumerate() {
@@ -167,14 +166,22 @@ impl Backend for Ledger {
     fn max_logits_rows(&self) -> usize {
         self.max_logits_rows
     }
+    fn is_asynchronous(&self) -> bool {
+        self.asynchronous
+    }
     fn forward(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
-        assert!(self.queue.is_none(), "a backend with a queue is given its steps there");
-        self.compute(batch, batch.token_ids)
+        let token = |token: &Token| match *token {
+            Token::Known(id) => id,
+            Token::Sampled(at) => {
+                assert!(self.asynchronous, "draws are finished before the next step");
+                TokenId(self.drawn[at as usize])
+            }
+        };
+        let token_ids: Vec<TokenId> = batch.tokens.iter().map(token).collect();
+        self.compute(batch, &token_ids)
     }
     fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
-        if let Some(queue) = &self.queue {
-            assert!(queue.under_way.is_none(), "logits were asked for while draws are under way");
-        }
+        assert!(self.under_way.is_none(), "logits were asked for while draws are under way");
         Ok(&self.logits[row * VOCAB..][..VOCAB])
     }
     fn poison(&mut self, pages: &[PageId]) -> Result<(), BackendError> {
@@ -182,29 +189,16 @@ impl Backend for Ledger {
         pages.iter().for_each(|page| self.slots[page.0 as usize * size..][..size].fill(None));
         Ok(())
     }
-    fn queue(&mut self) -> Option<&mut dyn DeviceQueue> {
-        if self.queue.is_some() { Some(self) } else { None }
-    }
-}
-
-impl DeviceQueue for Ledger {
-    fn forward_drawn(&mut self, batch: &Batch<'_>, drawn: &[Option<u32>]) -> Result<(), BackendError> {
-        let last = &self.queue.as_ref().unwrap().drawn;
-        let token = |(token, drawn): (&TokenId, &Option<u32>)| drawn.map_or(*token, |at| TokenId(last[at as usize]));
-        let token_ids: Vec<TokenId> = batch.token_ids.iter().zip(drawn).map(token).collect();
-        self.compute(batch, &token_ids)
-    }
     fn start_sampling(&mut self, rows: &[SampleRow<'_>]) -> Result<(), BackendError> {
         let draw = |row: &SampleRow<'_>| sample(&self.logits[row.logits_row * VOCAB..][..VOCAB], row);
         let drawn: Vec<_> = rows.iter().map(draw).collect();
-        let queue = self.queue.as_mut().unwrap();
-        assert!(queue.under_way.is_none(), "draws were started and not finished");
-        queue.drawn = drawn.iter().map(|drawn| drawn.as_ref().map_or(0, |drawn| drawn.token.0)).collect();
-        queue.under_way = Some(drawn);
+        assert!(self.under_way.is_none(), "draws were started and not finished");
+        self.drawn = drawn.iter().map(|drawn| drawn.as_ref().map_or(0, |drawn| drawn.token.0)).collect();
+        self.under_way = Some(drawn);
         Ok(())
     }
     fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
-        Ok(self.queue.as_mut().unwrap().under_way.take().unwrap_or_default())
+        Ok(self.under_way.take().unwrap_or_default())
     }
 }
 

@@ -11,6 +11,7 @@ use super::weights::{Layer, Linear, Norm, Weights};
 use super::workspace::{Rows, Workspace};
 use crate::backend::Batch;
 use crate::model::ModelSpec;
+use crate::text::TokenId;
 
 /// Rows in a task of an elementwise region.
 const ROWS_PER_TASK: usize = 4;
@@ -28,6 +29,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) workspace: &'a Workspace,
     pub(crate) plan: &'a Plan,
     pub(crate) batch: &'a Batch<'a>,
+    /// Of the batch's tokens.
+    pub(crate) token_ids: &'a [TokenId],
     pub(crate) threads: usize,
 }
 
@@ -59,7 +62,7 @@ impl Pass<'_> {
         let half = self.spec.head_dim / 2;
         pool.parallel_for_rows(self.rows(), ROWS_PER_TASK, |rows| {
             for row in rows {
-                let id = self.batch.token_ids[row].0 as usize;
+                let id = self.token_ids[row].0 as usize;
                 let stored = &embedding.bytes[id * embedding.row_bytes()..][..embedding.row_bytes()];
                 let position = self.plan.rows()[row].position;
                 // SAFETY: see `Pass`.

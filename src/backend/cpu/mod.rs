@@ -45,12 +45,13 @@ use std::sync::OnceLock;
 pub use kernels::{ISA_VARIABLE, Isa};
 
 use super::support::check_network;
-use super::{Backend, BackendError, Batch, DeviceInfo, check_page};
+use super::{Backend, BackendError, Batch, DeviceInfo, Token, check_page};
 use crate::checkpoint::Checkpoint;
 use crate::host::{AvailableMemory, Size, available_memory, counted};
 use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
 use crate::sampling::{self, SampleError, SampleRow, Sampled};
+use crate::text::TokenId;
 use cache::Cache;
 use forward::Pass;
 use kernels::Kernels;
@@ -86,6 +87,12 @@ pub struct CpuBackend {
     max_rows: usize,
     /// Logits rows of the last forward pass.
     logits_rows: usize,
+    /// Ids of the batch's rows.
+    token_ids: Vec<TokenId>,
+    /// What the last draws gave: `None` for one that failed.
+    sampled: Vec<Option<TokenId>>,
+    /// The same until it is asked for.
+    started: Option<Vec<Result<Sampled, SampleError>>>,
 }
 
 impl CpuBackend {
@@ -202,6 +209,9 @@ impl CpuBackend {
             plan: Plan::new(options.max_rows, options.pages),
             max_rows: options.max_rows,
             logits_rows: 0,
+            token_ids: Vec::new(),
+            sampled: Vec::new(),
+            started: None,
             pool,
             spec,
         })
@@ -219,6 +229,22 @@ fn threads(options: &CpuOptions) -> NonZeroUsize {
     options.threads.unwrap_or_else(available_cores)
 }
 
+impl CpuBackend {
+    /// The ids of the batch's tokens.
+    fn find_tokens(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
+        self.token_ids.clear();
+        for token in batch.tokens {
+            self.token_ids.push(match *token {
+                Token::Known(id) => id,
+                Token::Sampled(place) => self.sampled.get(place as usize).copied().flatten().ok_or_else(|| {
+                    BackendError::InvalidBatch(format!("the token drawn for row {place}, for which there is none"))
+                })?,
+            });
+        }
+        Ok(())
+    }
+}
+
 impl Backend for CpuBackend {
     fn spec(&self) -> &ModelSpec {
         &self.spec
@@ -227,6 +253,10 @@ impl Backend for CpuBackend {
     fn device(&self) -> DeviceInfo {
         let dtype = self.weights.embedding.weight().dtype;
         DeviceInfo::Cpu { isa: self.isa, threads: self.pool.size(), dtype }
+    }
+
+    fn is_batch_invariant(&self) -> bool {
+        true
     }
 
     fn cache(&self) -> CacheGeometry {
@@ -243,6 +273,7 @@ impl Backend for CpuBackend {
 
     fn forward(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
         self.logits_rows = 0;
+        self.find_tokens(batch)?;
         self.plan.make(batch, &self.spec, self.cache.geometry())?;
         let pass = Pass {
             spec: &self.spec,
@@ -253,6 +284,7 @@ impl Backend for CpuBackend {
             workspace: &self.workspace,
             plan: &self.plan,
             batch,
+            token_ids: &self.token_ids,
             threads: self.pool.size(),
         };
         pass.run(&mut self.pool);
@@ -268,7 +300,10 @@ impl Backend for CpuBackend {
         Ok(unsafe { self.workspace.logits_of(row, self.spec.vocab_size) })
     }
 
-    fn sample(&mut self, rows: &[SampleRow<'_>]) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
+    fn start_sampling(&mut self, rows: &[SampleRow<'_>]) -> Result<(), BackendError> {
+        if self.started.is_some() {
+            return Err(BackendError::InvalidBatch("draws were started and not finished".to_owned()));
+        }
         if let Some(row) = rows.iter().find(|row| row.logits_row >= self.logits_rows) {
             let what = format!("a draw from logits row {} of {}", row.logits_row, self.logits_rows);
             return Err(BackendError::InvalidBatch(what));
@@ -281,7 +316,15 @@ impl Backend for CpuBackend {
             // Each index comes once.
             let _ = drawn[index].set(sampling::sample(logits, &rows[index]));
         });
-        drawn.into_iter().map(|drawn| drawn.into_inner().ok_or(BackendError::MissingSample)).collect()
+        let drawn = drawn.into_iter().map(|drawn| drawn.into_inner().ok_or(BackendError::MissingSample));
+        let drawn = drawn.collect::<Result<Vec<_>, _>>()?;
+        self.sampled = drawn.iter().map(|drawn| drawn.as_ref().ok().map(|drawn| drawn.token)).collect();
+        self.started = Some(drawn);
+        Ok(())
+    }
+
+    fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
+        Ok(self.started.take().unwrap_or_default())
     }
 
     fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), BackendError> {

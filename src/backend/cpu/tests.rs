@@ -6,7 +6,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 
 use super::testing::{DTYPES, Random, stored};
 use super::{CpuBackend, CpuOptions, Isa};
-use crate::backend::{Backend, BackendError, Batch, SequenceRows};
+use crate::backend::{Backend, BackendError, Batch, SequenceRows, Token};
 use crate::checkpoint::{Checkpoint, Dtype, ModelSource};
 use crate::kv::{BlockTable, PageCache, PageId, PrefixCache};
 use crate::model::ModelSpec;
@@ -273,7 +273,7 @@ fn run(backend: &mut CpuBackend, sequences: &[Vec<TokenId>], mut chunk: impl FnM
             })
             .collect();
         let all: Vec<usize> = (0..token_ids.len()).collect();
-        backend.forward(&Batch { token_ids: &token_ids, sequences: &rows, logits_rows: &all }).unwrap();
+        backend.forward(&Batch { tokens: &Token::known(&token_ids), sequences: &rows, logits_rows: &all }).unwrap();
         for (i, rows, _) in &parts {
             rows.clone().for_each(|row| logits[*i].push(backend.logits(row).unwrap().to_vec()));
         }
@@ -377,11 +377,11 @@ fn only_the_wanted_rows_have_logits() {
     let all = whole(&mut backend, &ids);
     let pages: Vec<PageId> = (0..5).map(PageId).collect();
     let rows = [SequenceRows { rows: 0..20, start: 0, first_block: 0, pages: &pages }];
-    backend.forward(&Batch { token_ids: &ids, sequences: &rows, logits_rows: &[3, 19] }).unwrap();
+    backend.forward(&Batch { tokens: &Token::known(&ids), sequences: &rows, logits_rows: &[3, 19] }).unwrap();
     assert_same_bits(&[backend.logits(0).unwrap().to_vec()], &all[3..4], "row 3");
     assert_same_bits(&[backend.logits(1).unwrap().to_vec()], &all[19..20], "row 19");
     assert!(matches!(backend.logits(2), Err(BackendError::InvalidBatch(_))));
-    backend.forward(&Batch { token_ids: &[], sequences: &[], logits_rows: &[] }).unwrap();
+    backend.forward(&Batch { tokens: &[], sequences: &[], logits_rows: &[] }).unwrap();
     assert!(backend.logits(0).is_err());
 }
 
@@ -393,7 +393,7 @@ fn a_batch_that_makes_no_sense_is_refused() {
     let ids = vec![TokenId(1); 200];
     let sequence = |rows, start, first_block, pages| SequenceRows { rows, start, first_block, pages };
     let mut refused = |token_ids: &[TokenId], sequences: &[SequenceRows<'_>], logits_rows: &[usize], why: &str| {
-        let error = backend.forward(&Batch { token_ids, sequences, logits_rows }).unwrap_err();
+        let error = backend.forward(&Batch { tokens: &Token::known(token_ids), sequences, logits_rows }).unwrap_err();
         assert!(matches!(&error, BackendError::InvalidBatch(what) if what.contains(why)), "{error}, expected {why}");
         assert!(backend.logits(0).is_err());
     };

@@ -1,6 +1,6 @@
 //! A backend driven as a test asks for it, without an engine: every sequence at the same position, pages of its own.
 
-use crate::backend::{Backend, BackendError, Batch, SequenceRows};
+use crate::backend::{Backend, BackendError, Batch, SequenceRows, Token};
 use crate::kv::{CacheGeometry, PageId, first_visible};
 use crate::sampling::{SampleRow, SamplingParams};
 use crate::text::TokenId;
@@ -130,12 +130,12 @@ impl Runner {
         self.backend.sample(&draws(1, &params, self.held)).map(|_| ())
     }
 
-    /// `steps` tokens of each of `batch` sequences: on a device's queue, the next step is given to it before the tokens
-    /// of the one before have come back, as the engine does it.
+    /// `steps` tokens of each of `batch` sequences: on an asynchronous device, the next step is given to it before the
+    /// tokens of the one before have come back, as the engine does it.
     fn generate(&mut self, rings: Rings, batch: u32, steps: u32) -> Result<(), BackendError> {
         let params = SamplingParams::default();
         let every: Vec<usize> = (0..batch as usize).collect();
-        if self.backend.queue().is_none() {
+        if !self.backend.is_asynchronous() {
             for _ in 0..steps {
                 self.forward(rings, batch, 1, &every)?;
                 self.held += 1;
@@ -143,42 +143,25 @@ impl Runner {
             }
             return Ok(());
         }
+        let sampled: Vec<Token> = (0..batch).map(Token::Sampled).collect();
         for step in 0..steps {
-            let drawn: Vec<Option<u32>> = if step == 0 { Vec::new() } else { (0..batch).map(Some).collect() };
-            self.forward_drawn(rings, batch, &every, &drawn)?;
+            let parts = Parts::new(self, rings, batch, 1);
+            let sequences = parts.sequences();
+            let tokens = if step == 0 { &parts.tokens } else { &sampled };
+            self.backend.forward(&Batch { tokens, sequences: &sequences, logits_rows: &every })?;
             self.held += 1;
-            let Some(queue) = self.backend.queue() else { return Ok(()) };
             if step > 0 {
-                queue.finish_sampling()?;
+                self.backend.finish_sampling()?;
             }
-            queue.start_sampling(&draws(batch, &params, self.held))?;
+            self.backend.start_sampling(&draws(batch, &params, self.held))?;
         }
-        match self.backend.queue() {
-            Some(queue) => queue.finish_sampling().map(|_| ()),
-            None => Ok(()),
-        }
+        self.backend.finish_sampling().map(|_| ())
     }
 
     fn forward(&mut self, rings: Rings, batch: u32, rows: u32, logits: &[usize]) -> Result<(), BackendError> {
         let parts = Parts::new(self, rings, batch, rows);
         let sequences = parts.sequences();
-        self.backend.forward(&Batch { token_ids: &parts.ids, sequences: &sequences, logits_rows: logits })
-    }
-
-    fn forward_drawn(
-        &mut self,
-        rings: Rings,
-        batch: u32,
-        logits: &[usize],
-        drawn: &[Option<u32>],
-    ) -> Result<(), BackendError> {
-        let parts = Parts::new(self, rings, batch, 1);
-        let sequences = parts.sequences();
-        let batch = Batch { token_ids: &parts.ids, sequences: &sequences, logits_rows: logits };
-        match self.backend.queue() {
-            Some(queue) => queue.forward_drawn(&batch, drawn),
-            None => Ok(()),
-        }
+        self.backend.forward(&Batch { tokens: &parts.tokens, sequences: &sequences, logits_rows: logits })
     }
 
     /// Rows of a chunk of a prompt.
@@ -201,7 +184,7 @@ impl Runner {
 
 /// A batch, and what it borrows.
 struct Parts {
-    ids: Vec<TokenId>,
+    tokens: Vec<Token>,
     pages: Vec<Vec<PageId>>,
     rows: u32,
     start: u32,
@@ -216,9 +199,9 @@ impl Parts {
         let first_block = first_visible(start, spec.window()) / rings.page_size;
         let last_block = (start + rows - 1) / rings.page_size;
         // Ids that follow no pattern of the embedding's rows.
-        let id = |row: u32| TokenId(((start + row) as u64 * 7919 % spec.vocab_size as u64) as u32);
+        let id = |row: u32| Token::Known(TokenId(((start + row) as u64 * 7919 % spec.vocab_size as u64) as u32));
         Parts {
-            ids: (0..batch).flat_map(|_| (0..rows).map(id)).collect(),
+            tokens: (0..batch).flat_map(|_| (0..rows).map(id)).collect(),
             pages: (0..batch).map(|sequence| rings.pages(sequence, first_block, last_block)).collect(),
             rows,
             start,

@@ -9,7 +9,7 @@ use crate::backend::cuda::kernels::Element;
 use crate::backend::cuda::model::account::{LaunchAccount, SequenceStep, StepDescription, account};
 use crate::backend::cuda::model::{CudaBackend, CudaOptions};
 use crate::backend::cuda::trace::LaunchTimes;
-use crate::backend::{Arithmetic, Backend, BackendError, Batch, SequenceRows};
+use crate::backend::{Arithmetic, Backend, BackendError, Batch, SequenceRows, Token};
 use crate::kv::{BlockTable, CacheGeometry, OutOfPages, PageCache, PrefixCache};
 use crate::model::ModelSpec;
 use crate::sampling::{SampleRow, SamplingParams};
@@ -234,7 +234,7 @@ impl Sequences {
             Logits::None => Vec::new(),
             Logits::Last => ranges.iter().map(|range| range.end - 1).collect(),
         };
-        backend.forward(&Batch { token_ids: &ids, sequences: &sequences, logits_rows: &logits_rows })?;
+        backend.forward(&Batch { tokens: &Token::known(&ids), sequences: &sequences, logits_rows: &logits_rows })?;
         let params = SamplingParams::default();
         let draw = |(logits_row, rows): (usize, &Rows)| SampleRow {
             logits_row,

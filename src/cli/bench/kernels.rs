@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use rigel::backend::BackendError;
 use rigel::backend::cuda::kernels::Element;
 use rigel::backend::cuda::{Card, Device};
 use rigel::bench::kernels::{Case, CeilingSizes, Filter, KernelBench, Options, Peers};
 use rigel::bench::report::{Ceilings, DeviceRecord, Limit, Report, Row};
 use rigel::bench::shapes::Shapes;
 use rigel::bench::table::{Table, digits, percent};
-use rigel::engine::EngineError;
 
 use super::super::error::CliError;
 use super::super::output::Output;
@@ -84,7 +84,7 @@ impl Kernels {
                 out.line(&format!("{}  {}  {}", case.model, row.name, row.sizes()))
             });
         }
-        let device = Device::open(0).map_err(EngineError::Cuda)?;
+        let device = Device::open(0).map_err(BackendError::NoGpu)?;
         let cases = filter.select(all(&shapes, device.properties())).map_err(usage)?;
         match self.dtype {
             HalfArg::Bf16 => self.measure::<half::bf16>(&device, &cases, out),
@@ -93,7 +93,7 @@ impl Kernels {
     }
 
     fn measure<T: Element>(&self, device: &Device, cases: &[Case], out: &mut Output) -> Result<(), CliError> {
-        let failed = |error: rigel::backend::cuda::CudaError| CliError::Engine(EngineError::Cuda(error));
+        let failed = |error: rigel::backend::cuda::CudaError| CliError::Engine(BackendError::NoGpu(error).into());
         let mut report = Report::begin(DeviceRecord::of_gpu(device));
         let peers = match self.peers.as_deref().map(Peers::start).transpose() {
             Ok(peers) => peers,

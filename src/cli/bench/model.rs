@@ -106,7 +106,7 @@ impl Model {
         // What the device came to is known: it is asked, and warned of, once.
         let builder = self.model.builder(Load::Many(Some(sequences)));
         let builder = match &device {
-            Device::Cpu { .. } => builder.device(rigel::engine::Device::Cpu),
+            Device::Cpu { .. } => builder.device(rigel::backend::Device::Cpu),
             #[cfg(feature = "cuda")]
             Device::Cuda(_) => builder,
         };
@@ -182,7 +182,7 @@ fn begin(device: &Device) -> Result<Report, CliError> {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => {
             use rigel::bench::kernels::{KernelBench, Options};
-            let failed = |error| CliError::Engine(EngineError::Cuda(error));
+            let failed = rigel::backend::BackendError::NoGpu;
             let mut report = Report::begin(DeviceRecord::of_gpu(device));
             let mut bench = KernelBench::<half::bf16>::new(device, Options::default(), None).map_err(failed)?;
             bench.measure_ceilings(&mut report).map_err(failed)?;

@@ -2,7 +2,7 @@
 
 use std::num::{NonZeroU32, NonZeroUsize};
 
-use rigel::engine::CpuPlan;
+use rigel::backend::CpuPlan;
 use rigel::host::MemoryLimit;
 use serde::Serialize;
 

@@ -17,7 +17,7 @@
 //! A decode step, in which every sequence has one row, is padded to the next bucket, recorded the second time its bucket
 //! comes, and replayed from then on. Within it nothing is allocated, copied from the host or waited for; ahead of it
 //! goes one copy of the step's inputs from pinned memory. Its token ids may be those that the last sampling left on the
-//! device ([`DeviceQueue::forward_drawn`]), so that a step can be given to the GPU before the ids of the step before have
+//! device ([`Token::Sampled`]), so that a step can be given to the GPU before the ids of the step before have
 //! reached the host.
 
 pub mod account;
@@ -48,7 +48,7 @@ use super::weights::{RopeTable, Weights};
 use super::{Device, Properties, Slice, Stream};
 use crate::backend::places::Places;
 use crate::backend::support::check_network;
-use crate::backend::{Arithmetic, Backend, BackendError, Batch, DeviceInfo, DeviceQueue, LoadProgress, check_page};
+use crate::backend::{Arithmetic, Backend, BackendError, Batch, DeviceInfo, LoadProgress, Token, check_page};
 use crate::checkpoint::Dtype;
 use crate::host::Size;
 use crate::kv::{CacheGeometry, PageId};
@@ -227,8 +227,48 @@ impl<T: Element> CudaBackend<T> {
     }
 }
 
-impl<T: Element> DeviceQueue for CudaBackend<T> {
-    fn forward_drawn(&mut self, batch: &Batch<'_>, drawn: &[Option<u32>]) -> Result<(), BackendError> {
+impl<T: Element> Backend for CudaBackend<T> {
+    fn spec(&self) -> &ModelSpec {
+        &self.resident.spec
+    }
+
+    fn device(&self) -> DeviceInfo {
+        let device = self.stream.device();
+        let Properties { name, compute_capability, memory_bytes, .. } = device.properties();
+        DeviceInfo::Cuda {
+            ordinal: device.ordinal(),
+            name: name.clone(),
+            compute_capability: (compute_capability.major, compute_capability.minor),
+            memory_bytes: *memory_bytes,
+            dtype: T::DTYPE,
+        }
+    }
+
+    fn is_batch_invariant(&self) -> bool {
+        self.options.arithmetic == Arithmetic::BatchInvariant
+    }
+
+    fn cache(&self) -> CacheGeometry {
+        self.resident.cache.geometry()
+    }
+
+    fn max_rows(&self) -> usize {
+        self.resident.workspace.sizes.rows
+    }
+
+    fn max_logits_rows(&self) -> usize {
+        self.resident.workspace.sizes.logits_rows
+    }
+
+    fn max_sequences(&self) -> usize {
+        self.options.max_sequences
+    }
+
+    fn is_asynchronous(&self) -> bool {
+        true
+    }
+
+    fn forward(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
         self.logits_rows = 0;
         self.places.make(batch, &self.resident.spec, self.resident.cache.geometry())?;
         if batch.sequences.len() > self.options.max_sequences {
@@ -241,17 +281,21 @@ impl<T: Element> DeviceQueue for CudaBackend<T> {
             let what = format!("logits of {} rows, at most {most_logits} are allowed", batch.logits_rows.len());
             return Err(BackendError::InvalidBatch(what));
         }
-        if let Some(place) = drawn.iter().flatten().find(|place| **place as usize >= most_logits) {
+        let beyond = |token: &Token| match token {
+            Token::Sampled(place) if *place as usize >= most_logits => Some(*place),
+            Token::Known(_) | Token::Sampled(_) => None,
+        };
+        if let Some(place) = batch.tokens.iter().find_map(beyond) {
             return Err(BackendError::InvalidBatch(format!("the token drawn for row {place} of {most_logits}")));
         }
-        if batch.token_ids.is_empty() {
+        if batch.tokens.is_empty() {
             return Ok(());
         }
         let CudaBackend { stream, resident, recordings, sampler, places, options, .. } = self;
         let step = Step::new(batch, &resident.spec, resident.cache.geometry(), self.attention);
         let exact = step.shape(batch);
         let send = |inputs: &mut Inputs, layout: &StepLayout| {
-            inputs.send(stream, layout.words(), |words| step.write(words, layout, batch, drawn, places))
+            inputs.send(stream, layout.words(), |words| step.write(words, layout, batch, places))
         };
         match recordings.bucket_for(exact) {
             Some((Bucket { shape, layout, recording }, failures)) => {
@@ -273,6 +317,18 @@ impl<T: Element> DeviceQueue for CudaBackend<T> {
         Ok(())
     }
 
+    fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
+        if row >= self.logits_rows {
+            return Err(BackendError::InvalidBatch(format!("logits row {row} of {}", self.logits_rows)));
+        }
+        let start = row * self.resident.workspace.sizes.vocab;
+        let logits = self.resident.workspace.logits.slice(start..start + self.resident.spec.vocab_size);
+        // Inside the buffer, as there are that many logits rows.
+        let logits = logits.ok_or_else(|| BackendError::InvalidBatch(format!("logits row {row}")))?;
+        self.host_logits = self.stream.download(logits)?;
+        Ok(&self.host_logits)
+    }
+
     fn start_sampling(&mut self, rows: &[SampleRow<'_>]) -> Result<(), BackendError> {
         self.check_finished()?;
         if let Some(row) = rows.iter().find(|row| row.logits_row >= self.logits_rows) {
@@ -290,61 +346,6 @@ impl<T: Element> DeviceQueue for CudaBackend<T> {
     fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
         // A draw that the host did not come to make is one whose logits could not be had, which was reported then.
         self.sampler.finish()?.into_iter().collect::<Option<Vec<_>>>().ok_or(BackendError::MissingSample)
-    }
-}
-
-impl<T: Element> Backend for CudaBackend<T> {
-    fn spec(&self) -> &ModelSpec {
-        &self.resident.spec
-    }
-
-    fn device(&self) -> DeviceInfo {
-        let device = self.stream.device();
-        let Properties { name, compute_capability, memory_bytes, .. } = device.properties();
-        DeviceInfo::Cuda {
-            ordinal: device.ordinal(),
-            name: name.clone(),
-            compute_capability: (compute_capability.major, compute_capability.minor),
-            memory_bytes: *memory_bytes,
-            dtype: T::DTYPE,
-        }
-    }
-
-    fn cache(&self) -> CacheGeometry {
-        self.resident.cache.geometry()
-    }
-
-    fn max_rows(&self) -> usize {
-        self.resident.workspace.sizes.rows
-    }
-
-    fn max_logits_rows(&self) -> usize {
-        self.resident.workspace.sizes.logits_rows
-    }
-
-    fn max_sequences(&self) -> usize {
-        self.options.max_sequences
-    }
-
-    fn forward(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
-        self.forward_drawn(batch, &[])
-    }
-
-    fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
-        if row >= self.logits_rows {
-            return Err(BackendError::InvalidBatch(format!("logits row {row} of {}", self.logits_rows)));
-        }
-        let start = row * self.resident.workspace.sizes.vocab;
-        let logits = self.resident.workspace.logits.slice(start..start + self.resident.spec.vocab_size);
-        // Inside the buffer, as there are that many logits rows.
-        let logits = logits.ok_or_else(|| BackendError::InvalidBatch(format!("logits row {row}")))?;
-        self.host_logits = self.stream.download(logits)?;
-        Ok(&self.host_logits)
-    }
-
-    fn sample(&mut self, rows: &[SampleRow<'_>]) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
-        self.start_sampling(rows)?;
-        self.finish_sampling()
     }
 
     fn logprobs(
@@ -379,10 +380,6 @@ impl<T: Element> Backend for CudaBackend<T> {
             check_page(page, self.resident.cache.geometry())?;
         }
         Ok(self.resident.cache.copy_page(&self.stream, from, to)?)
-    }
-
-    fn queue(&mut self) -> Option<&mut dyn DeviceQueue> {
-        Some(self)
     }
 }
 

@@ -8,8 +8,8 @@ use super::super::kernels::attention_prefill::Tile;
 use super::super::kernels::embed::DRAWN;
 use super::super::kernels::paged::{Heads, Sequence};
 use super::attention::{AttentionPlan, StepTiles};
-use crate::backend::Batch;
 use crate::backend::places::Places;
+use crate::backend::{Batch, Token};
 use crate::kv::CacheGeometry;
 use crate::model::ModelSpec;
 
@@ -123,7 +123,7 @@ impl Step {
     /// The shape that this step has without padding.
     pub(super) fn shape(&self, batch: &Batch<'_>) -> StepShape {
         StepShape {
-            rows: batch.token_ids.len(),
+            rows: batch.tokens.len(),
             sequences: self.sequences.len(),
             tiles: self.tiles.whole.len(),
             split_tiles: self.tiles.split.len(),
@@ -135,18 +135,11 @@ impl Step {
     }
 
     /// Writes the inputs into `words`, laid out for this shape or a larger one; what is beyond the batch is padding.
-    /// Row `r`'s token is the one that was drawn in place `drawn[r]`, where there is such an entry, and
-    /// `batch.token_ids[r]` elsewhere.
-    pub(super) fn write(
-        &self,
-        words: &mut [u32],
-        layout: &StepLayout,
-        batch: &Batch<'_>,
-        drawn: &[Option<u32>],
-        places: &Places,
-    ) {
-        let ids = batch.token_ids.iter().enumerate();
-        let ids = ids.map(|(row, id)| drawn.get(row).copied().flatten().map_or(id.0, |place| DRAWN | place));
+    pub(super) fn write(&self, words: &mut [u32], layout: &StepLayout, batch: &Batch<'_>, places: &Places) {
+        let ids = batch.tokens.iter().map(|token| match token {
+            Token::Known(id) => id.0,
+            Token::Sampled(place) => DRAWN | place,
+        });
         put(words, &layout.token_ids, ids, 0);
         put(words, &layout.positions, places.rows.iter().map(|row| row.position), 0);
         put(words, &layout.row_pages, places.rows.iter().map(|row| row.page), NO_PAGE);
@@ -209,7 +202,9 @@ mod tests {
             SequenceRows { rows: 1..6, start: 2, first_block: 0, pages: &pages[1] },
             SequenceRows { rows: 6..6, start: 0, first_block: 0, pages: &pages[2] },
         ];
-        let batch = Batch { token_ids: &ids, sequences: &sequences, logits_rows: &[0, 5] };
+        let mut tokens = Token::known(&ids);
+        tokens[1] = Token::Sampled(2);
+        let batch = Batch { tokens: &tokens, sequences: &sequences, logits_rows: &[0, 5] };
         let mut places = Places::new(7, CACHE.pages);
         places.make(&batch, &spec, CACHE).unwrap();
         let (decode, prefill) = (attention_decode::Form::Split, attention_prefill::Form::Warp);
@@ -229,7 +224,7 @@ mod tests {
         let padded = StepShape { rows: 8, sequences: 4, tiles: 4, split_tiles: 2, blocks: 5, logits_rows: 3, ..exact };
         let layout = StepLayout::new(padded);
         let mut words = vec![0xdead; layout.words()];
-        step.write(&mut words, &layout, &batch, &[None, Some(2)], &places);
+        step.write(&mut words, &layout, &batch, &places);
         assert_eq!(words[layout.token_ids.clone()], [10, DRAWN | 2, 12, 13, 14, 15, 0, 0]);
         assert_eq!(words[layout.positions.clone()], [40, 2, 3, 4, 5, 6, 0, 0]);
         assert_eq!(words[layout.row_pages.clone()], [7, 3, 3, 3, 3, 3, NO_PAGE, NO_PAGE]);
@@ -250,7 +245,7 @@ mod tests {
         let padded = StepShape { split_tiles: 2, ..exact };
         let layout = StepLayout::new(padded);
         let mut words = vec![0xdead; layout.words()];
-        step.write(&mut words, &layout, &batch, &[], &places);
+        step.write(&mut words, &layout, &batch, &places);
         assert_eq!(words[layout.tiles.clone()], [1, 4, 1, 3, 1, 2, 1, 1, 1, 0]);
         assert_eq!(words[layout.split_tiles.clone()], [0, 0, u32::MAX, 0]);
     }

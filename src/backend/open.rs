@@ -1,27 +1,23 @@
-//! From what a builder was told to a backend with weights: which device, how large a step and the cache are, and where the
-//! weights come from.
+//! From a model's name to a backend with weights: which device, how large a step and the cache are, and where the weights
+//! come from.
 
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::time::Instant;
 
+use super::cpu::{self, CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
-use crate::backend::Arithmetic;
-use crate::backend::cpu::{self, CpuBackend, CpuOptions};
+use super::cuda;
 #[cfg(feature = "cuda")]
-use crate::backend::cuda;
-#[cfg(feature = "cuda")]
-use crate::backend::cuda::model::{CudaOptions, WeightSource};
-use crate::backend::{Backend, LoadProgress, LoadStage, WeightDtype, matrix_dtypes};
-use crate::checkpoint::{Checkpoint, Config, Dtype, ModelSource, OpenOptions};
+use super::cuda::model::{CudaOptions, WeightSource};
+use super::dtype::matrix_dtypes;
+use super::placement::{Device, Placement};
+use super::{Arithmetic, Backend, BackendError, LoadProgress, LoadStage, WeightDtype};
+use crate::checkpoint::{Checkpoint, Config, Dtype, ModelSource, OpenOptions, WeightLoading};
 use crate::host::{Size, counted};
 use crate::kv::CacheGeometry;
 #[cfg(feature = "cuda")]
 use crate::model::random_name;
 use crate::model::{ModelSpec, random_checkpoint};
-
-use super::builder::{EngineBuilder, EngineError, Source};
-use super::draft::Speculation;
-use super::placement::Placement;
 
 /// Positions a page of the CPU's cache holds: small enough that little of a page outlives the window, large enough
 /// that a page's keys are one long stream.
@@ -40,100 +36,166 @@ const CUDA_PREFILL_CHUNK: NonZeroU32 = NonZeroU32::new(2048).unwrap();
 #[cfg(feature = "cuda")]
 pub(super) const CUDA_SEQUENCES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
-/// A backend, and the files that belong to it.
-pub(super) struct Loaded {
-    pub(super) backend: Box<dyn Backend>,
-    pub(super) source: ModelSource,
+/// How a model is brought to a device, whichever that is.
+#[derive(Debug, Clone, Default)]
+pub struct BackendOptions {
+    /// Where the model runs.
+    pub device: Device,
+    /// The dtype of the weights on a GPU. On the CPU, which uses them as they are stored, anything but
+    /// [`WeightDtype::Auto`] is an error.
+    pub dtype: WeightDtype,
+    /// Threads of the CPU backend; one for each core that the process may use ([`cpu::available_cores`]) by default. More
+    /// are capped at that, with a warning.
+    pub threads: Option<NonZeroUsize>,
+    /// Positions a page of the cache holds.
+    pub page_size: Option<NonZeroU32>,
+    /// Positions to make room for, prompt and completion together; the model's own number by default, which more are
+    /// capped at, with a warning.
+    pub context: Option<NonZeroU32>,
+    /// Bytes that the model may take of its device: weights, cache and workspace on a GPU; cache and workspace on the CPU.
+    /// The default is 90 % of what is free on a GPU, and on the CPU half of what this process can have.
+    pub memory: Option<NonZeroU64>,
+    /// The most sequences computed in one step; 32 on the CPU and 256 on a GPU by default.
+    pub max_sequences: Option<NonZeroUsize>,
+    /// The most prompt rows computed in one step; 256 on the CPU and 2048 on a GPU by default.
+    pub prefill_chunk: Option<NonZeroU32>,
+    /// How the weight files come to this process.
+    pub weight_loading: WeightLoading,
+    /// Reads the weights in at once and locks them in memory. Of no effect on a GPU.
+    pub mlock: bool,
+    /// Which kernels a GPU may choose between.
+    pub arithmetic: Arithmetic,
 }
 
-impl EngineBuilder {
-    /// Brings the device up and the weights to it.
-    pub(super) fn load(&mut self) -> Result<Loaded, EngineError> {
-        // What is wrong with the device is said before any file is read.
-        let placement = self.placement()?;
-        let source = match self.source.take() {
-            None => ModelSource::nano(),
-            Some(Source::Name(name)) => ModelSource::resolve(&name)?,
-            Some(Source::Resolved(source)) => source,
-            Some(Source::Random { config, seed }) => return self.load_random(placement, *config, seed),
-        };
-        let checkpoint = self.open(&source)?;
-        let mut spec = ModelSpec::from_checkpoint(&checkpoint)?;
-        spec.untie_stored_head(&checkpoint);
-        log_files(&checkpoint, &spec);
-        self.warn_of_context(&spec);
-        let spec = self.limited(spec);
-        let backend = match self.with_kernels(placement, &spec) {
-            Placement::Cpu => {
-                no_dtype_on_cpu(self.dtype)?;
-                self.read_ahead(&checkpoint);
-                self.lock_weights(&checkpoint);
-                self.cpu_backend(&checkpoint, spec)?
-            }
-            #[cfg(feature = "cuda")]
-            Placement::Cuda(device) => {
-                let dtype = self.dtype.resolve_and_log(&checkpoint, &spec);
-                self.cuda_backend(&device, (&checkpoint).into(), dtype, spec)?
-            }
-        };
-        Ok(Loaded { backend, source })
-    }
+/// Which model, and where its weights come from.
+#[derive(Debug, Clone)]
+pub enum ModelWeights {
+    /// A directory, a hub id or `nano`: see [`ModelSource::resolve`].
+    Named(String),
+    /// Files found already.
+    Stored(ModelSource),
+    /// Random weights for the network that `config` describes, made on the device; equal seeds give equal weights.
+    Random {
+        /// The network.
+        config: Box<Config>,
+        /// Of the weights.
+        seed: u32,
+    },
+}
 
-    /// Opens the checkpoint; says where its weights are mapped from another machine.
-    fn open(&mut self, source: &ModelSource) -> Result<Checkpoint, EngineError> {
-        let began = Instant::now();
-        let report = &mut |done_bytes, total_bytes| {
-            let (stage, elapsed) = (LoadStage::Read, began.elapsed());
-            self.on_load.report(LoadProgress { stage, done_bytes, total_bytes, elapsed });
-        };
-        let checkpoint =
-            Checkpoint::open_with(source, OpenOptions { weights: self.weight_loading, on_read: Some(report) })?;
-        if let Some((file, kind)) = checkpoint.network_file() {
-            tracing::warn!(
-                target: "rigel::network_file_system",
-                "{file} is mapped from a network file system ({kind}): where its server goes away or somebody writes to \
-                 the file, this process ends or computes nonsense; read the weights into memory instead"
-            );
+/// A backend, and the files that belong to it.
+pub struct Opened {
+    /// Has the weights.
+    pub backend: Box<dyn Backend>,
+    /// Where tokenizer and templates are.
+    pub source: ModelSource,
+}
+
+/// Brings the device up and the weights to it. `report` is called while weights are read and uploaded.
+///
+/// # Errors
+/// A device that is not to be had; files that are missing, broken or of another network; too little memory.
+pub fn open(
+    options: &BackendOptions,
+    weights: ModelWeights,
+    report: &mut dyn FnMut(LoadProgress),
+) -> Result<Opened, BackendError> {
+    // What is wrong with the device is said before any file is read.
+    let placement = options.device.placement()?;
+    let source = match weights {
+        ModelWeights::Named(name) => ModelSource::resolve(&name)?,
+        ModelWeights::Stored(source) => source,
+        ModelWeights::Random { config, seed } => return open_random(options, placement, *config, seed, report),
+    };
+    let checkpoint = open_checkpoint(options, &source, report)?;
+    let mut spec = ModelSpec::from_checkpoint(&checkpoint)?;
+    spec.untie_stored_head(&checkpoint);
+    log_files(&checkpoint, &spec);
+    options.warn_of_context(&spec);
+    let spec = options.limited(spec);
+    let backend = match options.device.with_kernels(placement, &spec) {
+        Placement::Cpu => {
+            no_dtype_on_cpu(options.dtype)?;
+            read_ahead(&checkpoint, report);
+            options.lock_weights(&checkpoint);
+            options.cpu_backend(&checkpoint, spec)?
         }
-        Ok(checkpoint)
-    }
+        #[cfg(feature = "cuda")]
+        Placement::Cuda(device) => {
+            let dtype = options.dtype.resolve_and_log(&checkpoint, &spec);
+            options.cuda_backend(&device, (&checkpoint).into(), dtype, spec, report)?
+        }
+    };
+    Ok(Opened { backend, source })
+}
 
-    /// Reads pages of mapped weights that are not in memory: in order and by several threads, where the first token would
-    /// wait for one page fault after the other and nobody could say how long.
-    fn read_ahead(&mut self, checkpoint: &Checkpoint) {
-        let began = Instant::now();
-        checkpoint.read_ahead(&mut |done_bytes, total_bytes| {
-            let (stage, elapsed) = (LoadStage::Read, began.elapsed());
-            self.on_load.report(LoadProgress { stage, done_bytes, total_bytes, elapsed });
-        });
+fn open_random(
+    options: &BackendOptions,
+    placement: Placement,
+    config: Config,
+    seed: u32,
+    report: &mut dyn FnMut(LoadProgress),
+) -> Result<Opened, BackendError> {
+    let spec = ModelSpec::from_config(&config)?;
+    options.warn_of_context(&spec);
+    let spec = options.limited(spec);
+    let dtype = options.dtype.of_config(&config);
+    match placement {
+        Placement::Cpu => {
+            CpuBackend::check_memory(spec.counts().parameters * dtype.size() as u64, "random weights")?;
+            let checkpoint = random_checkpoint(config, dtype, seed)?;
+            options.lock_weights(&checkpoint);
+            Ok(Opened { backend: options.cpu_backend(&checkpoint, spec)?, source: checkpoint.source().clone() })
+        }
+        #[cfg(feature = "cuda")]
+        Placement::Cuda(device) => {
+            let source = ModelSource::in_memory(&random_name(&config));
+            let backend = options.cuda_backend(&device, WeightSource::Random { seed }, dtype, spec, report)?;
+            Ok(Opened { backend, source })
+        }
     }
+}
 
+/// Opens the checkpoint; says where its weights are mapped from another machine.
+fn open_checkpoint(
+    options: &BackendOptions,
+    source: &ModelSource,
+    report: &mut dyn FnMut(LoadProgress),
+) -> Result<Checkpoint, BackendError> {
+    let began = Instant::now();
+    let report = &mut |done_bytes, total_bytes| {
+        let (stage, elapsed) = (LoadStage::Read, began.elapsed());
+        report(LoadProgress { stage, done_bytes, total_bytes, elapsed });
+    };
+    let checkpoint =
+        Checkpoint::open_with(source, OpenOptions { weights: options.weight_loading, on_read: Some(report) })?;
+    if let Some((file, kind)) = checkpoint.network_file() {
+        tracing::warn!(
+            target: "rigel::network_file_system",
+            "{file} is mapped from a network file system ({kind}): where its server goes away or somebody writes to \
+             the file, this process ends or computes nonsense; read the weights into memory instead"
+        );
+    }
+    Ok(checkpoint)
+}
+
+/// Reads pages of mapped weights that are not in memory: in order and by several threads, where the first token would
+/// wait for one page fault after the other and nobody could say how long.
+fn read_ahead(checkpoint: &Checkpoint, report: &mut dyn FnMut(LoadProgress)) {
+    let began = Instant::now();
+    checkpoint.read_ahead(&mut |done_bytes, total_bytes| {
+        let (stage, elapsed) = (LoadStage::Read, began.elapsed());
+        report(LoadProgress { stage, done_bytes, total_bytes, elapsed });
+    });
+}
+
+impl BackendOptions {
     /// Locks the weights in memory where that was asked for; that it cannot be done is no reason to stop.
     fn lock_weights(&self, checkpoint: &Checkpoint) {
         if self.mlock {
             match checkpoint.lock_weights() {
                 Ok(bytes) => tracing::debug!("{} of weights are locked into memory", Size(bytes)),
                 Err(error) => tracing::warn!("{error}"),
-            }
-        }
-    }
-
-    fn load_random(&mut self, placement: Placement, config: Config, seed: u32) -> Result<Loaded, EngineError> {
-        let spec = ModelSpec::from_config(&config)?;
-        self.warn_of_context(&spec);
-        let spec = self.limited(spec);
-        let dtype = self.dtype.of_config(&config);
-        match placement {
-            Placement::Cpu => {
-                CpuBackend::check_memory(spec.counts().parameters * dtype.size() as u64, "random weights")?;
-                let checkpoint = random_checkpoint(config, dtype, seed)?;
-                self.lock_weights(&checkpoint);
-                Ok(Loaded { backend: self.cpu_backend(&checkpoint, spec)?, source: checkpoint.source().clone() })
-            }
-            #[cfg(feature = "cuda")]
-            Placement::Cuda(device) => {
-                let source = ModelSource::in_memory(&random_name(&config));
-                Ok(Loaded { backend: self.cuda_backend(&device, WeightSource::Random { seed }, dtype, spec)?, source })
             }
         }
     }
@@ -156,16 +218,18 @@ impl EngineBuilder {
         spec
     }
 
-    fn cpu_backend(&mut self, checkpoint: &Checkpoint, spec: ModelSpec) -> Result<Box<dyn Backend>, EngineError> {
+    /// The same options for so many sequences.
+    pub fn for_sequences(&self, sequences: NonZeroUsize) -> BackendOptions {
+        BackendOptions { max_sequences: Some(sequences), ..self.clone() }
+    }
+
+    fn cpu_backend(&self, checkpoint: &Checkpoint, spec: ModelSpec) -> Result<Box<dyn Backend>, BackendError> {
         let (step, options) = self.cpu_step(&spec);
         let memory = self.memory.map(NonZeroU64::get);
         let threads = self.threads.map(|wanted| cap_threads(wanted, cpu::available_cores()));
         let options = CpuOptions { threads, ..options };
         let pages = CpuBackend::pages_within(&spec, &options, memory, step.least_pages, step.most_pages)?;
         step.log(&spec, pages);
-        if self.options.speculation == Speculation::Auto {
-            self.options.speculation = Speculation::PromptLookup;
-        }
         Ok(Box::new(CpuBackend::new(checkpoint, spec, CpuOptions { pages, ..options })?))
     }
 
@@ -178,23 +242,20 @@ impl EngineBuilder {
 
     #[cfg(feature = "cuda")]
     fn cuda_backend(
-        &mut self,
+        &self,
         device: &cuda::Device,
         source: WeightSource<'_>,
         dtype: Dtype,
         spec: ModelSpec,
-    ) -> Result<Box<dyn Backend>, EngineError> {
+        report: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Box<dyn Backend>, BackendError> {
         let (step, options) = self.cuda_step(&spec);
         let memory = self.memory.map(NonZeroU64::get);
         let pages = cuda::model::pages_within(device, &spec, &options, memory, step.least_pages)?;
         let options = CudaOptions { pages: pages.min(step.most_pages), ..options };
         tracing::info!("{}: weights in {dtype}", device.properties().name);
         step.log(&spec, options.pages);
-        if self.options.speculation == Speculation::Auto && self.arithmetic == Arithmetic::BatchInvariant {
-            self.options.speculation = Speculation::PromptLookup;
-        }
-        let report = &mut |progress| self.on_load.report(progress);
-        Ok(cuda::model::load(device, source, spec, dtype, &options, report)?)
+        cuda::model::load(device, source, spec, dtype, &options, report)
     }
 
     /// A GPU's step, and the options that follow from it, without pages.
@@ -214,11 +275,11 @@ impl EngineBuilder {
     /// What a step holds, from what was asked for and the device's defaults.
     fn step(&self, spec: &ModelSpec, page_size: NonZeroU32, chunk: NonZeroU32, sequences: NonZeroUsize) -> StepSize {
         let page_size = self.page_size.unwrap_or(page_size);
-        let sequences = self.options.max_sequences.unwrap_or(sequences).get();
+        let sequences = self.max_sequences.unwrap_or(sequences).get();
         // More rows than all positions of all sequences can never come together.
         let max_positions: u32 = spec.max_positions.try_into().unwrap_or(u32::MAX);
         let all_rows = spec.max_positions.saturating_mul(sequences);
-        let rows = (self.options.prefill_chunk.unwrap_or(chunk).get() as usize).min(all_rows).max(sequences);
+        let rows = (self.prefill_chunk.unwrap_or(chunk).get() as usize).min(all_rows).max(sequences);
         let pages = |rows: u32| CacheGeometry::pages_for_sequence(page_size.get(), max_positions, spec.window(), rows);
         let whole = pages(rows.try_into().unwrap_or(u32::MAX));
         StepSize {
@@ -274,19 +335,17 @@ fn cap_threads(wanted: NonZeroUsize, cores: NonZeroUsize) -> NonZeroUsize {
 }
 
 /// That no dtype is asked of the CPU.
-fn no_dtype_on_cpu(dtype: WeightDtype) -> Result<(), EngineError> {
+fn no_dtype_on_cpu(dtype: WeightDtype) -> Result<(), BackendError> {
     match dtype {
         WeightDtype::Auto => Ok(()),
-        WeightDtype::Bf16 => Err(EngineError::DtypeOnCpu { dtype: Dtype::Bf16 }),
-        WeightDtype::F16 => Err(EngineError::DtypeOnCpu { dtype: Dtype::F16 }),
+        WeightDtype::Bf16 => Err(BackendError::DtypeOnCpu { dtype: Dtype::Bf16 }),
+        WeightDtype::F16 => Err(BackendError::DtypeOnCpu { dtype: Dtype::F16 }),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    #[cfg(target_os = "linux")]
-    use crate::engine::Device;
 
     #[test]
     fn threads_are_capped_at_the_cores() {
@@ -299,8 +358,6 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn weights_that_are_not_in_memory_are_told_of_while_they_are_read() {
-        use std::sync::{Arc, Mutex};
-
         use safetensors::SafeTensors;
         use safetensors::tensor::TensorView;
 
@@ -315,12 +372,10 @@ mod tests {
         tensors.push(("padding".to_owned(), padding));
         std::fs::write(root.path().join("model.safetensors"), safetensors::serialize(tensors, None).unwrap()).unwrap();
         let stages = || {
-            let seen = Arc::new(Mutex::new(Vec::new()));
-            let sink = seen.clone();
+            let options = BackendOptions { device: Device::Cpu, ..BackendOptions::default() };
             let source = ModelSource::directory(root.path()).unwrap();
-            let builder = EngineBuilder::default().source(source).device(Device::Cpu);
-            builder.on_load(move |progress| sink.lock().unwrap().push(progress)).build_backend().unwrap();
-            let seen = seen.lock().unwrap().clone();
+            let mut seen = Vec::new();
+            open(&options, ModelWeights::Stored(source), &mut |progress| seen.push(progress)).unwrap();
             assert!(seen.last().is_none_or(|last| last.done_bytes == last.total_bytes), "{seen:?}");
             seen.into_iter().map(|progress| progress.stage).collect::<Vec<_>>()
         };

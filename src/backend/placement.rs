@@ -1,11 +1,22 @@
 //! Which device a model runs on.
 
-use crate::backend::cpu::Isa;
+use super::BackendError;
+use super::cpu::Isa;
 #[cfg(feature = "cuda")]
-use crate::backend::cuda::{self, CudaError};
+use super::cuda::{self, CudaError};
 use crate::model::ModelSpec;
 
-use super::builder::{Device, EngineBuilder, EngineError};
+/// Where a model is to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Device {
+    /// A GPU where this build has a backend for it and there is one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
 
 /// Where a model runs.
 pub(super) enum Placement {
@@ -14,12 +25,12 @@ pub(super) enum Placement {
     Cuda(cuda::Device),
 }
 
-impl EngineBuilder {
+impl Device {
     /// The CPU in place of a GPU that was not asked for by name and has no kernels for this network.
     #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "there are GPUs in builds with them alone"))]
-    pub(super) fn with_kernels(&self, placement: Placement, spec: &ModelSpec) -> Placement {
+    pub(super) fn with_kernels(self, placement: Placement, spec: &ModelSpec) -> Placement {
         #[cfg(feature = "cuda")]
-        if let (Device::Auto, Placement::Cuda(_), Some(lack)) = (self.device, &placement, cuda::model::lack(spec)) {
+        if let (Device::Auto, Placement::Cuda(_), Some(lack)) = (self, &placement, cuda::model::lack(spec)) {
             tracing::warn!("using the CPU: {lack}");
             return Placement::Cpu;
         }
@@ -27,13 +38,13 @@ impl EngineBuilder {
     }
 
     /// Where the model is to run: the device asked for, or for [`Device::Auto`] a GPU if there is one.
-    pub(super) fn placement(&self) -> Result<Placement, EngineError> {
-        let placement = match self.device {
+    pub(super) fn placement(self) -> Result<Placement, BackendError> {
+        let placement = match self {
             Device::Cpu => Placement::Cpu,
             #[cfg(feature = "cuda")]
-            Device::Cuda | Device::Auto => self.device.gpu()?.map_or(Placement::Cpu, Placement::Cuda),
+            Device::Cuda | Device::Auto => self.gpu()?.map_or(Placement::Cpu, Placement::Cuda),
             #[cfg(not(feature = "cuda"))]
-            Device::Cuda => return Err(EngineError::NoCudaFeature),
+            Device::Cuda => return Err(BackendError::NoCudaFeature),
             #[cfg(not(feature = "cuda"))]
             Device::Auto => Placement::Cpu,
         };
@@ -50,10 +61,10 @@ impl Device {
     ///
     /// # Errors
     /// For [`Device::Cuda`]: those of [`cuda::Device::first`]; for [`Device::Auto`] of these what is wrong with a switch.
-    pub fn gpu(self) -> Result<Option<cuda::Device>, EngineError> {
+    pub fn gpu(self) -> Result<Option<cuda::Device>, BackendError> {
         match self {
             Device::Cpu => Ok(None),
-            Device::Cuda => cuda::Device::first().map(Some).map_err(EngineError::Cuda),
+            Device::Cuda => cuda::Device::first().map(Some).map_err(BackendError::NoGpu),
             Device::Auto => cuda::Device::first().map(Some).or_else(|error| cpu_instead(error).map(|()| None)),
         }
     }
@@ -62,10 +73,10 @@ impl Device {
 /// That the CPU may be taken, since there is no GPU; where there is one that cannot be used, a warning says why. Who has
 /// set a switch for the GPU wants the GPU: what is wrong with the switch is an error.
 #[cfg(feature = "cuda")]
-fn cpu_instead(error: CudaError) -> Result<(), EngineError> {
+fn cpu_instead(error: CudaError) -> Result<(), BackendError> {
     let no_gpu = |error: &CudaError| matches!(error, CudaError::NoDriver | CudaError::NoDevice);
     match error {
-        CudaError::Switch(_) | CudaError::Algorithm { .. } => return Err(EngineError::Cuda(error)),
+        CudaError::Switch(_) | CudaError::Algorithm { .. } => return Err(BackendError::NoGpu(error)),
         // Kernels are looked for first: whether a GPU would have run them is yet to be asked.
         CudaError::BuiltWithoutKernels if cuda::driver::device_count().is_err_and(|error| no_gpu(&error)) => {
             tracing::debug!("{error}");

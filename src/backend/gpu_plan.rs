@@ -1,14 +1,13 @@
-//! Whether a model fits a GPU, before there is one: what a builder's engine would allocate there, by the code that
-//! allocates it.
+//! Whether a model fits a GPU, before there is one: what [`open`](super::open) would allocate there, by the code
+//! that allocates it.
 
 use std::num::{NonZeroU32, NonZeroUsize};
 
-use crate::backend::cuda::Properties;
-use crate::backend::cuda::model::{CudaOptions, DRIVER_BYTES, MAX_SEQUENCES, MemoryPlan, most_pages};
+use super::BackendError;
+use super::cuda::Properties;
+use super::cuda::model::{CudaOptions, DRIVER_BYTES, MAX_SEQUENCES, MemoryPlan, most_pages};
+use super::open::{BackendOptions, CUDA_SEQUENCES};
 use crate::model::ModelSpec;
-
-use super::builder::{EngineBuilder, EngineError};
-use super::loading::CUDA_SEQUENCES;
 
 /// What an engine takes of a GPU so that all sequences of a step can have the whole context at once.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,13 +64,13 @@ impl GpuPlan {
     }
 }
 
-impl EngineBuilder {
-    /// What [`EngineBuilder::build`] would allocate on a GPU like `gpu` where the model may take `room` bytes, with these
+impl BackendOptions {
+    /// What [`open`](super::open) would allocate on a GPU like `gpu` where the model may take `room` bytes, with these
     /// options. No device is needed and nothing is read. Where it [fits](GpuPlan::fits), it is what is allocated.
     ///
     /// # Errors
     /// A network or options that the kernels are not written for.
-    pub fn plan(&self, spec: &ModelSpec, gpu: &Properties, room: u64) -> Result<GpuPlan, EngineError> {
+    pub fn plan_gpu(&self, spec: &ModelSpec, gpu: &Properties, room: u64) -> Result<GpuPlan, BackendError> {
         let spec = self.limited(spec.clone());
         let (step, options) = self.cuda_step(&spec);
         let options = CudaOptions { pages: step.most_pages, ..options };
@@ -93,18 +92,20 @@ impl EngineBuilder {
     /// The longest context with which as many sequences as asked for fit; none where not even one position does.
     ///
     /// # Errors
-    /// Those of [`EngineBuilder::plan`].
+    /// Those of [`BackendOptions::plan_gpu`].
     pub fn longest_context(
         &self,
         spec: &ModelSpec,
         gpu: &Properties,
         room: u64,
-    ) -> Result<Option<NonZeroU32>, EngineError> {
+    ) -> Result<Option<NonZeroU32>, BackendError> {
         let most = u32::try_from(spec.max_positions).unwrap_or(u32::MAX);
-        let sequences = self.options.max_sequences.unwrap_or(CUDA_SEQUENCES);
+        let sequences = self.max_sequences.unwrap_or(CUDA_SEQUENCES);
         let fits = |positions: u32| {
-            let Some(context) = NonZeroU32::new(positions) else { return Ok::<_, EngineError>(true) };
-            Ok(self.for_sequences(sequences).context(context).plan(spec, gpu, room)?.fits())
+            let Some(context) = NonZeroU32::new(positions) else { return Ok::<_, BackendError>(true) };
+            Ok(BackendOptions { context: Some(context), ..self.for_sequences(sequences) }
+                .plan_gpu(spec, gpu, room)?
+                .fits())
         };
         Ok(NonZeroU32::new(largest(most, fits)?))
     }
@@ -113,19 +114,19 @@ impl EngineBuilder {
     /// can have pages.
     ///
     /// # Errors
-    /// Those of [`EngineBuilder::plan`].
+    /// Those of [`BackendOptions::plan_gpu`].
     pub fn most_sequences(
         &self,
         spec: &ModelSpec,
         gpu: &Properties,
         room: u64,
-    ) -> Result<Option<NonZeroUsize>, EngineError> {
-        let one = self.for_sequences(NonZeroUsize::MIN).plan(spec, gpu, room)?;
+    ) -> Result<Option<NonZeroUsize>, BackendError> {
+        let one = self.for_sequences(NonZeroUsize::MIN).plan_gpu(spec, gpu, room)?;
         // One more than the pages alone allow never fits.
         let most = one.whole_sequences().min(MAX_SEQUENCES as u32);
         let fits = |sequences: u32| {
-            let Some(sequences) = NonZeroUsize::new(sequences as usize) else { return Ok::<_, EngineError>(true) };
-            Ok(self.for_sequences(sequences).plan(spec, gpu, room)?.fits())
+            let Some(sequences) = NonZeroUsize::new(sequences as usize) else { return Ok::<_, BackendError>(true) };
+            Ok(self.for_sequences(sequences).plan_gpu(spec, gpu, room)?.fits())
         };
         Ok(NonZeroUsize::new(largest(most, fits)? as usize))
     }
@@ -156,9 +157,9 @@ mod tests {
         ModelSpec::from_config(&Config::parse(json, "config.json").unwrap()).unwrap()
     }
 
-    fn asked(sequences: usize, context: u32) -> EngineBuilder {
-        let (sequences, context) = (NonZeroUsize::new(sequences).unwrap(), NonZeroU32::new(context).unwrap());
-        EngineBuilder::default().max_sequences(sequences).context(context)
+    fn asked(sequences: usize, context: u32) -> BackendOptions {
+        let (max_sequences, context) = (NonZeroUsize::new(sequences), NonZeroU32::new(context));
+        BackendOptions { max_sequences, context, ..BackendOptions::default() }
     }
 
     #[test]
@@ -174,7 +175,7 @@ mod tests {
     fn a_plan_s_lines_are_the_shapes_and_its_limits_are_limits() {
         let (spec, gpu) = (b15(), Card::find("h100").unwrap().properties);
         let room = 60_000_000_000;
-        let plan = asked(8, 4096).plan(&spec, &gpu, room).unwrap();
+        let plan = asked(8, 4096).plan_gpu(&spec, &gpu, room).unwrap();
         let line = |what| plan.memory.lines.iter().find(|line| line.what == what).unwrap().bytes;
         assert_eq!(line("weights"), 2 * spec.counts().parameters);
         // Whole pages of 64, which a chunk of 2048 rows may begin and end within.
@@ -183,21 +184,23 @@ mod tests {
         assert!(plan.fits() && plan.starts() && plan.needed() <= room, "{plan:?}");
 
         let most = asked(8, 4096).most_sequences(&spec, &gpu, room).unwrap().unwrap().get();
-        assert!(asked(most, 4096).plan(&spec, &gpu, room).unwrap().fits());
-        assert!(!asked(most + 1, 4096).plan(&spec, &gpu, room).unwrap().fits(), "{most}");
+        assert!(asked(most, 4096).plan_gpu(&spec, &gpu, room).unwrap().fits());
+        assert!(!asked(most + 1, 4096).plan_gpu(&spec, &gpu, room).unwrap().fits(), "{most}");
         let crowd = asked(400, 4096);
-        assert!(!crowd.plan(&spec, &gpu, room).unwrap().fits() && crowd.plan(&spec, &gpu, room).unwrap().starts());
+        assert!(
+            !crowd.plan_gpu(&spec, &gpu, room).unwrap().fits() && crowd.plan_gpu(&spec, &gpu, room).unwrap().starts()
+        );
         let longest = crowd.longest_context(&spec, &gpu, room).unwrap().unwrap().get();
-        assert!(longest < 4096 && asked(400, longest).plan(&spec, &gpu, room).unwrap().fits());
-        assert!(!asked(400, longest + 1).plan(&spec, &gpu, room).unwrap().fits(), "{longest}");
+        assert!(longest < 4096 && asked(400, longest).plan_gpu(&spec, &gpu, room).unwrap().fits());
+        assert!(!asked(400, longest + 1).plan_gpu(&spec, &gpu, room).unwrap().fits(), "{longest}");
 
-        let [whole, crowded] = [8, 400].map(|sequences| asked(sequences, 4096).plan(&spec, &gpu, room).unwrap());
+        let [whole, crowded] = [8, 400].map(|sequences| asked(sequences, 4096).plan_gpu(&spec, &gpu, room).unwrap());
         assert_eq!(whole.sequences_at_once(), 8, "no more than were asked for");
         assert_eq!(crowded.sequences_at_once(), crowded.whole_sequences() as usize);
         let pages = Some(crowded.least_pages);
         assert_eq!(GpuPlan { pages, ..crowded }.sequences_at_once(), 1, "its prompt in smaller chunks");
 
-        let nothing = asked(8, 4096).plan(&spec, &gpu, 20_000_000_000).unwrap();
+        let nothing = asked(8, 4096).plan_gpu(&spec, &gpu, 20_000_000_000).unwrap();
         assert!(!nothing.fits() && !nothing.starts() && nothing.pages.is_none());
         assert_eq!(nothing.sequences_at_once(), 0);
         assert_eq!(asked(8, 4096).most_sequences(&spec, &gpu, 20_000_000_000).unwrap(), None);

@@ -2,11 +2,10 @@
 
 use std::num::NonZeroUsize;
 
-use crate::backend::cpu::{CpuBackend, CpuOptions};
+use super::cpu::{CpuBackend, CpuOptions};
+use super::open::BackendOptions;
 use crate::host::{AvailableMemory, available_memory};
 use crate::model::ModelSpec;
-
-use super::builder::EngineBuilder;
 
 /// What one sequence of the whole context takes on the CPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,8 +36,8 @@ impl CpuPlan {
     }
 }
 
-impl EngineBuilder {
-    /// What [`EngineBuilder::build`] would take of the CPU's memory with these options, for one sequence of the whole
+impl BackendOptions {
+    /// What [`open`](super::open) would take of the CPU's memory with these options, for one sequence of the whole
     /// context over weights of `weight_bytes` bytes. Nothing is read.
     pub fn plan_cpu(&self, spec: &ModelSpec, weight_bytes: u64) -> CpuPlan {
         let spec = self.limited(spec.clone());
@@ -66,8 +65,8 @@ mod tests {
     #[test]
     fn a_plan_is_what_a_backend_of_one_sequence_takes() {
         let spec = ModelSpec::from_checkpoint(&Checkpoint::open(&ModelSource::nano()).unwrap()).unwrap();
-        let builder = EngineBuilder::default().context(NonZeroU32::new(100).unwrap());
-        let plan = builder.plan_cpu(&spec, 1000);
+        let options = BackendOptions { context: NonZeroU32::new(100), ..BackendOptions::default() };
+        let plan = options.plan_cpu(&spec, 1000);
         // Two pages of 64 positions, f32.
         assert_eq!(plan.cache_bytes, 2 * 64 * spec.counts().kv_bytes_per_token(4));
         assert_eq!((plan.positions, plan.weight_bytes), (100, 1000));
