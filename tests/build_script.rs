@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tempfile::TempDir;
 
-/// What it shares with the interpreter's build script (kernels/interpreter/tests/build_script.rs).
+/// What it shares with the interpreter's build script (crates/rigel-interpreter/tests/build_script.rs).
 #[path = "../build/sources.rs"]
 mod sources;
 

@@ -21,7 +21,7 @@ extern __shared__ __align__(1024) uint8_t rigel_dynamic_shared_memory[];
 #else
 
 #define ON_GPU 0
-#include "cuda_language.h"  // kernels/interpreter/include
+#include "cuda_language.h"  // crates/rigel-interpreter/include
 #include "twins.h"
 #define DEVICE static inline __attribute__((always_inline))
 #define KERNEL(name, ...)                                                    \

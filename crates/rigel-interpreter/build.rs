@@ -28,21 +28,34 @@ const KERNEL_FLAGS: &[&str] = &[
     "-Wno-unknown-pragmas",
 ];
 
+/// Folders of more kernel files to compile in, as in `PATH`.
+const KERNELS_VARIABLE: &str = "RIGEL_INTERPRETER_KERNELS";
+
 fn main() {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
-    let kernels = here.parent().expect("the crate lies in kernels/").to_path_buf();
-    for watched in ["", "ptx", "common", "conformance", "interpreter/cpp", "interpreter/include", "interpreter/planted"]
-    {
-        println!("cargo::rerun-if-changed={}", kernels.join(watched).display());
+    let root = here.ancestors().nth(2).expect("the crate lies in crates/").to_path_buf();
+    let kernels = root.join("kernels");
+    // Kernels that are not Rigel's, by the folders that hold them.
+    println!("cargo::rerun-if-env-changed={KERNELS_VARIABLE}");
+    let theirs: Vec<PathBuf> =
+        env::var_os(KERNELS_VARIABLE).iter().flat_map(|folders| env::split_paths(folders).collect::<Vec<_>>()).collect();
+    if let Some(missing) = theirs.iter().find(|folder| !folder.is_dir() || folder.is_relative()) {
+        println!("cargo::error={KERNELS_VARIABLE}: {} is no folder; give absolute paths of folders", missing.display());
+        std::process::exit(1);
+    }
+    let own = ["cpp", "include", "planted"].map(|folder| here.join(folder));
+    let of_rigel = ["", "ptx", "common", "conformance"].map(|folder| kernels.join(folder));
+    for watched in own.iter().chain(&of_rigel).chain(&theirs) {
+        println!("cargo::rerun-if-changed={}", watched.display());
     }
 
     let runtime = files_of(&[here.join("cpp"), here.join("cpp/driver")], "cpp");
-    let mut objects = compile(compiler(&here).opt_level(3), &[], &runtime, &kernels, &out);
+    let mut objects = compile(compiler(&here).opt_level(3), &[], &runtime, &root, &out);
     let mut kernel_compiler = compiler(&here);
     kernel_compiler.opt_level(2).include(&kernels);
-    let kernel_files = files_of(&[kernels.clone(), kernels.join("conformance"), here.join("planted")], "cu");
-    objects.extend(compile(&kernel_compiler, KERNEL_FLAGS, &kernel_files, &kernels, &out));
+    let folders = [vec![kernels.clone(), kernels.join("conformance"), here.join("planted")], theirs].concat();
+    objects.extend(compile(&kernel_compiler, KERNEL_FLAGS, &files_of(&folders, "cu"), &root, &out));
 
     // The name inside the library is the one that a program asks the loader for: who has loaded this library gets it in
     // place of the driver's, wherever it lies.
@@ -55,12 +68,14 @@ fn main() {
     println!("cargo::rustc-env=RIGEL_INTERPRETER_LIBRARY={}", library.display());
 }
 
-/// One object for each file, in `out`. Ends the build with what the compiler said where it fails.
-fn compile(compiler: &cc::Build, flags: &[&str], files: &[PathBuf], kernels: &Path, out: &Path) -> Vec<PathBuf> {
+/// One object for each file, in `out`. `root` is the repository's. Ends the build with what the compiler said where it
+/// fails.
+fn compile(compiler: &cc::Build, flags: &[&str], files: &[PathBuf], root: &Path, out: &Path) -> Vec<PathBuf> {
     let tool = compiler.get_compiler();
-    let include = [kernels.join("interpreter/include"), kernels.join("interpreter/cpp"), kernels.to_owned()];
+    let include = ["crates/rigel-interpreter/include", "crates/rigel-interpreter/cpp", "kernels"];
+    let include = include.map(|folder| root.join(folder));
     let object = |file: &Path| {
-        let name = file.strip_prefix(kernels).unwrap_or(file).to_string_lossy().replace(['/', '\\'], "-");
+        let name = file.strip_prefix(root).unwrap_or(file).to_string_lossy().replace(['/', '\\'], "-");
         out.join(name).with_extension("o")
     };
     let how = (tool.path(), version(tool.path()), tool.args(), flags);

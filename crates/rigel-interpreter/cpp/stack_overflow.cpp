@@ -34,7 +34,7 @@ Site place_in_kernel() {
         sites.push_back(site_of(frame[1]));
     }
     for (Site site : sites)
-        if (source_line(site).rfind("kernels/interpreter/cpp/", 0) != 0) return site;
+        if (source_line(site).rfind("crates/rigel-interpreter/cpp/", 0) != 0) return site;
     return sites[0];
 }
 

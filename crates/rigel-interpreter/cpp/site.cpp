@@ -25,10 +25,13 @@ bool in_this_library(const void* address) {
 }
 
 namespace {
-// The folder that holds kernels/, so that reports are short and the same on every machine.
+// The path in the repository, so that reports are short and the same on every machine.
 std::string from_repository_root(const std::string& path) {
-    const size_t at = path.rfind("/kernels/");
-    return at == std::string::npos ? path : path.substr(at + 1);
+    for (const char* folder : {"/crates/rigel-interpreter/", "/kernels/"}) {
+        const size_t at = path.rfind(folder);
+        if (at != std::string::npos) return path.substr(at + 1);
+    }
+    return path;
 }
 
 std::string ask_addr2line(Site site) {
@@ -44,7 +47,7 @@ std::string ask_addr2line(Site site) {
     while (std::fgets(line, sizeof line, output)) {
         std::string frame = line;
         frame = from_repository_root(frame.substr(0, frame.find_first_of(" \n")));
-        if (frame.rfind("kernels/ptx/", 0) == 0 || frame.rfind("kernels/interpreter/include/", 0) == 0) continue;
+        if (frame.rfind("kernels/ptx/", 0) == 0 || frame.rfind("crates/rigel-interpreter/include/", 0) == 0) continue;
         frames.push_back(frame);
     }
     pclose(output);

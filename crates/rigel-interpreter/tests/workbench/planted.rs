@@ -1,4 +1,4 @@
-//! Planted bugs: kernels of kernels/interpreter/planted/ with one bug each, and what the report must say.
+//! Planted bugs: kernels of crates/rigel-interpreter/planted/ with one bug each, and what the report must say.
 
 use rigel_interpreter::AsyncPolicy;
 
@@ -6,7 +6,7 @@ use crate::workbench::Bench;
 
 /// A planted bug: the marker in the kernel file names the lines.
 pub struct Bug {
-    /// The file in kernels/interpreter/planted/.
+    /// The file in crates/rigel-interpreter/planted/.
     pub file: &'static str,
     /// The text after `// BUG ` and, where a second line is to blame, after `// PARTNER `.
     pub marker: &'static str,
@@ -14,12 +14,12 @@ pub struct Bug {
     pub says: &'static [&'static str],
 }
 
-/// "kernels/interpreter/planted/memory.cu:8" for the line with this comment, if there is one.
+/// "crates/rigel-interpreter/planted/memory.cu:8" for the line with this comment, if there is one.
 fn line_of(file: &str, comment: &str) -> Option<String> {
     let path = format!("{}/planted/{file}", env!("CARGO_MANIFEST_DIR"));
     let source = std::fs::read_to_string(&path).expect("the planted kernel file");
     let number = source.lines().position(|line| line.ends_with(comment))? + 1;
-    Some(format!("kernels/interpreter/planted/{file}:{number}"))
+    Some(format!("crates/rigel-interpreter/planted/{file}:{number}"))
 }
 
 /// The seeds and policies under which every bug must be found and no correct kernel suspected.

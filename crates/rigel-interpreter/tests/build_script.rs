@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 /// Notes what it is to compile, then has the machine's own compiler do it.
 const COMPILER: &str = r#"#!/bin/sh
 for argument; do
-    case "$argument" in */kernels/*.cu | */kernels/*.cpp) echo "$argument" >> "$(dirname "$0")/calls" ;; esac
+    case "$argument" in *.cu | *.cpp) echo "$argument" >> "$(dirname "$0")/calls" ;; esac
 done
 exec c++ "$@"
 "#;
@@ -32,27 +32,27 @@ impl Drop for Project {
 }
 
 const FILES: [(&str, &str); 9] = [
-    ("ptx/ptx.cuh", "#include \"language.h\"\n"),
-    ("one.cu", "#include \"ptx/ptx.cuh\"\nint one() { return kAnswer; }\n"),
-    ("two.cu", "int two() { return 2; }\n"),
-    ("conformance/three.cu", "#include \"ptx/ptx.cuh\"\nint three() { return kAnswer; }\n"),
-    ("interpreter/include/language.h", "#pragma once\nconstexpr int kAnswer = 42;\n"),
-    ("interpreter/planted/four.cu", "int four() { return 4; }\n"),
+    ("kernels/ptx/ptx.cuh", "#include \"language.h\"\n"),
+    ("kernels/one.cu", "#include \"ptx/ptx.cuh\"\nint one() { return kAnswer; }\n"),
+    ("kernels/two.cu", "int two() { return 2; }\n"),
+    ("kernels/conformance/three.cu", "#include \"ptx/ptx.cuh\"\nint three() { return kAnswer; }\n"),
+    ("crates/rigel-interpreter/include/language.h", "#pragma once\nconstexpr int kAnswer = 42;\n"),
+    ("crates/rigel-interpreter/planted/four.cu", "int four() { return 4; }\n"),
     (
-        "interpreter/cpp/hooks.cpp",
+        "crates/rigel-interpreter/cpp/hooks.cpp",
         "#include \"hooks.h\"\nextern \"C\" void __tsan_init() {}\nint hooks() { return kHooks; }\n",
     ),
-    ("interpreter/cpp/hooks.h", "constexpr int kHooks = 3;\n"),
-    ("interpreter/cpp/driver/api.cpp", "#include \"hooks.h\"\nint api() { return kHooks; }\n"),
+    ("crates/rigel-interpreter/cpp/hooks.h", "constexpr int kHooks = 3;\n"),
+    ("crates/rigel-interpreter/cpp/driver/api.cpp", "#include \"hooks.h\"\nint api() { return kHooks; }\n"),
 ];
 
 const COMPILED: [&str; 6] = [
-    "conformance/three.cu",
-    "interpreter/cpp/driver/api.cpp",
-    "interpreter/cpp/hooks.cpp",
-    "interpreter/planted/four.cu",
-    "one.cu",
-    "two.cu",
+    "crates/rigel-interpreter/cpp/driver/api.cpp",
+    "crates/rigel-interpreter/cpp/hooks.cpp",
+    "crates/rigel-interpreter/planted/four.cu",
+    "kernels/conformance/three.cu",
+    "kernels/one.cu",
+    "kernels/two.cu",
 ];
 
 impl Project {
@@ -73,7 +73,7 @@ impl Project {
     }
 
     fn write(&self, name: &str, text: &str) {
-        let path = self.0.join("kernels").join(name);
+        let path = self.0.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
@@ -82,7 +82,7 @@ impl Project {
         let machine = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
         let mut command = Command::new(script());
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("CXX", self.compiler());
-        command.env("CARGO_MANIFEST_DIR", self.0.join("kernels/interpreter")).env("OUT_DIR", self.0.join("out"));
+        command.env("CARGO_MANIFEST_DIR", self.0.join("crates/rigel-interpreter")).env("OUT_DIR", self.0.join("out"));
         command
             .env("TARGET", &machine)
             .env("HOST", &machine)
@@ -105,8 +105,9 @@ impl Project {
         let noted = self.0.join("calls");
         let text = fs::read_to_string(&noted).unwrap_or_default();
         let _ = fs::remove_file(noted);
+        let root = self.0.to_string_lossy().into_owned();
         let mut names: Vec<String> =
-            text.lines().map(|path| path.split_once("/kernels/").unwrap().1.to_owned()).collect();
+            text.lines().map(|path| path.strip_prefix(&root).unwrap().trim_start_matches('/').to_owned()).collect();
         names.sort();
         names
     }
@@ -118,16 +119,16 @@ fn only_what_changed_is_compiled_again() {
     const NOTHING: [&str; 0] = [];
     assert_eq!(project.compiled(&[]), COMPILED);
     assert_eq!(project.compiled(&[]), NOTHING, "nothing has changed");
-    project.write("two.cu", "int two() { return 3; }\n");
-    assert_eq!(project.compiled(&[]), ["two.cu"]);
-    project.write("interpreter/include/language.h", "#pragma once\nconstexpr int kAnswer = 43;\n");
-    assert_eq!(project.compiled(&[]), ["conformance/three.cu", "one.cu"], "who reaches the header");
-    project.write("interpreter/cpp/hooks.h", "constexpr int kHooks = 4;\n");
-    assert_eq!(project.compiled(&[]), ["interpreter/cpp/driver/api.cpp", "interpreter/cpp/hooks.cpp"]);
-    project.write("five.cu", "int five() { return 5; }\n");
-    assert_eq!(project.compiled(&[]), ["five.cu"], "a new file");
-    fs::remove_file(project.0.join("out/one.o")).unwrap();
-    assert_eq!(project.compiled(&[]), ["one.cu"], "an object that was lost");
+    project.write("kernels/two.cu", "int two() { return 3; }\n");
+    assert_eq!(project.compiled(&[]), ["kernels/two.cu"]);
+    project.write("crates/rigel-interpreter/include/language.h", "#pragma once\nconstexpr int kAnswer = 43;\n");
+    assert_eq!(project.compiled(&[]), ["kernels/conformance/three.cu", "kernels/one.cu"], "who reaches the header");
+    project.write("crates/rigel-interpreter/cpp/hooks.h", "constexpr int kHooks = 4;\n");
+    assert_eq!(project.compiled(&[]), ["crates/rigel-interpreter/cpp/driver/api.cpp", "crates/rigel-interpreter/cpp/hooks.cpp"]);
+    project.write("kernels/five.cu", "int five() { return 5; }\n");
+    assert_eq!(project.compiled(&[]), ["kernels/five.cu"], "a new file");
+    fs::remove_file(project.0.join("out/kernels-one.o")).unwrap();
+    assert_eq!(project.compiled(&[]), ["kernels/one.cu"], "an object that was lost");
     assert_eq!(project.compiled(&[("CXXFLAGS", "-DOTHER")]).len(), COMPILED.len() + 1, "other flags");
     assert_eq!(project.compiled(&[("CXXFLAGS", "-DOTHER")]), NOTHING);
 }
@@ -135,15 +136,15 @@ fn only_what_changed_is_compiled_again() {
 #[test]
 fn what_the_compiler_says_is_shown() {
     let project = Project::new("interpreter_compiler_says");
-    project.write("two.cu", "int two() { return undeclared; }\n");
+    project.write("kernels/two.cu", "int two() { return undeclared; }\n");
     let output = project.build(&[]);
     assert!(!output.status.success());
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(said.contains("two.cu: the host compiler failed"), "{said}");
     assert!(said.lines().any(|line| line.starts_with("cargo::error=") && line.contains("undeclared")), "{said}");
-    project.write("two.cu", "int two() { return 2; }\n");
+    project.write("kernels/two.cu", "int two() { return 2; }\n");
     project.calls();
-    assert_eq!(project.compiled(&[]), ["two.cu"], "the others were compiled before");
+    assert_eq!(project.compiled(&[]), ["kernels/two.cu"], "the others were compiled before");
 }
 
 #[test]
@@ -151,8 +152,25 @@ fn every_folder_that_matters_is_watched() {
     let project = Project::new("interpreter_watched");
     let said = String::from_utf8(project.build(&[]).stdout).unwrap();
     for (name, _) in FILES {
-        let path = project.0.join("kernels").join(name);
+        let path = project.0.join(name);
         let watched = |line: &str| line.strip_prefix("cargo::rerun-if-changed=").is_some_and(|at| path.starts_with(at));
         assert!(said.lines().any(watched), "{name} in {said}");
+    }
+}
+
+#[test]
+fn kernels_of_other_folders_are_compiled_in() {
+    let project = Project::new("interpreter_other_folders");
+    project.write("mine/six.cu", "#include \"ptx/ptx.cuh\"\nint six() { return kAnswer; }\n");
+    project.compiled(&[]);
+    let (mine, missing) = (project.0.join("mine"), project.0.join("missing"));
+    let variable = "RIGEL_INTERPRETER_KERNELS";
+    assert_eq!(project.compiled(&[(variable, mine.to_str().unwrap())]), ["mine/six.cu"]);
+    let watched = String::from_utf8(project.build(&[(variable, mine.to_str().unwrap())]).stdout).unwrap();
+    assert!(watched.contains(&format!("cargo::rerun-if-changed={}", mine.display())), "{watched}");
+    for wrong in [missing.to_str().unwrap(), "mine"] {
+        let output = project.build(&[(variable, wrong)]);
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(!output.status.success() && said.contains("is no folder; give absolute paths"), "{said}");
     }
 }
