@@ -38,8 +38,10 @@ fn main() {
     let kernels = root.join("kernels");
     // Kernels that are not Rigel's, by the folders that hold them.
     println!("cargo::rerun-if-env-changed={KERNELS_VARIABLE}");
-    let theirs: Vec<PathBuf> =
-        env::var_os(KERNELS_VARIABLE).iter().flat_map(|folders| env::split_paths(folders).collect::<Vec<_>>()).collect();
+    let theirs: Vec<PathBuf> = env::var_os(KERNELS_VARIABLE)
+        .iter()
+        .flat_map(|folders| env::split_paths(folders).collect::<Vec<_>>())
+        .collect();
     if let Some(missing) = theirs.iter().find(|folder| !folder.is_dir() || folder.is_relative()) {
         println!("cargo::error={KERNELS_VARIABLE}: {} is no folder; give absolute paths of folders", missing.display());
         std::process::exit(1);

@@ -124,7 +124,10 @@ fn only_what_changed_is_compiled_again() {
     project.write("crates/rigel-interpreter/include/language.h", "#pragma once\nconstexpr int kAnswer = 43;\n");
     assert_eq!(project.compiled(&[]), ["kernels/conformance/three.cu", "kernels/one.cu"], "who reaches the header");
     project.write("crates/rigel-interpreter/cpp/hooks.h", "constexpr int kHooks = 4;\n");
-    assert_eq!(project.compiled(&[]), ["crates/rigel-interpreter/cpp/driver/api.cpp", "crates/rigel-interpreter/cpp/hooks.cpp"]);
+    assert_eq!(
+        project.compiled(&[]),
+        ["crates/rigel-interpreter/cpp/driver/api.cpp", "crates/rigel-interpreter/cpp/hooks.cpp"]
+    );
     project.write("kernels/five.cu", "int five() { return 5; }\n");
     assert_eq!(project.compiled(&[]), ["kernels/five.cu"], "a new file");
     fs::remove_file(project.0.join("out/kernels-one.o")).unwrap();
