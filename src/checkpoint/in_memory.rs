@@ -1,16 +1,19 @@
 //! A checkpoint that lies in no file: its tensors are made in memory.
 
-use std::collections::BTreeMap;
+use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use memmap2::MmapMut;
 
 use super::error::shown;
 use super::generation_config::GenerationConfig;
+use super::loading::OpenOptions;
 use super::mapping::Mapping;
-use super::rename::Renaming;
+use super::safetensors::HeaderEntry;
 use super::source::ModelSource;
-use super::{Checkpoint, CheckpointError, Config, Dtype, ExpectedTensor, Stored, Tensor, WeightFile};
+use super::tensor_source::{TensorFile, TensorFiles, TensorSource};
+use super::{Checkpoint, CheckpointError, Config, Dtype, ExpectedTensor};
 
 /// Tensors begin at multiples of this many bytes, a cache line.
 const ALIGNMENT: usize = 64;
@@ -51,31 +54,54 @@ impl Checkpoint {
             fill(tensor, &mut map[range.clone()]);
         }
         let map = map.make_read_only().map_err(|source| CheckpointError::Io { file: file.clone(), source })?;
-        let mapping = Arc::new(Mapping::of_memory(map, file.clone()));
-        let mut stored = BTreeMap::new();
-        for (tensor, range) in tensors.iter().zip(ranges) {
-            let (name, shape) = (tensor.name.as_str().into(), tensor.shape.as_slice().into());
-            let made = Tensor { name, dtype, shape, range, mapping: mapping.clone() };
-            if stored.insert(tensor.name.clone(), Stored::Usable(made)).is_some() {
-                return Err(CheckpointError::Tensor {
-                    file,
-                    tensor: shown(&tensor.name),
-                    found: "two of this name".to_owned(),
-                    expected: "one".to_owned(),
-                    advice: "give each tensor a name of its own",
-                });
-            }
+        let mut names = HashSet::new();
+        if let Some(twice) = tensors.iter().find(|tensor| !names.insert(tensor.name.as_str())) {
+            return Err(CheckpointError::Tensor {
+                file,
+                tensor: shown(&twice.name),
+                found: "two of this name".to_owned(),
+                expected: "one".to_owned(),
+                advice: "give each tensor a name of its own",
+            });
         }
-        Ok(Checkpoint {
-            source,
-            config,
-            generation_config: GenerationConfig::default(),
-            files: vec![WeightFile { name: name.to_owned(), bytes: mapping.bytes().len() as u64 }],
-            tensors: stored,
-            renaming: Renaming::default(),
-            contested: BTreeMap::new(),
-            absent: BTreeMap::new(),
-        })
+        let entry = |(tensor, range): (&ExpectedTensor, Range<usize>)| HeaderEntry {
+            name: tensor.name.clone(),
+            dtype: dtype.to_string(),
+            shape: tensor.shape.clone(),
+            range,
+        };
+        let entries = tensors.iter().zip(ranges).map(entry).collect();
+        let mapping = Arc::new(Mapping::of_memory(map, file));
+        let made = InMemory { source, config, name: name.to_owned(), mapping, entries };
+        Checkpoint::read(&made, OpenOptions::default())
+    }
+}
+
+/// Tensors that were made in memory.
+struct InMemory {
+    source: ModelSource,
+    config: Config,
+    name: String,
+    mapping: Arc<Mapping>,
+    entries: Vec<HeaderEntry>,
+}
+
+impl TensorSource for InMemory {
+    fn model(&self) -> &ModelSource {
+        &self.source
+    }
+
+    fn config(&self) -> Result<Config, CheckpointError> {
+        Ok(self.config.clone())
+    }
+
+    fn generation_config(&self) -> Result<GenerationConfig, CheckpointError> {
+        Ok(GenerationConfig::default())
+    }
+
+    fn open(&self, _: OpenOptions<'_>) -> Result<TensorFiles, CheckpointError> {
+        let (name, mapping, entries) = (self.name.clone(), self.mapping.clone(), self.entries.clone());
+        Ok(TensorFiles { files: vec![TensorFile { name, mapping, entries }], ..TensorFiles::default() })
     }
 }
 

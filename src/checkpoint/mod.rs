@@ -4,6 +4,8 @@
 //! parses config.json and the headers of the weight files and maps them: opening 32 GB of shards reads a few pages of
 //! each. [`Tensor`]s are handles on the mapped bytes, in their stored dtype, unaligned; F64 alone is narrowed to F32.
 //!
+//! Which form the tensors come in (safetensors, or memory) is a `TensorSource`'s affair.
+//!
 //! Everything here reads files that may be damaged or hostile: every length is checked against the file before it is
 //! used, nothing large is allocated on a file's word, and [`CheckpointError`] says in one line what is wrong. This
 //! room does not know what the network computes; which tensors it needs is told to it ([`Checkpoint::check`]).
@@ -29,6 +31,7 @@ mod safetensors;
 mod sigbus;
 mod source;
 mod tensor;
+mod tensor_source;
 
 pub use config::{Config, Family};
 pub use error::CheckpointError;
@@ -45,12 +48,11 @@ use std::collections::btree_map::Entry;
 use std::sync::{Arc, OnceLock};
 
 use index::ShardIndex;
-use json::MAX_JSON_BYTES;
-use loading::Loader;
 use mapping::Mapping;
 use rename::Renaming;
 use safetensors::HeaderEntry;
 use tensor::WideTensor;
+use tensor_source::{TensorFile, TensorFiles, TensorSource};
 
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
@@ -146,14 +148,6 @@ impl Stored {
     }
 }
 
-/// A weight file: its header's entries and the map that they lie in.
-struct Shard {
-    /// Its name in the directory.
-    name: String,
-    mapping: Arc<Mapping>,
-    entries: Vec<HeaderEntry>,
-}
-
 impl Checkpoint {
     /// Opens the checkpoint at `source`: reads its JSON files, maps its weight files and checks their headers.
     ///
@@ -173,76 +167,45 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`Checkpoint::open`]; weights that are to be read and do not fit the memory that this process can have.
     pub fn open_with(source: &ModelSource, options: OpenOptions<'_>) -> Result<Checkpoint, CheckpointError> {
-        let mut ignored = |_, _| {};
-        let OpenOptions { weights, on_read } = options;
-        if source.is_shape() {
-            return Err(CheckpointError::NoWeights { model: source.to_string() });
-        }
-        let report = on_read.unwrap_or(&mut ignored);
-        let config = Config::parse(&source.config_json()?, &source.describe(CONFIG))?;
-        let generation_config = match source.read_up_to(GENERATION_CONFIG, MAX_JSON_BYTES) {
-            Ok(None) => GenerationConfig::default(),
-            Ok(Some(bytes)) => GenerationConfig::lenient(&bytes, &source.describe(GENERATION_CONFIG))?,
-            Err(fault) => GenerationConfig::unreadable(fault)?,
-        };
+        Checkpoint::read(source, options)
+    }
+
+    /// The checkpoint that a source of tensors holds.
+    fn read(source: &dyn TensorSource, options: OpenOptions<'_>) -> Result<Checkpoint, CheckpointError> {
         let mut checkpoint = Checkpoint {
-            source: source.clone(),
-            config,
-            generation_config,
+            source: source.model().clone(),
+            config: source.config()?,
+            generation_config: source.generation_config()?,
             files: Vec::new(),
             tensors: BTreeMap::new(),
             renaming: Renaming::default(),
             contested: BTreeMap::new(),
             absent: BTreeMap::new(),
         };
-        if source.has(SINGLE)? {
-            let mut loader = Loader::new(weights, source, [SINGLE].into_iter(), report)?;
-            checkpoint.enter(vec![Shard::open(source, SINGLE, &mut loader)?], None);
-        } else if let Some(index) = source.read_up_to(INDEX, MAX_JSON_BYTES)? {
-            let index = ShardIndex::parse(&index, &source.describe(INDEX))?;
-            let mut loader = Loader::new(weights, source, index.shards().into_iter(), report)?;
-            checkpoint.enter_shards(&index, &mut loader)?;
-        } else {
-            return Err(check::no_weights(source));
+        let TensorFiles { files, index, missing } = source.open(options)?;
+        // Which of the others are needed, `check` knows.
+        if let (true, Some(name)) = (files.is_empty(), missing.first()) {
+            return Err(checkpoint.missing_shard(name));
+        }
+        checkpoint.enter(files, index.as_ref());
+        if let Some(index) = index.filter(|_| !missing.is_empty()) {
+            let absent =
+                index.tensors().filter(|(_, shard)| missing.binary_search_by(|name| name.as_str().cmp(shard)).is_ok());
+            checkpoint.absent =
+                absent.map(|(tensor, shard)| (checkpoint.renaming.apply(tensor), shard.to_owned())).collect();
         }
         Ok(checkpoint)
     }
 
-    /// Opens the shards that are there and enters their tensors. Which of the others are needed, [`Checkpoint::check`]
-    /// knows.
-    fn enter_shards(&mut self, index: &ShardIndex, loader: &mut Loader<'_>) -> Result<(), CheckpointError> {
-        let mut shards = Vec::new();
-        let mut first_absent = None;
-        for name in index.shards() {
-            if self.source.has(name)? {
-                shards.push(Shard::open(&self.source, name, loader)?);
-            } else {
-                first_absent = first_absent.or(Some(name));
-            }
-        }
-        if let (true, Some(name)) = (shards.is_empty(), first_absent) {
-            return Err(self.missing_shard(name));
-        }
-        let opened: Vec<String> = shards.iter().map(|shard| shard.name.clone()).collect();
-        self.enter(shards, Some(index));
-        if first_absent.is_some() {
-            let absent =
-                index.tensors().filter(|(_, shard)| opened.binary_search_by(|name| name.as_str().cmp(shard)).is_err());
-            self.absent = absent.map(|(tensor, shard)| (self.renaming.apply(tensor), shard.to_owned())).collect();
-        }
-        Ok(())
-    }
-
     /// Enters the tensors of all weight files by the names that are expected.
-    fn enter(&mut self, shards: Vec<Shard>, index: Option<&ShardIndex>) {
-        let stored: Vec<&str> =
-            shards.iter().flat_map(|shard| &shard.entries).map(|entry| entry.name.as_str()).collect();
+    fn enter(&mut self, files: Vec<TensorFile>, index: Option<&ShardIndex>) {
+        let stored: Vec<&str> = files.iter().flat_map(|file| &file.entries).map(|entry| entry.name.as_str()).collect();
         self.renaming = Renaming::of(stored.iter().copied());
         let mut renamed = match self.renaming.is_identity() {
             true => None,
             false => Some(self.renaming.apply_all(&stored).into_iter()),
         };
-        for Shard { name: file, mapping, entries } in shards {
+        for TensorFile { name: file, mapping, entries } in files {
             for mut entry in entries {
                 let stored_name = std::mem::take(&mut entry.name);
                 let chosen = index.and_then(|index| index.shard(&stored_name));
@@ -252,7 +215,7 @@ impl Checkpoint {
                     Entry::Vacant(vacant) => {
                         vacant.insert(stored);
                     }
-                    // Shards come sorted: the one before has another name.
+                    // Files come sorted: the one before has another name.
                     Entry::Occupied(mut first) => match chosen {
                         Some(shard) if shard == file => {
                             first.insert(stored);
@@ -323,15 +286,6 @@ impl Checkpoint {
             Stored::Wide(_) => Some(Dtype::F32),
             Stored::Opaque(_) => None,
         }
-    }
-}
-
-impl Shard {
-    /// Maps or reads the weight file `name` and parses its header.
-    fn open(source: &ModelSource, name: &str, loader: &mut Loader<'_>) -> Result<Shard, CheckpointError> {
-        let mapping = Arc::new(source.load(name, loader)?);
-        let entries = safetensors::read_header(mapping.bytes(), mapping.file())?;
-        Ok(Shard { name: name.to_owned(), mapping, entries })
     }
 }
 

@@ -88,7 +88,7 @@ fn usage_line(rendered: &str) -> String {
     let is_advice = |line: &&str| {
         let tip = line.trim_start();
         let is_guess = tip.starts_with("tip: ") && tip.contains("similar argument");
-        !is_guess && !(tip.starts_with("tip: to pass '-") && tip.contains("as a value, use '-- "))
+        !(is_guess || tip.starts_with("tip: to pass '-") && tip.contains("as a value, use '-- "))
     };
     let said =
         paragraphs.map(|paragraph| one_line(&paragraph.lines().filter(is_advice).collect::<Vec<_>>().join("\n")));

@@ -90,7 +90,7 @@ impl Form {
     pub fn file(self) -> &'static str {
         match self {
             Form::Split => "attention_decode",
-            Form::Cluster => "attention_decode_sm90",
+            Form::Cluster => attention_decode_sm90::FILE,
         }
     }
 }
@@ -117,7 +117,7 @@ impl RowTile {
     fn kernel_name(self, form: Form, element: &str, head_dim: usize) -> String {
         let kernel = match form {
             Form::Split => "attention_decode_split",
-            Form::Cluster => "attention_decode_sm90",
+            Form::Cluster => attention_decode_sm90::FILE,
         };
         format!("{kernel}_{element}_{head_dim}x{}", self.heads())
     }

@@ -3,8 +3,9 @@
 use super::super::device::Properties;
 use super::super::image;
 use super::super::launch::Launch;
-use super::attention_decode::Form;
 
+/// The name of the kernel's file, with which the names of its kernels begin.
+pub(super) const FILE: &str = "attention_decode_sm90";
 /// Blocks of a cluster where there are more splits than that, else one for each split: as many as every device takes.
 const MOST_BLOCKS: usize = 8;
 /// Bytes of an mbarrier.
@@ -12,7 +13,7 @@ const BARRIER: usize = 8;
 
 /// Whether this binary has the kernels, and they run on the device.
 pub(super) fn runs_on(device: &Properties) -> bool {
-    image::runs_on(Form::Cluster.file(), device.compute_capability)
+    image::runs_on(FILE, device.compute_capability)
 }
 
 /// Clusters for so many splits.

@@ -17,10 +17,10 @@ use super::super::work::Work;
 use super::paged::{AttentionInputs, Heads, SPAN_BYTES, Sequence, Sizes, check_head_dim, first_visible};
 use super::{Check, Element, attention_prefill_sm90};
 
-pub(super) const CHECK: Check = Check { kernel: "attention_prefill" };
+const CHECK: Check = Check { kernel: "attention_prefill" };
 const THREADS: u32 = 128;
 /// kQueries of both kernels.
-pub(super) const QUERIES: usize = 128;
+const QUERIES: usize = attention_prefill_sm90::QUERIES;
 /// kKeys and kBuffers of `attention_prefill.cu`.
 const KEYS: usize = 64;
 const BUFFERS: usize = 3;
@@ -145,7 +145,7 @@ impl Form {
     pub fn file(self) -> &'static str {
         match self {
             Form::Warp => "attention_prefill",
-            Form::Warpgroup => "attention_prefill_sm90",
+            Form::Warpgroup => attention_prefill_sm90::FILE,
         }
     }
 
@@ -262,7 +262,7 @@ impl<T: Element> AttentionPrefill<T> {
         let (launch, arguments) = match self.form {
             Form::Warp => warp_launch(pointers, &sizes, &heads, tile_count),
             Form::Warpgroup => {
-                attention_prefill_sm90::launch(pointers, &sizes, &shape, tile_count, &inputs.cache, self.blocks)?
+                attention_prefill_sm90::launch(pointers, &sizes, rows, &heads, tile_count, &inputs.cache, self.blocks)?
             }
         };
         // SAFETY: the arguments are those of the kernels of this form, checked above to have the lengths that they

@@ -5,10 +5,14 @@ use super::super::error::CudaError;
 use super::super::image;
 use super::super::launch::{Arguments, Launch};
 use super::super::tensor_map::{Dimension, Swizzle, TensorMap};
-use super::Element;
-use super::attention_prefill::{CHECK, Form, PrefillShape, QUERIES};
-use super::paged::{CacheView, Sizes};
+use super::paged::{CacheView, Heads, Sizes};
+use super::{Check, Element};
 
+/// The name of the kernel's file, with which the names of its kernels begin.
+pub(super) const FILE: &str = "attention_prefill_sm90";
+const CHECK: Check = Check { kernel: FILE };
+/// Queries of a tile, as in attention_prefill.
+pub(super) const QUERIES: usize = 128;
 /// kThreads, kKeys and kStages of the kernel.
 const THREADS: u32 = 384;
 const KEYS: usize = 128;
@@ -21,21 +25,21 @@ const PANEL: usize = 64;
 
 /// Whether this binary has the kernels, and they run on the device.
 pub(super) fn runs_on(device: &Properties) -> bool {
-    image::runs_on(Form::Warpgroup.file(), device.compute_capability)
+    image::runs_on(FILE, device.compute_capability)
 }
 
 /// At most `blocks` blocks, which share the items, a tile for one KV head each, and tensor maps of keys and values.
 pub(super) fn launch<T: Element>(
     pointers: Arguments,
     sizes: &Sizes,
-    shape: &PrefillShape,
+    rows: usize,
+    heads: &Heads,
     tiles: u32,
     cache: &CacheView<'_, T>,
     blocks: u32,
 ) -> Result<(Launch, Arguments), CudaError> {
     // The kernel numbers a head's queries in 32 bits and items in 31, and the copy engine slots in 31.
-    let heads = &shape.heads;
-    CHECK.size("rows", shape.rows, (u32::MAX / sizes.group) as usize)?;
+    CHECK.size("rows", rows, (u32::MAX / sizes.group) as usize)?;
     let items = CHECK.size("the number of tiles", tiles as usize * heads.kv, i32::MAX as usize)?;
     let slots =
         CHECK.size("the number of slots of all pages", cache.pages * heads.kv * cache.page_size, i32::MAX as usize)?;

@@ -10,7 +10,7 @@ use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::tensor_map::{Dimension, Swizzle, TensorMap};
-use super::product::{ProductInputs, ProductShape};
+use super::product::shape::{ProductInputs, ProductShape};
 use super::{Check, Element};
 
 pub(super) const CHECK: Check = Check { kernel: "gemm" };

@@ -11,7 +11,7 @@ use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::tensor_map::{Dimension, Swizzle, TensorMap};
 use super::gemm::rows_of_a_group;
-use super::product::{ProductInputs, ProductShape};
+use super::product::shape::{ProductInputs, ProductShape};
 use super::{Check, Element};
 
 pub(super) const CHECK: Check = Check { kernel: "gemm" };

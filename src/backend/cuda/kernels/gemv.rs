@@ -6,7 +6,7 @@ use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::Check;
-use super::product::ProductShape;
+use super::product::shape::ProductShape;
 
 pub(super) const CHECK: Check = Check { kernel: "gemv" };
 /// kThreads and kWarps of the kernel.

@@ -19,7 +19,8 @@ use super::memory::Sizes;
 pub use super::program::Part;
 use super::program::{How, Launch, NormOp, Op, Program};
 use super::recordings::{bucket_shapes, takes};
-use super::step::{StepShape, window};
+use super::shapes::window;
+use super::step::StepShape;
 use crate::model::ModelSpec;
 use crate::sampling::SamplingParams;
 

@@ -2,13 +2,11 @@
 
 use super::super::Properties;
 use super::super::kernels::attention_decode;
-use super::super::kernels::attention_ordered::{self, Division, OrderedShape, SPLIT_LEN};
+use super::super::kernels::attention_ordered::{self, Division};
 use super::super::kernels::attention_prefill::{self, Tile};
 use super::super::kernels::paged::{Sequence, WorkspaceLen};
-use super::program::decode_shape;
-use super::recordings::largest_bucket;
-use super::step::{heads, window};
-use super::{CudaOptions, split_len_for};
+use super::CudaOptions;
+use super::shapes::{decode_shape, heads, largest_bucket, ordered_shape, split_len_for, window};
 use crate::backend::Arithmetic;
 use crate::model::ModelSpec;
 
@@ -122,19 +120,6 @@ impl AttentionPlan {
 /// Whether ordered attention computes all rows: for batch-invariant arithmetic, or because it was chosen by name.
 pub(super) fn is_ordered(arithmetic: Arithmetic, device: &Properties) -> bool {
     arithmetic == Arithmetic::BatchInvariant || device.algorithms.is_ordered()
-}
-
-/// Ordered attention over `tiles` tiles of a step of `rows` rows.
-pub(super) fn ordered_shape(rows: usize, tiles: usize, division: Division, spec: &ModelSpec) -> OrderedShape {
-    OrderedShape {
-        rows,
-        tiles,
-        heads: heads(spec),
-        window: window(spec),
-        positions: spec.max_positions,
-        split_len: SPLIT_LEN,
-        division,
-    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `mod` | the backend: loading, and what a batch goes through |
 //! | `memory` | what it takes of the GPU's memory, planned line by line |
+//! | `shapes` | the sizes of launches, of a network and a step |
 //! | `step`, `inputs` | a batch as the kernels are told of it, and its way to the device |
 //! | `attention` | which attention kernels take which sequences |
 //! | [`account`] | what each launch of the list moves and computes |
@@ -29,6 +30,7 @@ mod memory;
 mod program;
 mod recordings;
 mod sampler;
+mod shapes;
 mod source;
 mod step;
 mod workspace;
@@ -40,7 +42,6 @@ pub use source::WeightSource;
 
 use super::error::CudaError;
 use super::kernels::Element;
-use super::kernels::attention_decode::{Form, split_len};
 use super::kernels::norm::MOST_WIDTH;
 use super::kernels::paged::{LEAST_PAGE, MOST_GROUP};
 use super::layout::{Layout, padded};
@@ -62,7 +63,7 @@ use memory::Sizes;
 use program::{Launch, Program};
 use recordings::{Bucket, Recordings};
 use sampler::{Logits, Sampler};
-use step::{Step, StepLayout, StepShape, heads, window};
+use step::{Step, StepLayout, StepShape};
 use workspace::{Cache, Workspace};
 
 /// How a [`CudaBackend`] is set up.
@@ -416,11 +417,6 @@ fn check_supported(spec: &ModelSpec, options: &CudaOptions) -> Result<(), Backen
             "device cuda: {what} is {found}; the kernels take {expected}; use the device cpu"
         ))),
     }
-}
-
-fn split_len_for(sequences: usize, spec: &ModelSpec, device: &Properties) -> usize {
-    let multiprocessors = device.multiprocessors as usize;
-    split_len(Form::of(device), sequences, &heads(spec), window(spec), spec.max_positions, multiprocessors)
 }
 
 impl From<CudaError> for BackendError {

@@ -12,11 +12,12 @@ use super::super::kernels::gemv_normed;
 use super::super::kernels::norm::{NormForm, NormShape};
 use super::super::kernels::product::{Path, ProductShape, QkvShape};
 use super::super::layout::{Layout, LinearLayout, NormLayout, Region};
-use super::attention::{AttentionPlan, ordered_shape};
-use super::step::{StepShape, heads, window};
-use super::{CudaOptions, split_len_for};
+use super::CudaOptions;
+use super::attention::AttentionPlan;
+use super::shapes::{decode_shape, heads, norm_form, ordered_shape, split_len_for, window};
+use super::step::StepShape;
 use crate::backend::Arithmetic;
-use crate::model::{Mlp, ModelSpec, Norm, NormKind};
+use crate::model::{Mlp, ModelSpec, Norm};
 
 /// The part of the network that a launch belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -273,17 +274,4 @@ impl<'a> Program<'a> {
 
 fn product_shape(rows: usize, weights: LinearLayout) -> ProductShape {
     ProductShape { rows, columns: weights.weight.rows, depth: weights.weight.columns }
-}
-
-/// The norm kernel's form of a norm.
-pub(super) fn norm_form(kind: NormKind) -> NormForm {
-    match kind {
-        NormKind::LayerNorm => NormForm::Layer,
-        NormKind::RmsNorm => NormForm::Rms,
-    }
-}
-
-/// Decode attention of a step of `rows` rows in `sequences` sequences.
-pub(super) fn decode_shape(rows: usize, sequences: usize, spec: &ModelSpec, split_len: usize) -> DecodeShape {
-    DecodeShape { rows, sequences, heads: heads(spec), window: window(spec), positions: spec.max_positions, split_len }
 }

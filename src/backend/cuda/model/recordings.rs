@@ -7,18 +7,10 @@ use super::super::{Device, Graph, Properties, Stream};
 use super::CudaOptions;
 use super::attention::AttentionPlan;
 use super::memory::Sizes;
+use super::shapes::BUCKETS;
 use super::step::{StepLayout, StepShape};
 use crate::kv::CacheGeometry;
 use crate::model::ModelSpec;
-
-/// Rows of a bucket. Up to 16 rows share one kind of product, whose cost is that of the weights; beyond, the distance
-/// bounds what is computed for padding.
-const BUCKETS: [usize; 17] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256];
-
-/// The largest number of rows of a bucket that is no larger than `rows`; 1 for none.
-pub(super) fn largest_bucket(rows: usize) -> usize {
-    BUCKETS.into_iter().rev().find(|bucket| *bucket <= rows).unwrap_or(1)
-}
 
 /// A decode step of a fixed number of rows, one for each sequence, all with logits.
 pub(super) struct Bucket {

@@ -6,8 +6,9 @@ use std::ops::Range;
 
 use super::super::kernels::attention_prefill::Tile;
 use super::super::kernels::embed::DRAWN;
-use super::super::kernels::paged::{Heads, Sequence};
+use super::super::kernels::paged::Sequence;
 use super::attention::{AttentionPlan, StepTiles};
+use super::shapes::window;
 use crate::backend::places::Places;
 use crate::backend::{Batch, Token};
 use crate::kv::CacheGeometry;
@@ -161,16 +162,6 @@ fn put(words: &mut [u32], range: &Range<usize>, values: impl Iterator<Item = u32
     for (word, value) in words[range.clone()].iter_mut().zip(values.chain(std::iter::repeat(padding))) {
         *word = value;
     }
-}
-
-/// The attention heads of a network.
-pub(super) fn heads(spec: &ModelSpec) -> Heads {
-    Heads { query: spec.heads, kv: spec.kv_heads, dim: spec.head_dim }
-}
-
-/// The window of a network as the kernels' launchers take it.
-pub(super) fn window(spec: &ModelSpec) -> Option<usize> {
-    spec.window().map(|window| window.get() as usize)
 }
 
 #[cfg(test)]

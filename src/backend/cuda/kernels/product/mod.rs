@@ -8,10 +8,12 @@
 //! Every epilogue has one definition for all, in `kernels/common/epilogue.cuh`.
 
 mod qkv;
+pub(super) mod shape;
 
 use std::marker::PhantomData;
 
 pub use qkv::{QkvOutputs, QkvProjection, QkvRows, QkvShape};
+pub use shape::{BIAS_ROPE_KV, Epilogue, LOGITS, MOST_DEPTH, ProductInputs, ProductShape};
 
 use super::super::buffer::{Slice, SliceMut};
 use super::super::device::{Device, Properties};
@@ -19,89 +21,12 @@ use super::super::error::CudaError;
 use super::super::launch::Arguments;
 use super::super::stream::Stream;
 use super::super::switches::LinearAlgorithm;
-use super::super::work::Work;
 use super::gemm::{Gemm, Plan};
 use super::gemm_skinny_sm90::{self, Skinny};
 use super::gemm_sm90::GemmSm90;
 use super::gemv::{self, Gemv};
-use super::{BiasTerm, Check, Element, VECTOR, gemm, gemm_sm90};
+use super::{Check, Element, VECTOR, gemm, gemm_sm90};
 use crate::backend::Arithmetic;
-
-/// The longest sum: the kernels count k in 32 bits, some steps beyond the end.
-pub const MOST_DEPTH: usize = i32::MAX as usize & !(VECTOR - 1);
-
-/// The epilogues of [`Head`] and of [`QkvProjection`] in the names of kernels.
-pub const LOGITS: &str = "logits";
-/// See [`LOGITS`].
-pub const BIAS_ROPE_KV: &str = "bias_rope_kv";
-
-/// What happens to a sum of a [`Projection`] before it is rounded and stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Epilogue {
-    /// `sum + bias`
-    Bias,
-    /// `gelu(sum + bias)`, the tanh form.
-    BiasGelu,
-    /// `out + sum + bias`: the residual stream, updated in place.
-    BiasResidual,
-}
-
-impl Epilogue {
-    /// Its name in the names of kernels.
-    pub fn name(self) -> &'static str {
-        match self {
-            Epilogue::Bias => "bias",
-            Epilogue::BiasGelu => "bias_gelu",
-            Epilogue::BiasResidual => "bias_residual",
-        }
-    }
-}
-
-/// Sizes of one product.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ProductShape {
-    /// Rows of activations and of the output.
-    pub rows: usize,
-    /// Columns of the output: rows of the weights. A multiple of 8.
-    pub columns: usize,
-    /// Elements of a row of activations and of weights. A multiple of 8, [`MOST_DEPTH`] at the most.
-    pub depth: usize,
-}
-
-impl ProductShape {
-    /// Work of a [`Projection`]: weights, activations, bias and residual read once, the output written once, all of 16
-    /// bits.
-    pub fn work(&self, epilogue: Epilogue, bias: BiasTerm) -> Work {
-        let output = self.rows * self.columns;
-        let residual = if epilogue == Epilogue::BiasResidual { output } else { 0 };
-        self.of(2 * (self.bias(bias) + residual), 2 * output)
-    }
-
-    /// Work of a [`Head`]: weights and activations of 16 bits read once, logits of 32 bits written once.
-    pub fn logits_work(&self) -> Work {
-        self.of(0, 4 * self.rows * self.columns)
-    }
-
-    /// Tiles of `rows` x `columns` down and across the output, and in all.
-    pub(super) fn tiles(&self, rows: u32, columns: u32) -> (u64, u64, u64) {
-        let tiles = |size: usize, tile: u32| (size as u64).div_ceil(u64::from(tile));
-        let (down, across) = (tiles(self.rows, rows), tiles(self.columns, columns));
-        (down, across, down.saturating_mul(across))
-    }
-
-    fn bias(&self, bias: BiasTerm) -> usize {
-        if bias == BiasTerm::Present { self.columns } else { 0 }
-    }
-
-    fn of(&self, bytes_read_besides: usize, bytes_written: usize) -> Work {
-        let ProductShape { rows, columns, depth } = *self;
-        Work {
-            bytes_read: (2 * (columns * depth + rows * depth) + bytes_read_besides) as u64,
-            bytes_written: bytes_written as u64,
-            flops: 2 * (rows * columns * depth) as u64,
-        }
-    }
-}
 
 /// Which kernels compute a product, and how they cut it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,17 +101,6 @@ impl Path {
             Path::GemmSm90(_) => gemm_sm90::CHECK,
         }
     }
-}
-
-/// What a product reads.
-#[derive(Clone, Copy)]
-pub struct ProductInputs<'a, T> {
-    /// Activations, `[rows, depth]`.
-    pub x: Slice<'a, T>,
-    /// Weights, `[columns, depth]`; no kernel writes them.
-    pub weights: Slice<'a, T>,
-    /// `[columns]`, or none; no kernel writes it.
-    pub bias: Option<Slice<'a, T>>,
 }
 
 /// The kernels of one epilogue and element type.

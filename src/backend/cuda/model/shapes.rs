@@ -1,0 +1,59 @@
+//! The sizes of launches, of a network and a step.
+
+use super::super::Properties;
+use super::super::kernels::attention_decode::{DecodeShape, Form, split_len};
+use super::super::kernels::attention_ordered::{Division, OrderedShape, SPLIT_LEN};
+use super::super::kernels::norm::NormForm;
+use super::super::kernels::paged::Heads;
+use crate::model::{ModelSpec, NormKind};
+
+/// Rows of a bucket. Up to 16 rows share one kind of product, whose cost is that of the weights; beyond, the distance
+/// bounds what is computed for padding.
+pub(super) const BUCKETS: [usize; 17] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256];
+
+/// The largest number of rows of a bucket that is no larger than `rows`; 1 for none.
+pub(super) fn largest_bucket(rows: usize) -> usize {
+    BUCKETS.into_iter().rev().find(|bucket| *bucket <= rows).unwrap_or(1)
+}
+
+/// The attention heads of a network.
+pub(super) fn heads(spec: &ModelSpec) -> Heads {
+    Heads { query: spec.heads, kv: spec.kv_heads, dim: spec.head_dim }
+}
+
+/// The window of a network as the kernels' launchers take it.
+pub(super) fn window(spec: &ModelSpec) -> Option<usize> {
+    spec.window().map(|window| window.get() as usize)
+}
+
+/// The norm kernel's form of a norm.
+pub(super) fn norm_form(kind: NormKind) -> NormForm {
+    match kind {
+        NormKind::LayerNorm => NormForm::Layer,
+        NormKind::RmsNorm => NormForm::Rms,
+    }
+}
+
+/// Decode attention of a step of `rows` rows in `sequences` sequences.
+pub(super) fn decode_shape(rows: usize, sequences: usize, spec: &ModelSpec, split_len: usize) -> DecodeShape {
+    DecodeShape { rows, sequences, heads: heads(spec), window: window(spec), positions: spec.max_positions, split_len }
+}
+
+/// Positions of a split of decode attention, in a step of so many sequences.
+pub(super) fn split_len_for(sequences: usize, spec: &ModelSpec, device: &Properties) -> usize {
+    let multiprocessors = device.multiprocessors as usize;
+    split_len(Form::of(device), sequences, &heads(spec), window(spec), spec.max_positions, multiprocessors)
+}
+
+/// Ordered attention over `tiles` tiles of a step of `rows` rows.
+pub(super) fn ordered_shape(rows: usize, tiles: usize, division: Division, spec: &ModelSpec) -> OrderedShape {
+    OrderedShape {
+        rows,
+        tiles,
+        heads: heads(spec),
+        window: window(spec),
+        positions: spec.max_positions,
+        split_len: SPLIT_LEN,
+        division,
+    }
+}
