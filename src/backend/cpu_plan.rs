@@ -37,7 +37,7 @@ impl CpuPlan {
 }
 
 impl BackendOptions {
-    /// What [`open`](super::open) would take of the CPU's memory with these options, for one sequence of the whole
+    /// What [`open`](fn@super::open) would take of the CPU's memory with these options, for one sequence of the whole
     /// context over weights of `weight_bytes` bytes. Nothing is read.
     pub fn plan_cpu(&self, spec: &ModelSpec, weight_bytes: u64) -> CpuPlan {
         let spec = self.limited(spec.clone());

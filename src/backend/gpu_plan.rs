@@ -1,4 +1,4 @@
-//! Whether a model fits a GPU, before there is one: what [`open`](super::open) would allocate there, by the code
+//! Whether a model fits a GPU, before there is one: what [`open`](fn@super::open) would allocate there, by the code
 //! that allocates it.
 
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -65,7 +65,7 @@ impl GpuPlan {
 }
 
 impl BackendOptions {
-    /// What [`open`](super::open) would allocate on a GPU like `gpu` where the model may take `room` bytes, with these
+    /// What [`open`](fn@super::open) would allocate on a GPU like `gpu` where the model may take `room` bytes, with these
     /// options. No device is needed and nothing is read. Where it [fits](GpuPlan::fits), it is what is allocated.
     ///
     /// # Errors

@@ -8,12 +8,12 @@ use super::super::{BiasTerm, VECTOR};
 /// The longest sum: the kernels count k in 32 bits, some steps beyond the end.
 pub const MOST_DEPTH: usize = i32::MAX as usize & !(VECTOR - 1);
 
-/// The epilogues of [`Head`] and of [`QkvProjection`] in the names of kernels.
+/// The epilogues of [`Head`](super::Head) and of [`QkvProjection`](super::QkvProjection) in the names of kernels.
 pub const LOGITS: &str = "logits";
 /// See [`LOGITS`].
 pub const BIAS_ROPE_KV: &str = "bias_rope_kv";
 
-/// What happens to a sum of a [`Projection`] before it is rounded and stored.
+/// What happens to a sum of a [`Projection`](super::Projection) before it is rounded and stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Epilogue {
     /// `sum + bias`
@@ -47,7 +47,7 @@ pub struct ProductShape {
 }
 
 impl ProductShape {
-    /// Work of a [`Projection`]: weights, activations, bias and residual read once, the output written once, all of 16
+    /// Work of a [`Projection`](super::Projection): weights, activations, bias and residual read once, the output written once, all of 16
     /// bits.
     pub fn work(&self, epilogue: Epilogue, bias: BiasTerm) -> Work {
         let output = self.rows * self.columns;
@@ -55,7 +55,7 @@ impl ProductShape {
         self.of(2 * (self.bias(bias) + residual), 2 * output)
     }
 
-    /// Work of a [`Head`]: weights and activations of 16 bits read once, logits of 32 bits written once.
+    /// Work of a [`Head`](super::Head): weights and activations of 16 bits read once, logits of 32 bits written once.
     pub fn logits_work(&self) -> Work {
         self.of(0, 4 * self.rows * self.columns)
     }
