@@ -129,6 +129,7 @@ pub fn open(
     Ok(Opened { backend, source })
 }
 
+#[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "nothing is read or uploaded to the CPU"))]
 fn open_random(
     options: &BackendOptions,
     placement: Placement,
