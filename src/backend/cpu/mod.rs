@@ -237,7 +237,9 @@ impl CpuBackend {
             self.token_ids.push(match *token {
                 Token::Known(id) => id,
                 Token::Sampled(place) => self.sampled.get(place as usize).copied().flatten().ok_or_else(|| {
-                    BackendError::InvalidBatch(format!("the token drawn for row {place}, for which there is none"))
+                    BackendError::InvalidBatch(format!(
+                        "the token of row {place} of the last draws, which have none for it"
+                    ))
                 })?,
             });
         }

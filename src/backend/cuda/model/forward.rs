@@ -5,7 +5,6 @@ use std::ops::Range;
 use bytemuck::Pod;
 
 use super::super::error::CudaError;
-use super::super::kernels::Element;
 use super::super::kernels::attention_decode::{AttentionDecode, DecodeWorkspace};
 use super::super::kernels::attention_ordered::{AttentionOrdered, Division};
 use super::super::kernels::attention_prefill::AttentionPrefill;
@@ -16,6 +15,7 @@ use super::super::kernels::paged::AttentionInputs;
 use super::super::kernels::product::{
     Epilogue, Head, ProductInputs, ProductShape, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
 };
+use super::super::kernels::Element;
 use super::super::layout::LinearLayout;
 use super::super::weights::{LinearWeights, RopeTable, Weights};
 use super::super::{Algorithms, Buffer, Device, Slice, Stream};
@@ -202,8 +202,13 @@ impl<'a, T: Element> Pass<'a, T> {
                 // SAFETY: see above.
                 unsafe { ordered.launch(stream, shape, inputs, tiles, partials.view_mut(), out) }
             }
-            // The program chooses by what the kernels were loaded by.
-            _ => Ok(()),
+            // The program chooses by what the kernels were loaded by: a bug.
+            _ => Err(CudaError::Operand {
+                kernel: "attention",
+                what: "the step's plan",
+                found: "another".to_owned(),
+                expected: "that of the loaded kernels".to_owned(),
+            }),
         }
     }
 

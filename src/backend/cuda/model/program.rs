@@ -186,7 +186,7 @@ impl<'a> Program<'a> {
             self.attention(shape, &mut push);
             push(Part::AttentionOut, self.add_projection(rows, ResidualInput::Attention, weights.attention_out));
             let norm = self.norm(&layer.mlp_norm, weights.mlp_norm, rows);
-            // Networks with another MLP were refused.
+            // Networks with another MLP are refused before (`lack`, `check_network`).
             let (Mlp::Plain { .. }, [up, down]) = (&layer.mlp, &weights.mlp[..]) else { continue };
             self.behind_norm(norm, Part::MlpNorm, false, &mut push, |how| {
                 let shape = product_shape(rows, *up);
