@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 /// Notes what it is to compile, then has the machine's own compiler do it.
 const COMPILER: &str = r#"#!/bin/sh
 for argument; do
-    case "$argument" in *.cu | *.cpp) echo "$argument" >> "$(dirname "$0")/calls" ;; esac
+    case "$argument" in */out/*) ;; *.cu | *.cpp) echo "$argument" >> "$(dirname "$0")/calls" ;; esac
 done
 exec c++ "$@"
 "#;
