@@ -375,31 +375,36 @@ impl Many {
         self.running.remove(&number);
     }
 
-    /// Waits until there are events, and moves all of them to `events`, each with its request's number.
+    /// Waits until there are events of requests that run, and moves all of them to `events`, each with its request's number.
     pub(super) fn take(&mut self, events: &mut VecDeque<Numbered>) {
-        let mut state = lock(&self.mailbox.state);
-        while state.events.is_empty() {
-            state = self.mailbox.wait(state);
+        // What comes of a cancelled request is none.
+        while events.is_empty() {
+            let mut state = lock(&self.mailbox.state);
+            while state.events.is_empty() {
+                state = self.mailbox.wait(state);
+            }
+            std::mem::swap(&mut self.arrived, &mut state.events);
+            drop(state);
+            self.sort_out(events);
         }
-        std::mem::swap(&mut self.arrived, &mut state.events);
-        drop(state);
-        self.sort_out(events);
     }
 
     /// As [`Many::take`], for at most `timeout`.
     pub(super) fn take_within(&mut self, timeout: Duration, events: &mut VecDeque<Numbered>) {
         let deadline = Instant::now() + timeout;
-        let mut state = lock(&self.mailbox.state);
-        while state.events.is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
+        while events.is_empty() {
+            let mut state = lock(&self.mailbox.state);
+            while state.events.is_empty() {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return;
+                }
+                state = self.mailbox.wait_for(state, left);
             }
-            state = self.mailbox.wait_for(state, left);
+            std::mem::swap(&mut self.arrived, &mut state.events);
+            drop(state);
+            self.sort_out(events);
         }
-        std::mem::swap(&mut self.arrived, &mut state.events);
-        drop(state);
-        self.sort_out(events);
     }
 
     /// Moves what arrived for requests that run to `events`.
@@ -511,6 +516,28 @@ mod tests {
         drop(many);
         assert!(second.is_cancelled() && !first.is_cancelled());
         assert_eq!(replies.cancellations(), 1);
+    }
+
+    #[test]
+    fn an_event_of_a_cancelled_request_ends_no_waiting() {
+        let replies = Replies::default();
+        let mut many = replies.open_many();
+        let (first, second) = (many.open(0, 1), many.open(1, 1));
+        many.cancel(0);
+        first.send(token(0, 5));
+        replies.flush();
+        let mailbox = many.mailbox.clone();
+        let engine = std::thread::spawn(move || {
+            while !lock(&mailbox.state).events.is_empty() {
+                std::thread::yield_now();
+            }
+            second.send(finished(0));
+            replies.flush();
+        });
+        let mut events = VecDeque::new();
+        many.take_within(Duration::from_secs(60), &mut events);
+        assert!(matches!(events.pop_front(), Some((1, Event::Finished(_)))));
+        engine.join().unwrap();
     }
 
     struct Count(AtomicUsize);

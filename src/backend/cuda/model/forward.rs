@@ -5,6 +5,7 @@ use std::ops::Range;
 use bytemuck::Pod;
 
 use super::super::error::CudaError;
+use super::super::kernels::Element;
 use super::super::kernels::attention_decode::{AttentionDecode, DecodeWorkspace};
 use super::super::kernels::attention_ordered::{AttentionOrdered, Division};
 use super::super::kernels::attention_prefill::AttentionPrefill;
@@ -15,7 +16,6 @@ use super::super::kernels::paged::AttentionInputs;
 use super::super::kernels::product::{
     Epilogue, Head, ProductInputs, ProductShape, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
 };
-use super::super::kernels::Element;
 use super::super::layout::LinearLayout;
 use super::super::weights::{LinearWeights, RopeTable, Weights};
 use super::super::{Algorithms, Buffer, Device, Slice, Stream};
