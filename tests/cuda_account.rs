@@ -88,16 +88,7 @@ fn follows_its_account<T: Element>(bench: &common::Bench, name: &str, arithmetic
         }
         let ends: Vec<usize> = sequences.iter().map(|sequence| sequence.rows.end - 1).collect();
         let params = SamplingParams::default();
-        let draw = |row| SampleRow {
-            logits_row: row,
-            params: &params,
-            position: 0,
-            history: None,
-            banned: &[],
-            processor: None,
-            logprobs: None,
-        };
-        let draws: Vec<SampleRow<'_>> = (0..ends.len()).map(draw).collect();
+        let draws: Vec<SampleRow<'_>> = (0..ends.len()).map(|row| SampleRow::new(row, &params, 0)).collect();
         let step_description =
             StepDescription { sequences: &described, logits_rows: ends.len(), sampled_rows: ends.len() };
         let declared = account::<T>(&spec, &options, bench.device().properties(), &step_description);

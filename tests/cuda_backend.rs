@@ -229,9 +229,7 @@ device_test! {
             let pages = [PageId(3)];
             let row = |start| [SequenceRows { rows: 0..1, start, first_block: 0, pages: &pages }];
             let params = SamplingParams::default();
-            let draw = |position| SampleRow {
-                logits_row: 0, params: &params, position, history: None, banned: &[], processor: None, logprobs: None,
-            };
+            let draw = |position| SampleRow::new(0, &params, position);
             let mut token = TokenId(5);
             // Twice with ids from the host, then the same with ids that stay on the device; the last are replays.
             let mut expected = Vec::new();
@@ -259,9 +257,7 @@ device_test! {
             let pages = [PageId(3)];
             let row = |start| [SequenceRows { rows: 0..1, start, first_block: 0, pages: &pages }];
             let params = SamplingParams { temperature: 1.0, seed: 4, ..SamplingParams::default() };
-            let draw = |position| SampleRow {
-                logits_row: 0, params: &params, position, history: None, banned: &[], processor: None, logprobs: Some(2),
-            };
+            let draw = |position| SampleRow { logprobs: Some(2), ..SampleRow::new(0, &params, position) };
             // The last steps are replays of a recording.
             const STEPS: u32 = 7;
             let (mut token, mut expected) = (TokenId(5), Vec::new());
@@ -367,15 +363,15 @@ device_test! {
                 },
             ];
             let banned = [TokenId(7), TokenId(500)];
+            // Fewer words than the vocabulary has.
+            let mask = [0xaaaa_5555u32; 10];
             let rows: Vec<SampleRow<'_>> = (0..24)
                 .map(|logits_row| SampleRow {
-                    logits_row,
-                    params: &params[logits_row % 8],
-                    position: 10 + logits_row as u32,
                     history: params[logits_row % 8].has_penalties().then_some(&history),
+                    allowed_mask: (logits_row % 2 == 1).then_some(&mask[..]),
                     banned: if logits_row % 5 == 0 { &banned } else { &[] },
-                    processor: None,
                     logprobs: (logits_row % 3 == 0).then_some(logits_row),
+                    ..SampleRow::new(logits_row, &params[logits_row % 8], 10 + logits_row as u32)
                 })
                 .collect();
             let drawn = backend.sample(&rows).unwrap();
@@ -457,9 +453,7 @@ device_test! {
             let greedy = SamplingParams::default();
             let drawn = SamplingParams { temperature: 0.8, top_k: 9, seed: 2, ..Default::default() };
             let twice = SamplingParams { logit_bias: vec![(TokenId(5), 0.1), (TokenId(5), 9.3)], ..drawn.clone() };
-            let row = |logits_row: usize, params| SampleRow {
-                logits_row, params, position: 20, history: None, banned: &[], processor: None, logprobs: None,
-            };
+            let row = |logits_row: usize, params| SampleRow::new(logits_row, params, 20);
             let rows = [
                 row(0, &greedy),
                 SampleRow { processor: Some((&After(3), context)), ..row(1, &drawn) },
@@ -514,9 +508,7 @@ device_test! {
             let params = SamplingParams::default();
             let prompt = [TokenId(5)];
             let context = LogitsContext { prompt: &prompt, output: &[] };
-            let draw = |logits_row, processor| SampleRow {
-                logits_row, params: &params, position: 1, history: None, banned: &[], processor, logprobs: None,
-            };
+            let draw = |logits_row, processor| SampleRow { processor, ..SampleRow::new(logits_row, &params, 1) };
             let ids = [TokenId(5), TokenId(6), TokenId(7)];
             let (first, second) = (rows(0), rows(1));
             fn batch<'a>(tokens: &'a [Token], sequences: &'a [SequenceRows<'a>]) -> Batch<'a> {

@@ -230,15 +230,8 @@ fn reference(logits: &[f32], row: &Asked) -> Result<u32, SampleError> {
     let mut history = TokenHistory::new(logits.len(), &prompt);
     row.output.iter().for_each(|id| history.push(TokenId(*id)));
     let banned: Vec<TokenId> = row.banned.iter().map(|id| TokenId(*id)).collect();
-    let asked = SampleRow {
-        logits_row: 0,
-        params: &row.params,
-        position: row.position,
-        history: Some(&history),
-        banned: &banned,
-        processor: None,
-        logprobs: None,
-    };
+    let plain = SampleRow::new(0, &row.params, row.position);
+    let asked = SampleRow { history: Some(&history), banned: &banned, ..plain };
     sample(logits, &asked).map(|sampled| sampled.token.0)
 }
 

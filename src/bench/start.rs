@@ -191,15 +191,7 @@ impl Run<'_> {
             return Ok(());
         }
         let params = SamplingParams::default();
-        let row = SampleRow {
-            logits_row: 0,
-            params: &params,
-            position: positions.end as u32,
-            history: None,
-            banned: &[],
-            processor: None,
-            logprobs: None,
-        };
+        let row = SampleRow::new(0, &params, positions.end as u32);
         // What is drawn, or that its logits are not finite, is not the question.
         self.backend.sample(&[row]).map(|_| ())
     }

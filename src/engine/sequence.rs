@@ -156,6 +156,7 @@ impl Sequence {
             // Positions fit u32: the prompt and max_tokens were checked against the model's.
             position: (self.tokens.len() + ahead) as u32,
             history: self.history.as_ref(),
+            allowed_mask: None,
             banned: if early { &self.ending_tokens } else { &[] },
             processor: self.request.processor.as_deref().map(|processor| {
                 (processor, LogitsContext { prompt: &self.tokens[..prompt], output: &self.tokens[prompt..] })

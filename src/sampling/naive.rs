@@ -28,6 +28,8 @@ struct Case {
     params: SamplingParams,
     prompt: Vec<TokenId>,
     output: Vec<TokenId>,
+    /// A bit for each token.
+    mask: Option<u32>,
     banned: Vec<TokenId>,
     halves: bool,
     position: u32,
@@ -57,6 +59,7 @@ impl Case {
             params: &self.params,
             position: self.position,
             history: Some(&history),
+            allowed_mask: self.mask.as_ref().map(std::slice::from_ref),
             banned: &self.banned,
             processor: self.halves.then_some((&Halve as &dyn LogitsProcessor, context)),
             logprobs: None,
@@ -77,6 +80,7 @@ impl Case {
                     Stage::Allowed if params.allowed_token_ids.as_ref().is_some_and(|ids| !ids.contains(&token)) => {
                         f64::NEG_INFINITY
                     }
+                    Stage::Allowed if self.mask.is_some_and(|mask| mask >> id & 1 == 0) => f64::NEG_INFINITY,
                     Stage::Banned if params.banned_token_ids.contains(&token) || self.banned.contains(&token) => {
                         f64::NEG_INFINITY
                     }
@@ -171,12 +175,15 @@ fn case() -> impl Strategy<Value = Case> {
         min_tokens: 0,
     });
     let logits = prop::collection::vec(eighth(40), VOCABULARY as usize);
-    (logits, params, ids(1..8), ids(0..12), ids(0..3), any::<bool>(), 0..500u32).prop_map(
-        |(logits, params, prompt, output, banned, halves, position)| Case {
+    // Most masks allow most tokens.
+    let mask = prop::option::weighted(0.3, (any::<u32>(), any::<u32>()).prop_map(|(a, b)| a | b));
+    (logits, params, ids(1..8), ids(0..12), (mask, ids(0..3)), any::<bool>(), 0..500u32).prop_map(
+        |(logits, params, prompt, output, (mask, banned), halves, position)| Case {
             logits,
             params,
             prompt,
             output,
+            mask,
             banned,
             halves,
             position,

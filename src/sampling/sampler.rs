@@ -19,6 +19,9 @@ pub struct SampleRow<'a> {
     pub position: u32,
     /// Prompt and output so far. Needed where [`SamplingParams::has_penalties`]; without it there are none.
     pub history: Option<&'a TokenHistory>,
+    /// The tokens that may be chosen, of those in [`SamplingParams::allowed_token_ids`] where there is such a list: token
+    /// `t` where bit `t % 32` of word `t / 32` is 1, and none beyond the last word. `None`: all.
+    pub allowed_mask: Option<&'a [u32]>,
     /// Tokens that may not be chosen, beside [`SamplingParams::banned_token_ids`].
     pub banned: &'a [TokenId],
     /// The request's own processor, and what it is told.
@@ -27,11 +30,26 @@ pub struct SampleRow<'a> {
     pub logprobs: Option<usize>,
 }
 
-impl SampleRow<'_> {
+impl<'a> SampleRow<'a> {
+    /// What `params` ask for, and nothing besides.
+    pub fn new(logits_row: usize, params: &'a SamplingParams, position: u32) -> SampleRow<'a> {
+        SampleRow {
+            logits_row,
+            params,
+            position,
+            history: None,
+            allowed_mask: None,
+            banned: &[],
+            processor: None,
+            logprobs: None,
+        }
+    }
+
     /// Does anything change the logits that the choice is made from?
     fn changes_logits(&self) -> bool {
         let params = self.params;
         params.allowed_token_ids.is_some()
+            || self.allowed_mask.is_some()
             || !params.banned_token_ids.is_empty()
             || !self.banned.is_empty()
             || !params.logit_bias.is_empty()
@@ -84,6 +102,9 @@ fn change(logits: &mut [f32], row: &SampleRow<'_>) -> Result<(), SampleError> {
     if let Some(allowed) = &params.allowed_token_ids {
         keep_allowed(logits, allowed);
     }
+    if let Some(mask) = row.allowed_mask {
+        keep_masked(logits, mask);
+    }
     for token in params.banned_token_ids.iter().chain(row.banned) {
         if let Some(logit) = logits.get_mut(token.0 as usize) {
             *logit = f32::NEG_INFINITY;
@@ -113,6 +134,18 @@ fn keep_allowed(logits: &mut [f32], allowed: &[TokenId]) {
     for (id, logit) in logits.iter_mut().enumerate() {
         if !set.contains(TokenId(id as u32)) {
             *logit = f32::NEG_INFINITY;
+        }
+    }
+}
+
+/// −∞ for every token whose bit of the mask is not 1.
+fn keep_masked(logits: &mut [f32], mask: &[u32]) {
+    let words = mask.iter().chain(std::iter::repeat(&0));
+    for (logits, word) in logits.chunks_mut(32).zip(words) {
+        for (bit, logit) in logits.iter_mut().enumerate() {
+            if word >> bit & 1 == 0 {
+                *logit = f32::NEG_INFINITY;
+            }
         }
     }
 }
@@ -218,7 +251,7 @@ mod tests {
     use super::*;
 
     fn row(params: &SamplingParams, position: u32) -> SampleRow<'_> {
-        SampleRow { logits_row: 0, params, position, history: None, banned: &[], processor: None, logprobs: None }
+        SampleRow::new(0, params, position)
     }
 
     /// How often each token is drawn in `n` draws.
@@ -316,6 +349,24 @@ mod tests {
         assert_eq!(sampled.logprobs.unwrap().top[0].0, TokenId(0));
         let all: Vec<TokenId> = (0..5).map(TokenId).collect();
         assert_eq!(sample(&LOGITS, &SampleRow { banned: &all, ..row }), Err(NotFinite.into()));
+    }
+
+    #[test]
+    fn a_mask_allows_tokens_by_their_bits() {
+        let params = SamplingParams::default();
+        let logits: Vec<f32> = (0..70).map(|id| id as f32).collect();
+        let chosen = |params: &SamplingParams, mask: &[u32]| {
+            sample(&logits, &SampleRow { allowed_mask: Some(mask), ..row(params, 0) }).map(|sampled| sampled.token.0)
+        };
+        assert_eq!(chosen(&params, &[u32::MAX; 3]), Ok(69), "bits beyond the vocabulary are no tokens");
+        assert_eq!(chosen(&params, &[1, 1 << 5, 0]), Ok(37));
+        assert_eq!(chosen(&params, &[1 << 31]), Ok(31), "none beyond the last word");
+        assert_eq!(chosen(&params, &[]), Err(NotFinite.into()));
+        // Of those that the request's own list allows, and not of those that it bans.
+        let listed = SamplingParams { allowed_token_ids: Some(vec![TokenId(3), TokenId(50)]), ..params.clone() };
+        assert_eq!(chosen(&listed, &[u32::MAX, 0, 0]), Ok(3));
+        let banned = SamplingParams { banned_token_ids: vec![TokenId(31)], ..params };
+        assert_eq!(chosen(&banned, &[3 << 30]), Ok(30));
     }
 
     #[derive(Debug)]

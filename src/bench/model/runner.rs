@@ -221,16 +221,7 @@ impl Parts {
 
 /// Greedy draws from the first `count` logits rows.
 fn draws(count: u32, params: &SamplingParams, position: u32) -> Vec<SampleRow<'_>> {
-    let row = |logits_row| SampleRow {
-        logits_row,
-        params,
-        position,
-        history: None,
-        banned: &[],
-        processor: None,
-        logprobs: None,
-    };
-    (0..count as usize).map(row).collect()
+    (0..count as usize).map(|logits_row| SampleRow::new(logits_row, params, position)).collect()
 }
 
 #[cfg(all(test, feature = "nano"))]

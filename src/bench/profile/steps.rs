@@ -236,15 +236,8 @@ impl Sequences {
         };
         backend.forward(&Batch { tokens: &Token::known(&ids), sequences: &sequences, logits_rows: &logits_rows })?;
         let params = SamplingParams::default();
-        let draw = |(logits_row, rows): (usize, &Rows)| SampleRow {
-            logits_row,
-            params: &params,
-            position: (rows.start + rows.rows) as u32,
-            history: None,
-            banned: &[],
-            processor: None,
-            logprobs: None,
-        };
+        let draw =
+            |(logits_row, rows): (usize, &Rows)| SampleRow::new(logits_row, &params, (rows.start + rows.rows) as u32);
         if logits == Logits::Last {
             let draws: Vec<SampleRow<'_>> = rows.iter().enumerate().map(draw).collect();
             // A draw that fails tells of weights without sense, which take as long.

@@ -46,8 +46,7 @@ mod tests {
         history: Option<&TokenHistory>,
     ) -> Option<Vec<(u32, f32, u32)>> {
         let banned: Vec<TokenId> = banned.iter().map(|id| TokenId(*id)).collect();
-        let row =
-            SampleRow { logits_row: 0, params, position: 0, history, banned: &banned, processor: None, logprobs: None };
+        let row = SampleRow { history, banned: &banned, ..SampleRow::new(0, params, 0) };
         let mut list = vec![Change::banned(TokenId(1))];
         gather(&row, 100, &mut list).then(|| list.iter().map(|c| (c.id, c.bias, c.count)).collect())
     }

@@ -114,10 +114,8 @@ impl Shared<'_> {
         if let Some(history) = row.history.filter(|_| row.params.repetition_penalty != 1.0) {
             params = params.with_seen(self.add_set(history.seen()), Insertion::None);
         }
-        if let Some(allowed) = &row.params.allowed_token_ids {
-            let mut set = SeenTokens::new(self.vocabulary);
-            allowed.iter().for_each(|&token| set.insert(token));
-            params = params.with_allowed(self.add_set(&set));
+        if let Some(slot) = self.add_allowed(row) {
+            params = params.with_allowed(slot);
         }
         let (first, count) = (self.changes_taken, self.gathered.len());
         if count > 0 {
@@ -128,15 +126,44 @@ impl Shared<'_> {
         Some(row.logprobs.map_or(params, |top| params.with_logprobs(top as u32)))
     }
 
+    /// Puts the tokens that the row's list and its mask allow into a slot, where there is either.
+    fn add_allowed(&mut self, row: &SampleRow<'_>) -> Option<u32> {
+        let list = row.params.allowed_token_ids.as_ref();
+        if list.is_none() && row.allowed_mask.is_none() {
+            return None;
+        }
+        let slot = self.next_slot();
+        let words = self.set_mut(slot);
+        words.fill(if list.is_none() { u32::MAX } else { 0 });
+        for token in list.into_iter().flatten() {
+            if let Some(word) = words.get_mut(token.0 as usize / 32) {
+                *word |= 1 << (token.0 % 32);
+            }
+        }
+        if let Some(mask) = row.allowed_mask {
+            let mask = mask.iter().chain(std::iter::repeat(&0));
+            words.iter_mut().zip(mask).for_each(|(word, mask)| *word &= mask);
+        }
+        Some(slot)
+    }
+
     /// Puts a bitset into the next slot, whose number is returned.
     fn add_set(&mut self, tokens: &SeenTokens) -> u32 {
-        let slot = self.sets_taken;
-        let words = &mut self.sets[slot * self.set_words..][..self.set_words];
-        for (pair, word) in words.chunks_exact_mut(2).zip(tokens.words()) {
+        let slot = self.next_slot();
+        for (pair, word) in self.set_mut(slot).chunks_exact_mut(2).zip(tokens.words()) {
             pair.copy_from_slice(&[*word as u32, (word >> 32) as u32]);
         }
+        slot
+    }
+
+    fn next_slot(&mut self) -> u32 {
         self.sets_taken += 1;
-        slot as u32
+        (self.sets_taken - 1) as u32
+    }
+
+    /// The words of a slot: bit `t % 32` of word `t / 32` is token `t`'s.
+    fn set_mut(&mut self, slot: u32) -> &mut [u32] {
+        &mut self.sets[slot as usize * self.set_words..][..self.set_words]
     }
 }
 
