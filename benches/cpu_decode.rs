@@ -20,7 +20,7 @@ use rigel::backend::cpu::{CpuBackend, CpuOptions};
 use rigel::backend::{Backend, Batch, SequenceRows, Token};
 use rigel::bench::cpu_limits::{READERS, multiply_add_peak, read};
 use rigel::checkpoint::{Checkpoint, ModelSource};
-use rigel::kv::PageId;
+use rigel::kv::{BlockTable, PageId};
 use rigel::model::ModelSpec;
 use rigel::text::TokenId;
 
@@ -108,7 +108,7 @@ fn median(values: &[f64]) -> f64 {
 /// The backend and one sequence in it.
 struct Model {
     backend: CpuBackend,
-    pages: Vec<PageId>,
+    tables: [BlockTable; 1],
     tokens: Vec<Token>,
 }
 
@@ -125,11 +125,11 @@ impl Model {
             max_rows: PREFILL_ROWS,
         };
         let backend = CpuBackend::new(checkpoint, spec, options).expect("the checkpoint fits the spec");
-        Model { backend, pages: (0..pages).map(PageId).collect(), tokens }
+        Model { backend, tables: [BlockTable::from_pages(0, (0..pages).map(PageId).collect())], tokens }
     }
 
     fn forward(&mut self, start: usize, rows: usize) {
-        let sequences = [SequenceRows { rows: 0..rows, start: start as u32, first_block: 0, pages: &self.pages }];
+        let sequences = [SequenceRows { rows: 0..rows, start: start as u32, tables: &self.tables }];
         let batch =
             Batch { tokens: &self.tokens[start..start + rows], sequences: &sequences, logits_rows: &[rows - 1] };
         self.backend.forward(&batch).expect("a valid batch");

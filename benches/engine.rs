@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 use criterion::Criterion;
 use rigel::backend::cpu::{CpuBackend, CpuOptions};
 use rigel::backend::{Backend, BackendError, Batch, DeviceInfo};
-use rigel::checkpoint::{Checkpoint, Config, ModelSource};
+use rigel::checkpoint::{Checkpoint, Config, Dtype, ModelSource};
 use rigel::engine::{Engine, EngineOptions, Request, Speculation};
-use rigel::kv::CacheGeometry;
+use rigel::kv::{CacheGeometry, CacheGroup};
 use rigel::model::ModelSpec;
 use rigel::sampling::{NotFinite, SampleError, SampleRow, Sampled, TokenLogprobs};
 use rigel::text::TokenId;
@@ -51,6 +51,7 @@ fn main() {
 /// A backend that computes nothing and says when it was called.
 struct Nothing {
     spec: ModelSpec,
+    cache: CacheGeometry,
     calls: Sender<(Instant, Instant)>,
     /// All sequences are there: the first call waits for them, since nothing waits for those that come late.
     all_there: Arc<AtomicBool>,
@@ -65,8 +66,8 @@ impl Backend for Nothing {
     fn device(&self) -> DeviceInfo {
         DeviceInfo::Other { name: "nothing".to_owned() }
     }
-    fn cache(&self) -> CacheGeometry {
-        CacheGeometry { page_size: 64, pages: 300_000 }
+    fn cache(&self) -> &CacheGeometry {
+        &self.cache
     }
     fn max_rows(&self) -> usize {
         2048
@@ -104,11 +105,13 @@ fn bookkeeping(steps: usize) -> Duration {
         "num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 64, "sliding_window": 4096,
         "max_position_embeddings": 16777216, "eos_token_id": 0, "bos_token_id": 0}"#;
     let spec = ModelSpec::from_config(&Config::parse(json.as_bytes(), "config.json").expect("valid")).expect("valid");
+    let group = CacheGroup { window: spec.window(), pages: 300_000, element: Dtype::F32, page_bytes: 0 };
+    let cache = CacheGeometry { page_size: NonZeroU32::new(64).expect("not zero"), groups: vec![group] };
     let all_there = Arc::new(AtomicBool::new(false));
     let (calls, called): (_, Receiver<(Instant, Instant)>) = channel();
     let options = EngineOptions { speculation: Speculation::Off, ..EngineOptions::default() };
     let engine = Engine::with_backend(
-        Box::new(Nothing { spec, calls, all_there: all_there.clone(), positions: Vec::new() }),
+        Box::new(Nothing { spec, cache, calls, all_there: all_there.clone(), positions: Vec::new() }),
         None,
         String::new(),
         options,
@@ -172,7 +175,7 @@ impl Backend for Timed {
     fn device(&self) -> DeviceInfo {
         self.inside.device()
     }
-    fn cache(&self) -> CacheGeometry {
+    fn cache(&self) -> &CacheGeometry {
         self.inside.cache()
     }
     fn max_rows(&self) -> usize {

@@ -13,7 +13,7 @@ use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
 use rigel::backend::cuda::{Card, Properties};
 use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows, Token};
 use rigel::checkpoint::Config;
-use rigel::kv::PageId;
+use rigel::kv::{BlockTable, PageId};
 use rigel::model::ModelSpec;
 use rigel::sampling::{SampleRow, SamplingParams};
 use rigel::text::TokenId;
@@ -71,7 +71,8 @@ fn follows_its_account<T: Element>(bench: &common::Bench, name: &str, arithmetic
     let (checkpoint, spec) = common::golden(name);
     let options = options(arithmetic);
     let mut backend = CudaBackend::<T>::new(bench.device(), &checkpoint, spec.clone(), &options, &mut |_| {}).unwrap();
-    let pages: Vec<Vec<PageId>> = (0..5).map(|s| (s * PAGES..(s + 1) * PAGES).map(PageId).collect()).collect();
+    let table = |s: u32| [BlockTable::from_pages(0, (s * PAGES..(s + 1) * PAGES).map(PageId).collect())];
+    let tables = [0, 1, 2, 3, 4].map(table);
     let mut computed = [0u32; 5];
     for (number, step) in STEPS.into_iter().enumerate() {
         let described: Vec<SequenceStep> =
@@ -82,8 +83,8 @@ fn follows_its_account<T: Element>(bench: &common::Bench, name: &str, arithmetic
         let mut first = 0;
         let mut sequences = Vec::new();
         for &(sequence, rows) in step {
-            let (start, pages) = (computed[sequence], &pages[sequence]);
-            sequences.push(SequenceRows { rows: first..first + rows as usize, start, first_block: 0, pages });
+            let (start, tables) = (computed[sequence], &tables[sequence]);
+            sequences.push(SequenceRows { rows: first..first + rows as usize, start, tables });
             first += rows as usize;
         }
         let ends: Vec<usize> = sequences.iter().map(|sequence| sequence.rows.end - 1).collect();

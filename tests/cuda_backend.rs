@@ -11,10 +11,10 @@ use rigel::backend::cpu::{CpuBackend, CpuOptions};
 use rigel::backend::cuda::kernels::Element;
 use rigel::backend::cuda::model::{self, CudaBackend, CudaOptions, DRIVER_BYTES, pages_within};
 use rigel::backend::cuda::{Arguments, Device, Launch};
-use rigel::backend::{self, Arithmetic, Backend, BackendError, Batch, SequenceRows, Token};
+use rigel::backend::{self, Arithmetic, Backend, BackendError, BackendHooks, Batch, SequenceRows, Token};
 use rigel::checkpoint::{Config, Dtype};
 use rigel::engine::{Engine, Failure, Request};
-use rigel::kv::{BlockTable, PageCache, PageId, PrefixCache};
+use rigel::kv::{BlockTable, BlockTables, CacheGeometry, PageCache, PageId, PrefixCache};
 use rigel::model::ModelSpec;
 use rigel::sampling::{LogitsContext, LogitsProcessor, SampleError, SampleRow, SamplingParams, TokenHistory};
 use rigel::text::TokenId;
@@ -54,21 +54,22 @@ fn cpu(name: &str) -> CpuBackend {
 struct Sequences {
     tokens: Vec<Vec<TokenId>>,
     computed: Vec<usize>,
-    tables: Vec<BlockTable>,
-    pool: PageCache,
+    tables: Vec<BlockTables>,
+    pages: PageCache,
 }
 
 /// How many rows of which sequence a step computes.
 type StepRows<'a> = &'a [(usize, usize)];
 
 impl Sequences {
-    fn new(spec: &ModelSpec, lengths: &[usize]) -> Sequences {
+    fn new(spec: &ModelSpec, cache: &CacheGeometry, lengths: &[usize]) -> Sequences {
+        let pages = PageCache::new(cache, PrefixCache::Off);
         let token = |sequence: usize, i: usize| TokenId(((sequence * 131 + i * i * 7 + i) % spec.vocab_size) as u32);
         Sequences {
             tokens: lengths.iter().enumerate().map(|(s, len)| (0..*len).map(|i| token(s, i)).collect()).collect(),
             computed: vec![0; lengths.len()],
-            tables: lengths.iter().map(|_| BlockTable::new()).collect(),
-            pool: PageCache::new(PAGE_SIZE, PAGES, spec.window(), PrefixCache::Off),
+            tables: lengths.iter().map(|_| BlockTables::new(&pages)).collect(),
+            pages,
         }
     }
 
@@ -77,8 +78,8 @@ impl Sequences {
         let (mut ids, mut places) = (Vec::new(), Vec::new());
         for &(sequence, count) in rows {
             let start = self.computed[sequence];
-            self.tables[sequence].evict(start as u32, &mut self.pool);
-            self.tables[sequence].reserve((start + count) as u32, &mut self.pool).unwrap();
+            self.tables[sequence].evict(start as u32, &mut self.pages);
+            self.tables[sequence].reserve((start + count) as u32, &mut self.pages).unwrap();
             places.push((sequence, start, ids.len()..ids.len() + count));
             ids.extend_from_slice(&self.tokens[sequence][start..start + count]);
             self.computed[sequence] += count;
@@ -86,8 +87,7 @@ impl Sequences {
         let rows = |(sequence, start, rows): &(usize, usize, std::ops::Range<usize>)| SequenceRows {
             rows: rows.clone(),
             start: *start as u32,
-            first_block: self.tables[*sequence].first_block(),
-            pages: self.tables[*sequence].pages(),
+            tables: self.tables[*sequence].as_slice(),
         };
         let sequences: Vec<SequenceRows<'_>> = places.iter().map(rows).collect();
         let logits_rows: Vec<usize> = (0..ids.len()).collect();
@@ -105,7 +105,7 @@ impl Sequences {
 }
 
 fn play(backend: &mut dyn Backend, lengths: &[usize], steps: &[StepRows<'_>]) -> BTreeMap<(usize, usize), Vec<f32>> {
-    let mut sequences = Sequences::new(&backend.spec().clone(), lengths);
+    let mut sequences = Sequences::new(backend.spec(), backend.cache(), lengths);
     steps.iter().flat_map(|step| sequences.step(backend, step)).collect()
 }
 
@@ -164,6 +164,65 @@ device_test! {
 }
 
 device_test! {
+    fn layers_with_different_windows_agree_with_the_cpu() {
+        common::on_one_schedule(|bench| {
+            for arithmetic in [Arithmetic::Fastest, Arithmetic::BatchInvariant] {
+                let (checkpoint, mut spec) = common::golden("gqa9");
+                // A window of 24, and none in the second layer. Of few positions, so that the window's pages are not few.
+                spec.layers[1].attention.window = None;
+                spec.max_positions = 128;
+                let options = CudaOptions { pages: 64, arithmetic, ..options() };
+                let of_cpu = CpuOptions { threads: None, page_size: PAGE_SIZE, pages: 64, max_rows: MAX_ROWS };
+                let mut cpu = CpuBackend::new(&checkpoint, spec.clone(), of_cpu).unwrap();
+                let allocated = || bench.interpreter().map(Interpreter::allocated_bytes);
+                let before = allocated();
+                let load = CudaBackend::<bf16>::new(bench.device(), &checkpoint, spec, &options, &mut |_| {});
+                let mut cuda = load.unwrap();
+                let planned = cuda.memory_plan().bytes();
+                assert_eq!(allocated(), before.map(|before| before + planned), "{}", cuda.memory_plan());
+                assert_eq!(cuda.cache().groups.len(), 2);
+                let (expected, found) = (play(&mut cpu, &LENGTHS, &STEPS), play(&mut cuda, &LENGTHS, &STEPS));
+                for (place, expected) in &expected {
+                    let (expected, found) = (log_softmax(expected), log_softmax(&found[place]));
+                    let differences = expected.iter().zip(&found).map(|(a, b)| (a - b).abs());
+                    let mean = differences.sum::<f64>() / expected.len() as f64;
+                    assert!(mean < 0.2, "sequence and position {place:?}: log-probabilities off by {mean} on average");
+                }
+            }
+        });
+    }
+}
+
+device_test! {
+    fn pages_that_were_exported_go_on_elsewhere() {
+        common::on_one_schedule(|bench| {
+            let mut backend = cuda::<bf16>(bench.device(), "gqa9");
+            let ids: Vec<TokenId> = (1..=21).map(TokenId).collect();
+            let step = |backend: &mut CudaBackend<bf16>, start: usize, end: usize, pages: &[u32]| {
+                let tables = table(pages);
+                let rows = [SequenceRows { rows: 0..end - start, start: start as u32, tables: &tables }];
+                let tokens = Token::known(&ids[start..end]);
+                backend.forward(&Batch { tokens: &tokens, sequences: &rows, logits_rows: &[end - start - 1] }).unwrap();
+                backend.logits(0).unwrap().to_vec()
+            };
+            step(&mut backend, 0, 20, &[3, 8]);
+            let pages = [3, 8].map(|page| backend.export_page(0, PageId(page)).unwrap());
+            assert!(pages.iter().all(|page| page.len() as u64 == backend.cache().groups[0].page_bytes));
+            let expected = step(&mut backend, 20, 21, &[3, 8]);
+            let all: Vec<PageId> = (0..PAGES).map(PageId).collect();
+            backend.poison(0, &all).unwrap();
+            backend.import_page(0, PageId(5), &pages[0]).unwrap();
+            backend.import_page(0, PageId(0), &pages[1]).unwrap();
+            assert!(step(&mut backend, 20, 21, &[5, 0]) == expected);
+            assert_eq!(backend.export_page(0, PageId(5)).unwrap(), pages[0]);
+            let error = backend.import_page(0, PageId(5), &pages[0][2..]).unwrap_err().to_string();
+            assert!(error.starts_with("invalid batch: ") && error.contains(" bytes for a page of "), "{error}");
+            assert!(backend.export_page(1, PageId(0)).is_err() && backend.export_page(0, PageId(PAGES)).is_err());
+        });
+    }
+}
+
+device_test! {
     fn a_recorded_step_gives_the_bits_of_one_that_is_not() {
         common::on_one_schedule(|bench| {
             // Buckets of 1, 2 and 4 rows, each often enough to be recorded and replayed for other rows.
@@ -196,10 +255,10 @@ device_test! {
             let options = CudaOptions { pages: 256, max_rows: 256, max_sequences: 256, ..options() };
             let (before, _) = bench.device().memory().unwrap();
             let mut backend = CudaBackend::<bf16>::new(bench.device(), &checkpoint, spec, &options, &mut |_| {}).unwrap();
-            let pages: Vec<[PageId; 1]> = (0..256).map(|page| [PageId(page)]).collect();
+            let tables: Vec<[BlockTable; 1]> = (0..256).map(|page| table(&[page])).collect();
             for rows in [1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256] {
                 let ids = vec![TokenId(5); rows];
-                let row = |index: usize| SequenceRows { rows: index..index + 1, start: 0, first_block: 0, pages: &pages[index] };
+                let row = |index: usize| SequenceRows { rows: index..index + 1, start: 0, tables: &tables[index] };
                 let sequences: Vec<SequenceRows<'_>> = (0..rows).map(row).collect();
                 // Launched, captured, replayed.
                 for _ in 0..3 {
@@ -216,7 +275,12 @@ device_test! {
     }
 }
 
-/// One row of one sequence in page 0.
+/// Pages of the first blocks of a sequence, in a cache of one group.
+fn table(pages: &[u32]) -> [BlockTable; 1] {
+    [BlockTable::from_pages(0, pages.iter().copied().map(PageId).collect())]
+}
+
+/// One row of one sequence.
 fn one_row<'a>(tokens: &'a [Token], start: u32, rows: &'a [SequenceRows<'a>; 1]) -> Batch<'a> {
     assert_eq!(rows[0].start, start);
     Batch { tokens, sequences: rows, logits_rows: &[0] }
@@ -226,8 +290,8 @@ device_test! {
     fn a_step_may_take_its_token_from_the_draw_before_it() {
         common::on_one_schedule(|bench| {
             let mut backend = cuda::<bf16>(bench.device(), "gqa9");
-            let pages = [PageId(3)];
-            let row = |start| [SequenceRows { rows: 0..1, start, first_block: 0, pages: &pages }];
+            let tables = table(&[3]);
+            let row = |start| [SequenceRows { rows: 0..1, start, tables: &tables }];
             let params = SamplingParams::default();
             let draw = |position| SampleRow::new(0, &params, position);
             let mut token = TokenId(5);
@@ -254,8 +318,8 @@ device_test! {
     fn draws_are_waited_for_and_not_the_step_behind_them() {
         common::on_one_schedule(|bench| {
             let mut backend = cuda::<bf16>(bench.device(), "gqa9");
-            let pages = [PageId(3)];
-            let row = |start| [SequenceRows { rows: 0..1, start, first_block: 0, pages: &pages }];
+            let tables = table(&[3]);
+            let row = |start| [SequenceRows { rows: 0..1, start, tables: &tables }];
             let params = SamplingParams { temperature: 1.0, seed: 4, ..SamplingParams::default() };
             let draw = |position| SampleRow { logprobs: Some(2), ..SampleRow::new(0, &params, position) };
             // The last steps are replays of a recording.
@@ -298,22 +362,22 @@ device_test! {
 fn poison_is_found<T: Element>(device: &Device) {
     let mut backend = cuda::<T>(device, "gqa9");
     let all: Vec<PageId> = (0..PAGES).map(PageId).collect();
-    backend.poison(&all).unwrap();
+    backend.poison(0, &all).unwrap();
     let found = play(&mut backend, &LENGTHS, &STEPS[..4]);
     assert!(found.values().flatten().all(|logit| logit.is_finite()));
 
-    let pages = [[PageId(3)], [PageId(5)]];
+    let tables = [table(&[3]), table(&[5])];
     let ids = [TokenId(70), TokenId(80)];
     let step = |backend: &mut CudaBackend<T>, start| {
-        let rows = |s: usize| SequenceRows { rows: s..s + 1, start, first_block: 0, pages: &pages[s] };
+        let rows = |s: usize| SequenceRows { rows: s..s + 1, start, tables: &tables[s] };
         let sequences = [rows(0), rows(1)];
         backend.forward(&Batch { tokens: &Token::known(&ids), sequences: &sequences, logits_rows: &[0, 1] }).unwrap();
         [0, 1].map(|row| backend.logits(row).unwrap().iter().all(|logit| logit.is_finite()))
     };
     assert_eq!(step(&mut backend, 0), [true, true]);
-    backend.poison(&[PageId(4), PageId(5)]).unwrap();
+    backend.poison(0, &[PageId(4), PageId(5)]).unwrap();
     assert_eq!(step(&mut backend, 1), [true, false], "{}: the second sequence has lost its page", T::NAME);
-    let error = backend.poison(&[PageId(PAGES)]).unwrap_err();
+    let error = backend.poison(0, &[PageId(PAGES)]).unwrap_err();
     assert_eq!(error.to_string(), format!("invalid batch: page {PAGES} of {PAGES}"));
 }
 
@@ -331,7 +395,7 @@ device_test! {
         common::on_one_schedule(|bench| {
             let mut backend = cuda::<f16>(bench.device(), "gqa9-d128");
             let spec = backend.spec().clone();
-            let mut sequences = Sequences::new(&spec, &[30, 4]);
+            let mut sequences = Sequences::new(&spec, backend.cache(), &[30, 4]);
             let logits = sequences.step(&mut backend, &[(0, 20), (1, 4)]);
             let logits: Vec<&Vec<f32>> = logits.values().collect();
             let prompt: Vec<TokenId> = (0..200).map(TokenId).collect();
@@ -439,7 +503,7 @@ device_test! {
         common::on_one_schedule(|bench| {
             let mut backend = cuda::<f16>(bench.device(), "gqa9-d128");
             let vocab_size = backend.spec().vocab_size;
-            let logits = Sequences::new(backend.spec(), &[20, 4]).step(&mut backend, &[(0, 20), (1, 4)]);
+            let logits = Sequences::new(backend.spec(), backend.cache(), &[20, 4]).step(&mut backend, &[(0, 20), (1, 4)]);
             let logits: Vec<&Vec<f32>> = logits.values().collect();
             let check = |rows: &[SampleRow<'_>], drawn: Vec<Result<rigel::sampling::Sampled, SampleError>>| {
                 assert_eq!(rows.len(), drawn.len());
@@ -501,9 +565,9 @@ device_test! {
     fn a_step_finds_tokens_from_the_host_beside_those_of_the_device() {
         common::on_one_schedule(|bench| {
             let mut backend = cuda::<bf16>(bench.device(), "gqa9");
-            let pages = [[rigel::kv::PageId(3)], [rigel::kv::PageId(8)], [rigel::kv::PageId(5)]];
+            let tables = [3, 8, 5].map(|page| table(&[page]));
             let rows = |start: u32| [0, 1, 2].map(|at: usize| SequenceRows {
-                rows: at..at + 1, start, first_block: 0, pages: &pages[at],
+                rows: at..at + 1, start, tables: &tables[at],
             });
             let params = SamplingParams::default();
             let prompt = [TokenId(5)];
@@ -639,8 +703,8 @@ device_test! {
     fn a_batch_that_cannot_be_is_refused_and_harms_nothing() {
         common::on_one_schedule(|bench| {
             let mut backend = cuda::<bf16>(bench.device(), "gqa9");
-            let pages = [PageId(3)];
-            let row = |start, rows| SequenceRows { rows, start, first_block: 0, pages: &pages };
+            let tables = table(&[3]);
+            let row = |start, rows| SequenceRows { rows, start, tables: &tables };
             let ids = vec![TokenId(1); 60];
             let mut refused = |ids: &[TokenId], sequences: &[SequenceRows<'_>], logits_rows: &[usize]| {
                 let error = backend.forward(&Batch { tokens: &Token::known(ids), sequences, logits_rows }).unwrap_err();
@@ -694,8 +758,8 @@ device_test! {
                 return;
             }
             let mut backend = cuda::<bf16>(bench.device(), "gqa9");
-            let pages = [PageId(3)];
-            let rows = [SequenceRows { rows: 0..1, start: 0, first_block: 0, pages: &pages }];
+            let tables = table(&[3]);
+            let rows = [SequenceRows { rows: 0..1, start: 0, tables: &tables }];
             let batch = Batch { tokens: &[Token::Known(TokenId(1))], sequences: &rows, logits_rows: &[0] };
             backend.forward(&batch).unwrap();
             fault(bench);
@@ -781,7 +845,7 @@ device_test! {
                     }
                     let before = interpreter.allocated_bytes();
                     let backend = build.build_backend().unwrap();
-                    assert_eq!((backend.cache().pages, limited.fits()), (pages, pages == plan.pages_for_all));
+                    assert_eq!((backend.cache().groups[0].pages, limited.fits()), (pages, pages == plan.pages_for_all));
                     let missing = u64::from(plan.pages_for_all - pages) * two_pages / 2;
                     assert_eq!(interpreter.allocated_bytes() - before, limited.memory.bytes() - missing);
                 }
@@ -797,7 +861,7 @@ device_test! {
                 let builder = Engine::builder().device(device).dummy_weights(config(), 9);
                 let mut backend = builder.max_sequences(NonZeroUsize::MIN).build_backend().unwrap();
                 let token_ids: Vec<TokenId> = (0..20).map(|i| TokenId(i * 37 % 301)).collect();
-                let sequence = SequenceRows { rows: 0..20, start: 0, first_block: 0, pages: &[PageId(0)] };
+                let sequence = SequenceRows { rows: 0..20, start: 0, tables: &table(&[0]) };
                 let batch = Batch { tokens: &Token::known(&token_ids), sequences: &[sequence], logits_rows: &[19] };
                 backend.forward(&batch).unwrap();
                 backend.logits(0).unwrap().to_vec()

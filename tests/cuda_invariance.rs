@@ -10,10 +10,10 @@ use half::{bf16, f16};
 use rigel::backend::cuda::Device;
 use rigel::backend::cuda::kernels::Element;
 use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
-use rigel::backend::{self, Arithmetic, Backend, Batch, SequenceRows, Token};
+use rigel::backend::{self, Arithmetic, Backend, BackendHooks, Batch, SequenceRows, Token};
 use rigel::checkpoint::{Checkpoint, ModelSource};
 use rigel::engine::{Completion, Engine, EngineBuilder, Request, Speculation};
-use rigel::kv::{PageId, PrefixCache};
+use rigel::kv::{BlockTable, PageId, PrefixCache};
 use rigel::model::ModelSpec;
 use rigel::sampling::SamplingParams;
 use rigel::text::TokenId;
@@ -52,7 +52,7 @@ fn backend<T: Element>(
     };
     let mut backend = CudaBackend::<T>::new(device, &checkpoint, spec, &options, &mut |_| {}).unwrap();
     // A slot that is read before it is written shows.
-    backend.poison(&(0..PAGES).map(PageId).collect::<Vec<_>>()).unwrap();
+    backend.poison(0, &(0..PAGES).map(PageId).collect::<Vec<_>>()).unwrap();
     Box::new(backend)
 }
 
@@ -111,7 +111,7 @@ impl<'a> World<'a> {
 
     /// Computes the next rows of some sequences, and keeps the logits of those rows that `wants` wants.
     fn step(&mut self, rows: &[(usize, usize)], mut wants: impl FnMut(usize) -> bool) {
-        let page_size = self.backend.cache().page_size as usize;
+        let page_size = self.backend.cache().page_size.get() as usize;
         let (mut ids, mut wanted) = (Vec::new(), Vec::new());
         for &(index, count) in rows {
             let sequence = &mut self.sequences[index];
@@ -127,12 +127,15 @@ impl<'a> World<'a> {
             }
         }
         let mut first = 0;
+        let table = |index: usize| [BlockTable::from_pages(0, self.sequences[index].pages.clone())];
+        let tables: Vec<[BlockTable; 1]> = rows.iter().map(|(index, _)| table(*index)).collect();
         let sequences: Vec<SequenceRows<'_>> = rows
             .iter()
-            .map(|&(index, count)| {
-                let Sequence { computed, pages, .. } = &self.sequences[index];
+            .zip(&tables)
+            .map(|(&(index, count), tables)| {
                 first += count;
-                SequenceRows { rows: first - count..first, start: *computed as u32, first_block: 0, pages }
+                let start = self.sequences[index].computed as u32;
+                SequenceRows { rows: first - count..first, start, tables }
             })
             .collect();
         let logits_rows: Vec<usize> = wanted.iter().map(|(row, _)| *row).collect();
@@ -408,15 +411,11 @@ fn what_a_decode_step_costs() {
             let options = CudaOptions { page_size, pages: 128, max_rows: 64, max_sequences: 64, arithmetic };
             let mut backend =
                 CudaBackend::<bf16>::new(bench.device(), &checkpoint, spec, &options, &mut |_| {}).unwrap();
-            let pages: Vec<PageId> = (0..128).map(PageId).collect();
-            backend.poison(&pages).unwrap();
+            backend.poison(0, &(0..128).map(PageId).collect::<Vec<_>>()).unwrap();
+            let table = |i: u32| [BlockTable::from_pages(0, vec![PageId(2 * i), PageId(2 * i + 1)])];
+            let tables: Vec<[BlockTable; 1]> = (0..64).map(table).collect();
             for count in [1, 16, 64] {
-                let rows = |i: usize| SequenceRows {
-                    rows: i..i + 1,
-                    start: 100,
-                    first_block: 0,
-                    pages: &pages[2 * i..2 * i + 2],
-                };
+                let rows = |i: usize| SequenceRows { rows: i..i + 1, start: 100, tables: &tables[i] };
                 let sequences: Vec<SequenceRows<'_>> = (0..count).map(rows).collect();
                 let (ids, logits_rows) = (vec![TokenId(5); count], (0..count).collect::<Vec<_>>());
                 interpreter.clear_counters();

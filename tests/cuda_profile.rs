@@ -11,7 +11,7 @@ use rigel::backend::cuda::trace::{COPY, EventTimes, LaunchTimes};
 use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows, Token};
 use rigel::bench::profile::{Plan, Step, profile};
 use rigel::bench::report::Ceilings;
-use rigel::kv::PageId;
+use rigel::kv::{BlockTable, PageId};
 use rigel::text::TokenId;
 
 device_test! {
@@ -59,7 +59,7 @@ device_test! {
                 max_sequences: 1,
                 arithmetic: Arithmetic::Fastest,
             };
-            let pages = [PageId(1)];
+            let tables = [BlockTable::from_pages(0, vec![PageId(1)])];
             // Six decode steps; those of `watched` are watched, on their way from the first to a replay.
             let play = |watched: &[u32]| {
                 let mut backend =
@@ -68,7 +68,7 @@ device_test! {
                 let mut all = Vec::new();
                 let mut counts = Vec::new();
                 for start in 0..6 {
-                    let rows = [SequenceRows { rows: 0..1, start, first_block: 0, pages: &pages }];
+                    let rows = [SequenceRows { rows: 0..1, start, tables: &tables }];
                     let batch = Batch { tokens: &[Token::Known(TokenId(start + 5))], sequences: &rows, logits_rows: &[0] };
                     if watched.contains(&start) {
                         EventTimes.begin(&stream).unwrap();

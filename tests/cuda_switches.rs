@@ -16,11 +16,10 @@ use rigel::backend::cuda::{
     Switches,
 };
 use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows, Token};
-use rigel::kv::PageId;
+use rigel::kv::{BlockTable, PageId};
 use rigel::text::TokenId;
 use rigel_interpreter::{DeviceProfile, Interpreter, LaunchCounters};
 
-const PAGES: [PageId; 6] = [PageId(0), PageId(1), PageId(2), PageId(3), PageId(4), PageId(5)];
 const MODEL: &str = "gqa9";
 
 fn options(arithmetic: Arithmetic) -> CudaOptions {
@@ -34,9 +33,10 @@ const STEPS: [u32; 4] = [18, 1, 1, 1];
 /// The logits of the last row of each step.
 fn logits(backend: &mut dyn Backend, steps: &[u32]) -> Vec<Vec<f32>> {
     let mut start = 0;
+    let tables = [BlockTable::from_pages(0, (0..6).map(PageId).collect())];
     let step = |rows: u32| {
         let ids: Vec<TokenId> = (start..start + rows).map(|i| TokenId(i * i * 7 % 500 + 1)).collect();
-        let sequences = [SequenceRows { rows: 0..rows as usize, start, first_block: 0, pages: &PAGES }];
+        let sequences = [SequenceRows { rows: 0..rows as usize, start, tables: &tables }];
         let last = [rows as usize - 1];
         backend.forward(&Batch { tokens: &Token::known(&ids), sequences: &sequences, logits_rows: &last }).unwrap();
         start += rows;
@@ -246,10 +246,10 @@ device_test! {
                 return;
             }
             let mut backend = load(gemm(Linear::Skinny), Arithmetic::Fastest).unwrap();
-            let pages: Vec<PageId> = (0..20).map(PageId).collect();
+            let tables = [BlockTable::from_pages(0, (0..20).map(PageId).collect())];
             let mut step = |rows: usize| {
                 let ids = vec![TokenId(3); rows];
-                let sequences = [SequenceRows { rows: 0..rows, start: 0, first_block: 0, pages: &pages }];
+                let sequences = [SequenceRows { rows: 0..rows, start: 0, tables: &tables }];
                 backend.forward(&Batch { tokens: &Token::known(&ids), sequences: &sequences, logits_rows: &[0] })
             };
             let error = refused(step(257));

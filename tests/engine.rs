@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use ledger::{EOS, Hook, Ledger, VOCAB, expected, expected_of, ids, prompt, raw};
+use ledger::{EOS, Hook, Ledger, VOCAB, expected, expected_of, expected_of_windows, ids, prompt, raw};
 use proptest::prelude::*;
 use rigel::backend::{BackendError, Token};
 use rigel::engine::{
@@ -364,8 +364,8 @@ fn asked() -> impl Strategy<Value = Asked> {
 }
 
 /// What each request gets alone: one at a time, nothing shared, drafted or short.
-fn alone(window: Option<u32>, variety: u32, requests: &[Asked]) -> Vec<Vec<Completion>> {
-    let mut ledger = Ledger::new(window, 8, 64);
+fn alone(windows: &[Option<u32>], variety: u32, requests: &[Asked]) -> Vec<Vec<Completion>> {
+    let mut ledger = Ledger::with_windows(windows, 8, 64);
     ledger.variety = variety;
     let ways = Ways { asynchronous: false, speculation: Speculation::Off, prefix_cache: PrefixCache::Off };
     let engine = engine_of(ledger.with_pages(200), ways, 1);
@@ -379,7 +379,7 @@ proptest! {
     /// log-probabilities, and a greedy one what the books say.
     #[test]
     fn company_changes_nothing(
-        window in prop::option::of(1u32..60),
+        windows in prop::collection::vec(prop::option::of(1u32..60), 1..3),
         page_size in 1u32..12,
         max_rows in 2usize..40,
         logits_rows in 1usize..20,
@@ -389,12 +389,11 @@ proptest! {
         requests in prop::collection::vec(asked(), 1..24),
         ways in prop::sample::select(all_ways()),
     ) {
-        let expected = alone(window, variety, &requests);
-        let mut ledger = Ledger::new(window, page_size, max_rows);
+        let expected = alone(&windows, variety, &requests);
+        let mut ledger = Ledger::with_windows(&windows, page_size, max_rows);
         ledger.variety = variety;
         ledger.max_logits_rows = logits_rows;
-        let pages = (f64::from(ledger.cache.pages) * room) as u32;
-        let engine = engine_of(ledger.with_pages(pages.max(1)), ways, max_sequences);
+        let engine = engine_of(ledger.with_room(room), ways, max_sequences);
         let mut running = Vec::new();
         let mut sequences = 0;
         for (asked, expected) in requests.iter().zip(expected) {
@@ -422,7 +421,7 @@ proptest! {
             }
             if asked.temperature == 0.0 {
                 let prompt = raw(&asked.request().prompt);
-                let tokens = expected_of(&prompt, asked.max_tokens as usize, window, variety);
+                let tokens = expected_of_windows(&prompt, asked.max_tokens as usize, &windows, variety);
                 prop_assert_eq!(raw(&found[0].token_ids), tokens);
             }
         }

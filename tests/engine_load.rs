@@ -11,19 +11,19 @@ use std::path::Path;
 use std::time::Duration;
 
 use rigel::backend::cpu::{CpuBackend, CpuOptions};
-use rigel::backend::{Backend, BackendError, Batch, DeviceInfo, SequenceRows, Token};
+use rigel::backend::{Backend, BackendError, BackendHooks, Batch, DeviceInfo, SequenceRows, Token};
 use rigel::checkpoint::{Checkpoint, ModelSource};
 use rigel::engine::{
     Completion, Engine, EngineOptions, FinishReason, Generation, Request, RequestError, Speculation, Statistics,
 };
-use rigel::kv::{CacheGeometry, PageId, PrefixCache};
+use rigel::kv::{BlockTable, CacheGeometry, PageId, PrefixCache};
 use rigel::model::ModelSpec;
 use rigel::sampling::{SampleError, SampleRow, Sampled, SamplingParams};
 use rigel::text::{SpecialTokens, TokenId, Tokenizer};
 
 const PAGE_SIZE: u32 = 8;
 /// Requests of each engine, and how many different ones they are drawn from.
-const REQUESTS: usize = 3_500;
+const REQUESTS: usize = 2_700;
 const KINDS: usize = 260;
 /// Requests that are under way at once.
 const AT_ONCE: usize = 40;
@@ -63,7 +63,7 @@ struct Late {
 /// A step that was given and is not computed.
 struct Given {
     token_ids: Vec<TokenId>,
-    sequences: Vec<(Range<usize>, u32, u32, Vec<PageId>)>,
+    sequences: Vec<(Range<usize>, u32, Vec<BlockTable>)>,
     logits_rows: Vec<usize>,
 }
 
@@ -76,12 +76,7 @@ impl Late {
         let Some(Given { token_ids, sequences, logits_rows }) = self.given.take() else { return Ok(()) };
         let sequences: Vec<SequenceRows<'_>> = sequences
             .iter()
-            .map(|(rows, start, first_block, pages)| SequenceRows {
-                rows: rows.clone(),
-                start: *start,
-                first_block: *first_block,
-                pages,
-            })
+            .map(|(rows, start, tables)| SequenceRows { rows: rows.clone(), start: *start, tables })
             .collect();
         let tokens = Token::known(&token_ids);
         self.inside.forward(&Batch { tokens: &tokens, sequences: &sequences, logits_rows: &logits_rows })
@@ -95,7 +90,7 @@ impl Backend for Late {
     fn device(&self) -> DeviceInfo {
         self.inside.device()
     }
-    fn cache(&self) -> CacheGeometry {
+    fn cache(&self) -> &CacheGeometry {
         self.inside.cache()
     }
     fn max_rows(&self) -> usize {
@@ -110,7 +105,7 @@ impl Backend for Late {
             Token::Known(id) => id,
             Token::Sampled(at) => self.drawn[at as usize],
         };
-        let owned = |s: &SequenceRows<'_>| (s.rows.clone(), s.start, s.first_block, s.pages.to_vec());
+        let owned = |s: &SequenceRows<'_>| (s.rows.clone(), s.start, s.tables.to_vec());
         self.given = Some(Given {
             token_ids: batch.tokens.iter().map(token).collect(),
             sequences: batch.sequences.iter().map(owned).collect(),
@@ -133,12 +128,18 @@ impl Backend for Late {
         self.catch_up()?;
         self.inside.logits(row)
     }
-    fn poison(&mut self, pages: &[PageId]) -> Result<(), BackendError> {
-        self.catch_up()?;
-        self.inside.poison(pages)
+    fn hooks(&mut self) -> Option<&mut dyn BackendHooks> {
+        Some(self)
     }
     fn is_asynchronous(&self) -> bool {
         true
+    }
+}
+
+impl BackendHooks for Late {
+    fn poison(&mut self, group: usize, pages: &[PageId]) -> Result<(), BackendError> {
+        self.catch_up()?;
+        self.inside.poison(group, pages)
     }
 }
 
@@ -149,13 +150,15 @@ enum Queue {
     Late,
 }
 
-/// nano with another window and `pages` pages for its keys and values.
-fn engine(window: Option<u32>, pages: u32, queue: Queue, options: EngineOptions) -> Engine {
+/// nano with other windows, those of its layers in turn, and `pages` pages for the keys and values of the widest.
+fn engine(windows: &[Option<u32>], pages: u32, queue: Queue, options: EngineOptions) -> Engine {
     let source = ModelSource::nano();
     let checkpoint = Checkpoint::open(&source).unwrap();
     let mut spec = ModelSpec::from_checkpoint(&checkpoint).unwrap();
     spec.untie_stored_head(&checkpoint);
-    spec.set_window(window.and_then(NonZeroU32::new));
+    for (layer, window) in spec.layers.iter_mut().zip(windows.iter().cycle()) {
+        layer.attention.window = window.and_then(NonZeroU32::new);
+    }
     spec.max_positions = 400;
     let page_size = NonZeroU32::new(PAGE_SIZE).unwrap();
     let cpu = CpuOptions { threads: None, page_size, pages, max_rows: 64 };
@@ -237,14 +240,14 @@ struct Outcome {
 }
 
 /// Sends all requests through a crowded engine, and compares each with what it gets alone.
-fn run(window: Option<u32>, seed: u64, pages: u32, queue: Queue, speculation: Speculation) -> Outcome {
+fn run(windows: &[Option<u32>], seed: u64, pages: u32, queue: Queue, speculation: Speculation) -> Outcome {
     let mut random = Random(seed);
     let one_by_one = EngineOptions {
         max_sequences: Some(NonZeroUsize::MIN),
         prefix_cache: PrefixCache::Off,
         ..EngineOptions::default()
     };
-    let alone_engine = engine(window, 100, Queue::None, one_by_one);
+    let alone_engine = engine(windows, 100, Queue::None, one_by_one);
     let kinds = kinds(&alone_engine, &mut random);
     let alone: Vec<Vec<Completion>> =
         kinds.iter().map(|kind| alone_engine.generate(kind.clone()).unwrap().wait_all().unwrap()).collect();
@@ -257,7 +260,7 @@ fn run(window: Option<u32>, seed: u64, pages: u32, queue: Queue, speculation: Sp
         poison_freed_pages: true,
         ..EngineOptions::default()
     };
-    let engine = engine(window, pages, queue, crowded);
+    let engine = engine(windows, pages, queue, crowded);
 
     let mut running: Vec<Running> = Vec::new();
     let (mut dropped, mut refused, mut expired) = (0, 0, 0);
@@ -332,15 +335,16 @@ fn settled(engine: &Engine) -> Statistics {
 fn ten_thousand_requests_over_too_few_pages() {
     let mut total = Statistics::default();
     let (mut dropped, mut refused, mut expired) = (0, 0, 0);
-    let engines = [
-        (Some(128), 30, Queue::Late, Speculation::Off),
-        (Some(40), 20, Queue::None, Speculation::PromptLookup),
-        (None, 32, Queue::Late, Speculation::PromptLookup),
+    let engines: [(&[Option<u32>], u32, Queue, Speculation); 4] = [
+        (&[Some(128)], 30, Queue::Late, Speculation::Off),
+        (&[Some(40)], 20, Queue::None, Speculation::PromptLookup),
+        (&[None], 32, Queue::Late, Speculation::PromptLookup),
+        (&[Some(40), None], 64, Queue::Late, Speculation::PromptLookup),
     ];
-    for (seed, (window, pages, queue, speculation)) in (1..).zip(engines) {
-        let outcome = run(window, seed, pages, queue, speculation);
+    for (seed, (windows, pages, queue, speculation)) in (1..).zip(engines) {
+        let outcome = run(windows, seed, pages, queue, speculation);
         let s = outcome.statistics;
-        println!("window {window:?}, {pages} pages: {s:?}");
+        println!("windows {windows:?}, {pages} pages: {s:?}");
         total.finished += s.finished;
         total.cancelled += s.cancelled;
         total.cancelled_in_prefill += s.cancelled_in_prefill;

@@ -13,7 +13,7 @@ use rigel::backend::cuda::{
     LinearAlgorithm, Stream, Switches, Swizzle, TensorMap, driver, images, properties,
 };
 use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows, Token};
-use rigel::kv::PageId;
+use rigel::kv::{BlockTable, PageId};
 use rigel::text::TokenId;
 use rigel_interpreter::{DeviceProfile, Interpreter};
 
@@ -324,8 +324,8 @@ fn model(device: &Device) -> CudaBackend<bf16> {
 
 /// A decode step of so many sequences at position `start`, each on a page of its own: the logits of all.
 fn decode(backend: &mut CudaBackend<bf16>, sequences: usize, start: u32) -> Vec<Vec<f32>> {
-    let pages = [0, 1, 2, 3].map(|page| [PageId(page)]);
-    let rows = |index: usize| SequenceRows { rows: index..index + 1, start, first_block: 0, pages: &pages[index] };
+    let tables = [0, 1, 2, 3].map(|page| [BlockTable::from_pages(0, vec![PageId(page)])]);
+    let rows = |index: usize| SequenceRows { rows: index..index + 1, start, tables: &tables[index] };
     let rows: Vec<SequenceRows<'_>> = (0..sequences).map(rows).collect();
     let ids: Vec<TokenId> = (0..sequences as u32).map(|index| TokenId(7 * index + start + 1)).collect();
     let logits_rows: Vec<usize> = (0..sequences).collect();
@@ -462,8 +462,8 @@ device_test! {
             let arithmetic = Arithmetic::Fastest;
             let options = CudaOptions { page_size, pages: 4, max_rows: 20, max_sequences: 1, arithmetic };
             let mut backend = CudaBackend::<bf16>::new(device, &checkpoint, spec, &options, &mut |_| {}).unwrap();
-            let pages = [PageId(0), PageId(1)];
-            let sequences = [SequenceRows { rows: 0..20, start: 0, first_block: 0, pages: &pages }];
+            let tables = [BlockTable::from_pages(0, vec![PageId(0), PageId(1)])];
+            let sequences = [SequenceRows { rows: 0..20, start: 0, tables: &tables }];
             let ids: Vec<TokenId> = (1..=20).map(TokenId).collect();
             backend.forward(&Batch { tokens: &Token::known(&ids), sequences: &sequences, logits_rows: &[19] })
         };

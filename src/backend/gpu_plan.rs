@@ -4,6 +4,7 @@
 use std::num::{NonZeroU32, NonZeroUsize};
 
 use super::BackendError;
+use super::cache_layout::largest;
 use super::cuda::Properties;
 use super::cuda::model::{CudaOptions, DRIVER_BYTES, MAX_SEQUENCES, MemoryPlan, most_pages};
 use super::open::{BackendOptions, CUDA_SEQUENCES};
@@ -132,20 +133,6 @@ impl BackendOptions {
     }
 }
 
-/// The largest of `0..=most` that fits, where all below it do; 0 does.
-fn largest<E>(most: u32, mut fits: impl FnMut(u32) -> Result<bool, E>) -> Result<u32, E> {
-    let (mut low, mut high) = (0, most);
-    while low < high {
-        let middle = low + (high - low).div_ceil(2);
-        if fits(middle)? {
-            low = middle;
-        } else {
-            high = middle - 1;
-        }
-    }
-    Ok(low)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,15 +147,6 @@ mod tests {
     fn asked(sequences: usize, context: u32) -> BackendOptions {
         let (max_sequences, context) = (NonZeroUsize::new(sequences), NonZeroU32::new(context));
         BackendOptions { max_sequences, context, ..BackendOptions::default() }
-    }
-
-    #[test]
-    fn the_largest_that_fits() {
-        let found = |most, limit| largest(most, |n| Ok::<_, ()>(n <= limit));
-        for (most, limit) in [(0, 0), (1, 0), (1, 1), (10, 0), (10, 9), (10, 10), (10, 99), (u32::MAX, u32::MAX - 1)] {
-            assert_eq!(found(most, limit), Ok(most.min(limit)), "{most} {limit}");
-        }
-        assert_eq!(largest(5, |_| Err(7)), Err(7));
     }
 
     #[test]

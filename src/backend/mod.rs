@@ -7,6 +7,7 @@
 //! Nothing above this room names a device.
 
 mod arithmetic;
+mod cache_layout;
 pub mod cpu;
 mod cpu_plan;
 #[cfg(feature = "cuda")]
@@ -15,6 +16,7 @@ mod device_info;
 mod dtype;
 #[cfg(feature = "cuda")]
 mod gpu_plan;
+mod hooks;
 mod open;
 mod placement;
 mod places;
@@ -27,6 +29,7 @@ pub use device_info::DeviceInfo;
 pub use dtype::WeightDtype;
 #[cfg(feature = "cuda")]
 pub use gpu_plan::GpuPlan;
+pub use hooks::BackendHooks;
 pub use open::{BackendOptions, ModelWeights, Opened, open};
 pub use placement::Device;
 pub use progress::{LoadProgress, LoadStage};
@@ -35,7 +38,7 @@ use std::ops::Range;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Dtype};
 use crate::host::{Size, counted};
-use crate::kv::{CacheGeometry, PageId};
+use crate::kv::{BlockTable, CacheGeometry, CacheGroup, PageId};
 use crate::model::ModelSpec;
 use crate::sampling::{NotFinite, SampleError, SampleRow, Sampled, TokenLogprobs};
 use crate::text::TokenId;
@@ -47,11 +50,10 @@ pub struct SequenceRows<'a> {
     pub rows: Range<usize>,
     /// Position in the sequence of the first row, counted from 0.
     pub start: u32,
-    /// Logical index of `pages[0]`: position `p` lives in `pages[p / page_size - first_block]`, slot
-    /// `p % page_size`. Blocks before it were freed: the window hides them from every row of this batch.
-    pub first_block: u32,
-    /// Pages of the blocks from `first_block` up to and including that of the last row.
-    pub pages: &'a [PageId],
+    /// One for each group of the cache ([`Backend::cache`]): position `p` lives in the page of block `p / page_size`, slot
+    /// `p % page_size`. Every block that a row of the batch sees through the group's window has a page, and so has that of
+    /// each row; there may be more.
+    pub tables: &'a [BlockTable],
 }
 
 /// A row's token.
@@ -162,8 +164,8 @@ pub trait Backend: Send {
         false
     }
 
-    /// How many pages the cache has and how large each is.
-    fn cache(&self) -> CacheGeometry;
+    /// The cache: how large its pages are, and how many of them there are for each window of the network.
+    fn cache(&self) -> &CacheGeometry;
 
     /// The most rows that one [`Batch`] may have.
     fn max_rows(&self) -> usize;
@@ -229,32 +231,50 @@ pub trait Backend: Send {
         targets.iter().enumerate().map(one).collect()
     }
 
-    /// For tests of those who own the pages: fills keys and values of `pages` with NaN, behind the work that was given
-    /// before, so that whoever reads a page that was freed is found. The default does nothing.
+    /// The contents of a page: for each layer of its group its keys, then its values, each `[kv_heads, page_size, head_dim]`
+    /// in the group's element as the host has it; `page_bytes` of the group together. Waits for the work that was given
+    /// before. The default cannot.
     ///
     /// # Errors
-    /// [`BackendError::InvalidBatch`] for a page that is none of the cache; what the device says.
-    fn poison(&mut self, _pages: &[PageId]) -> Result<(), BackendError> {
-        Ok(())
+    /// [`BackendError::InvalidBatch`] for a page that is none of the cache, or a backend that cannot; what the device says.
+    fn export_page(&mut self, _group: usize, _page: PageId) -> Result<Vec<u8>, BackendError> {
+        Err(BackendError::InvalidBatch("this backend exports no pages".to_owned()))
     }
 
-    /// For benches: copies keys and values of page `from` to page `to` in every layer, behind the work that was given
-    /// before. So many sequences get a past of which one was computed, each in pages of its own. The default cannot.
+    /// Fills a page with `bytes` that [`Backend::export_page`] gave of a page of this network and group, here or in another
+    /// process; behind the work that was given before. The default cannot.
     ///
     /// # Errors
-    /// [`BackendError::InvalidBatch`] for a page that is none of the cache, or a backend that cannot; what the device
-    /// says.
-    fn copy_page(&mut self, _from: PageId, _to: PageId) -> Result<(), BackendError> {
-        Err(BackendError::InvalidBatch("this backend copies no pages".to_owned()))
+    /// [`BackendError::InvalidBatch`] for a page that is none of the cache, bytes of another length, or a backend that
+    /// cannot; what the device says.
+    fn import_page(&mut self, _group: usize, _page: PageId, _bytes: &[u8]) -> Result<(), BackendError> {
+        Err(BackendError::InvalidBatch("this backend imports no pages".to_owned()))
+    }
+
+    /// What tests may do to the backend besides; `None` if they may nothing.
+    fn hooks(&mut self) -> Option<&mut dyn BackendHooks> {
+        None
     }
 }
 
-/// That `page` is one of the cache.
-fn check_page(page: PageId, cache: CacheGeometry) -> Result<(), BackendError> {
-    if page.0 < cache.pages {
+/// The group, where `page` is one of its pages.
+fn check_page(group: usize, page: PageId, cache: &CacheGeometry) -> Result<&CacheGroup, BackendError> {
+    let groups = cache.groups.len();
+    let wrong = |what| Err(BackendError::InvalidBatch(what));
+    match cache.groups.get(group) {
+        None => wrong(format!("a page of group {group} of {groups}")),
+        Some(found) if page.0 >= found.pages => wrong(format!("page {} of {}", page.0, found.pages)),
+        Some(found) => Ok(found),
+    }
+}
+
+/// [`check_page`], and that `bytes` are as many as a page has.
+fn check_import(group: usize, page: PageId, bytes: &[u8], cache: &CacheGeometry) -> Result<(), BackendError> {
+    let page_bytes = check_page(group, page, cache)?.page_bytes;
+    if bytes.len() as u64 == page_bytes {
         return Ok(());
     }
-    Err(BackendError::InvalidBatch(format!("page {} of {}", page.0, cache.pages)))
+    Err(BackendError::InvalidBatch(format!("{} bytes for a page of {page_bytes}", bytes.len())))
 }
 
 /// How many names there are and the first of them, in one line whatever a file says; `None` if there is none.

@@ -1,32 +1,51 @@
 //! Where the rows of a batch stand: checks everything that kernels rely on, and gives each row its position, page and
 //! slot. Shared by the backends, none of which it knows.
 
+use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
+
 use super::{BackendError, Batch, SequenceRows, Token};
-use crate::kv::{CacheGeometry, first_visible};
+use crate::kv::{BlockTable, CacheGeometry, CacheGroup, first_visible};
 use crate::model::ModelSpec;
 
-/// Where a row's key and value go.
+/// Where a row's key and value go in a group of the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RowPlace {
-    pub(crate) position: u32,
     pub(crate) page: u32,
     pub(crate) slot: u32,
 }
 
 /// The places of one batch. Its memory is kept from batch to batch.
 pub(crate) struct Places {
-    /// One for each row of the batch.
-    pub(crate) rows: Vec<RowPlace>,
-    /// Number of the batch that last wrote each page.
-    written: Vec<u64>,
+    /// Of each row of the batch.
+    pub(crate) positions: Vec<u32>,
+    /// One for each group of the cache.
+    groups: Vec<GroupPlaces>,
     batch: u64,
     max_rows: usize,
 }
 
+struct GroupPlaces {
+    /// One for each row of the batch.
+    rows: Vec<RowPlace>,
+    /// Number of the batch that last wrote each page.
+    written: Vec<u64>,
+}
+
 impl Places {
-    /// For batches of up to `max_rows` rows over a cache of `pages` pages.
-    pub(crate) fn new(max_rows: usize, pages: u32) -> Places {
-        Places { rows: Vec::with_capacity(max_rows), written: vec![0; pages as usize], batch: 0, max_rows }
+    /// For batches of up to `max_rows` rows over a cache.
+    pub(crate) fn new(max_rows: usize, cache: &CacheGeometry) -> Places {
+        let group = |group: &CacheGroup| GroupPlaces {
+            rows: Vec::with_capacity(max_rows),
+            written: vec![0; group.pages as usize],
+        };
+        let groups = cache.groups.iter().map(group).collect();
+        Places { positions: Vec::with_capacity(max_rows), groups, batch: 0, max_rows }
+    }
+
+    /// Where each row's key and value go in a group.
+    pub(crate) fn rows(&self, group: usize) -> &[RowPlace] {
+        &self.groups[group].rows
     }
 
     /// Checks the batch, then places its rows. On success every token id is below the vocabulary size, every page that
@@ -35,9 +54,10 @@ impl Places {
         &mut self,
         batch: &Batch<'_>,
         spec: &ModelSpec,
-        cache: CacheGeometry,
+        cache: &CacheGeometry,
     ) -> Result<(), BackendError> {
-        self.rows.clear();
+        self.positions.clear();
+        self.groups.iter_mut().for_each(|group| group.rows.clear());
         self.batch += 1;
         let total = batch.tokens.len();
         if total > self.max_rows {
@@ -57,25 +77,22 @@ impl Places {
             return Err(invalid("logits rows are not ascending".to_owned()));
         }
         for (index, sequence) in batch.sequences.iter().enumerate() {
-            self.add_sequence(sequence, total, spec, cache)
-                .map_err(|what| invalid(format!("sequence {index}: {what}")))?;
+            self.add_sequence(sequence, total, cache).map_err(|what| invalid(format!("sequence {index}: {what}")))?;
         }
-        if self.rows.len() != total {
-            return Err(invalid(format!("{total} token ids, but sequences of {} rows", self.rows.len())));
+        if self.positions.len() != total {
+            return Err(invalid(format!("{total} token ids, but sequences of {} rows", self.positions.len())));
         }
         Ok(())
     }
 
-    fn add_sequence(
-        &mut self,
-        sequence: &SequenceRows<'_>,
-        total: usize,
-        spec: &ModelSpec,
-        cache: CacheGeometry,
-    ) -> Result<(), String> {
+    fn add_sequence(&mut self, sequence: &SequenceRows<'_>, total: usize, cache: &CacheGeometry) -> Result<(), String> {
         let rows = &sequence.rows;
-        if rows.start != self.rows.len() || rows.end < rows.start || rows.end > total {
-            return Err(format!("rows {rows:?}, expected to begin at {} and end by {total}", self.rows.len()));
+        if rows.start != self.positions.len() || rows.end < rows.start || rows.end > total {
+            return Err(format!("rows {rows:?}, expected to begin at {} and end by {total}", self.positions.len()));
+        }
+        let (tables, groups) = (sequence.tables.len(), cache.groups.len());
+        if tables != groups {
+            return Err(format!("{tables} block tables for {groups} groups of the cache"));
         }
         if rows.is_empty() {
             return Ok(());
@@ -84,28 +101,48 @@ impl Places {
         let Some(last) = sequence.start.checked_add(count - 1).filter(|&last| last < u32::MAX) else {
             return Err(format!("{count} rows from position {} overflow", sequence.start));
         };
-        let first_needed = first_visible(sequence.start, spec.window()) / cache.page_size;
-        if sequence.first_block > first_needed {
-            return Err(format!("first block is {}, block {first_needed} is still visible", sequence.first_block));
+        for ((places, table), group) in self.groups.iter_mut().zip(sequence.tables).zip(&cache.groups) {
+            places.add_rows(sequence.start..=last, table, group, cache.page_size, self.batch)?;
         }
-        let blocks = (last / cache.page_size - sequence.first_block) as usize + 1;
-        if sequence.pages.len() < blocks {
-            return Err(format!("{} pages for {blocks} blocks", sequence.pages.len()));
+        self.positions.extend(sequence.start..=last);
+        Ok(())
+    }
+}
+
+impl GroupPlaces {
+    /// Places the rows at `positions` of one sequence.
+    fn add_rows(
+        &mut self,
+        positions: RangeInclusive<u32>,
+        table: &BlockTable,
+        group: &CacheGroup,
+        page_size: NonZeroU32,
+        batch: u64,
+    ) -> Result<(), String> {
+        let (start, last, first_block, pages) =
+            (*positions.start(), *positions.end(), table.first_block(), table.pages());
+        let first_needed = first_visible(start, group.window) / page_size;
+        if first_block > first_needed {
+            return Err(format!("first block is {first_block}, block {first_needed} is still visible"));
         }
-        let visible = (first_needed - sequence.first_block) as usize;
-        if let Some(page) = sequence.pages[visible..blocks].iter().find(|page| page.0 >= cache.pages) {
-            return Err(format!("page {} of {}", page.0, cache.pages));
+        let blocks = (last / page_size - first_block) as usize + 1;
+        if pages.len() < blocks {
+            return Err(format!("{} pages for {blocks} blocks", pages.len()));
+        }
+        let visible = (first_needed - first_block) as usize;
+        if let Some(page) = pages[visible..blocks].iter().find(|page| page.0 >= group.pages) {
+            return Err(format!("page {} of {}", page.0, group.pages));
         }
         // Two writers of one page would race.
-        for block in sequence.start / cache.page_size..=last / cache.page_size {
-            let page = sequence.pages[(block - sequence.first_block) as usize];
-            if std::mem::replace(&mut self.written[page.0 as usize], self.batch) == self.batch {
+        for block in start / page_size..=last / page_size {
+            let page = pages[(block - first_block) as usize];
+            if std::mem::replace(&mut self.written[page.0 as usize], batch) == batch {
                 return Err(format!("page {} is written twice in one batch", page.0));
             }
         }
-        for position in sequence.start..=last {
-            let page = sequence.pages[(position / cache.page_size - sequence.first_block) as usize].0;
-            self.rows.push(RowPlace { position, page, slot: position % cache.page_size });
+        for position in positions {
+            let page = pages[(position / page_size - first_block) as usize].0;
+            self.rows.push(RowPlace { page, slot: position % page_size });
         }
         Ok(())
     }

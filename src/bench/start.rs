@@ -14,7 +14,7 @@ use crate::backend::cuda;
 use crate::backend::{Backend, BackendError, Batch, Device, LoadProgress, LoadStage, SequenceRows, Token};
 use crate::checkpoint::{Checkpoint, ModelSource};
 use crate::engine::{EngineBuilder, EngineError};
-use crate::kv::PageId;
+use crate::kv::{BlockTable, PageId};
 use crate::model::ModelSpec;
 use crate::sampling::{SampleRow, SamplingParams};
 use crate::text::{TokenId, Tokenizer};
@@ -147,19 +147,21 @@ pub fn measure(
 /// One sequence by hand: no scheduler, so that nothing but the device is timed.
 struct Run<'a> {
     backend: &'a mut dyn Backend,
-    pages: Vec<PageId>,
+    /// One for each group of the cache.
+    tables: Vec<BlockTable>,
     prompt: usize,
 }
 
 impl Run<'_> {
     fn new(backend: &mut dyn Backend, prompt: usize) -> Run<'_> {
         let cache = backend.cache();
-        let room = (cache.pages as usize).saturating_mul(cache.page_size as usize);
-        let positions = backend.spec().max_positions.min(room).saturating_sub(STEPS);
+        let (page_size, groups) = (cache.page_size.get() as usize, &cache.groups);
+        let fewest = groups.iter().map(|group| group.pages as usize).min().unwrap_or(0);
+        let positions = backend.spec().max_positions.min(fewest.saturating_mul(page_size)).saturating_sub(STEPS);
         let prompt = prompt.min(positions).max(1);
-        let pages = (prompt + STEPS).div_ceil(cache.page_size as usize);
-        let pages = (0..pages.min(cache.pages as usize) as u32).map(PageId).collect();
-        Run { backend, pages, prompt }
+        let pages = (prompt + STEPS).div_ceil(page_size).min(fewest) as u32;
+        let tables = vec![BlockTable::from_pages(0, (0..pages).map(PageId).collect()); groups.len()];
+        Run { backend, tables, prompt }
     }
 
     /// Computes the prompt, in chunks of as many rows as a step takes, and draws the first token.
@@ -178,8 +180,7 @@ impl Run<'_> {
         let token_ids: Vec<TokenId> =
             positions.clone().map(|position| TokenId((position * 7919 % vocabulary) as u32)).collect();
         let rows = token_ids.len();
-        let sequence =
-            SequenceRows { rows: 0..rows, start: positions.start as u32, first_block: 0, pages: &self.pages };
+        let sequence = SequenceRows { rows: 0..rows, start: positions.start as u32, tables: &self.tables };
         // Rows before the end of the prompt have no use for logits.
         let logits_rows = if positions.end < self.prompt { vec![] } else { vec![rows - 1] };
         self.backend.forward(&Batch {

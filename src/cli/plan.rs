@@ -14,7 +14,7 @@ use rigel::bench::shapes::Shapes;
 use rigel::checkpoint::{Checkpoint, CheckpointError, Config};
 use rigel::engine::Engine;
 use rigel::host::Size;
-use rigel::model::ModelSpec;
+use rigel::model::{Layer, ModelSpec};
 
 use super::error::CliError;
 use super::model_args::{DtypeOption, ModelArg, SizeOptions};
@@ -205,8 +205,11 @@ fn limits(
 ) -> Result<Vec<CardLimit>, CliError> {
     let counts = spec.counts();
     let read = counts.weight_bytes_per_token(2) as f64;
-    let visible = spec.window().map_or(plan.positions, |window| plan.positions.min(window.get() as usize));
-    let cache = (counts.kv_bytes_per_token(2) * visible as u64) as f64;
+    // Positions that a layer reads, of all layers.
+    let visible =
+        |layer: &Layer| layer.attention.window.map_or(plan.positions, |w| plan.positions.min(w.get() as usize));
+    let visible: usize = spec.layers.iter().map(visible).sum();
+    let cache = (2 * 2 * spec.kv_heads * spec.head_dim * visible) as f64;
     let limit = |card: Card| {
         let room = nine_tenths(&card);
         let on_card = planned(max_seqs, options, spec, &card, room)?;

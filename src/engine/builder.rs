@@ -73,8 +73,8 @@ pub struct EngineOptions {
     pub prefix_cache: PrefixCache,
     /// Does the engine draft tokens? [`Speculation::Auto`] is as [`Speculation::Off`] where no builder decides.
     pub speculation: Speculation,
-    /// For tests: fills pages of the cache that were freed with NaN ([`Backend::poison`]), so that whoever still reads
-    /// one is found.
+    /// For tests: fills pages of the cache that were freed with NaN ([`BackendHooks::poison`](backend::BackendHooks::poison)),
+    /// so that whoever still reads one is found.
     pub poison_freed_pages: bool,
 }
 
@@ -258,7 +258,7 @@ impl Engine {
         tokenizer_origin: String,
         options: EngineOptions,
     ) -> Result<Engine, EngineError> {
-        let (spec, cache) = (backend.spec().clone(), backend.cache());
+        let (spec, cache) = (backend.spec().clone(), backend.cache().clone());
         let mut eos_token_ids: Vec<TokenId> = spec.eos_token_ids.iter().copied().map(TokenId).collect();
         if eos_token_ids.is_empty() {
             // Old generation_config.json files name an id above the vocabulary; the tokenizer knows better.

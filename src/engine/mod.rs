@@ -65,14 +65,14 @@ pub use request::{EosTokens, MOST_LOGPROBS, MOST_SAMPLES, Request, RequestError}
 pub use statistics::Statistics;
 
 use std::collections::VecDeque;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use crate::backend::{Backend, BackendError, DeviceInfo};
+use crate::backend::{Backend, DeviceInfo};
 use crate::kv::{CacheGeometry, PageCache};
 use crate::model::ModelSpec;
 use crate::text::{TextStream, TokenId, Tokenizer};
@@ -119,10 +119,8 @@ impl Engine {
     fn start(limits: Limits, backend: Box<dyn Backend>, options: &EngineOptions) -> Result<Engine, EngineError> {
         let (requests, queue) = channel();
         let shared = Arc::new(Shared::default());
-        let (geometry, device) = (backend.cache(), backend.device());
-        let page_size = NonZeroU32::new(geometry.page_size)
-            .ok_or_else(|| BackendError::Unavailable("the backend's pages hold no positions".to_owned()))?;
-        let mut cache = PageCache::new(page_size, geometry.pages, limits.spec.window(), options.prefix_cache);
+        let device = backend.device();
+        let mut cache = PageCache::new(&limits.cache, options.prefix_cache);
         if options.poison_freed_pages {
             cache.watch_forgotten();
         }
@@ -151,8 +149,8 @@ impl Engine {
     }
 
     /// The cache of keys and values.
-    pub fn cache(&self) -> CacheGeometry {
-        self.limits.cache
+    pub fn cache(&self) -> &CacheGeometry {
+        &self.limits.cache
     }
 
     /// The checkpoint's tokenizer; an error where its directory has none.
@@ -228,7 +226,7 @@ impl Engine {
 
     /// Checks a request, and makes what turns its tokens into text.
     fn check(&self, request: &Request) -> Result<Option<TextStream>, RequestError> {
-        request.check(&self.limits.spec, self.limits.cache)?;
+        request.check(&self.limits.spec, &self.limits.cache)?;
         text_stream(request, &self.limits)
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::kv::CacheGeometry;
+use crate::kv::{CacheGeometry, OutOfPages};
 use crate::model::ModelSpec;
 use crate::sampling::{InvalidParam, LogitsProcessor, SamplingParams};
 use crate::text::{SpecialOutput, StopText, TextError, TokenId};
@@ -135,7 +135,7 @@ impl Request {
     }
 
     /// Checks everything that needs no tokenizer, for a model of `spec` over a cache of `cache`.
-    pub(super) fn check(&self, spec: &ModelSpec, cache: CacheGeometry) -> Result<(), RequestError> {
+    pub(super) fn check(&self, spec: &ModelSpec, cache: &CacheGeometry) -> Result<(), RequestError> {
         if self.prompt.is_empty() {
             return Err(RequestError::EmptyPrompt);
         }
@@ -167,11 +167,11 @@ impl Request {
         }
         // Positions fit u32: those of a model do.
         let computed = self.most_computed() as u32;
-        let needed = CacheGeometry::pages_for_sequence(cache.page_size, computed, spec.window(), 1);
-        if needed > cache.pages {
-            return Err(RequestError::LargerThanCache { positions: computed, needed, pages: cache.pages });
-        }
-        Ok(())
+        cache.check_sequence(computed).map_err(|OutOfPages { needed, free: pages }| RequestError::LargerThanCache {
+            positions: computed,
+            needed,
+            pages,
+        })
     }
 }
 

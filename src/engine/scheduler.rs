@@ -15,7 +15,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::ops::Range;
 use std::time::Instant;
 
-use crate::kv::{CacheGeometry, PageCache, PageId};
+use crate::kv::{BlockTable, CacheGeometry, PageCache};
 
 use super::draft::Speculation;
 use super::sequence::{Sequence, Ticket};
@@ -52,7 +52,9 @@ pub(super) struct Slot(usize);
 #[derive(Debug, Clone, Copy)]
 struct Blocked {
     ticket: Ticket,
-    /// Pages that were available then.
+    /// The group of the cache that had too few pages.
+    group: usize,
+    /// Pages of it that were available then.
     available: u32,
     /// Steps since.
     steps: u32,
@@ -394,8 +396,7 @@ impl Scheduler {
         loop {
             let Scheduler { slots, cache, running, .. } = &mut *self;
             let sequence = slots[slot.0].as_deref_mut()?;
-            let available = cache.available() as usize * cache.page_size().get() as usize;
-            let most = sequence.blocks.end(cache) as usize + available;
+            let most = sequence.blocks.max_end(cache) as usize;
             if most >= least {
                 let end = end.min(most);
                 return sequence.blocks.reserve(end as u32, cache).is_ok().then_some(end);
@@ -471,27 +472,20 @@ impl Scheduler {
     fn enter(&mut self, slot: Slot) -> bool {
         let Scheduler { slots, cache, blocked, running, statistics, .. } = self;
         let Some(sequence) = slots[slot.0].as_deref_mut() else { return false };
-        let available = cache.available();
         if let Some(blocked) = blocked
             && !running.is_empty()
             && blocked.ticket == sequence.ticket
-            && available <= blocked.available
+            && cache.pools()[blocked.group].available() <= blocked.available
             && blocked.steps < STEPS_TO_RETRY
         {
             blocked.steps += 1;
             return false;
         }
         let found = sequence.enter(cache);
-        let size = cache.page_size().get();
-        let positions = sequence.positions_to_enter() as u32;
-        // Chunks are made to fit, so the least that it needs at once is what one row at a time needs.
-        let all = CacheGeometry::pages_for_sequence(size, positions, cache.window(), 1);
-        let needed = all.saturating_sub(sequence.blocks.pages().len() as u32);
-        // Some are left for those that run, so that the newcomer is not sent away at once.
-        let spare = if running.is_empty() { 0 } else { (cache.pages() / 64).max(1) };
-        if cache.available() < needed + spare {
+        if let Some(group) = short_group(sequence, cache, running.is_empty()) {
             sequence.leave(cache);
-            *blocked = Some(Blocked { ticket: sequence.ticket, available, steps: 0 });
+            let available = cache.pools()[group].available();
+            *blocked = Some(Blocked { ticket: sequence.ticket, group, available, steps: 0 });
             return false;
         }
         *blocked = None;
@@ -502,13 +496,9 @@ impl Scheduler {
         true
     }
 
-    /// The logical index of a queued sequence's first page, and its pages up to that of position `end - 1`. It may hold
-    /// more, for drafts that were not accepted.
-    pub(super) fn table(&self, slot: Slot, end: usize) -> (u32, &[PageId]) {
-        let blocks = &self.sequence(slot).blocks;
-        let size = self.cache.page_size().get() as usize;
-        let wanted = end.div_ceil(size) - blocks.first_block() as usize;
-        (blocks.first_block(), &blocks.pages()[..wanted.min(blocks.pages().len())])
+    /// A queued sequence's block tables.
+    pub(super) fn tables(&self, slot: Slot) -> &[BlockTable] {
+        self.sequence(slot).blocks.as_slice()
     }
 
     /// The parts of the step planned last.
@@ -525,6 +515,19 @@ impl Scheduler {
             ..self.statistics
         }
     }
+}
+
+/// The first group of the cache that has too few pages for a sequence that has just [entered](Sequence::enter).
+fn short_group(sequence: &Sequence, cache: &PageCache, is_alone: bool) -> Option<usize> {
+    let (size, positions) = (cache.page_size().get(), sequence.positions_to_enter() as u32);
+    sequence.blocks.as_slice().iter().zip(cache.pools()).position(|(table, pool)| {
+        // Chunks are made to fit, so the least that it needs at once is what one row at a time needs.
+        let all = CacheGeometry::pages_for_sequence(size, positions, pool.window(), 1);
+        let needed = all.saturating_sub(table.pages().len() as u32);
+        // Some are left for those that run, so that the newcomer is not sent away at once.
+        let spare = if is_alone { 0 } else { (pool.pages() / 64).max(1) };
+        pool.available() < needed + spare
+    })
 }
 
 /// Is the sequence at a slot still the one with this ticket?

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::kv::{BlockTable, Chain, PageCache};
+use crate::kv::{BlockTables, Chain, PageCache, PrefixHit};
 use crate::sampling::{LogitsContext, SampleRow, Sampled, SamplingParams, TokenHistory, TokenLogprobs};
 use crate::text::{TextStream, TokenId};
 
@@ -36,7 +36,7 @@ pub(super) struct Sequence {
     computed: usize,
     /// Place among the last draws of the token that is being drawn.
     pub(super) drawing: Option<u32>,
-    pub(super) blocks: BlockTable,
+    pub(super) blocks: BlockTables,
     /// None while the sequence has no pages.
     chain: Option<Chain>,
     params: SamplingParams,
@@ -69,7 +69,7 @@ impl Sequence {
             tokens: request.prompt.clone(),
             computed: 0,
             drawing: None,
-            blocks: BlockTable::new(),
+            blocks: BlockTables::default(),
             chain: None,
             ending_tokens: if params.min_tokens > 0 { output.ending_tokens() } else { Vec::new() },
             history,
@@ -194,12 +194,11 @@ impl Sequence {
         let Some(chain) = &mut self.chain else { return };
         let size = cache.page_size().get() as usize;
         loop {
-            let block = chain.blocks();
-            let start = block as usize * size;
+            let start = chain.blocks() as usize * size;
             if start + size > self.computed.min(self.tokens.len()) {
                 return;
             }
-            cache.record(chain, &self.tokens[start..start + size], self.blocks.page(block));
+            cache.record(chain, &self.tokens[start..start + size], &self.blocks);
         }
     }
 
@@ -227,13 +226,13 @@ impl Sequence {
         let salt = self.request.cache_salt.as_deref();
         match cache.find(salt, &self.tokens, self.most_from_cache()) {
             None => {
+                self.blocks = BlockTables::new(cache);
                 self.chain = Some(cache.open(salt));
                 self.computed = 0;
             }
-            Some(hit) => {
-                self.computed = hit.blocks as usize * cache.page_size().get() as usize;
-                let (blocks, chain) = BlockTable::after(hit);
-                self.blocks = blocks;
+            Some(PrefixHit { blocks, tables, chain }) => {
+                self.computed = blocks as usize * cache.page_size().get() as usize;
+                self.blocks = tables;
                 self.chain = Some(chain);
             }
         }

@@ -40,9 +40,9 @@ pub struct Statistics {
     pub drafted_tokens: u64,
     /// Tokens drafted that were those that the model chose.
     pub accepted_tokens: u64,
-    /// Pages of the cache.
+    /// Pages of the cache, of all its groups.
     pub pages: u32,
-    /// Pages that no sequence uses at this moment.
+    /// Of these, pages that no sequence uses at this moment.
     pub pages_available: u32,
 }
 

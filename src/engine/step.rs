@@ -86,11 +86,10 @@ impl Step {
             .parts
             .iter()
             .map(|part| {
-                let (first_block, pages) = scheduler.table(part.slot, part.positions.end);
                 let rows = first_row..first_row + part.positions.len();
                 first_row = rows.end;
                 // Positions fit u32.
-                SequenceRows { rows, start: part.positions.start as u32, first_block, pages }
+                SequenceRows { rows, start: part.positions.start as u32, tables: scheduler.tables(part.slot) }
             })
             .collect();
         backend.forward(&Batch { tokens: &self.tokens, sequences: &sequences, logits_rows: &self.logits_rows })

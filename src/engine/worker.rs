@@ -145,10 +145,7 @@ impl Worker {
     }
 
     fn compute(&mut self) -> Result<(), BackendError> {
-        let forgotten = self.scheduler.cache.take_forgotten();
-        if !forgotten.is_empty() {
-            self.backend.poison(&forgotten)?;
-        }
+        self.poison_forgotten()?;
         self.step.run(&mut *self.backend, &self.scheduler)?;
         self.scheduler.statistics.steps += 1;
         for part in &self.step.parts {
@@ -159,6 +156,20 @@ impl Worker {
         self.start_draws()?;
         if !self.backend.is_asynchronous() {
             self.finish_draws();
+        }
+        Ok(())
+    }
+
+    /// Has pages that nobody may read any more filled with NaN, where somebody watches for them.
+    fn poison_forgotten(&mut self) -> Result<(), BackendError> {
+        let cache = &mut self.scheduler.cache;
+        for group in 0..cache.pools().len() {
+            let forgotten = cache.take_forgotten(group);
+            if !forgotten.is_empty()
+                && let Some(hooks) = self.backend.hooks()
+            {
+                hooks.poison(group, &forgotten)?;
+            }
         }
         Ok(())
     }

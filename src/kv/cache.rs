@@ -1,13 +1,13 @@
-//! Every page of the cache and what it is doing: free, used by sequences, or idle (used by nobody, and kept for the
-//! next sequence that begins with the same tokens).
+//! The pages of the whole cache, shared between sequences that begin alike: a pool for each group, and one index of the
+//! beginnings that they hold.
 
 use std::num::NonZeroU32;
 
 use crate::text::TokenId;
 
-use super::lru::Lru;
+use super::pool::PagePool;
 use super::prefix::{NodeId, PrefixIndex};
-use super::{OutOfPages, PageId, first_visible};
+use super::{BlockTable, BlockTables, CacheGeometry, OutOfPages, PageId, first_visible};
 
 /// Are the pages of ended sequences kept for others that begin alike?
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,26 +22,14 @@ pub enum PrefixCache {
 /// Hands out pages, shares them between sequences that begin alike, and takes them back.
 ///
 /// A page that two sequences share is never written: sequences share whole blocks of tokens that were computed, and
-/// write only past those. What was put down as a beginning's page ([`PageCache::record`]) is what [`PageCache::find`]
+/// write only past those. What was put down as a beginning's pages ([`PageCache::record`]) is what [`PageCache::find`]
 /// gives, tokens compared one by one.
 #[derive(Debug)]
 pub struct PageCache {
     page_size: NonZeroU32,
-    window: Option<NonZeroU32>,
-    /// Most recently freed last, so that a page is used again while it is in the processor's cache.
-    free: Vec<PageId>,
-    states: Vec<PageState>,
-    idle: Lru,
+    /// One for each group.
+    pools: Vec<PagePool>,
     index: Option<PrefixIndex>,
-    /// Pages whose contents nobody may read any more, since [`PageCache::take_forgotten`]; where that is asked for.
-    forgotten: Option<Vec<PageId>>,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct PageState {
-    users: u32,
-    /// The beginning whose last block this page holds.
-    node: Option<NodeId>,
 }
 
 /// How far a sequence is known to [`PageCache`]: the blocks of it that were recorded. To be given back with
@@ -65,26 +53,18 @@ impl Chain {
 pub struct PrefixHit {
     /// Blocks of the sequence that need not be computed.
     pub blocks: u32,
-    /// The first of them that later queries still see; it is in `pages[0]`.
-    pub first_block: u32,
-    /// Pages of the blocks `first_block .. blocks`.
-    pub pages: Vec<PageId>,
+    /// Pages of those of them that later queries still see.
+    pub tables: BlockTables,
     /// To go on recording from there.
     pub chain: Chain,
 }
 
 impl PageCache {
-    /// Pages `0..pages` of `page_size` positions, all free, for a model with this `window`.
-    pub fn new(page_size: NonZeroU32, pages: u32, window: Option<NonZeroU32>, prefixes: PrefixCache) -> PageCache {
-        PageCache {
-            page_size,
-            window,
-            free: (0..pages).rev().map(PageId).collect(),
-            states: vec![PageState::default(); pages as usize],
-            idle: Lru::new(pages),
-            index: (prefixes == PrefixCache::On).then(PrefixIndex::new),
-            forgotten: None,
-        }
+    /// All pages of `geometry`, free.
+    pub fn new(geometry: &CacheGeometry, prefixes: PrefixCache) -> PageCache {
+        let pools: Vec<PagePool> = geometry.groups.iter().map(PagePool::new).collect();
+        let index = (prefixes == PrefixCache::On).then(|| PrefixIndex::new(pools.len()));
+        PageCache { page_size: geometry.page_size, pools, index }
     }
 
     /// Positions of a page.
@@ -92,9 +72,9 @@ impl PageCache {
         self.page_size
     }
 
-    /// The window of the model.
-    pub fn window(&self) -> Option<NonZeroU32> {
-        self.window
+    /// The pages of each group.
+    pub fn pools(&self) -> &[PagePool] {
+        &self.pools
     }
 
     /// Are pages kept for sequences that begin alike?
@@ -102,127 +82,83 @@ impl PageCache {
         self.index.is_some()
     }
 
-    /// Number of pages, whatever they are doing.
+    /// Number of pages of all groups, whatever they are doing.
     pub fn pages(&self) -> u32 {
-        self.states.len() as u32
+        self.pools.iter().map(PagePool::pages).sum()
     }
 
-    /// Pages that can be had: those that are free and those that are idle.
+    /// Pages of all groups that can be had: those that are free and those that are idle.
     pub fn available(&self) -> u32 {
-        self.free.len() as u32 + self.idle.len()
-    }
-
-    /// Pages that no sequence uses and that are kept for their contents.
-    pub fn idle(&self) -> u32 {
-        self.idle.len()
+        self.pools.iter().map(PagePool::available).sum()
     }
 
     /// From now on keeps a list of the pages whose contents nobody may read any more, for [`PageCache::take_forgotten`].
     pub fn watch_forgotten(&mut self) {
-        self.forgotten.get_or_insert_default();
+        self.pools.iter_mut().for_each(PagePool::watch_forgotten);
     }
 
-    /// The pages that became free since the last call, where [`PageCache::watch_forgotten`] was called.
-    pub fn take_forgotten(&mut self) -> Vec<PageId> {
-        self.forgotten.as_mut().map(std::mem::take).unwrap_or_default()
+    /// The pages of a group that became free since the last call, where [`PageCache::watch_forgotten`] was called.
+    pub fn take_forgotten(&mut self, group: usize) -> Vec<PageId> {
+        self.pools[group].take_forgotten()
     }
 
-    /// Appends `count` pages to `pages`: all of them, or none and an error. Free ones first, then the idle ones that
-    /// were used least recently, whose beginnings are then forgotten.
-    pub fn allocate(&mut self, count: u32, pages: &mut Vec<PageId>) -> Result<(), OutOfPages> {
-        if count > self.available() {
-            return Err(OutOfPages { needed: count, free: self.available() });
-        }
-        for _ in 0..count {
-            let page = match self.free.pop() {
-                Some(page) => page,
-                None => {
-                    // There are `available` pages, so one is idle.
-                    let Some(page) = self.idle.pop() else { break };
-                    self.forget(page);
-                    page
-                }
-            };
-            self.states[page.0 as usize].users = 1;
-            pages.push(page);
-        }
-        Ok(())
+    /// Appends `count` pages of a group to `pages`: all of them, or none and an error.
+    pub(super) fn allocate(&mut self, group: usize, count: u32, pages: &mut Vec<PageId>) -> Result<(), OutOfPages> {
+        let PageCache { pools, index, .. } = self;
+        pools[group].allocate(count, pages, |node| clear_page(index, node, group))
     }
 
-    fn forget(&mut self, page: PageId) {
-        if let Some(node) = self.states[page.0 as usize].node.take()
-            && let Some(index) = &mut self.index
-        {
-            index.clear_page(node);
-        }
-        if let Some(forgotten) = &mut self.forgotten {
-            forgotten.push(page);
-        }
+    /// Takes pages of a group back from one of their users.
+    ///
+    /// # Panics
+    /// When a page is not of this group or nobody uses it: two sequences would come to write it.
+    pub(super) fn release(&mut self, group: usize, pages: impl IntoIterator<Item = PageId>) {
+        self.pools[group].release(pages);
     }
 
     /// Frees every idle page: what they hold is not to be found again.
     pub fn forget_idle(&mut self) {
-        while let Some(page) = self.idle.pop() {
-            self.forget(page);
-            self.free.push(page);
+        let PageCache { pools, index, .. } = self;
+        for (group, pool) in pools.iter_mut().enumerate() {
+            pool.free_idle(|node| clear_page(index, node, group));
         }
     }
 
-    /// Takes pages back from one of their users.
-    ///
-    /// # Panics
-    /// When a page is not of this cache or nobody uses it: two sequences would come to write it.
-    pub fn release(&mut self, pages: impl IntoIterator<Item = PageId>) {
-        for page in pages {
-            let state = &mut self.states[page.0 as usize];
-            assert!(state.users > 0, "page {} was freed twice", page.0);
-            state.users -= 1;
-            if state.users > 0 {
-                continue;
-            }
-            if state.node.is_some() {
-                self.idle.push(page);
-            } else {
-                self.free.push(page);
-                if let Some(forgotten) = &mut self.forgotten {
-                    forgotten.push(page);
-                }
-            }
-        }
-    }
-
-    /// The longest beginning of `tokens`, of at most `limit` of them, that the cache holds: every page of it that a
-    /// query after it can see. Sequences under different salts do not see each other's.
+    /// The longest beginning of `tokens`, of at most `limit` of them, that the cache holds: in each group every page of it
+    /// that a query after it can see. Sequences under different salts do not see each other's.
     pub fn find(&mut self, salt: Option<&str>, tokens: &[TokenId], limit: usize) -> Option<PrefixHit> {
-        let index = self.index.as_mut()?;
-        let size = self.page_size.get();
+        let PageCache { pools, index, page_size } = self;
+        let index = index.as_mut()?;
+        let size = page_size.get();
+        let first_block = |end: u32, window| first_visible(end * size, window) / size;
         let mut node = index.root(salt)?;
         let mut path = Vec::new();
-        let (mut best, mut run) = (0u32, 0u32);
+        let mut best = 0u32;
+        // In each group, how many pages up to here are there without a gap.
+        let mut runs = vec![0u32; pools.len()];
         for block in tokens[..limit.min(tokens.len())].chunks_exact(size as usize) {
             let Some(child) = index.child(node, block) else { break };
             node = child;
             path.push(child);
-            run = if index.page(child).is_some() { run + 1 } else { 0 };
             let end = path.len() as u32;
-            let visible = end - first_visible(end * size, self.window) / size;
-            if run >= visible {
+            for (group, run) in runs.iter_mut().enumerate() {
+                *run = if index.page(child, group).is_some() { *run + 1 } else { 0 };
+            }
+            if runs.iter().zip(&*pools).all(|(run, pool)| *run >= end - first_block(end, pool.window())) {
                 best = end;
             }
         }
         let tip = *path.get(best.checked_sub(1)? as usize)?;
-        let first_block = first_visible(best * size, self.window) / size;
-        let pages: Vec<PageId> =
-            path[first_block as usize..best as usize].iter().filter_map(|node| index.page(*node)).collect();
         index.pin(tip);
-        for &page in &pages {
-            let state = &mut self.states[page.0 as usize];
-            if state.users == 0 {
-                self.idle.remove(page);
-            }
-            state.users += 1;
-        }
-        Some(PrefixHit { blocks: best, first_block, pages, chain: Chain { tip: Some(tip), blocks: best } })
+        let table = |(group, pool): (usize, &mut PagePool)| {
+            let first_block = first_block(best, pool.window());
+            let visible = &path[first_block as usize..best as usize];
+            let pages: Vec<PageId> = visible.iter().filter_map(|node| index.page(*node, group)).collect();
+            pool.share(&pages);
+            BlockTable::from_pages(first_block, pages)
+        };
+        let tables = BlockTables::from_tables(pools.iter_mut().enumerate().map(table).collect());
+        Some(PrefixHit { blocks: best, tables, chain: Chain { tip: Some(tip), blocks: best } })
     }
 
     /// The chain of a sequence of which nothing is recorded.
@@ -230,17 +166,21 @@ impl PageCache {
         Chain { tip: self.index.as_mut().map(|index| index.pin_root(salt)), blocks: 0 }
     }
 
-    /// Records the sequence's next block: its `page_size` tokens, and its page, which is written to the end and will
-    /// not be written again; none where the window has already taken it.
-    pub fn record(&mut self, chain: &mut Chain, tokens: &[TokenId], page: Option<PageId>) {
+    /// Records the sequence's next block: its `page_size` tokens, and its pages of `tables`, which are written to the end
+    /// and will not be written again. A group's page may be gone already, where the window has taken it.
+    pub fn record(&mut self, chain: &mut Chain, tokens: &[TokenId], tables: &BlockTables) {
+        let block = chain.blocks;
         chain.blocks += 1;
         let (Some(index), Some(tip)) = (&mut self.index, chain.tip) else { return };
         chain.tip = index.pin_child(tip, tokens);
-        if let (Some(node), Some(page)) = (chain.tip, page)
-            && index.page(node).is_none()
-        {
-            index.set_page(node, page);
-            self.states[page.0 as usize].node = Some(node);
+        let Some(node) = chain.tip else { return };
+        for (group, (table, pool)) in tables.as_slice().iter().zip(&mut self.pools).enumerate() {
+            if let Some(page) = table.page(block)
+                && index.page(node, group).is_none()
+            {
+                index.set_page(node, group, page);
+                pool.set_node(page, node);
+            }
         }
     }
 
@@ -252,44 +192,27 @@ impl PageCache {
     }
 }
 
+/// A node's page of a group holds something else now.
+fn clear_page(index: &mut Option<PrefixIndex>, node: NodeId, group: usize) {
+    if let Some(index) = index {
+        index.clear_page(node, group);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kv::testing::{geometry, non_zero};
     use proptest::prelude::*;
     use std::collections::{HashMap, VecDeque};
-
-    fn non_zero(n: u32) -> NonZeroU32 {
-        NonZeroU32::new(n).unwrap()
-    }
-
-    fn cache(pages: u32) -> PageCache {
-        PageCache::new(non_zero(2), pages, None, PrefixCache::On)
-    }
-
-    #[test]
-    fn allocates_all_or_nothing() {
-        let mut cache = cache(3);
-        let mut pages = Vec::new();
-        cache.allocate(2, &mut pages).unwrap();
-        assert_eq!(pages, [PageId(0), PageId(1)]);
-        assert_eq!(cache.allocate(2, &mut pages), Err(OutOfPages { needed: 2, free: 1 }));
-        assert_eq!((pages.len(), cache.available()), (2, 1));
-        cache.release(pages.drain(..1));
-        assert_eq!(cache.available(), 2);
-    }
-
-    #[test]
-    #[should_panic(expected = "page 0 was freed twice")]
-    fn refuses_a_page_freed_twice() {
-        let mut cache = cache(1);
-        let mut pages = Vec::new();
-        cache.allocate(1, &mut pages).unwrap();
-        cache.release([pages[0], pages[0]]);
-    }
 
     /// What the cache should know, kept the slow way: whole beginnings as keys, and what each page holds.
     struct Model {
         size: usize,
+        groups: Vec<Group>,
+    }
+
+    struct Group {
         window: Option<NonZeroU32>,
         /// Salt and tokens of a beginning to the page of its last block.
         known: HashMap<(u8, Vec<u32>), PageId>,
@@ -299,13 +222,31 @@ mod tests {
     }
 
     impl Model {
+        fn new(size: usize, windows: &[Option<u32>]) -> Model {
+            let group = |window: &Option<u32>| Group {
+                window: window.map(non_zero),
+                known: HashMap::new(),
+                users: HashMap::new(),
+                idle: VecDeque::new(),
+            };
+            Model { size, groups: windows.iter().map(group).collect() }
+        }
         fn longest(&self, salt: u8, tokens: &[u32], limit: usize) -> usize {
             let whole = tokens.len().min(limit) / self.size;
+            let key = |block: usize| (salt, tokens[..(block + 1) * self.size].to_vec());
             let held = |end: usize| {
-                let first = first_visible((end * self.size) as u32, self.window) as usize / self.size;
-                (first..end).all(|block| self.known.contains_key(&(salt, tokens[..(block + 1) * self.size].to_vec())))
+                self.groups.iter().all(|group| {
+                    let first = first_visible((end * self.size) as u32, group.window) as usize / self.size;
+                    (first..end).all(|block| group.known.contains_key(&key(block)))
+                })
             };
             (1..=whole).rev().find(|&end| held(end)).unwrap_or(0)
+        }
+    }
+
+    impl Group {
+        fn unused(&self, pages: u32) -> u32 {
+            pages - self.users.values().filter(|users| **users > 0).count() as u32
         }
         fn forget(&mut self, page: PageId) {
             self.known.retain(|_, known| *known != page);
@@ -319,33 +260,33 @@ mod tests {
         }
     }
 
-    /// One running sequence of the test.
+    /// One running sequence of the test: its pages hold blocks that are all computed.
     struct Running {
         salt: u8,
         tokens: Vec<u32>,
-        /// Blocks of the sequence in its pages, all computed.
-        first_block: usize,
-        pages: Vec<PageId>,
+        tables: BlockTables,
         chain: Chain,
+    }
+
+    fn pages(tables: &BlockTables) -> Vec<Vec<PageId>> {
+        tables.as_slice().iter().map(|table| table.pages().to_vec()).collect()
     }
 
     proptest! {
         /// Sequences over few tokens begin, compute blocks and end in random order. Every hit is the longest that the
-        /// model knows, in pages that hold it; no page is written while somebody else uses it; the least recently used
-        /// is reclaimed; nothing leaks.
+        /// model knows in all groups, in pages that hold it; no page is written while somebody else uses it; the least
+        /// recently used is reclaimed; nothing leaks.
         #[test]
         fn gives_what_was_put_down(
             size in 1u32..4,
             // With a window of 1 nothing before is seen: every beginning is a hit, and none is worth one.
-            window in prop::option::of(2u32..9),
-            pages in 1u32..12,
+            groups in prop::collection::vec((prop::option::of(2u32..9), 1u32..12), 1..3),
             steps in prop::collection::vec((0u8..4, any::<prop::sample::Index>(), any::<u64>()), 1..120),
         ) {
-            let window = window.map(non_zero);
-            let mut cache = PageCache::new(non_zero(size), pages, window, PrefixCache::On);
+            let mut cache = PageCache::new(&geometry(size, &groups), PrefixCache::On);
             let size = size as usize;
-            let mut model =
-                Model { size, window, known: HashMap::new(), users: HashMap::new(), idle: VecDeque::new() };
+            let windows: Vec<Option<u32>> = groups.iter().map(|(window, _)| *window).collect();
+            let mut model = Model::new(size, &windows);
             let mut running: Vec<Running> = Vec::new();
             let salts = [None, Some("a")];
             for (what, which, seed) in steps {
@@ -359,81 +300,92 @@ mod tests {
                         let expected = model.longest(salt, &tokens, limit);
                         let hit = cache.find(salts[salt as usize], &ids, limit);
                         prop_assert_eq!(hit.as_ref().map_or(0, |hit| hit.blocks as usize), expected);
-                        let running_now = match hit {
-                            None => Running {
-                                salt, tokens, first_block: 0, pages: Vec::new(), chain: cache.open(salts[salt as usize]),
-                            },
-                            Some(PrefixHit { first_block, pages, chain, .. }) => {
-                                for (block, page) in (first_block as usize..).zip(&pages) {
-                                    let known = model.known.get(&(salt, tokens[..(block + 1) * size].to_vec()));
-                                    prop_assert_eq!(known, Some(page));
-                                    *model.users.entry(*page).or_insert(0) += 1;
-                                    model.idle.retain(|idle| idle != page);
-                                }
-                                Running { salt, tokens, first_block: first_block as usize, pages, chain }
-                            }
+                        let (tables, chain) = match hit {
+                            None => (BlockTables::new(&cache), cache.open(salts[salt as usize])),
+                            Some(PrefixHit { tables, chain, .. }) => (tables, chain),
                         };
-                        running.push(running_now);
+                        for (table, group) in tables.as_slice().iter().zip(&mut model.groups) {
+                            let first = first_visible((expected * size) as u32, group.window) as usize / size;
+                            prop_assert_eq!(table.pages().len(), expected - first);
+                            for (block, page) in (table.first_block() as usize..).zip(table.pages()) {
+                                let known = group.known.get(&(salt, tokens[..(block + 1) * size].to_vec()));
+                                prop_assert_eq!(known, Some(page));
+                                *group.users.entry(*page).or_insert(0) += 1;
+                                group.idle.retain(|idle| idle != page);
+                            }
+                        }
+                        running.push(Running { salt, tokens, tables, chain });
                     }
-                    // A sequence computes its next block, if there is a page for it.
+                    // A sequence computes its next block, if there is a page for it in every group.
                     2 if !running.is_empty() => {
                         let at = which.index(running.len());
-                        let sequence = &mut running[at];
-                        let block = sequence.first_block + sequence.pages.len();
-                        if (block + 1) * size > sequence.tokens.len() {
+                        let Running { salt, tokens, tables, chain } = &mut running[at];
+                        let block = chain.blocks() as usize;
+                        if (block + 1) * size > tokens.len() {
                             continue;
                         }
-                        let expected_free = cache.pages() as usize
-                            - model.users.values().filter(|users| **users > 0).count();
-                        prop_assert_eq!(cache.available() as usize, expected_free);
-                        let idle_only = cache.available() == cache.idle();
-                        let mut page = Vec::new();
-                        if cache.allocate(1, &mut page).is_err() {
-                            prop_assert_eq!(expected_free, 0);
+                        let both = model.groups.iter().zip(cache.pools());
+                        let unused: Vec<u32> = both.map(|(group, pool)| group.unused(pool.pages())).collect();
+                        let available: Vec<u32> = cache.pools().iter().map(PagePool::available).collect();
+                        prop_assert_eq!(&available, &unused);
+                        let idle_only: Vec<bool> =
+                            cache.pools().iter().map(|pool| pool.available() == pool.idle()).collect();
+                        let before = pages(tables);
+                        if tables.reserve(((block + 1) * size) as u32, &mut cache).is_err() {
+                            prop_assert!(unused.contains(&0));
+                            prop_assert_eq!(pages(tables), before);
                             continue;
                         }
-                        let page = page[0];
-                        prop_assert_eq!(model.users.get(&page).copied().unwrap_or(0), 0);
-                        if idle_only {
-                            prop_assert_eq!(model.idle.pop_front(), Some(page));
-                        } else {
-                            prop_assert!(!model.idle.contains(&page));
+                        let beginning = tokens[..(block + 1) * size].to_vec();
+                        let ids: Vec<TokenId> = beginning[block * size..].iter().copied().map(TokenId).collect();
+                        cache.record(chain, &ids, tables);
+                        let both = tables.as_slice().iter().zip(&mut model.groups);
+                        for ((table, group), idle_only) in both.zip(idle_only) {
+                            let page = table.page(block as u32).expect("it was reserved");
+                            prop_assert_eq!(group.users.get(&page).copied().unwrap_or(0), 0);
+                            if idle_only {
+                                prop_assert_eq!(group.idle.pop_front(), Some(page));
+                            } else {
+                                prop_assert!(!group.idle.contains(&page));
+                            }
+                            group.forget(page);
+                            group.users.insert(page, 1);
+                            group.known.entry((*salt, beginning.clone())).or_insert(page);
                         }
-                        model.forget(page);
-                        model.users.insert(page, 1);
-                        let beginning = sequence.tokens[..(block + 1) * size].to_vec();
-                        let ids: Vec<TokenId> =
-                            beginning[block * size..].iter().copied().map(TokenId).collect();
-                        cache.record(&mut sequence.chain, &ids, Some(page));
-                        model.known.entry((sequence.salt, beginning)).or_insert(page);
-                        sequence.pages.push(page);
-                        // What the window hides from what comes next goes back.
+                        // What the windows hide from what comes next goes back.
                         let next = ((block + 1) * size) as u32;
-                        let first = first_visible(next, window) as usize / size;
-                        let hidden = first.saturating_sub(sequence.first_block).min(sequence.pages.len());
-                        let gone: Vec<PageId> = sequence.pages.drain(..hidden).collect();
-                        sequence.first_block += hidden;
-                        gone.iter().for_each(|page| model.release(*page));
-                        cache.release(gone);
+                        let before = pages(tables);
+                        tables.evict(next, &mut cache);
+                        for ((before, table), group) in before.iter().zip(tables.as_slice()).zip(&mut model.groups) {
+                            let gone = before.len() - table.pages().len();
+                            prop_assert_eq!(table.first_block(), first_visible(next, group.window) / size as u32);
+                            before[..gone].iter().for_each(|page| group.release(*page));
+                        }
                     }
                     // A sequence ends.
                     3 if !running.is_empty() => {
-                        let Running { pages, chain, .. } = running.swap_remove(which.index(running.len()));
-                        pages.iter().for_each(|page| model.release(*page));
-                        cache.release(pages);
+                        let Running { mut tables, chain, .. } = running.swap_remove(which.index(running.len()));
+                        for (table, group) in tables.as_slice().iter().zip(&mut model.groups) {
+                            table.pages().iter().rev().for_each(|page| group.release(*page));
+                        }
+                        tables.release(&mut cache);
                         cache.close(chain);
                     }
                     _ => {}
                 }
-                prop_assert_eq!(cache.idle() as usize, model.idle.len());
+                for (pool, group) in cache.pools().iter().zip(&model.groups) {
+                    prop_assert_eq!(pool.idle() as usize, group.idle.len());
+                }
             }
-            for Running { pages, chain, .. } in running {
-                cache.release(pages);
+            for Running { mut tables, chain, .. } in running {
+                tables.release(&mut cache);
                 cache.close(chain);
             }
             prop_assert_eq!(cache.available(), cache.pages());
             // With every page taken, nothing is known any more, and nothing is kept of it.
-            cache.allocate(cache.pages(), &mut Vec::new()).unwrap();
+            for (group, (_, pages)) in groups.iter().enumerate() {
+                cache.allocate(group, *pages, &mut Vec::new()).unwrap();
+            }
             prop_assert_eq!(cache.index.as_ref().unwrap().len(), 0);
         }
     }

@@ -5,8 +5,9 @@
 //! parent and its tokens are the same: a collision of hashes is a miss, never a wrong hit. The first level hangs under
 //! a root for each salt.
 //!
-//! A node may have no page (the window, or someone who needed room, took it) and is kept as long as something stands on
-//! it: a page, a child, or a sequence that is about to add one ([`PrefixIndex::pin`]).
+//! A node has a page in each group of the cache, or has lost it there (the window, or someone who needed room, took it).
+//! It is kept as long as something stands on it: a page, a child, or a sequence that is about to add one
+//! ([`PrefixIndex::pin`]).
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
@@ -24,7 +25,8 @@ struct Node {
     origin: Origin,
     /// Hash of everything from the salt to the last token.
     hash: u64,
-    page: Option<PageId>,
+    /// One for each group.
+    pages: Box<[Option<PageId>]>,
     children: u32,
     pins: u32,
 }
@@ -39,6 +41,8 @@ enum Origin {
 #[derive(Debug)]
 pub(super) struct PrefixIndex<S = RandomState> {
     hasher: S,
+    /// Groups of the cache.
+    groups: usize,
     nodes: Vec<Option<Node>>,
     /// Places in `nodes` that are empty.
     vacant: Vec<NodeId>,
@@ -47,14 +51,15 @@ pub(super) struct PrefixIndex<S = RandomState> {
 }
 
 impl PrefixIndex {
-    pub(super) fn new() -> PrefixIndex {
-        PrefixIndex::with_hasher(RandomState::new())
+    pub(super) fn new(groups: usize) -> PrefixIndex {
+        PrefixIndex::with_hasher(groups, RandomState::new())
     }
 }
 
 impl<S: BuildHasher> PrefixIndex<S> {
-    pub(super) fn with_hasher(hasher: S) -> PrefixIndex<S> {
-        PrefixIndex { hasher, nodes: Vec::new(), vacant: Vec::new(), roots: HashMap::new(), children: HashMap::new() }
+    pub(super) fn with_hasher(groups: usize, hasher: S) -> PrefixIndex<S> {
+        let (roots, children) = (HashMap::new(), HashMap::new());
+        PrefixIndex { hasher, groups, nodes: Vec::new(), vacant: Vec::new(), roots, children }
     }
 
     fn node(&self, id: NodeId) -> &Node {
@@ -66,7 +71,8 @@ impl<S: BuildHasher> PrefixIndex<S> {
         self.nodes[id.0 as usize].as_mut().expect("a node that something stands on")
     }
 
-    fn add(&mut self, node: Node) -> NodeId {
+    fn add(&mut self, origin: Origin, hash: u64) -> NodeId {
+        let node = Node { origin, hash, pages: vec![None; self.groups].into(), children: 0, pins: 0 };
         match self.vacant.pop() {
             Some(id) => {
                 self.nodes[id.0 as usize] = Some(node);
@@ -93,7 +99,7 @@ impl<S: BuildHasher> PrefixIndex<S> {
                 let salt = salt.map(str::to_owned);
                 let hash = self.hasher.hash_one(&salt);
                 let origin = Origin::Salt(salt.clone());
-                let root = self.add(Node { origin, hash, page: None, children: 0, pins: 0 });
+                let root = self.add(origin, hash);
                 self.roots.insert(salt, root);
                 root
             }
@@ -132,7 +138,7 @@ impl<S: BuildHasher> PrefixIndex<S> {
             Some(_) => None,
             None => {
                 let origin = Origin::Block { parent, tokens: tokens.into() };
-                let child = self.add(Node { origin, hash, page: None, children: 0, pins: 0 });
+                let child = self.add(origin, hash);
                 self.children.insert(hash, child);
                 self.node_mut(parent).children += 1;
                 Some(child)
@@ -155,19 +161,19 @@ impl<S: BuildHasher> PrefixIndex<S> {
         self.prune(id);
     }
 
-    /// The page with the keys and values of the node's last block.
-    pub(super) fn page(&self, id: NodeId) -> Option<PageId> {
-        self.node(id).page
+    /// The page of a group with the keys and values of the node's last block.
+    pub(super) fn page(&self, id: NodeId, group: usize) -> Option<PageId> {
+        self.node(id).pages[group]
     }
 
-    /// Gives a node without a page one.
-    pub(super) fn set_page(&mut self, id: NodeId, page: PageId) {
-        self.node_mut(id).page = Some(page);
+    /// Gives a node without a page of a group one.
+    pub(super) fn set_page(&mut self, id: NodeId, group: usize, page: PageId) {
+        self.node_mut(id).pages[group] = Some(page);
     }
 
-    /// Takes the node's page from it.
-    pub(super) fn clear_page(&mut self, id: NodeId) {
-        self.node_mut(id).page = None;
+    /// Takes the node's page of a group from it.
+    pub(super) fn clear_page(&mut self, id: NodeId, group: usize) {
+        self.node_mut(id).pages[group] = None;
         self.prune(id);
     }
 
@@ -175,7 +181,7 @@ impl<S: BuildHasher> PrefixIndex<S> {
     fn prune(&mut self, mut id: NodeId) {
         loop {
             let node = self.node(id);
-            if node.page.is_some() || node.children > 0 || node.pins > 0 {
+            if node.pages.iter().any(Option::is_some) || node.children > 0 || node.pins > 0 {
                 return;
             }
             let Some(node) = self.nodes[id.0 as usize].take() else { return };
@@ -211,23 +217,26 @@ mod tests {
 
     #[test]
     fn a_path_is_kept_by_what_stands_on_it() {
-        let mut index = PrefixIndex::new();
+        let mut index = PrefixIndex::new(2);
         let root = index.pin_root(None);
         let first = index.pin_child(root, &ids(&[1, 2])).unwrap();
         let second = index.pin_child(first, &ids(&[3, 4])).unwrap();
-        index.set_page(second, PageId(5));
+        index.set_page(second, 0, PageId(5));
+        index.set_page(second, 1, PageId(6));
         index.unpin(second);
         assert_eq!(index.len(), 3);
+        index.clear_page(second, 1);
         let found = index.child(index.child(index.root(None).unwrap(), &ids(&[1, 2])).unwrap(), &ids(&[3, 4]));
-        assert_eq!(found.and_then(|node| index.page(node)), Some(PageId(5)));
-        index.clear_page(second);
+        assert_eq!(found.and_then(|node| index.page(node, 0)), Some(PageId(5)));
+        assert_eq!(index.page(second, 1), None);
+        index.clear_page(second, 0);
         assert_eq!(index.len(), 0);
         assert_eq!(index.root(None), None);
     }
 
     #[test]
     fn salts_and_beginnings_keep_equal_blocks_apart() {
-        let mut index = PrefixIndex::new();
+        let mut index = PrefixIndex::new(1);
         let (plain, salted) = (index.pin_root(None), index.pin_root(Some("tenant")));
         let child = index.pin_child(plain, &ids(&[1])).unwrap();
         assert_eq!(index.child(salted, &ids(&[1])), None);
@@ -245,7 +254,7 @@ mod tests {
             }
             fn write(&mut self, _: &[u8]) {}
         }
-        let mut index = PrefixIndex::with_hasher(std::hash::BuildHasherDefault::<Same>::default());
+        let mut index = PrefixIndex::with_hasher(1, std::hash::BuildHasherDefault::<Same>::default());
         let root = index.pin_root(None);
         index.pin(root);
         let first = index.pin_child(root, &ids(&[1])).unwrap();

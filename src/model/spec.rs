@@ -371,8 +371,19 @@ impl ModelSpec {
         self.head.linear.weight == self.embedding.tokens
     }
 
-    /// Keys that the queries of some layer still see, the query's own included: what a cache keeps. `None` if a layer
-    /// sees all.
+    /// The distinct windows of the layers, in the order of their first layers: layers of one window share pages of the
+    /// cache.
+    pub fn windows(&self) -> Vec<Option<NonZeroU32>> {
+        let mut windows = Vec::new();
+        for layer in &self.layers {
+            if !windows.contains(&layer.attention.window) {
+                windows.push(layer.attention.window);
+            }
+        }
+        windows
+    }
+
+    /// The widest window: keys that the queries of some layer see, the query's own included. `None` if a layer sees all.
     pub fn window(&self) -> Option<NonZeroU32> {
         let windows = self.layers.iter().map(|layer| layer.attention.window);
         windows.reduce(|widest, window| widest.zip(window).map(|(a, b)| a.max(b))).flatten()
@@ -448,15 +459,17 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_cache_keeps_what_the_widest_window_shows() {
+    fn windows_are_listed_once_and_the_widest_is_known() {
         let [mut spec, ..] = published();
         let window = |n| NonZeroU32::new(n);
         spec.layers[3].attention.window = window(8192);
         assert_eq!(spec.window(), window(8192));
+        assert_eq!(spec.windows(), [window(4096), window(8192)]);
         spec.layers[7].attention.window = None;
         assert_eq!(spec.window(), None);
+        assert_eq!(spec.windows(), [window(4096), window(8192), None]);
         spec.set_window(window(24));
-        assert_eq!(spec.window(), window(24));
+        assert_eq!((spec.window(), spec.windows()), (window(24), vec![window(24)]));
     }
 
     #[test]

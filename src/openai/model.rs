@@ -6,7 +6,6 @@ use super::call::{Call, Format};
 use super::{ApiError, ChatBody, CompletionBody, ErrorKind, Options, PromptBody};
 use crate::checkpoint::ModelSource;
 use crate::engine::{Engine, EosTokens, Request};
-use crate::kv::CacheGeometry;
 use crate::text::{
     AddGenerationPrompt, ChatTemplate, Infill, RepoContext, SpecialOutput, SpecialTokens, TokenId, TokenNames,
     Tokenizer,
@@ -203,12 +202,9 @@ impl ServedModel {
 
 /// The most positions of one request: the model's, or what the cache holds where that is less.
 fn positions(engine: &Engine) -> usize {
-    let (spec, cache) = (engine.spec(), engine.cache());
-    let fits = |positions: usize| {
-        // Positions of a model fit u32.
-        CacheGeometry::pages_for_sequence(cache.page_size, positions as u32, spec.window(), 1) <= cache.pages
-    };
-    let (mut fit, mut too_many) = (0, spec.max_positions + 1);
+    // Positions of a model fit u32.
+    let fits = |positions: usize| engine.cache().check_sequence(positions as u32).is_ok();
+    let (mut fit, mut too_many) = (0, engine.spec().max_positions + 1);
     while too_many - fit > 1 {
         let middle = fit + (too_many - fit) / 2;
         if fits(middle) { fit = middle } else { too_many = middle }

@@ -1,5 +1,5 @@
 //! A backend that only keeps books: it stores token ids in pages as a model stores keys, and its next token is a hash of
-//! the ids that the window shows. A page freed too early, shared wrongly or written by two, a row at a wrong position or
+//! the ids that its windows show. A page freed too early, shared wrongly or written by two, a row at a wrong position or
 //! a chunk cut wrongly changes the text, or panics.
 
 // Each test binary uses its part.
@@ -7,9 +7,10 @@
 
 use std::num::NonZeroU32;
 
-use rigel::backend::{Backend, BackendError, Batch, DeviceInfo, Token};
+use rigel::backend::{Backend, BackendError, BackendHooks, Batch, DeviceInfo, Token};
+use rigel::checkpoint::Dtype;
 use rigel::engine::{Engine, EngineOptions};
-use rigel::kv::{CacheGeometry, PageId, first_visible};
+use rigel::kv::{BlockTable, CacheGeometry, CacheGroup, PageId, first_visible};
 use rigel::model::ModelSpec;
 use rigel::sampling::{SampleError, SampleRow, Sampled, sample};
 use rigel::text::TokenId;
@@ -39,18 +40,24 @@ pub struct Ledger {
     under_way: Option<Vec<Result<Sampled, SampleError>>>,
     /// The tokens of the last draws.
     drawn: Vec<u32>,
-    slots: Vec<Option<u32>>,
+    /// The ids in the pages of each group.
+    slots: Vec<Vec<Option<u32>>>,
     logits: Vec<f32>,
 }
 
-pub fn spec(window: Option<u32>) -> ModelSpec {
+/// A layer for each window.
+pub fn spec(windows: &[Option<u32>]) -> ModelSpec {
     let json = serde_json::json!({
-        "model_type": "starcoder2", "vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 1,
+        "model_type": "starcoder2", "vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": windows.len(),
         "num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 64,
-        "max_position_embeddings": POSITIONS, "sliding_window": window, "eos_token_id": EOS, "bos_token_id": EOS,
+        "max_position_embeddings": POSITIONS, "eos_token_id": EOS, "bos_token_id": EOS,
     });
     let config = rigel::checkpoint::Config::parse(json.to_string().as_bytes(), "config.json").unwrap();
-    ModelSpec::from_config(&config).unwrap()
+    let mut spec = ModelSpec::from_config(&config).unwrap();
+    for (layer, of_layer) in spec.layers.iter_mut().zip(windows) {
+        layer.attention.window = window(*of_layer);
+    }
+    spec
 }
 
 pub fn window(window: Option<u32>) -> Option<NonZeroU32> {
@@ -60,12 +67,24 @@ pub fn window(window: Option<u32>) -> Option<NonZeroU32> {
 impl Ledger {
     /// With pages for one sequence.
     pub fn new(window: Option<u32>, page_size: u32, max_rows: usize) -> Ledger {
-        let spec = spec(window);
-        let pages =
-            CacheGeometry::pages_for_sequence(page_size, spec.max_positions as u32, spec.window(), max_rows as u32);
+        Ledger::with_windows(&[window], page_size, max_rows)
+    }
+
+    /// A group of the cache for each window, with pages for one sequence.
+    pub fn with_windows(windows: &[Option<u32>], page_size: u32, max_rows: usize) -> Ledger {
+        let spec = spec(windows);
+        let positions = spec.max_positions as u32;
+        let group = |of_group: &Option<u32>| CacheGroup {
+            window: window(*of_group),
+            pages: CacheGeometry::pages_for_sequence(page_size, positions, window(*of_group), max_rows as u32),
+            // Ids.
+            element: Dtype::F32,
+            page_bytes: 4 * u64::from(page_size),
+        };
+        let groups = windows.iter().map(group).collect();
         let ledger = Ledger {
             spec,
-            cache: CacheGeometry { page_size, pages: 0 },
+            cache: CacheGeometry { page_size: NonZeroU32::new(page_size).unwrap(), groups },
             max_rows,
             max_logits_rows: 3,
             variety: EOS,
@@ -78,12 +97,22 @@ impl Ledger {
             slots: Vec::new(),
             logits: Vec::new(),
         };
-        ledger.with_pages(pages)
+        ledger.with_room(1.0)
     }
 
+    /// With so many pages in each group.
     pub fn with_pages(mut self, pages: u32) -> Ledger {
-        self.cache.pages = pages;
-        self.slots = vec![None; (self.cache.page_size * pages) as usize];
+        self.cache.groups.iter_mut().for_each(|group| group.pages = pages);
+        self.with_room(1.0)
+    }
+
+    /// With so many times the pages that it has.
+    pub fn with_room(mut self, room: f64) -> Ledger {
+        for group in &mut self.cache.groups {
+            group.pages = ((f64::from(group.pages) * room) as u32).max(1);
+        }
+        let slots = |group: &CacheGroup| vec![None; (self.cache.page_size.get() * group.pages) as usize];
+        self.slots = self.cache.groups.iter().map(slots).collect();
         self
     }
 
@@ -99,26 +128,22 @@ impl Ledger {
         (self.hook)(batch)?;
         assert!(batch.tokens.len() <= self.max_rows && batch.logits_rows.len() <= self.max_logits_rows);
         self.logits.clear();
-        let mut writers = vec![None; self.cache.pages as usize];
-        for (index, sequence) in batch.sequences.iter().enumerate() {
-            let page =
-                |position: u32| sequence.pages[(position / self.cache.page_size - sequence.first_block) as usize];
-            for (position, row) in (sequence.start..).zip(sequence.rows.clone()) {
-                let slot = page(position).0 * self.cache.page_size + position % self.cache.page_size;
-                let writer = writers[page(position).0 as usize].get_or_insert(index);
-                assert_eq!(*writer, index, "page {} has two writers", page(position).0);
-                self.slots[slot as usize] = Some(token_ids[row].0);
+        for (group, of_group) in self.cache.groups.iter().enumerate() {
+            let mut writers = vec![None; of_group.pages as usize];
+            for (index, sequence) in batch.sequences.iter().enumerate() {
+                assert_eq!(sequence.tables.len(), self.cache.groups.len());
+                for (position, row) in (sequence.start..).zip(sequence.rows.clone()) {
+                    let (page, slot) = place(self.cache.page_size, &sequence.tables[group], position);
+                    let writer = writers[page.0 as usize].get_or_insert(index);
+                    assert_eq!(*writer, index, "page {} has two writers", page.0);
+                    self.slots[group][slot] = Some(token_ids[row].0);
+                }
             }
         }
         for sequence in batch.sequences {
-            let slot = |position: u32| {
-                let page = sequence.pages[(position / self.cache.page_size - sequence.first_block) as usize];
-                (page.0 * self.cache.page_size + position % self.cache.page_size) as usize
-            };
             for (position, row) in (sequence.start..).zip(sequence.rows.clone()) {
                 if batch.logits_rows.contains(&row) {
-                    let visible = first_visible(position, self.spec.window())..=position;
-                    let token = next_token(visible.map(|p| self.slots[slot(p)].expect("a key")), self.variety);
+                    let token = next_token(self.seen(sequence.tables, position), self.variety);
                     let poisoned = self.poisoned_logits || self.poisoned_token == Some(token_ids[row].0);
                     let mut logits = vec![if poisoned { f32::NAN } else { 0.0 }; VOCAB];
                     logits[token as usize] = 10.0;
@@ -128,6 +153,20 @@ impl Ledger {
         }
         Ok(())
     }
+
+    /// The ids that a row sees, of one group after the other.
+    fn seen(&self, tables: &[BlockTable], position: u32) -> impl Iterator<Item = u32> {
+        self.cache.groups.iter().zip(tables).zip(&self.slots).flat_map(move |((group, table), slots)| {
+            let visible = first_visible(position, group.window)..=position;
+            visible.map(move |p| slots[place(self.cache.page_size, table, p).1].expect("a key"))
+        })
+    }
+}
+
+/// The page of a position, and its slot among those of all pages.
+fn place(page_size: NonZeroU32, table: &BlockTable, position: u32) -> (PageId, usize) {
+    let page = table.page(position / page_size).expect("a page");
+    (page, (page.0 * page_size.get() + position % page_size) as usize)
 }
 
 /// The model: what follows the ids that the last of them sees.
@@ -141,11 +180,17 @@ pub fn expected(prompt: &[u32], new: usize, window: Option<u32>) -> Vec<u32> {
     expected_of(prompt, new, window, EOS)
 }
 
-pub fn expected_of(prompt: &[u32], new: usize, of_window: Option<u32>, variety: u32) -> Vec<u32> {
+pub fn expected_of(prompt: &[u32], new: usize, window: Option<u32>, variety: u32) -> Vec<u32> {
+    expected_of_windows(prompt, new, &[window], variety)
+}
+
+pub fn expected_of_windows(prompt: &[u32], new: usize, windows: &[Option<u32>], variety: u32) -> Vec<u32> {
     let mut ids = prompt.to_vec();
     for _ in 0..new {
-        let first = first_visible(ids.len() as u32 - 1, window(of_window)) as usize;
-        ids.push(next_token(ids[first..].iter().copied(), variety));
+        let last = ids.len() as u32 - 1;
+        let seen = windows.iter().flat_map(|of_group| &ids[first_visible(last, window(*of_group)) as usize..]);
+        let token = next_token(seen.copied(), variety);
+        ids.push(token);
     }
     ids.split_off(prompt.len())
 }
@@ -157,8 +202,8 @@ impl Backend for Ledger {
     fn device(&self) -> DeviceInfo {
         DeviceInfo::Other { name: "a ledger".to_owned() }
     }
-    fn cache(&self) -> CacheGeometry {
-        self.cache
+    fn cache(&self) -> &CacheGeometry {
+        &self.cache
     }
     fn max_rows(&self) -> usize {
         self.max_rows
@@ -184,10 +229,8 @@ impl Backend for Ledger {
         assert!(self.under_way.is_none(), "logits were asked for while draws are under way");
         Ok(&self.logits[row * VOCAB..][..VOCAB])
     }
-    fn poison(&mut self, pages: &[PageId]) -> Result<(), BackendError> {
-        let size = self.cache.page_size as usize;
-        pages.iter().for_each(|page| self.slots[page.0 as usize * size..][..size].fill(None));
-        Ok(())
+    fn hooks(&mut self) -> Option<&mut dyn BackendHooks> {
+        Some(self)
     }
     fn start_sampling(&mut self, rows: &[SampleRow<'_>]) -> Result<(), BackendError> {
         let draw = |row: &SampleRow<'_>| sample(&self.logits[row.logits_row * VOCAB..][..VOCAB], row);
@@ -199,6 +242,14 @@ impl Backend for Ledger {
     }
     fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
         Ok(self.under_way.take().unwrap_or_default())
+    }
+}
+
+impl BackendHooks for Ledger {
+    fn poison(&mut self, group: usize, pages: &[PageId]) -> Result<(), BackendError> {
+        let size = self.cache.page_size.get() as usize;
+        pages.iter().for_each(|page| self.slots[group][page.0 as usize * size..][..size].fill(None));
+        Ok(())
     }
 }
 

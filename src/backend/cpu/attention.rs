@@ -45,7 +45,7 @@ pub(crate) struct Tile<'a> {
     pub values: *const f32,
     pub page_stride: usize,
     pub page_size: u32,
-    /// As in [`SequenceRows`](crate::backend::SequenceRows).
+    /// As in [`BlockTable`](crate::kv::BlockTable).
     pub first_block: u32,
     pub pages: &'a [PageId],
 }

@@ -53,7 +53,7 @@ impl Pass<'_> {
     }
 
     fn rows(&self) -> usize {
-        self.plan.rows().len()
+        self.plan.positions().len()
     }
 
     /// Token embeddings, and each row's rotation.
@@ -64,7 +64,7 @@ impl Pass<'_> {
             for row in rows {
                 let id = self.token_ids[row].0 as usize;
                 let stored = &embedding.bytes[id * embedding.row_bytes()..][..embedding.row_bytes()];
-                let position = self.plan.rows()[row].position;
+                let position = self.plan.positions()[row];
                 // SAFETY: see `Pass`.
                 unsafe {
                     let to = self.workspace.hidden.row(row);
@@ -150,11 +150,12 @@ impl Pass<'_> {
     /// Rotates queries in place, and rotates keys into the cache; copies values there.
     fn rotate_and_keep(&self, pool: &mut ThreadPool, layer: usize) {
         let head_dim = self.spec.head_dim;
+        let places = self.plan.rows(self.cache.group(layer));
         let half = head_dim / 2;
         let (heads, kv_heads) = (self.spec.heads, self.spec.kv_heads);
         pool.parallel_for_rows(self.rows(), ROWS_PER_TASK, |rows| {
             for row in rows {
-                let place = self.plan.rows()[row];
+                let place = places[row];
                 // SAFETY: see `Pass`; no two rows of a batch share a slot.
                 unsafe {
                     let (cos, sin) = (self.workspace.cos.row(row), self.workspace.sin.row(row));
@@ -192,7 +193,7 @@ impl Pass<'_> {
             let rows = tiles[tiles.len() - 1 - task / (spec.kv_heads * splits)];
             let kv_head = task / splits % spec.kv_heads;
             let split = task % splits;
-            let sequence = &self.batch.sequences[rows.sequence];
+            let table = &self.batch.sequences[rows.sequence].tables[self.cache.group(index)];
             let first_head = kv_head * group + split * heads;
             let (keys, values) = self.cache.head(index, kv_head);
             // SAFETY: see `Pass`; the cache was written in the region before, `scratch` is this thread's.
@@ -210,9 +211,9 @@ impl Pass<'_> {
                     keys,
                     values,
                     page_stride: self.cache.page_stride(),
-                    page_size: self.cache.geometry().page_size,
-                    first_block: sequence.first_block,
-                    pages: sequence.pages,
+                    page_size: self.cache.geometry().page_size.get(),
+                    first_block: table.first_block(),
+                    pages: table.pages(),
                 };
                 (self.kernels.attend)(&tile, scratch);
             }

@@ -44,9 +44,10 @@ use std::sync::OnceLock;
 
 pub use kernels::{ISA_VARIABLE, Isa};
 
+use super::cache_layout::CacheSizes;
 use super::support::check_network;
-use super::{Backend, BackendError, Batch, DeviceInfo, Token, check_page};
-use crate::checkpoint::Checkpoint;
+use super::{Backend, BackendError, BackendHooks, Batch, DeviceInfo, Token, check_import, check_page};
+use crate::checkpoint::{Checkpoint, Dtype};
 use crate::host::{AvailableMemory, Size, available_memory, counted};
 use crate::kv::{CacheGeometry, PageId};
 use crate::model::ModelSpec;
@@ -67,7 +68,8 @@ pub struct CpuOptions {
     pub threads: Option<NonZeroUsize>,
     /// Positions that a page of the cache holds.
     pub page_size: NonZeroU32,
-    /// Pages of the cache.
+    /// Pages of the cache. Where layers have different windows, those of the layers with the widest one; the others have
+    /// as many as serve as many sequences.
     pub pages: u32,
     /// The most rows in a batch, and the most logits rows.
     pub max_rows: usize,
@@ -109,7 +111,7 @@ impl CpuBackend {
     /// Bytes that cache and activations of a backend with these options take: what [`CpuBackend::new`] allocates, once.
     /// Weights stay in their file, norms and biases are small.
     pub fn planned_bytes(spec: &ModelSpec, options: &CpuOptions) -> u64 {
-        let cache = Cache::page_bytes(spec, options.page_size).saturating_mul(options.pages.into());
+        let cache = cache_sizes(options).geometry(spec, options.pages).bytes();
         Workspace::bytes(spec, options.max_rows, options.max_rows, threads(options).get()).saturating_add(cache)
     }
 
@@ -127,7 +129,8 @@ impl CpuBackend {
         most: u32,
     ) -> Result<u32, BackendError> {
         let workspace = CpuBackend::planned_bytes(spec, &CpuOptions { pages: 0, ..options.clone() });
-        let page = Cache::page_bytes(spec, options.page_size);
+        let sizes = cache_sizes(options);
+        let cache = |pages| sizes.geometry(spec, pages).bytes();
         let available = available_memory();
         let of_what = match (memory, available) {
             (None, Some(AvailableMemory { bytes, limit })) => {
@@ -136,10 +139,10 @@ impl CpuBackend {
             _ => String::new(),
         };
         let memory = memory.or(available.map(|available| available.bytes / 2)).unwrap_or(u64::MAX);
-        let pages = memory.saturating_sub(workspace) / page.max(1);
-        if pages < u64::from(least) {
-            let needed = workspace.saturating_add(page.saturating_mul(least.into()));
-            let (activations, page) = (Size(workspace), Size(page));
+        let pages = sizes.max_pages(spec, memory.saturating_sub(workspace));
+        if pages < least {
+            let needed = workspace.saturating_add(cache(least));
+            let (activations, page) = (Size(workspace), Size(cache(1)));
             let what = format!("activations {activations} and {least} pages of the cache, {page} each");
             let advice = format!(
                 "{} may be used{of_what}; a lower context makes the cache smaller, a lower prefill chunk or number of \
@@ -148,8 +151,8 @@ impl CpuBackend {
             );
             return Err(BackendError::OutOfMemory { needed, what, advice });
         }
-        let pages = u32::try_from(pages).unwrap_or(u32::MAX).min(most);
-        let planned = workspace.saturating_add(page.saturating_mul(pages.into()));
+        let pages = pages.min(most);
+        let planned = workspace.saturating_add(cache(pages));
         if let Some(AvailableMemory { bytes, limit }) = available.filter(|available| planned > available.bytes) {
             // Asked for: it may be given back by others until it is used.
             tracing::warn!(
@@ -199,14 +202,16 @@ impl CpuBackend {
         let weights = Weights::new(checkpoint, &spec, kernels)?;
         let (counted_threads, memory) = (counted(threads.get(), "thread"), Size(Self::planned_bytes(&spec, &options)));
         tracing::info!("CPU backend: {} kernels, {counted_threads}, {memory} for cache and activations", isa.name());
+        let cache = Cache::new(&spec, cache_sizes(&options).geometry(&spec, options.pages))?;
+        let workspace = Workspace::new(&spec, options.max_rows, options.max_rows, pool.size())?;
         Ok(CpuBackend {
             inv_freq: spec.ropes[0].inv_freq(spec.head_dim),
             isa,
             kernels,
             weights,
-            cache: Cache::new(&spec, options.page_size, options.pages)?,
-            workspace: Workspace::new(&spec, options.max_rows, options.max_rows, pool.size())?,
-            plan: Plan::new(options.max_rows, options.pages),
+            plan: Plan::new(options.max_rows, cache.geometry()),
+            cache,
+            workspace,
             max_rows: options.max_rows,
             logits_rows: 0,
             token_ids: Vec::new(),
@@ -222,6 +227,11 @@ impl CpuBackend {
 /// control group's quota of time where there is one. One where the system does not say.
 pub fn available_cores() -> NonZeroUsize {
     std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
+
+/// What the cache of a backend with these options is, but for its number of pages.
+fn cache_sizes(options: &CpuOptions) -> CacheSizes {
+    CacheSizes { page_size: options.page_size, max_rows: options.max_rows, element: Dtype::F32 }
 }
 
 /// The threads asked for, or one for each core.
@@ -261,7 +271,7 @@ impl Backend for CpuBackend {
         true
     }
 
-    fn cache(&self) -> CacheGeometry {
+    fn cache(&self) -> &CacheGeometry {
         self.cache.geometry()
     }
 
@@ -329,18 +339,27 @@ impl Backend for CpuBackend {
         Ok(self.started.take().unwrap_or_default())
     }
 
-    fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), BackendError> {
-        for page in [from, to] {
-            check_page(page, self.cache.geometry())?;
-        }
-        self.cache.copy_page(from, to);
+    fn export_page(&mut self, group: usize, page: PageId) -> Result<Vec<u8>, BackendError> {
+        check_page(group, page, self.cache.geometry())?;
+        Ok(self.cache.export(group, page))
+    }
+
+    fn import_page(&mut self, group: usize, page: PageId, bytes: &[u8]) -> Result<(), BackendError> {
+        check_import(group, page, bytes, self.cache.geometry())?;
+        self.cache.import(group, page, bytes);
         Ok(())
     }
 
-    fn poison(&mut self, pages: &[PageId]) -> Result<(), BackendError> {
+    fn hooks(&mut self) -> Option<&mut dyn BackendHooks> {
+        Some(self)
+    }
+}
+
+impl BackendHooks for CpuBackend {
+    fn poison(&mut self, group: usize, pages: &[PageId]) -> Result<(), BackendError> {
         for page in pages {
-            check_page(*page, self.cache.geometry())?;
-            self.cache.poison(*page);
+            check_page(group, *page, self.cache.geometry())?;
+            self.cache.poison(group, *page);
         }
         Ok(())
     }

@@ -30,13 +30,18 @@ fn tile_rows(group: usize) -> usize {
 }
 
 impl Plan {
-    pub(crate) fn new(max_rows: usize, pages: u32) -> Plan {
-        Plan { places: Places::new(max_rows, pages), tiles: Vec::with_capacity(max_rows) }
+    pub(crate) fn new(max_rows: usize, cache: &CacheGeometry) -> Plan {
+        Plan { places: Places::new(max_rows, cache), tiles: Vec::with_capacity(max_rows) }
     }
 
-    /// Where each row's key and value go.
-    pub(crate) fn rows(&self) -> &[RowPlace] {
-        &self.places.rows
+    /// Each row's position.
+    pub(crate) fn positions(&self) -> &[u32] {
+        &self.places.positions
+    }
+
+    /// Where each row's key and value go in a group of the cache.
+    pub(crate) fn rows(&self, group: usize) -> &[RowPlace] {
+        self.places.rows(group)
     }
 
     /// Checks everything that the kernels rely on, then plans.
@@ -44,7 +49,7 @@ impl Plan {
         &mut self,
         batch: &Batch<'_>,
         spec: &ModelSpec,
-        cache: CacheGeometry,
+        cache: &CacheGeometry,
     ) -> Result<(), BackendError> {
         self.tiles.clear();
         self.places.make(batch, spec, cache)?;

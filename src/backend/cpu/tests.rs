@@ -1,14 +1,17 @@
 //! The whole backend, on random tiny models: against a forward pass in plain f64 loops, and against itself in other
 //! company, chunks, pages and threads, bit for bit.
 
+mod pages;
+
 use std::collections::HashMap;
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::ops::Range;
 
 use super::testing::{DTYPES, Random, stored};
 use super::{CpuBackend, CpuOptions, Isa};
-use crate::backend::{Backend, BackendError, Batch, SequenceRows, Token};
+use crate::backend::{Backend, BackendError, BackendHooks, Batch, SequenceRows, Token};
 use crate::checkpoint::{Checkpoint, Dtype, ModelSource};
-use crate::kv::{BlockTable, PageCache, PageId, PrefixCache};
+use crate::kv::{BlockTable, BlockTables, PageCache, PageId, PrefixCache};
 use crate::model::ModelSpec;
 use crate::text::TokenId;
 
@@ -22,6 +25,8 @@ struct Sizes {
     head_dim: usize,
     inner: usize,
     window: Option<u32>,
+    /// The window of every second layer, where that is another one.
+    second_window: Option<Option<u32>>,
     bias: bool,
     tied: bool,
     dtype: Dtype,
@@ -35,10 +40,20 @@ const SMALL: Sizes = Sizes {
     head_dim: 16,
     inner: 50,
     window: Some(7),
+    second_window: None,
     bias: true,
     tied: true,
     dtype: Dtype::Bf16,
 };
+
+impl Sizes {
+    fn window_of(&self, layer: usize) -> Option<u32> {
+        self.second_window.filter(|_| layer % 2 == 1).unwrap_or(self.window)
+    }
+}
+
+/// Layers that see all positions between layers with a window.
+const TWO_WINDOWS: Sizes = Sizes { layers: 3, second_window: Some(None), ..SMALL };
 
 /// A made-up model: its checkpoint in a directory, and its weights as f64.
 struct Model {
@@ -117,7 +132,10 @@ impl Model {
         });
         std::fs::write(directory.path().join("config.json"), config.to_string()).unwrap();
         let checkpoint = Checkpoint::open(&ModelSource::directory(directory.path()).unwrap()).unwrap();
-        let spec = ModelSpec::from_checkpoint(&checkpoint).unwrap();
+        let mut spec = ModelSpec::from_checkpoint(&checkpoint).unwrap();
+        for (index, layer) in spec.layers.iter_mut().enumerate() {
+            layer.attention.window = sizes.window_of(index).and_then(NonZeroU32::new);
+        }
         Model { sizes, weights, checkpoint, spec, _directory: directory }
     }
 
@@ -165,13 +183,14 @@ impl Model {
 
     /// Log-probabilities of every token after each of `ids`.
     fn reference(&self, ids: &[TokenId]) -> Vec<Vec<f64>> {
-        let Sizes { heads, kv_heads, head_dim, window, .. } = self.sizes;
+        let Sizes { heads, kv_heads, head_dim, .. } = self.sizes;
         let size = heads * head_dim;
         let embedding = self.weight("model.embed_tokens.weight");
         let mut hidden: Vec<Vec<f64>> =
             ids.iter().map(|id| embedding[id.0 as usize * size..][..size].to_vec()).collect();
         for layer in 0..self.sizes.layers {
             let name = |part: &str| format!("model.layers.{layer}.{part}");
+            let window = self.sizes.window_of(layer);
             let x: Vec<Vec<f64>> = hidden.iter().map(|h| self.norm(&name("input_layernorm"), h)).collect();
             let heads_of = |part: &str, rotate: bool| -> Vec<Vec<Vec<f64>>> {
                 let row = |(position, x): (usize, &Vec<f64>)| {
@@ -235,16 +254,19 @@ fn ids(random: &mut Random, n: usize, vocab: usize) -> Vec<TokenId> {
     (0..n).map(|_| TokenId(random.below(vocab) as u32)).collect()
 }
 
+fn poison_all(backend: &mut CpuBackend) {
+    for (group, pages) in backend.cache().clone().groups.iter().map(|group| group.pages).enumerate() {
+        backend.poison(group, &(0..pages).map(PageId).collect::<Vec<_>>()).unwrap();
+    }
+}
+
 /// Runs sequences side by side in chunks of random sizes, each keeping its own pages; freed pages are filled with
 /// NaN. Returns the logits of every row of every sequence.
 fn run(backend: &mut CpuBackend, sequences: &[Vec<TokenId>], mut chunk: impl FnMut() -> usize) -> Vec<Vec<Vec<f32>>> {
-    let geometry = backend.cache();
-    let window = backend.spec().window();
-    let page_size = NonZeroU32::new(geometry.page_size).unwrap();
-    let mut pool = PageCache::new(page_size, geometry.pages, window, PrefixCache::Off);
-    let mut tables: Vec<BlockTable> = sequences.iter().map(|_| BlockTable::new()).collect();
+    let mut cache = PageCache::new(backend.cache(), PrefixCache::Off);
+    let mut tables: Vec<BlockTables> = sequences.iter().map(|_| BlockTables::new(&cache)).collect();
     let mut logits: Vec<Vec<Vec<f32>>> = sequences.iter().map(|_| Vec::new()).collect();
-    backend.poison(&(0..geometry.pages).map(PageId).collect::<Vec<_>>()).unwrap();
+    poison_all(backend);
     while logits.iter().zip(sequences).any(|(logits, ids)| logits.len() < ids.len()) {
         let mut token_ids = Vec::new();
         let mut parts = Vec::new();
@@ -254,23 +276,19 @@ fn run(backend: &mut CpuBackend, sequences: &[Vec<TokenId>], mut chunk: impl FnM
             if rows == 0 {
                 continue;
             }
-            let held = tables[i].pages().to_vec();
-            tables[i].evict(start as u32, &mut pool);
-            let kept = tables[i].pages();
-            let freed: Vec<PageId> = held.into_iter().filter(|page| !kept.contains(page)).collect();
-            backend.poison(&freed).unwrap();
-            tables[i].reserve((start + rows) as u32, &mut pool).unwrap();
+            let held = tables[i].as_slice().to_vec();
+            tables[i].evict(start as u32, &mut cache);
+            for (group, (held, kept)) in held.iter().zip(tables[i].as_slice()).enumerate() {
+                let freed = held.pages().iter().copied().filter(|page| !kept.pages().contains(page));
+                backend.poison(group, &freed.collect::<Vec<_>>()).unwrap();
+            }
+            tables[i].reserve((start + rows) as u32, &mut cache).unwrap();
             parts.push((i, token_ids.len()..token_ids.len() + rows, start as u32));
             token_ids.extend(&ids[start..start + rows]);
         }
         let rows: Vec<SequenceRows<'_>> = parts
             .iter()
-            .map(|(i, rows, start)| SequenceRows {
-                rows: rows.clone(),
-                start: *start,
-                first_block: tables[*i].first_block(),
-                pages: tables[*i].pages(),
-            })
+            .map(|(i, rows, start)| SequenceRows { rows: rows.clone(), start: *start, tables: tables[*i].as_slice() })
             .collect();
         let all: Vec<usize> = (0..token_ids.len()).collect();
         backend.forward(&Batch { tokens: &Token::known(&token_ids), sequences: &rows, logits_rows: &all }).unwrap();
@@ -305,6 +323,8 @@ fn log_probabilities_agree_with_f64() {
         Sizes { heads: 12, kv_heads: 1, head_dim: 64, vocab: 97, inner: 131, layers: 1, window: Some(65), ..SMALL },
         Sizes { heads: 50, kv_heads: 1, head_dim: 4, layers: 1, dtype: Dtype::F16, ..SMALL },
         Sizes { heads: 4, kv_heads: 2, head_dim: 128, layers: 1, window: Some(32), ..SMALL },
+        TWO_WINDOWS,
+        Sizes { second_window: Some(Some(40)), ..TWO_WINDOWS },
     ];
     for (i, sizes) in cases.into_iter().enumerate() {
         let model = Model::new(sizes, i as u64);
@@ -332,6 +352,7 @@ fn bits_depend_on_neither_chunks_nor_company_nor_pages_nor_threads() {
         Sizes { window: None, ..SMALL },
         Sizes { heads: 6, kv_heads: 2, head_dim: 20, window: Some(33), dtype: Dtype::F32, ..SMALL },
         Sizes { heads: 9, kv_heads: 1, head_dim: 24, window: Some(70), dtype: Dtype::F16, ..SMALL },
+        TWO_WINDOWS,
     ];
     for (i, sizes) in cases.into_iter().enumerate() {
         let model = Model::new(sizes, i as u64);
@@ -375,8 +396,8 @@ fn only_the_wanted_rows_have_logits() {
     let ids = ids(&mut Random(13), 20, SMALL.vocab);
     let mut backend = model.backend(best());
     let all = whole(&mut backend, &ids);
-    let pages: Vec<PageId> = (0..5).map(PageId).collect();
-    let rows = [SequenceRows { rows: 0..20, start: 0, first_block: 0, pages: &pages }];
+    let tables = [BlockTable::from_pages(0, (0..5).map(PageId).collect())];
+    let rows = [SequenceRows { rows: 0..20, start: 0, tables: &tables }];
     backend.forward(&Batch { tokens: &Token::known(&ids), sequences: &rows, logits_rows: &[3, 19] }).unwrap();
     assert_same_bits(&[backend.logits(0).unwrap().to_vec()], &all[3..4], "row 3");
     assert_same_bits(&[backend.logits(1).unwrap().to_vec()], &all[19..20], "row 19");
@@ -389,30 +410,38 @@ fn only_the_wanted_rows_have_logits() {
 fn a_batch_that_makes_no_sense_is_refused() {
     let model = Model::new(SMALL, 1);
     let mut backend = model.backend(Setup { pages: 10, ..best() });
-    let pages: Vec<PageId> = (0..10).map(PageId).collect();
+    let table =
+        |first_block, pages: &[u32]| [BlockTable::from_pages(first_block, pages.iter().copied().map(PageId).collect())];
+    let all: Vec<u32> = (0..10).collect();
+    let (pages, late, one) = (table(0, &all), table(1, &all), table(0, &all[..1]));
+    let (beyond, twice) = (table(0, &[0, 10]), table(0, &[3, 3]));
+    let two = [pages[0].clone(), pages[0].clone()];
     let ids = vec![TokenId(1); 200];
-    let sequence = |rows, start, first_block, pages| SequenceRows { rows, start, first_block, pages };
+    fn sequence(rows: Range<usize>, start: u32, tables: &[BlockTable]) -> SequenceRows<'_> {
+        SequenceRows { rows, start, tables }
+    }
     let mut refused = |token_ids: &[TokenId], sequences: &[SequenceRows<'_>], logits_rows: &[usize], why: &str| {
         let error = backend.forward(&Batch { tokens: &Token::known(token_ids), sequences, logits_rows }).unwrap_err();
         assert!(matches!(&error, BackendError::InvalidBatch(what) if what.contains(why)), "{error}, expected {why}");
         assert!(backend.logits(0).is_err());
     };
-    refused(&[TokenId(61)], &[sequence(0..1, 0, 0, &pages)], &[], "token id 61");
-    refused(&ids[..129], &[sequence(0..129, 0, 0, &pages)], &[], "129 rows");
-    refused(&ids[..2], &[sequence(0..2, 0, 0, &pages)], &[2], "logits of row 2");
-    refused(&ids[..2], &[sequence(0..2, 0, 0, &pages)], &[1, 1], "ascending");
-    refused(&ids[..2], &[sequence(0..1, 0, 0, &pages)], &[], "2 token ids");
+    refused(&[TokenId(61)], &[sequence(0..1, 0, &pages)], &[], "token id 61");
+    refused(&ids[..129], &[sequence(0..129, 0, &pages)], &[], "129 rows");
+    refused(&ids[..2], &[sequence(0..2, 0, &pages)], &[2], "logits of row 2");
+    refused(&ids[..2], &[sequence(0..2, 0, &pages)], &[1, 1], "ascending");
+    refused(&ids[..2], &[sequence(0..1, 0, &pages)], &[], "2 token ids");
     refused(&ids[..2], &[], &[], "2 token ids");
-    refused(&ids[..2], &[sequence(1..2, 0, 0, &pages)], &[], "expected to begin at 0");
-    refused(&ids[..2], &[sequence(0..3, 0, 0, &pages)], &[], "end by 2");
-    refused(&ids[..2], &[sequence(0..2, u32::MAX, 0, &pages)], &[], "overflow");
-    refused(&ids[..2], &[sequence(0..2, 3, 0, &pages[..1])], &[], "1 pages for 2 blocks");
-    refused(&ids[..2], &[sequence(0..2, 0, 1, &pages)], &[], "first block");
-    refused(&ids[..1], &[sequence(0..1, 9, 1, &pages)], &[], "first block is 1, block 0 is still visible");
-    refused(&ids[..5], &[sequence(0..5, 0, 0, &[PageId(0), PageId(10)])], &[], "page 10 of 10");
-    refused(&ids[..5], &[sequence(0..5, 0, 0, &[PageId(3), PageId(3)])], &[], "page 3 is written twice");
-    let both = [sequence(0..1, 0, 0, &pages), sequence(1..2, 0, 0, &pages)];
+    refused(&ids[..2], &[sequence(1..2, 0, &pages)], &[], "expected to begin at 0");
+    refused(&ids[..2], &[sequence(0..3, 0, &pages)], &[], "end by 2");
+    refused(&ids[..2], &[sequence(0..2, u32::MAX, &pages)], &[], "overflow");
+    refused(&ids[..2], &[sequence(0..2, 3, &one)], &[], "1 pages for 2 blocks");
+    refused(&ids[..2], &[sequence(0..2, 0, &late)], &[], "first block");
+    refused(&ids[..1], &[sequence(0..1, 9, &late)], &[], "first block is 1, block 0 is still visible");
+    refused(&ids[..5], &[sequence(0..5, 0, &beyond)], &[], "page 10 of 10");
+    refused(&ids[..5], &[sequence(0..5, 0, &twice)], &[], "page 3 is written twice");
+    let both = [sequence(0..1, 0, &pages), sequence(1..2, 0, &pages)];
     refused(&ids[..2], &both, &[], "page 0 is written twice");
+    refused(&ids[..2], &[sequence(0..2, 0, &two)], &[], "2 block tables for 1 groups");
 }
 
 #[test]
@@ -432,7 +461,13 @@ fn memory_that_cannot_be_had_is_an_error() {
 
 #[test]
 fn what_is_planned_is_what_is_allocated() {
-    let model = Model::new(SMALL, 1);
+    for sizes in [SMALL, TWO_WINDOWS] {
+        planned_is_allocated(sizes);
+    }
+}
+
+fn planned_is_allocated(sizes: Sizes) {
+    let model = Model::new(sizes, 1);
     let options =
         CpuOptions { threads: NonZeroUsize::new(3), page_size: NonZeroU32::new(8).unwrap(), pages: 7, max_rows: 33 };
     let pages_within = |memory, least| CpuBackend::pages_within(&model.spec, &options, Some(memory), least, 1000);

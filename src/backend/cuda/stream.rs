@@ -151,37 +151,6 @@ impl Stream {
             .named("cuMemcpyDtoDAsync")
     }
 
-    /// Copies `len` elements of a buffer from one place of it to another, which do not overlap.
-    ///
-    /// # Errors
-    /// [`CudaError::CopyLength`] for places that overlap or lie outside.
-    pub fn copy_within<T: Pod>(
-        &self,
-        buffer: &mut Buffer<T>,
-        from: usize,
-        to: usize,
-        len: usize,
-    ) -> Result<(), CudaError> {
-        let overlap = from.abs_diff(to) < len && from != to;
-        let wrong = CudaError::CopyLength { from: from.max(to).saturating_add(len), into: buffer.len() };
-        let [Some(source), Some(destination)] = [from, to].map(|start| {
-            let end = start.checked_add(len)?;
-            buffer.slice(start..end).map(|part| part.pointer())
-        }) else {
-            return Err(wrong);
-        };
-        if overlap {
-            return Err(wrong);
-        }
-        if len == 0 || from == to {
-            return Ok(());
-        }
-        self.bind()?;
-        // SAFETY: both places lie in the buffer, which is borrowed to be written, and do not overlap.
-        unsafe { result::memcpy_dtod_async(destination, source, len * size_of::<T>(), self.inner.cu_stream()) }
-            .named("cuMemcpyDtoDAsync")
-    }
-
     /// Copies from pinned memory while the host goes on: from a whole [`Pinned`](super::Pinned) or a
     /// [`Pinned::slice`](super::Pinned::slice) of it. Where the stream records, each replay copies the elements as they
     /// are then.

@@ -3,7 +3,8 @@
 #[cfg(feature = "cuda")]
 use crate::backend::cuda;
 use crate::bench::report::Ceilings;
-use crate::model::ModelSpec;
+use crate::kv::first_visible;
+use crate::model::{Layer, ModelSpec};
 
 /// One sequence's rows in a step, and the positions before them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,11 +87,11 @@ impl Costs {
             Costs::Cpu { spec, element } => {
                 let counts = spec.counts();
                 let Step { rows: Rows { rows, start }, batch, logits_rows } = *step;
-                let window = spec.window().map_or(u64::MAX, |window| u64::from(window.get()));
-                // Keys that any row of the step sees.
                 let (first, last) = (u64::from(start), u64::from(start + rows));
-                let seen = last - (first + 1).saturating_sub(window);
-                let keys = counts.kv_bytes_per_token(4) * seen * u64::from(batch);
+                // Keys of a layer that any row of the step sees.
+                let seen = |layer: &Layer| last - u64::from(first_visible(start, layer.attention.window));
+                let seen: u64 = spec.layers.iter().map(seen).sum();
+                let keys = 2 * 4 * (spec.kv_heads * spec.head_dim) as u64 * seen * u64::from(batch);
                 let positions = first..last;
                 let all: u64 = positions.map(|position| counts.flops_per_token(position)).sum();
                 let rows = u64::from(rows) * u64::from(batch);

@@ -1,7 +1,9 @@
 //! A backend driven as a test asks for it, without an engine: every sequence at the same position, pages of its own.
 
+use std::num::NonZeroU32;
+
 use crate::backend::{Backend, BackendError, Batch, SequenceRows, Token};
-use crate::kv::{CacheGeometry, PageId, first_visible};
+use crate::kv::{BlockTable, CacheGeometry, CacheGroup, PageId, first_visible};
 use crate::sampling::{SampleRow, SamplingParams};
 use crate::text::TokenId;
 
@@ -15,19 +17,26 @@ pub(super) struct Runner {
     held: u32,
 }
 
-/// Where the sequences of a test keep their keys and values: a ring of pages each, as large as the window and a step
-/// need.
+/// Where the sequences of a test keep their keys and values in one group of the cache: a ring of pages each, as large as
+/// the window and a step need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Rings {
-    page_size: u32,
-    /// Pages of one ring.
+struct Ring {
+    window: Option<NonZeroU32>,
+    /// Pages of each sequence.
     pages: u32,
 }
 
-impl Rings {
-    /// The pages of blocks `first ..= last` of a sequence.
-    fn pages(&self, sequence: u32, first: u32, last: u32) -> Vec<PageId> {
-        (first..=last).map(|block| PageId(sequence * self.pages + block % self.pages)).collect()
+impl Ring {
+    /// The page of a block of a sequence.
+    fn page(&self, sequence: u32, block: u32) -> PageId {
+        PageId(sequence * self.pages + block % self.pages)
+    }
+
+    /// The pages of a sequence that the rows at `start ..= last` see.
+    fn table(&self, page_size: NonZeroU32, sequence: u32, start: u32, last: u32) -> BlockTable {
+        let first_block = first_visible(start, self.window) / page_size;
+        let blocks = first_block..=last / page_size;
+        BlockTable::from_pages(first_block, blocks.map(|block| self.page(sequence, block)).collect())
     }
 }
 
@@ -39,7 +48,7 @@ impl Runner {
     /// Why the backend has no room for `test`, where it has none.
     pub fn check(&self, test: Test) -> Result<(), String> {
         let spec = self.backend.spec();
-        let CacheGeometry { pages, page_size } = self.backend.cache();
+        let CacheGeometry { groups, page_size } = self.backend.cache();
         let end = u64::from(test.depth) + u64::from(test.tokens()) + 1;
         if end > spec.max_positions as u64 {
             return Err(format!("{end} positions; the model has room for {}", spec.max_positions));
@@ -48,11 +57,13 @@ impl Runner {
         if test.batch as usize > most_sequences {
             return Err(format!("{} sequences; a step has room for {most_sequences}", test.batch));
         }
-        let needed = u64::from(self.rings(test).pages) * u64::from(test.batch);
-        if needed > u64::from(pages) {
-            let tokens = |pages: u64| pages * u64::from(page_size);
-            let (needed, there) = (tokens(needed), tokens(pages.into()));
-            return Err(format!("the cache needs room for {needed} tokens and has it for {there}"));
+        for (ring, CacheGroup { pages, .. }) in self.rings(test).iter().zip(groups) {
+            let needed = u64::from(ring.pages) * u64::from(test.batch);
+            if needed > u64::from(*pages) {
+                let tokens = |pages: u64| pages * u64::from(page_size.get());
+                let (needed, there) = (tokens(needed), tokens((*pages).into()));
+                return Err(format!("the cache needs room for {needed} tokens and has it for {there}"));
+            }
         }
         Ok(())
     }
@@ -89,15 +100,17 @@ impl Runner {
             let rows = chunk.min(test.depth - self.held);
             // The last row's logits, so that nothing of the past is still to be computed when time begins.
             let logits = rows as usize - 1;
-            self.forward(rings, 1, rows, &[logits])?;
+            self.forward(&rings, 1, rows, &[logits])?;
             self.held += rows;
         }
         if test.depth > 0 {
-            self.backend.logits(0)?;
-            let blocks = test.depth.div_ceil(rings.page_size).min(rings.pages);
-            for sequence in 1..test.batch {
-                for block in 0..blocks {
-                    self.backend.copy_page(PageId(block), PageId(sequence * rings.pages + block))?;
+            let blocks = test.depth.div_ceil(self.backend.cache().page_size.get());
+            for (group, ring) in rings.iter().enumerate() {
+                for block in 0..blocks.min(ring.pages) {
+                    let page = self.backend.export_page(group, ring.page(0, block))?;
+                    for sequence in 1..test.batch {
+                        self.backend.import_page(group, ring.page(sequence, block), &page)?;
+                    }
                 }
             }
             // Behind the copies, on the same stream.
@@ -110,13 +123,13 @@ impl Runner {
     pub fn run(&mut self, test: Test) -> Result<(), BackendError> {
         let rings = self.rings(test);
         match test.work {
-            TestWork::Prompt(tokens) => self.prompt(rings, tokens),
-            TestWork::Generate(tokens) => self.generate(rings, test.batch, tokens),
+            TestWork::Prompt(tokens) => self.prompt(&rings, tokens),
+            TestWork::Generate(tokens) => self.generate(&rings, test.batch, tokens),
         }
     }
 
     /// One prompt in chunks; done when the token behind it is drawn.
-    fn prompt(&mut self, rings: Rings, tokens: u32) -> Result<(), BackendError> {
+    fn prompt(&mut self, rings: &[Ring], tokens: u32) -> Result<(), BackendError> {
         let chunk = self.chunk();
         let mut left = tokens;
         while left > 0 {
@@ -132,7 +145,7 @@ impl Runner {
 
     /// `steps` tokens of each of `batch` sequences: on an asynchronous device, the next step is given to it before the
     /// tokens of the one before have come back, as the engine does it.
-    fn generate(&mut self, rings: Rings, batch: u32, steps: u32) -> Result<(), BackendError> {
+    fn generate(&mut self, rings: &[Ring], batch: u32, steps: u32) -> Result<(), BackendError> {
         let params = SamplingParams::default();
         let every: Vec<usize> = (0..batch as usize).collect();
         if !self.backend.is_asynchronous() {
@@ -158,7 +171,7 @@ impl Runner {
         self.backend.finish_sampling().map(|_| ())
     }
 
-    fn forward(&mut self, rings: Rings, batch: u32, rows: u32, logits: &[usize]) -> Result<(), BackendError> {
+    fn forward(&mut self, rings: &[Ring], batch: u32, rows: u32, logits: &[usize]) -> Result<(), BackendError> {
         let parts = Parts::new(self, rings, batch, rows);
         let sequences = parts.sequences();
         self.backend.forward(&Batch { tokens: &parts.tokens, sequences: &sequences, logits_rows: logits })
@@ -169,53 +182,55 @@ impl Runner {
         u32::try_from(self.backend.max_rows()).unwrap_or(u32::MAX).max(1)
     }
 
-    fn rings(&self, test: Test) -> Rings {
-        let page_size = self.backend.cache().page_size;
+    /// One for each group of the cache.
+    fn rings(&self, test: Test) -> Vec<Ring> {
+        let CacheGeometry { page_size, groups } = self.backend.cache();
         let most = match test.work {
             TestWork::Prompt(_) => self.chunk(),
             TestWork::Generate(_) if test.depth > 0 => self.chunk().min(test.depth),
             TestWork::Generate(_) => 1,
         };
         let end = test.depth.saturating_add(test.tokens()).saturating_add(1);
-        let pages = CacheGeometry::pages_for_sequence(page_size, end, self.backend.spec().window(), most);
-        Rings { page_size, pages }
+        let ring = |&CacheGroup { window, .. }: &CacheGroup| Ring {
+            window,
+            pages: CacheGeometry::pages_for_sequence(page_size.get(), end, window, most),
+        };
+        groups.iter().map(ring).collect()
     }
 }
 
 /// A batch, and what it borrows.
 struct Parts {
     tokens: Vec<Token>,
-    pages: Vec<Vec<PageId>>,
+    /// Of each sequence, one for each group of the cache.
+    tables: Vec<Vec<BlockTable>>,
     rows: u32,
     start: u32,
-    first_block: u32,
 }
 
 impl Parts {
     /// The next `rows` rows of each of `batch` sequences.
-    fn new(runner: &Runner, rings: Rings, batch: u32, rows: u32) -> Parts {
-        let spec = runner.backend.spec();
+    fn new(runner: &Runner, rings: &[Ring], batch: u32, rows: u32) -> Parts {
+        let (spec, page_size) = (runner.backend.spec(), runner.backend.cache().page_size);
         let start = runner.held;
-        let first_block = first_visible(start, spec.window()) / rings.page_size;
-        let last_block = (start + rows - 1) / rings.page_size;
+        let table = |sequence, ring: &Ring| ring.table(page_size, sequence, start, start + rows - 1);
         // Ids that follow no pattern of the embedding's rows.
         let id = |row: u32| Token::Known(TokenId(((start + row) as u64 * 7919 % spec.vocab_size as u64) as u32));
         Parts {
             tokens: (0..batch).flat_map(|_| (0..rows).map(id)).collect(),
-            pages: (0..batch).map(|sequence| rings.pages(sequence, first_block, last_block)).collect(),
+            tables: (0..batch).map(|sequence| rings.iter().map(|ring| table(sequence, ring)).collect()).collect(),
             rows,
             start,
-            first_block,
         }
     }
 
     fn sequences(&self) -> Vec<SequenceRows<'_>> {
         let rows = self.rows as usize;
-        let sequence = |(index, pages)| {
+        let sequence = |(index, tables)| {
             let rows = index * rows..(index + 1) * rows;
-            SequenceRows { rows, start: self.start, first_block: self.first_block, pages }
+            SequenceRows { rows, start: self.start, tables }
         };
-        self.pages.iter().map(Vec::as_slice).enumerate().map(sequence).collect()
+        self.tables.iter().map(Vec::as_slice).enumerate().map(sequence).collect()
     }
 }
 
@@ -226,7 +241,7 @@ fn draws(count: u32, params: &SamplingParams, position: u32) -> Vec<SampleRow<'_
 
 #[cfg(all(test, feature = "nano"))]
 mod tests {
-    use std::num::{NonZeroU32, NonZeroUsize};
+    use std::num::NonZeroUsize;
 
     use super::*;
     use crate::backend::cpu::{CpuBackend, CpuOptions};
@@ -235,9 +250,13 @@ mod tests {
 
     /// nano with a window of 24 positions and pages of 8.
     fn runner(pages: u32) -> Runner {
+        runner_with(pages, |spec| spec.set_window(NonZeroU32::new(24)))
+    }
+
+    fn runner_with(pages: u32, windows: impl FnOnce(&mut ModelSpec)) -> Runner {
         let checkpoint = Checkpoint::open(&ModelSource::nano()).unwrap();
         let mut spec = ModelSpec::from_checkpoint(&checkpoint).unwrap();
-        spec.set_window(NonZeroU32::new(24));
+        windows(&mut spec);
         let options =
             CpuOptions { threads: NonZeroUsize::new(2), page_size: NonZeroU32::new(8).unwrap(), pages, max_rows: 16 };
         Runner::new(Box::new(CpuBackend::new(&checkpoint, spec, options).unwrap()))
@@ -249,20 +268,25 @@ mod tests {
 
     #[test]
     fn copied_pasts_are_the_one_that_was_computed() {
+        let two_windows = |spec: &mut ModelSpec| {
+            spec.set_window(NonZeroU32::new(24));
+            spec.layers[1].attention.window = NonZeroU32::new(40);
+        };
         // Before, at and past the window, with a past that ends inside a page.
-        for depth in [5, 24, 77] {
+        for (depth, two) in [(5, false), (24, false), (77, false), (77, true)] {
             let test = generate(3, depth, 3);
-            let mut runner = runner(64);
+            let new = || if two { runner_with(96, two_windows) } else { runner(64) };
+            let mut runner = new();
             runner.begin(test).unwrap();
             let rings = runner.rings(test);
             for _ in 0..3 {
-                runner.forward(rings, 3, 1, &[0, 1, 2]).unwrap();
+                runner.forward(&rings, 3, 1, &[0, 1, 2]).unwrap();
                 runner.held += 1;
                 let logits: Vec<Vec<f32>> = (0..3).map(|row| runner.backend.logits(row).unwrap().to_vec()).collect();
                 assert!(logits[0] == logits[1] && logits[0] == logits[2], "depth {depth}");
             }
             // The same tokens in one go, with no copy.
-            let mut alone = super::tests::runner(64);
+            let mut alone = new();
             let whole = Test { work: TestWork::Prompt(depth + 3), depth: 0, batch: 1 };
             alone.begin(whole).unwrap();
             alone.run(whole).unwrap();

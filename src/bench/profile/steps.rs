@@ -10,7 +10,7 @@ use crate::backend::cuda::model::account::{LaunchAccount, SequenceStep, StepDesc
 use crate::backend::cuda::model::{CudaBackend, CudaOptions};
 use crate::backend::cuda::trace::LaunchTimes;
 use crate::backend::{Arithmetic, Backend, BackendError, Batch, SequenceRows, Token};
-use crate::kv::{BlockTable, CacheGeometry, OutOfPages, PageCache, PrefixCache};
+use crate::kv::{BlockTables, CacheGeometry, OutOfPages, PageCache, PrefixCache};
 use crate::model::ModelSpec;
 use crate::sampling::{SampleRow, SamplingParams};
 use crate::text::TokenId;
@@ -113,7 +113,7 @@ pub fn profile<T: Element>(
     ceilings: &Ceilings,
 ) -> Result<[Timeline; 2], ProfileError> {
     let options = plan.options(backend.spec())?;
-    let mut sequences = Sequences::new(backend.spec(), &options, plan.batch);
+    let mut sequences = Sequences::new(backend.spec(), backend.cache(), plan.batch);
     let whole = [Rows { sequence: 0, start: 0, rows: plan.prefill }];
     let prefill = Step::Prefill { rows: plan.prefill };
     let prefill = watch(backend, &mut sequences, &whole, prefill, &options, times, ceilings)?;
@@ -183,23 +183,21 @@ enum Logits {
 
 /// The sequences and their pages.
 struct Sequences {
-    pool: PageCache,
-    tables: Vec<BlockTable>,
+    pages: PageCache,
+    tables: Vec<BlockTables>,
     vocabulary: u64,
 }
 
 impl Sequences {
-    fn new(spec: &ModelSpec, options: &CudaOptions, count: usize) -> Sequences {
-        Sequences {
-            pool: PageCache::new(options.page_size, options.pages, spec.window(), PrefixCache::Off),
-            tables: (0..count).map(|_| BlockTable::new()).collect(),
-            vocabulary: spec.vocab_size as u64,
-        }
+    fn new(spec: &ModelSpec, cache: &CacheGeometry, count: usize) -> Sequences {
+        let pages = PageCache::new(cache, PrefixCache::Off);
+        let tables = (0..count).map(|_| BlockTables::new(&pages)).collect();
+        Sequences { pages, tables, vocabulary: spec.vocab_size as u64 }
     }
 
     fn release(&mut self) {
         for table in &mut self.tables {
-            table.release(&mut self.pool);
+            table.release(&mut self.pages);
         }
     }
 
@@ -214,8 +212,8 @@ impl Sequences {
         let mut ranges: Vec<Range<usize>> = Vec::with_capacity(rows.len());
         for &Rows { sequence, start, rows } in rows {
             let table = &mut self.tables[sequence];
-            table.evict(start as u32, &mut self.pool);
-            table.reserve((start + rows) as u32, &mut self.pool)?;
+            table.evict(start as u32, &mut self.pages);
+            table.reserve((start + rows) as u32, &mut self.pages)?;
             ranges.push(ids.len()..ids.len() + rows);
             // Any tokens do: a step takes as long whatever they are.
             ids.extend((start..start + rows).map(|position| self.token(sequence, position)));
@@ -226,8 +224,7 @@ impl Sequences {
             .map(|(rows, range)| SequenceRows {
                 rows: range.clone(),
                 start: rows.start as u32,
-                first_block: self.tables[rows.sequence].first_block(),
-                pages: self.tables[rows.sequence].pages(),
+                tables: self.tables[rows.sequence].as_slice(),
             })
             .collect();
         let logits_rows: Vec<usize> = match logits {

@@ -200,9 +200,9 @@ fn costs(backend: &dyn Backend, device: &Device, element: usize, arithmetic: rig
         Device::Cuda(device) => {
             let cache = backend.cache();
             let options = rigel::backend::cuda::model::CudaOptions {
-                // A cache has pages of a size.
-                page_size: std::num::NonZeroU32::new(cache.page_size).unwrap_or(std::num::NonZeroU32::MIN),
-                pages: cache.pages,
+                page_size: cache.page_size,
+                // Those of the widest window.
+                pages: cache.groups.iter().map(|group| group.pages).max().unwrap_or(0),
                 max_rows: backend.max_rows(),
                 max_sequences: backend.max_sequences(),
                 arithmetic,

@@ -6,22 +6,22 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::checkpoint::Config;
+use crate::checkpoint::{Config, Dtype};
 use crate::engine::generation::{Generation, Replies};
 use crate::engine::output::Verdict;
 use crate::engine::{Limits, Request};
-use crate::kv::PrefixCache;
+use crate::kv::{CacheGroup, PrefixCache};
 use crate::model::ModelSpec;
 use crate::sampling::{Sampled, TokenLogprobs};
 use crate::text::TokenId;
 
 const POSITIONS: usize = 120;
 
-fn limits(window: Option<u32>, cache: CacheGeometry) -> Limits {
+fn limits(cache: CacheGeometry) -> Limits {
     let json = serde_json::json!({
         "model_type": "starcoder2", "vocab_size": 50, "hidden_size": 64, "num_hidden_layers": 1,
         "num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 64,
-        "max_position_embeddings": POSITIONS, "sliding_window": window, "eos_token_id": 49, "bos_token_id": 49,
+        "max_position_embeddings": POSITIONS, "eos_token_id": 49, "bos_token_id": 49,
     });
     let spec = ModelSpec::from_config(&Config::parse(json.to_string().as_bytes(), "config.json").unwrap()).unwrap();
     Limits {
@@ -76,11 +76,14 @@ fn check(scheduler: &Scheduler, limits: StepLimits, draws: &[Draw]) -> Result<()
             sequence.tokens().len() + part.drafted
                 <= sequence.request.prompt.len() + sequence.request.max_tokens as usize
         );
-        // Every position that a row sees has a page, and so has every row.
+        // Every position that a row sees has a page in each group, and so has every row.
         let size = scheduler.cache.page_size().get();
-        let first = crate::kv::first_visible(part.rows.start as u32, scheduler.cache.window()) / size;
-        for block in first..=(part.rows.end as u32 - 1) / size {
-            prop_assert!(sequence.blocks.page(block).is_some(), "block {block} of {part:?}");
+        prop_assert_eq!(sequence.blocks.as_slice().len(), scheduler.cache.pools().len());
+        for (table, pool) in sequence.blocks.as_slice().iter().zip(scheduler.cache.pools()) {
+            let first = crate::kv::first_visible(part.rows.start as u32, pool.window()) / size;
+            for block in first..=(part.rows.end as u32 - 1) / size {
+                prop_assert!(table.page(block).is_some(), "block {block} of {part:?}");
+            }
         }
     }
     prop_assert!(rows <= limits.rows && logits <= limits.logits_rows && scheduler.parts().len() <= limits.sequences);
@@ -98,7 +101,7 @@ proptest! {
 
     #[test]
     fn every_step_is_possible_and_all_end(
-        window in prop::option::of(1u32..50),
+        windows in prop::collection::vec(prop::option::of(1u32..50), 1..3),
         page_size in 1u32..9,
         room in prop::option::of(0.2f64..2.0),
         rows in 1usize..30,
@@ -111,19 +114,24 @@ proptest! {
         luck in prop::collection::vec(0u32..3, 64),
         cancelled in prop::collection::vec(0usize..400, 0..6),
     ) {
-        let spec_window = window.and_then(NonZeroU32::new);
-        let whole = CacheGeometry::pages_for_sequence(page_size, POSITIONS as u32, spec_window, 1);
         // Any number of pages, or exactly those of the largest request.
         let largest = requests.iter().map(|(asked, _)| {
-            let positions = asked.prompt + (asked.max_tokens as usize).min(POSITIONS - asked.prompt).saturating_sub(1);
-            CacheGeometry::pages_for_sequence(page_size, positions as u32, spec_window, 1)
+            asked.prompt + (asked.max_tokens as usize).min(POSITIONS - asked.prompt).saturating_sub(1)
         });
-        let pages = match room {
-            Some(room) => ((f64::from(whole) * room) as u32).max(1),
-            None => largest.max().unwrap_or(1),
+        let largest = largest.max().unwrap_or(1) as u32;
+        let group = |window: &Option<u32>| {
+            let window = window.and_then(NonZeroU32::new);
+            let needed = |positions| CacheGeometry::pages_for_sequence(page_size, positions, window, 1);
+            let pages = match room {
+                Some(room) => ((f64::from(needed(POSITIONS as u32)) * room) as u32).max(1),
+                None => needed(largest),
+            };
+            CacheGroup { window, pages, element: Dtype::F32, page_bytes: 0 }
         };
-        let limits = limits(window, CacheGeometry { page_size, pages });
-        let cache = PageCache::new(NonZeroU32::new(page_size).unwrap(), pages, spec_window, PrefixCache::On);
+        let page_size = NonZeroU32::new(page_size).unwrap();
+        let geometry = CacheGeometry { page_size, groups: windows.iter().map(group).collect() };
+        let cache = PageCache::new(&geometry, PrefixCache::On);
+        let limits = limits(geometry);
         let of_step = StepLimits { rows, prompt_rows, logits_rows, sequences: sequences.min(rows).min(logits_rows) };
         let speculation = if drafts { Speculation::PromptLookup } else { Speculation::Off };
         let mut scheduler = Scheduler::new(of_step, cache, speculation);
@@ -143,7 +151,7 @@ proptest! {
                     prompt_logprobs: asked.scored.then_some(0),
                     ..Request::new(prompt)
                 };
-                if request.check(&limits.spec, limits.cache).is_err() {
+                if request.check(&limits.spec, &limits.cache).is_err() {
                     continue;
                 }
                 let (request, now) = (Arc::new(request), Instant::now());

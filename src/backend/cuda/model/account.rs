@@ -19,7 +19,7 @@ use super::memory::Sizes;
 pub use super::program::Part;
 use super::program::{How, Launch, NormOp, Op, Program};
 use super::recordings::{bucket_shapes, takes};
-use super::shapes::window;
+use super::shapes::window_len;
 use super::step::StepShape;
 use crate::model::ModelSpec;
 use crate::sampling::SamplingParams;
@@ -107,8 +107,11 @@ impl Costs {
         }
         let page_size = options.page_size.get() as usize;
         let attention = AttentionPlan::new(spec, options, device);
-        let tiles = attention.tiles(&sequences, spec);
-        let blocks = sequences.iter().map(|sequence| sequence.visible_blocks(window(spec), page_size));
+        // What tiles cost together does not depend on their order.
+        let tiles = attention.tiles(&sequences, spec, spec.window());
+        let blocks = spec.windows().into_iter().flat_map(|window| {
+            sequences.iter().map(move |sequence| sequence.visible_blocks(window_len(window), page_size))
+        });
         let exact = StepShape {
             rows: first_row as usize,
             sequences: sequences.len(),

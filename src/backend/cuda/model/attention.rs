@@ -1,12 +1,14 @@
 //! Which attention kernels take which sequences of a step.
 
+use std::num::NonZeroU32;
+
 use super::super::Properties;
 use super::super::kernels::attention_decode;
 use super::super::kernels::attention_ordered::{self, Division};
 use super::super::kernels::attention_prefill::{self, Tile};
 use super::super::kernels::paged::{Sequence, WorkspaceLen};
 use super::CudaOptions;
-use super::shapes::{decode_shape, heads, largest_bucket, ordered_shape, split_len_for, window};
+use super::shapes::{decode_shape, heads, largest_bucket, ordered_shape, window_len};
 use crate::backend::Arithmetic;
 use crate::model::ModelSpec;
 
@@ -51,9 +53,9 @@ impl AttentionPlan {
         AttentionPlan::Ordered { most_split: most, split_room: most.max(attention_ordered::tile_rows(&heads(spec))) }
     }
 
-    /// The tiles of `sequences`.
-    pub(super) fn tiles(self, sequences: &[Sequence], spec: &ModelSpec) -> StepTiles {
-        let (heads, window) = (heads(spec), window(spec));
+    /// The tiles of `sequences` for layers with a window, which alone does not change how many there are, but their order.
+    pub(super) fn tiles(self, sequences: &[Sequence], spec: &ModelSpec, window: Option<NonZeroU32>) -> StepTiles {
+        let (heads, window) = (heads(spec), window_len(window));
         let (most_split, split_room) = match self {
             AttentionPlan::Fastest { prefill, .. } => {
                 let whole =
@@ -90,28 +92,40 @@ impl AttentionPlan {
         }
     }
 
-    /// Elements of the workspace that serves any step.
+    /// Elements of the workspace that serves any step and layer.
     pub(super) fn workspace_len(self, spec: &ModelSpec, options: &CudaOptions, device: &Properties) -> WorkspaceLen {
         // The driver gives a buffer of no elements a byte, which the plan would not have.
         let least = WorkspaceLen { partials: 1, arrivals: 1 };
+        let windows = spec.windows().into_iter();
+        windows.map(|window| self.workspace_of(spec, window, options, device)).fold(least, WorkspaceLen::max)
+    }
+
+    /// Elements of the workspace that serves any step of layers with a window.
+    fn workspace_of(
+        self,
+        spec: &ModelSpec,
+        window: Option<NonZeroU32>,
+        options: &CudaOptions,
+        device: &Properties,
+    ) -> WorkspaceLen {
         match self {
             // Fewer sequences have more splits each: the largest workspace may be that of any number of them. With more
             // sequences than blocks run at a time, two a multiprocessor, all have the same splits: the last has the most.
             AttentionPlan::Fastest { decode, .. } => {
-                let len = |n| decode_shape(n, n, spec, split_len_for(n, spec, device)).workspace_len(decode);
+                let len = |n| decode_shape(n, n, spec, window, device).workspace_len(decode);
                 let alike = 2 * device.multiprocessors as usize + 1;
                 let numbers = (1..=options.max_sequences.min(alike)).chain([options.max_sequences]);
-                numbers.map(len).fold(least, WorkspaceLen::max)
+                numbers.map(len).fold(WorkspaceLen::default(), WorkspaceLen::max)
             }
             // Tiles of more rows are fewer, and may see a split more.
             AttentionPlan::Ordered { split_room, .. } => {
                 let room = attention_ordered::tile_rows(&heads(spec));
                 let division = |tile_rows| Division::Split { tile_rows };
                 let len = |rows| {
-                    let partials = ordered_shape(0, split_room / rows, division(rows), spec).workspace_len();
+                    let partials = ordered_shape(0, split_room / rows, division(rows), spec, window).workspace_len();
                     WorkspaceLen { partials, arrivals: 0 }
                 };
-                (1..=room).map(len).fold(least, WorkspaceLen::max)
+                (1..=room).map(len).fold(WorkspaceLen::default(), WorkspaceLen::max)
             }
         }
     }
@@ -141,7 +155,7 @@ mod tests {
     fn tiles(plan: AttentionPlan, rows: &[u32]) -> (Places, usize, Places) {
         let sequence = |rows: &u32| Sequence { rows: *rows, start: 7, ..Sequence::PADDING };
         let StepTiles { split, split_rows, whole, decodes } =
-            plan.tiles(&rows.iter().map(sequence).collect::<Vec<_>>(), &spec());
+            plan.tiles(&rows.iter().map(sequence).collect::<Vec<_>>(), &spec(), NonZeroU32::new(20));
         assert!(!decodes);
         let sorted = |tiles: Vec<Tile>| {
             let mut pairs: Places = tiles.iter().map(|tile| (tile.sequence, tile.first_row)).collect();
@@ -164,7 +178,6 @@ mod tests {
     #[test]
     fn the_workspace_is_that_of_the_worst_number_of_sequences() {
         use crate::backend::cuda::Card;
-        use std::num::NonZeroU32;
         for (card, window) in
             Card::all().into_iter().flat_map(|card| [None, NonZeroU32::new(4096)].map(|w| (card.clone(), w)))
         {
@@ -184,7 +197,7 @@ mod tests {
             let mut worst = WorkspaceLen { partials: 1, arrivals: 1 };
             for n in 1..=1000 {
                 let form = attention_decode::Form::of(device);
-                let len = decode_shape(n, n, &spec, split_len_for(n, &spec, device)).workspace_len(form);
+                let len = decode_shape(n, n, &spec, window, device).workspace_len(form);
                 worst = worst.max(len);
                 assert_eq!(plan(n), worst, "{} {window:?} {n}", card.name);
             }

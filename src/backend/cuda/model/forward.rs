@@ -22,7 +22,7 @@ use super::super::{Algorithms, Buffer, Device, Slice, Stream};
 use super::attention::is_ordered;
 use super::program::{How, Launch, NormOp, Op, ResidualInput};
 use super::shapes::norm_form;
-use super::step::{StepLayout, StepShape};
+use super::step::{GroupLayout, StepLayout, StepShape};
 use super::workspace::{Cache, Workspace, rows, rows_mut};
 use crate::backend::Arithmetic;
 use crate::model::ModelSpec;
@@ -155,7 +155,7 @@ impl<'a, T: Element> Pass<'a, T> {
         let weights = self.weights.linear(weights);
         let places = QkvRows {
             positions: self.words(&self.layout.positions)?,
-            row_pages: self.words(&self.layout.row_pages)?,
+            row_pages: self.words(&self.group(layer).row_pages)?,
             rotations: self.rope.view(),
         };
         let (keys, values) = self.cache.layer_mut(layer)?;
@@ -179,8 +179,9 @@ impl<'a, T: Element> Pass<'a, T> {
     /// `attended[r] = softmax(q[r] · keys / √head_dim) · values` over the positions that row `r` sees.
     fn attention(&mut self, stream: &Stream, layer: usize, op: Op) -> Result<(), CudaError> {
         let (count, width) = (self.shape.rows, self.workspace.sizes.attended);
-        let (whole, split) = (self.words(&self.layout.tiles)?, self.words(&self.layout.split_tiles)?);
-        let (sequences, block_tables) = (self.words(&self.layout.sequences)?, self.words(&self.layout.block_tables)?);
+        let GroupLayout { sequences, tiles, split_tiles, .. } = self.group(layer);
+        let (whole, split) = (self.words(tiles)?, self.words(split_tiles)?);
+        let (sequences, block_tables) = (self.words(sequences)?, self.words(&self.layout.block_tables)?);
         let Workspace { queries, attended, partials, arrivals, .. } = &mut *self.workspace;
         let (queries, cache) = (rows(queries, count, width)?, self.cache.layer(layer)?);
         let inputs = AttentionInputs { queries, cache, sequences, block_tables };
@@ -250,6 +251,11 @@ impl<'a, T: Element> Pass<'a, T> {
                 self.kernels.head.launch_by(path, stream, shape, x, weights, logits)
             }
         }
+    }
+
+    /// Where the inputs of the layer's group of the cache lie.
+    fn group(&self, layer: usize) -> &'a GroupLayout {
+        &self.layout.groups[self.cache.group(layer)]
     }
 
     /// One array of the step's inputs.

@@ -3,6 +3,8 @@
 use std::fmt;
 
 use crate::backend::BackendError;
+use crate::backend::cache_layout::CacheSizes;
+use crate::checkpoint::Dtype;
 use crate::host::Size;
 use crate::kv::CacheGeometry;
 use crate::model::ModelSpec;
@@ -18,6 +20,8 @@ use super::{CudaOptions, check_supported};
 
 /// What the driver takes for itself while a model runs, such as recorded steps: kept free, not allocated.
 pub const DRIVER_BYTES: u64 = 256 << 20;
+/// The element types of a GPU's cache take as much: a plan needs none in particular.
+const ANY_ELEMENT: Dtype = Dtype::Bf16;
 /// The most rows of logits of a step: f32 `[.., vocab]`, 48 MiB for the published vocabulary.
 const MOST_LOGITS_ROWS: usize = 256;
 
@@ -36,10 +40,10 @@ pub(super) struct Sizes {
     pub inner: usize,
     /// Elements of a row of logits.
     pub vocab: usize,
-    /// Elements of one layer's keys, and of its values.
-    pub layer_cache: usize,
-    /// Layers.
-    pub layers: usize,
+    /// Keys and values.
+    pub cache: CacheGeometry,
+    /// Elements of a layer's keys in a page, and of its values.
+    pub layer_page: usize,
     /// 32-bit words of the largest step's inputs.
     pub step_words: usize,
     /// Elements of attention's workspace.
@@ -48,11 +52,22 @@ pub(super) struct Sizes {
     pub sampler_bytes: u64,
 }
 
+/// The cache of a model with these options, but for its number of pages.
+fn cache_sizes(options: &CudaOptions, element: Dtype) -> CacheSizes {
+    CacheSizes { page_size: options.page_size, max_rows: options.max_rows, element }
+}
+
+/// The most entries of the block tables of one sequence, of all groups of the cache, in a step that computes `rows` of
+/// its rows.
+pub(super) fn blocks_of_sequence(spec: &ModelSpec, options: &CudaOptions, rows: usize) -> usize {
+    let positions = u32::try_from(spec.max_positions).unwrap_or(u32::MAX);
+    let rows = u32::try_from(rows).unwrap_or(u32::MAX);
+    let blocks = |window| CacheGeometry::pages_for_sequence(options.page_size.get(), positions, window, rows) as usize;
+    spec.windows().into_iter().map(blocks).sum()
+}
+
 /// The largest step: what the inputs of any step fit into.
 fn largest_step(spec: &ModelSpec, options: &CudaOptions, attention: AttentionPlan, logits_rows: usize) -> StepShape {
-    let positions = u32::try_from(spec.max_positions).unwrap_or(u32::MAX);
-    let rows = u32::try_from(options.max_rows).unwrap_or(u32::MAX);
-    let blocks = CacheGeometry::pages_for_sequence(options.page_size.get(), positions, spec.window(), rows);
     let (split_tiles, tiles) = attention.most_tiles(spec, options);
     StepShape {
         rows: options.max_rows,
@@ -60,18 +75,18 @@ fn largest_step(spec: &ModelSpec, options: &CudaOptions, attention: AttentionPla
         tiles,
         split_tiles,
         split_rows: 1,
-        blocks: options.max_sequences * blocks as usize,
+        blocks: options.max_sequences * blocks_of_sequence(spec, options, options.max_rows),
         logits_rows,
         decodes: true,
     }
 }
 
 impl Sizes {
-    pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, gpu: &Properties) -> Sizes {
+    pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, gpu: &Properties, element: Dtype) -> Sizes {
         let logits_rows = Sizes::logits_rows(options);
         let attention = AttentionPlan::new(spec, options, gpu);
         let step = largest_step(spec, options, attention, logits_rows);
-        let page = options.page_size.get() as usize * spec.kv_heads * spec.head_dim;
+        let cache = cache_sizes(options, element).geometry(spec, options.pages);
         Sizes {
             rows: options.max_rows,
             logits_rows,
@@ -79,9 +94,9 @@ impl Sizes {
             attended: spec.heads * spec.head_dim,
             inner: padded(spec.intermediate_size()),
             vocab: padded(spec.vocab_size),
-            layer_cache: options.pages as usize * page,
-            layers: spec.layers.len(),
-            step_words: StepLayout::new(step).words(),
+            layer_page: options.page_size.get() as usize * spec.kv_heads * spec.head_dim,
+            step_words: StepLayout::new(step, cache.groups.len()).words(),
+            cache,
             attention: attention.workspace_len(spec, options, gpu),
             sampler_bytes: Sampler::bytes(gpu, spec, logits_rows),
         }
@@ -121,7 +136,7 @@ impl MemoryPlan {
     /// A network or options that the kernels are not written for.
     pub fn of(spec: &ModelSpec, options: &CudaOptions, gpu: &Properties) -> Result<MemoryPlan, BackendError> {
         check_supported(spec, options)?;
-        Ok(MemoryPlan::new(spec, &Layout::new(spec), &Sizes::new(spec, options, gpu)))
+        Ok(MemoryPlan::new(spec, &Layout::new(spec), &Sizes::new(spec, options, gpu, ANY_ELEMENT)))
     }
 
     pub(super) fn new(spec: &ModelSpec, layout: &Layout, sizes: &Sizes) -> MemoryPlan {
@@ -131,7 +146,7 @@ impl MemoryPlan {
             lines: vec![
                 line("weights", layout.bytes()),
                 line("rope table", RopeTable::bytes(spec, spec.max_positions)),
-                line("key/value cache", elements(2 * sizes.layers * sizes.layer_cache)),
+                line("key/value cache", sizes.cache.bytes()),
                 line("activations", elements(sizes.activations())),
                 line("logits", (sizes.logits_rows * sizes.vocab * 4) as u64),
                 line("attention workspace", (4 * (sizes.attention.partials + sizes.attention.arrivals)) as u64),
@@ -209,12 +224,11 @@ pub fn most_pages(
     options: &CudaOptions,
     room: u64,
 ) -> Result<Option<u32>, BackendError> {
-    let plan = |pages| MemoryPlan::of(spec, &CudaOptions { pages, ..options.clone() }, gpu);
-    let (rest, page) = (plan(0)?.needed(), plan(1)?.bytes() - plan(0)?.bytes());
+    let rest = MemoryPlan::of(spec, &CudaOptions { pages: 0, ..options.clone() }, gpu)?.needed();
     // The kernels number the slots of all heads in 32 bits.
     let most = u32::MAX / options.page_size.get().saturating_mul(spec.kv_heads as u32).max(1);
     let left = room.checked_sub(rest);
-    Ok(left.map(|left| left.checked_div(page).unwrap_or(0).min(most.into()) as u32))
+    Ok(left.map(|left| cache_sizes(options, ANY_ELEMENT).max_pages(spec, left).min(most)))
 }
 
 /// `weights 5.64 GiB, key/value cache 120 MiB, …`

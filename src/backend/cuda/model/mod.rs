@@ -49,7 +49,9 @@ use super::weights::{RopeTable, Weights};
 use super::{Device, Properties, Slice, Stream};
 use crate::backend::places::Places;
 use crate::backend::support::check_network;
-use crate::backend::{Arithmetic, Backend, BackendError, Batch, DeviceInfo, LoadProgress, Token, check_page};
+use crate::backend::{
+    Arithmetic, Backend, BackendError, BackendHooks, Batch, DeviceInfo, LoadProgress, Token, check_import, check_page,
+};
 use crate::checkpoint::Dtype;
 use crate::host::Size;
 use crate::kv::{CacheGeometry, PageId};
@@ -71,7 +73,8 @@ use workspace::{Cache, Workspace};
 pub struct CudaOptions {
     /// Positions that a page of the cache holds: a power of two, 16 at least.
     pub page_size: NonZeroU32,
-    /// Pages of the cache.
+    /// Pages of the cache. Where layers have different windows, those of the layers with the widest one; the others have
+    /// as many as serve as many sequences.
     pub pages: u32,
     /// The most rows in a batch.
     pub max_rows: usize,
@@ -87,14 +90,7 @@ pub const MAX_SEQUENCES: usize = 65_535;
 /// What of this network has no kernels for a GPU; `None` if everything has.
 pub fn lack(spec: &ModelSpec) -> Option<&'static str> {
     let erf = |layer: &Layer| layer.mlp.activation() == Some(Activation::GeluErf);
-    let window = spec.window();
-    if spec.layers.iter().any(erf) {
-        Some("hidden_act gelu (with erf) has no kernels for a GPU yet")
-    } else if spec.layers.iter().any(|layer| layer.attention.window != window) {
-        Some("layers with different windows cannot run on a GPU yet")
-    } else {
-        None
-    }
+    spec.layers.iter().any(erf).then_some("hidden_act gelu (with erf) has no kernels for a GPU yet")
 }
 
 /// Brings the weights of `source` in `dtype`, F16 or BF16, onto `device`. `progress` is called while they travel.
@@ -178,19 +174,18 @@ impl<T: Element> CudaBackend<T> {
         check_supported(&spec, options)?;
         check_network(&spec)?;
         device.properties().algorithms.check_network(options.arithmetic, padded(spec.hidden_size))?;
-        let sizes = Sizes::new(&spec, options, device.properties());
+        let sizes = Sizes::new(&spec, options, device.properties(), T::DTYPE);
         let plan = MemoryPlan::new(&spec, &Layout::new(&spec), &sizes);
         let (free, _) = device.memory()?;
         plan.check(free)?;
         tracing::info!("{}: {plan}", device.properties().name);
 
         let stream = device.stream()?;
-        let geometry = CacheGeometry { page_size: options.page_size.get(), pages: options.pages };
         Ok(CudaBackend {
             // What is wrong with the kernels is found before the weights travel.
             resident: Resident {
                 kernels: Kernels::load(device, &spec, options.arithmetic)?,
-                cache: Cache::new(&stream, &sizes, geometry)?,
+                cache: Cache::new(&stream, &spec, &sizes)?,
                 inputs: Inputs::new(device, &stream, sizes.step_words)?,
                 rope: RopeTable::load(&stream, &spec, spec.max_positions)?,
                 weights: source.into().load(&stream, &spec, progress)?,
@@ -199,7 +194,7 @@ impl<T: Element> CudaBackend<T> {
             },
             recordings: Recordings::new(&spec, options, device),
             sampler: Sampler::new(device, &stream, &spec, sizes.logits_rows)?,
-            places: Places::new(options.max_rows, options.pages),
+            places: Places::new(options.max_rows, &sizes.cache),
             options: options.clone(),
             attention: AttentionPlan::new(&spec, options, device.properties()),
             plan,
@@ -249,7 +244,7 @@ impl<T: Element> Backend for CudaBackend<T> {
         self.options.arithmetic == Arithmetic::BatchInvariant
     }
 
-    fn cache(&self) -> CacheGeometry {
+    fn cache(&self) -> &CacheGeometry {
         self.resident.cache.geometry()
     }
 
@@ -308,7 +303,7 @@ impl<T: Element> Backend for CudaBackend<T> {
                 recording.run(stream, shape.rows, failures, run)?;
             }
             None => {
-                let layout = StepLayout::new(exact);
+                let layout = StepLayout::new(exact, resident.cache.geometry().groups.len());
                 send(&mut resident.inputs, &layout)?;
                 let launches = resident.launches(options, stream.device(), exact);
                 resident.pass(sampler.draws(), exact, &layout).run(stream, &launches)?;
@@ -368,19 +363,28 @@ impl<T: Element> Backend for CudaBackend<T> {
         targets.iter().enumerate().map(one).collect()
     }
 
-    fn poison(&mut self, pages: &[PageId]) -> Result<(), BackendError> {
-        for page in pages {
-            check_page(*page, self.resident.cache.geometry())?;
-            self.resident.cache.poison(&self.stream, *page)?;
-        }
-        Ok(())
+    fn export_page(&mut self, group: usize, page: PageId) -> Result<Vec<u8>, BackendError> {
+        check_page(group, page, self.resident.cache.geometry())?;
+        Ok(self.resident.cache.export(&self.stream, group, page)?)
     }
 
-    fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), BackendError> {
-        for page in [from, to] {
-            check_page(page, self.resident.cache.geometry())?;
+    fn import_page(&mut self, group: usize, page: PageId, bytes: &[u8]) -> Result<(), BackendError> {
+        check_import(group, page, bytes, self.resident.cache.geometry())?;
+        Ok(self.resident.cache.import(&self.stream, group, page, bytes)?)
+    }
+
+    fn hooks(&mut self) -> Option<&mut dyn BackendHooks> {
+        Some(self)
+    }
+}
+
+impl<T: Element> BackendHooks for CudaBackend<T> {
+    fn poison(&mut self, group: usize, pages: &[PageId]) -> Result<(), BackendError> {
+        for page in pages {
+            check_page(group, *page, self.resident.cache.geometry())?;
+            self.resident.cache.poison(&self.stream, group, *page)?;
         }
-        Ok(self.resident.cache.copy_page(&self.stream, from, to)?)
+        Ok(())
     }
 }
 

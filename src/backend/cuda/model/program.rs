@@ -2,6 +2,7 @@
 //! [`account`](super::account) costs it. Which kernel computes what is decided here alone.
 
 use std::fmt;
+use std::num::NonZeroU32;
 
 use super::super::Properties;
 use super::super::kernels::attention_decode::DecodeShape;
@@ -14,7 +15,7 @@ use super::super::kernels::product::{Path, ProductShape, QkvShape};
 use super::super::layout::{Layout, LinearLayout, NormLayout, Region};
 use super::CudaOptions;
 use super::attention::AttentionPlan;
-use super::shapes::{decode_shape, heads, norm_form, ordered_shape, split_len_for, window};
+use super::shapes::{decode_shape, heads, norm_form, ordered_shape, window_len};
 use super::step::StepShape;
 use crate::backend::Arithmetic;
 use crate::model::{Mlp, ModelSpec, Norm};
@@ -183,7 +184,7 @@ impl<'a> Program<'a> {
                 let how = how.unwrap_or_else(|| How::Path(self.path(shape.product_shape())));
                 (Part::Qkv, Op::Qkv { weights: weights.qkv, shape, how })
             });
-            self.attention(shape, &mut push);
+            self.attention(shape, layer.attention.window, &mut push);
             push(Part::AttentionOut, self.add_projection(rows, ResidualInput::Attention, weights.attention_out));
             let norm = self.norm(&layer.mlp_norm, weights.mlp_norm, rows);
             // Networks with another MLP are refused before (`lack`, `check_network`).
@@ -241,27 +242,26 @@ impl<'a> Program<'a> {
         Op::AddProjection { input, weights, shape, path: self.path(shape) }
     }
 
-    fn attention(&self, shape: StepShape, push: &mut impl FnMut(Part, Op)) {
+    fn attention(&self, shape: StepShape, window: Option<NonZeroU32>, push: &mut impl FnMut(Part, Op)) {
         let StepShape { rows, sequences, tiles, split_tiles, split_rows, decodes, .. } = shape;
         let spec = self.spec;
         let mut push = |op| push(Part::Attention, op);
         match self.attention {
             AttentionPlan::Fastest { .. } => {
                 if decodes {
-                    let split_len = split_len_for(sequences, spec, self.device);
-                    push(Op::Decode(decode_shape(rows, sequences, spec, split_len)));
+                    push(Op::Decode(decode_shape(rows, sequences, spec, window, self.device)));
                 }
                 if tiles > 0 {
-                    push(Op::Prefill(PrefillShape { rows, tiles, heads: heads(spec), window: window(spec) }));
+                    push(Op::Prefill(PrefillShape { rows, tiles, heads: heads(spec), window: window_len(window) }));
                 }
             }
             AttentionPlan::Ordered { .. } => {
                 if split_tiles > 0 {
                     let division = Division::Split { tile_rows: split_rows };
-                    push(Op::Ordered(ordered_shape(rows, split_tiles, division, spec)));
+                    push(Op::Ordered(ordered_shape(rows, split_tiles, division, spec, window)));
                 }
                 if tiles > 0 {
-                    push(Op::Ordered(ordered_shape(rows, tiles, Division::Whole, spec)));
+                    push(Op::Ordered(ordered_shape(rows, tiles, Division::Whole, spec, window)));
                 }
             }
         }

@@ -6,10 +6,9 @@ use super::super::error::CudaError;
 use super::super::{Device, Graph, Properties, Stream};
 use super::CudaOptions;
 use super::attention::AttentionPlan;
-use super::memory::Sizes;
+use super::memory::{Sizes, blocks_of_sequence};
 use super::shapes::BUCKETS;
 use super::step::{StepLayout, StepShape};
-use crate::kv::CacheGeometry;
 use crate::model::ModelSpec;
 
 /// A decode step of a fixed number of rows, one for each sequence, all with logits.
@@ -98,9 +97,10 @@ pub(super) struct Recordings {
 
 impl Recordings {
     pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, device: &Device) -> Recordings {
+        let groups = spec.windows().len();
         let bucket = |shape: StepShape| {
             let recording = if device.captures() { Recording::New } else { Recording::Never };
-            Bucket { shape, layout: StepLayout::new(shape), recording }
+            Bucket { shape, layout: StepLayout::new(shape, groups), recording }
         };
         let buckets = bucket_shapes(spec, options, device.properties()).map(bucket).collect();
         Recordings { buckets, failures: CaptureFailures::default() }
@@ -136,8 +136,6 @@ pub(super) fn takes(bucket: StepShape, exact: StepShape) -> bool {
 
 /// A bucket's step: `rows` sequences of one row, each with as many blocks as it may see.
 fn shape(rows: usize, spec: &ModelSpec, options: &CudaOptions, attention: AttentionPlan) -> StepShape {
-    let positions = u32::try_from(spec.max_positions).unwrap_or(u32::MAX);
-    let blocks = CacheGeometry::pages_for_sequence(options.page_size.get(), positions, spec.window(), 1);
     let (split_tiles, tiles, decodes) = match attention {
         AttentionPlan::Fastest { .. } => (0, 0, true),
         AttentionPlan::Ordered { most_split, .. } if rows <= most_split => (rows, 0, false),
@@ -149,7 +147,7 @@ fn shape(rows: usize, spec: &ModelSpec, options: &CudaOptions, attention: Attent
         tiles,
         split_tiles,
         split_rows: split_tiles.min(1),
-        blocks: rows * blocks as usize,
+        blocks: rows * blocks_of_sequence(spec, options, 1),
         logits_rows: rows,
         decodes,
     }

@@ -1,5 +1,7 @@
 //! The sizes of launches, of a network and a step.
 
+use std::num::NonZeroU32;
+
 use super::super::Properties;
 use super::super::kernels::attention_decode::{DecodeShape, Form, split_len};
 use super::super::kernels::attention_ordered::{Division, OrderedShape, SPLIT_LEN};
@@ -21,9 +23,9 @@ pub(super) fn heads(spec: &ModelSpec) -> Heads {
     Heads { query: spec.heads, kv: spec.kv_heads, dim: spec.head_dim }
 }
 
-/// The window of a network as the kernels' launchers take it.
-pub(super) fn window(spec: &ModelSpec) -> Option<usize> {
-    spec.window().map(|window| window.get() as usize)
+/// The window of a layer as the kernels' launchers take it.
+pub(super) fn window_len(window: Option<NonZeroU32>) -> Option<usize> {
+    window.map(|window| window.get() as usize)
 }
 
 /// The norm kernel's form of a norm.
@@ -34,24 +36,33 @@ pub(super) fn norm_form(kind: NormKind) -> NormForm {
     }
 }
 
-/// Decode attention of a step of `rows` rows in `sequences` sequences.
-pub(super) fn decode_shape(rows: usize, sequences: usize, spec: &ModelSpec, split_len: usize) -> DecodeShape {
-    DecodeShape { rows, sequences, heads: heads(spec), window: window(spec), positions: spec.max_positions, split_len }
-}
-
-/// Positions of a split of decode attention, in a step of so many sequences.
-pub(super) fn split_len_for(sequences: usize, spec: &ModelSpec, device: &Properties) -> usize {
+/// Decode attention of a layer with a window, in a step of `rows` rows in `sequences` sequences.
+pub(super) fn decode_shape(
+    rows: usize,
+    sequences: usize,
+    spec: &ModelSpec,
+    window: Option<NonZeroU32>,
+    device: &Properties,
+) -> DecodeShape {
+    let (heads, window, positions) = (heads(spec), window_len(window), spec.max_positions);
     let multiprocessors = device.multiprocessors as usize;
-    split_len(Form::of(device), sequences, &heads(spec), window(spec), spec.max_positions, multiprocessors)
+    let split_len = split_len(Form::of(device), sequences, &heads, window, positions, multiprocessors);
+    DecodeShape { rows, sequences, heads, window, positions, split_len }
 }
 
-/// Ordered attention over `tiles` tiles of a step of `rows` rows.
-pub(super) fn ordered_shape(rows: usize, tiles: usize, division: Division, spec: &ModelSpec) -> OrderedShape {
+/// Ordered attention of a layer with a window, over `tiles` tiles of a step of `rows` rows.
+pub(super) fn ordered_shape(
+    rows: usize,
+    tiles: usize,
+    division: Division,
+    spec: &ModelSpec,
+    window: Option<NonZeroU32>,
+) -> OrderedShape {
     OrderedShape {
         rows,
         tiles,
         heads: heads(spec),
-        window: window(spec),
+        window: window_len(window),
         positions: spec.max_positions,
         split_len: SPLIT_LEN,
         division,

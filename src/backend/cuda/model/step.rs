@@ -2,16 +2,17 @@
 //! device ahead of the kernels, which read lengths and tables from it. So their grids and scalar arguments depend on
 //! the shape of a step alone, and a recorded step can be replayed for any batch of that shape.
 
+use std::num::NonZeroU32;
 use std::ops::Range;
 
 use super::super::kernels::attention_prefill::Tile;
 use super::super::kernels::embed::DRAWN;
 use super::super::kernels::paged::Sequence;
 use super::attention::{AttentionPlan, StepTiles};
-use super::shapes::window;
+use super::shapes::window_len;
 use crate::backend::places::Places;
-use crate::backend::{Batch, Token};
-use crate::kv::CacheGeometry;
+use crate::backend::{Batch, SequenceRows, Token};
+use crate::kv::{BlockTable, CacheGeometry, CacheGroup, first_visible};
 use crate::model::ModelSpec;
 
 /// The page of a row whose key and value go nowhere.
@@ -49,38 +50,47 @@ pub(super) struct StepLayout {
     pub token_ids: Range<usize>,
     /// u32 `[rows]`.
     pub positions: Range<usize>,
-    /// u32 `[rows]`: the page of each row's key and value, all ones for none.
-    pub row_pages: Range<usize>,
     /// u32 `[logits_rows]`: rows.
     pub logits_rows: Range<usize>,
+    /// One for each group of the cache.
+    pub groups: Vec<GroupLayout>,
+    /// u32 `[blocks]`: pages. Those of all sequences in all groups; each [`Sequence`] says where its own begin.
+    pub block_tables: Range<usize>,
+}
+
+/// What the layers of a group read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct GroupLayout {
+    /// u32 `[rows]`: the page of each row's key and value, all ones for none.
+    pub row_pages: Range<usize>,
     /// [`Sequence`] `[sequences]`.
     pub sequences: Range<usize>,
     /// [`Tile`] `[tiles]`.
     pub tiles: Range<usize>,
     /// [`Tile`] `[split_tiles]`.
     pub split_tiles: Range<usize>,
-    /// u32 `[blocks]`: pages.
-    pub block_tables: Range<usize>,
 }
 
 impl StepLayout {
-    pub(super) fn new(shape: StepShape) -> StepLayout {
+    /// For a cache of so many groups.
+    pub(super) fn new(shape: StepShape, groups: usize) -> StepLayout {
         let mut end = 0;
         let mut place = |words: usize| {
             let start = usize::next_multiple_of(end, ALIGNMENT_WORDS);
             end = start + words;
             start..end
         };
-        StepLayout {
-            token_ids: place(shape.rows),
-            positions: place(shape.rows),
-            row_pages: place(shape.rows),
-            logits_rows: place(shape.logits_rows),
+        let (token_ids, positions) = (place(shape.rows), place(shape.rows));
+        let row_pages: Vec<Range<usize>> = (0..groups).map(|_| place(shape.rows)).collect();
+        let logits_rows = place(shape.logits_rows);
+        let group = |row_pages| GroupLayout {
+            row_pages,
             sequences: place(shape.sequences * SEQUENCE_WORDS),
             tiles: place(shape.tiles * TILE_WORDS),
             split_tiles: place(shape.split_tiles * TILE_WORDS),
-            block_tables: place(shape.blocks),
-        }
+        };
+        let groups = row_pages.into_iter().map(group).collect();
+        StepLayout { token_ids, positions, logits_rows, groups, block_tables: place(shape.blocks) }
     }
 
     /// Words of the whole.
@@ -91,47 +101,46 @@ impl StepLayout {
 
 /// A batch that [`Places::make`] has accepted, as the kernels are told of it.
 pub(super) struct Step {
-    sequences: Vec<Sequence>,
-    tiles: StepTiles,
+    /// One for each group of the cache.
+    groups: Vec<GroupStep>,
     blocks: Vec<u32>,
 }
 
+/// A batch as the layers of a group see it.
+struct GroupStep {
+    sequences: Vec<Sequence>,
+    tiles: StepTiles,
+}
+
 impl Step {
-    pub(super) fn new(batch: &Batch<'_>, spec: &ModelSpec, cache: CacheGeometry, attention: AttentionPlan) -> Step {
-        let window = window(spec);
-        let (mut sequences, mut blocks) = (Vec::with_capacity(batch.sequences.len()), Vec::new());
-        for rows in batch.sequences {
-            // Numbers of rows and positions fit u32: the batch was checked.
-            let first_block = crate::kv::first_visible(rows.start, spec.window()) / cache.page_size;
-            let sequence = Sequence {
-                first_row: rows.rows.start as u32,
-                rows: rows.rows.len() as u32,
-                start: rows.start,
-                first_block,
-                table: blocks.len() as u32,
-                ..Sequence::PADDING
+    pub(super) fn new(batch: &Batch<'_>, spec: &ModelSpec, cache: &CacheGeometry, attention: AttentionPlan) -> Step {
+        let mut blocks = Vec::new();
+        let group = |(index, group): (usize, &CacheGroup)| {
+            let sequence = |rows: &SequenceRows<'_>| {
+                sequence_of(rows, &rows.tables[index], group.window, cache.page_size, &mut blocks)
             };
-            let visible = sequence.visible_blocks(window, cache.page_size as usize) as usize;
-            // Pages before the first visible block are held still, or were; no kernel is told of them.
-            let hidden = (first_block - rows.first_block.min(first_block)) as usize;
-            blocks.extend(rows.pages.iter().skip(hidden).take(visible).map(|page| page.0));
-            sequences.push(sequence);
-        }
-        let tiles = attention.tiles(&sequences, spec);
-        Step { sequences, tiles, blocks }
+            let sequences: Vec<Sequence> = batch.sequences.iter().map(sequence).collect();
+            let tiles = attention.tiles(&sequences, spec, group.window);
+            GroupStep { sequences, tiles }
+        };
+        let groups = cache.groups.iter().enumerate().map(group).collect();
+        Step { groups, blocks }
     }
 
     /// The shape that this step has without padding.
     pub(super) fn shape(&self, batch: &Batch<'_>) -> StepShape {
+        // Those of all groups are as many.
+        let none = StepTiles::default();
+        let tiles = self.groups.first().map_or(&none, |group| &group.tiles);
         StepShape {
             rows: batch.tokens.len(),
-            sequences: self.sequences.len(),
-            tiles: self.tiles.whole.len(),
-            split_tiles: self.tiles.split.len(),
-            split_rows: self.tiles.split_rows,
+            sequences: batch.sequences.len(),
+            tiles: tiles.whole.len(),
+            split_tiles: tiles.split.len(),
+            split_rows: tiles.split_rows,
             blocks: self.blocks.len(),
             logits_rows: batch.logits_rows.len(),
-            decodes: self.tiles.decodes,
+            decodes: tiles.decodes,
         }
     }
 
@@ -142,9 +151,18 @@ impl Step {
             Token::Sampled(place) => DRAWN | place,
         });
         put(words, &layout.token_ids, ids, 0);
-        put(words, &layout.positions, places.rows.iter().map(|row| row.position), 0);
-        put(words, &layout.row_pages, places.rows.iter().map(|row| row.page), NO_PAGE);
+        put(words, &layout.positions, places.positions.iter().copied(), 0);
         put(words, &layout.logits_rows, batch.logits_rows.iter().map(|row| *row as u32), 0);
+        for (index, (group, layout)) in self.groups.iter().zip(&layout.groups).enumerate() {
+            put(words, &layout.row_pages, places.rows(index).iter().map(|row| row.page), NO_PAGE);
+            group.write(words, layout);
+        }
+        put(words, &layout.block_tables, self.blocks.iter().copied(), 0);
+    }
+}
+
+impl GroupStep {
+    fn write(&self, words: &mut [u32], layout: &GroupLayout) {
         let sequences: &[u32] = bytemuck::cast_slice(&self.sequences);
         put(words, &layout.sequences, sequences.iter().copied(), 0);
         for (range, tiles) in [(&layout.tiles, &self.tiles.whole), (&layout.split_tiles, &self.tiles.split)] {
@@ -153,8 +171,32 @@ impl Step {
             let padding = std::iter::repeat(no_tile).flatten();
             put(words, range, tiles.iter().copied().chain(padding), 0);
         }
-        put(words, &layout.block_tables, self.blocks.iter().copied(), 0);
     }
+}
+
+/// A sequence as the layers with a window see it; its pages are added to `blocks`.
+fn sequence_of(
+    rows: &SequenceRows<'_>,
+    table: &BlockTable,
+    window: Option<NonZeroU32>,
+    page_size: NonZeroU32,
+    blocks: &mut Vec<u32>,
+) -> Sequence {
+    // Numbers of rows and positions fit u32: the batch was checked.
+    let first_block = first_visible(rows.start, window) / page_size;
+    let sequence = Sequence {
+        first_row: rows.rows.start as u32,
+        rows: rows.rows.len() as u32,
+        start: rows.start,
+        first_block,
+        table: blocks.len() as u32,
+        ..Sequence::PADDING
+    };
+    let visible = sequence.visible_blocks(window_len(window), page_size.get() as usize) as usize;
+    // Pages before the first visible block are held still, or were; no kernel is told of them.
+    let hidden = first_block.saturating_sub(table.first_block()) as usize;
+    blocks.extend(table.pages().iter().skip(hidden).take(visible).map(|page| page.0));
+    sequence
 }
 
 /// Fills the words of `range` with `values`, and what they leave over with `padding`.
@@ -168,12 +210,24 @@ fn put(words: &mut [u32], range: &Range<usize>, values: impl Iterator<Item = u32
 mod tests {
     use super::super::super::kernels::{attention_decode, attention_prefill};
     use super::*;
-    use crate::backend::SequenceRows;
-    use crate::checkpoint::Config;
+    use crate::checkpoint::{Config, Dtype};
     use crate::kv::PageId;
     use crate::text::TokenId;
 
-    const CACHE: CacheGeometry = CacheGeometry { page_size: 16, pages: 40 };
+    /// 40 pages of 16 positions for each of these windows.
+    fn cache(windows: &[Option<u32>]) -> CacheGeometry {
+        let group = |window: &Option<u32>| CacheGroup {
+            window: window.and_then(NonZeroU32::new),
+            pages: 40,
+            element: Dtype::Bf16,
+            page_bytes: 0,
+        };
+        CacheGeometry { page_size: NonZeroU32::new(16).unwrap(), groups: windows.iter().map(group).collect() }
+    }
+
+    fn table(first_block: u32, pages: &[u32]) -> BlockTable {
+        BlockTable::from_pages(first_block, pages.iter().copied().map(PageId).collect())
+    }
 
     /// Groups of 43 query heads: a tile holds 2 rows.
     fn spec() -> ModelSpec {
@@ -187,19 +241,20 @@ mod tests {
         let spec = spec();
         let ids: Vec<TokenId> = (10..16).map(TokenId).collect();
         // Position 40 sees 21..=40, in blocks 1 and 2; block 0 is held still, and does not go into the table.
-        let pages = [[9, 5, 7].map(PageId).to_vec(), vec![PageId(3), PageId(4)], Vec::new()];
+        let tables = [[table(0, &[9, 5, 7])], [table(0, &[3, 4])], [table(0, &[])]];
         let sequences = [
-            SequenceRows { rows: 0..1, start: 40, first_block: 0, pages: &pages[0] },
-            SequenceRows { rows: 1..6, start: 2, first_block: 0, pages: &pages[1] },
-            SequenceRows { rows: 6..6, start: 0, first_block: 0, pages: &pages[2] },
+            SequenceRows { rows: 0..1, start: 40, tables: &tables[0] },
+            SequenceRows { rows: 1..6, start: 2, tables: &tables[1] },
+            SequenceRows { rows: 6..6, start: 0, tables: &tables[2] },
         ];
+        let cache = cache(&[Some(20)]);
         let mut tokens = Token::known(&ids);
         tokens[1] = Token::Sampled(2);
         let batch = Batch { tokens: &tokens, sequences: &sequences, logits_rows: &[0, 5] };
-        let mut places = Places::new(7, CACHE.pages);
-        places.make(&batch, &spec, CACHE).unwrap();
+        let mut places = Places::new(7, &cache);
+        places.make(&batch, &spec, &cache).unwrap();
         let (decode, prefill) = (attention_decode::Form::Split, attention_prefill::Form::Warp);
-        let step = Step::new(&batch, &spec, CACHE, AttentionPlan::Fastest { decode, prefill });
+        let step = Step::new(&batch, &spec, &cache, AttentionPlan::Fastest { decode, prefill });
         let exact = StepShape {
             rows: 6,
             sequences: 3,
@@ -213,32 +268,64 @@ mod tests {
         assert_eq!(step.shape(&batch), exact);
 
         let padded = StepShape { rows: 8, sequences: 4, tiles: 4, split_tiles: 2, blocks: 5, logits_rows: 3, ..exact };
-        let layout = StepLayout::new(padded);
+        let layout = StepLayout::new(padded, 1);
+        let group = &layout.groups[0];
         let mut words = vec![0xdead; layout.words()];
         step.write(&mut words, &layout, &batch, &places);
         assert_eq!(words[layout.token_ids.clone()], [10, DRAWN | 2, 12, 13, 14, 15, 0, 0]);
         assert_eq!(words[layout.positions.clone()], [40, 2, 3, 4, 5, 6, 0, 0]);
-        assert_eq!(words[layout.row_pages.clone()], [7, 3, 3, 3, 3, 3, NO_PAGE, NO_PAGE]);
+        assert_eq!(words[group.row_pages.clone()], [7, 3, 3, 3, 3, 3, NO_PAGE, NO_PAGE]);
         assert_eq!(words[layout.logits_rows.clone()], [0, 5, 0]);
         let sequence = |words: [u32; 5]| [&words[..], &[0; 3]].concat();
         let expected = [[0, 1, 40, 1, 0], [1, 5, 2, 0, 2], [6, 0, 0, 0, 3], [0; 5]].map(sequence).concat();
-        assert_eq!(words[layout.sequences.clone()], expected);
+        assert_eq!(words[group.sequences.clone()], expected);
         // The tiles with the most keys first.
-        assert_eq!(words[layout.tiles.clone()], [1, 4, 1, 2, 1, 0, u32::MAX, 0]);
-        assert_eq!(words[layout.split_tiles.clone()], [u32::MAX, 0, u32::MAX, 0]);
+        assert_eq!(words[group.tiles.clone()], [1, 4, 1, 2, 1, 0, u32::MAX, 0]);
+        assert_eq!(words[group.split_tiles.clone()], [u32::MAX, 0, u32::MAX, 0]);
         assert_eq!(words[layout.block_tables.clone()], [5, 7, 3, 0, 0]);
 
         // With ordered attention the sequence of one row is a short one, and a tile holds one row.
         let plan = AttentionPlan::Ordered { most_split: 4, split_room: 4 };
-        let step = Step::new(&batch, &spec, CACHE, plan);
+        let step = Step::new(&batch, &spec, &cache, plan);
         let exact = StepShape { tiles: 5, split_tiles: 1, split_rows: 1, decodes: false, ..exact };
         assert_eq!(step.shape(&batch), exact);
         let padded = StepShape { split_tiles: 2, ..exact };
-        let layout = StepLayout::new(padded);
+        let layout = StepLayout::new(padded, 1);
+        let group = &layout.groups[0];
         let mut words = vec![0xdead; layout.words()];
         step.write(&mut words, &layout, &batch, &places);
-        assert_eq!(words[layout.tiles.clone()], [1, 4, 1, 3, 1, 2, 1, 1, 1, 0]);
-        assert_eq!(words[layout.split_tiles.clone()], [0, 0, u32::MAX, 0]);
+        assert_eq!(words[group.tiles.clone()], [1, 4, 1, 3, 1, 2, 1, 1, 1, 0]);
+        assert_eq!(words[group.split_tiles.clone()], [0, 0, u32::MAX, 0]);
+    }
+
+    #[test]
+    fn each_group_has_tables_of_its_own() {
+        // A layer of the network sees 20 positions, another all.
+        let (spec, cache) = (spec(), cache(&[Some(20), None]));
+        let tables = [[table(1, &[5, 7]), table(0, &[1, 2, 6])], [table(0, &[9]), table(0, &[3])]];
+        let sequences = [
+            SequenceRows { rows: 0..1, start: 40, tables: &tables[0] },
+            SequenceRows { rows: 1..2, start: 3, tables: &tables[1] },
+        ];
+        let tokens = Token::known(&[TokenId(10), TokenId(11)]);
+        let batch = Batch { tokens: &tokens, sequences: &sequences, logits_rows: &[0, 1] };
+        let mut places = Places::new(2, &cache);
+        places.make(&batch, &spec, &cache).unwrap();
+        let plan = AttentionPlan::Ordered { most_split: 4, split_room: 4 };
+        let step = Step::new(&batch, &spec, &cache, plan);
+        let shape = step.shape(&batch);
+        assert_eq!((shape.rows, shape.blocks, shape.split_tiles), (2, 3 + 4, 2));
+        let layout = StepLayout::new(shape, 2);
+        let mut words = vec![0xdead; layout.words()];
+        step.write(&mut words, &layout, &batch, &places);
+        let sequence = |words: [u32; 5]| [&words[..], &[0; 3]].concat();
+        let expected = [[[0, 1, 40, 1, 0], [1, 1, 3, 0, 2]], [[0, 1, 40, 0, 3], [1, 1, 3, 0, 6]]];
+        for (group, expected) in layout.groups.iter().zip(expected) {
+            assert_eq!(words[group.sequences.clone()], expected.map(sequence).concat());
+        }
+        assert_eq!(words[layout.block_tables.clone()], [5, 7, 9, 1, 2, 6, 3]);
+        let row_pages = [&layout.groups[0], &layout.groups[1]].map(|group| &words[group.row_pages.clone()]);
+        assert_eq!(row_pages, [[7, 9], [6, 3]]);
     }
 
     #[test]
@@ -253,13 +340,23 @@ mod tests {
             logits_rows: 64,
             decodes: true,
         };
-        let StepLayout { token_ids, positions, row_pages, logits_rows, sequences, tiles, split_tiles, block_tables } =
-            StepLayout::new(shape);
+        // In one group, the order in which they have always lain.
+        let StepLayout { token_ids, positions, logits_rows, groups, block_tables } = StepLayout::new(shape, 1);
+        let [GroupLayout { row_pages, sequences, tiles, split_tiles }] = groups.try_into().unwrap();
         let ranges = [token_ids, positions, row_pages, logits_rows, sequences, tiles, split_tiles, block_tables];
         for pair in ranges.windows(2) {
             assert!(pair[0].end <= pair[1].start, "{pair:?}");
         }
         assert!(ranges.iter().all(|range| range.start % ALIGNMENT_WORDS == 0));
         assert_eq!(ranges.map(|range| range.len()), [65, 65, 65, 64, 24, 0, 66, 1]);
+
+        let StepLayout { token_ids, positions, logits_rows, groups, block_tables } = StepLayout::new(shape, 2);
+        let mut ranges = vec![token_ids, positions, logits_rows, block_tables];
+        for GroupLayout { row_pages, sequences, tiles, split_tiles } in groups {
+            ranges.extend([row_pages, sequences, tiles, split_tiles]);
+        }
+        ranges.sort_by_key(|range| (range.start, range.end));
+        assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start), "{ranges:?}");
+        assert_eq!(ranges.len(), 12);
     }
 }
