@@ -1,7 +1,7 @@
 //! What of a network no backend computes yet.
 
 use super::BackendError;
-use crate::model::{Activation, Layer, Mlp, ModelSpec, Norm, NormKind};
+use crate::model::{Activation, Layer, Mlp, ModelSpec, Norm, NormKind, Part};
 
 /// The first thing in `spec` that neither backend has kernels for.
 ///
@@ -18,6 +18,7 @@ fn of_network(spec: &ModelSpec) -> Option<&'static str> {
         (spec.embedding.scale != 1.0, "a factor of the embeddings"),
         (spec.head.scale != 1.0, "a factor of the logits"),
         (spec.head.linear.bias.is_some(), "a bias of the head"),
+        (spec.head.linear.format.is_some(), "a quantised head"),
         (spec.ropes.len() != 1, "more or fewer than one table of rotations"),
     ];
     first(&lacks).or_else(|| of_norm(&spec.final_norm))
@@ -31,6 +32,7 @@ fn of_layer(layer: &Layer, spec: &ModelSpec) -> Option<&'static str> {
         (attention.scale != (spec.head_dim as f32).sqrt().recip(), "a scale of attention other than 1 / √head_dim"),
         (attention.query_scale.is_some(), "queries scaled by their position"),
         (attention.query_norm.is_some() || attention.key_norm.is_some(), "norms of queries and keys"),
+        (layer.parts().iter().any(is_quantised), "quantised weights"),
     ];
     let mlp = match &layer.mlp {
         Mlp::Plain { activation: Activation::GeluTanh | Activation::GeluErf, .. } => None,
@@ -39,6 +41,10 @@ fn of_layer(layer: &Layer, spec: &ModelSpec) -> Option<&'static str> {
         Mlp::Experts { .. } => Some("a mixture of experts"),
     };
     first(&lacks).or(mlp).or_else(|| of_norm(&layer.attention_norm)).or_else(|| of_norm(&layer.mlp_norm))
+}
+
+fn is_quantised(part: &Part<'_>) -> bool {
+    matches!(part, Part::Linear(linear) if linear.format.is_some())
 }
 
 fn of_norm(norm: &Norm) -> Option<&'static str> {
@@ -56,7 +62,8 @@ fn first(lacks: &[(bool, &'static str)]) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::Config;
+    use crate::checkpoint::{Config, Dtype};
+    use crate::model::WeightFormat;
 
     #[test]
     fn what_no_backend_computes_is_named() {
@@ -79,5 +86,8 @@ mod tests {
             }
         };
         assert!(said(&silu).contains("SiLU"));
+        let format = Some(WeightFormat::dense(Dtype::Bf16));
+        assert!(said(&|spec| spec.layers[2].attention.key.format = format).contains("quantised weights"));
+        assert!(said(&|spec| spec.head.linear.format = format).contains("a quantised head"));
     }
 }

@@ -199,7 +199,7 @@ mod tests {
         let dense = spec.counts();
         let linear = |name: &str, n, out, inp| {
             let weight = TensorRows::whole(name, &[8, out, inp]);
-            Linear { weight: TensorRows { first: n * out, rows: out, ..weight }, bias: None }
+            Linear { weight: TensorRows { first: n * out, rows: out, ..weight }, bias: None, format: None }
         };
         let expert = |n| GatedMlp {
             gate: linear("model.layers.0.mlp.gate", n, 100, 3072),
@@ -207,7 +207,8 @@ mod tests {
             down: linear("model.layers.0.mlp.down", n, 3072, 100),
             activation: Activation::Silu,
         };
-        let router = Linear { weight: TensorRows::whole("model.layers.0.mlp.router", &[8, 3072]), bias: None };
+        let router =
+            Linear { weight: TensorRows::whole("model.layers.0.mlp.router", &[8, 3072]), bias: None, format: None };
         let experts = (0..8).map(expert).collect();
         spec.layers[0].mlp = Mlp::Experts { router, experts, per_token: 2, renormalize: true };
         let (plain, one, router) = (2 * 12288 * 3072 + 12288 + 3072, 3 * 100 * 3072, 8 * 3072);

@@ -11,6 +11,7 @@ mod random;
 mod rope;
 mod spec;
 mod tensors;
+mod weight_format;
 
 pub use counts::Counts;
 pub use description::{Description, Network, StoredDtype, grouped};
@@ -22,5 +23,7 @@ pub use spec::{
     Activation, Attention, Embedding, GatedMlp, Head, Layer, Linear, Mlp, ModelSpec, Norm, NormKind, Part, QueryScale,
     TensorRows,
 };
+
+pub use weight_format::{Code, Offsets, PerGroup, WeightFormat};
 
 pub use crate::checkpoint::Family;

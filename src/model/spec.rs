@@ -7,6 +7,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Config, Family};
 
 use super::family;
 use super::rope::Rope;
+use super::weight_format::WeightFormat;
 
 /// What the network is: sizes that all layers share, and every matrix, norm and table in the order of the forward pass.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,12 +84,14 @@ pub enum NormKind {
 }
 
 /// A linear layer: `y = x · Wᵀ + b`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Linear {
     /// `[outputs, inputs]`, row-major.
     pub weight: TensorRows,
     /// `[outputs]`
     pub bias: Option<TensorRows>,
+    /// How the weights are quantised. `None`: dense, in the dtype that the backend gives all such.
+    pub format: Option<WeightFormat>,
 }
 
 /// The MLP's activation function.
@@ -193,7 +196,7 @@ pub enum Mlp {
 }
 
 /// `down(activation(gate(x)) * up(x))`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct GatedMlp {
     /// `[intermediate, hidden_size]`
     pub gate: Linear,

@@ -86,7 +86,8 @@ mod tests {
         let (q, kv, hidden) = (24 * 128, 2 * 128, 3072);
         for (index, layer) in spec.layers.iter_mut().enumerate() {
             let fused = TensorRows::whole(format!("model.layers.{index}.attn.c_attn.weight"), &[q + 2 * kv, hidden]);
-            let rows = |first, rows| Linear { weight: TensorRows { first, rows, ..fused.clone() }, bias: None };
+            let rows =
+                |first, rows| Linear { weight: TensorRows { first, rows, ..fused.clone() }, bias: None, format: None };
             layer.attention.query = rows(0, q);
             layer.attention.key = rows(q, kv);
             layer.attention.value = rows(q + kv, kv);

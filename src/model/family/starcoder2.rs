@@ -39,7 +39,7 @@ pub(super) fn spec(config: &Config) -> Result<ModelSpec, CheckpointError> {
         ropes: vec![Rope { theta: config.rope_theta, factor: config.rope_factor }],
         layers: (0..config.num_hidden_layers).map(|index| layer(config, index, activation)).collect(),
         final_norm: norm(config, "model.norm"),
-        head: Head { linear: Linear { weight: head, bias: None }, scale: 1.0 },
+        head: Head { linear: Linear { weight: head, bias: None, format: None }, scale: 1.0 },
         chat_eos_token_ids: eos_token_ids.clone(),
         eos_token_ids,
     })
@@ -79,6 +79,7 @@ fn linear(config: &Config, module: &str, outputs: usize, inputs: usize) -> Linea
     Linear {
         weight: TensorRows::whole(format!("{module}.weight"), &[outputs, inputs]),
         bias: config.use_bias.then(|| TensorRows::whole(format!("{module}.bias"), &[outputs])),
+        format: None,
     }
 }
 
