@@ -68,7 +68,7 @@ impl Pass<'_> {
                 // SAFETY: see `Pass`.
                 unsafe {
                     let to = self.workspace.hidden.row(row);
-                    self.kernels.widen(embedding.dtype, stored.as_ptr(), self.spec.hidden_size, to);
+                    (embedding.kernels.widen)(stored.as_ptr(), self.spec.hidden_size, to);
                     let cos = std::slice::from_raw_parts_mut(self.workspace.cos.row(row), half);
                     let sin = std::slice::from_raw_parts_mut(self.workspace.sin.row(row), half);
                     rope::angles(position, self.inv_freq, cos, sin);
@@ -140,7 +140,7 @@ impl Pass<'_> {
                     // The blocks in between go to the others.
                     let next = range.start + self.threads * block;
                     // SAFETY: see `Pass`; the block lies inside the weight, and `scratch` is this thread's.
-                    return unsafe { self.kernels.product_block(product, range, next, scratch) };
+                    return unsafe { (product.weight.kernels.product_block)(product, range, next, scratch) };
                 }
                 task -= here;
             }

@@ -6,9 +6,9 @@ use super::attention::{self, Tile};
 use super::matmul::{self, Product};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
-use super::simd::{Bf16, F16, F32, Portable};
+use super::simd::{Bf16, F16, F32, Portable, Weight};
 use crate::backend::BackendError;
-use crate::checkpoint::Dtype;
+use crate::model::WeightFormat;
 
 /// Names the instruction set to use in place of the best one.
 pub const ISA_VARIABLE: &str = "RIGEL_CPU_ISA";
@@ -69,10 +69,18 @@ impl Isa {
 type ProductBlock = unsafe fn(&Product<'_>, Range<usize>, usize, matmul::Scratch);
 type Widen = unsafe fn(*const u8, usize, *mut f32);
 
+/// Entry points of one weight format. Each is as unsafe as the kernel that it is named after.
+pub(crate) struct WeightKernels {
+    pub(crate) format: WeightFormat,
+    /// [`product_block`](matmul::product_block)
+    pub(crate) product_block: ProductBlock,
+    /// [`widen`](matmul::widen)
+    pub(crate) widen: Widen,
+}
+
 /// Entry points of one instruction set. Each is as unsafe as the kernel that it is named after.
 pub(crate) struct Kernels {
-    products: [ProductBlock; 3],
-    widens: [Widen; 3],
+    weights: [WeightKernels; 3],
     /// [`attend`](super::attention::attend)
     pub(crate) attend: unsafe fn(&Tile<'_>, attention::Scratch),
     /// [`layer_norm`](super::norm::layer_norm)
@@ -85,26 +93,33 @@ pub(crate) struct Kernels {
 }
 
 macro_rules! compile {
-    (@dtype $product:ident, $widen:ident, $element:ty, $lanes:ty $(, $features:literal)?) => {
-        $(#[target_feature(enable = $features)])?
-        unsafe fn $product(product: &Product<'_>, block: Range<usize>, next: usize, scratch: matmul::Scratch) {
-            // SAFETY: the caller's promise.
-            unsafe { matmul::product_block::<$lanes, $element>(product, block, next, scratch) }
-        }
+    (@weight $module:ident, $weight:ty, $lanes:ty $(, $features:literal)?) => {
+        mod $module {
+            use super::*;
 
-        $(#[target_feature(enable = $features)])?
-        unsafe fn $widen(from: *const u8, n: usize, to: *mut f32) {
-            // SAFETY: the caller's promise.
-            unsafe { matmul::widen::<$lanes, $element>(from, n, to) }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn product_block(product: &Product<'_>, block: Range<usize>, next: usize, scratch: matmul::Scratch) {
+                // SAFETY: the caller's promise.
+                unsafe { matmul::product_block::<$lanes, $weight>(product, block, next, scratch) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn widen(from: *const u8, n: usize, to: *mut f32) {
+                // SAFETY: the caller's promise.
+                unsafe { matmul::widen::<$lanes, $weight>(from, n, to) }
+            }
+
+            pub(super) const KERNELS: WeightKernels =
+                WeightKernels { format: <$weight>::FORMAT, product_block, widen };
         }
     };
     ($module:ident, $lanes:ty $(, $features:literal)?) => {
         mod $module {
             use super::*;
 
-            compile!(@dtype f32_product, f32_widen, F32, $lanes $(, $features)?);
-            compile!(@dtype f16_product, f16_widen, F16, $lanes $(, $features)?);
-            compile!(@dtype bf16_product, bf16_widen, Bf16, $lanes $(, $features)?);
+            compile!(@weight f32_weights, F32, $lanes $(, $features)?);
+            compile!(@weight f16_weights, F16, $lanes $(, $features)?);
+            compile!(@weight bf16_weights, Bf16, $lanes $(, $features)?);
 
             $(#[target_feature(enable = $features)])?
             unsafe fn attend(tile: &Tile<'_>, scratch: attention::Scratch) {
@@ -140,8 +155,7 @@ macro_rules! compile {
             }
 
             pub(super) static KERNELS: Kernels = Kernels {
-                products: [f32_product, f16_product, bf16_product],
-                widens: [f32_widen, f16_widen, bf16_widen],
+                weights: [f32_weights::KERNELS, f16_weights::KERNELS, bf16_weights::KERNELS],
                 attend,
                 layer_norm,
                 rotate,
@@ -158,38 +172,10 @@ compile!(avx2, Avx2, "avx2,fma,f16c");
 #[cfg(target_arch = "x86_64")]
 compile!(avx512, Avx512, "avx512f,avx512bw,avx512vl,avx2,fma,f16c");
 
-/// Where `products` and `widens` keep a dtype.
-fn index(dtype: Dtype) -> usize {
-    match dtype {
-        Dtype::F32 => 0,
-        Dtype::F16 => 1,
-        Dtype::Bf16 => 2,
-    }
-}
-
 impl Kernels {
-    /// Computes outputs `block` (weight rows) of every activation row.
-    ///
-    /// # Safety
-    /// That of [`product_block`](super::matmul::product_block).
-    pub(crate) unsafe fn product_block(
-        &self,
-        product: &Product<'_>,
-        block: Range<usize>,
-        next: usize,
-        scratch: matmul::Scratch,
-    ) {
-        // SAFETY: the caller's promise.
-        unsafe { self.products[index(product.weight.dtype)](product, block, next, scratch) }
-    }
-
-    /// Widens `n` elements of `dtype` to f32.
-    ///
-    /// # Safety
-    /// That of [`widen`](super::matmul::widen).
-    pub(crate) unsafe fn widen(&self, dtype: Dtype, from: *const u8, n: usize, to: *mut f32) {
-        // SAFETY: the caller's promise.
-        unsafe { self.widens[index(dtype)](from, n, to) }
+    /// Those for weights of this format; `None` where there are none.
+    pub(crate) fn of_format(&'static self, format: WeightFormat) -> Option<&'static WeightKernels> {
+        self.weights.iter().find(|kernels| kernels.format == format)
     }
 
     /// The kernels for `isa`, unless this machine cannot run them.

@@ -10,8 +10,8 @@
 use std::ops::Range;
 
 use super::activation::{gelu_erf, gelu_tanh};
-use super::simd::{Element, LANES, Lanes};
-use crate::checkpoint::Dtype;
+use super::kernels::WeightKernels;
+use super::simd::{LANES, Lanes, Weight};
 
 /// The most weight rows in a block.
 const MAX_BLOCK: usize = 256;
@@ -74,7 +74,8 @@ pub(crate) enum Then {
 /// A weight matrix as it is stored, `[rows, columns]`, row after row.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
-    pub dtype: Dtype,
+    /// Those of its format.
+    pub kernels: &'static WeightKernels,
     /// Little-endian, of any alignment.
     pub bytes: &'a [u8],
     pub columns: usize,
@@ -83,7 +84,7 @@ pub(crate) struct Matrix<'a> {
 impl Matrix<'_> {
     /// Bytes of one row.
     pub(crate) fn row_bytes(&self) -> usize {
-        self.columns * self.dtype.size()
+        self.kernels.format.bytes(1, self.columns) as usize
     }
 
     /// Number of rows.
@@ -132,11 +133,11 @@ impl Product<'_> {
 /// probably go on; nothing but time depends on it.
 ///
 /// # Safety
-/// As [`Lanes`]; `W` is the weight's dtype; `product.x` and `product.out` are as documented and disjoint, nobody else
+/// As [`Lanes`]; `W` is the weight's format; `product.x` and `product.out` are as documented and disjoint, nobody else
 /// touches `out[.., block]` meanwhile; `block` lies inside the weight's rows, is not empty and no longer than
 /// [`Product::block_rows`] said; `scratch` is this thread's own.
 #[inline(always)]
-pub(crate) unsafe fn product_block<L: Lanes, W: Element>(
+pub(crate) unsafe fn product_block<L: Lanes, W: Weight>(
     product: &Product<'_>,
     block: Range<usize>,
     next: usize,
@@ -190,19 +191,19 @@ struct Pass {
 
 /// `M` activation rows against a stretch of a block of weights, `N` weight rows at a time. Returns `M`.
 #[inline(always)]
-unsafe fn panel<L: Lanes, W: Element, const M: usize, const N: usize>(
+unsafe fn panel<L: Lanes, W: Weight, const M: usize, const N: usize>(
     product: &Product<'_>,
     row: usize,
     pass: &Pass,
     scratch: Scratch,
 ) -> usize {
     let k = product.weight.columns;
-    let stride = k * W::SIZE;
+    let stride = W::bytes(k);
     let Pass { start, end, ref block, .. } = *pass;
     let grouped = product.grouped();
     // The share of the next pass's weights that this panel asks for: bytes `from..to` of each row's stretch.
-    let ahead = (pass.ahead.0 * k + pass.ahead.1) * W::SIZE;
-    let bytes = (end - start) * W::SIZE;
+    let ahead = pass.ahead.0 * stride + W::bytes(pass.ahead.1);
+    let bytes = W::bytes(end - start);
     let from = bytes * (row - pass.group.start) / pass.group.len();
     let to = bytes * (row + M - pass.group.start) / pass.group.len();
     // SAFETY: the caller's promise; weight rows stay inside `block`, activation rows inside `row..row + M`. A prefetch
@@ -228,10 +229,10 @@ unsafe fn panel<L: Lanes, W: Element, const M: usize, const N: usize>(
             }
             // The weights of the next tile. Ungrouped, they are the next in memory, whose rows are as one.
             let (next, next_stride) = match (n + N < block.end, grouped) {
-                (true, true) => ((n + N) * stride + start * W::SIZE, stride),
-                (true, false) => ((n + N) * stride, STRETCH * W::SIZE),
-                (false, true) => (block.start * stride + start * W::SIZE, stride),
-                (false, false) => (ahead, STRETCH * W::SIZE),
+                (true, true) => ((n + N) * stride + W::bytes(start), stride),
+                (true, false) => ((n + N) * stride, W::bytes(STRETCH)),
+                (false, true) => (block.start * stride + W::bytes(start), stride),
+                (false, false) => (ahead, W::bytes(STRETCH)),
             };
             if grouped {
                 for i in 0..N {
@@ -301,7 +302,7 @@ impl<L: Lanes, const M: usize, const N: usize> Accumulators<L, M, N> {
     /// Adds `x[m][k] w[n][k]` for `k` in `start..end`. `start` is a multiple of 16, and so is `end` unless it is the
     /// last; `x` and `w` hold `end` elements.
     #[inline(always)]
-    pub(crate) unsafe fn add<W: Element>(&mut self, x: [*const f32; M], w: [*const u8; N], start: usize, end: usize) {
+    pub(crate) unsafe fn add<W: Weight>(&mut self, x: [*const f32; M], w: [*const u8; N], start: usize, end: usize) {
         let whole = end - end % LANES;
         let mut k = start;
         // SAFETY: the caller's promise.
@@ -320,7 +321,7 @@ impl<L: Lanes, const M: usize, const N: usize> Accumulators<L, M, N> {
     /// `ahead_stride` bytes apart. With `FURTHER`, which is for whole rows, it asks for as many behind those too, into
     /// second-level cache: a core has room for few lines that are on their way to its first level, for more to its second.
     #[inline(always)]
-    unsafe fn add_ahead<W: Element, const FURTHER: bool>(
+    unsafe fn add_ahead<W: Weight, const FURTHER: bool>(
         &mut self,
         x: [*const f32; M],
         w: [*const u8; N],
@@ -328,18 +329,18 @@ impl<L: Lanes, const M: usize, const N: usize> Accumulators<L, M, N> {
         ahead: *const u8,
         ahead_stride: usize,
     ) {
-        let lines_in_row = STRETCH * W::SIZE / 64;
+        let lines_in_row = W::bytes(STRETCH) / 64;
         let Range { start: mut k, end } = stretch;
         let whole = end - end % LANES;
         let mut line = 0;
         // SAFETY: the caller's promise; a prefetch may point anywhere.
         unsafe {
             while k < whole {
-                for _ in 0..(N * LANES * W::SIZE).div_ceil(64) {
+                for _ in 0..(N * LANES * W::GROUP_BYTES / W::GROUP).div_ceil(64) {
                     let at = ahead.wrapping_add(line / lines_in_row * ahead_stride + line % lines_in_row * 64);
                     L::prefetch(at);
                     if FURTHER {
-                        L::prefetch_second(at.wrapping_add(N * end * W::SIZE));
+                        L::prefetch_second(at.wrapping_add(N * W::bytes(end)));
                     }
                     line += 1;
                 }
@@ -354,13 +355,14 @@ impl<L: Lanes, const M: usize, const N: usize> Accumulators<L, M, N> {
 
     /// `lanes` of them, from `k` on.
     #[inline(always)]
-    unsafe fn add_lanes<W: Element>(&mut self, x: [*const f32; M], w: [*const u8; N], k: usize, lanes: usize) {
+    unsafe fn add_lanes<W: Weight>(&mut self, x: [*const f32; M], w: [*const u8; N], k: usize, lanes: usize) {
         // SAFETY: the caller's promise.
         unsafe {
             let mut b = [L::splat(0.0); N];
             for n in 0..N {
-                let w = w[n].add(k * W::SIZE);
-                b[n] = if lanes == LANES { W::load(w) } else { W::load_first(w, lanes) };
+                let (group, within) = W::place(k);
+                let group = w[n].add(group);
+                b[n] = if lanes == LANES { W::load(group, within) } else { W::load_first(group, within, lanes) };
             }
             for m in 0..M {
                 let x = x[m].add(k);
@@ -422,12 +424,15 @@ unsafe fn finish<L: Lanes>(product: &Product<'_>, row: usize, block: Range<usize
 /// # Safety
 /// As [`Lanes`]; `from` holds `n` elements, `to` has room for them.
 #[inline(always)]
-pub(crate) unsafe fn widen<L: Lanes, W: Element>(from: *const u8, n: usize, to: *mut f32) {
+pub(crate) unsafe fn widen<L: Lanes, W: Weight>(from: *const u8, n: usize, to: *mut f32) {
     let mut i = 0;
     while i < n {
         let lanes = LANES.min(n - i);
         // SAFETY: the caller's promise; `i + lanes <= n`.
-        unsafe { W::load_first::<L>(from.add(i * W::SIZE), lanes).store_first(to.add(i), lanes) };
+        unsafe {
+            let (group, within) = W::place(i);
+            W::load_first::<L>(from.add(group), within, lanes).store_first(to.add(i), lanes);
+        }
         i += LANES;
     }
 }
@@ -437,6 +442,8 @@ mod tests {
     use super::*;
     use crate::backend::cpu::kernels::{Isa, Kernels};
     use crate::backend::cpu::testing::{DTYPES, Random, stored};
+    use crate::checkpoint::Dtype;
+    use crate::model::WeightFormat;
 
     struct Case {
         x: Vec<f32>,
@@ -460,7 +467,7 @@ mod tests {
         /// Outputs over `block`, 7.0 in the others and beforehand.
         fn run(&self, isa: Isa, rows: Range<usize>, block: Range<usize>, then: Then) -> Vec<f32> {
             let weight = Matrix {
-                dtype: self.dtype,
+                kernels: Kernels::new(isa).unwrap().of_format(WeightFormat::dense(self.dtype)).unwrap(),
                 bytes: &self.bytes[1..1 + self.n * self.k * self.dtype.size()],
                 columns: self.k,
             };
@@ -479,7 +486,7 @@ mod tests {
             // SAFETY: buffers are as long as said; `isa` is available.
             unsafe {
                 let scratch = Scratch::new(scratch.as_mut_ptr());
-                Kernels::new(isa).unwrap().product_block(&product, block, self.n, scratch);
+                (weight.kernels.product_block)(&product, block, self.n, scratch);
             }
             out
         }
@@ -582,7 +589,13 @@ mod tests {
             for dtype in [Dtype::F16, Dtype::Bf16] {
                 let mut wide = vec![0.0f32; 1 << 16];
                 // SAFETY: 65536 elements each.
-                unsafe { kernels.widen(dtype, all.as_ptr(), 1 << 16, wide.as_mut_ptr()) };
+                unsafe {
+                    (kernels.of_format(WeightFormat::dense(dtype)).unwrap().widen)(
+                        all.as_ptr(),
+                        1 << 16,
+                        wide.as_mut_ptr(),
+                    )
+                };
                 for (bits, wide) in (0..=u16::MAX).zip(wide) {
                     let expected = match dtype {
                         Dtype::F16 => half::f16::from_bits(bits).to_f32(),

@@ -263,7 +263,7 @@ impl Backend for CpuBackend {
     }
 
     fn device(&self) -> DeviceInfo {
-        let dtype = self.weights.embedding.weight().dtype;
+        let dtype = self.weights.embedding.dtype();
         DeviceInfo::Cpu { isa: self.isa, threads: self.pool.size(), dtype }
     }
 

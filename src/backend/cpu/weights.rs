@@ -1,16 +1,17 @@
 //! The model's weights as the forward pass uses them: matrices as views into the checkpoint's mapping in their
 //! stored dtype, small vectors widened to f32.
 
-use super::kernels::Kernels;
+use super::kernels::{Kernels, WeightKernels};
 use super::matmul::{Matrix, Then};
 use crate::backend::{BackendError, check_tensors};
-use crate::checkpoint::{Checkpoint, Tensor};
-use crate::model::{self, Activation, ModelSpec, TensorRows};
+use crate::checkpoint::{Checkpoint, Dtype, Tensor};
+use crate::model::{self, Activation, ModelSpec, TensorRows, WeightFormat};
 use std::num::NonZeroU32;
 
 /// A matrix and its bias.
 pub(crate) struct Linear {
     tensor: Tensor,
+    kernels: &'static WeightKernels,
     /// The first of the tensor's rows that the matrix has.
     first: usize,
     rows: usize,
@@ -22,10 +23,14 @@ pub(crate) struct Linear {
 impl Linear {
     /// `[rows, columns]`, as stored.
     pub(crate) fn weight(&self) -> Matrix<'_> {
-        let dtype = self.tensor.dtype();
-        let row = self.columns * dtype.size();
-        let bytes = &self.tensor.bytes()[self.first * row..(self.first + self.rows) * row];
-        Matrix { dtype, bytes, columns: self.columns }
+        let offset = |rows| self.kernels.format.bytes(rows, self.columns) as usize;
+        let bytes = &self.tensor.bytes()[offset(self.first)..offset(self.first + self.rows)];
+        Matrix { kernels: self.kernels, bytes, columns: self.columns }
+    }
+
+    /// Of the elements, as stored.
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.tensor.dtype()
     }
 
     pub(crate) fn bias(&self) -> Option<&[f32]> {
@@ -66,7 +71,11 @@ pub(crate) struct Weights {
 impl Weights {
     /// Views of the checkpoint's tensors, whose names, shapes and dtypes are checked first. Reads the small vectors
     /// alone. The network is one that [`check_network`](crate::backend::support::check_network) lets pass.
-    pub(crate) fn new(checkpoint: &Checkpoint, spec: &ModelSpec, kernels: &Kernels) -> Result<Weights, BackendError> {
+    pub(crate) fn new(
+        checkpoint: &Checkpoint,
+        spec: &ModelSpec,
+        kernels: &'static Kernels,
+    ) -> Result<Weights, BackendError> {
         check_tensors(checkpoint, spec)?;
         let reader = Reader { checkpoint, kernels };
         Ok(Weights {
@@ -80,7 +89,7 @@ impl Weights {
 
 struct Reader<'a> {
     checkpoint: &'a Checkpoint,
-    kernels: &'a Kernels,
+    kernels: &'static Kernels,
 }
 
 impl Reader<'_> {
@@ -115,13 +124,19 @@ impl Reader<'_> {
             .ok_or_else(|| BackendError::Unavailable(format!("{}: tensor {name} is missing", self.checkpoint.source())))
     }
 
+    fn weight_kernels(&self, tensor: &Tensor) -> Result<&'static WeightKernels, BackendError> {
+        let dtype = tensor.dtype();
+        let lack = || BackendError::Unavailable(format!("weights in {dtype} cannot be computed with"));
+        self.kernels.of_format(WeightFormat::dense(dtype)).ok_or_else(lack)
+    }
+
     fn vector(&self, rows: &TensorRows) -> Result<Vec<f32>, BackendError> {
         let tensor = self.tensor(&rows.tensor)?;
-        let size = tensor.dtype().size();
+        let (size, kernels) = (tensor.dtype().size(), self.weight_kernels(tensor)?);
         let bytes = &tensor.bytes()[rows.first * size..(rows.first + rows.rows) * size];
         let mut wide = vec![0.0; rows.rows];
         // SAFETY: `bytes` holds as many elements of the dtype as `wide` does; the kernels are this machine's.
-        unsafe { self.kernels.widen(tensor.dtype(), bytes.as_ptr(), wide.len(), wide.as_mut_ptr()) };
+        unsafe { (kernels.widen)(bytes.as_ptr(), wide.len(), wide.as_mut_ptr()) };
         Ok(wide)
     }
 
@@ -132,7 +147,8 @@ impl Reader<'_> {
 
     fn matrix(&self, rows: &TensorRows) -> Result<Linear, BackendError> {
         let tensor = self.tensor(&rows.tensor)?.clone();
-        Ok(Linear { tensor, first: rows.first, rows: rows.rows, columns: rows.columns(), bias: None })
+        let kernels = self.weight_kernels(&tensor)?;
+        Ok(Linear { tensor, kernels, first: rows.first, rows: rows.rows, columns: rows.columns(), bias: None })
     }
 
     fn norm(&self, norm: &model::Norm) -> Result<Norm, BackendError> {

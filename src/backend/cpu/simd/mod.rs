@@ -18,6 +18,9 @@ pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
 pub(crate) use portable::Portable;
 
+use crate::checkpoint::Dtype;
+use crate::model::WeightFormat;
+
 /// Number of lanes.
 pub(crate) const LANES: usize = 16;
 
@@ -91,17 +94,39 @@ pub(crate) trait Lanes: Copy {
     unsafe fn largest(self) -> f32;
 }
 
-/// How a weight is stored.
+/// How the weights of a row are stored: in groups that are decoded together, one behind the other.
 ///
 /// # Safety
 /// As [`Lanes`].
-pub(crate) trait Element: Copy {
-    /// Bytes an element takes.
-    const SIZE: usize;
-    /// Sixteen elements, widened.
-    unsafe fn load<L: Lanes>(from: *const u8) -> L;
-    /// The first `n`, widened; 0 in the other lanes.
-    unsafe fn load_first<L: Lanes>(from: *const u8, n: usize) -> L;
+pub(crate) trait Weight: Copy {
+    /// The format that it is.
+    const FORMAT: WeightFormat;
+    /// Weights of a group: whole lanes. Dense weights have no groups of their own: any number will do.
+    const GROUP: usize = LANES;
+    /// Bytes of a group.
+    const GROUP_BYTES: usize;
+
+    /// Bytes of `n` weights from the start of a group on: of whole groups, or up to the end of a row.
+    #[inline(always)]
+    fn bytes(n: usize) -> usize {
+        if Self::GROUP_BYTES.is_multiple_of(Self::GROUP) {
+            n * (Self::GROUP_BYTES / Self::GROUP)
+        } else {
+            n.div_ceil(Self::GROUP) * Self::GROUP_BYTES
+        }
+    }
+
+    /// Bytes to the group of a row's weight `k`, a multiple of sixteen, and the weight's place in it.
+    #[inline(always)]
+    fn place(k: usize) -> (usize, usize) {
+        let within = if Self::GROUP == LANES { 0 } else { k % Self::GROUP };
+        (Self::bytes(k - within), within)
+    }
+
+    /// Sixteen weights of a group, from weight `within` on, a multiple of sixteen; widened.
+    unsafe fn load<L: Lanes>(group: *const u8, within: usize) -> L;
+    /// The first `n` of them, widened; 0 in the other lanes.
+    unsafe fn load_first<L: Lanes>(group: *const u8, within: usize, n: usize) -> L;
 }
 
 /// IEEE single.
@@ -114,44 +139,25 @@ pub(crate) struct F16;
 #[derive(Clone, Copy)]
 pub(crate) struct Bf16;
 
-impl Element for F32 {
-    const SIZE: usize = 4;
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const u8) -> L {
-        // SAFETY: the caller's promise.
-        unsafe { L::load(from.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn load_first<L: Lanes>(from: *const u8, n: usize) -> L {
-        // SAFETY: the caller's promise.
-        unsafe { L::load_first(from.cast(), n) }
-    }
+macro_rules! dense {
+    ($weight:ty, $dtype:expr, $bits:ty, $load:ident, $load_first:ident) => {
+        impl Weight for $weight {
+            const FORMAT: WeightFormat = WeightFormat::dense($dtype);
+            const GROUP_BYTES: usize = LANES * size_of::<$bits>();
+            #[inline(always)]
+            unsafe fn load<L: Lanes>(group: *const u8, within: usize) -> L {
+                // SAFETY: the caller's promise.
+                unsafe { L::$load(group.cast::<$bits>().add(within)) }
+            }
+            #[inline(always)]
+            unsafe fn load_first<L: Lanes>(group: *const u8, within: usize, n: usize) -> L {
+                // SAFETY: the caller's promise.
+                unsafe { L::$load_first(group.cast::<$bits>().add(within), n) }
+            }
+        }
+    };
 }
 
-impl Element for F16 {
-    const SIZE: usize = 2;
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const u8) -> L {
-        // SAFETY: the caller's promise.
-        unsafe { L::load_f16(from.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn load_first<L: Lanes>(from: *const u8, n: usize) -> L {
-        // SAFETY: the caller's promise.
-        unsafe { L::load_f16_first(from.cast(), n) }
-    }
-}
-
-impl Element for Bf16 {
-    const SIZE: usize = 2;
-    #[inline(always)]
-    unsafe fn load<L: Lanes>(from: *const u8) -> L {
-        // SAFETY: the caller's promise.
-        unsafe { L::load_bf16(from.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn load_first<L: Lanes>(from: *const u8, n: usize) -> L {
-        // SAFETY: the caller's promise.
-        unsafe { L::load_bf16_first(from.cast(), n) }
-    }
-}
+dense!(F32, Dtype::F32, f32, load, load_first);
+dense!(F16, Dtype::F16, u16, load_f16, load_f16_first);
+dense!(Bf16, Dtype::Bf16, u16, load_bf16, load_bf16_first);
