@@ -7,7 +7,8 @@
 // Registers: at most 80 (gemv_*_8x16 gemv_*_8x32), 108 (gemv_*_16x32)
 #define GEMV_KERNEL(name, Epilogue, FORM, T, kRowTiles, kColumnTiles)                                     \
     KERNEL(name, kThreads, 2)(const T* x, const T* weights, FORM##_PARAMETERS(T)) {                       \
-        gemv<Epilogue, kRowTiles, kColumnTiles>(RowsInMemory<T>{x}, weights, FORM##_OUTPUT(T), rows, columns, depth);       \
+        gemv<Epilogue, kRowTiles, kColumnTiles>(RowsInMemory<T>{x}, DenseWeights<T>{weights},             \
+                                                FORM##_OUTPUT(T), rows, columns, depth);                  \
     }                                                                                                     \
     REGISTER_KERNEL(name)
 #define GEMV_SHAPES(name, Epilogue, FORM, T)                   \

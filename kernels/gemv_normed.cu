@@ -22,6 +22,7 @@ static constexpr uint32_t kMostRows = 2;
 // norm.cu and gemv.cu give it.
 template <class Norm, class T>
 struct NormedRows {
+    using Element = T;
     const T* x;
     const uint32_t* gather;
     const T *weight, *bias;
@@ -109,7 +110,7 @@ struct NormedRows {
     (const T* x, const uint32_t* gather, const T* norm_weight, const T* norm_bias, uint32_t count, float epsilon,   \
      const T* weights, FORM##_PARAMETERS(T)) {                                                                      \
         const NormedRows<Norm, T> normed{x, gather, norm_weight, norm_bias, count, epsilon};                        \
-        gemv<Epilogue, 1, 1>(normed, weights, FORM##_OUTPUT(T), rows, columns, depth);                              \
+        gemv<Epilogue, 1, 1>(normed, DenseWeights<T>{weights}, FORM##_OUTPUT(T), rows, columns, depth);             \
     }                                                                                                               \
     REGISTER_KERNEL(name)
 #define GEMV_NORMED_KERNELS(form, Norm, T)                                                                          \

@@ -76,6 +76,7 @@ template <class T, uint32_t kHeadDim, uint32_t kRowTiles, uint32_t kStages>
 DEVICE void attend_split(uint8_t* shared, const T* queries, uint32_t heads, const Cache<T>& cache, uint32_t kv_head,
                          uint32_t table, const KeyRange& keys) {
     using Layout = TileLayout<kHeadDim>;
+    using Kv = typename Cache<T>::Kv;
     constexpr uint32_t kRows = 16 * kRowTiles;
     constexpr uint32_t kUnitBytes = kUnit * Layout::kRowBytes, kStageBytes = 2 * kUnitBytes;
     using Results = WarpResults<kHeadDim, kRows>;
@@ -104,14 +105,14 @@ DEVICE void attend_split(uint8_t* shared, const T* queries, uint32_t heads, cons
             const uint32_t page = page_of(pages, i);
             const uint32_t position = (first_unit + i * kWarps) * kUnit + first_row;
             const size_t slot = first_slot(cache, page, kv_head) + slot_in_page(cache, position);
-            const size_t source = slot * kHeadDim + chunk * kVector;
+            const size_t source = Kv::template at<kHeadDim>(slot, chunk);
             const uint32_t target = stages + stage * kStageBytes;
 #pragma unroll
             for (uint32_t row = 0; row < kUnit; row += kStep) {
                 const uint32_t bytes = KeyRange::contains(keys, position + row) ? 16 : 0;
                 const uint32_t shared_chunk = target + Layout::offset(first_row + row, chunk);
-                copy_async_16(shared_chunk, cache.keys + source + row * kHeadDim, bytes);
-                copy_async_16(shared_chunk + kUnitBytes, cache.values + source + row * kHeadDim, bytes);
+                Kv::copy(shared_chunk, cache.keys + source + row * kHeadDim, bytes);
+                Kv::copy(shared_chunk + kUnitBytes, cache.values + source + row * kHeadDim, bytes);
             }
         }
         copy_async_commit();

@@ -12,6 +12,7 @@ static constexpr uint32_t kSlab = 4 * kStep;   // consecutive k of one warp, bef
 static constexpr uint32_t kLoads = 8;          // 16-byte loads of weights that a thread has in flight
 
 // Where gemv finds its activations. A type of them has
+//   Element                                          their type, and that of the tensor cores' operands
 //   ahead(rows, depth, shared)                       reads ahead of grid_dependency_wait() what no kernel writes
 //   begin<kRowTiles>(rows, count, depth, g, shared)  afterwards: of each tile the row that lane group g multiplies, its
 //                                                    first element; of rows past the end the last
@@ -31,6 +32,7 @@ struct LaneRows {
 // T [rows, depth], written by earlier work on the stream.
 template <class T>
 struct RowsInMemory {
+    using Element = T;
     const T* x;
     DEVICE void ahead(const RowsInMemory&, uint32_t, uint8_t*) {}
     template <uint32_t kRowTiles>
@@ -40,10 +42,35 @@ struct RowsInMemory {
     DEVICE uint4 load(const T* from) { return load_global_16(from); }
 };
 
+// Where gemv finds its weights, and how they become operands. A type of them has
+//   Row                            what a lane keeps of a row
+//   Loaded                         what it loads for kVector consecutive k of a row
+//   row(weights, row, depth)       a row of them
+//   load(row, k, policy)           those from k on, read once
+//   none()                         in their place, zeros
+//   operands(g, g8, even, odd)     from those of rows g and g + 8, the A operands of two m16n8k16: of the first and third
+//                                  pair of k, and of the second and fourth
+// Dense: T [columns, depth].
+template <class T>
+struct DenseWeights {
+    using Row = const T*;
+    using Loaded = uint4;
+    const T* weights;
+    DEVICE Row row(const DenseWeights& weights, uint32_t row, uint32_t depth) {
+        return weights.weights + static_cast<size_t>(row) * depth;
+    }
+    DEVICE Loaded load(Row row, uint32_t k, uint64_t policy) { return load_once_16(row + k, policy); }
+    DEVICE Loaded none() { return zero_vector(); }
+    DEVICE void operands(const Loaded& low, const Loaded& high, uint32_t (&even)[4], uint32_t (&odd)[4]) {
+        even[0] = low.x, even[1] = high.x, even[2] = low.y, even[3] = high.y;
+        odd[0] = low.z, odd[1] = high.z, odd[2] = low.w, odd[3] = high.w;
+    }
+};
+
 // out[m, n] = epilogue(sum over k of x[m, k] weights[n, k])
 //
 //   x        the rows, T [rows, depth], from memory (RowsInMemory) or normalised by the block itself (gemv_normed.cu)
-//   weights  T [columns, depth]   written before this stream's work began
+//   weights  [columns, depth] as Weights has them (DenseWeights); written before this stream's work began
 //   output   what the epilogue takes: see common/epilogue.cuh
 //
 // A block computes 16 kColumnTiles columns for up to 8 kRowTiles rows with the tensor cores, the weights as their A
@@ -69,9 +96,11 @@ struct RowsInMemory {
 // Bytes: (columns depth + rows depth + rows columns + the epilogue's) x sizeof(T), activations counted once.
 // FLOPs: 2 rows columns depth.
 // Alignment: columns and depth multiples of 8; all buffers 16 bytes.
-template <class Epilogue, uint32_t kRowTiles, uint32_t kColumnTiles, class Rows, class T>
-DEVICE void gemv(const Rows& x, const T* weights, const typename Epilogue::template Output<T>& output, uint32_t rows,
+template <class Epilogue, uint32_t kRowTiles, uint32_t kColumnTiles, class Rows, class Weights>
+DEVICE void gemv(const Rows& x, const Weights& weights,
+                 const typename Epilogue::template Output<typename Rows::Element>& output, uint32_t rows,
                  uint32_t columns, uint32_t depth) {
+    using T = typename Rows::Element;
     constexpr uint32_t kSlots = kLoads / (2 * kColumnTiles);  // steps in flight
     constexpr uint32_t kRows = 8 * kRowTiles, kColumns = 16 * kColumnTiles;
     constexpr uint32_t kPitch = kColumns + 4;  // floats; the 4 spread a fragment's rows over the banks
@@ -85,13 +114,13 @@ DEVICE void gemv(const Rows& x, const T* weights, const typename Epilogue::templ
     const uint64_t evict_first = l2_evict_first();
 
     // Rows past the end read the last one instead; what comes of them is not stored.
-    const T* weight_rows[kColumnTiles][2];
+    typename Weights::Row weight_rows[kColumnTiles][2];
 #pragma unroll
     for (uint32_t tile = 0; tile < kColumnTiles; tile++) {
 #pragma unroll
         for (uint32_t half = 0; half < 2; half++) {
             const uint32_t column = min(first_column + tile * 16 + half * 8 + g, columns - 1);
-            weight_rows[tile][half] = weights + static_cast<size_t>(column) * depth;
+            weight_rows[tile][half] = Weights::row(weights, column, depth);
         }
     }
     // The first k of this warp's step number `step`, and this lane's.
@@ -100,14 +129,15 @@ DEVICE void gemv(const Rows& x, const T* weights, const typename Epilogue::templ
     };
     const auto lane_k = [&](uint32_t step) { return first_k(step) + t * kVector; };
 
-    uint4 a[kSlots][kColumnTiles][2], b[kSlots][kRowTiles];
+    typename Weights::Loaded a[kSlots][kColumnTiles][2];
+    uint4 b[kSlots][kRowTiles];
     const auto load_weights = [&](uint32_t slot, uint32_t k) {
 #pragma unroll
         for (uint32_t tile = 0; tile < kColumnTiles; tile++) {
 #pragma unroll
             for (uint32_t half = 0; half < 2; half++) {
                 a[slot][tile][half] =
-                    k < depth ? load_once_16(weight_rows[tile][half] + k, evict_first) : zero_vector();
+                    k < depth ? Weights::load(weight_rows[tile][half], k, evict_first) : Weights::none();
             }
         }
     };
@@ -142,8 +172,8 @@ DEVICE void gemv(const Rows& x, const T* weights, const typename Epilogue::templ
         for (uint32_t slot = 0; slot < kSlots; slot++) {
 #pragma unroll
             for (uint32_t tile = 0; tile < kColumnTiles; tile++) {
-                const uint4 &low = a[slot][tile][0], &high = a[slot][tile][1];
-                const uint32_t even[4] = {low.x, high.x, low.y, high.y}, odd[4] = {low.z, high.z, low.w, high.w};
+                uint32_t even[4], odd[4];
+                Weights::operands(a[slot][tile][0], a[slot][tile][1], even, odd);
 #pragma unroll
                 for (uint32_t row_tile = 0; row_tile < kRowTiles; row_tile++) {
                     const uint4& right = b[slot][row_tile];

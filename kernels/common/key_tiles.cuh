@@ -21,8 +21,8 @@ DEVICE void copy_tile(const T* source, const Cache<T>& cache, uint32_t kv_head, 
         const uint32_t page = page_of(pages, (tile - first_tile) * (kKeys / kUnit) + i * kStep / kUnit);
         const uint32_t position = tile * kKeys + i * kStep + first;
         const uint32_t slot = first_slot(cache, page, kv_head) + slot_in_page(cache, position);
-        copy_async_16(shared + i * kStep * Layout::kRowBytes, column + static_cast<size_t>(slot) * kHeadDim,
-                      KeyRange::contains(visible, position) ? 16 : 0);
+        Cache<T>::Kv::copy(shared + i * kStep * Layout::kRowBytes, column + static_cast<size_t>(slot) * kHeadDim,
+                           KeyRange::contains(visible, position) ? 16 : 0);
     }
 }
 

@@ -47,11 +47,29 @@ struct KeyRange {
     }
 };
 
+// How keys and values lie in the pages of the cache. A type of it has
+//   Element                    what pages are arrays of
+//   at<kHeadDim>(slot, chunk)  the element that chunk `chunk` of a row's kVector columns begins at, for a slot of all pages
+//                              and heads
+//   copy(shared, from, bytes)  starts to copy a chunk to shared memory as the attention kernels multiply it: 16 bytes of
+//                              it, or none and zeros
+// Dense: rows of kHeadDim elements of the queries' type.
+template <class T>
+struct DenseKv {
+    using Element = T;
+    template <uint32_t kHeadDim>
+    DEVICE size_t at(size_t slot, uint32_t chunk) {
+        return slot * kHeadDim + chunk * kVector;
+    }
+    DEVICE void copy(uint32_t shared, const T* from, uint32_t bytes) { copy_async_16(shared, from, bytes); }
+};
+
 // Keys and values of one layer, each T [pages][kv_heads][page_size][head_dim], page_size = 1 << page_shift.
 template <class T>
 struct Cache {
-    const T* keys;
-    const T* values;
+    using Kv = DenseKv<T>;
+    const typename Kv::Element* keys;
+    const typename Kv::Element* values;
     const uint32_t* block_tables;
     uint32_t kv_heads;
     uint32_t page_shift;
