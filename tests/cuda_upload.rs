@@ -174,8 +174,8 @@ fn check<T: Half>(bench: &Bench, weights: &Weights<T>, checkpoint: &Checkpoint, 
         linear(weights.head(), "lm_head", vocab, hidden);
     }
     // What is in no slice is zero as well: then there are as many other elements in all as in the slices.
-    let arena = bench.download(weights.arena());
-    assert_eq!(arena.len(), weights.layout().elements());
+    let arena = bench.download(weights.arena().cast::<T>().unwrap());
+    assert_eq!((size_of::<T>() * arena.len()) as u64, weights.layout().bytes());
     let tensors = spec.tensors();
     let nonzero = |value: &f32| rounded::<T>(*value).f64() != 0.0;
     let expected: usize = tensors.iter().map(|t| get(&t.name).iter().filter(|v| nonzero(v)).count()).sum();
@@ -209,7 +209,10 @@ device_test! {
     fn pieces_and_threads_make_no_difference() {
         common::on_every_schedule(|bench| {
             let (checkpoint, spec) = common::golden("nobias-theta");
-            let arena = |ring| bench.download(load::<bf16>(bench, ring, &checkpoint, &spec).unwrap().arena());
+            let arena = |ring| {
+                let weights = load::<bf16>(bench, ring, &checkpoint, &spec).unwrap();
+                bench.download(weights.arena().cast::<bf16>().unwrap())
+            };
             let expected = arena(Ring::default());
             for buffer_bytes in [0, 256, 300, 4096, 4097, 1 << 17, usize::MAX / 2] {
                 for readers in [0, 1, 2, 7] {
@@ -239,7 +242,7 @@ device_test! {
         let interpreter = Interpreter::load();
         for name in all_goldens() {
             let (checkpoint, spec) = common::golden(&name);
-            let bytes = Layout::new(&spec).bytes();
+            let bytes = Layout::new(&spec, Dtype::Bf16).bytes();
             // A device with exactly that many bytes has room for them, one with a byte less has not.
             for (memory, fits) in [(bytes, true), (bytes - 1, false)] {
                 interpreter.set_device(DeviceProfile::Memory { bytes: memory });
@@ -363,7 +366,7 @@ device_test! {
     fn progress_counts_to_the_end() {
         common::on_every_schedule(|bench| {
             let (checkpoint, spec) = common::golden("gqa12");
-            let total = Layout::new(&spec).bytes();
+            let total = Layout::new(&spec, Dtype::Bf16).bytes();
             for ring in RINGS {
                 let mut seen: Vec<LoadProgress> = Vec::new();
                 let weights =
@@ -490,14 +493,15 @@ device_test! {
             for part in weights.layout().parts() {
                 for row in 0..part.rows {
                     for column in 0..part.columns {
-                        let taken = owners.insert(part.offset + row * part.stride + column, &part.tensor);
+                        let in_region = (part.row + row) * part.stride() + column;
+                        let taken = owners.insert(part.region.offset / 2 + in_region, &part.tensor);
                         assert_eq!(taken, None, "{}", part.tensor);
                     }
                 }
             }
             let parameters = spec.counts().parameters as usize;
             assert_eq!(owners.len(), parameters);
-            assert!(owners.keys().all(|element| *element < weights.layout().elements()));
+            assert!(owners.keys().all(|element| 2 * (*element as u64) < weights.layout().bytes()));
         });
     }
 }
@@ -519,7 +523,7 @@ fn random_weights_are_the_checkpoint_s<T: Half>(bench: &Bench) {
         let checkpoint = random_checkpoint(config, T::DTYPE, 42).unwrap();
         let uploaded = Weights::<T>::load(&bench.stream, &checkpoint, &spec, &mut |_| {}).unwrap();
         let bits = |weights: &Weights<T>| {
-            let arena = bench.download(weights.arena());
+            let arena = bench.download(weights.arena().cast::<T>().unwrap());
             bytemuck::cast_slice::<T, u16>(&arena).to_vec()
         };
         let random = bits(&Weights::<T>::random(&bench.stream, &spec, 42).unwrap());

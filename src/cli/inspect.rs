@@ -88,9 +88,8 @@ mod gpu {
     use super::GpuWeights;
 
     pub fn weights(checkpoint: Option<&Checkpoint>, spec: &ModelSpec) -> Option<GpuWeights> {
-        let dtype =
-            checkpoint.map_or(Dtype::Bf16, |checkpoint| WeightDtype::Auto.resolve(checkpoint, spec)).to_string();
-        Some(GpuWeights { dtype, bytes: Layout::new(spec).bytes() })
+        let dtype = checkpoint.map_or(Dtype::Bf16, |checkpoint| WeightDtype::Auto.resolve(checkpoint, spec));
+        Some(GpuWeights { dtype: dtype.to_string(), bytes: Layout::new(spec, dtype).bytes() })
     }
 }
 

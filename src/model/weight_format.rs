@@ -66,12 +66,12 @@ impl Code {
 }
 
 impl PerGroup {
-    fn bits_of(self, rows: usize, columns: usize) -> u64 {
+    fn bits_of(self, rows: usize, columns: usize) -> u128 {
         let groups = |size: usize, group: Option<NonZeroUsize>| match group {
-            Some(group) => size.div_ceil(group.get()) as u64,
-            None => u64::from(size > 0),
+            Some(group) => size.div_ceil(group.get()) as u128,
+            None => u128::from(size > 0),
         };
-        u64::from(self.bits) * groups(rows, self.rows) * groups(columns, self.columns)
+        u128::from(self.bits) * groups(rows, self.rows) * groups(columns, self.columns)
     }
 }
 
@@ -91,14 +91,16 @@ impl WeightFormat {
 
     /// Bytes of `rows` × `columns` weights, with all that groups of them share, without padding.
     pub fn bytes(&self, rows: usize, columns: usize) -> u64 {
-        let codes = u64::from(self.code.bits()) * rows as u64 * columns as u64;
+        // Wide: the bits of a matrix whose bytes can just be counted.
+        let codes = u128::from(self.code.bits()) * rows as u128 * columns as u128;
         let offsets = match self.offsets {
             Offsets::Fixed(_) => [None; 2],
             Offsets::Zeros(zeros) => [Some(zeros), None],
             Offsets::Mins(mins) => mins,
         };
         let shared = self.scales.iter().chain(&offsets).flatten();
-        (codes + shared.map(|shared| shared.bits_of(rows, columns)).sum::<u64>()).div_ceil(8)
+        let bits = codes + shared.map(|shared| shared.bits_of(rows, columns)).sum::<u128>();
+        bits.div_ceil(8) as u64
     }
 }
 

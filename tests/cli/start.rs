@@ -38,7 +38,7 @@ fn a_cpu_has_the_phases_that_it_has() {
 #[test]
 fn a_gpu_has_all_of_them() {
     use rigel::backend::cuda::layout::Layout;
-    use rigel::checkpoint::{Checkpoint, ModelSource};
+    use rigel::checkpoint::{Checkpoint, Dtype, ModelSource};
     use rigel::model::ModelSpec;
     if rigel::backend::cuda::images().is_empty() {
         return eprintln!("a_gpu_has_all_of_them: skipped, this build has no kernels; run tools/install-nvcc");
@@ -49,7 +49,7 @@ fn a_gpu_has_all_of_them() {
     }
     let upload = report.rows.iter().find(|row| row.name == "upload").unwrap();
     let nano = Checkpoint::open(&ModelSource::nano()).unwrap();
-    let layout = Layout::new(&ModelSpec::from_checkpoint(&nano).unwrap());
+    let layout = Layout::new(&ModelSpec::from_checkpoint(&nano).unwrap(), Dtype::Bf16);
     assert_eq!(upload.bytes, layout.bytes());
     assert!(upload.of_limit.is_some() && upload.values.contains_key("link_bytes_per_second"));
     assert_eq!(report.device.kind, "cuda");

@@ -3,7 +3,6 @@
 //! The loops have no branch in them, so that compilers vectorise them, and they are compiled for AVX2 as well as for
 //! any machine: one core then converts about as fast as it can read memory.
 
-use super::kernels::Element;
 use crate::checkpoint::Dtype;
 
 /// Elements between two looks at whether all of them were in range.
@@ -27,36 +26,35 @@ pub(super) struct OutOfRange {
     pub value: f32,
 }
 
-/// Converts `source`, little-endian elements of `from` at any address, to as many elements of `T`: rounded to nearest,
-/// ties to even; infinities and NaN stay what they are. `source` is `destination.len() * from.size()` bytes.
+/// Converts `source`, little-endian elements of `from` at any address, to as many elements of `to`, F16 or BF16, at any
+/// address: rounded to nearest, ties to even; infinities and NaN stay what they are.
 ///
 /// # Errors
 /// The first finite value whose rounding to f16 would be infinite.
-pub(super) fn convert<T: Element>(from: Dtype, source: &[u8], destination: &mut [T]) -> Result<(), OutOfRange> {
-    debug_assert_eq!(source.len(), destination.len() * from.size());
-    if from == T::DTYPE {
-        // Hosts of GPUs are little-endian.
-        bytemuck::cast_slice_mut::<T, u8>(destination).copy_from_slice(source);
+pub(super) fn convert(from: Dtype, source: &[u8], to: Dtype, destination: &mut [u8]) -> Result<(), OutOfRange> {
+    debug_assert_eq!(source.len() / from.size(), destination.len() / to.size());
+    if from == to {
+        destination.copy_from_slice(source);
         return Ok(());
     }
-    let destination = bytemuck::cast_slice_mut::<T, u16>(destination);
+    let (destination, _) = destination.as_chunks_mut();
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") {
         // SAFETY: this machine has AVX2.
-        return unsafe { convert_bits_avx2(from, source, T::DTYPE, destination) };
+        return unsafe { convert_bits_avx2(from, source, to, destination) };
     }
-    convert_bits(from, source, T::DTYPE, destination)
+    convert_bits(from, source, to, destination)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn convert_bits_avx2(from: Dtype, source: &[u8], to: Dtype, destination: &mut [u16]) -> Result<(), OutOfRange> {
+fn convert_bits_avx2(from: Dtype, source: &[u8], to: Dtype, destination: &mut [[u8; 2]]) -> Result<(), OutOfRange> {
     convert_bits(from, source, to, destination)
 }
 
 /// [`convert`] to the bits of `to`, f16 or else bf16.
 #[inline(always)]
-fn convert_bits(from: Dtype, source: &[u8], to: Dtype, destination: &mut [u16]) -> Result<(), OutOfRange> {
+fn convert_bits(from: Dtype, source: &[u8], to: Dtype, destination: &mut [[u8; 2]]) -> Result<(), OutOfRange> {
     let (from_f32, from_bf16) = (u32::from_le_bytes, |bytes| u32::from(u16::from_le_bytes(bytes)) << 16);
     let from_f16 = |bytes| widen_f16(u16::from_le_bytes(bytes));
     match (from, to) {
@@ -73,7 +71,7 @@ fn convert_bits(from: Dtype, source: &[u8], to: Dtype, destination: &mut [u16]) 
 #[inline(always)]
 fn each<const BYTES: usize>(
     source: &[u8],
-    destination: &mut [u16],
+    destination: &mut [[u8; 2]],
     widen: impl Fn([u8; BYTES]) -> u32,
     round: impl Fn(u32) -> u16,
     is_beyond: impl Fn(u32) -> bool,
@@ -83,7 +81,7 @@ fn each<const BYTES: usize>(
         let mut any_beyond = 0;
         for (bytes, narrow) in source.iter().zip(destination) {
             let wide = widen(*bytes);
-            *narrow = round(wide);
+            *narrow = round(wide).to_le_bytes();
             any_beyond |= u32::from(is_beyond(wide));
         }
         let beyond = if any_beyond == 0 { None } else { source.iter().position(|bytes| is_beyond(widen(*bytes))) };
@@ -144,6 +142,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::backend::cuda::kernels::Element;
 
     fn bytes_of(values: &[f32], dtype: Dtype) -> Vec<u8> {
         let bytes = |value: &f32| match dtype {
@@ -170,14 +169,14 @@ mod tests {
 
     /// The conversion as other machines have it, which must be the same.
     fn convert<T: Element>(from: Dtype, source: &[u8], destination: &mut [T]) -> Result<(), OutOfRange> {
-        let converted = super::convert(from, source, destination);
+        let converted = super::convert(from, source, T::DTYPE, bytemuck::cast_slice_mut(destination));
         if from == T::DTYPE {
             return converted;
         }
-        let mut portable = vec![0u16; destination.len()];
+        let mut portable = vec![[0u8; 2]; destination.len()];
         assert_eq!(convert_bits(from, source, T::DTYPE, &mut portable), converted);
         if converted.is_ok() {
-            assert!(portable == bytemuck::cast_slice::<T, u16>(destination));
+            assert!(portable.as_flattened() == bytemuck::cast_slice::<T, u8>(destination));
         }
         converted
     }

@@ -1,7 +1,8 @@
 //! Where each weight lies in device memory: pure arithmetic on a [`ModelSpec`], no device.
 //!
-//! All weights share one allocation, the arena, of 16-bit elements. [`Layout`] says where in it each matrix and vector
-//! starts, how it is padded, and which rows of which checkpoint tensors it is made of; the memory plan prints
+//! All weights share one allocation, the arena, of bytes. [`Layout`] says where in it each matrix and vector starts, in
+//! which [`WeightFormat`] it is kept, how it is padded, and which rows of which checkpoint tensors it is made of; the
+//! memory plan prints
 //! [`Layout::bytes`], and as much is allocated.
 //!
 //! * Rows and columns are padded with zeros to a multiple of [`PADDING`], so that every row starts at 16 bytes and
@@ -13,7 +14,8 @@
 
 use std::ops::Range;
 
-use crate::model::{Layer, Linear, ModelSpec, Norm, TensorRows};
+use crate::checkpoint::Dtype;
+use crate::model::{Layer, Linear, ModelSpec, Norm, TensorRows, WeightFormat};
 
 /// Rows and columns are multiples of this: elements of a 16-byte access.
 pub const PADDING: usize = 8;
@@ -22,38 +24,38 @@ pub const ELEMENT_BYTES: usize = 2;
 /// Tensors start at multiples of this, in bytes from the start of the arena.
 pub const ALIGNMENT_BYTES: usize = 256;
 
-const ALIGNMENT: usize = ALIGNMENT_BYTES / ELEMENT_BYTES;
-
 /// `size` with its padding.
 pub fn padded(size: usize) -> usize {
     size.next_multiple_of(PADDING)
 }
 
 /// A matrix `[rows, columns]` of the arena, row-major, padding included; a vector is one row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Region {
-    /// The arena's element that it starts at.
+    /// The arena's byte that it starts at.
     pub offset: usize,
     /// Rows, padded; 1 for a vector.
     pub rows: usize,
     /// Elements of a row, padded.
     pub columns: usize,
+    /// How they are kept; dense for a vector.
+    pub format: WeightFormat,
 }
 
 impl Region {
-    /// Elements, padding included.
-    pub fn elements(self) -> usize {
-        self.rows * self.columns
+    /// Bytes, padding included.
+    pub fn bytes(self) -> usize {
+        self.format.bytes(self.rows, self.columns) as usize
     }
 
-    /// The arena's elements that it is.
+    /// The arena's bytes that it is.
     pub fn range(self) -> Range<usize> {
-        self.offset..self.offset + self.elements()
+        self.offset..self.offset + self.bytes()
     }
 }
 
 /// A matrix and its bias `[rows]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinearLayout {
     /// `[rows, columns]`
     pub weight: Region,
@@ -62,7 +64,7 @@ pub struct LinearLayout {
 }
 
 /// A norm's gain and shift, each `[hidden]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NormLayout {
     /// Factors.
     pub weight: Region,
@@ -71,7 +73,7 @@ pub struct NormLayout {
 }
 
 /// One transformer block. Sizes are the padded ones.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LayerLayout {
     /// `[hidden]`
     pub attention_norm: NormLayout,
@@ -111,8 +113,8 @@ impl RowOrder {
     }
 }
 
-/// Rows of a checkpoint tensor and the rows of the arena that they fill. A vector is a matrix of one column.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Rows of a checkpoint tensor and the rows of a region that they fill. A vector is a matrix of one column.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Part {
     /// The checkpoint's name for it.
     pub tensor: String,
@@ -124,39 +126,46 @@ pub struct Part {
     pub rows: usize,
     /// Elements of a row.
     pub columns: usize,
-    /// The arena's element that the first row goes to.
-    pub offset: usize,
-    /// Elements from a row to the next in the arena.
-    pub stride: usize,
+    /// Where they go.
+    pub region: Region,
+    /// The row of the region that the first row becomes; of a vector, the element.
+    pub row: usize,
     /// How the rows are permuted.
     pub order: RowOrder,
 }
 
-/// Elements that follow each other both in a checkpoint tensor and in the arena.
+/// Elements that follow each other both in a checkpoint tensor and in a dense region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run {
     /// The tensor's element that it starts at.
     pub source: usize,
-    /// The arena's element that it starts at.
+    /// The region's element that it starts at.
     pub destination: usize,
     /// How many.
     pub elements: usize,
 }
 
 impl Part {
-    /// The arena's elements from its first to its last, the padding between its rows included.
-    pub fn range(&self) -> Range<usize> {
-        self.offset..self.offset + (self.rows - 1) * self.stride + self.columns
+    /// Elements from a row to the next in its region.
+    pub fn stride(&self) -> usize {
+        // A vector's elements are the rows.
+        if self.region.rows == 1 { 1 } else { self.region.columns }
     }
 
-    /// What of it lies in `range` of the arena, in the arena's order, in runs as long as can be.
+    /// The region's elements from its first to its last, the padding between its rows included.
+    pub fn range(&self) -> Range<usize> {
+        let start = self.row * self.stride();
+        start..start + (self.rows - 1) * self.stride() + self.columns
+    }
+
+    /// What of it lies in `range` of its region's elements, in the region's order, in runs as long as can be.
     pub fn runs(&self, range: Range<usize>) -> impl Iterator<Item = Run> {
         // Rows without padding in their natural order are one long row.
-        let whole = self.order == RowOrder::Natural && self.columns == self.stride;
+        let whole = self.order == RowOrder::Natural && self.columns == self.stride();
         let elements = self.rows * self.columns;
         let (rows, columns, stride) =
-            if whole { (1, elements, elements) } else { (self.rows, self.columns, self.stride) };
-        let (order, offset, skipped) = (self.order, self.offset, self.first * self.columns);
+            if whole { (1, elements, elements) } else { (self.rows, self.columns, self.stride()) };
+        let (order, offset, skipped) = (self.order, self.range().start, self.first * self.columns);
         let first = (range.start.saturating_sub(offset) / stride).min(rows);
         let end = range.end.saturating_sub(offset).div_ceil(stride).min(rows);
         (first..end).filter_map(move |row| {
@@ -173,7 +182,7 @@ impl Part {
 }
 
 /// The arena of one network.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Layout {
     /// `[vocab, hidden]`
     pub embedding: Region,
@@ -184,29 +193,26 @@ pub struct Layout {
     /// `[vocab, hidden]`; the embedding where the two are tied.
     pub head: Region,
     parts: Vec<Part>,
-    elements: usize,
+    bytes: usize,
 }
 
 impl Layout {
-    /// Lays out the weights of `spec`. The numbers of a checked configuration cannot overflow: it allows 2^56
+    /// Lays out the weights of `spec`, in `dtype` where they are not quantised. The numbers of a checked configuration
+    /// cannot overflow: it allows 2^56
     /// parameters, which padding makes at most 64 times as many, and 128 elements more for each of few tensors.
-    pub fn new(spec: &ModelSpec) -> Layout {
-        let mut arena = Arena { parts: Vec::new(), end: 0 };
-        let embedding = arena.matrix(&spec.embedding.tokens);
+    pub fn new(spec: &ModelSpec, dtype: Dtype) -> Layout {
+        let mut arena = Arena { parts: Vec::new(), end: 0, dense: WeightFormat::dense(dtype) };
+        let embedding = arena.matrix(&spec.embedding.tokens, None);
         let layers = spec.layers.iter().map(|layer| arena.layer(layer, spec.head_dim)).collect();
         let final_norm = arena.norm(&spec.final_norm);
-        let head = if spec.tied_head() { embedding } else { arena.matrix(&spec.head.linear.weight) };
-        Layout { embedding, layers, final_norm, head, elements: arena.end, parts: arena.parts }
+        let head =
+            if spec.tied_head() { embedding } else { arena.matrix(&spec.head.linear.weight, spec.head.linear.format) };
+        Layout { embedding, layers, final_norm, head, bytes: arena.end, parts: arena.parts }
     }
 
-    /// Elements of the arena, a multiple of 128.
-    pub fn elements(&self) -> usize {
-        self.elements
-    }
-
-    /// Bytes of the arena.
+    /// Bytes of the arena, a multiple of [`ALIGNMENT_BYTES`].
     pub fn bytes(&self) -> u64 {
-        self.elements as u64 * ELEMENT_BYTES as u64
+        self.bytes as u64
     }
 
     /// Every checkpoint tensor that is used, once, in the order of the arena; no two overlap. What lies between and
@@ -220,6 +226,8 @@ impl Layout {
 struct Arena {
     parts: Vec<Part>,
     end: usize,
+    /// Of what is not quantised.
+    dense: WeightFormat,
 }
 
 impl Arena {
@@ -243,16 +251,19 @@ impl Arena {
         self.stack([(linear, RowOrder::Natural)])
     }
 
-    /// Linears of the same inputs as one matrix, whose rows follow each other. All have biases, or none has.
+    /// Linears of the same inputs as one matrix, whose rows follow each other. All have biases, or none has, and one
+    /// format.
     fn stack<const N: usize>(&mut self, linears: [(&Linear, RowOrder); N]) -> LinearLayout {
         let rows = padded(linears.iter().map(|(linear, _)| linear.outputs()).sum());
-        let weight = self.region(rows, padded(linears.first().map_or(0, |(linear, _)| linear.inputs())));
-        self.fill(weight.offset, weight.columns, linears.iter().map(|(linear, order)| (&linear.weight, *order)));
+        let first = linears.first().map(|(linear, _)| *linear);
+        let format = first.and_then(|linear| linear.format);
+        let weight = self.region(rows, padded(first.map_or(0, Linear::inputs)), format);
+        self.fill(weight, linears.iter().map(|(linear, order)| (&linear.weight, *order)));
         let has_bias = linears.iter().any(|(linear, _)| linear.bias.is_some());
         let bias = has_bias.then(|| {
-            let bias = self.region(1, rows);
+            let bias = self.region(1, rows, None);
             let biases = linears.iter().filter_map(|(linear, order)| Some((linear.bias.as_ref()?, *order)));
-            self.fill(bias.offset, 1, biases);
+            self.fill(bias, biases);
             bias
         });
         LinearLayout { weight, bias }
@@ -262,20 +273,21 @@ impl Arena {
         NormLayout { weight: self.vector(&norm.weight), bias: norm.bias.as_ref().map(|bias| self.vector(bias)) }
     }
 
-    fn matrix(&mut self, rows: &TensorRows) -> Region {
-        let region = self.region(padded(rows.rows), padded(rows.columns()));
-        self.fill(region.offset, region.columns, std::iter::once((rows, RowOrder::Natural)));
+    fn matrix(&mut self, rows: &TensorRows, format: Option<WeightFormat>) -> Region {
+        let region = self.region(padded(rows.rows), padded(rows.columns()), format);
+        self.fill(region, std::iter::once((rows, RowOrder::Natural)));
         region
     }
 
     fn vector(&mut self, rows: &TensorRows) -> Region {
-        let region = self.region(1, padded(rows.rows));
-        self.fill(region.offset, 1, std::iter::once((rows, RowOrder::Natural)));
+        let region = self.region(1, padded(rows.rows), None);
+        self.fill(region, std::iter::once((rows, RowOrder::Natural)));
         region
     }
 
-    /// Rows of tensors that follow each other from `offset`.
-    fn fill<'a>(&mut self, mut offset: usize, stride: usize, rows: impl Iterator<Item = (&'a TensorRows, RowOrder)>) {
+    /// Rows of tensors that follow each other from the region's first on.
+    fn fill<'a>(&mut self, region: Region, rows: impl Iterator<Item = (&'a TensorRows, RowOrder)>) {
+        let mut row = 0;
         for (of, order) in rows {
             self.parts.push(Part {
                 tensor: of.tensor.clone(),
@@ -283,18 +295,18 @@ impl Arena {
                 first: of.first,
                 rows: of.rows,
                 columns: of.columns(),
-                offset,
-                stride,
+                region,
+                row,
                 order,
             });
-            offset += of.rows * stride;
+            row += of.rows;
         }
     }
 
     /// The next free place. What it leaves behind it up to the next is zero.
-    fn region(&mut self, rows: usize, columns: usize) -> Region {
-        let region = Region { offset: self.end, rows, columns };
-        self.end += region.elements().next_multiple_of(ALIGNMENT);
+    fn region(&mut self, rows: usize, columns: usize, format: Option<WeightFormat>) -> Region {
+        let region = Region { offset: self.end, rows, columns, format: format.unwrap_or(self.dense) };
+        self.end += region.bytes().next_multiple_of(ALIGNMENT_BYTES);
         region
     }
 }
@@ -375,30 +387,29 @@ mod tests {
 
         #[test]
         fn regions_are_aligned_padded_and_apart(spec in odd_specs()) {
-            let layout = Layout::new(&spec);
+            let layout = Layout::new(&spec, Dtype::Bf16);
             let mut end = 0;
             for region in regions(&layout) {
                 prop_assert!(region.offset >= end, "{:?} overlaps what ends at {}", region, end);
-                prop_assert!(region.offset - end < ALIGNMENT);
-                prop_assert!((region.offset * ELEMENT_BYTES).is_multiple_of(ALIGNMENT_BYTES));
+                prop_assert!(region.offset - end < ALIGNMENT_BYTES);
+                prop_assert!(region.offset.is_multiple_of(ALIGNMENT_BYTES));
                 prop_assert!(region.columns.is_multiple_of(PADDING));
                 prop_assert!(region.rows == 1 || region.rows.is_multiple_of(PADDING));
                 end = region.range().end;
             }
-            prop_assert_eq!(layout.elements(), end.next_multiple_of(ALIGNMENT));
-            prop_assert_eq!(layout.bytes(), 2 * layout.elements() as u64);
+            prop_assert_eq!(layout.bytes(), end.next_multiple_of(ALIGNMENT_BYTES) as u64);
         }
 
         #[test]
         fn parts_are_the_tensors_that_the_network_needs_each_inside_one_region(spec in odd_specs()) {
-            let layout = Layout::new(&spec);
+            let layout = Layout::new(&spec, Dtype::Bf16);
             let regions = regions(&layout);
             let mut end = 0;
             for part in layout.parts() {
-                prop_assert!(part.offset >= end);
-                end = part.range().end;
-                let inside = |region: &Region| region.offset <= part.offset && end <= region.range().end;
-                prop_assert!(regions.iter().any(inside), "{part:?}");
+                let at = |element: usize| part.region.offset + element * ELEMENT_BYTES;
+                prop_assert!(at(part.range().start) >= end);
+                end = at(part.range().end);
+                prop_assert!(end <= part.region.range().end && regions.contains(&part.region), "{part:?}");
             }
             let size = |shape: &[usize]| (shape[0], shape.get(1).copied().unwrap_or(1));
             let needed: HashSet<_> = spec.tensors().into_iter().map(|t| (t.name, size(&t.shape))).collect();
@@ -410,7 +421,7 @@ mod tests {
         /// However the arena is cut, the runs of its pieces are each element of a part once, and the right one.
         #[test]
         fn runs_are_every_element_once(
-            (rows, half, columns, gap, offset) in (1usize..5, 1usize..5, 1usize..9, 0usize..4, 0usize..20),
+            (rows, half, columns, gap, row) in (1usize..5, 1usize..5, 1usize..9, 0usize..4, 0usize..20),
             interleaved in any::<bool>(),
             first in 0usize..3,
             piece in 1usize..60,
@@ -424,10 +435,16 @@ mod tests {
                 first,
                 rows,
                 columns,
-                offset,
-                stride: columns + gap,
+                region: Region {
+                    offset: 256,
+                    rows: row + rows,
+                    columns: columns + gap,
+                    format: WeightFormat::dense(Dtype::F16),
+                },
+                row,
                 order,
             };
+            let offset = row * (columns + gap);
             let mut filled = vec![None; offset + rows * (columns + gap) + 10];
             for start in (0..filled.len()).step_by(piece) {
                 for run in part.runs(start..start + piece) {
@@ -450,7 +467,7 @@ mod tests {
     #[test]
     fn the_published_models_need_no_padding_but_between_tensors() {
         for spec in published() {
-            let layout = Layout::new(&spec);
+            let layout = Layout::new(&spec, Dtype::Bf16);
             // Every size is a multiple of 128, so that every tensor ends where the next may start.
             assert_eq!(layout.bytes(), 2 * spec.counts().parameters);
         }
@@ -460,11 +477,11 @@ mod tests {
     fn a_tied_head_is_the_embedding_once() {
         let [mut tied, ..] = published();
         assert!(tied.tied_head());
-        let once = Layout::new(&tied);
+        let once = Layout::new(&tied, Dtype::Bf16);
         assert_eq!(once.head, once.embedding);
         tied.untie_head();
-        let twice = Layout::new(&tied);
-        assert_eq!(twice.elements() - once.elements(), tied.vocab_size * tied.hidden_size);
+        let twice = Layout::new(&tied, Dtype::Bf16);
+        assert_eq!(twice.bytes() - once.bytes(), 2 * (tied.vocab_size * tied.hidden_size) as u64);
         assert_ne!(twice.head, twice.embedding);
     }
 
@@ -475,8 +492,9 @@ mod tests {
                 "num_attention_heads":2,"num_key_value_heads":1,"head_dim":4,"use_bias":true,
                 "tie_word_embeddings":false}"#,
         );
-        let layout = Layout::new(&spec);
-        let region = |offset, rows, columns| Region { offset, rows, columns };
+        let layout = Layout::new(&spec, Dtype::Bf16);
+        let format = WeightFormat::dense(Dtype::Bf16);
+        let region = |offset: usize, rows, columns| Region { offset: 2 * offset, rows, columns, format };
         // Tensors of 256, 16, 16, … elements in places of 256, 128, 128, …
         assert_eq!(layout.embedding, region(0, 16, 16));
         let layer = &layout.layers[0];
@@ -487,10 +505,10 @@ mod tests {
         assert_eq!(layer.mlp[0].weight, region(1408, 8, 16));
         assert_eq!(layer.mlp[1].weight, region(1664, 16, 8));
         assert_eq!(layout.head, region(2176, 16, 16));
-        assert_eq!(layout.elements(), 2432);
+        assert_eq!(layout.bytes(), 2 * 2432);
         let k = layout.parts().iter().find(|part| part.tensor.ends_with("k_proj.weight")).unwrap();
         // Behind 8 rows of queries.
-        assert_eq!((k.offset, k.rows, k.columns, k.stride), (512 + 8 * 16, 4, 12, 16));
+        assert_eq!((k.region, k.row, k.rows, k.columns, k.stride()), (layer.qkv.weight, 8, 4, 12, 16));
         let rows: Vec<usize> = (0..4).map(|row| k.order.source(row)).collect();
         assert_eq!(rows, [0, 2, 1, 3]);
     }

@@ -39,6 +39,7 @@ pub mod layout;
 mod mbarrier_trap;
 pub mod model;
 mod module;
+mod pack;
 mod pinned;
 mod stream;
 mod switches;

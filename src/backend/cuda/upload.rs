@@ -23,14 +23,13 @@ use std::time::{Duration, Instant};
 use bytemuck::Pod;
 
 use super::buffer::Buffer;
-use super::convert::{OutOfRange, convert};
 use super::error::CudaError;
-use super::kernels::Element;
-use super::layout::{ALIGNMENT_BYTES, Layout, Part};
+use super::layout::{ALIGNMENT_BYTES, Layout, Part, Region};
+use super::pack::{Packer, Source, packer};
 use super::pinned::Pinned;
 use super::stream::Stream;
 use crate::backend::{BackendError, LoadProgress, LoadStage};
-use crate::checkpoint::{Checkpoint, CheckpointError, Tensor};
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::host::Size;
 
 /// Buffers of one reader: one that it fills, one that is being copied.
@@ -52,6 +51,12 @@ pub enum UploadError {
     #[error("random weights cannot be made of tensor {tensor}, of which a matrix has some rows only")]
     PartOfTensor {
         /// Its name.
+        tensor: String,
+    },
+    /// Weights in a format that there is no packer for.
+    #[error("tensor {tensor}: the GPU cannot keep weights in its format")]
+    NoPacker {
+        /// The name of the first tensor of its matrix.
         tensor: String,
     },
     /// A reader thread panicked; a bug.
@@ -104,85 +109,86 @@ impl Default for Ring {
     }
 }
 
-/// Uploads every tensor of `layout` from `checkpoint` into `arena`, `[layout.elements()]`, zeros between the tensors
+/// Uploads every tensor of `layout` from `checkpoint` into `arena`, `[layout.bytes()]`, zeros between the tensors
 /// included. Returns when all of it is there; `progress` is called a few times a second on this thread, and once at the
 /// end. Whoever allocated `arena` on another stream has had this thread or `stream` wait for that.
 ///
 /// # Errors
 /// [`UploadError`]. A tensor that is not as the layout has it, and finite values beyond the range of f16, are
 /// [`CheckpointError::Tensor`]. What `arena` then holds is undefined; no copy into it is left.
-pub fn upload<T: Element>(
+pub fn upload(
     stream: &Stream,
     checkpoint: &Checkpoint,
     layout: &Layout,
-    arena: &mut Buffer<T>,
+    arena: &mut Buffer<u8>,
     ring: Ring,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<(), UploadError> {
-    if arena.len() != layout.elements() {
-        return Err(CudaError::CopyLength { from: layout.elements(), into: arena.len() }.into());
+    let bytes = layout.bytes() as usize;
+    if arena.len() != bytes {
+        return Err(CudaError::CopyLength { from: bytes, into: arena.len() }.into());
     }
-    let sources = layout.parts().iter().map(|part| Source::find(checkpoint, part)).collect::<Result<Vec<_>, _>>()?;
-    fill(stream, arena, ring, &|range, piece| write_piece(&sources, range, piece), progress)
+    let regions = layout.parts().chunk_by(|one, other| one.region == other.region);
+    let contents = regions.map(|parts| Contents::find(checkpoint, parts)).collect::<Result<Vec<_>, _>>()?;
+    fill(stream, arena, ring, &|range, piece| write_piece(&contents, range, piece), progress)
 }
 
-/// A tensor and where it goes.
-struct Source<'a> {
-    part: &'a Part,
-    tensor: &'a Tensor,
+/// A region of the arena, and the tensors that fill it.
+struct Contents<'a> {
+    region: Region,
+    sources: Vec<Source<'a>>,
+    packer: &'static dyn Packer,
 }
 
-impl<'a> Source<'a> {
-    fn find(checkpoint: &'a Checkpoint, part: &'a Part) -> Result<Source<'a>, CheckpointError> {
-        let wrong = |file: String, found: String| CheckpointError::Tensor {
-            file,
-            tensor: part.tensor.clone(),
-            found,
-            expected: format!("{} rows of {}", part.tensor_rows, part.columns),
-            advice: "check that config.json and the weights belong together",
-        };
-        let Some(tensor) = checkpoint.tensor(&part.tensor) else {
-            return Err(wrong(checkpoint.source().to_string(), "no such tensor".to_owned()));
-        };
-        if tensor.bytes().len() != part.tensor_rows * part.columns * tensor.dtype().size() {
-            return Err(wrong(tensor.file().to_owned(), format!("shape {:?}", tensor.shape())));
-        }
-        Ok(Source { part, tensor })
-    }
-
-    fn out_of_range(&self, element: usize, value: f32) -> CheckpointError {
-        let place = match self.tensor.shape() {
-            [_, columns] => format!("[{}, {}]", element / columns, element % columns),
-            _ => format!("[{element}]"),
-        };
-        CheckpointError::Tensor {
-            file: self.tensor.file().to_owned(),
-            tensor: self.part.tensor.clone(),
-            found: format!("{value} at {place}"),
-            expected: "magnitudes up to 65504, the largest of F16".to_owned(),
-            advice: "use the dtype bf16",
-        }
+impl<'a> Contents<'a> {
+    /// `parts` are those of one region.
+    fn find(checkpoint: &'a Checkpoint, parts: &'a [Part]) -> Result<Contents<'a>, UploadError> {
+        // Parts are grouped by region: no group is empty.
+        let part = &parts[0];
+        let region = part.region;
+        let no_packer = || UploadError::NoPacker { tensor: part.tensor.clone() };
+        let packer = packer(&region.format).ok_or_else(no_packer)?;
+        let sources = parts.iter().map(|part| find(checkpoint, part)).collect::<Result<_, _>>()?;
+        Ok(Contents { region, sources, packer })
     }
 }
 
-/// Writes the arena's elements `range`: those of the tensors, and zeros between them. `sources` are in the arena's
-/// order.
-fn write_piece<T: Element>(sources: &[Source<'_>], range: Range<usize>, piece: &mut [T]) -> Result<(), UploadError> {
+fn find<'a>(checkpoint: &'a Checkpoint, part: &'a Part) -> Result<Source<'a>, CheckpointError> {
+    let wrong = |file: String, found: String| CheckpointError::Tensor {
+        file,
+        tensor: part.tensor.clone(),
+        found,
+        expected: format!("{} rows of {}", part.tensor_rows, part.columns),
+        advice: "check that config.json and the weights belong together",
+    };
+    let Some(tensor) = checkpoint.tensor(&part.tensor) else {
+        return Err(wrong(checkpoint.source().to_string(), "no such tensor".to_owned()));
+    };
+    if tensor.bytes().len() != part.tensor_rows * part.columns * tensor.dtype().size() {
+        return Err(wrong(tensor.file().to_owned(), format!("shape {:?}", tensor.shape())));
+    }
+    Ok(Source { part, tensor })
+}
+
+/// Writes the arena's bytes `range`: those of the regions, and zeros between them. `contents` are in the arena's order.
+fn write_piece(contents: &[Contents<'_>], range: Range<usize>, piece: &mut [u8]) -> Result<(), UploadError> {
     let mut written = range.start;
-    let first = sources.partition_point(|source| source.part.range().end <= range.start);
-    for source in sources[first..].iter().take_while(|source| source.part.offset < range.end) {
-        let (bytes, dtype) = (source.tensor.bytes(), source.tensor.dtype());
-        let size = dtype.size();
-        for run in source.part.runs(range.clone()) {
-            piece[written - range.start..run.destination - range.start].fill(T::zeroed());
-            written = run.destination + run.elements;
-            let from = &bytes[run.source * size..(run.source + run.elements) * size];
-            let to = &mut piece[run.destination - range.start..written - range.start];
-            convert(dtype, from, to)
-                .map_err(|OutOfRange { element, value }| source.out_of_range(run.source + element, value))?;
+    let first = contents.partition_point(|contents| contents.region.range().end <= range.start);
+    for Contents { region, sources, packer } in &contents[first..] {
+        let whole = region.range();
+        if whole.start >= range.end {
+            break;
         }
+        let (start, end) = (whole.start.max(range.start), whole.end.min(range.end));
+        piece[written - range.start..start - range.start].fill(0);
+        packer.pack(
+            sources,
+            start - whole.start..end - whole.start,
+            &mut piece[start - range.start..end - range.start],
+        )?;
+        written = end;
     }
-    piece[written - range.start..].fill(T::zeroed());
+    piece[written - range.start..].fill(0);
     Ok(())
 }
 

@@ -1,8 +1,9 @@
 //! The weights of a model in device memory, and the rotations of its positions.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::buffer::{Buffer, Slice};
+use super::buffer::{Buffer, Slice, SliceMut};
 use super::kernels::Element;
 use super::kernels::norm::NormWeights;
 use super::kernels::random::{Random, RandomShape};
@@ -15,8 +16,9 @@ use crate::model::{ModelSpec, Rope, Uniform};
 
 /// All weights, in one allocation. What each slice is, its padding and the order of its rows: [`Layout`].
 pub struct Weights<T> {
-    arena: Buffer<T>,
+    arena: Buffer<u8>,
     layout: Layout,
+    element: PhantomData<T>,
 }
 
 /// A matrix `[rows, columns]` and its bias `[rows]`, padding included.
@@ -76,12 +78,12 @@ impl<T: Element> Weights<T> {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Weights<T>, UploadError> {
         check_tensors(checkpoint, spec)?;
-        let layout = Layout::new(spec);
-        let mut arena = stream.alloc::<T>(layout.elements())?;
+        let layout = Layout::new(spec, T::DTYPE);
+        let mut arena = stream.alloc::<u8>(layout.bytes() as usize)?;
         let copies = stream.device().stream()?;
         copies.wait(&stream.record()?)?;
         upload(&copies, checkpoint, &layout, &mut arena, ring, progress)?;
-        Ok(Weights { arena, layout })
+        Ok(Weights { arena, layout, element: PhantomData })
     }
 
     /// Random weights, made on the device: those that a checkpoint of this `seed` holds in `T`
@@ -91,21 +93,26 @@ impl<T: Element> Weights<T> {
     /// Too little device memory; any other failure of the device; a tensor of 2³² elements or more, or one that several
     /// matrices share.
     pub fn random(stream: &Stream, spec: &ModelSpec, seed: u32) -> Result<Weights<T>, UploadError> {
-        let layout = Layout::new(spec);
-        let random = Random::load(stream.device())?;
+        let layout = Layout::new(spec, T::DTYPE);
+        let random = Random::<T>::load(stream.device())?;
         // What lies between the tensors is zero.
-        let mut arena = stream.zeroed::<T>(layout.elements())?;
+        let mut arena = stream.zeroed::<u8>(layout.bytes() as usize)?;
         for part in layout.parts() {
             if part.rows != part.tensor_rows {
                 return Err(UploadError::PartOfTensor { tensor: part.tensor.clone() });
             }
-            let shape = RandomShape { rows: part.rows, columns: part.columns, stride: part.stride };
-            // Cannot fail: the arena was allocated for this layout, all parts of which lie inside it.
-            let out = arena.slice_mut(part.range()).expect("a part of the layout lies inside the arena");
+            if part.region.format.dense_dtype() != Some(T::DTYPE) {
+                return Err(UploadError::NoPacker { tensor: part.tensor.clone() });
+            }
+            let shape = RandomShape { rows: part.rows, columns: part.columns, stride: part.stride() };
+            let [start, end] =
+                [part.range().start, part.range().end].map(|at| part.region.offset + at * size_of::<T>());
+            // Cannot fail: the arena was allocated for this layout, all parts of which lie inside it, at even bytes.
+            let out = arena.slice_mut(start..end).and_then(SliceMut::cast).expect("a part lies inside the arena");
             random.fill(stream, shape, part.order, Uniform::of_tensor(seed, &part.tensor), out)?;
         }
         stream.synchronize()?;
-        Ok(Weights { arena, layout })
+        Ok(Weights { arena, layout, element: PhantomData })
     }
 
     /// Where everything lies.
@@ -114,7 +121,7 @@ impl<T: Element> Weights<T> {
     }
 
     /// The whole allocation.
-    pub fn arena(&self) -> Slice<'_, T> {
+    pub fn arena(&self) -> Slice<'_, u8> {
         self.arena.view()
     }
 
@@ -145,8 +152,9 @@ impl<T: Element> Weights<T> {
     }
 
     pub(super) fn region(&self, region: Region) -> Slice<'_, T> {
-        // Cannot fail: the arena was allocated for this layout, all regions of which lie inside it.
-        self.arena.slice(region.range()).expect("a region of the layout lies inside the arena")
+        // Cannot fail: the arena was allocated for this layout, all regions of which lie inside it at multiples of 256 bytes,
+        // and hold whole elements: quantised networks were refused.
+        self.arena.slice(region.range()).and_then(Slice::cast).expect("a region of the layout lies inside the arena")
     }
 
     pub(super) fn linear(&self, linear: LinearLayout) -> LinearWeights<'_, T> {

@@ -70,7 +70,7 @@ pub fn account<T: Element>(
     if step.sequences.iter().all(|sequence| sequence.rows == 0) {
         return Vec::new();
     }
-    let layout = Layout::new(spec);
+    let layout = Layout::new(spec, T::DTYPE);
     let costs = Costs::new::<T>(spec, options, device, step);
     let launches = Program::new(spec, &layout, options, device).launches(costs.shape);
     let mut accounts: Vec<LaunchAccount> = launches.iter().flat_map(|launch| costs.of(launch)).collect();

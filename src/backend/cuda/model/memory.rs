@@ -136,7 +136,9 @@ impl MemoryPlan {
     /// A network or options that the kernels are not written for.
     pub fn of(spec: &ModelSpec, options: &CudaOptions, gpu: &Properties) -> Result<MemoryPlan, BackendError> {
         check_supported(spec, options)?;
-        Ok(MemoryPlan::new(spec, &Layout::new(spec), &Sizes::new(spec, options, gpu, ANY_ELEMENT)))
+        // F16 takes as much.
+        let layout = Layout::new(spec, Dtype::Bf16);
+        Ok(MemoryPlan::new(spec, &layout, &Sizes::new(spec, options, gpu, ANY_ELEMENT)))
     }
 
     pub(super) fn new(spec: &ModelSpec, layout: &Layout, sizes: &Sizes) -> MemoryPlan {

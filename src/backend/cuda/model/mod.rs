@@ -175,7 +175,7 @@ impl<T: Element> CudaBackend<T> {
         check_network(&spec)?;
         device.properties().algorithms.check_network(options.arithmetic, padded(spec.hidden_size))?;
         let sizes = Sizes::new(&spec, options, device.properties(), T::DTYPE);
-        let plan = MemoryPlan::new(&spec, &Layout::new(&spec), &sizes);
+        let plan = MemoryPlan::new(&spec, &Layout::new(&spec, T::DTYPE), &sizes);
         let (free, _) = device.memory()?;
         plan.check(free)?;
         tracing::info!("{}: {plan}", device.properties().name);
