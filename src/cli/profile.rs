@@ -89,7 +89,8 @@ mod gpu {
 mod gpu {
     use std::path::Path;
 
-    use rigel::backend::cuda::cupti::{Cupti, CuptiError};
+    use rigel::backend::cuda::CuptiError;
+    use rigel::backend::cuda::cupti::Cupti;
     use rigel::backend::cuda::kernels::Element;
     use rigel::backend::cuda::model::{CudaBackend, WeightSource};
     use rigel::backend::cuda::trace::{EventTimes, LaunchTimes};

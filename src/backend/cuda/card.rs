@@ -1,7 +1,8 @@
 //! GPUs that are known by name, for plans on machines that have none.
 
-use super::device::{ComputeCapability, Properties};
+use super::device::Properties;
 use super::switches::Algorithms;
+use super::versions::ComputeCapability;
 
 /// A GPU by its data sheet.
 #[derive(Debug, Clone, PartialEq)]

@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use libloading::Library;
 
-use super::error::CudaError;
+use super::error::{CudaError, CuptiError};
 use super::stream::Stream;
 use super::trace::{LaunchTimes, TimedLaunch};
 
@@ -32,44 +32,6 @@ const BUFFER_LAYOUT: Layout = match Layout::from_size_align(BUFFER_BYTES, 8) {
     Ok(layout) => layout,
     Err(_) => panic!("a buffer of whole words"),
 };
-
-/// Why CUPTI cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CuptiError {
-    /// No library was found.
-    #[error("no CUPTI: looked for {looked}; give its path, or use events and see no gaps")]
-    NotFound {
-        /// Names and paths.
-        looked: String,
-    },
-    /// The library has not the functions that are needed.
-    #[error("{file}: {reason}; expected libcupti of CUDA 12 or 13")]
-    NotCupti {
-        /// Its path or name.
-        file: String,
-        /// What the loader said.
-        reason: String,
-    },
-    /// The places of its records' fields are not known.
-    #[error(
-        "{file}: CUPTI version {found}; the records of 18 to 28 and 130000 to 130599 (CUDA 11.8 to 13.5) are known"
-    )]
-    UnknownVersion {
-        /// Its path or name.
-        file: String,
-        /// CUPTI_API_VERSION.
-        found: u32,
-    },
-    /// A call failed.
-    #[error("{call} failed with CUptiResult {code}; is another profiler attached, or may only root profile?")]
-    Call {
-        /// The function.
-        call: &'static str,
-        /// A CUptiResult.
-        code: u32,
-    },
-}
 
 type BufferRequested = extern "C" fn(*mut *mut u8, *mut usize, *mut usize);
 type BufferCompleted = extern "C" fn(*mut c_void, u32, *mut u8, usize, usize);

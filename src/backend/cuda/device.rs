@@ -15,31 +15,10 @@ use super::module::Module;
 use super::pinned::PinnedMemory;
 use super::stream::Stream;
 use super::switches::{Algorithms, Switches};
+use super::versions::ComputeCapability;
 
 /// The kernels use Ampere's asynchronous copies and bf16 matrix instructions.
 const OLDEST: ComputeCapability = ComputeCapability { major: 8, minor: 0 };
-
-/// What a GPU can do, by generation: 8.0 is A100, 9.0 is H100 and H200.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ComputeCapability {
-    /// 8 of 8.6.
-    pub major: u32,
-    /// 6 of 8.6.
-    pub minor: u32,
-}
-
-impl ComputeCapability {
-    /// 86 for 8.6, as in `sm_86`.
-    pub fn number(self) -> u32 {
-        self.major * 10 + self.minor
-    }
-}
-
-impl fmt::Display for ComputeCapability {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
-}
 
 /// What the driver says about a GPU, and which algorithms were chosen for it by name.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,26 +1,10 @@
 //! The driver's library: whether there is one and which CUDA it supports. Asked before anything else, because cudarc
 //! panics where the library or one of its functions is missing.
 
-use std::fmt;
-
 use cudarc::driver::sys;
 
 use super::error::{CudaError, Naming};
-
-/// A version of CUDA, such as 13.0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct CudaVersion {
-    /// 13 of 13.0.
-    pub major: u32,
-    /// 0 of 13.0.
-    pub minor: u32,
-}
-
-impl fmt::Display for CudaVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
-}
+pub use super::versions::CudaVersion;
 
 /// The CUDA that the kernels are compiled with (tools/install-nvcc) and whose functions are called. Driver 580 is the
 /// first to support it.

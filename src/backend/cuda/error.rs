@@ -1,12 +1,11 @@
 //! Why the GPU could not be used, and what to do about it: one line each.
 
+use std::sync::OnceLock;
+
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
 
-use super::device::ComputeCapability;
-use super::driver::CudaVersion;
-use super::mbarrier_trap;
-use super::switches::instead_of;
+use super::versions::{ComputeCapability, CudaVersion};
 use crate::host::Size;
 
 /// What can go wrong between here and the GPU.
@@ -18,7 +17,7 @@ pub enum CudaError {
     NoDriver,
     /// CUPTI, where it was asked for.
     #[error(transparent)]
-    Cupti(#[from] super::cupti::CuptiError),
+    Cupti(#[from] CuptiError),
     /// The driver is older than the compiler that made the kernels.
     #[error(
         "the CUDA driver is too old: it supports CUDA {found}, the kernels need CUDA {needed}; install NVIDIA's driver \
@@ -93,7 +92,7 @@ pub enum CudaError {
     },
     /// A variable `RIGEL_CUDA_…` has a value that it does not take.
     #[error(transparent)]
-    Switch(#[from] super::switches::SwitchError),
+    Switch(#[from] SwitchError),
     /// An algorithm that was chosen by name cannot compute what it is asked for.
     #[error("{switch} cannot be used: {reason}; unset it or choose another")]
     Algorithm {
@@ -202,6 +201,64 @@ pub enum CudaError {
     },
 }
 
+/// Why CUPTI cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CuptiError {
+    /// No library was found.
+    #[error("no CUPTI: looked for {looked}; give its path, or use events and see no gaps")]
+    NotFound {
+        /// Names and paths.
+        looked: String,
+    },
+    /// The library has not the functions that are needed.
+    #[error("{file}: {reason}; expected libcupti of CUDA 12 or 13")]
+    NotCupti {
+        /// Its path or name.
+        file: String,
+        /// What the loader said.
+        reason: String,
+    },
+    /// The places of its records' fields are not known.
+    #[error(
+        "{file}: CUPTI version {found}; the records of 18 to 28 and 130000 to 130599 (CUDA 11.8 to 13.5) are known"
+    )]
+    UnknownVersion {
+        /// Its path or name.
+        file: String,
+        /// CUPTI_API_VERSION.
+        found: u32,
+    },
+    /// A call failed.
+    #[error("{call} failed with CUptiResult {code}; is another profiler attached, or may only root profile?")]
+    Call {
+        /// The function.
+        call: &'static str,
+        /// A CUptiResult.
+        code: u32,
+    },
+}
+
+/// A variable with a value that it does not take.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{variable}={found}: expected {}", listed(.allowed))]
+pub struct SwitchError {
+    pub(super) variable: &'static str,
+    pub(super) found: String,
+    pub(super) allowed: &'static [&'static str],
+}
+
+fn listed(values: &[&str]) -> String {
+    match values {
+        [] => String::new(),
+        [one] => (*one).to_owned(),
+        [head @ .., last] => format!("{} or {last}", head.join(", ")),
+    }
+}
+
+/// What a kernel that trapped left behind, in words: set by whoever loads kernels that leave it.
+pub(super) static TRAP_RECORD: OnceLock<fn() -> Option<String>> = OnceLock::new();
+
 /// Puts the name of a driver call on its failure.
 pub(super) trait Naming<T> {
     fn named(self, call: &'static str) -> Result<T, CudaError>;
@@ -277,7 +334,20 @@ fn describe(error: DriverError) -> String {
         _ => "",
     };
     // A trap's record is still there where the context is lost.
-    let trap = if is_of_a_kernel(error) { mbarrier_trap::record() } else { None };
-    let trap = trap.map_or(String::new(), |record| format!("; {record}"));
+    let record = TRAP_RECORD.get().filter(|_| is_of_a_kernel(error)).and_then(|record| record());
+    let trap = record.map_or(String::new(), |record| format!("; {record}"));
     format!("{name}{words}{advice}{trap}")
+}
+
+/// What to try where this kernel fails or is refused: the switch that takes another in its place. `""` if there is none.
+fn instead_of(kernel: &str) -> &'static str {
+    const INSTEAD: [(&str, &str); 6] = [
+        ("attention_decode_sm90", "; RIGEL_CUDA_ATTENTION_DECODE=sm80 takes another kernel"),
+        ("attention_prefill_sm90", "; RIGEL_CUDA_ATTENTION_PREFILL=sm80 takes another kernel"),
+        ("skinny_", "; RIGEL_CUDA_GEMM=sm80, or RIGEL_CUDA_GEMV=sm80 for up to 16 rows, takes another kernel"),
+        ("gemm_sm90_", "; RIGEL_CUDA_GEMM=sm80, or RIGEL_CUDA_GEMV=sm80 for up to 16 rows, takes another kernel"),
+        ("gemv_normed_", "; RIGEL_CUDA_GEMV=gemv takes other kernels"),
+        ("gemv_", "; RIGEL_CUDA_GEMV=sm80 takes another kernel"),
+    ];
+    INSTEAD.iter().find(|(start, _)| kernel.starts_with(start)).map_or("", |(_, instead)| instead)
 }

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::device::ComputeCapability;
+use super::versions::ComputeCapability;
 
 const MAGIC: u32 = 0xba55_ed50;
 const PTX: u16 = 1;

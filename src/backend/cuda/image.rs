@@ -2,8 +2,8 @@
 
 use std::sync::OnceLock;
 
-use super::device::ComputeCapability;
 use super::fatbin::{self, Target};
+use super::versions::ComputeCapability;
 
 /// One `kernels/<name>.cu`, compiled.
 #[derive(Debug, Clone, Copy)]

@@ -1,7 +1,7 @@
 //! The records of waits that trapped, in builds with `RIGEL_TRAP_MBARRIER`: see `kernels/ptx/mbarrier_trap.cuh`.
 //!
 //! A trap ends the context, and with it printf's buffer and every copy from the device. So each module that traps has its
-//! record in page-locked host memory, which stays readable. Errors of kernels ask for it ([`record`]).
+//! record in page-locked host memory, which stays readable. Errors of kernels ask for it ([`TRAP_RECORD`]).
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUresult};
 
-use super::error::{CudaError, Naming};
+use super::error::{CudaError, Naming, TRAP_RECORD};
 use super::launch::Launch;
 
 /// `rigel_mbarrier_trap` of the kernels: the record's address, and a word that is 0.
@@ -53,7 +53,7 @@ pub(super) fn watch(module: sys::CUmodule, file: &'static str) -> Result<Option<
     // SAFETY: the memory is never freed, so that it may be read for as long as the process runs.
     let memory = unsafe { result::malloc_host(WORDS * 4, flags) }.named("cuMemHostAlloc")?;
     // SAFETY: the memory is large enough and aligned to pages; zeros are a whole value.
-    let record = unsafe {
+    let words = unsafe {
         memory.cast::<u8>().write_bytes(0, WORDS * 4);
         &*memory.cast::<[AtomicU32; WORDS]>()
     };
@@ -61,7 +61,8 @@ pub(super) fn watch(module: sys::CUmodule, file: &'static str) -> Result<Option<
     let value: [u64; 2] = [memory as u64, 0];
     // SAFETY: the variable has 16 bytes, in `mbarrier_trap.cuh`.
     unsafe { result::memcpy_htod_sync(variable, bytemuck::bytes_of(&value)) }.named("cuMemcpyHtoD")?;
-    let watch = Arc::new(Watch { file, record, launched: Mutex::default() });
+    TRAP_RECORD.get_or_init(|| record);
+    let watch = Arc::new(Watch { file, record: words, launched: Mutex::default() });
     WATCHES.lock().unwrap_or_else(PoisonError::into_inner).push(watch.clone());
     Ok(Some(watch))
 }
@@ -101,8 +102,9 @@ impl Watch {
 }
 
 /// What a wait that trapped said; `None` if none has.
-pub(super) fn record() -> Option<Record> {
-    WATCHES.lock().unwrap_or_else(PoisonError::into_inner).iter().find_map(|watch| watch.read())
+fn record() -> Option<String> {
+    let watches = WATCHES.lock().unwrap_or_else(PoisonError::into_inner);
+    watches.iter().find_map(|watch| watch.read()).map(|record| record.to_string())
 }
 
 /// Where a thread waited for too long.

@@ -5,7 +5,7 @@ use std::env;
 use std::fmt;
 
 use super::device::Properties;
-use super::error::CudaError;
+use super::error::{CudaError, SwitchError};
 use super::kernels::{attention_decode, attention_prefill, gemm_skinny_sm90, gemm_sm90, gemv, gemv_normed};
 use super::launch::Launch;
 use crate::backend::Arithmetic;
@@ -122,23 +122,6 @@ pub const SWITCHES: [Switch; 8] = [
         effect: "attention of more rows a sequence",
     },
 ];
-
-/// A variable with a value that it does not take.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{variable}={found}: expected {}", listed(.allowed))]
-pub struct SwitchError {
-    variable: &'static str,
-    found: String,
-    allowed: &'static [&'static str],
-}
-
-fn listed(values: &[&str]) -> String {
-    match values {
-        [] => String::new(),
-        [one] => (*one).to_owned(),
-        [head @ .., last] => format!("{} or {last}", head.join(", ")),
-    }
-}
 
 /// The value of a variable, with what is not UTF-8 in it replaced.
 fn env_value(variable: &str) -> Option<String> {
@@ -366,19 +349,6 @@ impl Algorithms {
             _ => Ok(()),
         }
     }
-}
-
-/// What to try where this kernel fails or is refused: the switch that takes another in its place. `""` if there is none.
-pub(super) fn instead_of(kernel: &str) -> &'static str {
-    const INSTEAD: [(&str, &str); 6] = [
-        ("attention_decode_sm90", "; RIGEL_CUDA_ATTENTION_DECODE=sm80 takes another kernel"),
-        ("attention_prefill_sm90", "; RIGEL_CUDA_ATTENTION_PREFILL=sm80 takes another kernel"),
-        ("skinny_", "; RIGEL_CUDA_GEMM=sm80, or RIGEL_CUDA_GEMV=sm80 for up to 16 rows, takes another kernel"),
-        ("gemm_sm90_", "; RIGEL_CUDA_GEMM=sm80, or RIGEL_CUDA_GEMV=sm80 for up to 16 rows, takes another kernel"),
-        ("gemv_normed_", "; RIGEL_CUDA_GEMV=gemv takes other kernels"),
-        ("gemv_", "; RIGEL_CUDA_GEMV=sm80 takes another kernel"),
-    ];
-    INSTEAD.iter().find(|(start, _)| kernel.starts_with(start)).map_or("", |(_, instead)| instead)
 }
 
 /// A launch in words, for errors.

@@ -1,9 +1,10 @@
 //! Which kernels each generation of GPUs gets.
 
 use super::super::card::Card;
-use super::super::device::{ComputeCapability, Properties};
+use super::super::device::Properties;
 use super::super::image::images;
 use super::super::switches::{Algorithms, AttentionAlgorithm, LinearAlgorithm};
+use super::super::versions::ComputeCapability;
 use super::product::{Path, ProductShape};
 use super::{attention_decode, attention_prefill};
 
