@@ -3,15 +3,11 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal, Stdin, Write};
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
 use std::time::Duration;
 
 use clap::Args;
-use futures_core::Stream;
 use rigel::engine::{Engine, EosTokens, Event, Failure, FinishReason, Generation};
 use rigel::text::{AddGenerationPrompt, ChatMessage, ChatTemplate, SpecialTokens, TokenId};
 use rustyline::error::ReadlineError;
@@ -317,29 +313,15 @@ impl Interrupts {
     }
 }
 
-/// Wakes the thread that waits for an event.
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// The next event; none once Ctrl-C was pressed, which is noticed while a long prompt is computed, too.
+/// The next event. `None` at the end, and once Ctrl-C was pressed, which is noticed while a long prompt is computed, too.
 fn next_event(generation: &mut Generation, interrupts: &Interrupts) -> Option<Event> {
     const LOOK_EVERY: Duration = Duration::from_millis(50);
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut context = Context::from_waker(&waker);
-    loop {
-        if interrupts.interrupted.load(Ordering::SeqCst) {
-            return None;
-        }
-        match Pin::new(&mut *generation).poll_next(&mut context) {
-            Poll::Ready(event) => return event,
-            Poll::Pending => std::thread::park_timeout(LOOK_EVERY),
+    while !generation.is_done() && !interrupts.interrupted.load(Ordering::SeqCst) {
+        if let Some(event) = generation.next_within(LOOK_EVERY) {
+            return Some(event);
         }
     }
+    None
 }
 
 /// Where lines come from.

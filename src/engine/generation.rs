@@ -270,6 +270,29 @@ impl Generation {
         Ok(samples.into_iter().map(|Gathered(completion)| completion).collect())
     }
 
+    /// Returns `true` if every event was given out.
+    pub fn is_done(&self) -> bool {
+        self.cancel.open == 0
+    }
+
+    /// The next event. `None` if none came within `timeout`, and at once if there will be no more.
+    pub fn next_within(&mut self, timeout: Duration) -> Option<Event> {
+        let deadline = Instant::now() + timeout;
+        let mailbox = self.mailbox.clone();
+        let mut state = lock(&mailbox.state);
+        while !self.is_done() {
+            if let Some(event) = self.pop(&mut state) {
+                return Some(event);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = mailbox.wait_for(state, left);
+        }
+        None
+    }
+
     fn pop(&mut self, state: &mut State) -> Option<Event> {
         let (_, event) = state.events.pop_front()?;
         self.cancel.take(&event);
@@ -311,7 +334,7 @@ impl Iterator for Generation {
     type Item = Event;
 
     fn next(&mut self) -> Option<Event> {
-        if self.cancel.open == 0 {
+        if self.is_done() {
             return None;
         }
         let mailbox = self.mailbox.clone();
@@ -329,7 +352,7 @@ impl futures_core::Stream for Generation {
     type Item = Event;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Event>> {
-        if self.cancel.open == 0 {
+        if self.is_done() {
             return Poll::Ready(None);
         }
         // A waker is foreign code: it is cloned and dropped outside the lock.
@@ -475,6 +498,25 @@ mod tests {
         replies.flush();
         assert!(matches!(generation.next(), Some(Event::Failed(_))));
         assert!(generation.next().is_none());
+    }
+
+    #[test]
+    fn waits_no_longer_than_was_said() {
+        let replies = Replies::default();
+        let (reply, mut generation) = replies.open(2);
+        assert!(generation.next_within(Duration::from_millis(1)).is_none() && !generation.is_done());
+        reply.send(finished(1));
+        replies.flush();
+        assert!(matches!(generation.next_within(Duration::ZERO), Some(Event::Finished(Finish { sample: 1, .. }))));
+        let sender = std::thread::spawn(move || {
+            reply.send(Event::Failed(Failure::EngineStopped));
+            reply.send(finished(0));
+            replies.flush();
+        });
+        assert!(matches!(generation.next_within(Duration::from_secs(60)), Some(Event::Failed(_))));
+        sender.join().unwrap();
+        // At once, and nothing of what came behind the end.
+        assert!(generation.is_done() && generation.next_within(Duration::from_secs(3600)).is_none());
     }
 
     #[test]
