@@ -15,10 +15,12 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::ops::Range;
 use std::time::Instant;
 
+use slotmap::SlotMap;
+
 use crate::kv::{BlockTable, CacheGeometry, PageCache};
 
 use super::draft::Speculation;
-use super::sequence::{Sequence, Ticket};
+use super::sequence::Sequence;
 use super::statistics::Statistics;
 
 /// What one step may hold.
@@ -44,14 +46,15 @@ const SWEPT_EACH: usize = 1024;
 /// How many that need no room yet one step passes over.
 const MOST_PASSED: usize = 2048;
 
-/// Place of a sequence in the scheduler.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Slot(usize);
+slotmap::new_key_type! {
+    /// A sequence in the scheduler. No other one ever has the same.
+    pub(super) struct SequenceId;
+}
 
 /// A waiting sequence that found no room.
 #[derive(Debug, Clone, Copy)]
 struct Blocked {
-    ticket: Ticket,
+    id: SequenceId,
     /// The group of the cache that had too few pages.
     group: usize,
     /// Pages of it that were available then.
@@ -63,8 +66,7 @@ struct Blocked {
 /// One sequence's part of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Part {
-    pub slot: Slot,
-    pub ticket: Ticket,
+    pub id: SequenceId,
     /// Positions to compute.
     pub rows: Range<usize>,
     /// How many of the last of them are drafted tokens, those of the sequence's lookup.
@@ -75,14 +77,15 @@ pub(super) struct Scheduler {
     limits: StepLimits,
     speculation: Speculation,
     pub(super) cache: PageCache,
-    slots: Vec<Option<Box<Sequence>>>,
-    vacant: Vec<Slot>,
-    next_ticket: u64,
+    /// Those that run and those that wait.
+    sequences: SlotMap<SequenceId, Box<Sequence>>,
+    /// Sequences that have come so far.
+    arrivals: u64,
     /// The oldest first.
-    running: Vec<Slot>,
-    waiting: VecDeque<Slot>,
+    running: Vec<SequenceId>,
+    waiting: VecDeque<SequenceId>,
     /// Of live sequences, and of some that have ended.
-    deadlines: BinaryHeap<Reverse<(Instant, Ticket, Slot)>>,
+    deadlines: BinaryHeap<Reverse<(Instant, SequenceId)>>,
     /// When the head of the queue found no room.
     blocked: Option<Blocked>,
     /// Was somebody preempted in this step?
@@ -102,9 +105,8 @@ impl Scheduler {
             limits,
             speculation,
             cache,
-            slots: Vec::new(),
-            vacant: Vec::new(),
-            next_ticket: 0,
+            sequences: SlotMap::with_key(),
+            arrivals: 0,
             running: Vec::new(),
             waiting: VecDeque::new(),
             deadlines: BinaryHeap::new(),
@@ -118,86 +120,74 @@ impl Scheduler {
 
     /// Puts the samples of a request at the end of the queue.
     pub(super) fn submit(&mut self, samples: impl IntoIterator<Item = Sequence>) {
-        let live = self.running.len() + self.waiting.len();
-        if self.deadlines.len() > 2 * live + 64 {
+        if self.deadlines.len() > 2 * self.sequences.len() + 64 {
             // Most of them are those of sequences that ended in time.
-            let Scheduler { deadlines, slots, .. } = self;
-            deadlines.retain(|Reverse((_, ticket, slot))| is_live(slots, *slot, *ticket));
+            self.deadlines.retain(|Reverse((_, id))| self.sequences.contains_key(*id));
         }
         let mut leader = None;
         for mut sequence in samples {
-            sequence.ticket = Ticket(self.next_ticket);
-            self.next_ticket += 1;
-            let slot = match self.vacant.pop() {
-                Some(slot) => slot,
-                None => {
-                    self.slots.push(None);
-                    Slot(self.slots.len() - 1)
-                }
-            };
+            sequence.arrival = self.arrivals;
+            self.arrivals += 1;
             sequence.leader = leader;
-            leader.get_or_insert((slot, sequence.ticket));
-            if let Some(deadline) = sequence.deadline {
-                self.deadlines.push(Reverse((deadline, sequence.ticket, slot)));
-            }
-            self.slots[slot.0] = Some(Box::new(sequence));
-            self.waiting.push_back(slot);
+            let deadline = sequence.deadline;
+            let id = self.sequences.insert(Box::new(sequence));
+            leader.get_or_insert(id);
+            self.deadlines.extend(deadline.map(|deadline| Reverse((deadline, id))));
+            self.waiting.push_back(id);
         }
     }
 
     /// Is there nothing to compute and nobody waiting?
     pub(super) fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.waiting.is_empty()
+        self.sequences.is_empty()
     }
 
-    /// The sequence at a slot, if it is still the one with this ticket.
-    pub(super) fn get_mut(&mut self, slot: Slot, ticket: Ticket) -> Option<&mut Sequence> {
-        self.slots[slot.0].as_deref_mut().filter(|sequence| sequence.ticket == ticket)
+    /// The sequence, if it has not ended.
+    pub(super) fn get_mut(&mut self, id: SequenceId) -> Option<&mut Sequence> {
+        self.sequences.get_mut(id).map(|sequence| &mut **sequence)
     }
 
     /// As [`Scheduler::get_mut`], to be read.
-    pub(super) fn get(&self, slot: Slot, ticket: Ticket) -> Option<&Sequence> {
-        self.slots[slot.0].as_deref().filter(|sequence| sequence.ticket == ticket)
+    pub(super) fn get(&self, id: SequenceId) -> Option<&Sequence> {
+        self.sequences.get(id).map(|sequence| &**sequence)
     }
 
     /// A sequence's rows were given to the backend. Of rows with drafts it is not known yet which of them stand
     /// ([`Scheduler::advance`]).
-    pub(super) fn given(&mut self, slot: Slot, ticket: Ticket, rows: Range<usize>, drafted: usize) {
-        let Some(sequence) = self.get(slot, ticket) else { return };
+    pub(super) fn given(&mut self, id: SequenceId, rows: Range<usize>, drafted: usize) {
+        let Some(sequence) = self.get(id) else { return };
         let decodes = sequence.has_prompt() && rows.len() == 1 + drafted;
         if !decodes {
             self.statistics.prefill_rows += (rows.len() - drafted) as u64;
         }
         if drafted == 0 {
-            self.advance(slot, ticket, rows.end);
+            self.advance(id, rows.end);
         }
     }
 
     /// The keys and values of a sequence's positions before `end` stand.
-    pub(super) fn advance(&mut self, slot: Slot, ticket: Ticket, end: usize) {
-        let Scheduler { slots, cache, .. } = self;
-        if let Some(sequence) = slots[slot.0].as_deref_mut().filter(|sequence| sequence.ticket == ticket) {
-            sequence.advance(end, cache);
+    pub(super) fn advance(&mut self, id: SequenceId, end: usize) {
+        if let Some(sequence) = self.sequences.get_mut(id) {
+            sequence.advance(end, &mut self.cache);
         }
     }
 
-    fn sequence(&self, slot: Slot) -> &Sequence {
-        // Slots in the two queues are taken.
-        self.slots[slot.0].as_deref().expect("a queued sequence")
+    /// A sequence of one of the two queues.
+    fn sequence(&self, id: SequenceId) -> &Sequence {
+        &self.sequences[id]
     }
 
-    fn sequence_mut(&mut self, slot: Slot) -> &mut Sequence {
-        self.slots[slot.0].as_deref_mut().expect("a queued sequence")
+    fn sequence_mut(&mut self, id: SequenceId) -> &mut Sequence {
+        &mut self.sequences[id]
     }
 
     /// Takes a sequence out, with its pages.
-    pub(super) fn remove(&mut self, slot: Slot) {
-        let Some(mut sequence) = self.slots[slot.0].take() else { return };
+    pub(super) fn remove(&mut self, id: SequenceId) {
+        let Some(mut sequence) = self.sequences.remove(id) else { return };
         sequence.leave(&mut self.cache);
-        self.vacant.push(slot);
-        match self.running.iter().position(|running| *running == slot) {
+        match self.running.iter().position(|running| *running == id) {
             Some(at) => drop(self.running.remove(at)),
-            None => self.waiting.retain(|waiting| *waiting != slot),
+            None => self.waiting.retain(|waiting| *waiting != id),
         }
     }
 
@@ -217,28 +207,20 @@ impl Scheduler {
             self.unswept = 0;
             self.remove_where(closed);
         } else {
-            let gone: Vec<Slot> = self
-                .running
-                .iter()
-                .copied()
-                .filter(|slot| self.slots[slot.0].as_deref_mut().is_some_and(&mut closed))
-                .collect();
-            gone.into_iter().for_each(|slot| self.remove(slot));
+            let mut gone = self.running.clone();
+            gone.retain(|id| closed(&mut self.sequences[*id]));
+            gone.into_iter().for_each(|id| self.remove(id));
         }
         self.statistics.add_closed(&counted);
     }
 
     /// Takes out every sequence that `gone` says is to go.
     pub(super) fn remove_where(&mut self, mut gone: impl FnMut(&mut Sequence) -> bool) {
-        let Scheduler { slots, vacant, cache, running, waiting, .. } = self;
-        let mut stays = |slot: &Slot| {
-            let place = &mut slots[slot.0];
-            let leaves = place.as_deref_mut().is_none_or(&mut gone);
-            if leaves {
-                if let Some(mut sequence) = place.take() {
-                    sequence.leave(cache);
-                }
-                vacant.push(*slot);
+        let Scheduler { sequences, cache, running, waiting, .. } = self;
+        let mut stays = |id: &SequenceId| {
+            let leaves = gone(&mut sequences[*id]);
+            if leaves && let Some(mut sequence) = sequences.remove(*id) {
+                sequence.leave(cache);
             }
             !leaves
         };
@@ -249,11 +231,11 @@ impl Scheduler {
     /// Takes out the sequences whose time is up, each after `expire` was called with it. How many.
     pub(super) fn remove_late(&mut self, now: Instant, mut expire: impl FnMut(&mut Sequence)) -> u64 {
         let mut any = false;
-        while let Some(&Reverse((deadline, ticket, slot))) = self.deadlines.peek()
+        while let Some(&Reverse((deadline, id))) = self.deadlines.peek()
             && deadline <= now
         {
             self.deadlines.pop();
-            any |= is_live(&self.slots, slot, ticket);
+            any |= self.sequences.contains_key(id);
         }
         let mut late = 0;
         if any {
@@ -275,7 +257,7 @@ impl Scheduler {
     pub(super) fn speculates(&self) -> bool {
         self.speculation == Speculation::PromptLookup
             && 2 * self.running.len() <= VERIFIED_ROWS
-            && self.running.iter().any(|slot| self.sequence(*slot).may_draft())
+            && self.running.iter().any(|id| self.sequence(*id).may_draft())
     }
 
     /// Plans the next step. Pages for all rows of it are reserved.
@@ -285,12 +267,12 @@ impl Scheduler {
         let mut room = self.limits;
         let (mut decoding, mut computing) = (Vec::with_capacity(self.running.len()), Vec::new());
         let mut scores = false;
-        for &slot in &self.running {
-            let sequence = self.sequence(slot);
+        for &id in &self.running {
+            let sequence = self.sequence(id);
             match sequence.remaining() {
                 0 => {}
-                1 => decoding.push(slot),
-                _ => computing.push(slot),
+                1 => decoding.push(id),
+                _ => computing.push(id),
             }
             scores |= sequence.is_scoring();
         }
@@ -301,41 +283,41 @@ impl Scheduler {
         }
         if scores {
             // Those whose prompts are scored come first: their logits rows are then the first ones.
-            let Scheduler { parts, slots, .. } = self;
-            let scores = |part: &Part| slots[part.slot.0].as_ref().is_some_and(|sequence| sequence.is_scoring());
+            let Scheduler { parts, sequences, .. } = self;
+            let scores = |part: &Part| sequences[part.id].is_scoring();
             parts.sort_by_key(|part| !scores(part));
         }
         &self.parts
     }
 
-    fn plan_decoding(&mut self, decoding: Vec<Slot>, room: &mut StepLimits) {
+    fn plan_decoding(&mut self, decoding: Vec<SequenceId>, room: &mut StepLimits) {
         let speculates = self.speculates();
         let most_drafts = if speculates { (VERIFIED_ROWS / decoding.len().max(1)).saturating_sub(1) } else { 0 };
         let count = decoding.len();
-        for (index, slot) in decoding.into_iter().enumerate() {
+        for (index, id) in decoding.into_iter().enumerate() {
             if room.rows.min(room.logits_rows).min(room.sequences) == 0 {
                 break;
             }
-            if self.gave_way(slot) {
+            if self.gave_way(id) {
                 continue;
             }
             // Drafts take nothing from those that come after.
             let spare = room.rows.min(room.logits_rows).saturating_sub(count - index);
-            let drafted = self.draft_for(slot, most_drafts.min(spare));
-            let start = self.sequence(slot).computed();
-            let granted = self.make_room(slot, start + 1 + drafted, start + 1);
+            let drafted = self.draft_for(id, most_drafts.min(spare));
+            let start = self.sequence(id).computed();
+            let granted = self.make_room(id, start + 1 + drafted, start + 1);
             if let Some(end) = granted {
-                self.add(slot, start..end, end - start - 1, room);
+                self.add(id, start..end, end - start - 1, room);
             }
         }
     }
 
     /// How many tokens the sequence drafts, up to `most`; the tokens themselves stay with it.
-    fn draft_for(&mut self, slot: Slot, most: usize) -> usize {
+    fn draft_for(&mut self, id: SequenceId, most: usize) -> usize {
         if most == 0 {
             return 0;
         }
-        let sequence = self.sequence_mut(slot);
+        let sequence = self.sequence_mut(id);
         let most = most.min(sequence.most_drafts());
         if !sequence.takes_drafts() || sequence.drawing.is_some() || most == 0 {
             return 0;
@@ -346,17 +328,17 @@ impl Scheduler {
         drafted
     }
 
-    fn plan_prompts(&mut self, computing: Vec<Slot>, room: &mut StepLimits) {
-        for slot in computing {
-            if !self.gave_way(slot) {
-                self.plan_chunk(slot, room);
+    fn plan_prompts(&mut self, computing: Vec<SequenceId>, room: &mut StepLimits) {
+        for id in computing {
+            if !self.gave_way(id) {
+                self.plan_chunk(id, room);
             }
         }
     }
 
     /// Gives a sequence as many of its remaining rows as there is room for.
-    fn plan_chunk(&mut self, slot: Slot, room: &mut StepLimits) {
-        let sequence = self.sequence(slot);
+    fn plan_chunk(&mut self, id: SequenceId, room: &mut StepLimits) {
+        let sequence = self.sequence(id);
         let start = sequence.computed();
         let mut end = start + sequence.remaining().min(room.rows).min(room.prompt_rows);
         // What needs logits is a run of rows at the end.
@@ -365,37 +347,35 @@ impl Scheduler {
         if end == start || room.sequences == 0 {
             return;
         }
-        if let Some(end) = self.make_room(slot, end, start + 1) {
+        if let Some(end) = self.make_room(id, end, start + 1) {
             room.prompt_rows -= end - start;
-            self.add(slot, start..end, 0, room);
+            self.add(id, start..end, 0, room);
         }
     }
 
-    fn add(&mut self, slot: Slot, rows: Range<usize>, drafted: usize, room: &mut StepLimits) {
-        let sequence = self.sequence(slot);
-        let ticket = sequence.ticket;
+    fn add(&mut self, id: SequenceId, rows: Range<usize>, drafted: usize, room: &mut StepLimits) {
+        let sequence = self.sequence(id);
         room.logits_rows -= sequence.logits_positions(&rows).len();
         room.rows -= rows.len();
         room.sequences -= 1;
-        self.parts.push(Part { slot, ticket, rows, drafted });
+        self.parts.push(Part { id, rows, drafted });
     }
 
     /// Was it preempted for an older one since this step's planning began?
-    fn gave_way(&self, slot: Slot) -> bool {
-        self.preempted && !self.running.contains(&slot)
+    fn gave_way(&self, id: SequenceId) -> bool {
+        self.preempted && !self.running.contains(&id)
     }
 
     /// Reserves pages for the sequence's positions up to `end`, or at least up to `least`, and says how far it went.
     /// Frees what the window hides, and preempts younger ones where pages are short; none where it had to give way
     /// itself.
-    fn make_room(&mut self, slot: Slot, end: usize, least: usize) -> Option<usize> {
-        let Scheduler { slots, cache, .. } = self;
-        let sequence = slots[slot.0].as_deref_mut()?;
+    fn make_room(&mut self, id: SequenceId, end: usize, least: usize) -> Option<usize> {
+        let sequence = self.sequences.get_mut(id)?;
         // Positions fit u32.
-        sequence.blocks.evict(sequence.computed() as u32, cache);
+        sequence.blocks.evict(sequence.computed() as u32, &mut self.cache);
         loop {
-            let Scheduler { slots, cache, running, .. } = &mut *self;
-            let sequence = slots[slot.0].as_deref_mut()?;
+            let Scheduler { sequences, cache, running, .. } = &mut *self;
+            let sequence = sequences.get_mut(id)?;
             let most = sequence.blocks.max_end(cache) as usize;
             if most >= least {
                 let end = end.min(most);
@@ -403,37 +383,36 @@ impl Scheduler {
             }
             let youngest = running.last().copied()?;
             self.preempt(youngest);
-            if youngest == slot {
+            if youngest == id {
                 return None;
             }
         }
     }
 
     /// Takes a running sequence's pages and sends it back to the head of the queue.
-    fn preempt(&mut self, slot: Slot) {
+    fn preempt(&mut self, id: SequenceId) {
         self.preempted = true;
         self.statistics.preemptions += 1;
-        self.parts.retain(|part| part.slot != slot);
-        self.running.retain(|running| *running != slot);
-        let Scheduler { slots, cache, .. } = self;
-        if let Some(sequence) = slots[slot.0].as_deref_mut() {
-            sequence.leave(cache);
+        self.parts.retain(|part| part.id != id);
+        self.running.retain(|running| *running != id);
+        if let Some(sequence) = self.sequences.get_mut(id) {
+            sequence.leave(&mut self.cache);
         }
-        self.waiting.push_front(slot);
+        self.waiting.push_front(id);
     }
 
     /// Lets waiting sequences in, in their order. Is the prompt of one of them scored?
     fn admit(&mut self, room: &mut StepLimits) -> bool {
         let (mut at, mut scores) = (0, false);
         while room.rows.min(room.prompt_rows).min(room.sequences) > 0 && self.running.len() < self.limits.sequences {
-            let Some(&slot) = self.waiting.get(at) else { break };
-            let sequence = self.sequence(slot);
+            let Some(&id) = self.waiting.get(at) else { break };
+            let sequence = self.sequence(id);
             if sequence.output.is_closed() {
                 let mut counted = Statistics::default();
                 counted.count_closed(sequence);
                 self.statistics.add_closed(&counted);
                 self.waiting.remove(at);
-                self.remove(slot);
+                self.remove(id);
                 continue;
             }
             if sequence.drawing.is_some() || self.waits_for_leader(sequence) {
@@ -444,15 +423,15 @@ impl Scheduler {
                 }
                 continue;
             }
-            if sequence.is_scoring() && room.logits_rows == 0 || !self.enter(slot) {
+            if sequence.is_scoring() && room.logits_rows == 0 || !self.enter(id) {
                 break;
             }
             self.waiting.remove(at);
-            scores |= self.sequence(slot).is_scoring();
-            let ticket = self.sequence(slot).ticket;
-            let place = self.running.partition_point(|running| self.sequence(*running).ticket < ticket);
-            self.running.insert(place, slot);
-            self.plan_chunk(slot, room);
+            scores |= self.sequence(id).is_scoring();
+            let arrival = self.sequence(id).arrival;
+            let place = self.running.partition_point(|running| self.sequence(*running).arrival < arrival);
+            self.running.insert(place, id);
+            self.plan_chunk(id, room);
             if self.preempted {
                 break;
             }
@@ -462,19 +441,19 @@ impl Scheduler {
 
     /// Does its leader still compute the prompt that it will find in the cache, or report on it, which comes first?
     fn waits_for_leader(&self, sequence: &Sequence) -> bool {
-        let Some((slot, ticket)) = sequence.leader else { return false };
+        let Some(leader) = sequence.leader else { return false };
         let waits = |leader: &Sequence| leader.is_scoring() || self.cache.keeps_prefixes() && !leader.has_prompt();
-        self.get(slot, ticket).is_some_and(waits)
+        self.get(leader).is_some_and(waits)
     }
 
     /// Takes what the cache has of the sequence's beginning; false, and nothing taken, where there are not enough pages
     /// for the rest.
-    fn enter(&mut self, slot: Slot) -> bool {
-        let Scheduler { slots, cache, blocked, running, statistics, .. } = self;
-        let Some(sequence) = slots[slot.0].as_deref_mut() else { return false };
+    fn enter(&mut self, id: SequenceId) -> bool {
+        let Scheduler { sequences, cache, blocked, running, statistics, .. } = self;
+        let sequence = &mut sequences[id];
         if let Some(blocked) = blocked
             && !running.is_empty()
-            && blocked.ticket == sequence.ticket
+            && blocked.id == id
             && cache.pools()[blocked.group].available() <= blocked.available
             && blocked.steps < STEPS_TO_RETRY
         {
@@ -485,7 +464,7 @@ impl Scheduler {
         if let Some(group) = short_group(sequence, cache, running.is_empty()) {
             sequence.leave(cache);
             let available = cache.pools()[group].available();
-            *blocked = Some(Blocked { ticket: sequence.ticket, group, available, steps: 0 });
+            *blocked = Some(Blocked { id, group, available, steps: 0 });
             return false;
         }
         *blocked = None;
@@ -497,8 +476,8 @@ impl Scheduler {
     }
 
     /// A queued sequence's block tables.
-    pub(super) fn tables(&self, slot: Slot) -> &[BlockTable] {
-        self.sequence(slot).blocks.as_slice()
+    pub(super) fn tables(&self, id: SequenceId) -> &[BlockTable] {
+        self.sequence(id).blocks.as_slice()
     }
 
     /// The parts of the step planned last.
@@ -528,11 +507,6 @@ fn short_group(sequence: &Sequence, cache: &PageCache, is_alone: bool) -> Option
         let spare = if is_alone { 0 } else { (pool.pages() / 64).max(1) };
         pool.available() < needed + spare
     })
-}
-
-/// Is the sequence at a slot still the one with this ticket?
-fn is_live(slots: &[Option<Box<Sequence>>], slot: Slot, ticket: Ticket) -> bool {
-    slots[slot.0].as_deref().is_some_and(|sequence| sequence.ticket == ticket)
 }
 
 #[cfg(test)]

@@ -13,11 +13,7 @@ use super::draft::PromptLookup;
 use super::generation::Reply;
 use super::output::{Output, Verdict};
 use super::request::Request;
-use super::scheduler::Slot;
-
-/// The order in which sequences came: who has a lower one is older, and gives way last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Ticket(pub(super) u64);
+use super::scheduler::SequenceId;
 
 /// A sample's state between steps.
 ///
@@ -26,9 +22,10 @@ pub(super) struct Ticket(pub(super) u64);
 #[derive(Debug)]
 pub(super) struct Sequence {
     pub(super) request: Arc<Request>,
-    pub(super) ticket: Ticket,
+    /// How many came before it. The one that came last is preempted first.
+    pub(super) arrival: u64,
     /// The first sample of the same request: its prompt is computed once, for all.
-    pub(super) leader: Option<(Slot, Ticket)>,
+    pub(super) leader: Option<SequenceId>,
     /// Prompt and output.
     tokens: Vec<TokenId>,
     /// Positions whose keys and values are in the cache, or will be once the work that was given to the backend is
@@ -64,7 +61,7 @@ impl Sequence {
         params.seed = params.seed.wrapping_add(u64::from(sample));
         let history = params.has_penalties().then(|| TokenHistory::new(limits.spec.vocab_size, &request.prompt));
         Sequence {
-            ticket: Ticket(0),
+            arrival: 0,
             leader: None,
             tokens: request.prompt.clone(),
             computed: 0,

@@ -7,8 +7,7 @@ use crate::backend::{Backend, BackendError, Batch, SequenceRows, Token};
 use crate::text::TokenId;
 
 use super::draft::PromptLookup;
-use super::scheduler::{Part, Scheduler, Slot};
-use super::sequence::Ticket;
+use super::scheduler::{Part, Scheduler, SequenceId};
 
 /// The arrays of a step. Their memory is kept from step to step.
 #[derive(Debug, Default)]
@@ -21,8 +20,7 @@ pub(super) struct Step {
 /// One sequence's part of a step, and what is wanted of it.
 #[derive(Debug)]
 pub(super) struct StepPart {
-    pub slot: Slot,
-    pub ticket: Ticket,
+    pub id: SequenceId,
     /// Positions.
     pub positions: Range<usize>,
     pub drafted: usize,
@@ -42,8 +40,8 @@ impl Step {
         self.parts.clear();
         let now = Instant::now();
         for index in 0..scheduler.parts().len() {
-            let Part { slot, ticket, rows, drafted } = scheduler.parts()[index].clone();
-            let Some(sequence) = scheduler.get_mut(slot, ticket) else { continue };
+            let Part { id, rows, drafted } = scheduler.parts()[index].clone();
+            let Some(sequence) = scheduler.get_mut(id) else { continue };
             sequence.output.start(now);
             let first_row = self.tokens.len();
             let known = sequence.tokens();
@@ -63,8 +61,7 @@ impl Step {
             let first = self.logits_rows.len();
             self.logits_rows.extend(wanted.map(|position| first_row + position - rows.start));
             self.parts.push(StepPart {
-                slot,
-                ticket,
+                id,
                 drafted,
                 logits: first..self.logits_rows.len(),
                 draws: sequence.draws_after(&rows),
@@ -89,7 +86,7 @@ impl Step {
                 let rows = first_row..first_row + part.positions.len();
                 first_row = rows.end;
                 // Positions fit u32.
-                SequenceRows { rows, start: part.positions.start as u32, tables: scheduler.tables(part.slot) }
+                SequenceRows { rows, start: part.positions.start as u32, tables: scheduler.tables(part.id) }
             })
             .collect();
         backend.forward(&Batch { tokens: &self.tokens, sequences: &sequences, logits_rows: &self.logits_rows })

@@ -14,8 +14,8 @@ use crate::text::TokenId;
 use super::event::Failure;
 use super::generation::Replies;
 use super::output::Verdict;
-use super::scheduler::{Scheduler, Slot};
-use super::sequence::{Sequence, Ticket};
+use super::scheduler::{Scheduler, SequenceId};
+use super::sequence::Sequence;
 use super::statistics::{Board, Statistics};
 use super::step::Step;
 
@@ -46,8 +46,7 @@ pub(super) struct Worker {
 /// Tokens that are being drawn for one sequence: the next one, and one after each draft.
 #[derive(Debug)]
 struct Draw {
-    slot: Slot,
-    ticket: Ticket,
+    id: SequenceId,
     drafted: usize,
 }
 
@@ -149,7 +148,7 @@ impl Worker {
         self.step.run(&mut *self.backend, &self.scheduler)?;
         self.scheduler.statistics.steps += 1;
         for part in &self.step.parts {
-            self.scheduler.given(part.slot, part.ticket, part.positions.clone(), part.drafted);
+            self.scheduler.given(part.id, part.positions.clone(), part.drafted);
         }
         self.finish_draws();
         self.score_prompts()?;
@@ -178,7 +177,7 @@ impl Worker {
     fn score_prompts(&mut self) -> Result<(), BackendError> {
         let (mut targets, mut most): (Vec<Option<TokenId>>, usize) = (Vec::new(), 0);
         for part in self.step.parts.iter().filter(|part| part.scores > 0) {
-            let Some(sequence) = self.scheduler.get_mut(part.slot, part.ticket) else { continue };
+            let Some(sequence) = self.scheduler.get_mut(part.id) else { continue };
             // Those that score come first, so the logits rows before are all of their like.
             targets.resize(part.logits.start, None);
             targets.extend(sequence.targets(&part.positions));
@@ -187,7 +186,7 @@ impl Worker {
         if !targets.is_empty() {
             let mut found: Vec<_> = self.backend.logprobs(&targets, most)?.into_iter().map(Some).collect();
             for part in self.step.parts.iter().filter(|part| part.scores > 0) {
-                let Some(sequence) = self.scheduler.get_mut(part.slot, part.ticket) else { continue };
+                let Some(sequence) = self.scheduler.get_mut(part.id) else { continue };
                 let first = part.positions.end - part.scores;
                 let of_part = found.get_mut(part.logits.start..part.logits.start + part.scores).unwrap_or_default();
                 let rows: Result<Vec<TokenLogprobs>, Failure> = (first..)
@@ -203,18 +202,18 @@ impl Worker {
                     Err(failure) => {
                         sequence.output.fail(failure);
                         self.scheduler.statistics.failed += 1;
-                        self.scheduler.remove(part.slot);
+                        self.scheduler.remove(part.id);
                     }
                 }
             }
         }
         let now = Instant::now();
         for part in self.step.parts.iter().filter(|part| !part.draws) {
-            let Some(sequence) = self.scheduler.get_mut(part.slot, part.ticket) else { continue };
+            let Some(sequence) = self.scheduler.get_mut(part.id) else { continue };
             if sequence.request.max_tokens == 0 && sequence.has_prompt() {
                 sequence.output.prompt_done(now);
                 self.scheduler.statistics.finished += 1;
-                self.scheduler.remove(part.slot);
+                self.scheduler.remove(part.id);
             }
         }
         Ok(())
@@ -226,12 +225,12 @@ impl Worker {
         self.draws.clear();
         let mut places = Vec::with_capacity(self.step.parts.len());
         for part in self.step.parts.iter().filter(|part| part.draws) {
-            let Some(sequence) = self.scheduler.get(part.slot, part.ticket) else { continue };
+            let Some(sequence) = self.scheduler.get(part.id) else { continue };
             places.push(rows.len() as u32);
             for ahead in 0..=part.drafted {
                 rows.push(sequence.sample_row(part.logits.end - 1 - part.drafted + ahead, ahead));
             }
-            self.draws.push(Draw { slot: part.slot, ticket: part.ticket, drafted: part.drafted });
+            self.draws.push(Draw { id: part.id, drafted: part.drafted });
         }
         if rows.is_empty() {
             return Ok(());
@@ -239,7 +238,7 @@ impl Worker {
         self.backend.start_sampling(&rows)?;
         drop(rows);
         for (draw, place) in self.draws.iter().zip(places) {
-            if let Some(sequence) = self.scheduler.get_mut(draw.slot, draw.ticket) {
+            if let Some(sequence) = self.scheduler.get_mut(draw.id) {
                 sequence.drawing = Some(place);
             }
         }
@@ -268,7 +267,7 @@ impl Worker {
                     self.scheduler.sweep_closed();
                 }
             }
-            Err(error) => self.fail(draws.iter().map(|draw| (draw.slot, draw.ticket)), error),
+            Err(error) => self.fail(draws.iter().map(|draw| draw.id), error),
         }
         self.draws = draws;
         self.draws.clear();
@@ -284,7 +283,7 @@ impl Worker {
         mut found: impl Iterator<Item = Result<Sampled, SampleError>>,
         now: Instant,
     ) -> bool {
-        let Some(sequence) = self.scheduler.get_mut(draw.slot, draw.ticket) else {
+        let Some(sequence) = self.scheduler.get_mut(draw.id) else {
             found.for_each(drop);
             return false;
         };
@@ -329,15 +328,15 @@ impl Worker {
             statistics.accepted_tokens += accepted as u64;
         }
         match outcome {
-            Outcome::GoesOn if draw.drafted > 0 => self.scheduler.advance(draw.slot, draw.ticket, computed),
+            Outcome::GoesOn if draw.drafted > 0 => self.scheduler.advance(draw.id, computed),
             Outcome::GoesOn => {}
             Outcome::Ended => {
                 statistics.finished += 1;
-                self.scheduler.remove(draw.slot);
+                self.scheduler.remove(draw.id);
             }
             Outcome::Failed => {
                 statistics.failed += 1;
-                self.scheduler.remove(draw.slot);
+                self.scheduler.remove(draw.id);
             }
         }
         outcome == Outcome::Failed
@@ -348,16 +347,16 @@ impl Worker {
     fn fail_step(&mut self, error: BackendError) {
         self.finish_draws();
         let parts = std::mem::take(&mut self.step.parts);
-        self.fail(parts.iter().map(|part| (part.slot, part.ticket)), error);
+        self.fail(parts.iter().map(|part| part.id), error);
     }
 
-    fn fail(&mut self, sequences: impl Iterator<Item = (Slot, Ticket)>, error: BackendError) {
+    fn fail(&mut self, sequences: impl Iterator<Item = SequenceId>, error: BackendError) {
         let error = Arc::new(error);
-        for (slot, ticket) in sequences {
-            if let Some(sequence) = self.scheduler.get_mut(slot, ticket) {
+        for id in sequences {
+            if let Some(sequence) = self.scheduler.get_mut(id) {
                 sequence.output.fail(Failure::Backend(error.clone()));
                 self.scheduler.statistics.failed += 1;
-                self.scheduler.remove(slot);
+                self.scheduler.remove(id);
             }
         }
         // What the device was to write into them may not be there.

@@ -49,8 +49,7 @@ fn asked() -> impl Strategy<Value = Asked> {
 
 /// A draw under way: whose, and how many drafts come before it.
 struct Draw {
-    slot: Slot,
-    ticket: Ticket,
+    id: SequenceId,
     drafted: usize,
 }
 
@@ -62,14 +61,14 @@ fn sampled(token: u32) -> Sampled {
 fn check(scheduler: &Scheduler, limits: StepLimits, draws: &[Draw]) -> Result<(), TestCaseError> {
     let (mut rows, mut logits) = (0, 0);
     for part in scheduler.parts() {
-        let sequence = scheduler.get(part.slot, part.ticket).expect("a live sequence");
+        let sequence = scheduler.get(part.id).expect("a live sequence");
         let wanted = sequence.logits_positions(&part.rows);
         rows += part.rows.len();
         logits += wanted.len();
         prop_assert!(!part.rows.is_empty() && part.rows.start == sequence.computed());
         prop_assert!(part.drafted == 0 || sequence.drawing.is_none() && !sequence.is_scoring());
         // Nobody goes on from drafts that are not verified.
-        prop_assert!(draws.iter().all(|draw| draw.ticket != part.ticket || draw.drafted == 0));
+        prop_assert!(draws.iter().all(|draw| draw.id != part.id || draw.drafted == 0));
         let targets = sequence.targets(&part.rows).len();
         prop_assert!(targets == 0 || targets == wanted.len());
         prop_assert!(
@@ -90,7 +89,7 @@ fn check(scheduler: &Scheduler, limits: StepLimits, draws: &[Draw]) -> Result<()
     let scores: Vec<bool> = scheduler
         .parts()
         .iter()
-        .map(|part| scheduler.get(part.slot, part.ticket).is_some_and(|sequence| sequence.is_scoring()))
+        .map(|part| scheduler.get(part.id).is_some_and(|sequence| sequence.is_scoring()))
         .collect();
     prop_assert!(scores.is_sorted_by_key(|scores| !scores), "those that score come first");
     Ok(())
@@ -175,8 +174,8 @@ proptest! {
             // As the worker does: tokens that are being drawn are waited for where they have to be known.
             let waited = !draws.is_empty();
             let finish = |scheduler: &mut Scheduler, draws: &mut Vec<Draw>, luck: &mut dyn Iterator<Item = u32>| {
-                for Draw { slot, ticket, drafted } in draws.drain(..) {
-                    let Some(sequence) = scheduler.get_mut(slot, ticket) else { continue };
+                for Draw { id, drafted } in draws.drain(..) {
+                    let Some(sequence) = scheduler.get_mut(id) else { continue };
                     sequence.drawing = None;
                     // Some drafts are right.
                     let right = (luck.next().unwrap_or(0) as usize).min(drafted);
@@ -189,9 +188,9 @@ proptest! {
                     }
                     let computed = sequence.tokens().len() - 1;
                     if verdict == Verdict::Ended {
-                        scheduler.remove(slot);
+                        scheduler.remove(id);
                     } else if drafted > 0 {
-                        scheduler.advance(slot, ticket, computed);
+                        scheduler.advance(id, computed);
                     }
                 }
             };
@@ -207,24 +206,24 @@ proptest! {
             let parts = scheduler.parts().to_vec();
             let draws_after: Vec<bool> = parts
                 .iter()
-                .map(|part| scheduler.get(part.slot, part.ticket).is_some_and(|s| s.draws_after(&part.rows)))
+                .map(|part| scheduler.get(part.id).is_some_and(|s| s.draws_after(&part.rows)))
                 .collect();
             for part in &parts {
-                scheduler.given(part.slot, part.ticket, part.rows.clone(), part.drafted);
+                scheduler.given(part.id, part.rows.clone(), part.drafted);
             }
             finish(&mut scheduler, &mut draws, &mut luck);
             for (part, draws_after) in parts.iter().zip(draws_after) {
-                let Some(sequence) = scheduler.get_mut(part.slot, part.ticket) else { continue };
+                let Some(sequence) = scheduler.get_mut(part.id) else { continue };
                 let targets = sequence.targets(&part.rows).len();
                 if targets > 0 {
                     sequence.report_prompt(vec![TokenLogprobs { target: None, top: Vec::new() }; targets]);
                 }
                 if draws_after {
                     sequence.drawing = Some(draws.len() as u32);
-                    draws.push(Draw { slot: part.slot, ticket: part.ticket, drafted: part.drafted });
+                    draws.push(Draw { id: part.id, drafted: part.drafted });
                 } else if sequence.request.max_tokens == 0 && sequence.has_prompt() && !sequence.is_scoring() {
                     sequence.output.prompt_done(Instant::now());
-                    scheduler.remove(part.slot);
+                    scheduler.remove(part.id);
                 }
             }
         }
