@@ -76,14 +76,7 @@ DEVICE void attention_prefill(const T* queries, const Cache<T>& cache, T* out, c
         return ((row * cache.kv_heads + kv_head) * group + p % group) * kHeadDim;
     };
 
-    constexpr uint32_t kStep = kThreads / Layout::kChunks;
-#pragma unroll 4
-    for (uint32_t p = threadIdx.x / Layout::kChunks; p < kQueries; p += kStep) {
-        const uint32_t chunk = threadIdx.x % Layout::kChunks;
-        const bool is_query = p < rows * group;
-        const T* const source = queries + element(is_query ? p : 0) + chunk * kVector;
-        copy_async_16(query_tile + Layout::offset(p, chunk), source, is_query ? 16 : 0);
-    }
+    copy_queries<kHeadDim, kThreads, kQueries>(query_tile, queries, rows * group, element);
     WarpPages pages = look_up(cache, sequence.table, visible, first_tile * (kKeys / kUnit), 1);
     const auto copy = [&](const T* source, uint32_t tile, uint32_t buffer) {
         if (tile < end_tile) {

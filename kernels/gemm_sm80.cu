@@ -2,6 +2,7 @@
 // Many rows of activations times a weight matrix: prefill and large batches, on the tensor cores by mma.sync.
 #include "common/epilogue.cuh"
 #include "common/multiply_add.cuh"
+#include "common/tile_order.cuh"
 #include "common/vector.cuh"
 #include "ptx/ptx.cuh"
 
@@ -86,8 +87,7 @@ DEVICE void transpose_quad(uint32_t (&words)[4], uint32_t t) {
 // Order of the sum: k ascending, 16 at a time, in one accumulator, whatever the tile: a row has the same bits with any
 // rows beside it and in every tile shape.
 //
-// Order of the tiles: blocks go down `group` rows of tiles, then to the next column of tiles, so that those that run
-// together share rows and columns in L2; the launcher picks `group` by how many run together.
+// Order of the tiles: common/tile_order.cuh; the launcher picks `group` by how many blocks run together.
 //
 // End: a quad of lanes holds 8 columns of a row, 4 bytes each lane; four such meet by shuffles, and each lane stores
 // (and reads the residual) 16 bytes, 64 consecutive ones a quad. f32 is stored 8 bytes a lane, 32 a quad. The small
@@ -120,10 +120,8 @@ DEVICE void gemm(const T* x, const T* weights, const typename Epilogue::template
 
     const uint32_t down = (rows + Tile::kRows - 1) / Tile::kRows;
     const uint32_t across = (columns + Tile::kColumns - 1) / Tile::kColumns;
-    const uint32_t first_down = blockIdx.x / (group * across) * group, in_group = blockIdx.x % (group * across);
-    const uint32_t group_rows = min(group, down - first_down);
-    const uint32_t first_row = (first_down + in_group % group_rows) * Tile::kRows;
-    const uint32_t first_column = in_group / group_rows * Tile::kColumns;
+    const TileIndex own = tile_index(blockIdx.x, down, across, group);
+    const uint32_t first_row = own.down * Tile::kRows, first_column = own.across * Tile::kColumns;
 
     // Copies. A thread has one chunk of every kRowsAtOnce-th row. Rows and k past the end are filled with zeros, and
     // not read.

@@ -2,6 +2,7 @@
 // Many rows of activations times a weight matrix on Hopper: prefill and large batches, on the tensor cores by wgmma.
 #include "common/epilogue.cuh"
 #include "common/multiply_add.cuh"
+#include "common/tile_order.cuh"
 #include "common/ring.cuh"
 #include "common/vector.cuh"
 #include "ptx/ptx.cuh"
@@ -133,10 +134,8 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
         uint32_t row, column;
     };
     const auto place_of = [&](uint32_t tile) {
-        const uint32_t first_down = tile / (group * across) * group, in_group = tile % (group * across);
-        const uint32_t group_rows = min(group, down - first_down);
-        const uint32_t row = first_down + in_group % group_rows;
-        return Place{(row * cluster + rank) * kRows, in_group / group_rows * Tile::kColumns};
+        const TileIndex index = tile_index(tile, down, across, group);
+        return Place{(index.down * cluster + rank) * kRows, index.across * Tile::kColumns};
     };
 
     if (threadIdx.x < kGroupThreads) {

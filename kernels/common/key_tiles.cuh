@@ -1,8 +1,23 @@
-// Tiles of keys, or of values, on their way from the paged cache to shared memory, as attention.cuh or wgmma reads them;
-// and the rows that see none of some keys.
+// Tiles of queries, and of keys or values of the paged cache, on their way to shared memory, as attention.cuh or wgmma reads
+// them; and the rows that see none of some keys.
 #pragma once
 #include "common/attention.cuh"
 #include "common/pages.cuh"
+
+// Starts to copy kQueries queries to shared memory, by a block of kThreads: query p from element `element(p)` of `queries` on,
+// and zeros from query `count` on.
+template <uint32_t kHeadDim, uint32_t kThreads, uint32_t kQueries, class T, class ElementOf>
+DEVICE void copy_queries(uint32_t destination, const T* queries, uint32_t count, const ElementOf& element) {
+    using Layout = TileLayout<kHeadDim>;
+    constexpr uint32_t kStep = kThreads / Layout::kChunks;
+    const uint32_t chunk = threadIdx.x % Layout::kChunks;
+#pragma unroll 4
+    for (uint32_t p = threadIdx.x / Layout::kChunks; p < kQueries; p += kStep) {
+        const bool is_query = p < count;
+        const T* const source = queries + element(is_query ? p : 0) + chunk * kVector;
+        copy_async_16(destination + Layout::offset(p, chunk), source, is_query ? 16 : 0);
+    }
+}
 
 // Starts to copy rows `tile` kKeys .. of keys or values to shared memory, by a block of kThreads. Rows outside of
 // `visible` become zeros and are not read: their slots may hold anything, and a weight of 0 times NaN is NaN. `pages`
