@@ -1,9 +1,8 @@
 //! Where each weight lies in device memory: pure arithmetic on a [`ModelSpec`], no device.
 //!
 //! All weights share one allocation, the arena, of bytes. [`Layout`] says where in it each matrix and vector starts, in
-//! which [`WeightFormat`] it is kept, how it is padded, and which rows of which checkpoint tensors it is made of; the
-//! memory plan prints
-//! [`Layout::bytes`], and as much is allocated.
+//! which [`WeightFormat`] it is kept, how it is padded, and which rows of which checkpoint tensors it is made of. The
+//! memory plan prints [`Layout::bytes`], and as much is allocated.
 //!
 //! * Rows and columns are padded with zeros to a multiple of [`PADDING`], so that every row starts at 16 bytes and
 //!   every product has a depth and a width that the kernels take. Padding of one layer meets padding of the next: a

@@ -1,7 +1,10 @@
 //! What is measured: every kernel at the shapes that the published models give it. Pure arithmetic, no device.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
+use crate::backend::Arithmetic;
 use crate::backend::cuda::Properties;
 use crate::backend::cuda::Work;
 use crate::backend::cuda::kernels::BiasTerm;
@@ -15,7 +18,9 @@ use crate::backend::cuda::kernels::norm::{Addition, NormForm, NormShape};
 use crate::backend::cuda::kernels::paged::{Heads, Sequence};
 use crate::backend::cuda::kernels::product::{Epilogue, Path, ProductShape, QkvShape};
 use crate::backend::cuda::kernels::sample::{LogprobsRow, LogprobsShape, RowParams, SampleShape};
-use crate::backend::cuda::layout::padded;
+use crate::backend::cuda::layout::{LinearLayout, padded};
+use crate::backend::cuda::model::account::Part;
+use crate::backend::cuda::model::{How, Op, row_launches};
 use crate::model::ModelSpec;
 use crate::sampling::SamplingParams;
 use crate::text::TokenId;
@@ -43,8 +48,8 @@ pub enum What {
     Norm(NormShape, NormForm),
     /// Queries, keys and values, rotated and written to the cache.
     Qkv(QkvShape, BiasTerm),
-    /// A matrix of a layer.
-    Product(Part, ProductShape, BiasTerm),
+    /// A matrix of a layer, and what follows its sums.
+    Product(Part, Epilogue, ProductShape, BiasTerm),
     /// The MLP's way in with the norm ahead of it, in one launch.
     NormedProduct(NormShape, NormForm, ProductShape, BiasTerm),
     /// Logits.
@@ -101,36 +106,6 @@ pub enum What {
     },
 }
 
-/// Which matrix of a layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// Attention's way out.
-    AttentionOut,
-    /// The MLP's way in.
-    MlpIn,
-    /// The MLP's way out.
-    MlpOut,
-}
-
-impl Part {
-    /// As the account of a step calls it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Part::AttentionOut => "attention_out",
-            Part::MlpIn => "mlp_in",
-            Part::MlpOut => "mlp_out",
-        }
-    }
-
-    /// What follows its sums.
-    pub fn epilogue(self) -> Epilogue {
-        match self {
-            Part::AttentionOut | Part::MlpOut => Epilogue::BiasResidual,
-            Part::MlpIn => Epilogue::BiasGelu,
-        }
-    }
-}
-
 /// How a token is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
@@ -169,6 +144,8 @@ pub(super) fn logprobs_rows(rows: usize, vocabulary: usize) -> Vec<LogprobsRow> 
 
 /// Numbers of rows of products: decoding alone, in batches, and prompts.
 const ROWS: [usize; 12] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048, 8192];
+/// With a norm ahead of a product in one launch where that is possible, and in two.
+const ARITHMETICS: [Arithmetic; 2] = [Arithmetic::Fastest, Arithmetic::BatchInvariant];
 /// Rows of what is bound by launching or by bytes whatever the number.
 const FEW_ROWS: [usize; 4] = [1, 16, 256, 2048];
 /// Rows with logits.
@@ -179,45 +156,58 @@ const DECODES: [(usize, usize); 9] =
 /// Lengths of prompts.
 const LENGTHS: [usize; 5] = [512, 2048, 4096, 8192, 16_384];
 
+impl What {
+    /// Every launch of the network's steps beside attention, at numbers of rows. Norms stand alone and, where a kernel has
+    /// both, with the product behind them.
+    fn of_rows(spec: &ModelSpec, device: &Properties) -> Vec<What> {
+        // By the part of the network, as a step has them.
+        let mut found: BTreeMap<(Part, bool), Vec<What>> = BTreeMap::new();
+        for (rows, arithmetic) in ROWS.into_iter().flat_map(|rows| ARITHMETICS.map(|arithmetic| (rows, arithmetic))) {
+            let logits_rows = if LOGITS_ROWS.contains(&rows) { rows } else { 0 };
+            for launch in row_launches(spec, device, arithmetic, PAGE_SIZE, rows, logits_rows) {
+                let Some(what) = What::of(launch.part, &launch.op) else { continue };
+                // One norm kernel serves all of them.
+                let part = if matches!(what, What::Norm(..)) { Part::AttentionNorm } else { launch.part };
+                let of_part = found.entry((part, matches!(what, What::NormedProduct(..)))).or_default();
+                if !of_part.contains(&what) {
+                    of_part.push(what);
+                }
+            }
+        }
+        found.into_values().flatten().collect()
+    }
+
+    /// A launch, where it is one that is measured.
+    fn of(part: Part, op: &Op) -> Option<What> {
+        let bias = |weights: &LinearLayout| if weights.bias.is_some() { BiasTerm::Present } else { BiasTerm::Absent };
+        let few = |rows: usize, what: What| FEW_ROWS.contains(&rows).then_some(what);
+        match *op {
+            Op::Embed { shape, .. } => few(shape.rows, What::Embed(shape)),
+            Op::Norm { norm, .. } => few(norm.shape.rows, What::Norm(norm.shape, norm.form)),
+            Op::Qkv { weights, shape, how: How::Path(_) } => Some(What::Qkv(shape, bias(&weights))),
+            Op::Up { weights, shape, how: How::Path(_) } => {
+                Some(What::Product(part, Epilogue::BiasGelu, shape, bias(&weights)))
+            }
+            Op::Up { weights, shape, how: How::Normed(norm) } => {
+                Some(What::NormedProduct(norm.shape, norm.form, shape, bias(&weights)))
+            }
+            Op::AddProjection { weights, shape, .. } => {
+                Some(What::Product(part, Epilogue::BiasResidual, shape, bias(&weights)))
+            }
+            Op::Head { shape, how: How::Path(_), .. } => Some(What::Head(shape)),
+            // Of the kernels with a norm ahead the MLP's stands for all.
+            Op::Qkv { how: How::Normed(_), .. } | Op::Head { how: How::Normed(_), .. } => None,
+            Op::Decode(_) | Op::Prefill(_) | Op::Ordered(_) => None,
+        }
+    }
+}
+
 impl Case {
     /// Every kernel at the shapes of `spec`, which is called `model`.
     pub fn all(model: &str, spec: &ModelSpec, device: &Properties) -> Vec<Case> {
         let window = spec.window().map(|window| window.get() as usize);
         let heads = Heads { query: spec.heads, kv: spec.kv_heads, dim: spec.head_dim };
-        let (hidden, inner, vocab) =
-            (padded(spec.hidden_size), padded(spec.intermediate_size()), padded(spec.vocab_size));
-        // All layers have one shape.
-        let has_bias = spec.layers.first().is_some_and(|layer| layer.attention.query.bias.is_some());
-        let bias = if has_bias { BiasTerm::Present } else { BiasTerm::Absent };
-        let epsilon = spec.final_norm.eps;
-        let mut all = Vec::new();
-        for rows in FEW_ROWS {
-            all.push(What::Embed(EmbedShape { rows, vocabulary: vocab, width: hidden }));
-        }
-        for rows in FEW_ROWS {
-            let shape = NormShape { rows, width: spec.hidden_size, epsilon };
-            all.push(What::Norm(shape, NormForm::Layer));
-        }
-        for rows in ROWS {
-            let (heads, kv_heads, head_dim) = (spec.heads, spec.kv_heads, spec.head_dim);
-            let shape = QkvShape { rows, depth: hidden, heads, kv_heads, head_dim, page_size: PAGE_SIZE };
-            all.push(What::Qkv(shape, bias));
-        }
-        for (part, columns, depth) in
-            [(Part::AttentionOut, hidden, heads.width()), (Part::MlpIn, inner, hidden), (Part::MlpOut, hidden, inner)]
-        {
-            for rows in ROWS {
-                all.push(What::Product(part, ProductShape { rows, columns, depth }, bias));
-            }
-        }
-        for rows in 1..=gemv_normed::MOST_ROWS {
-            let norm = NormShape { rows, width: spec.hidden_size, epsilon };
-            let product = ProductShape { rows, columns: inner, depth: hidden };
-            all.push(What::NormedProduct(norm, NormForm::Layer, product, bias));
-        }
-        for rows in LOGITS_ROWS {
-            all.push(What::Head(ProductShape { rows, columns: vocab, depth: hidden }));
-        }
+        let mut all = What::of_rows(spec, device);
         for (batch, context) in DECODES {
             let positions = spec.max_positions.max(context);
             let shape = |form| {
@@ -284,7 +274,7 @@ impl Case {
             What::Embed(_) => "embed".to_owned(),
             What::Norm(..) => "norm".to_owned(),
             What::Qkv(shape, _) => format!("{} qkv", product(shape.rows)),
-            What::Product(part, shape, _) => format!("{} {}", product(shape.rows), part.name()),
+            What::Product(part, _, shape, _) => format!("{} {}", product(shape.rows), part.name()),
             What::NormedProduct(..) => format!("gemv_normed {}", Part::MlpIn.name()),
             What::Head(shape) => format!("{} head", product(shape.rows)),
             What::Decode { form: None, .. } => "attention_decode".to_owned(),
@@ -327,7 +317,7 @@ impl Case {
             What::Embed(shape) => vec![("rows", number(shape.rows)), ("width", number(shape.width))],
             What::Norm(shape, _) => vec![("rows", number(shape.rows)), ("width", number(shape.width))],
             What::Qkv(shape, _) => product(shape.product_shape()),
-            What::Product(_, shape, _) | What::Head(shape) | What::NormedProduct(_, _, shape, _) => product(*shape),
+            What::Product(_, _, shape, _) | What::Head(shape) | What::NormedProduct(_, _, shape, _) => product(*shape),
             What::Decode { batch, context, .. } | What::OrderedDecode { batch, context, .. } => {
                 decode(*batch, *context)
             }
@@ -368,7 +358,7 @@ impl Case {
         };
         match &self.what {
             What::Qkv(shape, _) => product(shape.product_shape()),
-            What::Product(_, shape, _) | What::Head(shape) => product(*shape),
+            What::Product(_, _, shape, _) | What::Head(shape) => product(*shape),
             What::Decode { shape, form, .. } => {
                 let file = form.unwrap_or_else(|| attention_decode::Form::of(device)).file();
                 Some(format!("{file}, {} splits of {}", shape.splits(), shape.split_len))
@@ -385,10 +375,10 @@ impl Case {
             What::Embed(shape) => shape.work(),
             What::Norm(shape, form) => shape.work(*form, Addition::None, BiasTerm::Present),
             What::Qkv(shape, bias) => shape.work(*bias),
-            What::Product(part, shape, bias) => shape.work(part.epilogue(), *bias),
+            What::Product(_, epilogue, shape, bias) => shape.work(*epilogue, *bias),
             What::NormedProduct(norm, form, shape, bias) => {
                 let norm = norm.work(*form, Addition::None, BiasTerm::Present);
-                gemv_normed::work_of_both(norm, shape.work(Part::MlpIn.epilogue(), *bias))
+                gemv_normed::work_of_both(norm, shape.work(Epilogue::BiasGelu, *bias))
             }
             What::Head(shape) => shape.logits_work(),
             // Without the partial results, which another cut would not have: those count as time, not as work.
@@ -449,7 +439,7 @@ impl Case {
                 let cache = 4 * shape.rows * shape.kv_heads * shape.page_size * shape.head_dim;
                 product(&shape.product_shape(), 4) + cache
             }
-            What::Product(_, shape, _) | What::NormedProduct(_, _, shape, _) => product(shape, 2),
+            What::Product(_, _, shape, _) | What::NormedProduct(_, _, shape, _) => product(shape, 2),
             What::Head(shape) => product(shape, 4),
             // All sets share the workspace.
             What::Decode { shape: DecodeShape { rows, heads, .. }, .. }

@@ -18,7 +18,7 @@ mod timer;
 
 use std::time::Duration;
 
-pub use case::{Case, Choice, Part, What};
+pub use case::{Case, Choice, What};
 pub use filter::{Filter, UnknownKernel};
 pub use limits::CeilingSizes;
 pub use peers::{PeerError, Peers};

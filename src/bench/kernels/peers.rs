@@ -215,15 +215,15 @@ fn request(case: &Case) -> Option<Value> {
             let epilogue = if *bias == BiasTerm::Present { "bias" } else { "none" };
             linear(epilogue, shape.rows, shape.product_shape().columns, shape.depth)
         }
-        What::Product(part, shape, BiasTerm::Present) => {
-            let epilogue = match part.epilogue() {
+        What::Product(_, epilogue, shape, BiasTerm::Present) => {
+            let epilogue = match epilogue {
                 Epilogue::Bias => "bias",
                 Epilogue::BiasGelu => "bias_gelu",
                 Epilogue::BiasResidual => "bias_residual",
             };
             linear(epilogue, shape.rows, shape.columns, shape.depth)
         }
-        What::Product(_, shape, BiasTerm::Absent) | What::Head(shape) => {
+        What::Product(_, _, shape, BiasTerm::Absent) | What::Head(shape) => {
             linear("none", shape.rows, shape.columns, shape.depth)
         }
         What::Decode { batch, context, shape, form: None } => json!({

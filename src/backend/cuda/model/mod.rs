@@ -38,6 +38,7 @@ mod workspace;
 use std::num::NonZeroU32;
 
 pub use memory::{DRIVER_BYTES, MemoryLine, MemoryPlan, most_pages, pages_within};
+pub(crate) use program::{How, Op, row_launches};
 pub use source::WeightSource;
 
 use super::error::CudaError;

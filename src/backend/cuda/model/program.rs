@@ -5,9 +5,9 @@ use std::fmt;
 use std::num::NonZeroU32;
 
 use super::super::Properties;
-use super::super::kernels::attention_decode::DecodeShape;
+use super::super::kernels::attention_decode::{self, DecodeShape};
 use super::super::kernels::attention_ordered::{Division, OrderedShape};
-use super::super::kernels::attention_prefill::PrefillShape;
+use super::super::kernels::attention_prefill::{self, PrefillShape};
 use super::super::kernels::embed::EmbedShape;
 use super::super::kernels::gemv_normed;
 use super::super::kernels::norm::{NormForm, NormShape};
@@ -18,6 +18,7 @@ use super::attention::AttentionPlan;
 use super::shapes::{decode_shape, heads, norm_form, ordered_shape, window_len};
 use super::step::StepShape;
 use crate::backend::Arithmetic;
+use crate::checkpoint::Dtype;
 use crate::model::{Mlp, ModelSpec, Norm};
 
 /// The part of the network that a launch belongs to.
@@ -90,7 +91,7 @@ impl fmt::Display for Part {
 
 /// What a projection adds to the residual stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ResidualInput {
+pub(crate) enum ResidualInput {
     /// What attention returned, `[rows, heads * head_dim]`.
     Attention,
     /// Activations inside the MLP, `[rows, intermediate]`.
@@ -99,7 +100,7 @@ pub(super) enum ResidualInput {
 
 /// Where a norm's weights are, and its numbers.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct NormOp {
+pub(crate) struct NormOp {
     pub weights: NormLayout,
     pub form: NormForm,
     pub shape: NormShape,
@@ -107,7 +108,7 @@ pub(super) struct NormOp {
 
 /// How a product is computed.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum How {
+pub(crate) enum How {
     /// From rows as they are.
     Path(Path),
     /// From rows that the same kernel normalises first.
@@ -116,7 +117,7 @@ pub(super) enum How {
 
 /// One launch, or the launches of one attention kernel.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Op {
+pub(crate) enum Op {
     /// `hidden[r] = embedding[token_ids[r]]`
     Embed { table: Region, shape: EmbedShape },
     /// `normed[r] = norm(hidden[r])`; of the rows that have logits where it gathers.
@@ -139,11 +140,37 @@ pub(super) enum Op {
 
 /// An [`Op`] and its place in the network.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Launch {
+pub(crate) struct Launch {
     pub op: Op,
     pub part: Part,
     /// `None` ahead of the first layer and behind the last.
     pub layer: Option<usize>,
+}
+
+/// The launches beside attention of a step of `rows` rows, with logits of `logits_rows` of them: what kernel benches measure.
+pub(crate) fn row_launches(
+    spec: &ModelSpec,
+    device: &Properties,
+    arithmetic: Arithmetic,
+    page_size: usize,
+    rows: usize,
+    logits_rows: usize,
+) -> Vec<Launch> {
+    // Elements of either type take as much.
+    let layout = Layout::new(spec, Dtype::Bf16);
+    let (decode, prefill) = (attention_decode::Form::of(device), attention_prefill::Form::of(device));
+    let attention = AttentionPlan::Fastest { decode, prefill };
+    let program = Program { spec, layout: &layout, device, arithmetic, page_size, attention };
+    program.launches(StepShape {
+        rows,
+        sequences: 0,
+        tiles: 0,
+        split_tiles: 0,
+        split_rows: 0,
+        blocks: 0,
+        logits_rows,
+        decodes: false,
+    })
 }
 
 /// What the launches of a step depend on besides its shape.

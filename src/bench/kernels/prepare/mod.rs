@@ -46,8 +46,8 @@ impl Case {
             What::Embed(shape) => Box::new(rows::Embedding::new(&filler, *shape, sets)?),
             What::Norm(shape, form) => Box::new(rows::Norms::new(&filler, *shape, *form, sets)?),
             What::Qkv(shape, bias) => Box::new(products::Qkv::new(&filler, *shape, *bias, sets)?),
-            What::Product(part, shape, bias) => {
-                Box::new(products::Layer::new(&filler, part.epilogue(), *shape, *bias, sets)?)
+            What::Product(_, epilogue, shape, bias) => {
+                Box::new(products::Layer::new(&filler, *epilogue, *shape, *bias, sets)?)
             }
             What::NormedProduct(norm, form, shape, bias) => {
                 Box::new(products::Normed::new(&filler, *norm, *form, (*shape, *bias), sets)?)
