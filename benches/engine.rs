@@ -21,7 +21,7 @@ use rigel::backend::cpu::{CpuBackend, CpuOptions};
 use rigel::backend::{Backend, BackendError, Batch, DeviceInfo};
 use rigel::checkpoint::{Checkpoint, Config, Dtype, ModelSource};
 use rigel::engine::{Engine, EngineOptions, Request, Speculation};
-use rigel::kv::{CacheGeometry, CacheGroup};
+use rigel::kv::{CacheGeometry, CacheGroup, KvFormat};
 use rigel::model::ModelSpec;
 use rigel::sampling::{NotFinite, SampleError, SampleRow, Sampled, TokenLogprobs};
 use rigel::text::TokenId;
@@ -105,7 +105,8 @@ fn bookkeeping(steps: usize) -> Duration {
         "num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 64, "sliding_window": 4096,
         "max_position_embeddings": 16777216, "eos_token_id": 0, "bos_token_id": 0}"#;
     let spec = ModelSpec::from_config(&Config::parse(json.as_bytes(), "config.json").expect("valid")).expect("valid");
-    let group = CacheGroup { window: spec.window(), pages: 300_000, element: Dtype::F32, page_bytes: 0 };
+    let group =
+        CacheGroup { window: spec.window(), pages: 300_000, format: KvFormat::Dense(Dtype::F32), page_bytes: 0 };
     let cache = CacheGeometry { page_size: NonZeroU32::new(64).expect("not zero"), groups: vec![group] };
     let all_there = Arc::new(AtomicBool::new(false));
     let (calls, called): (_, Receiver<(Instant, Instant)>) = channel();

@@ -3,8 +3,7 @@
 
 use std::num::NonZeroU32;
 
-use crate::checkpoint::Dtype;
-use crate::kv::{CacheGeometry, CacheGroup};
+use crate::kv::{CacheGeometry, CacheGroup, KvFormat};
 use crate::model::ModelSpec;
 
 /// Where a layer's keys and values are.
@@ -37,7 +36,7 @@ pub(crate) struct CacheSizes {
     /// The most rows of a step.
     pub(crate) max_rows: usize,
     /// Of keys and values.
-    pub(crate) element: Dtype,
+    pub(crate) format: KvFormat,
 }
 
 impl CacheSizes {
@@ -54,7 +53,7 @@ impl CacheSizes {
             let share = (u64::from(pages) * u64::from(of_sequence(window, rows))).div_ceil(widest) as u32;
             // Where the widest group has what one sequence needs, so have the others, whatever was rounded.
             let pages = share.max(of_sequence(window, 1).min(pages));
-            CacheGroup { window, pages, element: self.element, page_bytes: self.page_bytes(spec, window) }
+            CacheGroup { window, pages, format: self.format, page_bytes: self.page_bytes(spec, window) }
         };
         CacheGeometry { page_size: self.page_size, groups: spec.windows().into_iter().map(group).collect() }
     }
@@ -68,8 +67,8 @@ impl CacheSizes {
     /// Bytes of a page of the layers with a window.
     fn page_bytes(&self, spec: &ModelSpec, window: Option<NonZeroU32>) -> u64 {
         let layers = spec.layers.iter().filter(|layer| layer.attention.window == window).count();
-        let elements = 2 * (layers * spec.kv_heads * spec.head_dim) as u64 * u64::from(self.page_size.get());
-        elements * self.element.size() as u64
+        let vectors = 2 * (layers * spec.kv_heads) as u64 * u64::from(self.page_size.get());
+        self.format.bytes(vectors, spec.head_dim)
     }
 }
 
@@ -90,7 +89,7 @@ pub(crate) fn largest<E>(most: u32, mut fits: impl FnMut(u32) -> Result<bool, E>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::Config;
+    use crate::checkpoint::{Config, Dtype};
     use proptest::prelude::*;
 
     /// A network of two KV heads of 16 elements.
@@ -108,7 +107,7 @@ mod tests {
     }
 
     fn sizes(page_size: u32, max_rows: usize) -> CacheSizes {
-        CacheSizes { page_size: NonZeroU32::new(page_size).unwrap(), max_rows, element: Dtype::F32 }
+        CacheSizes { page_size: NonZeroU32::new(page_size).unwrap(), max_rows, format: KvFormat::Dense(Dtype::F32) }
     }
 
     #[test]
@@ -131,7 +130,7 @@ mod tests {
         let expected = |window, pages, layers: u64| CacheGroup {
             window: NonZeroU32::new(window),
             pages,
-            element: Dtype::F32,
+            format: KvFormat::Dense(Dtype::F32),
             page_bytes: 2 * layers * 2 * 16 * 16 * 4,
         };
         assert_eq!(groups, [expected(24, 6, 2), expected(0, 32, 3)]);

@@ -2,9 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use crate::checkpoint::Dtype;
-
-use super::OutOfPages;
+use super::{KvFormat, OutOfPages};
 
 /// The layers of one window, which share pages: what one of them may forget, all may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,8 +11,8 @@ pub struct CacheGroup {
     pub window: Option<NonZeroU32>,
     /// Number of pages.
     pub pages: u32,
-    /// Element type of keys and values.
-    pub element: Dtype,
+    /// How keys and values are kept.
+    pub format: KvFormat,
     /// Bytes of a page: keys and values of all layers of the group.
     pub page_bytes: u64,
 }

@@ -10,6 +10,7 @@
 mod block_table;
 mod block_tables;
 mod cache;
+mod format;
 mod geometry;
 mod lru;
 mod pool;
@@ -20,6 +21,7 @@ mod testing;
 pub use block_table::BlockTable;
 pub use block_tables::BlockTables;
 pub use cache::{Chain, PageCache, PrefixCache, PrefixHit};
+pub use format::KvFormat;
 pub use geometry::{CacheGeometry, CacheGroup};
 pub use pool::PagePool;
 

@@ -151,9 +151,10 @@ impl PagePool {
 mod tests {
     use super::*;
     use crate::checkpoint::Dtype;
+    use crate::kv::KvFormat;
 
     fn pool(pages: u32) -> PagePool {
-        PagePool::new(&CacheGroup { window: None, pages, element: Dtype::F32, page_bytes: 0 })
+        PagePool::new(&CacheGroup { window: None, pages, format: KvFormat::Dense(Dtype::F32), page_bytes: 0 })
     }
 
     #[test]

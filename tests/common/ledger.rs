@@ -10,7 +10,7 @@ use std::num::NonZeroU32;
 use rigel::backend::{Backend, BackendError, BackendHooks, Batch, DeviceInfo, Token};
 use rigel::checkpoint::Dtype;
 use rigel::engine::{Engine, EngineOptions};
-use rigel::kv::{BlockTable, CacheGeometry, CacheGroup, PageId, first_visible};
+use rigel::kv::{BlockTable, CacheGeometry, CacheGroup, KvFormat, PageId, first_visible};
 use rigel::model::ModelSpec;
 use rigel::sampling::{SampleError, SampleRow, Sampled, sample};
 use rigel::text::TokenId;
@@ -78,7 +78,7 @@ impl Ledger {
             window: window(*of_group),
             pages: CacheGeometry::pages_for_sequence(page_size, positions, window(*of_group), max_rows as u32),
             // Ids.
-            element: Dtype::F32,
+            format: KvFormat::Dense(Dtype::F32),
             page_bytes: 4 * u64::from(page_size),
         };
         let groups = windows.iter().map(group).collect();

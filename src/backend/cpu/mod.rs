@@ -49,7 +49,7 @@ use super::support::check_network;
 use super::{Backend, BackendError, BackendHooks, Batch, DeviceInfo, Token, check_import, check_page};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::host::{AvailableMemory, Size, available_memory, counted};
-use crate::kv::{CacheGeometry, PageId};
+use crate::kv::{CacheGeometry, KvFormat, PageId};
 use crate::model::ModelSpec;
 use crate::sampling::{self, SampleError, SampleRow, Sampled};
 use crate::text::TokenId;
@@ -231,7 +231,7 @@ pub fn available_cores() -> NonZeroUsize {
 
 /// What the cache of a backend with these options is, but for its number of pages.
 fn cache_sizes(options: &CpuOptions) -> CacheSizes {
-    CacheSizes { page_size: options.page_size, max_rows: options.max_rows, element: Dtype::F32 }
+    CacheSizes { page_size: options.page_size, max_rows: options.max_rows, format: KvFormat::Dense(Dtype::F32) }
 }
 
 /// The threads asked for, or one for each core.

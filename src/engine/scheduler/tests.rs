@@ -10,7 +10,7 @@ use crate::checkpoint::{Config, Dtype};
 use crate::engine::generation::{Generation, Replies};
 use crate::engine::output::Verdict;
 use crate::engine::{Limits, Request};
-use crate::kv::{CacheGroup, PrefixCache};
+use crate::kv::{CacheGroup, KvFormat, PrefixCache};
 use crate::model::ModelSpec;
 use crate::sampling::{Sampled, TokenLogprobs};
 use crate::text::TokenId;
@@ -125,7 +125,7 @@ proptest! {
                 Some(room) => ((f64::from(needed(POSITIONS as u32)) * room) as u32).max(1),
                 None => needed(largest),
             };
-            CacheGroup { window, pages, element: Dtype::F32, page_bytes: 0 }
+            CacheGroup { window, pages, format: KvFormat::Dense(Dtype::F32), page_bytes: 0 }
         };
         let page_size = NonZeroU32::new(page_size).unwrap();
         let geometry = CacheGeometry { page_size, groups: windows.iter().map(group).collect() };

@@ -20,10 +20,11 @@ use super::super::layout::LinearLayout;
 use super::super::weights::{LinearWeights, RopeTable, Weights};
 use super::super::{Algorithms, Buffer, Device, Slice, Stream};
 use super::attention::is_ordered;
+use super::cache::Cache;
 use super::program::{How, Launch, NormOp, Op, ResidualInput};
 use super::shapes::norm_form;
 use super::step::{GroupLayout, StepLayout, StepShape};
-use super::workspace::{Cache, Workspace, rows, rows_mut};
+use super::workspace::{Workspace, rows, rows_mut};
 use crate::backend::Arithmetic;
 use crate::model::ModelSpec;
 
@@ -84,7 +85,7 @@ pub(super) struct Pass<'a, T> {
     pub(super) kernels: &'a Kernels<T>,
     pub(super) weights: &'a Weights<T>,
     pub(super) rope: &'a RopeTable,
-    pub(super) cache: &'a mut Cache<T>,
+    pub(super) cache: &'a mut Cache,
     pub(super) workspace: &'a mut Workspace<T>,
     /// The step's inputs, laid out as `layout` says.
     pub(super) inputs: &'a Buffer<u32>,

@@ -6,7 +6,7 @@ use crate::backend::BackendError;
 use crate::backend::cache_layout::CacheSizes;
 use crate::checkpoint::Dtype;
 use crate::host::Size;
-use crate::kv::CacheGeometry;
+use crate::kv::{CacheGeometry, KvFormat};
 use crate::model::ModelSpec;
 
 use super::super::kernels::paged::WorkspaceLen;
@@ -20,8 +20,8 @@ use super::{CudaOptions, check_supported};
 
 /// What the driver takes for itself while a model runs, such as recorded steps: kept free, not allocated.
 pub const DRIVER_BYTES: u64 = 256 << 20;
-/// The element types of a GPU's cache take as much: a plan needs none in particular.
-const ANY_ELEMENT: Dtype = Dtype::Bf16;
+/// The formats of a GPU's cache take as much: a plan needs none in particular.
+const ANY_FORMAT: KvFormat = KvFormat::Dense(Dtype::Bf16);
 /// The most rows of logits of a step: f32 `[.., vocab]`, 48 MiB for the published vocabulary.
 const MOST_LOGITS_ROWS: usize = 256;
 
@@ -42,8 +42,8 @@ pub(super) struct Sizes {
     pub vocab: usize,
     /// Keys and values.
     pub cache: CacheGeometry,
-    /// Elements of a layer's keys in a page, and of its values.
-    pub layer_page: usize,
+    /// Bytes of a layer's keys in a page, and of its values.
+    pub layer_page_bytes: usize,
     /// 32-bit words of the largest step's inputs.
     pub step_words: usize,
     /// Elements of attention's workspace.
@@ -53,8 +53,8 @@ pub(super) struct Sizes {
 }
 
 /// The cache of a model with these options, but for its number of pages.
-fn cache_sizes(options: &CudaOptions, element: Dtype) -> CacheSizes {
-    CacheSizes { page_size: options.page_size, max_rows: options.max_rows, element }
+fn cache_sizes(options: &CudaOptions, format: KvFormat) -> CacheSizes {
+    CacheSizes { page_size: options.page_size, max_rows: options.max_rows, format }
 }
 
 /// The most entries of the block tables of one sequence, of all groups of the cache, in a step that computes `rows` of
@@ -82,11 +82,11 @@ fn largest_step(spec: &ModelSpec, options: &CudaOptions, attention: AttentionPla
 }
 
 impl Sizes {
-    pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, gpu: &Properties, element: Dtype) -> Sizes {
+    pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, gpu: &Properties, format: KvFormat) -> Sizes {
         let logits_rows = Sizes::logits_rows(options);
         let attention = AttentionPlan::new(spec, options, gpu);
         let step = largest_step(spec, options, attention, logits_rows);
-        let cache = cache_sizes(options, element).geometry(spec, options.pages);
+        let cache = cache_sizes(options, format).geometry(spec, options.pages);
         Sizes {
             rows: options.max_rows,
             logits_rows,
@@ -94,7 +94,8 @@ impl Sizes {
             attended: spec.heads * spec.head_dim,
             inner: padded(spec.intermediate_size()),
             vocab: padded(spec.vocab_size),
-            layer_page: options.page_size.get() as usize * spec.kv_heads * spec.head_dim,
+            layer_page_bytes: format.bytes(u64::from(options.page_size.get()) * spec.kv_heads as u64, spec.head_dim)
+                as usize,
             step_words: StepLayout::new(step, cache.groups.len()).words(),
             cache,
             attention: attention.workspace_len(spec, options, gpu),
@@ -138,7 +139,7 @@ impl MemoryPlan {
         check_supported(spec, options)?;
         // F16 takes as much.
         let layout = Layout::new(spec, Dtype::Bf16);
-        Ok(MemoryPlan::new(spec, &layout, &Sizes::new(spec, options, gpu, ANY_ELEMENT)))
+        Ok(MemoryPlan::new(spec, &layout, &Sizes::new(spec, options, gpu, ANY_FORMAT)))
     }
 
     pub(super) fn new(spec: &ModelSpec, layout: &Layout, sizes: &Sizes) -> MemoryPlan {
@@ -230,7 +231,7 @@ pub fn most_pages(
     // The kernels number the slots of all heads in 32 bits.
     let most = u32::MAX / options.page_size.get().saturating_mul(spec.kv_heads as u32).max(1);
     let left = room.checked_sub(rest);
-    Ok(left.map(|left| cache_sizes(options, ANY_ELEMENT).max_pages(spec, left).min(most)))
+    Ok(left.map(|left| cache_sizes(options, ANY_FORMAT).max_pages(spec, left).min(most)))
 }
 
 /// `weights 5.64 GiB, key/value cache 120 MiB, …`

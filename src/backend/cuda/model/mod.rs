@@ -23,6 +23,7 @@
 
 pub mod account;
 mod attention;
+mod cache;
 mod changes;
 mod forward;
 mod inputs;
@@ -55,11 +56,12 @@ use crate::backend::{
 };
 use crate::checkpoint::Dtype;
 use crate::host::Size;
-use crate::kv::{CacheGeometry, PageId};
+use crate::kv::{CacheGeometry, KvFormat, PageId};
 use crate::model::{Activation, Layer, ModelSpec};
 use crate::sampling::{self, NotFinite, SampleError, SampleRow, Sampled, TokenLogprobs};
 use crate::text::TokenId;
 use attention::AttentionPlan;
+use cache::Cache;
 use forward::{Kernels, Pass};
 use inputs::Inputs;
 use memory::Sizes;
@@ -67,7 +69,7 @@ use program::{Launch, Program};
 use recordings::{Bucket, Recordings};
 use sampler::{Logits, Sampler};
 use step::{Step, StepLayout, StepShape};
-use workspace::{Cache, Workspace};
+use workspace::Workspace;
 
 /// How a [`CudaBackend`] is set up.
 #[derive(Debug, Clone)]
@@ -138,7 +140,7 @@ struct Resident<T> {
     kernels: Kernels<T>,
     weights: Weights<T>,
     rope: RopeTable,
-    cache: Cache<T>,
+    cache: Cache,
     workspace: Workspace<T>,
     inputs: Inputs,
 }
@@ -175,7 +177,7 @@ impl<T: Element> CudaBackend<T> {
         check_supported(&spec, options)?;
         check_network(&spec)?;
         device.properties().algorithms.check_network(options.arithmetic, padded(spec.hidden_size))?;
-        let sizes = Sizes::new(&spec, options, device.properties(), T::DTYPE);
+        let sizes = Sizes::new(&spec, options, device.properties(), KvFormat::Dense(T::DTYPE));
         let plan = MemoryPlan::new(&spec, &Layout::new(&spec, T::DTYPE), &sizes);
         let (free, _) = device.memory()?;
         plan.check(free)?;

@@ -211,7 +211,7 @@ mod tests {
     use super::super::super::kernels::{attention_decode, attention_prefill};
     use super::*;
     use crate::checkpoint::{Config, Dtype};
-    use crate::kv::PageId;
+    use crate::kv::{KvFormat, PageId};
     use crate::text::TokenId;
 
     /// 40 pages of 16 positions for each of these windows.
@@ -219,7 +219,7 @@ mod tests {
         let group = |window: &Option<u32>| CacheGroup {
             window: window.and_then(NonZeroU32::new),
             pages: 40,
-            element: Dtype::Bf16,
+            format: KvFormat::Dense(Dtype::Bf16),
             page_bytes: 0,
         };
         CacheGeometry { page_size: NonZeroU32::new(16).unwrap(), groups: windows.iter().map(group).collect() }
