@@ -136,7 +136,7 @@ fn check<T: Half>(bench: &Bench, weights: &Weights<T>, checkpoint: &Checkpoint, 
         let weight = format!("{name}.weight");
         let expected = Expected::matrix(&get(&weight), rows, columns);
         assert_eq!((found.rows, found.columns), (multiple_of_8(rows), expected.columns));
-        same(found.weight, &expected, &weight);
+        same(found.weight.bytes.cast().unwrap(), &expected, &weight);
         assert_eq!(found.bias.is_some(), network.bias && name.starts_with("model.layers."), "{name}");
         if let Some(bias) = found.bias {
             vector(bias, &format!("{name}.bias"));
@@ -151,7 +151,7 @@ fn check<T: Half>(bench: &Bench, weights: &Weights<T>, checkpoint: &Checkpoint, 
         vector(layer.attention_norm.weight, &name("input_layernorm.weight"));
         vector(layer.attention_norm.bias.unwrap(), &name("input_layernorm.bias"));
         let three = |what: &str| ["q", "k", "v"].map(|x| get(&name(&format!("self_attn.{x}_proj.{what}"))));
-        same(layer.qkv.weight, &Expected::qkv(spec, three("weight"), hidden), "qkv weight");
+        same(layer.qkv.weight.bytes.cast().unwrap(), &Expected::qkv(spec, three("weight"), hidden), "qkv weight");
         assert_eq!(layer.qkv.rows, (spec.heads + 2 * spec.kv_heads) * spec.head_dim);
         assert_eq!(layer.qkv.bias.is_some(), network.bias);
         if let Some(bias) = layer.qkv.bias {
@@ -168,7 +168,7 @@ fn check<T: Half>(bench: &Bench, weights: &Weights<T>, checkpoint: &Checkpoint, 
     vector(weights.final_norm().weight, "model.norm.weight");
     vector(weights.final_norm().bias.unwrap(), "model.norm.bias");
     if spec.tied_head() {
-        same(weights.head().weight, &embedding, "tied head");
+        same(weights.head().weight.bytes.cast().unwrap(), &embedding, "tied head");
         assert_eq!(weights.layout().head, weights.layout().embedding);
     } else {
         linear(weights.head(), "lm_head", vocab, hidden);

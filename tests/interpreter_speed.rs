@@ -52,7 +52,7 @@ fn product(bench: &Bench, shape: ProductShape) -> f64 {
     let (x, weights) = (elements(rows * depth), elements(columns * depth));
     let mut out = bench.poisoned::<bf16>(rows * columns);
     let projection = Projection::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
-    let inputs = ProductInputs { x: x.view(), weights: weights.view(), bias: None };
+    let inputs = ProductInputs { x: x.view(), weights: weights.view().into(), bias: None };
     milliseconds(bench, || projection.launch(&bench.stream, shape, inputs, out.view_mut()))
 }
 

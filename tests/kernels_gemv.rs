@@ -8,11 +8,13 @@ use common::{Bench, Half};
 use half::{bf16, f16};
 use product::{Case, EPILOGUES, Padding, QkvCase, refusal};
 use rigel::backend::Arithmetic;
-use rigel::backend::cuda::kernels::BiasTerm;
 use rigel::backend::cuda::kernels::gemv::MOST_ROWS;
 use rigel::backend::cuda::kernels::product::{
     Epilogue, Head, Path, ProductInputs, ProductShape, Projection, QkvProjection, QkvShape,
 };
+use rigel::backend::cuda::kernels::{BiasTerm, WeightMatrix};
+use rigel::checkpoint::Dtype;
+use rigel::model::{Code, WeightFormat};
 
 /// Rows 1 to 16 with the edges of the tiles (2|3, 8|9); columns around tiles of 16 and 32; depths around a step of 32,
 /// a slab of 128 and the 1024 of all warps, and the deepest that is quick enough here.
@@ -175,6 +177,13 @@ device_test! {
             let long = bench.stream.zeroed::<bf16>(2 * 40 + 4).unwrap();
             let shifted = ProductInputs { x: long.slice(4..).unwrap(), ..operands.inputs() };
             assert_eq!(refused(shape, shifted), "gemv: x is aligned to 8 bytes, expected aligned to 16");
+            let halves = bench.stream.zeroed::<f16>(24 * 40).unwrap();
+            let other = ProductInputs { weights: halves.view().into(), ..operands.inputs() };
+            assert_eq!(refused(shape, other), "gemv: the weights' format is F16, expected BF16");
+            let eight = WeightFormat { code: Code::Integer { bits: 8 }, ..WeightFormat::dense(Dtype::Bf16) };
+            let quantised = WeightMatrix { format: eight, ..operands.inputs().weights };
+            let quantised = ProductInputs { weights: quantised, ..operands.inputs() };
+            assert_eq!(refused(shape, quantised), "gemv: the weights' format is quantised, expected BF16");
             let short = bench.stream.zeroed::<bf16>(16).unwrap();
             let bias = ProductInputs { bias: Some(short.view()), ..operands.inputs() };
             assert_eq!(refused(shape, bias), "gemv: bias is 16, expected 1 x 24 elements");

@@ -11,6 +11,7 @@ use rigel::backend::cuda::kernels::product::{
     Epilogue, Head, Path, ProductInputs, ProductShape, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
 };
 use rigel::backend::cuda::{Buffer, CudaError};
+use rigel::model::WeightFormat;
 
 /// Rows, columns, width: one vector, a width that is padded, one warp and a part of the next, vectors of all four kinds,
 /// the widths of the 3B and 15B, the widest.
@@ -84,7 +85,7 @@ impl<T: Half> OnDevice<T> {
     }
 
     fn matrix(&self) -> Matrix<'_, T> {
-        Matrix { weights: self.weights.view(), bias: Some(self.bias.view()) }
+        Matrix { weights: self.weights.view().into(), bias: Some(self.bias.view()) }
     }
 }
 
@@ -118,11 +119,11 @@ fn has_the_bits_of_both<T: Half>(bench: &Bench, case: &Case<T>, form: NormForm) 
     let len = case.shape.rows * case.shape.columns;
 
     let x = normed(bench, case, &on, form, false);
-    let inputs = ProductInputs { x: x.view(), weights: on.weights.view(), bias: Some(on.bias.view()) };
+    let inputs = ProductInputs { x: x.view(), weights: on.weights.view().into(), bias: Some(on.bias.view()) };
     let (mut expected, mut found) = (bench.poisoned::<T>(len), bench.poisoned::<T>(len));
     let projection = Projection::<T>::load(bench.device(), Epilogue::BiasGelu).unwrap();
     projection.launch_by(Path::Gemv, stream, case.shape, inputs, expected.view_mut()).unwrap();
-    let product = case.shape.work(Epilogue::BiasGelu, BiasTerm::Present);
+    let product = case.shape.work(&WeightFormat::dense(T::DTYPE), Epilogue::BiasGelu, BiasTerm::Present);
     bench.run(gemv_normed::work_of_both(norm, product), || {
         // SAFETY: nothing is gathered.
         unsafe { products.gelu(stream, case.shape, on.rows(case, form, false), on.matrix(), found.view_mut()) }
@@ -132,11 +133,11 @@ fn has_the_bits_of_both<T: Half>(bench: &Bench, case: &Case<T>, form: NormForm) 
     let x = normed(bench, case, &on, form, true);
     let (mut expected, mut found) = (stream.alloc::<f32>(len).unwrap(), stream.alloc::<f32>(len).unwrap());
     let head = Head::<T>::load(bench.device()).unwrap();
-    head.launch_by(Path::Gemv, stream, case.shape, x.view(), on.weights.view(), expected.view_mut()).unwrap();
+    head.launch_by(Path::Gemv, stream, case.shape, x.view(), on.weights.view().into(), expected.view_mut()).unwrap();
     // SAFETY: rows 3 and 1 of five.
     unsafe {
         let rows = on.rows(case, form, true);
-        products.logits(stream, case.shape, rows, on.weights.view(), found.view_mut()).unwrap();
+        products.logits(stream, case.shape, rows, on.weights.view().into(), found.view_mut()).unwrap();
     }
     same_bits(&stream.download(found.view()).unwrap(), &stream.download(expected.view()).unwrap(), &place);
 }
@@ -183,7 +184,7 @@ device_test! {
                 out.map(|buffer| bench.download(buffer.view())).concat()
             };
             let x = normed(bench, &case, &on, NormForm::Layer, false);
-            let inputs = ProductInputs { x: x.view(), weights: on.weights.view(), bias: Some(on.bias.view()) };
+            let inputs = ProductInputs { x: x.view(), weights: on.weights.view().into(), bias: Some(on.bias.view()) };
             let projection = QkvProjection::<bf16>::load(bench.device()).unwrap();
             let expected = run(&|out| projection.launch_by(Path::Gemv, stream, shape, inputs, places, out));
             let products = NormedProducts::<bf16>::load(bench.device(), NormForm::Layer).unwrap();

@@ -13,6 +13,7 @@ use rigel::backend::cuda::kernels::product::{
     Epilogue, Head, Path, ProductInputs, ProductShape, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
 };
 use rigel::backend::cuda::{Algorithms, Buffer, ComputeCapability, CudaError, Properties};
+use rigel::model::WeightFormat;
 
 use crate::common::{Bench, Half, Random, assert_close};
 
@@ -41,7 +42,7 @@ impl<T: Half> Operands<T> {
     pub fn inputs(&self) -> ProductInputs<'_, T> {
         ProductInputs {
             x: self.x.view(),
-            weights: self.weights.view(),
+            weights: self.weights.view().into(),
             bias: self.bias.as_ref().map(|bias| bias.view()),
         }
     }
@@ -131,7 +132,7 @@ impl<T: Half> Case<T> {
     pub fn check(&self, bench: &Bench, projection: &Projection<T>, epilogue: Epilogue, path: Path) {
         let operands = self.upload(bench);
         let mut out = self.output(bench, epilogue);
-        bench.run(self.shape.work(epilogue, self.bias_term()), || {
+        bench.run(self.shape.work(&WeightFormat::dense(T::DTYPE), epilogue, self.bias_term()), || {
             projection.launch_by(path, &bench.stream, self.shape, operands.inputs(), out.view_mut())
         });
         let place = format!("{epilogue:?} {} {:?} {path:?}", T::NAME, self.shape);
@@ -163,7 +164,7 @@ impl<T: Half> Case<T> {
         let ProductInputs { x, weights, .. } = operands.inputs();
         let mut out = bench.stream.alloc::<f32>(self.sums.len()).unwrap();
         bench.stream.fill_bytes(out.view_mut(), 0xff).unwrap();
-        bench.run(self.shape.logits_work(), || {
+        bench.run(self.shape.logits_work(&WeightFormat::dense(T::DTYPE)), || {
             head.launch_by(path, &bench.stream, self.shape, x, weights, out.view_mut())
         });
         let place = format!("logits {} {:?} {path:?}", T::NAME, self.shape);
@@ -270,7 +271,9 @@ impl<T: Half> QkvCase<T> {
             projection.launch_by(path, stream, self.shape, operands.inputs(), rows, out)
         };
         match self.padding {
-            Padding::None => bench.run(self.shape.work(self.product.bias_term()), launch),
+            Padding::None => {
+                bench.run(self.shape.work(&WeightFormat::dense(T::DTYPE), self.product.bias_term()), launch)
+            }
             // Fewer bytes than declared.
             Padding::LastRows => launch().unwrap(),
         }

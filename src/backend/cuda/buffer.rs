@@ -124,6 +124,11 @@ macro_rules! slice_common {
                 fits.then(|| $slice { pointer: self.pointer, len: bytes / size_of::<U>(), borrow: PhantomData })
             }
 
+            /// The same memory, byte by byte.
+            pub fn bytes(self) -> $slice<'a, u8> {
+                $slice { pointer: self.pointer, len: self.len * size_of::<T>(), borrow: PhantomData }
+            }
+
             pub(super) fn pointer(&self) -> CUdeviceptr {
                 self.pointer
             }

@@ -4,9 +4,9 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::buffer::{Buffer, Slice, SliceMut};
-use super::kernels::Element;
 use super::kernels::norm::NormWeights;
 use super::kernels::random::{Random, RandomShape};
+use super::kernels::{Element, WeightMatrix};
 use super::layout::{Layout, LinearLayout, NormLayout, Region};
 use super::stream::Stream;
 use super::upload::{Ring, UploadError, fill, upload};
@@ -24,8 +24,8 @@ pub struct Weights<T> {
 /// A matrix `[rows, columns]` and its bias `[rows]`, padding included.
 #[derive(Clone, Copy)]
 pub struct LinearWeights<'a, T> {
-    /// `[rows, columns]`, row-major.
-    pub weight: Slice<'a, T>,
+    /// `[rows, columns]`, row-major where it is dense.
+    pub weight: WeightMatrix<'a>,
     /// `[rows]`
     pub bias: Option<Slice<'a, T>>,
     /// Outputs.
@@ -151,16 +151,21 @@ impl<T: Element> Weights<T> {
         self.linear(LinearLayout { weight: self.layout.head, bias: None })
     }
 
+    /// The elements of a dense region.
     pub(super) fn region(&self, region: Region) -> Slice<'_, T> {
-        // Cannot fail: the arena was allocated for this layout, all regions of which lie inside it at multiples of 256 bytes,
-        // and hold whole elements: quantised networks were refused.
-        self.arena.slice(region.range()).and_then(Slice::cast).expect("a region of the layout lies inside the arena")
+        // Cannot fail: regions start at multiples of 256 bytes, and those of vectors and embeddings hold whole elements.
+        self.bytes(region).cast().expect("a dense region")
+    }
+
+    fn bytes(&self, region: Region) -> Slice<'_, u8> {
+        // Cannot fail: the arena was allocated for this layout.
+        self.arena.slice(region.range()).expect("a region of the layout lies inside the arena")
     }
 
     pub(super) fn linear(&self, linear: LinearLayout) -> LinearWeights<'_, T> {
-        let Region { rows, columns, .. } = linear.weight;
+        let Region { rows, columns, format, .. } = linear.weight;
         let bias = linear.bias.map(|bias| self.region(bias));
-        LinearWeights { weight: self.region(linear.weight), bias, rows, columns }
+        LinearWeights { weight: WeightMatrix { bytes: self.bytes(linear.weight), format }, bias, rows, columns }
     }
 
     pub(super) fn norm(&self, norm: NormLayout) -> NormWeights<'_, T> {

@@ -21,7 +21,8 @@ use crate::backend::cuda::kernels::sample::{LogprobsRow, LogprobsShape, RowParam
 use crate::backend::cuda::layout::{LinearLayout, padded};
 use crate::backend::cuda::model::account::Part;
 use crate::backend::cuda::model::{How, Op, row_launches};
-use crate::model::ModelSpec;
+use crate::checkpoint::Dtype;
+use crate::model::{ModelSpec, WeightFormat};
 use crate::sampling::SamplingParams;
 use crate::text::TokenId;
 
@@ -29,6 +30,9 @@ use super::super::report::{Row, Suite};
 
 /// Positions of a page: as the engine has them.
 pub(super) const PAGE_SIZE: usize = 64;
+
+/// How weights are kept: in 16 bits, F16 or BF16.
+const WEIGHTS: WeightFormat = WeightFormat::dense(Dtype::Bf16);
 
 /// One kernel at one shape.
 #[derive(Debug, Clone, PartialEq)]
@@ -374,13 +378,13 @@ impl Case {
         match &self.what {
             What::Embed(shape) => shape.work(),
             What::Norm(shape, form) => shape.work(*form, Addition::None, BiasTerm::Present),
-            What::Qkv(shape, bias) => shape.work(*bias),
-            What::Product(_, epilogue, shape, bias) => shape.work(*epilogue, *bias),
+            What::Qkv(shape, bias) => shape.work(&WEIGHTS, *bias),
+            What::Product(_, epilogue, shape, bias) => shape.work(&WEIGHTS, *epilogue, *bias),
             What::NormedProduct(norm, form, shape, bias) => {
                 let norm = norm.work(*form, Addition::None, BiasTerm::Present);
-                gemv_normed::work_of_both(norm, shape.work(Epilogue::BiasGelu, *bias))
+                gemv_normed::work_of_both(norm, shape.work(&WEIGHTS, Epilogue::BiasGelu, *bias))
             }
-            What::Head(shape) => shape.logits_work(),
+            What::Head(shape) => shape.logits_work(&WEIGHTS),
             // Without the partial results, which another cut would not have: those count as time, not as work.
             What::Decode { batch, context, shape, .. } => shape.work(&decoding(*batch, *context), PAGE_SIZE),
             What::Prefill { length, shape } => {

@@ -155,7 +155,7 @@ pub(super) fn operands<T: Element>(
         TensorMap::input(matrix, &dimensions, Swizzle::Bytes128)
     };
     let x = map(inputs.x, rows, plan.batch.rows() / across as usize)?;
-    Ok(Arguments::new().tensor_map(&x).tensor_map(&map(inputs.weights, columns, COLUMNS)?))
+    Ok(Arguments::new().tensor_map(&x).tensor_map(&map(inputs.weights.dense(CHECK)?, columns, COLUMNS)?))
 }
 
 /// The kernels of one epilogue and element type, by the most rows.

@@ -162,7 +162,7 @@ pub(super) fn operands<T: Element>(
     let weights = dimensions(depth, columns, plan.tile.columns() / plan.cluster);
     let arguments = Arguments::new()
         .tensor_map(&TensorMap::input(inputs.x, &dimensions(depth, rows, ROWS), Swizzle::Bytes128)?)
-        .tensor_map(&TensorMap::input(inputs.weights, &weights, Swizzle::Bytes128)?);
+        .tensor_map(&TensorMap::input(inputs.weights.dense::<T>(CHECK)?, &weights, Swizzle::Bytes128)?);
     Ok(match matrix {
         None => arguments,
         Some(matrix) => {

@@ -14,7 +14,7 @@ use super::super::work::Work;
 use super::gemv::Tile;
 use super::norm::{NormForm, NormWeights};
 use super::product::{BIAS_ROPE_KV, Epilogue, LOGITS, ProductShape, QkvOutputs, QkvRows, QkvShape, Sizes};
-use super::{Check, Element, VECTOR};
+use super::{Check, Element, VECTOR, WeightMatrix};
 use crate::backend::Arithmetic;
 
 const CHECK: Check = Check { kernel: "gemv_normed" };
@@ -73,7 +73,7 @@ pub struct NormedRows<'a, T> {
 #[derive(Clone, Copy)]
 pub struct Matrix<'a, T> {
     /// `[columns, pitch]`; no kernel writes it.
-    pub weights: Slice<'a, T>,
+    pub weights: WeightMatrix<'a>,
     /// `[columns]`, or none; no kernel writes it.
     pub bias: Option<Slice<'a, T>>,
 }
@@ -161,7 +161,7 @@ impl<T: Element> NormedProducts<T> {
         stream: &Stream,
         shape: ProductShape,
         rows: NormedRows<'_, T>,
-        weights: Slice<'_, T>,
+        weights: WeightMatrix<'_>,
         out: SliceMut<'_, f32>,
     ) -> Result<(), CudaError> {
         let (sizes, arguments) = self.begin(shape, rows, Matrix { weights, bias: None })?;
@@ -190,7 +190,8 @@ impl<T: Element> NormedProducts<T> {
             return CHECK.fail("rows", there, format_args!("at least {}", shape.rows));
         }
         rows.norm.check(CHECK, self.form, depth)?;
-        CHECK.matrix("weights", matrix.weights.into(), columns, depth)?;
+        let weights = matrix.weights.dense::<T>(CHECK)?;
+        CHECK.matrix("weights", weights.into(), columns, depth)?;
         if let Some(bias) = matrix.bias {
             CHECK.matrix("bias", bias.into(), 1, columns)?;
         }
@@ -201,7 +202,7 @@ impl<T: Element> NormedProducts<T> {
             .optional_input(rows.norm.bias)
             .scalar(width)
             .scalar(rows.epsilon)
-            .input(matrix.weights);
+            .input(weights);
         Ok((sizes, arguments))
     }
 

@@ -21,6 +21,7 @@ pub mod paged;
 pub mod product;
 pub mod random;
 pub mod sample;
+mod weight_matrix;
 
 #[cfg(test)]
 mod choice_tests;
@@ -29,6 +30,8 @@ use std::fmt::Display;
 
 use bytemuck::Pod;
 use cudarc::driver::sys::CUtensorMapDataType;
+
+pub use weight_matrix::WeightMatrix;
 
 use super::buffer::{Slice, SliceMut};
 use super::error::CudaError;

@@ -142,17 +142,17 @@ impl Costs {
             }
             Op::Up { weights, shape, how } => {
                 let (family, kernel) = self.kernel(how, Epilogue::BiasGelu.name(), shape.rows);
-                let work = shape.work(Epilogue::BiasGelu, bias(weights));
+                let work = shape.work(&weights.weight.format, Epilogue::BiasGelu, bias(weights));
                 vec![account(family, kernel, self.with_norm(how, work, false))]
             }
             Op::AddProjection { weights, shape, path, .. } => {
                 let epilogue = Epilogue::BiasResidual;
                 let (family, kernel) = self.kernel(How::Path(path), epilogue.name(), shape.rows);
-                vec![account(family, kernel, shape.work(epilogue, bias(weights)))]
+                vec![account(family, kernel, shape.work(&weights.weight.format, epilogue, bias(weights)))]
             }
-            Op::Head { shape, how, .. } => {
+            Op::Head { weights, shape, how } => {
                 let (family, kernel) = self.kernel(how, LOGITS, shape.rows);
-                vec![account(family, kernel, self.with_norm(how, shape.logits_work(), true))]
+                vec![account(family, kernel, self.with_norm(how, shape.logits_work(&weights.weight.format), true))]
             }
             Op::Decode(shape) => {
                 let AttentionPlan::Fastest { decode, .. } = self.attention else { return Vec::new() };
@@ -218,7 +218,7 @@ impl Costs {
 
     fn qkv(&self, shape: QkvShape, weights: LinearLayout) -> Work {
         let QkvShape { rows, kv_heads, head_dim, .. } = shape;
-        let mut work = shape.work(bias(weights));
+        let mut work = shape.work(&weights.weight.format, bias(weights));
         // Keys and values of padding go nowhere, and rows at one position share its rotations.
         work.bytes_written -= (self.padding() * 2 * kv_heads * head_dim * ELEMENT_BYTES) as u64;
         work.bytes_read -= ((rows - self.distinct_positions()) * head_dim * size_of::<f32>()) as u64;

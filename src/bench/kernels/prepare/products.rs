@@ -33,7 +33,11 @@ impl<T: Element> Operands<T> {
     }
 
     fn inputs(&self) -> ProductInputs<'_, T> {
-        ProductInputs { x: self.x.view(), weights: self.weights.view(), bias: self.bias.as_ref().map(Buffer::view) }
+        ProductInputs {
+            x: self.x.view(),
+            weights: self.weights.view().into(),
+            bias: self.bias.as_ref().map(Buffer::view),
+        }
     }
 }
 
@@ -123,7 +127,7 @@ impl<T: Element> Launches for Normed<T> {
             width: self.norm.width,
             epsilon: self.norm.epsilon,
         };
-        let matrix = Matrix { weights: weights.view(), bias: bias.as_ref().map(Buffer::view) };
+        let matrix = Matrix { weights: weights.view().into(), bias: bias.as_ref().map(Buffer::view) };
         // SAFETY: nothing is gathered.
         unsafe { self.kernels.gelu(stream, self.shape, rows, matrix, out.view_mut()) }
     }
@@ -154,7 +158,7 @@ impl<T: Element> Launches for Logits<T> {
 
     fn launch(&mut self, stream: &Stream, set: usize) -> Result<(), CudaError> {
         let Some((operands, out)) = set_of(&mut self.sets, set) else { return Ok(()) };
-        self.kernels.launch(stream, self.shape, operands.x.view(), operands.weights.view(), out.view_mut())
+        self.kernels.launch(stream, self.shape, operands.x.view(), operands.weights.view().into(), out.view_mut())
     }
 }
 

@@ -25,7 +25,7 @@ use super::gemm::{Gemm, Plan};
 use super::gemm_skinny_sm90::{self, Skinny};
 use super::gemm_sm90::GemmSm90;
 use super::gemv::{self, Gemv};
-use super::{Check, Element, VECTOR, gemm, gemm_sm90};
+use super::{Check, Element, VECTOR, WeightMatrix, gemm, gemm_sm90};
 use crate::backend::Arithmetic;
 
 /// Which kernels compute a product, and how they cut it.
@@ -202,7 +202,7 @@ fn check_operands<T: Element>(
 ) -> Result<(), CudaError> {
     let ProductShape { rows, columns, depth } = shape;
     check.matrix("x", inputs.x.into(), rows, depth)?;
-    check.matrix("weights", inputs.weights.into(), columns, depth)?;
+    check.matrix("weights", inputs.weights.dense::<T>(check)?.into(), columns, depth)?;
     if let Some(bias) = inputs.bias {
         check.matrix("bias", bias.into(), 1, columns)?;
     }
@@ -218,7 +218,9 @@ fn operands<T: Element>(
     matrix: Option<&SliceMut<'_, T>>,
 ) -> Result<Arguments, CudaError> {
     match path {
-        Path::Gemv | Path::Gemm(_) => Ok(Arguments::new().input(inputs.x).input(inputs.weights)),
+        Path::Gemv | Path::Gemm(_) => {
+            Ok(Arguments::new().input(inputs.x).input(inputs.weights.dense::<T>(path.check())?))
+        }
         Path::Skinny(plan) => gemm_skinny_sm90::operands(plan, shape, inputs),
         Path::GemmSm90(plan) => gemm_sm90::operands(plan, shape, inputs, matrix),
     }
@@ -314,7 +316,7 @@ impl<T: Element> Head<T> {
         stream: &Stream,
         shape: ProductShape,
         x: Slice<'_, T>,
-        weights: Slice<'_, T>,
+        weights: WeightMatrix<'_>,
         out: SliceMut<'_, f32>,
     ) -> Result<(), CudaError> {
         self.launch_by(self.0.path(stream, shape)?, stream, shape, x, weights, out)
@@ -330,7 +332,7 @@ impl<T: Element> Head<T> {
         stream: &Stream,
         shape: ProductShape,
         x: Slice<'_, T>,
-        weights: Slice<'_, T>,
+        weights: WeightMatrix<'_>,
         out: SliceMut<'_, f32>,
     ) -> Result<(), CudaError> {
         let check = path.check();

@@ -9,6 +9,7 @@ use super::super::super::work::Work;
 use super::super::{BiasTerm, Check, Element, gemv};
 use super::{BIAS_ROPE_KV, Path, Product, ProductInputs, ProductShape, Sizes, check_operands, operands};
 use crate::backend::Arithmetic;
+use crate::model::WeightFormat;
 
 /// Sizes of a product with the fused query, key and value weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,11 +105,11 @@ impl QkvShape {
 
     /// Work where no row is padding and all positions differ: besides the operands, each row reads its position, page
     /// and rotations, and writes its queries, keys and values of 16 bits.
-    pub fn work(&self, bias: BiasTerm) -> Work {
+    pub fn work(&self, weights: &WeightFormat, bias: BiasTerm) -> Work {
         let shape = self.product_shape();
         let columns = shape.columns;
         let rotations = self.rows * self.head_dim * 4;
-        shape.of(2 * shape.bias(bias) + self.rows * 8 + rotations, 2 * self.rows * columns)
+        shape.of(weights, 2 * shape.bias(bias) + self.rows * 8 + rotations, 2 * self.rows * columns)
     }
 }
 

@@ -3,7 +3,8 @@
 
 use super::super::super::buffer::Slice;
 use super::super::super::work::Work;
-use super::super::{BiasTerm, VECTOR};
+use super::super::{BiasTerm, VECTOR, WeightMatrix};
+use crate::model::WeightFormat;
 
 /// The longest sum: the kernels count k in 32 bits, some steps beyond the end.
 pub const MOST_DEPTH: usize = i32::MAX as usize & !(VECTOR - 1);
@@ -47,17 +48,18 @@ pub struct ProductShape {
 }
 
 impl ProductShape {
-    /// Work of a [`Projection`](super::Projection): weights, activations, bias and residual read once, the output written once, all of 16
-    /// bits.
-    pub fn work(&self, epilogue: Epilogue, bias: BiasTerm) -> Work {
+    /// Work of a [`Projection`](super::Projection): weights in their format, activations, bias and residual read once, the
+    /// output written once, all but the weights of 16 bits.
+    pub fn work(&self, weights: &WeightFormat, epilogue: Epilogue, bias: BiasTerm) -> Work {
         let output = self.rows * self.columns;
         let residual = if epilogue == Epilogue::BiasResidual { output } else { 0 };
-        self.of(2 * (self.bias(bias) + residual), 2 * output)
+        self.of(weights, 2 * (self.bias(bias) + residual), 2 * output)
     }
 
-    /// Work of a [`Head`](super::Head): weights and activations of 16 bits read once, logits of 32 bits written once.
-    pub fn logits_work(&self) -> Work {
-        self.of(0, 4 * self.rows * self.columns)
+    /// Work of a [`Head`](super::Head): weights in their format and activations of 16 bits read once, logits of 32 bits
+    /// written once.
+    pub fn logits_work(&self, weights: &WeightFormat) -> Work {
+        self.of(weights, 0, 4 * self.rows * self.columns)
     }
 
     /// Tiles of `rows` x `columns` down and across the output, and in all.
@@ -71,10 +73,10 @@ impl ProductShape {
         if bias == BiasTerm::Present { self.columns } else { 0 }
     }
 
-    pub(super) fn of(&self, bytes_read_besides: usize, bytes_written: usize) -> Work {
+    pub(super) fn of(&self, weights: &WeightFormat, bytes_read_besides: usize, bytes_written: usize) -> Work {
         let ProductShape { rows, columns, depth } = *self;
         Work {
-            bytes_read: (2 * (columns * depth + rows * depth) + bytes_read_besides) as u64,
+            bytes_read: weights.bytes(columns, depth) + (2 * rows * depth + bytes_read_besides) as u64,
             bytes_written: bytes_written as u64,
             flops: 2 * (rows * columns * depth) as u64,
         }
@@ -87,7 +89,7 @@ pub struct ProductInputs<'a, T> {
     /// Activations, `[rows, depth]`.
     pub x: Slice<'a, T>,
     /// Weights, `[columns, depth]`; no kernel writes them.
-    pub weights: Slice<'a, T>,
+    pub weights: WeightMatrix<'a>,
     /// `[columns]`, or none; no kernel writes it.
     pub bias: Option<Slice<'a, T>>,
 }
