@@ -4,6 +4,7 @@
 #include "common/multiply_add.cuh"
 #include "common/tile_order.cuh"
 #include "common/vector.cuh"
+#include "common/weight_tiles.cuh"
 #include "ptx/ptx.cuh"
 
 // What a block computes: kRows x kColumns of the output, kDepth of k a turn, by warps of kWarpRows x kWarpColumns.
@@ -13,9 +14,8 @@ struct Tile {
     static constexpr uint32_t kWarpRows = kWarpRows_, kWarpColumns = kWarpColumns_;
     static constexpr uint32_t kWarpsAcross = kColumns / kWarpColumns;
     static constexpr uint32_t kThreads = kRows / kWarpRows * kWarpsAcross * 32;
-    static constexpr uint32_t kRowBytes = kDepth * 2;  // of a row of either operand in a stage
+    static constexpr uint32_t kRowBytes = kDepth * 2;  // of a row of 16-bit elements in a stage
     static constexpr uint32_t kActivationBytes = kRows * kRowBytes;
-    static constexpr uint32_t kStageBytes = kActivationBytes + kColumns * kRowBytes;
     static constexpr uint32_t kChunks = kDepth / kVector;        // 16-byte chunks of a row
     static constexpr uint32_t kRowsAtOnce = kThreads / kChunks;  // that all threads together copy, a chunk each
     static_assert(kDepth == 32 || kDepth == 64, "the swizzles below are for rows of 64 and 128 bytes");
@@ -61,7 +61,7 @@ DEVICE void transpose_quad(uint32_t (&words)[4], uint32_t t) {
 // out[m, n] = epilogue(sum over k of x[m, k] weights[n, k])
 //
 //   x        T [rows, depth]      written by earlier work on the stream
-//   weights  T [columns, depth]   written before this stream's work began
+//   weights  [columns, depth] as Weights has them (DenseTile); written before this stream's work began
 //   output   what the epilogue takes: see common/epilogue.cuh
 //   stages   3, 4, 6 or 8, of the ring in shared memory
 //   group    rows of tiles that are computed together, at least 1
@@ -106,11 +106,12 @@ DEVICE void transpose_quad(uint32_t (&words)[4], uint32_t t) {
 // Registers: at most 136 (gemm_bias_residual_*_64x64), 160 (gemm_bias_rope_kv_*_64x64)
 // Registers: at most 96 (gemm_logits_*_32x64 gemm_bias_bf16_32x64 gemm_bias_f16_32x64 gemm_bias_gelu_*_32x64)
 // Registers: at most 96 (gemm_bias_residual_*_32x64), 112 (gemm_bias_rope_kv_*_32x64)
-template <class Epilogue, class Tile, class T>
-DEVICE void gemm(const T* x, const T* weights, const typename Epilogue::template Output<T>& output, uint32_t rows,
+template <class Epilogue, class Tile, class Weights, class T>
+DEVICE void gemm(const T* x, const Weights& weights, const typename Epilogue::template Output<T>& output, uint32_t rows,
                  uint32_t columns, uint32_t depth, uint32_t stages, uint32_t group) {
     constexpr uint32_t kRowTiles = Tile::kWarpRows / 16, kColumnTiles = Tile::kWarpColumns / 8;  // of a warp
     constexpr uint32_t kSteps = Tile::kDepth / 16;                                               // of a stage
+    constexpr uint32_t kStageBytes = Tile::kActivationBytes + Tile::kColumns * Weights::kRowBytes;
     constexpr bool kTermsAhead = kRowTiles <= 2;  // there are registers for all terms beside the main loop
     SHARED_MEMORY(shared);
     const uint32_t ring = shared_address(shared);
@@ -127,35 +128,26 @@ DEVICE void gemm(const T* x, const T* weights, const typename Epilogue::template
     // not read.
     const uint32_t chunk = threadIdx.x % Tile::kChunks, copied_row = threadIdx.x / Tile::kChunks;
     const uint32_t destination = ring + copied_row * Tile::kRowBytes + (chunk ^ Tile::swizzle(copied_row)) * 16;
-    const uint32_t own_row = first_row + copied_row, own_column = first_column + copied_row;
+    const uint32_t own_row = first_row + copied_row;
     const T* const own_x = x + static_cast<size_t>(own_row) * depth + chunk * kVector;
-    const T* const own_weights = weights + static_cast<size_t>(own_column) * depth + chunk * kVector;
-    const auto copy = [&](uint32_t target, const T* source, uint32_t row, uint32_t end, uint32_t rows_on, uint32_t k) {
-        const bool inside = row + rows_on < end && k + chunk * kVector < depth;
-        copy_async_16(target, source + k + static_cast<size_t>(rows_on) * depth, inside ? 16 : 0);
-    };
+    const auto own_weights = Weights::part(weights, first_column, columns, depth, ring + Tile::kActivationBytes);
     const auto copy_weights = [&](uint32_t stage, uint32_t turn) {
-        const uint32_t start = destination + stage * Tile::kStageBytes + Tile::kActivationBytes;
-#pragma unroll
-        for (uint32_t on = 0; on < Tile::kColumns; on += Tile::kRowsAtOnce) {
-            copy(start + on * Tile::kRowBytes, own_weights, own_column, columns, on, turn * Tile::kDepth);
-        }
+        Weights::copy(own_weights, turn, stage * kStageBytes);
     };
     const auto copy_activations = [&](uint32_t stage, uint32_t turn) {
-        const uint32_t start = destination + stage * Tile::kStageBytes;
+        const uint32_t start = destination + stage * kStageBytes, k = turn * Tile::kDepth;
 #pragma unroll
         for (uint32_t on = 0; on < Tile::kRows; on += Tile::kRowsAtOnce) {
-            copy(start + on * Tile::kRowBytes, own_x, own_row, rows, on, turn * Tile::kDepth);
+            const bool inside = own_row + on < rows && k + chunk * kVector < depth;
+            copy_async_16(start + on * Tile::kRowBytes, own_x + k + static_cast<size_t>(on) * depth, inside ? 16 : 0);
         }
     };
 
-    // Fragments. Of the activations a lane addresses row lane % 16, chunk lane / 16 of 16 rows x 16 k; of the weights
-    // row lane % 8 + lane / 16 * 8, chunk lane / 8 % 2, which makes the two halves of b for 8 columns, then for 8 more.
-    // A step further along k is two chunks: an xor of the swizzled address with 32 bytes.
-    const uint32_t a_row = lane % 16, b_row = lane % 8 + lane / 16 * 8;
+    // Fragments. Of the activations a lane addresses row lane % 16, chunk lane / 16 of 16 rows x 16 k. A step further along
+    // k is two chunks: an xor of the swizzled address with 32 bytes.
+    const uint32_t a_row = lane % 16;
     const uint32_t a_lane = (warp_row + a_row) * Tile::kRowBytes + (lane / 16 ^ Tile::swizzle(a_row)) * 16;
-    const uint32_t b_lane =
-        Tile::kActivationBytes + (warp_column + b_row) * Tile::kRowBytes + (lane / 8 % 2 ^ Tile::swizzle(b_row)) * 16;
+    const uint32_t b_lane = Tile::kActivationBytes + Weights::place(warp_column, lane);
     uint32_t a[2][kRowTiles][4], b[2][kColumnTiles / 2][4];
     const auto load_fragments = [&](uint32_t set, uint32_t stage_start, uint32_t step) {
 #pragma unroll
@@ -164,7 +156,7 @@ DEVICE void gemm(const T* x, const T* weights, const typename Epilogue::template
         }
 #pragma unroll
         for (uint32_t j = 0; j < kColumnTiles / 2; j++) {
-            load_matrix_x4(b[set][j], stage_start + (b_lane ^ step * 32) + j * 16 * Tile::kRowBytes);
+            Weights::operands(b[set][j], stage_start, b_lane, step, j);
         }
     };
 
@@ -241,7 +233,7 @@ DEVICE void gemm(const T* x, const T* weights, const typename Epilogue::template
                 block_sync();
                 read_stage = read_stage + 1 == stages ? 0 : read_stage + 1;
             }
-            load_fragments((step + 1) % 2, ring + read_stage * Tile::kStageBytes, (step + 1) % kSteps);
+            load_fragments((step + 1) % 2, ring + read_stage * kStageBytes, (step + 1) % kSteps);
             if (step == 0) {
                 // Up to one turn past the end, of zeros: the last turn loads fragments ahead of it.
                 const uint32_t ahead = turn + stages - 1;
@@ -329,7 +321,7 @@ using Tile32x64 = Tile<32, 64, 64, 16, 32>;
 #define GEMM_KERNEL(name, Epilogue, FORM, T, Tile, kBlocks)                                                       \
     KERNEL(name, Tile::kThreads, kBlocks)                                                                         \
     (const T* x, const T* weights, FORM##_PARAMETERS(T), uint32_t stages, uint32_t group) {                       \
-        gemm<Epilogue, Tile>(x, weights, FORM##_OUTPUT(T), rows, columns, depth, stages, group);                  \
+        gemm<Epilogue, Tile>(x, DenseTile<T, Tile>{weights}, FORM##_OUTPUT(T), rows, columns, depth, stages, group); \
     }                                                                                                             \
     REGISTER_KERNEL(name)
 #define GEMM_TILES(name, Epilogue, FORM, T)                                   \
