@@ -80,7 +80,7 @@ using Batch256 = Shape<256, 4, 1>;
 // Bytes: (columns depth + rows depth + rows columns + the epilogue's) x sizeof(T), each operand counted once.
 // FLOPs: 2 rows columns depth.
 // Alignment: columns and depth multiples of 8; all buffers 16 bytes.
-// Registers: at most 80 (skinny_logits_*_64 skinny_bias_bf16_64 skinny_bias_f16_64 skinny_bias_gelu_*_64)
+// Registers: at most 80 (skinny_logits_*_64 skinny_bias_gelu_*_64)
 // Registers: at most 80 (skinny_bias_residual_*_64), 96 (skinny_bias_rope_kv_*_64 skinny_*_128)
 // Registers: at most 128 (skinny_*_192), 160 (skinny_*_256)
 template <class Epilogue, class Shape, class T>
@@ -256,7 +256,6 @@ DEVICE void skinny(const TensorMap& x, const TensorMap& weights, const typename 
     SKINNY_KERNEL(name##_##T##_192, Epilogue, FORM, T, Batch192)      \
     SKINNY_KERNEL(name##_##T##_256, Epilogue, FORM, T, Batch256)
 #define SKINNY_KERNELS(T)                                                 \
-    SKINNY_BATCHES(skinny_bias, Bias, MATRIX, T)                          \
     SKINNY_BATCHES(skinny_bias_gelu, BiasGelu, MATRIX, T)                 \
     SKINNY_BATCHES(skinny_bias_residual, BiasResidual, MATRIX, T)         \
     SKINNY_BATCHES(skinny_bias_rope_kv, BiasRopeKv, QUERY_KEY_VALUE, T)   \

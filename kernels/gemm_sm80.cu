@@ -98,13 +98,13 @@ DEVICE void transpose_quad(uint32_t (&words)[4], uint32_t t) {
 // Bytes: (columns depth + rows depth + rows columns + the epilogue's) x sizeof(T), each operand counted once.
 // FLOPs: 2 rows columns depth.
 // Alignment: columns and depth multiples of 8; all buffers 16 bytes.
-// Registers: at most 240 (gemm_logits_*_128x256 gemm_logits_*_128x128 gemm_bias_bf16_128x128 gemm_bias_f16_128x128)
+// Registers: at most 240 (gemm_logits_*_128x256 gemm_logits_*_128x128)
 // Registers: at most 240 (gemm_bias_gelu_*_128x128 gemm_bias_residual_*_128x128)
-// Registers: at most 254 (gemm_bias_bf16_128x256 gemm_bias_f16_128x256 gemm_bias_gelu_*_128x256)
+// Registers: at most 254 (gemm_bias_gelu_*_128x256)
 // Registers: at most 254 (gemm_bias_residual_*_128x256 gemm_bias_rope_kv_*_128x256 gemm_bias_rope_kv_*_128x128)
-// Registers: at most 112 (gemm_logits_*_64x64 gemm_bias_bf16_64x64 gemm_bias_f16_64x64 gemm_bias_gelu_*_64x64)
+// Registers: at most 112 (gemm_logits_*_64x64 gemm_bias_gelu_*_64x64)
 // Registers: at most 136 (gemm_bias_residual_*_64x64), 160 (gemm_bias_rope_kv_*_64x64)
-// Registers: at most 96 (gemm_logits_*_32x64 gemm_bias_bf16_32x64 gemm_bias_f16_32x64 gemm_bias_gelu_*_32x64)
+// Registers: at most 96 (gemm_logits_*_32x64 gemm_bias_gelu_*_32x64)
 // Registers: at most 96 (gemm_bias_residual_*_32x64), 112 (gemm_bias_rope_kv_*_32x64)
 template <class Epilogue, class Tile, class Weights, class T>
 DEVICE void gemm(const T* x, const Weights& weights, const typename Epilogue::template Output<T>& output, uint32_t rows,
@@ -330,7 +330,6 @@ using Tile32x64 = Tile<32, 64, 64, 16, 32>;
     GEMM_KERNEL(name##_##T##_64x64, Epilogue, FORM, T, Tile64x64, 3)          \
     GEMM_KERNEL(name##_##T##_32x64, Epilogue, FORM, T, Tile32x64, 3)
 #define GEMM_KERNELS(T)                                                   \
-    GEMM_TILES(gemm_bias, Bias, MATRIX, T)                                \
     GEMM_TILES(gemm_bias_gelu, BiasGelu, MATRIX, T)                       \
     GEMM_TILES(gemm_bias_residual, BiasResidual, MATRIX, T)               \
     GEMM_TILES(gemm_bias_rope_kv, BiasRopeKv, QUERY_KEY_VALUE, T)         \

@@ -395,7 +395,6 @@ using Tile64 = Tile<64>;
     GEMM_KERNEL(name##_##T##_128x128, Epilogue, FORM, T, Tile128) \
     GEMM_KERNEL(name##_##T##_128x64, Epilogue, FORM, T, Tile64)
 #define GEMM_KERNELS(T)                                              \
-    GEMM_TILES(gemm_sm90_bias, Bias, MATRIX, T)                      \
     GEMM_TILES(gemm_sm90_bias_gelu, BiasGelu, MATRIX, T)             \
     GEMM_TILES(gemm_sm90_bias_residual, BiasResidual, MATRIX, T)     \
     GEMM_TILES(gemm_sm90_bias_rope_kv, BiasRopeKv, QUERY_KEY_VALUE, T) \

@@ -16,7 +16,6 @@
     GEMV_KERNEL(name##_##T##_8x32, Epilogue, FORM, T, 1, 2)    \
     GEMV_KERNEL(name##_##T##_16x32, Epilogue, FORM, T, 2, 2)
 #define GEMV_KERNELS(T)                                                     \
-    GEMV_SHAPES(gemv_bias, Bias, MATRIX, T)                                 \
     GEMV_SHAPES(gemv_bias_gelu, BiasGelu, MATRIX, T)                        \
     GEMV_SHAPES(gemv_bias_residual, BiasResidual, MATRIX, T)                \
     GEMV_SHAPES(gemv_bias_rope_kv, BiasRopeKv, QUERY_KEY_VALUE, T)          \

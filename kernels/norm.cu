@@ -1,29 +1,26 @@
 // targets: sm_80 compute_80 sm_90
-// Residual addition and normalisation of rows, LayerNorm or RMSNorm, in one pass over memory.
+// Normalisation of rows, LayerNorm or RMSNorm, in one pass over memory.
 #include "common/norm.cuh"
 
-// x[r, :] = hidden[r, :] + delta[r, :], rounded to T, and written to `sum`; then out[r, :] = normalise(x[r, :]).
-// Where `delta` is null, x is `hidden` and `sum` is not touched. Where `gather` is given, out[r, :] is made of row
-// gather[r] of the others. The statistics are those of the rounded x, so that they do not depend on whether it was
-// added here or read back, and are sums of f32 over registers: mean first, then the squares of the differences from it.
+// out[r, :] = normalise(hidden[r, :]), or of row gather[r] where `gather` is given. The statistics are sums of f32 over
+// registers: mean first, then the squares of the differences from it.
 //
-// A row has `width` elements, the first `count` of which are the model's; the rest are padding: zero in `hidden`,
-// `delta`, `weight` and `bias`, and so in `out`.
+// A row has `width` elements, the first `count` of which are the model's; the rest are padding: zero in `hidden`, `weight`
+// and `bias`, and so in `out`.
 //
-//   hidden, delta  T [., width]      written by earlier work on the stream
-//   gather         u32 [rows]        written by earlier work on the stream, each a row of `hidden`; or null
-//   weight, bias   T [width]         written before this stream's work began; null bias: none
-//   sum            T [., width]      may be `hidden`
-//   out            T [rows, width]
+//   hidden        T [., width]      written by earlier work on the stream
+//   gather        u32 [rows]        written by earlier work on the stream, each a row of `hidden`; or null
+//   weight, bias  T [width]         written before this stream's work began; null bias: none
+//   out           T [rows, width]
 //
 // Grid (rows); block: width / 8 / 4 threads, rounded up to whole warps; thread t has vectors t, t + block, ...
 // Shared memory: 2 x 16 floats.
-// Bytes: with delta 2 rows width T read and written, else 1; with gather 4 rows; and weight, bias once. FLOPs: about 8 an element.
+// Bytes: rows width T read and written; with gather 4 rows; and weight, bias once. FLOPs: about 8 an element.
 // Alignment: width a multiple of 8; all buffers 16 bytes.
 // Registers: at most 92 (norm_layer_bf16), 75 (norm_layer_f16 norm_rms_*)
 template <class Norm, class T>
-DEVICE void norm(const T* hidden, const T* delta, const uint32_t* gather, const T* weight, const T* bias, T* sum, T* out,
-                 uint32_t width, uint32_t count, float epsilon) {
+DEVICE void norm(const T* hidden, const uint32_t* gather, const T* weight, const T* bias, T* out, uint32_t width,
+                 uint32_t count, float epsilon) {
     SHARED_MEMORY(shared);
     float* const scratch = reinterpret_cast<float*>(shared);
     const size_t out_row = static_cast<size_t>(blockIdx.x) * width;
@@ -45,15 +42,6 @@ DEVICE void norm(const T* hidden, const T* delta, const uint32_t* gather, const 
     for (uint32_t v = 0; v < kNormVectors; v++) {
         const uint32_t column = RowPart::column(part, v);
         x[v] = column < width ? load_global_16(hidden + row + column) : zero_vector();
-        if (column < width && delta != nullptr) {
-            float before[kVector], added[kVector];
-            unpack<T>(x[v], before);
-            unpack<T>(load_global_16(delta + row + column), added);
-#pragma unroll
-            for (uint32_t i = 0; i < kVector; i++) added[i] += before[i];
-            x[v] = pack<T>(added);
-            store_global_16(sum + row + column, x[v]);
-        }
     }
     const auto statistics = RowStatistics<Norm, T>::of(part, x, count, epsilon, scratch);
 #pragma unroll
@@ -68,9 +56,9 @@ DEVICE void norm(const T* hidden, const T* delta, const uint32_t* gather, const 
 
 #define NORM_KERNEL(name, Norm, T)                                                                                 \
     KERNEL(name, kNormMostThreads)                                                                                     \
-    (const T* hidden, const T* delta, const uint32_t* gather, const T* weight, const T* bias, T* sum, T* out,      \
-     uint32_t width, uint32_t count, float epsilon) {                                                              \
-        norm<Norm, T>(hidden, delta, gather, weight, bias, sum, out, width, count, epsilon);                       \
+    (const T* hidden, const uint32_t* gather, const T* weight, const T* bias, T* out, uint32_t width,              \
+     uint32_t count, float epsilon) {                                                                              \
+        norm<Norm, T>(hidden, gather, weight, bias, out, width, count, epsilon);                                   \
     }                                                                                                              \
     REGISTER_KERNEL(name)
 

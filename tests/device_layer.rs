@@ -421,7 +421,7 @@ const PARAMETERS: [(&str, &str, &[usize]); 29] = [
     ("gemv", "gemv_logits_", &[8, 8, 8, 4, 4, 4]),
     ("gemv", "gemv_bias_", &[8, 8, 8, 8, 4, 4, 4]),
     ("logprobs", "logprobs_", &[8, 8, 8, 4, 4, 4]),
-    ("norm", "norm_", &[8, 8, 8, 8, 8, 8, 8, 4, 4, 4]),
+    ("norm", "norm_", &[8, 8, 8, 8, 8, 4, 4, 4]),
     ("random", "random_fill_", &[8, 8, 4, 4, 4, 4, 4, 4]),
     ("sample", "sample_", &[8, 8, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4]),
 ];

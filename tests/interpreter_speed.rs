@@ -29,19 +29,16 @@ fn milliseconds(bench: &Bench, mut launch: impl FnMut() -> Result<(), CudaError>
     (0..5).map(once).fold(f64::INFINITY, f64::min)
 }
 
-/// Rows of 4096 in a residual stream, normalised after an addition.
+/// Rows of 4096, normalised.
 fn norm(bench: &Bench, rows: usize) -> f64 {
     let (width, mut random) = (4096, Random(1));
     let mut elements = |len| bench.upload(&random.elements::<bf16>(len, 0.0, 1.0));
-    let (mut residual, delta) = (elements(rows * width), elements(rows * width));
-    let (weight, bias) = (elements(width), elements(width));
+    let (hidden, weight, bias) = (elements(rows * width), elements(width), elements(width));
     let mut out = bench.poisoned::<bf16>(rows * width);
     let norm = Norm::<bf16>::load(bench.device(), NormForm::Layer).unwrap();
     let shape = NormShape { rows, width, epsilon: 1e-5 };
     let weights = NormWeights { weight: weight.view(), bias: Some(bias.view()) };
-    milliseconds(bench, || {
-        norm.add_and_normalise(&bench.stream, shape, residual.view_mut(), delta.view(), weights, out.view_mut())
-    })
+    milliseconds(bench, || norm.normalise(&bench.stream, shape, hidden.view(), weights, out.view_mut()))
 }
 
 /// Up to 16 rows by gemv, more by gemm.

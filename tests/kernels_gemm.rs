@@ -169,9 +169,9 @@ device_test! {
         let shape = ProductShape { rows: 20, columns: 24, depth: 40 };
         let case = Case::<bf16>::new(shape, BiasTerm::Present, 3);
         common::on_every_schedule(|bench| {
-            let projection = Projection::<bf16>::load(bench.device(), Epilogue::Bias).unwrap();
+            let projection = Projection::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
             let operands = case.upload(bench);
-            let mut out = case.output(bench, Epilogue::Bias);
+            let mut out = case.output(bench, Epilogue::BiasGelu);
             let mut refused = |shape, inputs| refusal(projection.launch(&bench.stream, shape, inputs, out.view_mut()));
             let depth = ProductShape { depth: 44, ..shape };
             assert_eq!(refused(depth, operands.inputs()), "gemm: depth is 44, expected a multiple of 8");

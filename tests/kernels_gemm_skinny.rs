@@ -91,7 +91,7 @@ device_test! {
 /// Within one kernel, and with as many parts of k, a row has the same bits beside any other rows, and whatever its
 /// place and the tiles of a cluster are.
 fn invariant<T: Half>(bench: &Bench, case: &Case<T>, batch: Batch) {
-    let projection = Projection::<T>::load(bench.device(), Epilogue::Bias).unwrap();
+    let projection = Projection::<T>::load(bench.device(), Epilogue::BiasGelu).unwrap();
     let operands = case.upload(bench);
     let ProductShape { columns, rows: all_rows, .. } = case.shape;
     let compute = |first: usize, rows: usize, across: u32| {
@@ -132,7 +132,7 @@ device_test! {
         }
         let bench = common::hopper_bench();
         let case = Case::<bf16>::new(ProductShape { rows: 50, columns: 264, depth: 1032 }, BiasTerm::Present, 9);
-        let projection = Projection::<bf16>::load(bench.device(), Epilogue::Bias).unwrap();
+        let projection = Projection::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
         let operands = case.upload(&bench);
         let path = skinny(50, 4, 2);
         common::assert_same_bits_however_often(&bench, || case.bits_of(&bench, &projection, &operands, 0..50, path));
@@ -151,7 +151,7 @@ device_test! {
             for (columns, depth) in [(3584, 3072), (3072, 12_288), (5632, 4608), (7168, 6144), (6144, 6144), (6144, 24_576)] {
                 let shape = ProductShape { rows: batch.rows(), columns, depth };
                 let plan = Plan::choose(device.properties().multiprocessors, shape);
-                let name = Path::Skinny(plan).kernel_name("bias", "bf16", shape.rows);
+                let name = Path::Skinny(plan).kernel_name("bias_gelu", "bf16", shape.rows);
                 let kernel = device.module("gemm_skinny_sm90").unwrap().kernel(&name).unwrap();
                 let blocks = plan.blocks(columns) as u32;
                 let cluster = plan.across * plan.splits;
@@ -173,9 +173,9 @@ device_test! {
         let shape = ProductShape { rows: 65, columns: 24, depth: 520 };
         let case = Case::<bf16>::new(shape, BiasTerm::Present, 3);
         common::on_every_schedule(|bench| {
-            let projection = Projection::<bf16>::load(bench.device(), Epilogue::Bias).unwrap();
+            let projection = Projection::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
             let operands = case.upload(bench);
-            let mut out = case.output(bench, Epilogue::Bias);
+            let mut out = case.output(bench, Epilogue::BiasGelu);
             let mut refused = |batch, splits, across| {
                 let path = Path::Skinny(Plan { batch, splits, across });
                 refusal(projection.launch_by(path, &bench.stream, shape, operands.inputs(), out.view_mut()))

@@ -58,7 +58,7 @@ device_test! {
         let bench = common::hopper_bench();
         let shape = ProductShape { rows: 200, columns: 520, depth: 200 };
         let case = Case::<bf16>::new(shape, BiasTerm::Present, 9);
-        let projection = Projection::<bf16>::load(bench.device(), Epilogue::Bias).unwrap();
+        let projection = Projection::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
         let operands = case.upload(&bench);
         let path = Path::GemmSm90(plan(shape, Tile::Columns256, 2, 1));
         common::assert_same_bits_however_often(&bench, || case.bits_of(&bench, &projection, &operands, 0..200, path));
@@ -124,7 +124,7 @@ device_test! {
         let shape = ProductShape { rows: 300, columns: 264, depth: 200 };
         let case = Case::<bf16>::new(shape, BiasTerm::Present, 5);
         common::on_every_hopper_schedule(|bench| {
-            let projection = Projection::<bf16>::load(bench.device(), Epilogue::Bias).unwrap();
+            let projection = Projection::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
             let operands = case.upload(bench);
             let compute = |first: usize, rows: usize, plan: Plan| {
                 case.bits_of(bench, &projection, &operands, first..first + rows, Path::GemmSm90(plan))
@@ -157,9 +157,9 @@ device_test! {
         let shape = ProductShape { rows: 70, columns: 24, depth: 40 };
         let case = Case::<bf16>::new(shape, BiasTerm::Present, 3);
         common::on_every_schedule(|bench| {
-            let projection = Projection::<bf16>::load(bench.device(), Epilogue::Bias).unwrap();
+            let projection = Projection::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
             let operands = case.upload(bench);
-            let mut out = case.output(bench, Epilogue::Bias);
+            let mut out = case.output(bench, Epilogue::BiasGelu);
             let mut refused = |plan| {
                 let path = Path::GemmSm90(plan);
                 refusal(projection.launch_by(path, &bench.stream, shape, operands.inputs(), out.view_mut()))

@@ -160,9 +160,9 @@ device_test! {
         let shape = ProductShape { rows: 2, columns: 24, depth: 40 };
         let case = Case::<bf16>::new(shape, BiasTerm::Present, 3);
         common::on_every_schedule(|bench| {
-            let projection = Projection::<bf16>::load(bench.device(), Epilogue::Bias).unwrap();
+            let projection = Projection::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
             let operands = case.upload(bench);
-            let mut out = case.output(bench, Epilogue::Bias);
+            let mut out = case.output(bench, Epilogue::BiasGelu);
             let mut refused = |shape, inputs| {
                 refusal(projection.launch_by(Path::Gemv, &bench.stream, shape, inputs, out.view_mut()))
             };

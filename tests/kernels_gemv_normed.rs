@@ -6,7 +6,7 @@ use common::{Bench, Half, Random};
 use half::{bf16, f16};
 use rigel::backend::cuda::kernels::BiasTerm;
 use rigel::backend::cuda::kernels::gemv_normed::{self, Matrix, NormedProducts, NormedRows};
-use rigel::backend::cuda::kernels::norm::{Addition, Norm, NormForm, NormShape, NormWeights};
+use rigel::backend::cuda::kernels::norm::{Norm, NormForm, NormShape, NormWeights};
 use rigel::backend::cuda::kernels::product::{
     Epilogue, Head, Path, ProductInputs, ProductShape, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
 };
@@ -115,7 +115,7 @@ fn has_the_bits_of_both<T: Half>(bench: &Bench, case: &Case<T>, form: NormForm) 
     let (on, stream) = (case.upload(bench), &bench.stream);
     let products = NormedProducts::<T>::load(bench.device(), form).unwrap();
     let norm_bias = if form == NormForm::Layer { BiasTerm::Present } else { BiasTerm::Absent };
-    let norm = case.norm_shape().work(form, Addition::None, norm_bias);
+    let norm = case.norm_shape().work(form, norm_bias);
     let len = case.shape.rows * case.shape.columns;
 
     let x = normed(bench, case, &on, form, false);

@@ -6,7 +6,7 @@ use common::{Bench, Half, Random, assert_close};
 use half::{bf16, f16};
 use rigel::backend::cuda::CudaError;
 use rigel::backend::cuda::kernels::BiasTerm;
-use rigel::backend::cuda::kernels::norm::{Addition, MOST_WIDTH, Norm, NormForm, NormShape, NormWeights};
+use rigel::backend::cuda::kernels::norm::{MOST_WIDTH, Norm, NormForm, NormShape, NormWeights};
 
 /// One vector; a warp's worth of four each less one, exactly, and one more; odd; the models'; the widest.
 const WIDTHS: [usize; 9] = [8, 1016, 1024, 1032, 2056, 3072, 4608, 6144, MOST_WIDTH];
@@ -35,7 +35,6 @@ fn normalises<T: Half>(bench: &Bench, form: NormForm) {
         let shape = NormShape { rows, width, epsilon: EPSILON };
         // A mean far from zero: one pass over squares would lose the variance in it.
         let hidden: Vec<T> = random.elements(rows * width, 8.0, 1.0);
-        let delta: Vec<T> = random.elements(rows * width, 0.0, 1.0);
         let weight: Vec<T> = random.elements(width, 1.0, 0.5);
         let bias: Option<Vec<T>> = (form == NormForm::Layer).then(|| random.elements(width, 0.0, 1.0));
         let place = format!("{form:?} {} {rows} x {width}", T::NAME);
@@ -47,28 +46,15 @@ fn normalises<T: Half>(bench: &Bench, form: NormForm) {
         let bias_term = if bias.is_some() { BiasTerm::Present } else { BiasTerm::Absent };
         let slack = |expected: &[f64]| expected.iter().map(|value| 2e-5 * (1.0 + value.abs())).collect::<Vec<_>>();
 
-        let mut residual = bench.upload(&hidden);
+        let device_hidden = bench.upload(&hidden);
         let mut out = bench.poisoned::<T>(rows * width);
-        bench.run(shape.work(form, Addition::None, bias_term), || {
-            norm.normalise(&bench.stream, shape, residual.view(), weights, out.view_mut())
+        bench.run(shape.work(form, bias_term), || {
+            norm.normalise(&bench.stream, shape, device_hidden.view(), weights, out.view_mut())
         });
         let expected = reference(form, &hidden, &weight, bias.as_deref());
         let slacks = slack(&expected);
         assert_close(&bench.download(out.view()), &expected, |i| slacks[i], &place);
-        assert!(bench.download(residual.view()) == hidden, "{place}: the input was changed");
-
-        let device_delta = bench.upload(&delta);
-        bench.stream.fill_bytes(out.view_mut(), 0xff).unwrap();
-        bench.run(shape.work(form, Addition::Delta, bias_term), || {
-            let residual = residual.view_mut();
-            norm.add_and_normalise(&bench.stream, shape, residual, device_delta.view(), weights, out.view_mut())
-        });
-        let sums: Vec<f64> = hidden.iter().zip(&delta).map(|(a, b)| a.f64() + b.f64()).collect();
-        let residual = bench.download(residual.view());
-        assert_close(&residual, &sums, |i| sums[i].abs() * 1e-7, &format!("{place}: sum"));
-        let expected = reference(form, &residual, &weight, bias.as_deref());
-        let slacks = slack(&expected);
-        assert_close(&bench.download(out.view()), &expected, |i| slacks[i], &format!("{place}, added"));
+        assert!(bench.download(device_hidden.view()) == hidden, "{place}: the input was changed");
     }
 }
 
@@ -100,7 +86,7 @@ device_test! {
             let (hidden, device_weight) = (bench.upload(&x), bench.upload(&weight));
             let weights = NormWeights { weight: device_weight.view(), bias: None };
             let mut out = bench.poisoned(2 * 264);
-            bench.run(shape.work(NormForm::Layer, Addition::None, BiasTerm::Absent), || {
+            bench.run(shape.work(NormForm::Layer, BiasTerm::Absent), || {
                 norm.normalise(&bench.stream, shape, hidden.view(), weights, out.view_mut())
             });
             let expected = reference(NormForm::Layer, &x, &weight, None);
@@ -133,7 +119,7 @@ device_test! {
                     let (hidden, device_weight) = (bench.upload(&padded(&x)), bench.upload(&padded(&weight)));
                     let weights = NormWeights { weight: device_weight.view(), bias: None };
                     let mut out = bench.poisoned(2 * pitch);
-                    bench.run(shape.work(form, Addition::None, BiasTerm::Absent), || {
+                    bench.run(shape.work(form, BiasTerm::Absent), || {
                         norm.normalise(&bench.stream, shape, hidden.view(), weights, out.view_mut())
                     });
                     let found = bench.download(out.view());

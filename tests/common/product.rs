@@ -17,7 +17,7 @@ use rigel::model::WeightFormat;
 
 use crate::common::{Bench, Half, Random, assert_close};
 
-pub const EPILOGUES: [Epilogue; 3] = [Epilogue::Bias, Epilogue::BiasGelu, Epilogue::BiasResidual];
+pub const EPILOGUES: [Epilogue; 2] = [Epilogue::BiasGelu, Epilogue::BiasResidual];
 
 /// The operands of one product, and its sums in float64.
 pub struct Case<T> {
@@ -82,7 +82,7 @@ impl<T: Half> Case<T> {
     pub fn output(&self, bench: &Bench, epilogue: Epilogue) -> Buffer<T> {
         match epilogue {
             Epilogue::BiasResidual => bench.upload(&self.residual),
-            Epilogue::Bias | Epilogue::BiasGelu => bench.poisoned(self.residual.len()),
+            Epilogue::BiasGelu => bench.poisoned(self.residual.len()),
         }
     }
 
@@ -100,7 +100,6 @@ impl<T: Half> Case<T> {
         let one = |index| {
             let x = self.sum_and_bias(index);
             match epilogue {
-                Epilogue::Bias => x,
                 Epilogue::BiasGelu => {
                     let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
                     0.5 * x * (1.0 + inner.tanh())

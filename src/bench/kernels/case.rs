@@ -14,7 +14,7 @@ use crate::backend::cuda::kernels::attention_prefill::{self, Form, PrefillShape,
 use crate::backend::cuda::kernels::embed::EmbedShape;
 use crate::backend::cuda::kernels::gemv;
 use crate::backend::cuda::kernels::gemv_normed;
-use crate::backend::cuda::kernels::norm::{Addition, NormForm, NormShape};
+use crate::backend::cuda::kernels::norm::{NormForm, NormShape};
 use crate::backend::cuda::kernels::paged::{Heads, Sequence};
 use crate::backend::cuda::kernels::product::{Epilogue, Path, ProductShape, QkvShape};
 use crate::backend::cuda::kernels::sample::{LogprobsRow, LogprobsShape, RowParams, SampleShape};
@@ -377,11 +377,11 @@ impl Case {
     pub fn work(&self) -> Work {
         match &self.what {
             What::Embed(shape) => shape.work(),
-            What::Norm(shape, form) => shape.work(*form, Addition::None, BiasTerm::Present),
+            What::Norm(shape, form) => shape.work(*form, BiasTerm::Present),
             What::Qkv(shape, bias) => shape.work(&WEIGHTS, *bias),
             What::Product(_, epilogue, shape, bias) => shape.work(&WEIGHTS, *epilogue, *bias),
             What::NormedProduct(norm, form, shape, bias) => {
-                let norm = norm.work(*form, Addition::None, BiasTerm::Present);
+                let norm = norm.work(*form, BiasTerm::Present);
                 gemv_normed::work_of_both(norm, shape.work(&WEIGHTS, Epilogue::BiasGelu, *bias))
             }
             What::Head(shape) => shape.logits_work(&WEIGHTS),

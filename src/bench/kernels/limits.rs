@@ -44,7 +44,7 @@ pub fn measure(timer: &mut Timer, sizes: CeilingSizes) -> Result<Vec<Ceiling>, C
     let n = sizes.product;
     let filler = Filler::<half::bf16>::new(&stream, 0)?;
     let shape = ProductShape { rows: n, columns: n, depth: n };
-    let mut product = Layer::new(&filler, Epilogue::Bias, shape, BiasTerm::Absent, 1)?;
+    let mut product = Layer::new(&filler, Epilogue::BiasGelu, shape, BiasTerm::Absent, 1)?;
     filler.settle()?;
     let multiplying = timer.time(&mut product, sizes.budget)?;
 

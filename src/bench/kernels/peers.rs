@@ -217,7 +217,6 @@ fn request(case: &Case) -> Option<Value> {
         }
         What::Product(_, epilogue, shape, BiasTerm::Present) => {
             let epilogue = match epilogue {
-                Epilogue::Bias => "bias",
                 Epilogue::BiasGelu => "bias_gelu",
                 Epilogue::BiasResidual => "bias_residual",
             };

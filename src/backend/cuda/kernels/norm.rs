@@ -70,31 +70,20 @@ impl NormShape {
         self.width.next_multiple_of(VECTOR)
     }
 
-    /// With an addition two rows are read and two written for each, otherwise one and one; weight and bias once. Rows
-    /// that are gathered have their number read too, 4 bytes each, which is not counted.
-    /// FLOPs per element: 1 to add, 1 for the mean and 1 to centre (LayerNorm), 2 for the squares, 2 to scale, 1 for
-    /// the bias.
-    pub fn work(&self, form: NormForm, addition: Addition, bias: BiasTerm) -> Work {
+    /// Rows are read and written once, and so are weight and bias read. Rows that are gathered have their number read too, 4
+    /// bytes each, which is not counted.
+    /// FLOPs per element: 1 for the mean and 1 to centre (LayerNorm), 2 for the squares, 2 to scale, 1 for the bias.
+    pub fn work(&self, form: NormForm, bias: BiasTerm) -> Work {
         let matrix = (self.rows * self.pitch()) as u64;
         let vector = (self.pitch() * 2) as u64;
-        let matrices = if addition == Addition::Delta { 2 } else { 1 };
         let vectors = if bias == BiasTerm::Present { 2 } else { 1 };
         let centring = if form == NormForm::Layer { 2 } else { 0 };
         Work {
-            bytes_read: matrices * matrix * 2 + vectors * vector,
-            bytes_written: matrices * matrix * 2,
-            flops: (matrices - 1 + centring + 4 + vectors - 1) * matrix,
+            bytes_read: matrix * 2 + vectors * vector,
+            bytes_written: matrix * 2,
+            flops: (centring + 4 + vectors - 1) * matrix,
         }
     }
-}
-
-/// Whether a norm adds something to its rows first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Addition {
-    /// The rows are normalised as they are.
-    None,
-    /// A delta is added, and the sum written.
-    Delta,
 }
 
 /// Weights of a norm, each `[pitch]`.
@@ -144,7 +133,7 @@ impl<T: Element> Norm<T> {
     ) -> Result<(), CudaError> {
         let checked = self.check(shape, weights, &out)?;
         CHECK.matrix("hidden", hidden.into(), shape.rows, shape.pitch())?;
-        let rows = Rows { hidden, delta: None, gather: None };
+        let rows = Rows { hidden, gather: None };
         // SAFETY: `check` and the line above compared the lengths.
         unsafe { self.launch(stream, checked, rows, weights, out) }
     }
@@ -170,30 +159,8 @@ impl<T: Element> Norm<T> {
         if gather.len() != shape.rows {
             return CHECK.fail("gather", gather.len(), format_args!("{} elements", shape.rows));
         }
-        let rows = Rows { hidden, delta: None, gather: Some(gather) };
+        let rows = Rows { hidden, gather: Some(gather) };
         // SAFETY: as above; the numbers in `gather` are the caller's promise.
-        unsafe { self.launch(stream, checked, rows, weights, out) }
-    }
-
-    /// `residual[r, :] += delta[r, :]`, rounded to `T`, then `out[r, :] = norm(residual[r, :])`, all `[rows, pitch]`.
-    ///
-    /// # Errors
-    /// As for [`Norm::normalise`].
-    pub fn add_and_normalise(
-        &self,
-        stream: &Stream,
-        shape: NormShape,
-        residual: SliceMut<'_, T>,
-        delta: Slice<'_, T>,
-        weights: NormWeights<'_, T>,
-        out: SliceMut<'_, T>,
-    ) -> Result<(), CudaError> {
-        let checked = self.check(shape, weights, &out)?;
-        CHECK.matrix("hidden", (&residual).into(), shape.rows, shape.pitch())?;
-        CHECK.matrix("delta", delta.into(), shape.rows, shape.pitch())?;
-        let rows = Rows { hidden: residual.as_slice(), delta: Some(delta), gather: None };
-        // SAFETY: as above; the sum goes to `residual`, borrowed to be written, each element of which is read and
-        // written by one thread.
         unsafe { self.launch(stream, checked, rows, weights, out) }
     }
 
@@ -216,11 +183,8 @@ impl<T: Element> Norm<T> {
         Ok(Checked { launch, pitch: pitch as u32, width, epsilon: shape.epsilon })
     }
 
-    /// The sum, where there is a delta, goes to `rows.hidden`.
-    ///
     /// # Safety
-    /// The buffers have the lengths of the shape that was checked, and `rows.gather` names rows of `rows.hidden`; with
-    /// a delta, `rows.hidden` is borrowed to be written.
+    /// The buffers have the lengths of the shape that was checked, and `rows.gather` names rows of `rows.hidden`.
     unsafe fn launch(
         &self,
         stream: &Stream,
@@ -231,11 +195,9 @@ impl<T: Element> Norm<T> {
     ) -> Result<(), CudaError> {
         let arguments = Arguments::new()
             .input(rows.hidden)
-            .optional_input(rows.delta)
             .optional_input(rows.gather)
             .input(weights.weight)
             .optional_input(weights.bias)
-            .input(rows.hidden)
             .output(&out)
             .scalar(checked.pitch)
             .scalar(checked.width)
@@ -256,6 +218,5 @@ struct Checked {
 /// What is normalised.
 struct Rows<'a, T> {
     hidden: Slice<'a, T>,
-    delta: Option<Slice<'a, T>>,
     gather: Option<Slice<'a, u32>>,
 }

@@ -6,7 +6,6 @@
 
 use super::super::kernels::attention_ordered::{self, Division};
 use super::super::kernels::embed::{self, EmbedShape};
-use super::super::kernels::norm::Addition;
 use super::super::kernels::paged::Sequence;
 use super::super::kernels::product::{BIAS_ROPE_KV, Epilogue, LOGITS, QkvShape};
 use super::super::kernels::sample::{self, RowParams, SampleShape};
@@ -205,7 +204,7 @@ impl Costs {
 
     fn norm(&self, norm: NormOp, gathers: bool) -> Work {
         let bias = if norm.weights.bias.is_some() { BiasTerm::Present } else { BiasTerm::Absent };
-        let mut work = norm.shape.work(norm.form, Addition::None, bias);
+        let mut work = norm.shape.work(norm.form, bias);
         if gathers {
             let rows = norm.shape.rows;
             // Padding gathers row 0, which is among the others where they are all the step's rows.

@@ -17,8 +17,6 @@ pub const BIAS_ROPE_KV: &str = "bias_rope_kv";
 /// What happens to a sum of a [`Projection`](super::Projection) before it is rounded and stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Epilogue {
-    /// `sum + bias`
-    Bias,
     /// `gelu(sum + bias)`, the tanh form.
     BiasGelu,
     /// `out + sum + bias`: the residual stream, updated in place.
@@ -29,7 +27,6 @@ impl Epilogue {
     /// Its name in the names of kernels.
     pub fn name(self) -> &'static str {
         match self {
-            Epilogue::Bias => "bias",
             Epilogue::BiasGelu => "bias_gelu",
             Epilogue::BiasResidual => "bias_residual",
         }
