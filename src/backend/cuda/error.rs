@@ -81,14 +81,12 @@ pub enum CudaError {
         reason: String,
     },
     /// The image has no kernel of that name.
-    #[error("kernels/{image}.cu has no kernel '{kernel}'; it has: {known}")]
+    #[error("kernels/{image}.cu has no kernel '{kernel}'")]
     UnknownKernel {
         /// The image.
         image: String,
         /// The kernel that was asked for.
         kernel: String,
-        /// Those that it has.
-        known: String,
     },
     /// A variable `RIGEL_CUDA_…` has a value that it does not take.
     #[error(transparent)]

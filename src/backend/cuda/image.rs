@@ -1,8 +1,6 @@
 //! The compiled kernels that are part of this binary: a table that build.rs writes.
 
-use std::sync::OnceLock;
-
-use super::fatbin::{self, Target};
+use super::target::{self, Target};
 use super::versions::ComputeCapability;
 
 /// One `kernels/<name>.cu`, compiled.
@@ -37,18 +35,38 @@ pub fn images() -> &'static [Image] {
     IMAGES
 }
 
+impl Image {
+    /// What of it a GPU of this generation runs; `None` if nothing does.
+    pub(super) fn target(&self, device: ComputeCapability) -> Option<Target> {
+        // build.rs checked the names.
+        target::choose(self.targets.iter().filter_map(|name| name.parse().ok()), device)
+    }
+
+    /// Whether the fatbin is as long as its header says: the driver reads what the header says.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub(super) fn check(&self) -> Result<(), String> {
+        const MAGIC: u32 = 0xba55_ed50;
+        // Magic, version and header size of 16 bits each, bytes behind the header.
+        let (head, _) = self.fatbin.split_first_chunk::<16>().ok_or(format!("it has {} bytes", self.fatbin.len()))?;
+        let [m0, m1, m2, m3, _, _, h0, h1, body @ ..] = *head;
+        let magic = u32::from_le_bytes([m0, m1, m2, m3]);
+        if magic != MAGIC {
+            return Err(format!("it starts with {magic:#x}, not with a fatbin's {MAGIC:#x}"));
+        }
+        let length = u64::from_le_bytes(body).saturating_add(u16::from_le_bytes([h0, h1]).into());
+        if length > self.fatbin.len() as u64 {
+            return Err(format!("it has {} bytes, its header says {length}", self.fatbin.len()));
+        }
+        Ok(())
+    }
+}
+
 /// Whether the kernel file `name` is in this binary, with code that a GPU of this generation runs: a file of instructions
-/// that one generation alone has holds none for others. Launchers ask for every launch: the fatbins are read once.
+/// that one generation alone has holds none for others.
 pub fn runs_on(name: &str, device: ComputeCapability) -> bool {
-    static TARGETS: OnceLock<Vec<(&str, Vec<Target>)>> = OnceLock::new();
-    let targets = TARGETS.get_or_init(|| {
-        let of = |image: &Image| {
-            let entries = fatbin::entries(image.fatbin).unwrap_or_default();
-            (image.name, entries.iter().map(|entry| entry.target).collect())
-        };
-        images().iter().map(of).collect()
-    });
-    targets.iter().any(|(of, targets)| *of == name && targets.iter().any(|target| target.runs_on(device)))
+    images().iter().any(|image| image.name == name && image.target(device).is_some())
 }
 
 /// After how many seconds a wait at an mbarrier traps; `None` if this build's waits never do.

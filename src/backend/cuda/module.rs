@@ -5,12 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, result};
 
-use super::cubin::{self, Kernels};
 use super::device::Properties;
 use super::error::{CudaError, Naming};
-use super::fatbin::{self, Form, Target};
 use super::image::Image;
 use super::mbarrier_trap::{self, Watch};
+use super::target::Target;
 
 /// A block's shared memory may grow to this without asking.
 const SHARED_BYTES_WITHOUT_ASKING: u32 = 48 << 10;
@@ -19,7 +18,6 @@ const SHARED_BYTES_WITHOUT_ASKING: u32 = 48 << 10;
 pub struct Module {
     image: Image,
     target: Target,
-    kernels: Kernels,
     loaded: Arc<Loaded>,
 }
 
@@ -47,37 +45,29 @@ impl Drop for Loaded {
 }
 
 impl Module {
-    /// Reads the fatbin, then loads it: the code that this device runs, or PTX for the driver to compile.
+    /// Loads the fatbin: the code that this device runs, or PTX for the driver to compile.
     ///
     /// # Errors
     /// [`CudaError::NoCode`], [`CudaError::BadImage`], [`CudaError::Refused`], [`CudaError::Driver`].
     pub(super) fn load(context: &Arc<CudaContext>, device: &Properties, image: Image) -> Result<Module, CudaError> {
-        let damaged = |reason| CudaError::BadImage { image: image.name.to_owned(), reason };
         let no_code = || CudaError::NoCode {
             image: image.name.to_owned(),
             targets: image.targets.join(", "),
             device: device.compute_capability,
         };
-        let entries = fatbin::entries(image.fatbin).map_err(damaged)?;
-        let chosen = fatbin::choose(&entries, device.compute_capability).ok_or_else(no_code)?;
-        // PTX is of the same source as the machine code beside it, and so are its parameters.
-        let machine = entries.iter().find(|entry| entry.target.form == Form::Machine);
-        let cubin = if chosen.target.form == Form::Machine { Some(&chosen) } else { machine };
-        let cubin =
-            cubin.ok_or_else(|| damaged("it holds PTX alone; compile it for a machine target too".to_owned()))?;
-        let kernels = cubin::kernels(cubin.code).map_err(damaged)?;
-
+        image.check().map_err(|reason| CudaError::BadImage { image: image.name.to_owned(), reason })?;
+        let target = image.target(device.compute_capability).ok_or_else(no_code)?;
         context.bind_to_thread().named("cuCtxSetCurrent")?;
-        // SAFETY: the image is a whole fatbin, as parsed above, and outlives the module.
+        // SAFETY: the image is as long as a fatbin's header says, as checked above, and outlives the module.
         match unsafe { result::module::load_data(image.fatbin.as_ptr().cast()) } {
             Ok(handle) => {
                 let watch = mbarrier_trap::watch(handle, image.name)?;
                 let loaded = Arc::new(Loaded { handle, context: context.clone(), watch });
-                Ok(Module { image, target: chosen.target, kernels, loaded })
+                Ok(Module { image, target, loaded })
             }
             Err(error) if error.0 == CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => Err(no_code()),
             Err(error) => {
-                let what = format!("to load its code for {}", chosen.target);
+                let what = format!("to load its code for {target}");
                 Err(CudaError::refused(&format!("kernels/{}.cu", image.name), what, "cuModuleLoadData", error))
             }
         }
@@ -88,27 +78,20 @@ impl Module {
         self.target
     }
 
-    /// Names of its kernels.
-    pub fn kernel_names(&self) -> impl Iterator<Item = &str> {
-        self.kernels.keys().map(String::as_str)
-    }
-
     /// One of its kernels.
     ///
     /// # Errors
     /// [`CudaError::UnknownKernel`] where the compiled image has none of that name.
     pub fn kernel(&self, name: &str) -> Result<Kernel, CudaError> {
-        let unknown = || CudaError::UnknownKernel {
-            image: self.image.name.to_owned(),
-            kernel: name.to_owned(),
-            known: self.kernel_names().collect::<Vec<_>>().join(", "),
-        };
-        let parameters = self.kernels.get(name).ok_or_else(unknown)?.clone();
+        let unknown = || CudaError::UnknownKernel { image: self.image.name.to_owned(), kernel: name.to_owned() };
         let symbol = std::ffi::CString::new(name).map_err(|_| unknown())?;
         self.loaded.context.bind_to_thread().named("cuCtxSetCurrent")?;
         // SAFETY: the handle is that of a loaded module.
-        let handle =
-            unsafe { result::module::get_function(self.loaded.handle, symbol) }.named("cuModuleGetFunction")?;
+        let handle = match unsafe { result::module::get_function(self.loaded.handle, symbol) } {
+            Err(error) if error.0 == CUresult::CUDA_ERROR_NOT_FOUND => return Err(unknown()),
+            found => found.named("cuModuleGetFunction")?,
+        };
+        let parameters = parameters(handle)?;
         Ok(Kernel {
             name: name.to_owned(),
             handle,
@@ -125,6 +108,21 @@ impl Module {
     /// As for [`Module::kernel`].
     pub fn kernels(&self, names: impl IntoIterator<Item = String>) -> Result<Vec<Kernel>, CudaError> {
         names.into_iter().map(|name| self.kernel(&name)).collect()
+    }
+}
+
+/// Bytes of each parameter of a function, in order, as it was compiled.
+fn parameters(function: sys::CUfunction) -> Result<Vec<usize>, CudaError> {
+    let mut sizes = Vec::new();
+    loop {
+        let (mut offset, mut size) = (0, 0);
+        // SAFETY: the handle is that of a function of a loaded module; both places are live.
+        match unsafe { sys::cuFuncGetParamInfo(function, sizes.len(), &mut offset, &mut size) }.result() {
+            Ok(()) => sizes.push(size),
+            // Behind the last one.
+            Err(error) if error.0 == CUresult::CUDA_ERROR_INVALID_VALUE => return Ok(sizes),
+            Err(error) => return Err(error).named("cuFuncGetParamInfo"),
+        }
     }
 }
 
