@@ -12,9 +12,18 @@ use std::process::Command;
 
 use super::sources::{for_each, key, make_once, reach};
 
-/// Flags of every kernel. The image stays uncompressed so that the program can read its own cubins; ptxas's report is
-/// kept for the tests.
-const FLAGS: [&str; 6] = ["--fatbin", "--no-compress", "-std=c++17", "-O3", "-Werror=all-warnings", "-Xptxas=-v"];
+/// Flags of every kernel. ptxas's report is kept for the tests.
+const FLAGS: [&str; 5] = ["--fatbin", "-std=c++17", "-O3", "-Werror=all-warnings", "-Xptxas=-v"];
+
+/// Releases have their kernels compressed, to about a sixth: the driver reads that, the interpreter, which tests run on,
+/// does not.
+fn compression() -> &'static str {
+    if env::var_os("PROFILE").is_some_and(|profile| profile == "release") {
+        "--compress-mode=size"
+    } else {
+        "--no-compress"
+    }
+}
 
 /// Local memory is an error, but where waits trap: the clock that they read costs registers.
 const NO_LOCAL_MEMORY: [&str; 2] = ["-Xptxas=-warn-spills", "-Xptxas=-warn-lmem-usage"];
@@ -87,8 +96,8 @@ impl Nvcc {
         }
     }
 
-    /// Compiles every source into `out/<name>.fatbin`, with ptxas's report beside it in `out/<name>.ptxas`, as many
-    /// at a time as cargo allows jobs. A source whose text, headers, targets, flags and compiler are those of the
+    /// Compiles every source into `out/<name>.fatbin`, with ptxas's report beside it in `out/<name>.ptxas` and the time of
+    /// each of nvcc's phases in `out/<name>.time`, as many at a time as cargo allows jobs. A source whose text, headers, targets, flags and compiler are those of the
     /// last time is left as it is. The error holds what nvcc said.
     pub fn compile(&self, sources: &[Source], include: &Path, out: &Path) -> Result<(), String> {
         fs::create_dir_all(out).map_err(|error| format!("{}: {error}", out.display()))?;
@@ -98,7 +107,8 @@ impl Nvcc {
     fn compile_one(&self, source: &Source, include: &Path, out: &Path) -> Result<(), String> {
         let file = |extension: &str| out.join(&source.name).with_extension(extension);
         let fatbin = file("fatbin");
-        let key = key(&source.files, &(FLAGS, NO_LOCAL_MEMORY, &source.targets, &self.version, self.trap_seconds))?;
+        let how = (FLAGS, compression(), NO_LOCAL_MEMORY, &source.targets, &self.version, self.trap_seconds);
+        let key = key(&source.files, &how)?;
         make_once(&fatbin, &key, || {
             let mut command = Command::new(&self.path);
             match self.trap_seconds {
@@ -109,6 +119,7 @@ impl Nvcc {
                 None => command.args(FLAGS).args(NO_LOCAL_MEMORY),
             };
             command.args(source.targets.iter().map(|target| generate_code(target)));
+            command.arg(compression()).arg("--time").arg(file("time"));
             command.arg("-I").arg(include).arg("-o").arg(&fatbin).arg(&source.path);
             let output = command.output().map_err(|error| format!("{} does not run: {error}", self.path.display()))?;
             let report = [output.stdout, output.stderr].concat();

@@ -108,6 +108,30 @@ fn listings(test: &str) -> &'static Listing {
     ALL.get_or_init(|| images.iter().flat_map(|image| disassemble(&tool, image)).collect())
 }
 
+/// Bytes of all images of a build, compressed or not.
+const MAX_BYTES: u64 = 24 << 20;
+
+/// Prints what each file costs; the time, which is that of the machine that compiled it, is only printed.
+#[test]
+fn the_images_stay_small() {
+    let images = compiled("the_images_stay_small");
+    let (mut kernels, mut seconds, mut bytes) = (0, 0.0, 0);
+    for image in images {
+        let report = fs::read_to_string(built(image, "ptxas")).unwrap();
+        let entries = report.lines().filter(|line| line.contains("Compiling entry function")).count();
+        // Phases of each target, the last columns of which are the time and `ms`.
+        let time = fs::read_to_string(built(image, "time")).unwrap();
+        let phases =
+            time.lines().filter_map(|line| line.strip_suffix(" , ms")?.rsplit(" , ").next()?.parse::<f64>().ok());
+        let own_seconds = phases.sum::<f64>() / 1e3;
+        assert!(entries > 0 && own_seconds > 0.0, "{}: {report}\n{time}", image.name);
+        println!("{:24} {entries:4} kernels {own_seconds:6.1} s {:9} bytes", image.name, image.fatbin.len());
+        (kernels, seconds, bytes) = (kernels + entries, seconds + own_seconds, bytes + image.fatbin.len() as u64);
+    }
+    println!("{:24} {kernels:4} kernels {seconds:6.1} s {bytes:9} bytes", "all");
+    assert!(bytes <= MAX_BYTES, "{bytes} bytes of kernels, at most {MAX_BYTES} were planned for");
+}
+
 #[test]
 fn no_kernel_touches_local_memory() {
     for ((architecture, kernel), code) in listings("no_kernel_touches_local_memory") {
