@@ -1,9 +1,11 @@
 //! Compiles `kernels/*.cu` with nvcc into one fatbin a file and writes `$OUT_DIR/images.rs`, the table that
-//! `src/backend/cuda/images.rs` embeds them by. Where there is no nvcc the table is empty and the crate builds
+//! `src/backend/cuda/image.rs` embeds them by, and `$OUT_DIR/constants.rs`, the constants that launchers share with them. Where there is no nvcc the table is empty and the crate builds
 //! without GPU kernels; `RIGEL_REQUIRE_NVCC=1` makes that an error, for releases and CI.
 
 #[path = "build/commit.rs"]
 mod commit;
+#[path = "build/constants.rs"]
+mod constants;
 #[path = "build/nvcc.rs"]
 mod nvcc;
 #[path = "build/sources.rs"]
@@ -42,6 +44,7 @@ fn run() -> Result<(), String> {
     println!("cargo::rerun-if-env-changed=RIGEL_REQUIRE_NVCC");
     let required = env::var_os("RIGEL_REQUIRE_NVCC").is_some_and(|value| value != "0" && !value.is_empty());
     let kernels = root.join("kernels");
+    write(&out.join("constants.rs"), &constants::constants(&[kernels.clone(), kernels.join("common")])?)?;
     let table = match Nvcc::find(&root)? {
         Some(nvcc) => {
             let conformance = kernels.join("conformance");
@@ -58,8 +61,11 @@ fn run() -> Result<(), String> {
             table(None, &[], &out)
         }
     };
-    let path = out.join("images.rs");
-    fs::write(&path, table).map_err(|error| format!("{}: {error}", path.display()))
+    write(&out.join("images.rs"), &table)
+}
+
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 const HOW_TO_GET: &str = "run tools/install-nvcc (300 MB from PyPI into .cuda/, no root), or set NVCC or CUDA_HOME";

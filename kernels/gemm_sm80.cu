@@ -7,11 +7,13 @@
 #include "common/weight_tiles.cuh"
 #include "ptx/ptx.cuh"
 
-// What a block computes: kRows x kColumns of the output, kDepth of k a turn, by warps of kWarpRows x kWarpColumns.
-template <uint32_t kRows_, uint32_t kColumns_, uint32_t kDepth_, uint32_t kWarpRows_, uint32_t kWarpColumns_>
+// What a block computes: kRows x kColumns of the output, kDepth of k a turn, by warps of kWarpRows x kWarpColumns; kBlocks of
+// them share a multiprocessor's registers.
+template <uint32_t kRows_, uint32_t kColumns_, uint32_t kDepth_, uint32_t kWarpRows_, uint32_t kWarpColumns_,
+          uint32_t kBlocks_>
 struct Tile {
     static constexpr uint32_t kRows = kRows_, kColumns = kColumns_, kDepth = kDepth_;
-    static constexpr uint32_t kWarpRows = kWarpRows_, kWarpColumns = kWarpColumns_;
+    static constexpr uint32_t kWarpRows = kWarpRows_, kWarpColumns = kWarpColumns_, kBlocks = kBlocks_;
     static constexpr uint32_t kWarpsAcross = kColumns / kWarpColumns;
     static constexpr uint32_t kThreads = kRows / kWarpRows * kWarpsAcross * 32;
     static constexpr uint32_t kRowBytes = kDepth * 2;  // of a row of 16-bit elements in a stage
@@ -311,24 +313,24 @@ DEVICE void gemm(const T* x, const Weights& weights, const typename Epilogue::te
     }
 }
 
-using Tile128x256 = Tile<128, 256, 64, 64, 64>;
-using Tile128x128 = Tile<128, 128, 32, 64, 64>;
-using Tile64x64 = Tile<64, 64, 64, 32, 32>;
-using Tile32x64 = Tile<32, 64, 64, 16, 32>;
+using Tile128x256 = Tile<128, 256, 64, 64, 64, 1>;
+using Tile128x128 = Tile<128, 128, 32, 64, 64, 2>;
+using Tile64x64 = Tile<64, 64, 64, 32, 32, 3>;
+using Tile32x64 = Tile<32, 64, 64, 16, 32, 3>;
 
-// One kernel for each epilogue, type and tile; the launcher picks tile, stages and group. The second bound of a tile is
-// how many blocks of it share a multiprocessor's registers.
-#define GEMM_KERNEL(name, Epilogue, FORM, T, Tile, kBlocks)                                                       \
-    KERNEL(name, Tile::kThreads, kBlocks)                                                                         \
+// One kernel for each epilogue, type and tile; the launcher picks tile, stages and group.
+#define GEMM_KERNEL(name, Epilogue, FORM, T, Tile)                                                                \
+    KERNEL(name, Tile::kThreads, Tile::kBlocks)                                                                   \
     (const T* x, const T* weights, FORM##_PARAMETERS(T), uint32_t stages, uint32_t group) {                       \
-        gemm<Epilogue, Tile>(x, DenseTile<T, Tile>{weights}, FORM##_OUTPUT(T), rows, columns, depth, stages, group); \
+        gemm<Epilogue, Tile>(x, DenseTile<T, Tile>{weights}, FORM##_OUTPUT(T), rows, columns, depth, stages,      \
+                             group);                                                                              \
     }                                                                                                             \
     REGISTER_KERNEL(name)
-#define GEMM_TILES(name, Epilogue, FORM, T)                                   \
-    GEMM_KERNEL(name##_##T##_128x256, Epilogue, FORM, T, Tile128x256, 1)      \
-    GEMM_KERNEL(name##_##T##_128x128, Epilogue, FORM, T, Tile128x128, 2)      \
-    GEMM_KERNEL(name##_##T##_64x64, Epilogue, FORM, T, Tile64x64, 3)          \
-    GEMM_KERNEL(name##_##T##_32x64, Epilogue, FORM, T, Tile32x64, 3)
+#define GEMM_TILES(name, Epilogue, FORM, T)                             \
+    GEMM_KERNEL(name##_##T##_128x256, Epilogue, FORM, T, Tile128x256)   \
+    GEMM_KERNEL(name##_##T##_128x128, Epilogue, FORM, T, Tile128x128)   \
+    GEMM_KERNEL(name##_##T##_64x64, Epilogue, FORM, T, Tile64x64)       \
+    GEMM_KERNEL(name##_##T##_32x64, Epilogue, FORM, T, Tile32x64)
 #define GEMM_KERNELS(T)                                                   \
     GEMM_TILES(gemm_bias_gelu, BiasGelu, MATRIX, T)                       \
     GEMM_TILES(gemm_bias_residual, BiasResidual, MATRIX, T)               \

@@ -5,6 +5,8 @@
 #include "common/norm.cuh"
 
 static constexpr uint32_t kMostRows = 2;
+static constexpr uint32_t kPadding = 32;                          // elements behind a row: the two lie in different banks
+static constexpr uint32_t kScratch = 2 * kNormMostThreads / 32;  // floats, of a row
 
 // norm(x[r, :]) for the rows r = gather[0], gather[1], or where that is null 0 and 1, as norm.cu computes it.
 //
@@ -29,14 +31,11 @@ struct NormedRows {
     uint32_t count;
     float epsilon;
 
-    static constexpr uint32_t kPadding = 32;  // elements behind a row: the two lie in different banks
-
     // What lies in `shared`.
     struct Layout {
-        static constexpr uint32_t kScratch = 2 * kNormMostThreads / 32;  // floats, of a row
-        float* scratch;                                                  // [kMostRows][kScratch]
-        T *scale, *shift;                                                // [depth] each
-        T* normed;                                                       // [kMostRows][depth + kPadding]
+        float* scratch;    // [kMostRows][kScratch]
+        T *scale, *shift;  // [depth] each
+        T* normed;         // [kMostRows][depth + kPadding]
         DEVICE Layout in(uint8_t* shared, uint32_t depth) {
             float* const scratch = reinterpret_cast<float*>(shared);
             T* const scale = reinterpret_cast<T*>(scratch + kMostRows * kScratch);
@@ -79,7 +78,7 @@ struct NormedRows {
                 const bool holds = RowPart::holds(part, v, depth);
                 x[v] = holds ? load_global_16(source + RowPart::column(part, v)) : zero_vector();
             }
-            float* const scratch = layout.scratch + r * Layout::kScratch;
+            float* const scratch = layout.scratch + r * kScratch;
             const auto row = RowStatistics<Norm, T>::of(part, x, rows.count, rows.epsilon, scratch);
 #pragma unroll
             for (uint32_t v = 0; v < kNormVectors; v++) {

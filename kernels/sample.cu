@@ -78,7 +78,8 @@ struct ChangedTokens {
     uint32_t bits[kTokensOfBlock / 32];
     uint32_t before;
 };
-static_assert(sizeof(Rare) == 32 && sizeof(ChangedTokens) == 36, "the launcher counts on it");
+static constexpr uint32_t kRareBytes = 32, kChangedTokensBytes = 36;
+static_assert(sizeof(Rare) == kRareBytes && sizeof(ChangedTokens) == kChangedTokensBytes, "the launcher counts on it");
 DEVICE Rare& rare() {
     SHARED_MEMORY(shared);
     return *reinterpret_cast<Rare*>(shared + sizeof(SelectMemory));

@@ -213,6 +213,44 @@ fn every_file_that_matters_is_watched() {
 }
 
 #[test]
+fn launchers_get_the_constants_of_the_kernels() {
+    let project = Project::new();
+    project.write("kernels/common/shared.cuh", "static constexpr uint32_t kVector = 8;  // elements\n");
+    let kernel = r#"// targets: sm_80 compute_80
+#include "common/shared.cuh"
+static constexpr uint32_t kWarps = 4, kThreads = kWarps * 32;
+static constexpr uint32_t kLast = 0xffffffffu;
+static constexpr uint32_t kRowBytes = (kVector << 1) + kWarps;
+static constexpr uint32_t kMemoryBytes = sizeof(Memory);
+static constexpr uint32_t kMore = kMemoryBytes + 1;
+template <uint32_t kDepth>
+static constexpr uint32_t kRing = kDepth * 2;
+template <uint32_t kDepth>
+struct Tile {
+    static constexpr uint32_t kInside = 1;
+};
+using Tile64x2 = Tile<64, kWarps>;
+using Stages = Ring<kWarps>;
+"#;
+    project.write("kernels/one.cu", kernel);
+    // Without a compiler, too.
+    project.build(&[]).ok();
+    let expected = "\
+pub mod one {
+    pub const WARPS: u32 = 4;
+    pub const THREADS: u32 = WARPS * 32;
+    pub const LAST: u32 = 0xffffffff;
+    pub const ROW_BYTES: u32 = (super::shared::VECTOR << 1) + WARPS;
+    pub const TILE64X2: [u32; 2] = [64, WARPS];
+}
+pub mod shared {
+    pub const VECTOR: u32 = 8;
+}
+";
+    assert_eq!(fs::read_to_string(project.path("out/constants.rs")).unwrap(), expected);
+}
+
+#[test]
 fn the_compiler_is_looked_for_place_by_place() {
     const IN_WHEELS: &str = "lib/python3.12/site-packages/nvidia/cu13/bin/nvcc";
     let project = Project::new();

@@ -62,7 +62,8 @@ struct SelectMemory {
     uint32_t list_length;  // may be more than its room: then the list is of no use
     uint32_t unused[3];
 };
-static_assert(sizeof(SelectMemory) == 41280, "the launcher counts on it");
+static constexpr uint32_t kSelectBytes = 41280;
+static_assert(sizeof(SelectMemory) == kSelectBytes, "the launcher counts on it");
 
 // The elements that are kept: those with rank keys up to `last`. They are found in the list where `listed` (with others
 // behind them), else in the row.

@@ -11,6 +11,7 @@ use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::switches::AttentionAlgorithm;
 use super::super::work::Work;
+use super::constants;
 use super::paged::{
     AttentionInputs, Heads, MOST_POSITIONS, SPAN_BYTES, Sequence, Sizes, WorkspaceLen, check_head_dim, check_workspace,
     first_visible,
@@ -18,10 +19,9 @@ use super::paged::{
 use super::{Check, Element, attention_decode_sm90};
 
 const CHECK: Check = Check { kernel: "attention_decode" };
-/// kThreads, kWarps and kUnit of the kernels.
-const THREADS: u32 = 128;
-const WARPS: usize = 4;
-const UNIT: usize = 16;
+const THREADS: u32 = constants::attention_decode::THREADS;
+const WARPS: usize = constants::attention_decode::WARPS as usize;
+const UNIT: usize = constants::pages::UNIT as usize;
 /// Split lengths are multiples of this: a unit for each warp.
 pub const SPLIT_STEP: usize = WARPS * UNIT;
 /// The shortest split where each multiprocessor has two blocks: two units a warp.
@@ -132,7 +132,7 @@ fn merge_kernel_name(element: &str, head_dim: usize) -> String {
     format!("attention_decode_merge_{element}_{head_dim}")
 }
 
-/// kRingBytes of the kernels: all stages of all warps. What the warps find is laid over it.
+/// All stages of all warps. What the warps find is laid over it.
 fn ring_bytes(head_dim: usize) -> usize {
     let stages = if head_dim == 64 { 4 } else { 3 };
     WARPS * stages * 2 * UNIT * head_dim * 2

@@ -10,6 +10,7 @@ use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::work::Work;
 use super::attention_prefill::{self, PrefillShape, Tile};
+use super::constants;
 use super::paged::{
     AttentionInputs, Heads, MOST_POSITIONS, SPAN_BYTES, Sequence, check_head_dim, check_workspace, first_visible,
     window_argument,
@@ -17,12 +18,11 @@ use super::paged::{
 use super::{Check, Element};
 
 const CHECK: Check = Check { kernel: "attention_ordered" };
-const THREADS: u32 = 128;
+const THREADS: u32 = constants::attention_ordered::THREADS;
 const MERGE_THREADS: u32 = 32;
-/// kQueries, kKeys and kBuffers of the kernel.
-const QUERIES: usize = 64;
-const KEYS: usize = 64;
-const BUFFERS: usize = 3;
+const QUERIES: usize = constants::attention_ordered::QUERIES as usize;
+const KEYS: usize = constants::attention_ordered::KEYS as usize;
+const BUFFERS: usize = constants::attention_ordered::BUFFERS as usize;
 
 /// Positions of a split where a model runs. It is part of what a row's bits depend on, so it is one for all.
 pub const SPLIT_LEN: usize = 256;

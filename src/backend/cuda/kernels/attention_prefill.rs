@@ -14,16 +14,17 @@ use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::switches::AttentionAlgorithm;
 use super::super::work::Work;
+use super::constants;
 use super::paged::{AttentionInputs, Heads, SPAN_BYTES, Sequence, Sizes, check_head_dim, first_visible};
 use super::{Check, Element, attention_prefill_sm90};
 
 const CHECK: Check = Check { kernel: "attention_prefill" };
-const THREADS: u32 = 128;
-/// kQueries of both kernels.
-const QUERIES: usize = attention_prefill_sm90::QUERIES;
-/// kKeys and kBuffers of `attention_prefill.cu`.
-const KEYS: usize = 64;
-const BUFFERS: usize = 3;
+const THREADS: u32 = constants::attention_prefill::THREADS;
+const QUERIES: usize = constants::attention_prefill::QUERIES as usize;
+const KEYS: usize = constants::attention_prefill::KEYS as usize;
+const BUFFERS: usize = constants::attention_prefill::BUFFERS as usize;
+// Both forms take the same tiles.
+const _: () = assert!(QUERIES == attention_prefill_sm90::QUERIES);
 
 /// A share of a step for each KV head, as the kernels read it: 128 queries of a sequence, in the warp's form only as many
 /// as are whole rows.
@@ -39,7 +40,7 @@ pub struct Tile {
 
 impl Tile {
     /// No tile: nothing is read or written for it.
-    pub const PADDING: Tile = Tile { sequence: u32::MAX, first_row: 0 };
+    pub const PADDING: Tile = Tile { sequence: constants::attention_prefill::PADDING_TILE, first_row: 0 };
 }
 
 /// How many rows a tile has: 128 queries are those of all heads of a KV head for as many whole rows as there is room.

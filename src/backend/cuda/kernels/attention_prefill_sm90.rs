@@ -5,6 +5,7 @@ use super::super::error::CudaError;
 use super::super::image;
 use super::super::launch::{Arguments, Launch};
 use super::super::tensor_map::{Dimension, Swizzle, TensorMap};
+use super::constants::attention_prefill_sm90 as constants;
 use super::paged::{CacheView, Heads, Sizes};
 use super::{Check, Element};
 
@@ -12,11 +13,10 @@ use super::{Check, Element};
 pub(super) const FILE: &str = "attention_prefill_sm90";
 const CHECK: Check = Check { kernel: FILE };
 /// Queries of a tile, as in attention_prefill.
-pub(super) const QUERIES: usize = 128;
-/// kThreads, kKeys and kStages of the kernel.
-const THREADS: u32 = 384;
-const KEYS: usize = 128;
-const STAGES: usize = 2;
+pub(super) const QUERIES: usize = constants::QUERIES as usize;
+const THREADS: u32 = constants::THREADS;
+const KEYS: usize = constants::KEYS as usize;
+const STAGES: usize = constants::STAGES as usize;
 /// Bytes of a stage's barriers, two for each of three rings, and of what the kernel keeps of an item.
 const STAGE_BARRIERS: usize = 3 * 2 * 8;
 const ITEM: usize = 20;

@@ -8,12 +8,12 @@ use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::work::Work;
 use super::Check;
+use super::constants::ceilings as constants;
 
 const CHECK_READ: Check = Check { kernel: "read_words" };
 const CHECK_WAIT: Check = Check { kernel: "wait_and_count" };
-/// kThreads and kLoads of the kernel.
-const THREADS: u32 = 256;
-const LOADS: usize = 8;
+const THREADS: u32 = constants::THREADS;
+const LOADS: usize = constants::LOADS as usize;
 const WARPS: usize = THREADS as usize / 32;
 /// Blocks for each multiprocessor: all that run at a time, with 2048 threads there.
 const BLOCKS: u32 = 8;

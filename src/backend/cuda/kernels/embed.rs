@@ -9,16 +9,16 @@ use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::work::Work;
+use super::constants::embed as constants;
 use super::{Check, Element, VECTOR};
 
 /// The kernel.
 pub const KERNEL: &str = "embed_gather";
 const CHECK: Check = Check { kernel: KERNEL };
-const THREADS: u32 = 128;
+const THREADS: u32 = constants::THREADS;
 
-/// An id with this bit stands for the token that was drawn in the place that its other bits name (kDrawn of the
-/// kernel).
-pub const DRAWN: u32 = 1 << 31;
+/// An id with this bit stands for the token that was drawn in the place that its other bits name.
+pub const DRAWN: u32 = constants::DRAWN;
 
 /// Embedding lookup in tables of `T`.
 pub struct Embed<T> {

@@ -7,6 +7,7 @@ use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::Check;
+use super::constants::gemm_sm80 as constants;
 use super::product::shape::ProductShape;
 
 pub(super) const CHECK: Check = Check { kernel: "gemm" };
@@ -35,30 +36,29 @@ impl Tile {
     pub const ALL: [Tile; 4] =
         [Tile::Rows128Columns256, Tile::Rows128Columns128, Tile::Rows64Columns64, Tile::Rows32Columns64];
 
+    /// The numbers that make it, as `Tile` of the kernels takes them.
+    fn numbers(self) -> [u32; 6] {
+        match self {
+            Tile::Rows128Columns256 => constants::TILE128X256,
+            Tile::Rows128Columns128 => constants::TILE128X128,
+            Tile::Rows64Columns64 => constants::TILE64X64,
+            Tile::Rows32Columns64 => constants::TILE32X64,
+        }
+    }
+
     /// Rows of the output.
     pub fn rows(self) -> u32 {
-        match self {
-            Tile::Rows128Columns256 | Tile::Rows128Columns128 => 128,
-            Tile::Rows64Columns64 => 64,
-            Tile::Rows32Columns64 => 32,
-        }
+        self.numbers()[0]
     }
 
     /// Columns of the output.
     pub fn columns(self) -> u32 {
-        match self {
-            Tile::Rows128Columns256 => 256,
-            Tile::Rows128Columns128 => 128,
-            Tile::Rows64Columns64 | Tile::Rows32Columns64 => 64,
-        }
+        self.numbers()[1]
     }
 
     /// Elements of k in a stage.
     pub fn depth(self) -> u32 {
-        match self {
-            Tile::Rows128Columns128 => 32,
-            Tile::Rows128Columns256 | Tile::Rows64Columns64 | Tile::Rows32Columns64 => 64,
-        }
+        self.numbers()[2]
     }
 
     /// The kernel that computes it.
@@ -67,10 +67,8 @@ impl Tile {
     }
 
     fn threads(self) -> u32 {
-        match self {
-            Tile::Rows128Columns256 => 256,
-            Tile::Rows128Columns128 | Tile::Rows64Columns64 | Tile::Rows32Columns64 => 128,
-        }
+        let [rows, columns, _, warp_rows, warp_columns, _] = self.numbers();
+        rows / warp_rows * (columns / warp_columns) * 32
     }
 
     fn stage_bytes(self) -> u32 {
@@ -80,11 +78,7 @@ impl Tile {
     /// Blocks that share a multiprocessor where there are enough: as the registers allow; more of the small tiles would
     /// leave fewer stages to each.
     fn resident(self) -> u32 {
-        match self {
-            Tile::Rows128Columns256 => 1,
-            Tile::Rows128Columns128 => 2,
-            Tile::Rows64Columns64 | Tile::Rows32Columns64 => 3,
-        }
+        self.numbers()[5]
     }
 
     /// Percent of the multiprocessor's matrix rate that a tile is taken to reach while its operands come in time. Only

@@ -10,6 +10,7 @@ use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::tensor_map::{Dimension, Swizzle, TensorMap};
+use super::constants::gemm_skinny_sm90 as constants;
 use super::product::shape::{ProductInputs, ProductShape};
 use super::{Check, Element};
 
@@ -17,13 +18,12 @@ pub(super) const CHECK: Check = Check { kernel: "gemm" };
 
 const IMAGE: &str = "gemm_skinny_sm90";
 
-/// kTile, kDepth and kThreads of the kernel.
-const COLUMNS: usize = 128;
-const DEPTH: usize = 64;
+const COLUMNS: usize = constants::TILE as usize;
+const DEPTH: usize = constants::DEPTH as usize;
 /// Threads of a block.
-pub const THREADS: u32 = 288;
+pub const THREADS: u32 = constants::THREADS;
 /// Bytes of a row of either operand in a stage, and of the two barriers of one.
-const ROW_BYTES: usize = 2 * DEPTH;
+const ROW_BYTES: usize = constants::ROW_BYTES as usize;
 const BARRIER_BYTES: usize = 16;
 /// Blocks of a cluster that every device of compute capability 9.0 can run.
 const MOST_CLUSTERED: u32 = 8;
@@ -63,19 +63,20 @@ impl Batch {
 
     /// The most rows.
     pub fn rows(self) -> usize {
-        match self {
-            Batch::Rows64 => 64,
-            Batch::Rows128 => 128,
-            Batch::Rows192 => 192,
-            Batch::Rows256 => 256,
-        }
+        self.numbers()[0] as usize
     }
 
     fn stages(self) -> usize {
+        self.numbers()[1] as usize
+    }
+
+    /// The numbers that make it, as `Shape` of the kernels takes them.
+    fn numbers(self) -> [u32; 3] {
         match self {
-            Batch::Rows128 => 3,
-            Batch::Rows64 | Batch::Rows256 => 4,
-            Batch::Rows192 => 5,
+            Batch::Rows64 => constants::BATCH64,
+            Batch::Rows128 => constants::BATCH128,
+            Batch::Rows192 => constants::BATCH192,
+            Batch::Rows256 => constants::BATCH256,
         }
     }
 

@@ -10,6 +10,7 @@ use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::tensor_map::{Dimension, Swizzle, TensorMap};
+use super::constants::gemm_sm90 as constants;
 use super::gemm::rows_of_a_group;
 use super::product::shape::{ProductInputs, ProductShape};
 use super::{Check, Element};
@@ -19,14 +20,14 @@ pub(super) const CHECK: Check = Check { kernel: "gemm" };
 const IMAGE: &str = "gemm_sm90";
 
 /// Rows of the output that a block computes at a time, and those of each of its two halves.
-const ROWS: u32 = 128;
-const HALF_ROWS: u32 = 64;
+const ROWS: u32 = constants::ROWS;
+const HALF_ROWS: u32 = constants::GROUP_ROWS;
 /// Elements of k in a stage, and columns of the output in a piece that is stored: rows of 128 bytes in shared memory.
-const BOX_ELEMENTS: u32 = 64;
-const THREADS: u32 = 384;
+const BOX_ELEMENTS: u32 = constants::DEPTH;
+const THREADS: u32 = constants::THREADS;
 /// Of the stages together, of the output's pieces, and of barriers: two a stage, and one a piece.
-const RING_BYTES: u32 = 192 << 10;
-const OUTPUT_BYTES: u32 = 32 << 10;
+const RING_BYTES: u32 = constants::RING_BYTES;
+const OUTPUT_BYTES: u32 = constants::CONSUMERS * constants::PIECES * constants::PIECE_BYTES;
 const PIECE_BARRIER_BYTES: u32 = 32;
 
 /// Whether the kernels run on a device, and are in this binary.
@@ -58,12 +59,13 @@ impl Tile {
 
     /// Columns of the output.
     pub fn columns(self) -> u32 {
-        match self {
-            Tile::Columns256 => 256,
-            Tile::Columns192 => 192,
-            Tile::Columns128 => 128,
-            Tile::Columns64 => 64,
-        }
+        let [columns] = match self {
+            Tile::Columns256 => constants::TILE256,
+            Tile::Columns192 => constants::TILE192,
+            Tile::Columns128 => constants::TILE128,
+            Tile::Columns64 => constants::TILE64,
+        };
+        columns
     }
 
     /// Stages of the ring in shared memory: as many as fit.

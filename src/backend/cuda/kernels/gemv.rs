@@ -6,12 +6,12 @@ use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::Check;
+use super::constants::gemv as constants;
 use super::product::shape::ProductShape;
 
 pub(super) const CHECK: Check = Check { kernel: "gemv" };
-/// kThreads and kWarps of the kernel.
-const THREADS: u32 = 256;
-const WARPS: u32 = 8;
+const THREADS: u32 = constants::THREADS;
+const WARPS: u32 = constants::WARPS;
 
 /// The most rows of one launch.
 pub const MOST_ROWS: usize = 16;

@@ -11,6 +11,7 @@ use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::switches::Algorithms;
 use super::super::work::Work;
+use super::constants;
 use super::gemv::Tile;
 use super::norm::{NormForm, NormWeights};
 use super::product::{BIAS_ROPE_KV, Epilogue, LOGITS, ProductShape, QkvOutputs, QkvRows, QkvShape, Sizes};
@@ -18,17 +19,17 @@ use super::{Check, Element, VECTOR, WeightMatrix};
 use crate::backend::Arithmetic;
 
 const CHECK: Check = Check { kernel: "gemv_normed" };
-/// kThreads and kNormVectors of the kernel: a row is held by the block's registers.
-const THREADS: u32 = 256;
-const VECTORS: usize = 4;
-/// kNormMostThreads / 32 floats for each of two sums of each row, and kPadding elements behind a row.
-const SCRATCH_BYTES: usize = MOST_ROWS * 2 * 16 * 4;
-const PADDING: usize = 32;
+const THREADS: u32 = constants::gemv::THREADS;
+/// Of a thread: a row is held by the block's registers.
+const VECTORS: usize = constants::norm::NORM_VECTORS as usize;
+/// Floats of two sums of each row, one for each warp, and elements behind a row.
+const SCRATCH_BYTES: usize = MOST_ROWS * constants::gemv_normed::SCRATCH as usize * 4;
+const PADDING: usize = constants::gemv_normed::PADDING as usize;
 /// How much of the output a block computes.
 const TILE: Tile = Tile::Rows8Columns16;
 
 /// The most rows of one launch.
-pub const MOST_ROWS: usize = 2;
+pub const MOST_ROWS: usize = constants::gemv_normed::MOST_ROWS as usize;
 /// The longest row, padding included.
 pub const MOST_WIDTH: usize = THREADS as usize * VECTORS * VECTOR;
 

@@ -10,6 +10,7 @@ pub mod attention_ordered;
 pub mod attention_prefill;
 mod attention_prefill_sm90;
 pub mod ceilings;
+mod constants;
 pub mod embed;
 pub mod gemm;
 pub mod gemm_skinny_sm90;
@@ -38,7 +39,7 @@ use super::error::CudaError;
 use crate::checkpoint::Dtype;
 
 /// Elements of a 16-byte access.
-const VECTOR: usize = 8;
+const VECTOR: usize = constants::vector::VECTOR as usize;
 
 /// A 16-bit element type of weights and activations.
 pub trait Element: Pod + Send + Sync + sealed::Sealed {

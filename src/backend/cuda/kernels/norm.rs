@@ -1,4 +1,4 @@
-//! `kernels/norm.cu`: residual addition and normalisation of rows.
+//! `kernels/norm.cu`: normalisation of rows.
 
 use std::marker::PhantomData;
 
@@ -9,12 +9,13 @@ use super::super::launch::{Arguments, Launch};
 use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::work::Work;
+use super::constants::norm as constants;
 use super::{BiasTerm, Check, Element, VECTOR};
 
 const CHECK: Check = Check { kernel: "norm" };
-/// kMostThreads and kVectors of the kernel.
-const MOST_THREADS: usize = 512;
-const VECTORS: usize = 4;
+const MOST_THREADS: usize = constants::NORM_MOST_THREADS as usize;
+/// Of a thread.
+const VECTORS: usize = constants::NORM_VECTORS as usize;
 /// Two sums, one float for each warp.
 const SHARED_BYTES: u32 = 2 * (MOST_THREADS as u32 / 32) * 4;
 

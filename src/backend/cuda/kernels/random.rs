@@ -10,11 +10,12 @@ use super::super::layout::RowOrder;
 use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::work::Work;
+use super::constants;
 use super::{Check, Element};
 use crate::model::Uniform;
 
 const CHECK: Check = Check { kernel: "random_fill" };
-const THREADS: u32 = 256;
+const THREADS: u32 = constants::random::THREADS;
 /// Blocks that fill a multiprocessor of any device.
 const BLOCKS: u32 = 8;
 

@@ -16,34 +16,35 @@ use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::super::work::Work;
 use super::Check;
+use super::constants;
 
 /// The kernel of [`Sample`].
 pub const KERNEL: &str = "sample_rows";
 const CHECK: Check = Check { kernel: "sample" };
 const CHECK_LOGPROBS: Check = Check { kernel: "logprobs" };
-/// kBlock, kGroup, kTokensOfBlock, and the sizes of SelectMemory, Rare and ChangedTokens of the kernels.
-const THREADS: u32 = 512;
-const GROUP: usize = 4;
-const TOKENS_OF_BLOCK: usize = 256;
-const SELECT_BYTES: usize = 41_280;
-const RARE_BYTES: usize = 32;
-const CHANGED_TOKENS_BYTES: usize = 36;
+const THREADS: u32 = constants::select::BLOCK;
+const GROUP: usize = constants::logits::GROUP as usize;
+const TOKENS_OF_BLOCK: usize = constants::sample::TOKENS_OF_BLOCK as usize;
+/// Bytes of SelectMemory, Rare and ChangedTokens: the kernels assert these sizes.
+const SELECT_BYTES: usize = constants::select::SELECT_BYTES as usize;
+const RARE_BYTES: usize = constants::sample::RARE_BYTES as usize;
+const CHANGED_TOKENS_BYTES: usize = constants::sample::CHANGED_TOKENS_BYTES as usize;
 
 /// The largest vocabulary: ids have 18 bits in the kernels.
-pub const MOST_VOCABULARY: usize = 1 << 18;
+pub const MOST_VOCABULARY: usize = 1 << constants::select::ID_BITS;
 /// The most rows of one launch.
 pub const MOST_ROWS: usize = 65_535;
 /// The most best tokens of a row.
-pub const MOST_TOP: usize = 32;
+pub const MOST_TOP: usize = constants::logprobs::MOST_TOP as usize;
 /// What stands in place of a token where none could be chosen: the row's logits are not finite.
-pub const NO_TOKEN: u32 = u32::MAX;
+pub const NO_TOKEN: u32 = constants::logprobs::NO_TOKEN;
 /// No bitset, no target.
-const NONE: u32 = u32::MAX;
+const NONE: u32 = constants::sample::NONE;
 
-const SKIP: u32 = 1;
-const INSERT: u32 = 2;
-const LOGPROBS: u32 = 4;
-const MORE: u32 = 8;
+const SKIP: u32 = constants::sample::SKIP;
+const INSERT: u32 = constants::sample::INSERT;
+const LOGPROBS: u32 = constants::sample::LOGPROBS;
+const MORE: u32 = constants::sample::MORE;
 
 /// Words of one bitset of tokens: the halves, low ones first, of
 /// [`SeenTokens::words`](crate::sampling::SeenTokens::words). Token `t` is bit `t % 32` of word `t / 32`.
