@@ -97,7 +97,7 @@ impl Form {
 
 /// The kernels of one head_dim, by the rows of their matrix tiles: query heads that a block computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum RowTile {
+pub(super) enum RowTile {
     Heads16,
     Heads32,
 }
@@ -114,7 +114,7 @@ impl RowTile {
         }
     }
 
-    fn kernel_name(self, form: Form, element: &str, head_dim: usize) -> String {
+    pub(super) fn kernel_name(self, form: Form, element: &str, head_dim: usize) -> String {
         let kernel = match form {
             Form::Split => "attention_decode_split",
             Form::Cluster => attention_decode_sm90::FILE,
@@ -128,7 +128,7 @@ impl RowTile {
     }
 }
 
-fn merge_kernel_name(element: &str, head_dim: usize) -> String {
+pub(super) fn merge_kernel_name(element: &str, head_dim: usize) -> String {
     format!("attention_decode_merge_{element}_{head_dim}")
 }
 

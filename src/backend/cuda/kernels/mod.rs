@@ -26,6 +26,8 @@ mod weight_matrix;
 
 #[cfg(test)]
 mod choice_tests;
+#[cfg(test)]
+mod instance_tests;
 
 use std::fmt::Display;
 
