@@ -170,6 +170,7 @@ pub struct QueryScale {
 
 /// A layer's MLP.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "one a layer")]
 pub enum Mlp {
     /// `down(activation(up(x)))`.
     Plain {

@@ -1,6 +1,6 @@
 //! How a matrix's weights are stored, as plain data: what a backend allots, moves and picks kernels by.
 
-use std::num::NonZeroUsize;
+use std::num::NonZeroU32;
 
 use crate::checkpoint::Dtype;
 
@@ -29,7 +29,7 @@ pub enum Code {
         bits: u32,
     },
     /// A place in this table.
-    Book([f32; 16]),
+    Book(&'static [f32; 16]),
 }
 
 /// What is subtracted from codes, or from scaled codes.
@@ -50,9 +50,9 @@ pub struct PerGroup {
     /// Bits of a number.
     pub bits: u32,
     /// Outputs of a group.
-    pub rows: Option<NonZeroUsize>,
+    pub rows: Option<NonZeroU32>,
     /// Inputs of a group.
-    pub columns: Option<NonZeroUsize>,
+    pub columns: Option<NonZeroU32>,
 }
 
 impl Code {
@@ -67,8 +67,8 @@ impl Code {
 
 impl PerGroup {
     fn bits_of(self, rows: usize, columns: usize) -> u128 {
-        let groups = |size: usize, group: Option<NonZeroUsize>| match group {
-            Some(group) => size.div_ceil(group.get()) as u128,
+        let groups = |size: usize, group: Option<NonZeroU32>| match group {
+            Some(group) => size.div_ceil(group.get() as usize) as u128,
             None => u128::from(size > 0),
         };
         u128::from(self.bits) * groups(rows, self.rows) * groups(columns, self.columns)
@@ -109,8 +109,8 @@ mod tests {
     use super::*;
 
     /// Numbers of `bits` bits for groups of `columns` inputs of one output; of all its inputs for 0.
-    fn along(bits: u32, columns: usize) -> PerGroup {
-        PerGroup { bits, rows: NonZeroUsize::new(1), columns: NonZeroUsize::new(columns) }
+    fn along(bits: u32, columns: u32) -> PerGroup {
+        PerGroup { bits, rows: NonZeroU32::new(1), columns: NonZeroU32::new(columns) }
     }
 
     fn integer(bits: u32, scales: [Option<PerGroup>; 2], offsets: Offsets) -> WeightFormat {
@@ -137,7 +137,7 @@ mod tests {
         assert_eq!(integer(4, two_levels, Offsets::Mins(two_levels)).bytes(3, 512), 3 * 2 * 144, "Q4_K");
         let q6_k = integer(6, [Some(along(8, 16)), Some(along(16, 256))], Offsets::Fixed(32));
         assert_eq!(q6_k.bytes(1, 256), 210);
-        let iq4_nl = WeightFormat { code: Code::Book([0.0; 16]), ..q4_0 };
+        let iq4_nl = WeightFormat { code: Code::Book(&[0.0; 16]), ..q4_0 };
         assert_eq!(iq4_nl.bytes(1, 32), 18);
         // GPTQ: qweight, scales, qzeros.
         let gptq = integer(4, [Some(along(16, 128)), None], Offsets::Zeros(along(4, 128)));
@@ -145,7 +145,7 @@ mod tests {
         // One scale an output, one a block of 128 x 128, one for all.
         let int8 = integer(8, [Some(along(32, 0)), None], Offsets::Fixed(128));
         assert_eq!(int8.bytes(10, 300), 10 * 300 + 10 * 4);
-        let side = NonZeroUsize::new(128);
+        let side = NonZeroU32::new(128);
         let block = PerGroup { bits: 32, rows: side, columns: side };
         let blocks = WeightFormat { scales: [Some(block), None], ..int8 };
         assert_eq!(blocks.bytes(200, 300), 200 * 300 + 2 * 3 * 4);

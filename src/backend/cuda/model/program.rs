@@ -108,6 +108,7 @@ pub(crate) struct NormOp {
 
 /// How a product is computed.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "made once for a shape of steps, some hundreds at a time")]
 pub(crate) enum How {
     /// From rows as they are.
     Path(Path),
