@@ -1,6 +1,7 @@
 //! Compiles `kernels/*.cu` with nvcc into one fatbin a file and writes `$OUT_DIR/images.rs`, the table that
-//! `src/backend/cuda/image.rs` embeds them by, and `$OUT_DIR/constants.rs`, the constants that launchers share with them. Where there is no nvcc the table is empty and the crate builds
-//! without GPU kernels; `RIGEL_REQUIRE_NVCC=1` makes that an error, for releases and CI.
+//! `src/backend/cuda/image.rs` embeds them by, and `$OUT_DIR/constants.rs`, the constants that launchers share with
+//! them. Where there is no nvcc the table is empty and the crate builds without GPU kernels; `RIGEL_REQUIRE_NVCC=1`
+//! makes that an error, for releases and CI.
 
 #[path = "build/commit.rs"]
 mod commit;

@@ -7,8 +7,8 @@
 //! using Tile64 = Tile<64, kWarps>;                                 pub const TILE64: [u32; 2] = [64, WARPS];
 //! ```
 //!
-//! in a module by the file's name; of aliases those whose names end in a digit, which tell instances apart. What depends on a template's parameters or on `sizeof` is left out, and so is what is made
-//! of such.
+//! in a module by the file's name; of aliases those whose names end in a digit, which tell instances apart. What
+//! depends on a template's parameters or on `sizeof` is left out, and so is what is made of such.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -96,9 +96,10 @@ impl Nvcc {
         }
     }
 
-    /// Compiles every source into `out/<name>.fatbin`, with ptxas's report beside it in `out/<name>.ptxas` and the time of
-    /// each of nvcc's phases in `out/<name>.time`, as many at a time as cargo allows jobs. A source whose text, headers, targets, flags and compiler are those of the
-    /// last time is left as it is. The error holds what nvcc said.
+    /// Compiles every source into `out/<name>.fatbin`, with ptxas's report beside it in `out/<name>.ptxas` and the
+    /// time of each of nvcc's phases in `out/<name>.time`, as many at a time as cargo allows jobs. A source whose
+    /// text, headers, targets, flags and compiler are those of the last time is left as it is. The error holds what
+    /// nvcc said.
     pub fn compile(&self, sources: &[Source], include: &Path, out: &Path) -> Result<(), String> {
         fs::create_dir_all(out).map_err(|error| format!("{}: {error}", out.display()))?;
         for_each(sources, |source| self.compile_one(source, include, out))

@@ -159,8 +159,9 @@ impl<T: Element> QkvProjection<T> {
     /// values into their row's page.
     ///
     /// # Errors
-    /// As for [`Projection::launch`](super::Projection::launch); and for a `head_dim` that is not 64 or 128, a page size that is no power of two,
-    /// no heads, and a table or cache whose length is no whole number of positions or pages.
+    /// As for [`Projection::launch`](super::Projection::launch); and for a `head_dim` that is not 64 or 128, a page
+    /// size that is no power of two, no heads, and a table or cache whose length is no whole number of positions or
+    /// pages.
     pub fn launch(
         &self,
         stream: &Stream,
