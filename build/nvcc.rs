@@ -119,8 +119,8 @@ impl Nvcc {
                 }
                 None => command.args(FLAGS).args(NO_LOCAL_MEMORY),
             };
-            command.args(source.targets.iter().map(|target| generate_code(target)));
             command.arg(compression()).arg("--time").arg(file("time"));
+            command.args(source.targets.iter().map(|target| generate_code(target)));
             command.arg("-I").arg(include).arg("-o").arg(&fatbin).arg(&source.path);
             let output = command.output().map_err(|error| format!("{} does not run: {error}", self.path.display()))?;
             let report = [output.stdout, output.stderr].concat();
