@@ -375,11 +375,11 @@ device_test! {
 }
 
 device_test! {
-    fn unknown_kernels_and_files_are_named_with_those_that_there_are() {
+    fn unknown_kernels_and_files_are_named() {
         common::on_every_schedule(|bench| {
             let module = bench.device().module("embed").unwrap();
             let error = module.kernel("embed_scatter").err().expect("no such kernel");
-            assert_eq!(error.to_string(), "kernels/embed.cu has no kernel 'embed_scatter'; it has: embed_gather");
+            assert_eq!(error.to_string(), "kernels/embed.cu has no kernel 'embed_scatter'");
             let error = bench.device().module("attention_of_the_future").err().expect("no such file");
             assert!(error.to_string().starts_with("no kernels/attention_of_the_future.cu was compiled"), "{error}");
             let names: Vec<&str> = images().iter().map(|image| image.name).collect();
