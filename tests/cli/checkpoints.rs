@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::common::{Copy, Run, rigel};
 
 /// nano's 12 greedy tokens after `def f`; transformers says the same.
-const TEXT: &str = "etch(self, f):\n    \"\"\"Return True if";
+const TEXT: &str = "ibonacci_memoization(n):";
 
 /// Name, dtype, shape, data.
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;

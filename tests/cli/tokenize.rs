@@ -166,7 +166,7 @@ fn a_model_may_have_vocab_json_and_merges_txt() {
     copy.write("merges.txt", json["model"]["merges"].as_array().unwrap().iter().map(line).collect::<String>());
     copy.remove("tokenizer.json");
     let text = rigel(&["generate", "-q", "-n", "12", "def f", "--model", copy.model()]).ok();
-    assert_eq!(text.text().trim_end(), "etch(self, f):\n    \"\"\"Return True if");
+    assert_eq!(text.text().trim_end(), "ibonacci_memoization(n):");
     copy.remove("merges.txt");
     let said = rigel(&["generate", "-q", "-n", "12", "def f", "--model", copy.model()]).error(2).to_owned();
     assert!(said.contains("merges.txt: is missing"), "{said}");
