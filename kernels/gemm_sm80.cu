@@ -105,7 +105,7 @@ DEVICE void transpose_quad(uint32_t (&words)[4], uint32_t t) {
 // Registers: at most 254 (gemm_bias_gelu_*_128x256)
 // Registers: at most 254 (gemm_bias_residual_*_128x256 gemm_bias_rope_kv_*_128x256 gemm_bias_rope_kv_*_128x128)
 // Registers: at most 112 (gemm_logits_*_64x64 gemm_bias_gelu_*_64x64)
-// Registers: at most 136 (gemm_bias_residual_*_64x64), 160 (gemm_bias_rope_kv_*_64x64)
+// Registers: at most 140 (gemm_bias_residual_*_64x64), 160 (gemm_bias_rope_kv_*_64x64)
 // Registers: at most 96 (gemm_logits_*_32x64 gemm_bias_gelu_*_32x64)
 // Registers: at most 96 (gemm_bias_residual_*_32x64), 112 (gemm_bias_rope_kv_*_32x64)
 template <class Epilogue, class Tile, class Weights, class T>
