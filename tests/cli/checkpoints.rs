@@ -219,7 +219,7 @@ fn activations_of_other_names() {
 #[test]
 fn rope_scaling_linear_and_by_one() {
     // transformers 5.23, float32, 12 greedy tokens.
-    let scaled = "etchn(self, f):\n    \"\"\"Return the";
+    let scaled = "ib_bbox(self, i, i,";
     for (field, kind) in [("rope_scaling", "type"), ("rope_scaling", "rope_type"), ("rope_parameters", "rope_type")] {
         let copy = with("config.json", field, json!({kind: "linear", "factor": 2.0}));
         assert_eq!(generate(&copy, &["-q"]).ok().text().trim_end(), scaled);
