@@ -14,18 +14,18 @@ use rigel::text::{SpecialOutput, SpecialTokens, TokenId, Tokenizer};
 struct House {
     forbidden: Vec<TokenId>,
     newlines: Vec<TokenId>,
-    most_lines: usize,
+    max_lines: usize,
     end: TokenId,
 }
 
 impl House {
-    fn new(tokenizer: &Tokenizer, most_lines: usize, end: TokenId) -> House {
+    fn new(tokenizer: &Tokenizer, max_lines: usize, end: TokenId) -> House {
         let with = |wanted: fn(char) -> bool| -> Vec<TokenId> {
             let ids = (0..tokenizer.vocab_size() as u32).map(TokenId);
             let text = |id: TokenId| tokenizer.decode(&[id], SpecialOutput::Keep).unwrap_or_default();
             ids.filter(|id| text(*id).contains(wanted)).collect()
         };
-        House { forbidden: with(char::is_uppercase), newlines: with(|c| c == '\n'), most_lines, end }
+        House { forbidden: with(char::is_uppercase), newlines: with(|c| c == '\n'), max_lines, end }
     }
 }
 
@@ -35,7 +35,7 @@ impl LogitsProcessor for House {
             logits[id.0 as usize] = f32::NEG_INFINITY;
         }
         // Lines are counted from the output itself, so one processor serves any number of requests.
-        if context.output.iter().filter(|id| self.newlines.contains(id)).count() >= self.most_lines {
+        if context.output.iter().filter(|id| self.newlines.contains(id)).count() >= self.max_lines {
             logits.fill(f32::NEG_INFINITY);
             logits[self.end.0 as usize] = 0.0;
         }

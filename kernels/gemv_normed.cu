@@ -4,9 +4,9 @@
 #include "common/gemv.cuh"
 #include "common/norm.cuh"
 
-static constexpr uint32_t kMostRows = 2;
+static constexpr uint32_t kMaxRows = 2;
 static constexpr uint32_t kPadding = 32;                          // elements behind a row: the two lie in different banks
-static constexpr uint32_t kScratch = 2 * kNormMostThreads / 32;  // floats, of a row
+static constexpr uint32_t kScratch = 2 * kNormMaxThreads / 32;  // floats, of a row
 
 // norm(x[r, :]) for the rows r = gather[0], gather[1], or where that is null 0 and 1, as norm.cu computes it.
 //
@@ -33,12 +33,12 @@ struct NormedRows {
 
     // What lies in `shared`.
     struct Layout {
-        float* scratch;    // [kMostRows][kScratch]
+        float* scratch;    // [kMaxRows][kScratch]
         T *scale, *shift;  // [depth] each
-        T* normed;         // [kMostRows][depth + kPadding]
+        T* normed;         // [kMaxRows][depth + kPadding]
         DEVICE Layout in(uint8_t* shared, uint32_t depth) {
             float* const scratch = reinterpret_cast<float*>(shared);
-            T* const scale = reinterpret_cast<T*>(scratch + kMostRows * kScratch);
+            T* const scale = reinterpret_cast<T*>(scratch + kMaxRows * kScratch);
             return Layout{scratch, scale, scale + depth, scale + 2 * depth};
         }
     };

@@ -55,7 +55,7 @@ DEVICE void norm(const T* hidden, const uint32_t* gather, const T* weight, const
 }
 
 #define NORM_KERNEL(name, Norm, T)                                                                                 \
-    KERNEL(name, kNormMostThreads)                                                                                     \
+    KERNEL(name, kNormMaxThreads)                                                                                     \
     (const T* hidden, const uint32_t* gather, const T* weight, const T* bias, T* out, uint32_t width,              \
      uint32_t count, float epsilon) {                                                                              \
         norm<Norm, T>(hidden, gather, weight, bias, out, width, count, epsilon);                                   \

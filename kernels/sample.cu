@@ -217,7 +217,7 @@ DEVICE uint32_t race(SelectMemory& memory, const Draws& draws, const Kept& kept,
     float best = score_of(0, word_of(noise_of(place, first), first % kGroup));
     uint32_t winner = first;
     // A token that even the best variate does not bring up to the leader needs none.
-    const auto may_win = [&](uint32_t code) { return Draws::scaled(code) + kMostAdvantage >= best; };
+    const auto may_win = [&](uint32_t code) { return Draws::scaled(code) + kMaxAdvantage >= best; };
     const auto enter = [&](uint32_t code, uint32_t id, uint32_t bits) {
         const float score = score_of(code, bits);
         if (score > best || (score == best && id < winner)) {
@@ -231,7 +231,7 @@ DEVICE uint32_t race(SelectMemory& memory, const Draws& draws, const Kept& kept,
         });
     } else {
         Draws near = draws;
-        near.cut = max(near.cut, cut_below(draws, best - kMostAdvantage));
+        near.cut = max(near.cut, cut_below(draws, best - kMaxAdvantage));
         if (kept.last != kLastKey) near.cut = max(near.cut, cut_below(draws, Draws::scaled(code_in(kept.last))));
         each_processed(near.row, 0, groups_of(near.row.vocabulary), [&](uint32_t id, const float (&x)[kGroup]) {
             uint32_t codes[kGroup];

@@ -65,7 +65,7 @@ device_test! {
 
 fn small() -> Options {
     let budget = Duration::from_millis(5);
-    Options { budget, ceilings: CeilingSizes { read_bytes: 1 << 20, product: 128, budget }, seed: 0, most_sets: 2 }
+    Options { budget, ceilings: CeilingSizes { read_bytes: 1 << 20, product: 128, budget }, seed: 0, max_sets: 2 }
 }
 
 device_test! {

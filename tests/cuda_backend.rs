@@ -839,7 +839,7 @@ device_test! {
                     let limited = asked().backend_options().plan_gpu(&spec, &gpu, room).unwrap();
                     assert_eq!(limited.pages, Some(pages));
                     let build = asked().memory(NonZeroU64::new(room).unwrap());
-                    if pages < limited.least_pages {
+                    if pages < limited.min_pages {
                         assert!(build.build_backend().is_err() && !limited.starts());
                         continue;
                     }

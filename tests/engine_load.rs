@@ -191,7 +191,7 @@ fn kinds(engine: &Engine, random: &mut Random) -> Vec<Request> {
     };
     let kind = |random: &mut Random| {
         let start = *random.pick(&beginnings);
-        let (most, most_tokens) = (*random.pick(&[12, 30, 90]), *random.pick(&[10, 30, 70]));
+        let (most, max_tokens) = (*random.pick(&[12, 30, 90]), *random.pick(&[10, 30, 70]));
         let len = 1 + random.below(most);
         let mut prompt = text[start..start + len].to_vec();
         if random.one_in(3) {
@@ -201,7 +201,7 @@ fn kinds(engine: &Engine, random: &mut Random) -> Vec<Request> {
         }
         Request {
             n: if random.one_in(12) { 3 } else { 1 },
-            max_tokens: if random.one_in(20) { 0 } else { 1 + random.below(most_tokens) as u32 },
+            max_tokens: if random.one_in(20) { 0 } else { 1 + random.below(max_tokens) as u32 },
             sampling: sampling(random),
             stop: if random.one_in(4) { vec!["\n\n".into(), "self".into()] } else { Vec::new() },
             ignore_eos: random.one_in(2),

@@ -10,7 +10,7 @@ use product::{Case, Padding, QkvCase, refusal};
 use rigel::backend::Arithmetic;
 use rigel::backend::cuda::Launch;
 use rigel::backend::cuda::kernels::BiasTerm;
-use rigel::backend::cuda::kernels::gemm_skinny_sm90::{self, Batch, MOST_ROWS, Plan, runs_on};
+use rigel::backend::cuda::kernels::gemm_skinny_sm90::{self, Batch, MAX_ROWS, Plan, runs_on};
 use rigel::backend::cuda::kernels::product::{Epilogue, Path, ProductShape, Projection, QkvProjection, QkvShape};
 
 /// Rows, columns, depth, parts of k, tiles of a cluster. Each kernel full and not; one tile, several, an odd number
@@ -205,8 +205,8 @@ device_test! {
                 let path = Path::choose_for(arithmetic, device, ProductShape { rows, columns: 6144, depth: 6144 });
                 matches!(path, Path::Skinny(_))
             };
-            for rows in [1, 16, 17, 64, MOST_ROWS, MOST_ROWS + 1, 4096] {
-                let expected = runs_on(device) && (17..=MOST_ROWS).contains(&rows);
+            for rows in [1, 16, 17, 64, MAX_ROWS, MAX_ROWS + 1, 4096] {
+                let expected = runs_on(device) && (17..=MAX_ROWS).contains(&rows);
                 assert_eq!(is_skinny(rows, Arithmetic::Fastest), expected, "{rows} rows");
                 assert!(!is_skinny(rows, Arithmetic::BatchInvariant), "{rows} rows");
             }

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use product::{Case, Padding, QkvCase, properties, refusal};
 use rigel::backend::Arithmetic;
 use rigel::backend::cuda::kernels::BiasTerm;
-use rigel::backend::cuda::kernels::gemm_skinny_sm90::MOST_ROWS;
+use rigel::backend::cuda::kernels::gemm_skinny_sm90::MAX_ROWS;
 use rigel::backend::cuda::kernels::gemm_sm90::{self, Plan, Tile};
 use rigel::backend::cuda::kernels::product::{Epilogue, Path, ProductShape, Projection, QkvProjection, QkvShape};
 
@@ -148,7 +148,7 @@ device_test! {
 
 device_test! {
     fn products_follow_each_other_without_waiting_and_replay_as_a_graph() {
-        common::on_every_hopper_schedule(|bench| product::an_mlp_is_the_same_however_launched(bench, MOST_ROWS + 5, Arithmetic::Fastest));
+        common::on_every_hopper_schedule(|bench| product::an_mlp_is_the_same_however_launched(bench, MAX_ROWS + 5, Arithmetic::Fastest));
     }
 }
 
@@ -193,8 +193,8 @@ fn many_rows_go_to_it_where_it_runs_and_the_sum_s_order_may_depend_on_them() {
         Path::choose_for(arithmetic, &properties(capability), shape)
     };
     let fastest = |rows, capability| path(Arithmetic::Fastest, rows, capability);
-    assert!(matches!(fastest(MOST_ROWS, (9, 0)), Path::Skinny(_)));
-    assert!(matches!(fastest(MOST_ROWS + 1, (9, 0)), Path::GemmSm90(_)));
+    assert!(matches!(fastest(MAX_ROWS, (9, 0)), Path::Skinny(_)));
+    assert!(matches!(fastest(MAX_ROWS + 1, (9, 0)), Path::GemmSm90(_)));
     assert!(matches!(fastest(4096, (9, 0)), Path::GemmSm90(_)));
     for other in [(8, 0), (8, 6), (8, 9), (10, 0), (12, 0)] {
         assert!(matches!(fastest(4096, other), Path::Gemm(_)), "{other:?}");

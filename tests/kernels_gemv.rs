@@ -8,7 +8,7 @@ use common::{Bench, Half};
 use half::{bf16, f16};
 use product::{Case, EPILOGUES, Padding, QkvCase, refusal};
 use rigel::backend::Arithmetic;
-use rigel::backend::cuda::kernels::gemv::MOST_ROWS;
+use rigel::backend::cuda::kernels::gemv::MAX_ROWS;
 use rigel::backend::cuda::kernels::product::{
     Epilogue, Head, Path, ProductInputs, ProductShape, Projection, QkvProjection, QkvShape,
 };
@@ -126,9 +126,9 @@ fn invariant<T: Half>(bench: &Bench, case: &Case<T>, epilogue: Epilogue) {
         projection.launch(&bench.stream, shape, inputs, out.view_mut()).unwrap();
         bench.download(out.view()).into_iter().map(|value| bytemuck::cast(value)).collect()
     };
-    let all = compute(0, MOST_ROWS);
+    let all = compute(0, MAX_ROWS);
     for rows in [1, 2, 3, 8, 9, 15] {
-        for first in [0, 1, MOST_ROWS - rows] {
+        for first in [0, 1, MAX_ROWS - rows] {
             let range = first * columns..(first + rows) * columns;
             assert!(compute(first, rows) == all[range], "{epilogue:?} {}: rows {first}, {rows} of them", T::NAME);
         }
@@ -137,7 +137,7 @@ fn invariant<T: Half>(bench: &Bench, case: &Case<T>, epilogue: Epilogue) {
 
 device_test! {
     fn a_row_has_the_same_bits_with_any_rows_beside_it() {
-        let shape = ProductShape { rows: MOST_ROWS, columns: 40, depth: 1416 };
+        let shape = ProductShape { rows: MAX_ROWS, columns: 40, depth: 1416 };
         let first = Case::<bf16>::new(shape, BiasTerm::Present, 99);
         let second = Case::<f16>::new(shape, BiasTerm::Present, 99);
         common::on_every_schedule(|bench| {
@@ -166,7 +166,7 @@ device_test! {
             let mut refused = |shape, inputs| {
                 refusal(projection.launch_by(Path::Gemv, &bench.stream, shape, inputs, out.view_mut()))
             };
-            let rows = ProductShape { rows: MOST_ROWS + 1, ..shape };
+            let rows = ProductShape { rows: MAX_ROWS + 1, ..shape };
             assert_eq!(refused(rows, operands.inputs()), "gemv: rows is 17, expected 1 to 16");
             let depth = ProductShape { depth: 44, ..shape };
             assert_eq!(refused(depth, operands.inputs()), "gemv: depth is 44, expected a multiple of 8");

@@ -6,10 +6,10 @@ use common::{Bench, Half, Random, assert_close};
 use half::{bf16, f16};
 use rigel::backend::cuda::CudaError;
 use rigel::backend::cuda::kernels::BiasTerm;
-use rigel::backend::cuda::kernels::norm::{MOST_WIDTH, Norm, NormForm, NormShape, NormWeights};
+use rigel::backend::cuda::kernels::norm::{MAX_WIDTH, Norm, NormForm, NormShape, NormWeights};
 
 /// One vector; a warp's worth of four each less one, exactly, and one more; odd; the models'; the widest.
-const WIDTHS: [usize; 9] = [8, 1016, 1024, 1032, 2056, 3072, 4608, 6144, MOST_WIDTH];
+const WIDTHS: [usize; 9] = [8, 1016, 1024, 1032, 2056, 3072, 4608, 6144, MAX_WIDTH];
 
 const EPSILON: f32 = 1e-5;
 
@@ -183,7 +183,7 @@ device_test! {
             assert_eq!(refused(shape, biased), "norm: bias is given, expected none for RMSNorm");
             let shifted = NormWeights { weight: weight.slice(1..).unwrap(), bias: None };
             assert_eq!(refused(shape, shifted), "norm: weight is aligned to 2 bytes, expected aligned to 16");
-            let wide = NormShape { width: MOST_WIDTH + 8, ..shape };
+            let wide = NormShape { width: MAX_WIDTH + 8, ..shape };
             assert_eq!(refused(wide, weights), "norm: width is 16392, expected 1 to 16384");
             let empty = NormShape { width: 0, ..shape };
             assert_eq!(refused(empty, weights), "norm: width is 0, expected 1 to 16384");

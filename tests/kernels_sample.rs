@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use common::{Bench, Random};
 use rigel::backend::cuda::kernels::sample::{
-    Change, Insertion, Logprobs, LogprobsRow, LogprobsShape, MOST_TOP, MOST_VOCABULARY, NO_TOKEN, RowLogprobs,
+    Change, Insertion, Logprobs, LogprobsRow, LogprobsShape, MAX_TOP, MAX_VOCABULARY, NO_TOKEN, RowLogprobs,
     RowParams, Sample, SampleInputs, SampleOutputs, SampleShape, set_words,
 };
 use rigel::backend::cuda::{Arguments, CudaError, Launch, Work};
@@ -431,7 +431,7 @@ fn mixed(vocabulary: usize, kinds: &[usize], random: &mut Random) -> Case {
                 row.seen = Some(some(random, 3));
                 row.insertion = Insertion::DrawnToken;
             }
-            3 => row.top = Some([0, 1, 5, 20, MOST_TOP][turn % 5]),
+            3 => row.top = Some([0, 1, 5, 20, MAX_TOP][turn % 5]),
             4 => {
                 row.params.frequency_penalty = [0.3, -0.7, 2.0][turn % 3];
                 row.params.presence_penalty = [1.1, 0.0, -0.4][turn / 3 % 3];
@@ -540,8 +540,8 @@ device_test! {
     fn the_largest_vocabulary_has_ids_of_18_bits() {
         common::on_every_schedule(|bench| {
             let launcher = Sample::load(bench.device()).unwrap();
-            let last = MOST_VOCABULARY as u32 - 1;
-            let mut logits = vec![-10.0; MOST_VOCABULARY];
+            let last = MAX_VOCABULARY as u32 - 1;
+            let mut logits = vec![-10.0; MAX_VOCABULARY];
             // Four equals behind the best one, which is banned; two of them are kept.
             for (id, value) in [(last, 3.0), (last - 1, 2.0), (last - 2, 2.0), (200_000, 2.0), (131_072, 2.0)] {
                 logits[id as usize] = value;
@@ -551,7 +551,7 @@ device_test! {
                 .into_iter()
                 .map(|params| Some(Asked { banned: vec![last], ..Asked::new(params, 0, 1) }))
                 .collect();
-            let case = Case { vocabulary: MOST_VOCABULARY, logits: vec![logits], rows };
+            let case = Case { vocabulary: MAX_VOCABULARY, logits: vec![logits], rows };
             case.check(bench, &launcher, "the largest vocabulary");
         });
     }
@@ -885,9 +885,9 @@ device_test! {
                 let asked: Vec<(Option<TokenId>, usize)> = (0..kinds)
                     .map(|row| match row % 5 {
                         0 => (target(&mut random), 5),
-                        1 => (None, MOST_TOP),
+                        1 => (None, MAX_TOP),
                         2 => (target(&mut random), 20),
-                        3 => (target(&mut random), MOST_TOP - 1),
+                        3 => (target(&mut random), MAX_TOP - 1),
                         _ => (target(&mut random), 0),
                     })
                     .collect();
@@ -1016,7 +1016,7 @@ device_test! {
             };
             assert_eq!(with(|s| s.rows = 0), "sample: rows is 0, expected 1 to 65535");
             assert_eq!(with(|s| s.logits_rows = 0), "sample: logits_rows is 0, expected 1 to 2147483647");
-            let large = with(|s| s.vocabulary = MOST_VOCABULARY + 1);
+            let large = with(|s| s.vocabulary = MAX_VOCABULARY + 1);
             assert_eq!(large, "sample: vocabulary is 262145, expected 1 to 262144");
             assert_eq!(with(|s| s.vocabulary = 33), "sample: pitch is 32, expected at least the vocabulary of 33");
             assert_eq!(with(|s| s.pitch = 30), "sample: pitch is 30, expected a multiple of 8");

@@ -2,7 +2,7 @@
 #pragma once
 #include "common/logits.cuh"
 
-static constexpr uint32_t kMostTop = 32;
+static constexpr uint32_t kMaxTop = 32;
 static constexpr uint32_t kNoToken = 0xffffffffu;
 
 // RowLogprobs of the launcher.
@@ -10,8 +10,8 @@ struct RowLogprobs {
     float target;     // of the token asked for; NaN without
     uint32_t top;     // how many follow; kNoToken where the logits are not finite
     uint32_t unused[2];
-    uint32_t ids[kMostTop];
-    float logprobs[kMostTop];
+    uint32_t ids[kMaxTop];
+    float logprobs[kMaxTop];
 };
 
 // A row of raw logits, its largest first: elements of common/select.cuh.
@@ -50,7 +50,7 @@ DEVICE void write_logprobs(SelectMemory& memory, const float* logits, uint32_t v
     }
     const float largest = from_ordered_bits(best);
     const RawRow row{logits, vocabulary, best};
-    const uint32_t count = min(min(top, kMostTop), vocabulary);
+    const uint32_t count = min(min(top, kMaxTop), vocabulary);
     Kept kept{kLastKey, true};
     uint64_t bound = 0;
     if (count != 0) {

@@ -6,7 +6,7 @@
 #include "ptx/ptx.cuh"
 
 static constexpr uint32_t kNormVectors = 4;      // of a thread
-static constexpr uint32_t kNormMostThreads = 512;  // width <= 512 x 4 x 8 = 16384
+static constexpr uint32_t kNormMaxThreads = 512;  // width <= 512 x 4 x 8 = 16384
 
 // y = (x - mean(x)) / sqrt(var(x) + epsilon) weight + bias, var the biased variance, as torch.nn.LayerNorm.
 struct LayerNorm {
@@ -29,7 +29,7 @@ struct RowPart {
 
 // The statistics of a row, and the row with them: mean first, then the squares of the differences from it, sums of f32
 // over registers. Of its `width` elements the first `count` are the model's, the rest padding: zeros.
-// All threads of the block call it; `scratch`: 2 x kNormMostThreads / 32 floats, free again after a barrier.
+// All threads of the block call it; `scratch`: 2 x kNormMaxThreads / 32 floats, free again after a barrier.
 template <class Norm, class T>
 struct RowStatistics {
     float mean, inverse;
@@ -58,7 +58,7 @@ struct RowStatistics {
             }
         }
         // Scratch of its own: no barrier between the two sums.
-        const float sum = sum_of_threads(squares, scratch + kNormMostThreads / 32, part.threads);
+        const float sum = sum_of_threads(squares, scratch + kNormMaxThreads / 32, part.threads);
         row.inverse = rsqrt_approx(sum * share + epsilon);
         return row;
     }

@@ -37,4 +37,4 @@ DEVICE float log_exponential(uint32_t bits) {
 }
 
 // No variate's logarithm is below minus this: ln(2^-24) = -16.64.
-static constexpr float kMostAdvantage = 16.7f;
+static constexpr float kMaxAdvantage = 16.7f;

@@ -6,7 +6,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use super::BackendError;
 use super::cache_layout::largest;
 use super::cuda::Properties;
-use super::cuda::model::{CudaOptions, DRIVER_BYTES, MAX_SEQUENCES, MemoryPlan, most_pages};
+use super::cuda::model::{CudaOptions, DRIVER_BYTES, MAX_SEQUENCES, MemoryPlan, max_pages};
 use super::open::{BackendOptions, CUDA_SEQUENCES};
 use crate::model::ModelSpec;
 
@@ -30,7 +30,7 @@ pub struct GpuPlan {
     /// Pages that one sequence of the whole context has at the most.
     pub pages_of_sequence: u32,
     /// Pages that one sequence needs to come to its end, a token a step; without them the engine does not start.
-    pub least_pages: u32,
+    pub min_pages: u32,
     /// Pages of all sequences.
     pub pages_for_all: u32,
     /// Pages that there is room for beside all else; none where not even all else fits.
@@ -45,7 +45,7 @@ impl GpuPlan {
 
     /// Whether the engine starts, be it with a smaller cache: sequences then wait for pages.
     pub fn starts(&self) -> bool {
-        self.pages.is_some_and(|pages| pages >= self.least_pages)
+        self.pages.is_some_and(|pages| pages >= self.min_pages)
     }
 
     /// All lines and the driver's part.
@@ -74,7 +74,7 @@ impl BackendOptions {
     pub fn plan_gpu(&self, spec: &ModelSpec, gpu: &Properties, room: u64) -> Result<GpuPlan, BackendError> {
         let spec = self.limited(spec.clone());
         let (step, options) = self.cuda_step(&spec);
-        let options = CudaOptions { pages: step.most_pages, ..options };
+        let options = CudaOptions { pages: step.max_pages, ..options };
         Ok(GpuPlan {
             memory: MemoryPlan::of(&spec, &options, gpu)?,
             driver_bytes: DRIVER_BYTES,
@@ -84,9 +84,9 @@ impl BackendOptions {
             rows: options.max_rows,
             page_size: options.page_size.get(),
             pages_of_sequence: step.whole_pages,
-            least_pages: step.least_pages,
-            pages_for_all: step.most_pages,
-            pages: most_pages(gpu, &spec, &options, room)?,
+            min_pages: step.min_pages,
+            pages_for_all: step.max_pages,
+            pages: max_pages(gpu, &spec, &options, room)?,
         })
     }
 
@@ -116,7 +116,7 @@ impl BackendOptions {
     ///
     /// # Errors
     /// Those of [`BackendOptions::plan_gpu`].
-    pub fn most_sequences(
+    pub fn max_sequences(
         &self,
         spec: &ModelSpec,
         gpu: &Properties,
@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(plan.pages_for_all, 8 * plan.pages_of_sequence);
         assert!(plan.fits() && plan.starts() && plan.needed() <= room, "{plan:?}");
 
-        let most = asked(8, 4096).most_sequences(&spec, &gpu, room).unwrap().unwrap().get();
+        let most = asked(8, 4096).max_sequences(&spec, &gpu, room).unwrap().unwrap().get();
         assert!(asked(most, 4096).plan_gpu(&spec, &gpu, room).unwrap().fits());
         assert!(!asked(most + 1, 4096).plan_gpu(&spec, &gpu, room).unwrap().fits(), "{most}");
         let crowd = asked(400, 4096);
@@ -175,13 +175,13 @@ mod tests {
         let [whole, crowded] = [8, 400].map(|sequences| asked(sequences, 4096).plan_gpu(&spec, &gpu, room).unwrap());
         assert_eq!(whole.sequences_at_once(), 8, "no more than were asked for");
         assert_eq!(crowded.sequences_at_once(), crowded.whole_sequences() as usize);
-        let pages = Some(crowded.least_pages);
+        let pages = Some(crowded.min_pages);
         assert_eq!(GpuPlan { pages, ..crowded }.sequences_at_once(), 1, "its prompt in smaller chunks");
 
         let nothing = asked(8, 4096).plan_gpu(&spec, &gpu, 20_000_000_000).unwrap();
         assert!(!nothing.fits() && !nothing.starts() && nothing.pages.is_none());
         assert_eq!(nothing.sequences_at_once(), 0);
-        assert_eq!(asked(8, 4096).most_sequences(&spec, &gpu, 20_000_000_000).unwrap(), None);
+        assert_eq!(asked(8, 4096).max_sequences(&spec, &gpu, 20_000_000_000).unwrap(), None);
         assert_eq!(asked(8, 4096).longest_context(&spec, &gpu, 20_000_000_000).unwrap(), None);
     }
 }

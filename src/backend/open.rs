@@ -229,7 +229,7 @@ impl BackendOptions {
         let memory = self.memory.map(NonZeroU64::get);
         let threads = self.threads.map(|wanted| cap_threads(wanted, cpu::available_cores()));
         let options = CpuOptions { threads, ..options };
-        let pages = CpuBackend::pages_within(&spec, &options, memory, step.least_pages, step.most_pages)?;
+        let pages = CpuBackend::pages_within(&spec, &options, memory, step.min_pages, step.max_pages)?;
         step.log(&spec, pages);
         Ok(Box::new(CpuBackend::new(checkpoint, spec, CpuOptions { pages, ..options })?))
     }
@@ -252,8 +252,8 @@ impl BackendOptions {
     ) -> Result<Box<dyn Backend>, BackendError> {
         let (step, options) = self.cuda_step(&spec);
         let memory = self.memory.map(NonZeroU64::get);
-        let pages = cuda::model::pages_within(device, &spec, &options, memory, step.least_pages)?;
-        let options = CudaOptions { pages: pages.min(step.most_pages), ..options };
+        let pages = cuda::model::pages_within(device, &spec, &options, memory, step.min_pages)?;
+        let options = CudaOptions { pages: pages.min(step.max_pages), ..options };
         tracing::info!("{}: weights in {dtype}", device.properties().name);
         step.log(&spec, options.pages);
         cuda::model::load(device, source, spec, dtype, &options, report)
@@ -287,9 +287,9 @@ impl BackendOptions {
             page_size,
             rows,
             sequences,
-            least_pages: pages(1),
+            min_pages: pages(1),
             whole_pages: whole,
-            most_pages: u32::try_from(sequences).unwrap_or(u32::MAX).saturating_mul(whole),
+            max_pages: u32::try_from(sequences).unwrap_or(u32::MAX).saturating_mul(whole),
         }
     }
 }
@@ -300,11 +300,11 @@ pub(super) struct StepSize {
     rows: usize,
     sequences: usize,
     /// What one sequence of the whole context needs.
-    pub(super) least_pages: u32,
+    pub(super) min_pages: u32,
     /// What one sequence of the whole context has at the most, where its prompt is computed in chunks.
     pub(super) whole_pages: u32,
     /// What as many as there can be in a step need.
-    pub(super) most_pages: u32,
+    pub(super) max_pages: u32,
 }
 
 impl StepSize {

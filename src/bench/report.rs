@@ -19,7 +19,7 @@ pub const SCHEMA: &str = "rigel-bench-1";
 
 /// A run ends invalid where its ceilings are below this share of what the device is known for: it was not the device's
 /// own speed that was measured.
-pub const LEAST_SHARE_OF_KNOWN: f64 = 0.85;
+pub const MIN_SHARE_OF_KNOWN: f64 = 0.85;
 
 /// All that one run measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -241,7 +241,7 @@ impl Ceilings {
 
     /// The least time, in microseconds, of work that moves `bytes` and does `flops`, and which limit sets it; none
     /// where no ceiling that it needs is known.
-    pub fn least_us(&self, bytes: u64, flops: u64) -> Option<(f64, Limit)> {
+    pub fn min_us(&self, bytes: u64, flops: u64) -> Option<(f64, Limit)> {
         let time = |count: u64, ceiling: Option<f64>, limit| {
             ceiling.filter(|_| count > 0).map(|ceiling| (count as f64 / ceiling * 1e6, limit))
         };
@@ -252,7 +252,7 @@ impl Ceilings {
     /// Fills in a row's share of its limit.
     pub fn judge(&self, row: &mut Row) {
         let Some(times) = row.times.filter(|times| times.median_us > 0.0) else { return };
-        if let Some((least, limit)) = self.least_us(row.bytes, row.flops) {
+        if let Some((least, limit)) = self.min_us(row.bytes, row.flops) {
             (row.of_limit, row.limit) = (Some(least / times.median_us), Some(limit));
         }
     }
@@ -301,7 +301,7 @@ impl Report {
         let peers = self.ceilings.iter().any(by_peer);
         for (unit, scale, known, found) in limits.into_iter().take(if peers { 2 } else { 1 }) {
             let found = found.unwrap_or(0.0);
-            if found < LEAST_SHARE_OF_KNOWN * known {
+            if found < MIN_SHARE_OF_KNOWN * known {
                 let (found, known) = (found / scale, known / scale);
                 let name = &self.device.name;
                 self.invalid.push(format!("the ceiling was {found:.2} {unit}; the {name} is known for {known:.2}"));

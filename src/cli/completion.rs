@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use rigel::engine::{
-    Completion, Engine, Event, Failure, Finish, FinishReason, MOST_LOGPROBS, Request, StopCause, Timings,
+    Completion, Engine, Event, Failure, Finish, FinishReason, MAX_LOGPROBS, Request, StopCause, Timings,
 };
 use rigel::host::counted;
 use rigel::sampling::TokenLogprobs;
@@ -32,7 +32,7 @@ pub struct FormatArgs {
 
 /// As many as a request may ask for.
 fn logprobs() -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(0..=MOST_LOGPROBS as u64)
+    RangedU64ValueParser::new().range(0..=MAX_LOGPROBS as u64)
 }
 
 /// The fields of [`Record`], for `--help`.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use rigel::engine::{MOST_LOGPROBS, RequestError};
+use rigel::engine::{MAX_LOGPROBS, RequestError};
 
 use super::running;
 
@@ -52,7 +52,7 @@ pub fn of_request(error: &RequestError) -> Option<String> {
         }
         RequestError::TooManyLogprobs { field, found } => {
             let option = if *field == "prompt_logprobs" { "--top" } else { "--logprobs" };
-            format!("{option} is {found}; expected at most {MOST_LOGPROBS} best tokens at each position")
+            format!("{option} is {found}; expected at most {MAX_LOGPROBS} best tokens at each position")
         }
         RequestError::TooManyTokens { prompt, max_tokens, positions } => format!(
             "the prompt's {prompt} tokens and --max-new-tokens {max_tokens} exceed the {positions} positions that there \

@@ -109,7 +109,7 @@ impl Plan {
         let options = self.size.apply(Engine::builder()).backend_options().clone();
         let room = self.size.memory.map_or_else(|| nine_tenths(&gpu), NonZeroU64::get);
         let plan = planned(self.max_seqs, &options, &spec, &gpu, room)?;
-        let most_sequences = options.most_sequences(&spec, &gpu.properties, room)?;
+        let max_sequences = options.max_sequences(&spec, &gpu.properties, room)?;
         let sequences = NonZeroUsize::new(plan.sequences).unwrap_or(NonZeroUsize::MIN);
         let longest_context = match plan.fits() {
             true => None,
@@ -140,7 +140,7 @@ impl Plan {
             sequences_at_once: plan.sequences_at_once(),
             window: spec.window(),
             longest_context,
-            most_sequences,
+            max_sequences,
             weight_bytes_per_token: counts.weight_bytes_per_token(dtype.size()),
             kv_bytes_per_token: counts.kv_bytes_per_token(dtype.size()),
             cpu: options.plan_cpu(&spec, stored_bytes).into(),
@@ -239,7 +239,7 @@ fn planned(
     let sequences = match max_seqs {
         Some(sequences) => sequences,
         None => options
-            .most_sequences(spec, &card.properties, room)?
+            .max_sequences(spec, &card.properties, room)?
             .map_or(NonZeroUsize::MIN, |most| most.min(DEFAULT_SEQUENCES)),
     };
     Ok(options.for_sequences(sequences).plan_gpu(spec, &card.properties, room)?)
@@ -260,7 +260,7 @@ fn refusal(record: &Record<'_>) -> Option<String> {
         return None;
     }
     let mut ways = Vec::new();
-    ways.extend(record.most_sequences.map(|most| format!("{most} sequences of {context} positions")));
+    ways.extend(record.max_sequences.map(|most| format!("{most} sequences of {context} positions")));
     ways.extend(record.longest_context.map(|longest| format!("{sequences} sequences of {longest} positions")));
     let needed = Size(record.needed_bytes);
     let mut line = format!("does not fit: {sequences} sequences of {context} positions need {needed} > {room}");

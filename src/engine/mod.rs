@@ -61,7 +61,7 @@ pub use draft::{PromptLookup, Speculation};
 pub use event::{Completion, Event, Failure, Finish, FinishReason, PromptToken, StopCause, Timings, Token};
 pub use generation::Generation;
 pub use generations::Generations;
-pub use request::{EosTokens, MOST_LOGPROBS, MOST_SAMPLES, Request, RequestError};
+pub use request::{EosTokens, MAX_LOGPROBS, MAX_SAMPLES, Request, RequestError};
 pub use statistics::Statistics;
 
 use std::collections::VecDeque;

@@ -77,10 +77,10 @@ pub enum EosTokens {
 }
 
 /// The most samples of one prompt.
-pub const MOST_SAMPLES: u32 = 1024;
+pub const MAX_SAMPLES: u32 = 1024;
 
 /// The most best tokens whose log-probabilities a request may ask for at each position.
-pub const MOST_LOGPROBS: usize = 1024;
+pub const MAX_LOGPROBS: usize = 1024;
 
 impl Request {
     /// A greedy request for up to 256 tokens.
@@ -139,7 +139,7 @@ impl Request {
         if self.prompt.is_empty() {
             return Err(RequestError::EmptyPrompt);
         }
-        if self.n == 0 || self.n > MOST_SAMPLES {
+        if self.n == 0 || self.n > MAX_SAMPLES {
             return Err(RequestError::Samples { n: self.n });
         }
         check_ids("prompt", self.prompt.iter(), spec)?;
@@ -161,12 +161,12 @@ impl Request {
         }
         self.sampling.validate()?;
         for (field, found) in [("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)] {
-            if let Some(found) = found.filter(|found| *found > MOST_LOGPROBS) {
+            if let Some(found) = found.filter(|found| *found > MAX_LOGPROBS) {
                 return Err(RequestError::TooManyLogprobs { field, found });
             }
         }
         // Positions fit u32: those of a model do.
-        let computed = self.most_computed() as u32;
+        let computed = self.max_computed() as u32;
         cache.check_sequence(computed).map_err(|OutOfPages { needed, free: pages }| RequestError::LargerThanCache {
             positions: computed,
             needed,
@@ -177,7 +177,7 @@ impl Request {
 
 impl Request {
     /// The most positions of a sample that are computed: the last token generated is not.
-    pub(super) fn most_computed(&self) -> usize {
+    pub(super) fn max_computed(&self) -> usize {
         self.prompt.len() + (self.max_tokens as usize).saturating_sub(1)
     }
 }
@@ -236,13 +236,13 @@ pub enum RequestError {
         positions: usize,
     },
     /// The number of samples is not one that the engine takes.
-    #[error("n is {n}; expected 1 to {MOST_SAMPLES} samples of a prompt")]
+    #[error("n is {n}; expected 1 to {MAX_SAMPLES} samples of a prompt")]
     Samples {
         /// The number found.
         n: u32,
     },
     /// Log-probabilities of too many tokens were asked for.
-    #[error("{field} is {found}; expected at most {MOST_LOGPROBS} best tokens at each position")]
+    #[error("{field} is {found}; expected at most {MAX_LOGPROBS} best tokens at each position")]
     TooManyLogprobs {
         /// The request's field.
         field: &'static str,

@@ -44,7 +44,7 @@ const STEPS_TO_RETRY: u32 = 16;
 /// How many waiting sequences a call to sweep may look at.
 const SWEPT_EACH: usize = 1024;
 /// How many that need no room yet one step passes over.
-const MOST_PASSED: usize = 2048;
+const MAX_PASSED: usize = 2048;
 
 slotmap::new_key_type! {
     /// A sequence in the scheduler. No other one ever has the same.
@@ -292,7 +292,7 @@ impl Scheduler {
 
     fn plan_decoding(&mut self, decoding: Vec<SequenceId>, room: &mut StepLimits) {
         let speculates = self.speculates();
-        let most_drafts = if speculates { (VERIFIED_ROWS / decoding.len().max(1)).saturating_sub(1) } else { 0 };
+        let max_drafts = if speculates { (VERIFIED_ROWS / decoding.len().max(1)).saturating_sub(1) } else { 0 };
         let count = decoding.len();
         for (index, id) in decoding.into_iter().enumerate() {
             if room.rows.min(room.logits_rows).min(room.sequences) == 0 {
@@ -303,7 +303,7 @@ impl Scheduler {
             }
             // Drafts take nothing from those that come after.
             let spare = room.rows.min(room.logits_rows).saturating_sub(count - index);
-            let drafted = self.draft_for(id, most_drafts.min(spare));
+            let drafted = self.draft_for(id, max_drafts.min(spare));
             let start = self.sequence(id).computed();
             let granted = self.make_room(id, start + 1 + drafted, start + 1);
             if let Some(end) = granted {
@@ -318,7 +318,7 @@ impl Scheduler {
             return 0;
         }
         let sequence = self.sequence_mut(id);
-        let most = most.min(sequence.most_drafts());
+        let most = most.min(sequence.max_drafts());
         if !sequence.takes_drafts() || sequence.drawing.is_some() || most == 0 {
             return 0;
         }
@@ -418,7 +418,7 @@ impl Scheduler {
             if sequence.drawing.is_some() || self.waits_for_leader(sequence) {
                 // Others may pass: it needs no room yet.
                 at += 1;
-                if at == MOST_PASSED {
+                if at == MAX_PASSED {
                     break;
                 }
                 continue;

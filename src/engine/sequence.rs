@@ -111,7 +111,7 @@ impl Sequence {
 
     /// How many of its first tokens may be taken from the cache: not the last, whose logits choose the next one, and
     /// none whose log-probabilities are wanted.
-    pub(super) fn most_from_cache(&self) -> usize {
+    pub(super) fn max_from_cache(&self) -> usize {
         self.scored.min(self.tokens.len() - 1)
     }
 
@@ -177,11 +177,11 @@ impl Sequence {
     /// The positions that it will have computed when it decodes: those of its tokens, and the next one's where that is
     /// computed at all.
     pub(super) fn positions_to_enter(&self) -> usize {
-        self.tokens.len().max((self.tokens.len() + 1).min(self.request.most_computed()))
+        self.tokens.len().max((self.tokens.len() + 1).min(self.request.max_computed()))
     }
 
     /// The most tokens that may be drafted: with them and the one drawn after them it ends at `max_tokens`.
-    pub(super) fn most_drafts(&self) -> usize {
+    pub(super) fn max_drafts(&self) -> usize {
         (self.request.max_tokens as usize).saturating_sub(self.output.generated() + 1)
     }
 
@@ -221,7 +221,7 @@ impl Sequence {
     /// Takes what the cache has of its beginning, or begins with nothing. How many tokens the cache had.
     pub(super) fn enter(&mut self, cache: &mut PageCache) -> usize {
         let salt = self.request.cache_salt.as_deref();
-        match cache.find(salt, &self.tokens, self.most_from_cache()) {
+        match cache.find(salt, &self.tokens, self.max_from_cache()) {
             None => {
                 self.blocks = BlockTables::new(cache);
                 self.chain = Some(cache.open(salt));

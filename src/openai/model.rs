@@ -29,7 +29,7 @@ pub struct ServedModel {
 }
 
 /// The most samples of all prompts of one body together: what is held of a body in flight stays small.
-const MOST_SAMPLES_OF_A_BODY: usize = 1024;
+const MAX_SAMPLES_OF_A_BODY: usize = 1024;
 
 impl ServedModel {
     /// The model that `engine` runs, whose files are at `source`, under the name `name`. A model without tokenizer or
@@ -61,9 +61,9 @@ impl ServedModel {
     pub fn completion(&self, body: CompletionBody, seed: u64) -> Result<Call, ApiError> {
         let CompletionBody { prompts, suffix, max_tokens, echo, logprobs, mut options } = body;
         let samples = prompts.len().saturating_mul(options.n as usize);
-        if samples > MOST_SAMPLES_OF_A_BODY {
+        if samples > MAX_SAMPLES_OF_A_BODY {
             let message = format!(
-                "{} prompts with n {} are {samples} samples; expected at most {MOST_SAMPLES_OF_A_BODY} in one body",
+                "{} prompts with n {} are {samples} samples; expected at most {MAX_SAMPLES_OF_A_BODY} in one body",
                 prompts.len(),
                 options.n
             );

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::ApiError;
 use super::fields::{Fields, integer};
-use crate::engine::MOST_SAMPLES;
+use crate::engine::MAX_SAMPLES;
 use crate::sampling::SamplingParams;
 use crate::text::{SpecialOutput, StopText, TokenId};
 
@@ -79,7 +79,7 @@ impl Options {
         // A negative seed stands for its two's complement.
         let seed = fields.integer("seed", "an integer of 64 bits", i64::MIN.into()..=u64::MAX.into())?;
         let seed = seed.map(|seed| seed as u64);
-        let n = fields.integer("n", "an integer from 1 to 1024", 1..=MOST_SAMPLES.into())?;
+        let n = fields.integer("n", "an integer from 1 to 1024", 1..=MAX_SAMPLES.into())?;
         let special_output = match fields.flag("skip_special_tokens")? {
             Some(false) => SpecialOutput::Keep,
             _ => SpecialOutput::Skip,

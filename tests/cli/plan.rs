@@ -51,7 +51,7 @@ fn without_a_number_the_answer_is_how_many_fit_and_one_more_does_not() {
     more.error(1);
     // The same number wherever there is one.
     let record = plan(&[&args[..], &["--json"]].concat()).ok().json();
-    for key in ["sequences", "sequences_at_once", "most_sequences"] {
+    for key in ["sequences", "sequences_at_once", "max_sequences"] {
         assert_eq!(record[key], most, "{key}");
     }
     let why = "A sequence has up to 97 pages of 64 positions: the window of 4096 and a prompt's chunk.";
@@ -148,7 +148,7 @@ fn what_fits_is_said_per_card_and_for_the_cpu() {
     assert_eq!(bytes("needed_bytes"), bytes("weight_bytes") + bytes("cache_bytes") + bytes("activation_bytes"));
     assert_eq!(cpu["fits"], bytes("needed_bytes") <= bytes("available_bytes"));
     // A small model fits more sequences than a step takes by default.
-    let most = record["most_sequences"].as_u64().unwrap();
+    let most = record["max_sequences"].as_u64().unwrap();
     assert!(most > 256, "{most}");
     assert_eq!(record["sequences"], 256);
     assert!(answer(&plan(&[]).ok()).ends_with(" at once; --max-seqs asks for more"));

@@ -26,7 +26,7 @@ import report
 
 SCHEMA = "rigel-gpu-check-1"
 FOLDER = "rigel-gpu-check"
-MOST_BYTES = 50 << 20
+MAX_BYTES = 50 << 20
 # cuda_account is about what the interpreter counts.
 TESTS = re.compile(r"kernels_\w+|cuda_(?!account)\w+|bench_kernels|bench_model|device_layer")
 BENCHES = ("kernels",)
@@ -158,11 +158,11 @@ def pack(root, out, *, build):
         print("gpu-check: compressing", sum(manifest["files"].values()) >> 20, "MiB", file=sys.stderr)
         archive(folder, unfinished)
     size = unfinished.stat().st_size
-    if size > MOST_BYTES:
+    if size > MAX_BYTES:
         largest = sorted(manifest["files"].items(), key=lambda file: -file[1])[:5]
         unfinished.unlink()
         named = ", ".join(f"{name} {bytes >> 20} MiB" for name, bytes in largest)
-        raise Refused(f"the pack is {size / (1 << 20):.1f} MiB, at most {MOST_BYTES >> 20}; its largest files: {named}")
+        raise Refused(f"the pack is {size / (1 << 20):.1f} MiB, at most {MAX_BYTES >> 20}; its largest files: {named}")
     unfinished.replace(out)
     tests = sum(map(len, manifest["tests"].values()))
     files = f"{len(manifest['files'])} files, {len(manifest['tests'])} test binaries with {tests} tests"

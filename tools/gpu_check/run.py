@@ -17,9 +17,9 @@ from . import pack, stages, summary
 
 KEPT_OUTPUT = 200_000
 # An item is not begun with less time than this.
-LEAST_SECONDS = 5
+MIN_SECONDS = 5
 # Calls that an item may be cut off by the end of.
-MOST_TRIES = 3
+MAX_TRIES = 3
 DONE, FAILED, EXPIRED, MISSING, UNFINISHED = "done", "failed", "timed out", "missing", "unfinished"
 
 
@@ -152,7 +152,7 @@ def settle(result, process, expired_own, expired_call):
         # Killed so that this call ends in time; the next one begins with it. Not for ever.
         tries = result.items.get(item.key, {}).get("tries", 0) + 1
         late = f"no time for it in {tries} calls, at last {seconds:.0f} s"
-        status, note = (EXPIRED, late) if tries >= MOST_TRIES else (UNFINISHED, "")
+        status, note = (EXPIRED, late) if tries >= MAX_TRIES else (UNFINISHED, "")
     elif expired_own:
         status, note = EXPIRED, f"killed after {seconds:.0f} s"
     elif code:
@@ -204,7 +204,7 @@ def run_stage(result, stage, seconds, again=False, tick=0.1):
     running, seen = [], {}
     try:
         while waiting or running:
-            while waiting and len(running) < stage.jobs and end - time.monotonic() > LEAST_SECONDS:
+            while waiting and len(running) < stage.jobs and end - time.monotonic() > MIN_SECONDS:
                 item = waiting.pop()
                 running.append(Process(item, min(item.seconds, end - time.monotonic())))
             if not running:

@@ -36,8 +36,8 @@ class Run(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
-        self.addCleanup(setattr, run, "LEAST_SECONDS", run.LEAST_SECONDS)
-        run.LEAST_SECONDS = 0.2
+        self.addCleanup(setattr, run, "MIN_SECONDS", run.MIN_SECONDS)
+        run.MIN_SECONDS = 0.2
 
     def result(self):
         return run.Result(self.folder / "result.json", report.cpu_device(), self.folder)
@@ -93,7 +93,7 @@ class Run(unittest.TestCase):
         items = lambda: [self.noting(name, "print('1 passed')") for name in ("a", "b")]
         first = self.stage(*items()[:1], self.noting("b", "import time; time.sleep(60)"))
         # The whole call has less time than the second item would.
-        run.run_stage(self.result(), first, run.LEAST_SECONDS + 1.5)
+        run.run_stage(self.result(), first, run.MIN_SECONDS + 1.5)
         self.assertEqual(self.statuses(), {"tests/a": "done", "tests/b": "unfinished"})
         again = self.result()
         run.run_stage(again, self.stage(*items()), 60)
@@ -105,7 +105,7 @@ class Run(unittest.TestCase):
     def test_what_never_fits_a_call_is_given_up(self):
         item = self.noting("long", "import time; time.sleep(60)")
         for expected in ("unfinished", "unfinished", "timed out"):
-            run.run_stage(self.result(), self.stage(item), run.LEAST_SECONDS + 0.5)
+            run.run_stage(self.result(), self.stage(item), run.MIN_SECONDS + 0.5)
             self.assertEqual(self.statuses(), {"tests/long": expected})
 
     def test_rows_of_commands_are_kept_as_they_come(self):

@@ -41,8 +41,8 @@ import torch.nn.functional as F
 ACTIVATIONS, WEIGHTS, BIASES, GAINS = (0.0, 1.0), (0.0, 0.035), (0.0, 0.02), (1.0, 0.1)  # centre, range
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 # A sample no shorter than this: events are a microsecond or two apart where nothing lies between them.
-LEAST_SAMPLE_US = 400.0
-MOST_SAMPLES = 200
+MIN_SAMPLE_US = 400.0
+MAX_SAMPLES = 200
 
 
 # The generator ------------------------------------------------------------------------------------------------------
@@ -123,22 +123,22 @@ def samples_cuda(call, sets, budget_us):
     rotated(call, sets, max(3, sets))
     torch.cuda.synchronize()
     estimate = min(elapsed_us(lambda: rotated(call, sets, sets), 2)) / sets
-    if estimate >= LEAST_SAMPLE_US:
-        count = max(3, min(MOST_SAMPLES, int(budget_us / estimate)))
+    if estimate >= MIN_SAMPLE_US:
+        count = max(3, min(MAX_SAMPLES, int(budget_us / estimate)))
         at = iter(range(count))
         return elapsed_us(lambda: call(next(at) % sets), count), f"one call a sample over {sets} inputs"
     # Short ones in a graph, else it is the launches that are timed. Whole rotations: each replay begins as the last.
     for attempt in range(2):  # the first estimate may be that of the launches
-        rotations = max(1, math.ceil(LEAST_SAMPLE_US / estimate / sets))
+        rotations = max(1, math.ceil(MIN_SAMPLE_US / estimate / sets))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             rotated(call, sets, rotations * sets)
         elapsed_us(graph.replay, 2)
         estimate = min(elapsed_us(graph.replay, 3)) / (rotations * sets)
-        if rotations * sets * estimate >= LEAST_SAMPLE_US / 2:
+        if rotations * sets * estimate >= MIN_SAMPLE_US / 2:
             break
     calls = rotations * sets
-    count = max(5, min(MOST_SAMPLES, int(budget_us / (calls * estimate))))
+    count = max(5, min(MAX_SAMPLES, int(budget_us / (calls * estimate))))
     samples = [sample / calls for sample in elapsed_us(graph.replay, count)]
     return samples, f"graph of {calls} calls over {sets} inputs"
 
@@ -146,7 +146,7 @@ def samples_cuda(call, sets, budget_us):
 def samples_cpu(call, sets, budget_us):
     rotated(call, sets, 2)
     samples, start = [], time.perf_counter()
-    while len(samples) < 3 or ((time.perf_counter() - start) * 1e6 < budget_us and len(samples) < MOST_SAMPLES):
+    while len(samples) < 3 or ((time.perf_counter() - start) * 1e6 < budget_us and len(samples) < MAX_SAMPLES):
         before = time.perf_counter()
         call(len(samples) % sets)
         samples.append((time.perf_counter() - before) * 1e6)

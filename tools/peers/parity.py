@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 MEAN, P99 = 1.0, 1.25
-LEAST_TOKENS = 2000
+MIN_TOKENS = 2000
 # Odd lengths, and one that goes beyond the window of the published models.
 TOKENS = (1, 37, 513, 1027, 4609)
 
@@ -125,7 +125,7 @@ def measure(options, directory, name):
     half = scores_of_transformers(directory, dtype, ids, options.device)
     ours = scores_of_rigel(options.rigel, directory, ids, options.device, options.dtype)
     values = compare(ours, half, exact)
-    marks = [] if values["tokens"] >= LEAST_TOKENS else [f"fewer than {LEAST_TOKENS} tokens: no acceptance"]
+    marks = [] if values["tokens"] >= MIN_TOKENS else [f"fewer than {MIN_TOKENS} tokens: no acceptance"]
     shape = {"dtype": options.dtype, "sequences": len(ids), "tokens": values["tokens"]}
     if config.num_hidden_layers != options.whole_layers:
         shape["layers"] = config.num_hidden_layers

@@ -198,7 +198,7 @@ struct Grid {
 
     std::vector<uint32_t> order;  // in which its clusters start
     uint64_t blocks = 0, started = 0, finished = 0, triggered = 0;
-    uint32_t resident = 0, most_resident = 0;
+    uint32_t resident = 0, max_resident = 0;
     LaunchCounters counters;
     std::vector<Thread*> waiting_for_grid_ahead;
     bool done() const { return finished == blocks; }

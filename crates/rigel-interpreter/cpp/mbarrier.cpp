@@ -19,8 +19,8 @@ namespace interpreter {
 
 namespace {
 
-constexpr uint32_t kMostArrivals = (1u << 20) - 1;
-constexpr int64_t kMostBytes = (1 << 20) - 1;
+constexpr uint32_t kMaxArrivals = (1u << 20) - 1;
+constexpr int64_t kMaxBytes = (1 << 20) - 1;
 
 uint64_t bits_of(const Mbarrier& barrier) {
     return barrier.pending | static_cast<uint64_t>(barrier.arrivals) << 20 | static_cast<uint64_t>(barrier.parity) << 62 | 1ull << 63;
@@ -82,7 +82,7 @@ void arrive(Block& block, uint32_t address, uint32_t expected_bytes, Order order
         fail(site, text("the mbarrier at byte %u counts %u arrivals a phase, and this is one more", in_block(address), barrier.arrivals),
              {text("the phase still expects %ld bytes", static_cast<long>(barrier.bytes))});
     barrier.bytes += expected_bytes;
-    if (barrier.bytes > kMostBytes) fail(site, text("the mbarrier at byte %u expects more than %ld bytes", in_block(address), static_cast<long>(kMostBytes)));
+    if (barrier.bytes > kMaxBytes) fail(site, text("the mbarrier at byte %u expects more than %ld bytes", in_block(address), static_cast<long>(kMaxBytes)));
     barrier.pending--;
     Ref<const Message>& gathering = &block == thread.warp->block ? barrier.gathering : barrier.gathering_from_cluster;
     const Ref<const Message> message = publish(thread);
@@ -108,7 +108,7 @@ void mbarrier_init(uint32_t address, uint32_t arrivals) {
     uint8_t* const place = place_of(block, address);
     check_alignment(place, 8, "mbarrier", site);
     check_shared(place, 8, {current, Agent::Thread, Does::Write, site});
-    if (arrivals == 0 || arrivals > kMostArrivals) fail(site, text("mbarrier_init: %u arrivals, 1 to %u can be counted", arrivals, kMostArrivals));
+    if (arrivals == 0 || arrivals > kMaxArrivals) fail(site, text("mbarrier_init: %u arrivals, 1 to %u can be counted", arrivals, kMaxArrivals));
     if (block.mbarriers.count(without_rank(address))) fail(site, text("there is an mbarrier at byte %u already", in_block(address)));
     Mbarrier& barrier = block.mbarriers[without_rank(address)];
     barrier.arrivals = barrier.pending = arrivals;
@@ -197,7 +197,7 @@ void mbarrier_complete(Block& block, uint32_t address, uint32_t bytes, const Ref
     Mbarrier& barrier = find(block, address, site);
     barrier.bytes -= bytes;
     barrier.came = site;
-    if (barrier.bytes < -kMostBytes) fail(site, text("the mbarrier at byte %u has counted more bytes than it can", in_block(address)));
+    if (barrier.bytes < -kMaxBytes) fail(site, text("the mbarrier at byte %u has counted more bytes than it can", in_block(address)));
     // Bytes may come before the arrival that expects them; not in a phase that no arrival is left for.
     if (barrier.bytes < 0 && barrier.pending == 0)
         fail(site, text("%ld bytes more have come to the mbarrier at byte %u than its phase expects", -static_cast<long>(barrier.bytes), in_block(address)));

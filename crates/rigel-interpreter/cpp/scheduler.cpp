@@ -28,7 +28,7 @@ Random shuffle_source;
 namespace {
 
 // Blocks that run side by side. More find more interleavings, fewer keep caches warm.
-constexpr uint32_t kMostResidentBlocks = 8, kMostResidentThreads = 4096;
+constexpr uint32_t kMaxResidentBlocks = 8, kMaxResidentThreads = 4096;
 constexpr size_t kShiftBytes = 5 * 64;
 // Yields in a row, per live thread, after which nothing is expected to change.
 constexpr uint64_t kIdleYieldsPerThread = 2000;
@@ -51,13 +51,13 @@ void prepare(Grid& grid) {
     grid.blocks = count(grid.size);
     grid.order.resize(grid.blocks / count(grid.cluster_size));
     std::iota(grid.order.begin(), grid.order.end(), 0u);
-    uint32_t most = std::min(kMostResidentBlocks, std::max(2u, kMostResidentThreads / threads));
+    uint32_t most = std::min(kMaxResidentBlocks, std::max(2u, kMaxResidentThreads / threads));
     if (settings.seed != 0) {
         for (size_t i = grid.order.size(); i > 1; i--) std::swap(grid.order[i - 1], grid.order[shuffle_source.below(i)]);
         most = 1 + static_cast<uint32_t>(shuffle_source.below(most));
     }
     most = std::max(most, static_cast<uint32_t>(count(grid.cluster_size)));
-    grid.most_resident = grid.cooperative ? static_cast<uint32_t>(grid.blocks) : most;
+    grid.max_resident = grid.cooperative ? static_cast<uint32_t>(grid.blocks) : most;
 }
 
 }  // namespace
@@ -131,7 +131,7 @@ void Scheduler::start_blocks() {
     for (size_t position = 0; position < chain_.size() && may_start(position); position++) {
         Grid& grid = *chain_[position];
         const auto blocks = static_cast<uint32_t>(count(grid.cluster_size));
-        while (grid.started < grid.blocks && grid.resident + blocks <= grid.most_resident && free_arenas_.size() >= blocks)
+        while (grid.started < grid.blocks && grid.resident + blocks <= grid.max_resident && free_arenas_.size() >= blocks)
             start_cluster(grid);
     }
 }

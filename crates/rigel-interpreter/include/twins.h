@@ -144,7 +144,7 @@ struct Kernel {
     const unsigned* argument_bytes;
     const unsigned* argument_alignments;
     unsigned arguments;
-    unsigned most_threads;  // of a block: the first argument of its launch bounds
+    unsigned max_threads;  // of a block: the first argument of its launch bounds
 };
 void add_kernel(const Kernel& kernel);
 
@@ -163,8 +163,8 @@ struct Registration<void (*)(A...)> {
     static void call(void (*function)(), void** arguments) {
         unpack(reinterpret_cast<void (*)(A...)>(function), arguments, std::index_sequence_for<A...>{});
     }
-    Registration(const char* name, void (*function)(A...), unsigned most_threads) {
-        add_kernel({name, call, reinterpret_cast<void (*)()>(function), bytes, alignments, sizeof...(A), most_threads});
+    Registration(const char* name, void (*function)(A...), unsigned max_threads) {
+        add_kernel({name, call, reinterpret_cast<void (*)()>(function), bytes, alignments, sizeof...(A), max_threads});
     }
 };
 

@@ -161,12 +161,12 @@ impl KernelRecord {
 }
 
 /// A buffer for the library to write records into.
-extern "C" fn buffer_requested(buffer: *mut *mut u8, size: *mut usize, most_records: *mut usize) {
+extern "C" fn buffer_requested(buffer: *mut *mut u8, size: *mut usize, max_records: *mut usize) {
     // SAFETY: the layout has a size; the library gives three live places. Of memory that cannot be had it gets none.
     unsafe {
         *buffer = alloc::alloc(BUFFER_LAYOUT);
         *size = if (*buffer).is_null() { 0 } else { BUFFER_BYTES };
-        *most_records = 0;
+        *max_records = 0;
     }
 }
 

@@ -55,7 +55,7 @@ impl Launch {
 /// As many parameters as any kernel here has, with room.
 const MOST: usize = 24;
 /// And tensor maps among them.
-const MOST_MAPS: usize = 5;
+const MAX_MAPS: usize = 5;
 const TENSOR_MAP_BYTES: usize = size_of::<TensorMap>();
 
 /// The arguments of one launch, in the order of the kernel's parameters.
@@ -65,7 +65,7 @@ pub struct Arguments {
     values: [u64; MOST],
     sizes: [usize; MOST],
     len: usize,
-    maps: [TensorMap; MOST_MAPS],
+    maps: [TensorMap; MAX_MAPS],
     maps_len: usize,
 }
 
@@ -234,10 +234,10 @@ impl Stream {
         let device = self.device().properties();
         let product = |sizes: [u32; 3]| sizes.iter().map(|size| u64::from(*size)).product::<u64>();
         // What every such device takes; more is asked for by an attribute of the kernel.
-        let most_clustered = if device.compute_capability.major >= 9 { 8 } else { 1 };
+        let max_clustered = if device.compute_capability.major >= 9 { 8 } else { 1 };
         let limits = [
             ("the number of threads of a block", product(launch.block), 1, 1024),
-            ("the number of blocks of a cluster", product(launch.cluster), 1, most_clustered),
+            ("the number of blocks of a cluster", product(launch.cluster), 1, max_clustered),
             ("the number of blocks in x", launch.grid[0].into(), 1, (1 << 31) - 1),
             ("the number of blocks in y", launch.grid[1].into(), 1, 65_535),
             ("the number of blocks in z", launch.grid[2].into(), 1, 65_535),

@@ -41,7 +41,7 @@ impl Default for Switches {
 /// The algorithms that are chosen by name. `None` if the shape and the GPU choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Algorithms {
-    /// `RIGEL_CUDA_GEMV`: linear layers of up to [`gemv::MOST_ROWS`] rows.
+    /// `RIGEL_CUDA_GEMV`: linear layers of up to [`gemv::MAX_ROWS`] rows.
     pub gemv: Option<LinearAlgorithm>,
     /// `RIGEL_CUDA_GEMM`: linear layers of more rows.
     pub gemm: Option<LinearAlgorithm>,
@@ -232,8 +232,8 @@ impl LinearAlgorithm {
     /// The most rows that it takes.
     fn max_rows(self) -> usize {
         match self {
-            LinearAlgorithm::GemvNormed | LinearAlgorithm::Gemv => gemv::MOST_ROWS,
-            LinearAlgorithm::Skinny => gemm_skinny_sm90::MOST_ROWS,
+            LinearAlgorithm::GemvNormed | LinearAlgorithm::Gemv => gemv::MAX_ROWS,
+            LinearAlgorithm::Skinny => gemm_skinny_sm90::MAX_ROWS,
             LinearAlgorithm::Sm90 | LinearAlgorithm::Sm80 => usize::MAX,
         }
     }
@@ -260,7 +260,7 @@ impl AttentionAlgorithm {
 impl Algorithms {
     /// What linear layers of so many rows are computed by, where that was chosen by name.
     pub fn linear(&self, rows: usize) -> Option<LinearAlgorithm> {
-        if rows <= gemv::MOST_ROWS { self.gemv } else { self.gemm }
+        if rows <= gemv::MAX_ROWS { self.gemv } else { self.gemm }
     }
 
     /// Whether one or two rows may take the norm ahead of them along.
@@ -325,8 +325,8 @@ impl Algorithms {
                 return Err(CudaError::Algorithm { switch: format!("{variable}={name}"), reason });
             }
         }
-        if self.gemv == Some(LinearAlgorithm::GemvNormed) && width > gemv_normed::MOST_WIDTH {
-            let reason = format!("hidden_size is {width}, it takes {} at most", gemv_normed::MOST_WIDTH);
+        if self.gemv == Some(LinearAlgorithm::GemvNormed) && width > gemv_normed::MAX_WIDTH {
+            let reason = format!("hidden_size is {width}, it takes {} at most", gemv_normed::MAX_WIDTH);
             return Err(CudaError::Algorithm { switch: "RIGEL_CUDA_GEMV=gemv_normed".to_owned(), reason });
         }
         Ok(())
@@ -339,7 +339,7 @@ impl Algorithms {
     pub(super) fn check_rows(&self, rows: usize) -> Result<(), CudaError> {
         match self.linear(rows) {
             Some(algorithm) if rows > algorithm.max_rows() => {
-                let variable = if rows <= gemv::MOST_ROWS { "RIGEL_CUDA_GEMV" } else { "RIGEL_CUDA_GEMM" };
+                let variable = if rows <= gemv::MAX_ROWS { "RIGEL_CUDA_GEMV" } else { "RIGEL_CUDA_GEMM" };
                 let reason = format!(
                     "a linear layer has {rows} rows, it takes {} at most; compute prompts in chunks of no more",
                     algorithm.max_rows()
@@ -420,8 +420,8 @@ mod tests {
         );
         assert!(algorithms.check_network(Arithmetic::Fastest, 64).is_ok());
         let algorithms = Algorithms { gemv: Some(LinearAlgorithm::GemvNormed), ..Algorithms::default() };
-        assert!(algorithms.check_network(Arithmetic::Fastest, gemv_normed::MOST_WIDTH).is_ok());
-        let wide = algorithms.check_network(Arithmetic::Fastest, gemv_normed::MOST_WIDTH + 8).unwrap_err().to_string();
+        assert!(algorithms.check_network(Arithmetic::Fastest, gemv_normed::MAX_WIDTH).is_ok());
+        let wide = algorithms.check_network(Arithmetic::Fastest, gemv_normed::MAX_WIDTH + 8).unwrap_err().to_string();
         assert!(wide.contains("hidden_size is 8200, it takes 8192 at most"), "{wide}");
         let algorithms = Algorithms { gemm: Some(LinearAlgorithm::Skinny), ..Algorithms::default() };
         assert!(algorithms.check_rows(256).is_ok());

@@ -273,7 +273,7 @@ impl Case {
 
     /// The kernel, and its part in the model where it has several: `gemv mlp_in`, `attention_decode`.
     pub fn name(&self) -> String {
-        let product = |rows: usize| if rows <= gemv::MOST_ROWS { "gemv" } else { "gemm" };
+        let product = |rows: usize| if rows <= gemv::MAX_ROWS { "gemv" } else { "gemm" };
         match &self.what {
             What::Embed(_) => "embed".to_owned(),
             What::Norm(..) => "norm".to_owned(),

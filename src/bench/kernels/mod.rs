@@ -45,12 +45,12 @@ pub struct Options {
     /// Of the random inputs.
     pub seed: u32,
     /// The most sets of inputs that are rotated; with few, small inputs stay in the cache.
-    pub most_sets: usize,
+    pub max_sets: usize,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { budget: Duration::from_millis(150), ceilings: CeilingSizes::default(), seed: 0, most_sets: 256 }
+        Options { budget: Duration::from_millis(150), ceilings: CeilingSizes::default(), seed: 0, max_sets: 256 }
     }
 }
 
@@ -117,7 +117,7 @@ impl<T: Element> KernelBench<T> {
         // Peers keep as many sets of their own.
         let sides = if self.peers.is_some() { 3 } else { 1 };
         let most = (room / sides / bytes.max(1)).max(1) as usize;
-        let sets = prepare::sets_past_cache(bytes, l2_bytes).min(most).min(self.options.most_sets.max(1));
+        let sets = prepare::sets_past_cache(bytes, l2_bytes).min(most).min(self.options.max_sets.max(1));
         let mut ours = match case.prepare::<T>(&stream, sets, self.options.seed) {
             Ok(ours) => ours,
             Err(error) => return self.without_us(row, error),

@@ -11,7 +11,7 @@ const SHORT_US: f64 = 200.0;
 /// How long a recording of short launches should take.
 const RECORDING_US: f64 = 1000.0;
 /// The most launches of a recording.
-const MOST_RECORDED: usize = 2048;
+const MAX_RECORDED: usize = 2048;
 /// Samples that are given to the stream at once. The host waits for them together, so that it never delays one.
 const TOGETHER: usize = 8;
 /// How long the clock is looked at.
@@ -83,7 +83,7 @@ impl Timer {
         let recorded = if us < SHORT_US {
             // Whole rounds over the sets.
             let rounds = (RECORDING_US / us.max(0.1) / sets as f64).ceil().max(1.0) as usize;
-            let count = (rounds * sets).min(MOST_RECORDED.next_multiple_of(sets));
+            let count = (rounds * sets).min(MAX_RECORDED.next_multiple_of(sets));
             let stream = self.stream.clone();
             let record = || (0..count).try_for_each(|index| work.launch(&stream, index % sets));
             let graph = self.stream.capture(record)?;

@@ -34,7 +34,7 @@ pub struct Cost {
     /// FLOPs that must be done.
     pub flops: u64,
     /// The sum over all launches of the longer of their two times; none without ceilings.
-    pub least_us: Option<f64>,
+    pub min_us: Option<f64>,
     /// All bytes at the ceiling of bytes; 0 without.
     pub by_bytes_us: f64,
     /// All FLOPs at the ceiling of FLOPs; 0 without.
@@ -71,11 +71,11 @@ impl Costs {
             for (bytes, flops) in self.launches(step) {
                 cost.bytes += bytes;
                 cost.flops += flops;
-                let time = if bytes + flops == 0 { Some(0.0) } else { ceilings.least_us(bytes, flops).map(|it| it.0) };
+                let time = if bytes + flops == 0 { Some(0.0) } else { ceilings.min_us(bytes, flops).map(|it| it.0) };
                 least = least.zip(time).map(|(sum, time)| sum + time);
             }
         }
-        cost.least_us = least.filter(|least| *least > 0.0);
+        cost.min_us = least.filter(|least| *least > 0.0);
         cost.by_bytes_us = ceilings.bytes.map_or(0.0, |ceiling| cost.bytes as f64 / ceiling * 1e6);
         cost.by_flops_us = ceilings.flops.map_or(0.0, |ceiling| cost.flops as f64 / ceiling * 1e6);
         cost
@@ -130,13 +130,13 @@ mod tests {
         assert_eq!(cost.bytes, counts.weight_bytes_per_token(2) + 100 * counts.kv_bytes_per_token(4));
         assert_eq!(cost.flops, counts.flops_per_token(99));
         let seconds = cost.bytes as f64 / 50e9;
-        assert!((cost.least_us.unwrap() / 1e6 / seconds - 1.0).abs() < 1e-9);
+        assert!((cost.min_us.unwrap() / 1e6 / seconds - 1.0).abs() < 1e-9);
 
         // A prompt computes the head for its last row alone.
         let step = Step { rows: Rows { rows: 2, start: 0 }, batch: 1, logits_rows: 1 };
         let cost = costs.of(&[step], &ceilings);
         assert_eq!(cost.flops, counts.flops_per_token(0) + counts.flops_per_token(1) - 2 * counts.embedding);
-        assert_eq!(costs.of(&[step], &Ceilings::default()).least_us, None);
+        assert_eq!(costs.of(&[step], &Ceilings::default()).min_us, None);
 
         // Beyond the window no more keys are read.
         let at = |start| costs.of(&[Step { rows: Rows { rows: 1, start }, batch: 3, logits_rows: 3 }], &ceilings).bytes;

@@ -116,7 +116,7 @@ impl ModelBench {
             }
         }
         row.times = Times::of(samples);
-        if let (Some(times), Some(least)) = (row.times, cost.least_us) {
+        if let (Some(times), Some(least)) = (row.times, cost.min_us) {
             row.of_limit = Some(least / times.median_us);
             row.limit = Some(if cost.by_bytes_us >= cost.by_flops_us { Limit::Bytes } else { Limit::Flops });
             let shares = [("of_bytes_limit", cost.by_bytes_us), ("of_flops_limit", cost.by_flops_us)];

@@ -53,9 +53,9 @@ impl Runner {
         if end > spec.max_positions as u64 {
             return Err(format!("{end} positions; the model has room for {}", spec.max_positions));
         }
-        let most_sequences = self.backend.max_sequences().min(self.backend.max_logits_rows());
-        if test.batch as usize > most_sequences {
-            return Err(format!("{} sequences; a step has room for {most_sequences}", test.batch));
+        let max_sequences = self.backend.max_sequences().min(self.backend.max_logits_rows());
+        if test.batch as usize > max_sequences {
+            return Err(format!("{} sequences; a step has room for {max_sequences}", test.batch));
         }
         for (ring, CacheGroup { pages, .. }) in self.rings(test).iter().zip(groups) {
             let needed = u64::from(ring.pages) * u64::from(test.batch);

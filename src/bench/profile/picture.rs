@@ -278,7 +278,7 @@ mod tests {
         let mut clock = 0.0;
         let mut ran = Vec::new();
         for launch in &account {
-            let (least, _) = ceilings.least_us(launch.work.bytes(), launch.work.flops).unwrap();
+            let (least, _) = ceilings.min_us(launch.work.bytes(), launch.work.flops).unwrap();
             let us = 1.5 + least * (1.05 + 0.15 * launch.part as usize as f64 / 4.0);
             ran.push(TimedLaunch { kernel: launch.kernel.clone(), start_us: clock, us });
             clock += us + if launch.family == "norm" { 0.2 } else { 1.0 };

@@ -158,7 +158,7 @@ impl Timeline {
                 None => Span { kernel, part: None, layer: None, start_us, us, bytes: 0, flops: 0, least: None },
                 Some(Some(launch)) if launch.kernel == kernel => {
                     let (bytes, flops) = (launch.work.bytes(), launch.work.flops);
-                    let least = ceilings.least_us(bytes, flops);
+                    let least = ceilings.min_us(bytes, flops);
                     index += 1;
                     Span { kernel, part: Some(launch.part), layer: launch.layer, start_us, us, bytes, flops, least }
                 }

@@ -27,7 +27,7 @@ JSON object of --json:
   whole_sequences         sequences of the whole context that these hold
   sequences_at_once       the same, but no more than are planned for
   longest_context         with which all sequences fit; null where they do
-  most_sequences          that fit with this context; null if none does
+  max_sequences          that fit with this context; null if none does
   weight_bytes_per_token  that a decoded token reads
   kv_bytes_per_token      that a token adds to the cache
   cpu                     one sequence on this machine's CPU: weight_bytes,

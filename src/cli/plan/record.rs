@@ -42,7 +42,7 @@ pub(super) struct Record<'a> {
     /// The longest context with as many sequences.
     pub(super) longest_context: Option<NonZeroU32>,
     /// The most sequences with this context.
-    pub(super) most_sequences: Option<NonZeroUsize>,
+    pub(super) max_sequences: Option<NonZeroUsize>,
     /// Bytes of weights that a decoded token reads.
     pub(super) weight_bytes_per_token: u64,
     /// Bytes that a token adds to the cache.

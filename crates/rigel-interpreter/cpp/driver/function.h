@@ -2,11 +2,11 @@
 #pragma once
 #include "api.h"
 
-constexpr int kMostDynamicSharedBytes = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+constexpr int kMaxDynamicSharedBytes = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 struct Function {
     const interpreter::Kernel* kernel;
-    int most_shared_bytes = 48 << 10;  // until raised by cuFuncSetAttribute
+    int max_shared_bytes = 48 << 10;  // until raised by cuFuncSetAttribute
 };
 
 namespace interpreter {

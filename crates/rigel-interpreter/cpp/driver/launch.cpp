@@ -51,15 +51,15 @@ CUresult check_shape(const Function& function, dim3 size, dim3 block_size, unsig
     const uint64_t blocks = static_cast<uint64_t>(size.x) * size.y * size.z;
     if (threads == 0 || threads > 1024 || block_size.z > 64)
         return refuse(CUDA_ERROR_INVALID_VALUE, text("%s: a block of (%u,%u,%u) threads", name, block_size.x, block_size.y, block_size.z));
-    if (threads > function.kernel->most_threads)
+    if (threads > function.kernel->max_threads)
         return refuse(CUDA_ERROR_INVALID_VALUE, text("%s: %lu threads in a block, its launch bounds allow %u", name,
-                                                     static_cast<unsigned long>(threads), function.kernel->most_threads));
+                                                     static_cast<unsigned long>(threads), function.kernel->max_threads));
     if (blocks == 0 || size.x > 2147483647u || size.y > 65535 || size.z > 65535)
         return refuse(CUDA_ERROR_INVALID_VALUE, text("%s: a grid of (%u,%u,%u) blocks", name, size.x, size.y, size.z));
-    if (static_cast<int>(shared_bytes) > function.most_shared_bytes)
+    if (static_cast<int>(shared_bytes) > function.max_shared_bytes)
         return refuse(CUDA_ERROR_INVALID_VALUE,
                       text("%s: %u bytes of shared memory, the function's limit is %d (raise it with MAX_DYNAMIC_SHARED_SIZE_BYTES)",
-                           name, shared_bytes, function.most_shared_bytes));
+                           name, shared_bytes, function.max_shared_bytes));
     const uint64_t fit = static_cast<uint64_t>(resident_blocks(function, static_cast<unsigned>(threads), shared_bytes)) *
                          static_cast<uint64_t>(played.device->multiprocessors);
     if (cooperative && blocks > fit)

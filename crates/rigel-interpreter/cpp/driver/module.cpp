@@ -63,19 +63,19 @@ DRIVER_API cuFuncGetParamInfo(Function* function, size_t index, size_t* offset, 
 }
 DRIVER_API cuFuncSetAttribute(Function* function, int attribute, int value) {
     BEGIN_DRIVER_CALL;
-    if (attribute == kMostDynamicSharedBytes) {
+    if (attribute == kMaxDynamicSharedBytes) {
         if (value < 0 || value > played.device->shared_opt_in)
             return refuse(CUDA_ERROR_INVALID_VALUE, text("%s: %d bytes of shared memory asked for, the device gives a block %d",
                                                          function->kernel->name, value, played.device->shared_opt_in));
-        function->most_shared_bytes = value;
+        function->max_shared_bytes = value;
     }
     return CUDA_SUCCESS;
 }
 DRIVER_API cuFuncGetAttribute(int* value, int attribute, Function* function) {
     switch (attribute) {
-        case 0: *value = static_cast<int>(function->kernel->most_threads); break;
+        case 0: *value = static_cast<int>(function->kernel->max_threads); break;
         case 5: case 6: *value = played.device->major * 10 + played.device->minor; break;  // PTX, binary version
-        case kMostDynamicSharedBytes: *value = function->most_shared_bytes; break;
+        case kMaxDynamicSharedBytes: *value = function->max_shared_bytes; break;
         default: *value = 0;  // no registers, no local, constant or static shared memory
     }
     return CUDA_SUCCESS;

@@ -13,7 +13,7 @@ use super::super::switches::AttentionAlgorithm;
 use super::super::work::Work;
 use super::constants;
 use super::paged::{
-    AttentionInputs, Heads, MOST_POSITIONS, SPAN_BYTES, Sequence, Sizes, WorkspaceLen, check_head_dim, check_workspace,
+    AttentionInputs, Heads, MAX_POSITIONS, SPAN_BYTES, Sequence, Sizes, WorkspaceLen, check_head_dim, check_workspace,
     first_visible,
 };
 use super::{Check, Element, attention_decode_sm90};
@@ -27,7 +27,7 @@ pub const SPLIT_STEP: usize = WARPS * UNIT;
 /// The shortest split where each multiprocessor has two blocks: two units a warp.
 const SHORTEST_WITH_TWO_BLOCKS: usize = 2 * SPLIT_STEP;
 /// Keeps positions at the end of a split within 32 bits.
-const MOST_SPLIT: usize = 1 << 29;
+const MAX_SPLIT: usize = 1 << 29;
 
 /// The length of splits with which a launch for up to `sequences` sequences of up to `positions` positions has as many
 /// blocks as run at a time, two for each of `multiprocessors`, in clusters somewhat fewer: one more would wait for
@@ -43,7 +43,7 @@ pub fn split_len(
     let rows = sequences.max(1) * heads.kv.max(1) * RowTile::of(heads).count(heads);
     let length = |splits: usize| {
         let positions = split_positions(window, positions).div_ceil(splits.max(1));
-        positions.clamp(1, MOST_SPLIT).next_multiple_of(SPLIT_STEP)
+        positions.clamp(1, MAX_SPLIT).next_multiple_of(SPLIT_STEP)
     };
     let two = match form {
         Form::Split => 2 * multiprocessors / rows,
@@ -249,12 +249,12 @@ impl DecodeShape {
 
     /// Checks what all kernels take; the number of splits and their length.
     fn check(&self) -> Result<(u32, u32), CudaError> {
-        CHECK.size("positions", self.positions, MOST_POSITIONS)?;
+        CHECK.size("positions", self.positions, MAX_POSITIONS)?;
         CHECK.size("sequences", self.sequences, 65_535)?;
         if !self.split_len.is_multiple_of(SPLIT_STEP) {
             return CHECK.fail("split_len", self.split_len, format_args!("a multiple of {SPLIT_STEP}"));
         }
-        let split_len = CHECK.size("split_len", self.split_len, MOST_SPLIT)?;
+        let split_len = CHECK.size("split_len", self.split_len, MAX_SPLIT)?;
         // A grid of whole clusters has up to 7 blocks more.
         Ok((CHECK.size("splits", self.splits(), i32::MAX as usize - 7)?, split_len))
     }
@@ -422,7 +422,7 @@ mod tests {
             assert_eq!(shape.workspace_len(Form::Split), WorkspaceLen::default());
         }
         for len in [len(1, 0, None), len(0, 100, Some(1)), len(3, usize::MAX, None)] {
-            assert!(len.is_multiple_of(SPLIT_STEP) && (1..=MOST_SPLIT).contains(&len), "{len}");
+            assert!(len.is_multiple_of(SPLIT_STEP) && (1..=MAX_SPLIT).contains(&len), "{len}");
         }
     }
 

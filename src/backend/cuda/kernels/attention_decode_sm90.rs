@@ -7,7 +7,7 @@ use super::super::launch::Launch;
 /// The name of the kernel's file, with which the names of its kernels begin.
 pub(super) const FILE: &str = "attention_decode_sm90";
 /// Blocks of a cluster where there are more splits than that, else one for each split: as many as every device takes.
-const MOST_BLOCKS: usize = 8;
+const MAX_BLOCKS: usize = 8;
 /// Bytes of an mbarrier.
 const BARRIER: usize = 8;
 
@@ -18,7 +18,7 @@ pub(super) fn runs_on(device: &Properties) -> bool {
 
 /// Clusters for so many splits.
 pub(super) fn clusters(splits: usize) -> usize {
-    splits.div_ceil(MOST_BLOCKS)
+    splits.div_ceil(MAX_BLOCKS)
 }
 
 /// Splits of each of `rows` (sequences, KV heads and tiles of their query heads together) with which all clusters run at
@@ -29,7 +29,7 @@ pub(super) fn clusters(splits: usize) -> usize {
 /// Five blocks of six fit for every size of cluster.
 pub(super) fn splits_at_a_time(multiprocessors: usize, rows: usize) -> usize {
     match 2 * multiprocessors * 5 / 6 / rows {
-        splits if splits > MOST_BLOCKS => splits / MOST_BLOCKS * MOST_BLOCKS,
+        splits if splits > MAX_BLOCKS => splits / MAX_BLOCKS * MAX_BLOCKS,
         splits => splits,
     }
 }
@@ -37,7 +37,7 @@ pub(super) fn splits_at_a_time(multiprocessors: usize, rows: usize) -> usize {
 /// Makes whole clusters of the blocks of a launch, one along x for each split, and room behind their rings for what the
 /// blocks of a cluster send each other: results of the tile's `heads`, in whole rounds of the cluster.
 pub(super) fn gather(launch: &mut Launch, heads: usize, head_dim: usize) {
-    let blocks = launch.grid[0].clamp(1, MOST_BLOCKS as u32);
+    let blocks = launch.grid[0].clamp(1, MAX_BLOCKS as u32);
     launch.grid[0] = launch.grid[0].next_multiple_of(blocks);
     launch.cluster[0] = blocks;
     let slots = heads.next_multiple_of(blocks as usize);

@@ -12,7 +12,7 @@ use super::super::work::Work;
 use super::attention_prefill::{self, PrefillShape, Tile};
 use super::constants;
 use super::paged::{
-    AttentionInputs, Heads, MOST_POSITIONS, SPAN_BYTES, Sequence, check_head_dim, check_workspace, first_visible,
+    AttentionInputs, Heads, MAX_POSITIONS, SPAN_BYTES, Sequence, check_head_dim, check_workspace, first_visible,
     window_argument,
 };
 use super::{Check, Element};
@@ -33,8 +33,8 @@ pub fn tile_rows(heads: &Heads) -> usize {
 }
 
 /// How many tiles a step of `rows` rows in `sequences` sequences has at the most.
-pub fn most_tiles(rows: usize, sequences: usize, heads: &Heads) -> usize {
-    attention_prefill::most_tiles_of(tile_rows(heads), rows, sequences)
+pub fn max_tiles(rows: usize, sequences: usize, heads: &Heads) -> usize {
+    attention_prefill::max_tiles_of(tile_rows(heads), rows, sequences)
 }
 
 /// The tiles of all sequences that `takes` says yes to; those with the most keys first.
@@ -161,7 +161,7 @@ impl OrderedShape {
 
     /// Checks what both kernels take beside heads: the tiles, the splits, their length and the rows of a tile.
     fn check(&self) -> Result<Numbers, CudaError> {
-        CHECK.size("positions", self.positions, MOST_POSITIONS)?;
+        CHECK.size("positions", self.positions, MAX_POSITIONS)?;
         if !self.split_len.is_multiple_of(KEYS) {
             return CHECK.fail("split_len", self.split_len, format_args!("a multiple of {KEYS}"));
         }

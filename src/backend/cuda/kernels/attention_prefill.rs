@@ -49,12 +49,12 @@ pub fn tile_rows(heads: &Heads) -> usize {
 }
 
 /// How many tiles a step of `rows` rows in `sequences` sequences has at the most.
-pub fn most_tiles(rows: usize, sequences: usize, heads: &Heads) -> usize {
-    most_tiles_of(tile_rows(heads), rows, sequences)
+pub fn max_tiles(rows: usize, sequences: usize, heads: &Heads) -> usize {
+    max_tiles_of(tile_rows(heads), rows, sequences)
 }
 
-/// [`most_tiles`] of `step` rows.
-pub(super) fn most_tiles_of(step: usize, rows: usize, sequences: usize) -> usize {
+/// [`max_tiles`] of `step` rows.
+pub(super) fn max_tiles_of(step: usize, rows: usize, sequences: usize) -> usize {
     // Each sequence has at most one tile that is not full, and at least one row in it.
     rows / step + sequences.min(rows)
 }
@@ -307,8 +307,8 @@ mod tests {
         let tiles = plan_tiles(&sequences, &heads(12), Some(8), Form::Warp, |sequence| sequence.rows > 1);
         let expected = [(0, 10), (3, 0), (4, 0), (0, 0), (0, 20), (4, 10)];
         assert_eq!(tiles, expected.map(|(sequence, first_row)| Tile { sequence, first_row }));
-        assert!(plan_tiles(&sequences, &heads(12), None, Form::Warp, |_| true).len() <= most_tiles(43, 5, &heads(12)));
-        assert_eq!(most_tiles(4, 4, &heads(12)), 4);
+        assert!(plan_tiles(&sequences, &heads(12), None, Form::Warp, |_| true).len() <= max_tiles(43, 5, &heads(12)));
+        assert_eq!(max_tiles(4, 4, &heads(12)), 4);
         assert_eq!(plan_tiles(&[sequence(3, 1); 4], &heads(12), None, Form::Warp, |_| true).len(), 4);
     }
 

@@ -26,12 +26,12 @@ pub const THREADS: u32 = constants::THREADS;
 const ROW_BYTES: usize = constants::ROW_BYTES as usize;
 const BARRIER_BYTES: usize = 16;
 /// Blocks of a cluster that every device of compute capability 9.0 can run.
-const MOST_CLUSTERED: u32 = 8;
+const MAX_CLUSTERED: u32 = 8;
 /// A part of fewer chunks of 64 k would take longer to begin and to be added up than to be multiplied.
-const LEAST_CHUNKS: usize = 4;
+const MIN_CHUNKS: usize = 4;
 
 /// The most rows of one launch.
-pub const MOST_ROWS: usize = 256;
+pub const MAX_ROWS: usize = 256;
 
 /// Whether the kernels run on a device, and are in this binary.
 pub fn runs_on(device: &Properties) -> bool {
@@ -113,13 +113,13 @@ impl Plan {
         let (tiles, chunks) = (columns.div_ceil(COLUMNS), depth.div_ceil(DEPTH));
         let wanted = multiprocessors as usize * 7 / 8;
         let mut splits = 1;
-        while splits < MOST_CLUSTERED
+        while splits < MAX_CLUSTERED
             && tiles.saturating_mul(splits as usize) < wanted
-            && chunks / (2 * splits as usize) >= LEAST_CHUNKS
+            && chunks / (2 * splits as usize) >= MIN_CHUNKS
         {
             splits *= 2;
         }
-        let across = if tiles > 1 && 2 * splits <= MOST_CLUSTERED { 2 } else { 1 };
+        let across = if tiles > 1 && 2 * splits <= MAX_CLUSTERED { 2 } else { 1 };
         Plan { batch: Batch::for_rows(rows), splits, across }
     }
 
@@ -147,10 +147,10 @@ pub(super) fn operands<T: Element>(
 ) -> Result<Arguments, CudaError> {
     let ProductShape { rows, columns, depth } = shape;
     CHECK.size("rows", rows, plan.batch.rows())?;
-    let most_splits = depth.div_ceil(DEPTH).min(MOST_CLUSTERED as usize);
-    let splits = CHECK.size("parts of k", plan.splits as usize, most_splits)?;
+    let max_splits = depth.div_ceil(DEPTH).min(MAX_CLUSTERED as usize);
+    let splits = CHECK.size("parts of k", plan.splits as usize, max_splits)?;
     let across = CHECK.size("tiles of a cluster", plan.across as usize, 2)?;
-    CHECK.size("blocks of a cluster", (across * splits) as usize, MOST_CLUSTERED as usize)?;
+    CHECK.size("blocks of a cluster", (across * splits) as usize, MAX_CLUSTERED as usize)?;
     let map = |matrix: Slice<'_, T>, rows: usize, in_box: usize| {
         let dimensions = Dimension::of_matrix(depth, rows, [DEPTH as u32, in_box as u32]);
         TensorMap::input(matrix, &dimensions, Swizzle::Bytes128)
@@ -228,7 +228,7 @@ mod tests {
             assert!(blocks >= 132 * 7 / 8, "{columns} x {depth}: {blocks} blocks, {plan:?}");
             // Two a multiprocessor, but for the head, which is no longer split.
             assert!(blocks <= 264 || plan.splits == 1, "{columns} x {depth}: {blocks} blocks, {plan:?}");
-            assert!(depth.div_ceil(DEPTH) / plan.splits as usize >= LEAST_CHUNKS, "{columns} x {depth}: {plan:?}");
+            assert!(depth.div_ceil(DEPTH) / plan.splits as usize >= MIN_CHUNKS, "{columns} x {depth}: {plan:?}");
         }
         let cut = |columns, depth| {
             let Plan { splits, across, .. } = plan(64, columns, depth);
@@ -256,7 +256,7 @@ mod tests {
             for columns in [8, 128, 136, usize::MAX / 2] {
                 for depth in [8, 72, 512, 1032, 1 << 30] {
                     let plan = Plan::choose(multiprocessors, ProductShape { rows: 33, columns, depth });
-                    assert!(plan.across * plan.splits <= MOST_CLUSTERED, "{plan:?}");
+                    assert!(plan.across * plan.splits <= MAX_CLUSTERED, "{plan:?}");
                     assert!(plan.splits as usize <= depth.div_ceil(DEPTH), "{plan:?}");
                 }
             }

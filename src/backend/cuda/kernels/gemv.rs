@@ -14,7 +14,7 @@ const THREADS: u32 = constants::THREADS;
 const WARPS: u32 = constants::WARPS;
 
 /// The most rows of one launch.
-pub const MOST_ROWS: usize = 16;
+pub const MAX_ROWS: usize = 16;
 
 /// The kernels of one epilogue, by how much of the output a block computes. Any of them gives a row the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl Gemv {
     }
 
     /// # Safety
-    /// `arguments` are those of the kernels, with the lengths of `shape`, whose rows are 1 to [`MOST_ROWS`].
+    /// `arguments` are those of the kernels, with the lengths of `shape`, whose rows are 1 to [`MAX_ROWS`].
     pub(super) unsafe fn launch(
         &self,
         stream: &Stream,

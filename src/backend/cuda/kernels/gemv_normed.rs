@@ -23,21 +23,21 @@ const THREADS: u32 = constants::gemv::THREADS;
 /// Of a thread: a row is held by the block's registers.
 const VECTORS: usize = constants::norm::NORM_VECTORS as usize;
 /// Floats of two sums of each row, one for each warp, and elements behind a row.
-const SCRATCH_BYTES: usize = MOST_ROWS * constants::gemv_normed::SCRATCH as usize * 4;
+const SCRATCH_BYTES: usize = MAX_ROWS * constants::gemv_normed::SCRATCH as usize * 4;
 const PADDING: usize = constants::gemv_normed::PADDING as usize;
 /// How much of the output a block computes.
 const TILE: Tile = Tile::Rows8Columns16;
 
 /// The most rows of one launch.
-pub const MOST_ROWS: usize = constants::gemv_normed::MOST_ROWS as usize;
+pub const MAX_ROWS: usize = constants::gemv_normed::MAX_ROWS as usize;
 /// The longest row, padding included.
-pub const MOST_WIDTH: usize = THREADS as usize * VECTORS * VECTOR;
+pub const MAX_WIDTH: usize = THREADS as usize * VECTORS * VECTOR;
 
 /// Whether products of so many rows of this width take their norm with them, where `algorithms` let them.
 /// [`Arithmetic::BatchInvariant`] keeps to kernels that take any number of rows.
 pub fn takes(arithmetic: Arithmetic, algorithms: &Algorithms, rows: usize, width: usize) -> bool {
     let may = arithmetic == Arithmetic::Fastest && algorithms.fuses_norm();
-    may && rows <= MOST_ROWS && width.next_multiple_of(VECTOR) <= MOST_WIDTH
+    may && rows <= MAX_ROWS && width.next_multiple_of(VECTOR) <= MAX_WIDTH
 }
 
 /// The kernel of a form of norm and an epilogue, by their names in those of kernels.
@@ -103,8 +103,8 @@ impl<T: Element> NormedProducts<T> {
     /// `out[m, n] = gelu(Σ norm(x[m, :])[k] weights[n, k] + bias[n])`, with `out` `[rows, columns]`.
     ///
     /// # Errors
-    /// [`CudaError::Operand`] for a length that is not that of `shape`, more than [`MOST_ROWS`] rows or a depth above
-    /// [`MOST_WIDTH`], no rows, columns or depth that are no multiples of 8, a width that is not the depth's, or a
+    /// [`CudaError::Operand`] for a length that is not that of `shape`, more than [`MAX_ROWS`] rows or a depth above
+    /// [`MAX_WIDTH`], no rows, columns or depth that are no multiples of 8, a width that is not the depth's, or a
     /// buffer that is not aligned to 16 bytes.
     ///
     /// # Safety
@@ -179,8 +179,8 @@ impl<T: Element> NormedProducts<T> {
         matrix: Matrix<'_, T>,
     ) -> Result<(Sizes, Arguments), CudaError> {
         let ProductShape { columns, depth, .. } = shape;
-        let sizes = Sizes::up_to(CHECK, MOST_ROWS, shape)?;
-        CHECK.width("depth", depth, MOST_WIDTH)?;
+        let sizes = Sizes::up_to(CHECK, MAX_ROWS, shape)?;
+        CHECK.width("depth", depth, MAX_WIDTH)?;
         let width = CHECK.size("width", rows.width, depth)?;
         if rows.width.next_multiple_of(VECTOR) != depth {
             return CHECK.fail("width", rows.width, format_args!("one that is padded to {depth}"));
@@ -218,7 +218,7 @@ impl<T: Element> NormedProducts<T> {
         arguments: &Arguments,
     ) -> Result<(), CudaError> {
         let mut launch = Launch::linear(sizes.columns.div_ceil(TILE.columns()), THREADS);
-        let row_bytes = (shape.depth * 4 + MOST_ROWS * PADDING) * size_of::<T>();
+        let row_bytes = (shape.depth * 4 + MAX_ROWS * PADDING) * size_of::<T>();
         launch.shared_bytes = TILE.shared_bytes() + (SCRATCH_BYTES + row_bytes) as u32;
         // SAFETY: the caller's promise; the grid has every column.
         unsafe { stream.launch(kernel, &launch, arguments) }

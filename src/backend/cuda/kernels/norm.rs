@@ -13,14 +13,14 @@ use super::constants::norm as constants;
 use super::{BiasTerm, Check, Element, VECTOR};
 
 const CHECK: Check = Check { kernel: "norm" };
-const MOST_THREADS: usize = constants::NORM_MOST_THREADS as usize;
+const MAX_THREADS: usize = constants::NORM_MAX_THREADS as usize;
 /// Of a thread.
 const VECTORS: usize = constants::NORM_VECTORS as usize;
 /// Two sums, one float for each warp.
-const SHARED_BYTES: u32 = 2 * (MOST_THREADS as u32 / 32) * 4;
+const SHARED_BYTES: u32 = 2 * (MAX_THREADS as u32 / 32) * 4;
 
 /// The longest row, padding included, that a block holds in its registers.
-pub const MOST_WIDTH: usize = MOST_THREADS * VECTORS * VECTOR;
+pub const MAX_WIDTH: usize = MAX_THREADS * VECTORS * VECTOR;
 
 /// How a row is normalised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +123,7 @@ impl<T: Element> Norm<T> {
     ///
     /// # Errors
     /// [`CudaError::Operand`] for a length that is not that of `shape`, no rows, a width of 0 or a pitch above
-    /// [`MOST_WIDTH`], a bias for RMSNorm, or a buffer that is not aligned to 16 bytes.
+    /// [`MAX_WIDTH`], a bias for RMSNorm, or a buffer that is not aligned to 16 bytes.
     pub fn normalise(
         &self,
         stream: &Stream,
@@ -173,10 +173,10 @@ impl<T: Element> Norm<T> {
     ) -> Result<Checked, CudaError> {
         let pitch = shape.pitch();
         let rows = CHECK.size("rows", shape.rows, i32::MAX as usize)?;
-        let width = CHECK.size("width", shape.width, MOST_WIDTH)?;
+        let width = CHECK.size("width", shape.width, MAX_WIDTH)?;
         CHECK.matrix("out", out.into(), shape.rows, pitch)?;
         weights.check(CHECK, self.form, pitch)?;
-        // At most MOST_THREADS, as the pitch is at most MOST_WIDTH.
+        // At most MAX_THREADS, as the pitch is at most MAX_WIDTH.
         let threads = pitch.div_ceil(VECTOR * VECTORS).next_multiple_of(32) as u32;
         let mut launch = Launch::linear(rows, threads);
         launch.shared_bytes = SHARED_BYTES;

@@ -8,11 +8,11 @@ use super::super::error::CudaError;
 use super::{Check, Element};
 
 /// The most query heads that share a key/value head.
-pub const MOST_GROUP: usize = 64;
+pub const MAX_GROUP: usize = 64;
 /// Positions are below this.
-pub const MOST_POSITIONS: usize = 1 << 31;
+pub const MAX_POSITIONS: usize = 1 << 31;
 /// The smallest page.
-pub const LEAST_PAGE: usize = 16;
+pub const MIN_PAGE: usize = 16;
 
 /// What a kernel that looks where a sequence stands reads of it: `load_span` of `kernels/common/pages.cuh`.
 pub(super) const SPAN_BYTES: u64 = 20;
@@ -79,7 +79,7 @@ pub(super) fn first_visible(position: u64, window: Option<usize>) -> u64 {
 
 /// A window as the kernels take it: 2³¹ sees everything.
 pub(super) fn window_argument(check: Check, window: Option<usize>) -> Result<u32, CudaError> {
-    check.size("window", window.unwrap_or(MOST_POSITIONS).min(MOST_POSITIONS), MOST_POSITIONS)
+    check.size("window", window.unwrap_or(MAX_POSITIONS).min(MAX_POSITIONS), MAX_POSITIONS)
 }
 
 /// Heads of an attention layer.
@@ -116,7 +116,7 @@ impl Heads {
             let expected = format_args!("a multiple of the {kv} key/value heads");
             return check.fail("the number of query heads", self.query, expected);
         }
-        Ok((kv, check.size("the number of query heads of a key/value head", self.group(), MOST_GROUP)?))
+        Ok((kv, check.size("the number of query heads of a key/value head", self.group(), MAX_GROUP)?))
     }
 }
 
@@ -160,7 +160,7 @@ pub struct CacheView<'a, T> {
     pub values: Slice<'a, T>,
     /// Pages of the cache.
     pub pages: usize,
-    /// Positions of a page: a power of two, at least [`LEAST_PAGE`].
+    /// Positions of a page: a power of two, at least [`MIN_PAGE`].
     pub page_size: usize,
 }
 
@@ -175,8 +175,8 @@ impl<T> Copy for CacheView<'_, T> {}
 impl<T: Element> CacheView<'_, T> {
     /// The binary logarithm of the page size, once all sizes are found right.
     pub(super) fn check(&self, check: Check, heads: &Heads) -> Result<u32, CudaError> {
-        if !self.page_size.is_power_of_two() || !(LEAST_PAGE..=1 << 16).contains(&self.page_size) {
-            return check.fail("page_size", self.page_size, format_args!("a power of two from {LEAST_PAGE} to 65536"));
+        if !self.page_size.is_power_of_two() || !(MIN_PAGE..=1 << 16).contains(&self.page_size) {
+            return check.fail("page_size", self.page_size, format_args!("a power of two from {MIN_PAGE} to 65536"));
         }
         // The kernels number slots of all heads in 32 bits.
         check.size("pages", self.pages, u32::MAX as usize / (heads.kv * self.page_size))?;

@@ -31,11 +31,11 @@ const RARE_BYTES: usize = constants::sample::RARE_BYTES as usize;
 const CHANGED_TOKENS_BYTES: usize = constants::sample::CHANGED_TOKENS_BYTES as usize;
 
 /// The largest vocabulary: ids have 18 bits in the kernels.
-pub const MOST_VOCABULARY: usize = 1 << constants::select::ID_BITS;
+pub const MAX_VOCABULARY: usize = 1 << constants::select::ID_BITS;
 /// The most rows of one launch.
-pub const MOST_ROWS: usize = 65_535;
+pub const MAX_ROWS: usize = 65_535;
 /// The most best tokens of a row.
-pub const MOST_TOP: usize = constants::logprobs::MOST_TOP as usize;
+pub const MAX_TOP: usize = constants::logprobs::MAX_TOP as usize;
 /// What stands in place of a token where none could be chosen: the row's logits are not finite.
 pub const NO_TOKEN: u32 = constants::logprobs::NO_TOKEN;
 /// No bitset, no target.
@@ -192,10 +192,10 @@ impl RowParams {
         RowParams { allowed: slot, flags: self.flags | MORE, ..self }
     }
 
-    /// With the log-probabilities of the token drawn and of the `top` best ones; [`MOST_TOP`] at the most are given.
+    /// With the log-probabilities of the token drawn and of the `top` best ones; [`MAX_TOP`] at the most are given.
     #[must_use]
     pub fn with_logprobs(self, top: u32) -> RowParams {
-        RowParams { flags: self.flags | LOGPROBS, top: top.min(MOST_TOP as u32), ..self }
+        RowParams { flags: self.flags | LOGPROBS, top: top.min(MAX_TOP as u32), ..self }
     }
 
     fn is_skipped(&self) -> bool {
@@ -225,9 +225,9 @@ impl LogprobsRow {
     /// A row for which nothing is read or written: padding.
     pub const SKIP: LogprobsRow = LogprobsRow { logits_row: NONE, target: NONE, top: 0, unused: 0 };
 
-    /// The log-probabilities of `target` and of the `top` best tokens; [`MOST_TOP`] at the most are given.
+    /// The log-probabilities of `target` and of the `top` best tokens; [`MAX_TOP`] at the most are given.
     pub fn new(logits_row: u32, target: Option<TokenId>, top: u32) -> LogprobsRow {
-        LogprobsRow { logits_row, target: target.map_or(NONE, |t| t.0), top: top.min(MOST_TOP as u32), unused: 0 }
+        LogprobsRow { logits_row, target: target.map_or(NONE, |t| t.0), top: top.min(MAX_TOP as u32), unused: 0 }
     }
 }
 
@@ -242,9 +242,9 @@ pub struct RowLogprobs {
     pub top: u32,
     unused: [u32; 2],
     /// The best tokens, best first, the lower id first among equals.
-    pub ids: [u32; MOST_TOP],
+    pub ids: [u32; MAX_TOP],
     /// Their log-probabilities.
-    pub logprobs: [f32; MOST_TOP],
+    pub logprobs: [f32; MAX_TOP],
 }
 
 impl RowLogprobs {
@@ -269,7 +269,7 @@ pub struct SampleShape {
     pub rows: usize,
     /// Rows of logits.
     pub logits_rows: usize,
-    /// Tokens, at most [`MOST_VOCABULARY`].
+    /// Tokens, at most [`MAX_VOCABULARY`].
     pub vocabulary: usize,
     /// From one row of logits to the next: the vocabulary, padded to a multiple of 8.
     pub pitch: usize,
@@ -383,9 +383,9 @@ impl Sample {
         Ok(Sample { kernel, multiprocessors: device.properties().multiprocessors })
     }
 
-    /// Elements of [`SampleOutputs::partials`] that are enough for launches of 1 to `most_rows` rows.
-    pub fn partials(&self, most_rows: usize, vocabulary: usize) -> usize {
-        (1..=most_rows).map(|rows| rows * parts(self.multiprocessors, rows, vocabulary) as usize).max().unwrap_or(0)
+    /// Elements of [`SampleOutputs::partials`] that are enough for launches of 1 to `max_rows` rows.
+    pub fn partials(&self, max_rows: usize, vocabulary: usize) -> usize {
+        (1..=max_rows).map(|rows| rows * parts(self.multiprocessors, rows, vocabulary) as usize).max().unwrap_or(0)
     }
 
     /// [`SampleShape::work`] on this device.
@@ -398,8 +398,8 @@ impl Sample {
     /// where its logits are not finite, or where it names a logits row, bitsets or changes that are not there.
     ///
     /// # Errors
-    /// [`CudaError::Operand`] for a length that is not that of `shape`, rows that are not 1 to [`MOST_ROWS`], a
-    /// vocabulary that is not 1 to [`MOST_VOCABULARY`], a pitch below it or no multiple of 8, or a buffer that is not
+    /// [`CudaError::Operand`] for a length that is not that of `shape`, rows that are not 1 to [`MAX_ROWS`], a
+    /// vocabulary that is not 1 to [`MAX_VOCABULARY`], a pitch below it or no multiple of 8, or a buffer that is not
     /// aligned to 16 bytes; [`CudaError::LaunchLimit`] for a vocabulary whose changes do not fit shared memory.
     pub fn launch(
         &self,
@@ -409,7 +409,7 @@ impl Sample {
         outputs: SampleOutputs<'_>,
     ) -> Result<(), CudaError> {
         let SampleShape { rows, logits_rows, vocabulary, pitch, set_slots } = shape;
-        let row_count = CHECK.size("rows", rows, MOST_ROWS)?;
+        let row_count = CHECK.size("rows", rows, MAX_ROWS)?;
         let logits_row_count = CHECK.size("logits_rows", logits_rows, i32::MAX as usize)?;
         let tokens = check_logits(CHECK, inputs.logits, shape.logits_rows, vocabulary, pitch)?;
         CHECK.matrix("rows", inputs.rows.into(), 1, rows)?;
@@ -464,7 +464,7 @@ pub struct LogprobsShape {
     pub rows: usize,
     /// Rows of logits.
     pub logits_rows: usize,
-    /// Tokens, at most [`MOST_VOCABULARY`].
+    /// Tokens, at most [`MAX_VOCABULARY`].
     pub vocabulary: usize,
     /// From one row of logits to the next: the vocabulary, padded to a multiple of 8.
     pub pitch: usize,
@@ -539,7 +539,7 @@ fn check_logits(
     vocabulary: usize,
     pitch: usize,
 ) -> Result<u32, CudaError> {
-    let tokens = check.size("vocabulary", vocabulary, MOST_VOCABULARY)?;
+    let tokens = check.size("vocabulary", vocabulary, MAX_VOCABULARY)?;
     check.width("pitch", pitch, i32::MAX as usize)?;
     if pitch < vocabulary {
         return check.fail("pitch", pitch, format_args!("at least the vocabulary of {vocabulary}"));

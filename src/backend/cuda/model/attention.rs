@@ -21,7 +21,7 @@ pub(super) enum AttentionPlan {
     /// computed apart, which changes no bit.
     Ordered {
         /// The most tiles whose splits are computed apart.
-        most_split: usize,
+        max_split: usize,
         /// The most rows that those have room for together.
         split_room: usize,
     },
@@ -50,26 +50,26 @@ impl AttentionPlan {
         // keys and values, cost more than they gain. All steps of a bucket decide alike.
         let multiprocessors = device.multiprocessors as usize;
         let most = largest_bucket(multiprocessors.saturating_sub(1) / spec.kv_heads.max(1)).min(options.max_sequences);
-        AttentionPlan::Ordered { most_split: most, split_room: most.max(attention_ordered::tile_rows(&heads(spec))) }
+        AttentionPlan::Ordered { max_split: most, split_room: most.max(attention_ordered::tile_rows(&heads(spec))) }
     }
 
     /// The tiles of `sequences` for layers with a window, which alone does not change how many there are, but their order.
     pub(super) fn tiles(self, sequences: &[Sequence], spec: &ModelSpec, window: Option<NonZeroU32>) -> StepTiles {
         let (heads, window) = (heads(spec), window_len(window));
-        let (most_split, split_room) = match self {
+        let (max_split, split_room) = match self {
             AttentionPlan::Fastest { prefill, .. } => {
                 let whole =
                     attention_prefill::plan_tiles(sequences, &heads, window, prefill, |sequence| sequence.rows > 1);
                 let decodes = sequences.iter().any(|sequence| sequence.rows == 1);
                 return StepTiles { whole, decodes, ..StepTiles::default() };
             }
-            AttentionPlan::Ordered { most_split, split_room } => (most_split, split_room),
+            AttentionPlan::Ordered { max_split, split_room } => (max_split, split_room),
         };
         let room = attention_ordered::tile_rows(&heads);
         let is_short = |sequence: &Sequence| (1..=room).contains(&(sequence.rows as usize));
         let short = sequences.iter().filter(|sequence| is_short(sequence));
         let (count, rows) = short.fold((0, 0), |(count, rows), s| (count + 1, s.rows.max(rows)));
-        let apart = count <= most_split && count * rows as usize <= split_room;
+        let apart = count <= max_split && count * rows as usize <= split_room;
         let plan = |takes: &dyn Fn(&Sequence) -> bool| {
             attention_ordered::plan_tiles(sequences, &heads, window, |sequence| sequence.rows > 0 && takes(sequence))
         };
@@ -82,12 +82,12 @@ impl AttentionPlan {
     }
 
     /// How many tiles a step may have at the most: those whose splits are computed apart, and those that are not.
-    pub(super) fn most_tiles(self, spec: &ModelSpec, options: &CudaOptions) -> (usize, usize) {
+    pub(super) fn max_tiles(self, spec: &ModelSpec, options: &CudaOptions) -> (usize, usize) {
         let (rows, sequences) = (options.max_rows, options.max_sequences);
         match self {
-            AttentionPlan::Fastest { .. } => (0, attention_prefill::most_tiles(rows, sequences, &heads(spec))),
-            AttentionPlan::Ordered { most_split, .. } => {
-                (most_split, attention_ordered::most_tiles(rows, sequences, &heads(spec)))
+            AttentionPlan::Fastest { .. } => (0, attention_prefill::max_tiles(rows, sequences, &heads(spec))),
+            AttentionPlan::Ordered { max_split, .. } => {
+                (max_split, attention_ordered::max_tiles(rows, sequences, &heads(spec)))
             }
         }
     }
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn short_sequences_are_split_while_there_is_room() {
-        let plan = AttentionPlan::Ordered { most_split: 4, split_room: 8 };
+        let plan = AttentionPlan::Ordered { max_split: 4, split_room: 8 };
         assert_eq!(tiles(plan, &[1, 0, 1, 1, 1]), (vec![(0, 0), (2, 0), (3, 0), (4, 0)], 1, vec![]));
         assert_eq!(tiles(plan, &[1; 5]), (vec![], 0, (0..5).map(|s| (s, 0)).collect()), "blocks enough");
         assert_eq!(tiles(plan, &[4, 1, 6]), (vec![(0, 0), (1, 0)], 4, vec![(2, 0), (2, 5)]));

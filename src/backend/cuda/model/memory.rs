@@ -23,7 +23,7 @@ pub const DRIVER_BYTES: u64 = 256 << 20;
 /// The formats of a GPU's cache take as much: a plan needs none in particular.
 const ANY_FORMAT: KvFormat = KvFormat::Dense(Dtype::Bf16);
 /// The most rows of logits of a step: f32 `[.., vocab]`, 48 MiB for the published vocabulary.
-const MOST_LOGITS_ROWS: usize = 256;
+const MAX_LOGITS_ROWS: usize = 256;
 
 /// Lengths of the buffers that live as long as the model, in elements. Widths are the padded ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub(super) fn blocks_of_sequence(spec: &ModelSpec, options: &CudaOptions, rows: 
 
 /// The largest step: what the inputs of any step fit into.
 fn largest_step(spec: &ModelSpec, options: &CudaOptions, attention: AttentionPlan, logits_rows: usize) -> StepShape {
-    let (split_tiles, tiles) = attention.most_tiles(spec, options);
+    let (split_tiles, tiles) = attention.max_tiles(spec, options);
     StepShape {
         rows: options.max_rows,
         sequences: options.max_sequences,
@@ -105,7 +105,7 @@ impl Sizes {
 
     /// The most rows of logits of a step.
     pub(super) fn logits_rows(options: &CudaOptions) -> usize {
-        options.max_rows.min(MOST_LOGITS_ROWS)
+        options.max_rows.min(MAX_LOGITS_ROWS)
     }
 
     fn activations(&self) -> usize {
@@ -206,7 +206,7 @@ pub fn pages_within(
 ) -> Result<u32, BackendError> {
     let (free, _) = device.memory()?;
     let room = memory.unwrap_or(free - free / 10).min(free);
-    match most_pages(device.properties(), spec, options, room)? {
+    match max_pages(device.properties(), spec, options, room)? {
         Some(pages) if pages >= least => Ok(pages),
         _ => {
             let room = format!("{} may be taken of the {} that are free on the GPU", Size(room), Size(free));
@@ -221,7 +221,7 @@ pub fn pages_within(
 ///
 /// # Errors
 /// A network or options that the kernels are not written for.
-pub fn most_pages(
+pub fn max_pages(
     gpu: &Properties,
     spec: &ModelSpec,
     options: &CudaOptions,

@@ -38,14 +38,14 @@ mod workspace;
 
 use std::num::NonZeroU32;
 
-pub use memory::{DRIVER_BYTES, MemoryLine, MemoryPlan, most_pages, pages_within};
+pub use memory::{DRIVER_BYTES, MemoryLine, MemoryPlan, max_pages, pages_within};
 pub(crate) use program::{How, Op, row_launches};
 pub use source::WeightSource;
 
 use super::error::CudaError;
 use super::kernels::Element;
-use super::kernels::norm::MOST_WIDTH;
-use super::kernels::paged::{LEAST_PAGE, MOST_GROUP};
+use super::kernels::norm::MAX_WIDTH;
+use super::kernels::paged::{MIN_PAGE, MAX_GROUP};
 use super::layout::{Layout, padded};
 use super::weights::{RopeTable, Weights};
 use super::{Device, Properties, Slice, Stream};
@@ -275,17 +275,17 @@ impl<T: Element> Backend for CudaBackend<T> {
             let what = format!("{found} sequences, at most {} are allowed", self.options.max_sequences);
             return Err(BackendError::InvalidBatch(what));
         }
-        let most_logits = self.resident.workspace.sizes.logits_rows;
-        if batch.logits_rows.len() > most_logits {
-            let what = format!("logits of {} rows, at most {most_logits} are allowed", batch.logits_rows.len());
+        let max_logits = self.resident.workspace.sizes.logits_rows;
+        if batch.logits_rows.len() > max_logits {
+            let what = format!("logits of {} rows, at most {max_logits} are allowed", batch.logits_rows.len());
             return Err(BackendError::InvalidBatch(what));
         }
         let beyond = |token: &Token| match token {
-            Token::Sampled(place) if *place as usize >= most_logits => Some(*place),
+            Token::Sampled(place) if *place as usize >= max_logits => Some(*place),
             Token::Known(_) | Token::Sampled(_) => None,
         };
         if let Some(place) = batch.tokens.iter().find_map(beyond) {
-            return Err(BackendError::InvalidBatch(format!("the token drawn for row {place} of {most_logits}")));
+            return Err(BackendError::InvalidBatch(format!("the token drawn for row {place} of {max_logits}")));
         }
         if batch.tokens.is_empty() {
             return Ok(());
@@ -400,15 +400,15 @@ fn check_supported(spec: &ModelSpec, options: &CudaOptions) -> Result<(), Backen
         (
             "the number of query heads of a key/value head",
             spec.group_size(),
-            spec.group_size() <= MOST_GROUP,
-            format!("at most {MOST_GROUP}"),
+            spec.group_size() <= MAX_GROUP,
+            format!("at most {MAX_GROUP}"),
         ),
-        ("hidden_size", spec.hidden_size, hidden <= MOST_WIDTH, format!("at most {MOST_WIDTH}")),
+        ("hidden_size", spec.hidden_size, hidden <= MAX_WIDTH, format!("at most {MAX_WIDTH}")),
         (
             "the page size",
             page_size,
-            page_size >= LEAST_PAGE && page_size.is_power_of_two(),
-            format!("a power of two of at least {LEAST_PAGE}"),
+            page_size >= MIN_PAGE && page_size.is_power_of_two(),
+            format!("a power of two of at least {MIN_PAGE}"),
         ),
         (
             "the number of sequences of a step",

@@ -138,7 +138,7 @@ pub(super) fn takes(bucket: StepShape, exact: StepShape) -> bool {
 fn shape(rows: usize, spec: &ModelSpec, options: &CudaOptions, attention: AttentionPlan) -> StepShape {
     let (split_tiles, tiles, decodes) = match attention {
         AttentionPlan::Fastest { .. } => (0, 0, true),
-        AttentionPlan::Ordered { most_split, .. } if rows <= most_split => (rows, 0, false),
+        AttentionPlan::Ordered { max_split, .. } if rows <= max_split => (rows, 0, false),
         AttentionPlan::Ordered { .. } => (0, rows, false),
     };
     StepShape {

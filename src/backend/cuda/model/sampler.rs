@@ -3,7 +3,7 @@
 
 use super::super::error::CudaError;
 use super::super::kernels::sample::{
-    Change, Insertion, Logprobs, LogprobsRow, LogprobsShape, MOST_TOP, MOST_VOCABULARY, NO_TOKEN, RowLogprobs,
+    Change, Insertion, Logprobs, LogprobsRow, LogprobsShape, MAX_TOP, MAX_VOCABULARY, NO_TOKEN, RowLogprobs,
     RowParams, Sample, SampleInputs, SampleOutputs, SampleShape, set_words,
 };
 use super::super::{Buffer, Device, Pinned, Properties, Slice, Stream};
@@ -103,7 +103,7 @@ impl Shared<'_> {
     /// The row as the kernel takes it, its changes and bitsets beside it; none where the kernel does not.
     fn prepare(&mut self, row: &SampleRow<'_>) -> Option<RowParams> {
         let takes = row.processor.is_none()
-            && row.logprobs.is_none_or(|top| top <= MOST_TOP)
+            && row.logprobs.is_none_or(|top| top <= MAX_TOP)
             && changes::gather(row, self.vocabulary, self.gathered)
             && self.gathered.len() <= self.changes.len() - self.changes_taken;
         if !takes {
@@ -247,7 +247,7 @@ impl Sampler {
         let params = self.params.host.as_mut_slice()?;
         let (mut draws, mut on_host) = (Vec::with_capacity(rows.len()), Vec::new());
         for (index, row) in rows.iter().enumerate() {
-            let place = params.get_mut(index).filter(|_| self.vocabulary <= MOST_VOCABULARY);
+            let place = params.get_mut(index).filter(|_| self.vocabulary <= MAX_VOCABULARY);
             let prepared = place.and_then(|place| {
                 let prepared = shared.prepare(row);
                 *place = prepared.unwrap_or(RowParams::SKIP);
@@ -338,7 +338,7 @@ impl Sampler {
 
     /// Whether the kernel scores that many rows with that many best tokens.
     pub(super) fn scores(&self, rows: usize, top: usize) -> bool {
-        rows <= self.rows && top <= MOST_TOP && self.vocabulary <= MOST_VOCABULARY
+        rows <= self.rows && top <= MAX_TOP && self.vocabulary <= MAX_VOCABULARY
     }
 
     /// Log-probabilities of row `i`'s `targets[i]` and `top` best tokens, of sizes that it scores. Waits for them.

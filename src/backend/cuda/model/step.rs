@@ -285,7 +285,7 @@ mod tests {
         assert_eq!(words[layout.block_tables.clone()], [5, 7, 3, 0, 0]);
 
         // With ordered attention the sequence of one row is a short one, and a tile holds one row.
-        let plan = AttentionPlan::Ordered { most_split: 4, split_room: 4 };
+        let plan = AttentionPlan::Ordered { max_split: 4, split_room: 4 };
         let step = Step::new(&batch, &spec, &cache, plan);
         let exact = StepShape { tiles: 5, split_tiles: 1, split_rows: 1, decodes: false, ..exact };
         assert_eq!(step.shape(&batch), exact);
@@ -311,7 +311,7 @@ mod tests {
         let batch = Batch { tokens: &tokens, sequences: &sequences, logits_rows: &[0, 1] };
         let mut places = Places::new(2, &cache);
         places.make(&batch, &spec, &cache).unwrap();
-        let plan = AttentionPlan::Ordered { most_split: 4, split_room: 4 };
+        let plan = AttentionPlan::Ordered { max_split: 4, split_room: 4 };
         let step = Step::new(&batch, &spec, &cache, plan);
         let shape = step.shape(&batch);
         assert_eq!((shape.rows, shape.blocks, shape.split_tiles), (2, 3 + 4, 2));

@@ -1,7 +1,7 @@
 //! Products of activations with weight matrices, the one front door to `gemv`, `gemm_skinny_sm90`, `gemm_sm90` and
 //! `gemm_sm80`: [`Projection`] for a matrix with a bias and what follows it, [`QkvProjection`] for the fused query, key and
-//! value weights with rotation and the write into the cache, [`Head`] for logits. Up to [`gemv::MOST_ROWS`] rows go to
-//! `gemv`; on a Hopper up to [`gemm_skinny_sm90::MOST_ROWS`] to `gemm_skinny_sm90` and more to `gemm_sm90`; elsewhere, and
+//! value weights with rotation and the write into the cache, [`Head`] for logits. Up to [`gemv::MAX_ROWS`] rows go to
+//! `gemv`; on a Hopper up to [`gemm_skinny_sm90::MAX_ROWS`] to `gemm_skinny_sm90` and more to `gemm_sm90`; elsewhere, and
 //! with [`Arithmetic::BatchInvariant`] all, to `gemm_sm80`. Nothing of a launch depends on values in device memory, so
 //! that it can be recorded once for its number of rows.
 //!
@@ -13,7 +13,7 @@ pub(super) mod shape;
 use std::marker::PhantomData;
 
 pub use qkv::{QkvOutputs, QkvProjection, QkvRows, QkvShape};
-pub use shape::{BIAS_ROPE_KV, Epilogue, LOGITS, MOST_DEPTH, ProductInputs, ProductShape};
+pub use shape::{BIAS_ROPE_KV, Epilogue, LOGITS, MAX_DEPTH, ProductInputs, ProductShape};
 
 use super::super::buffer::{Slice, SliceMut};
 use super::super::device::{Device, Properties};
@@ -31,9 +31,9 @@ use crate::backend::Arithmetic;
 /// Which kernels compute a product, and how they cut it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Path {
-    /// `gemv`, for up to [`gemv::MOST_ROWS`] rows.
+    /// `gemv`, for up to [`gemv::MAX_ROWS`] rows.
     Gemv,
-    /// `gemm_skinny_sm90`, for up to [`gemm_skinny_sm90::MOST_ROWS`] rows, where [`gemm_skinny_sm90::runs_on`] says so.
+    /// `gemm_skinny_sm90`, for up to [`gemm_skinny_sm90::MAX_ROWS`] rows, where [`gemm_skinny_sm90::runs_on`] says so.
     Skinny(gemm_skinny_sm90::Plan),
     /// `gemm_sm80`, for any number.
     Gemm(Plan),
@@ -67,9 +67,9 @@ impl Path {
 
     /// The fastest algorithm for so many rows that runs on the device.
     fn fastest(device: &Properties, rows: usize) -> LinearAlgorithm {
-        if rows <= gemv::MOST_ROWS {
+        if rows <= gemv::MAX_ROWS {
             LinearAlgorithm::Gemv
-        } else if rows <= gemm_skinny_sm90::MOST_ROWS && gemm_skinny_sm90::runs_on(device) {
+        } else if rows <= gemm_skinny_sm90::MAX_ROWS && gemm_skinny_sm90::runs_on(device) {
             LinearAlgorithm::Skinny
         } else if gemm_sm90::runs_on(device) {
             LinearAlgorithm::Sm90
@@ -124,19 +124,19 @@ pub(super) struct Sizes {
 
 impl Sizes {
     fn of(check: Check, path: Path, shape: ProductShape) -> Result<Sizes, CudaError> {
-        let most_rows = match path {
-            Path::Gemv => gemv::MOST_ROWS,
+        let max_rows = match path {
+            Path::Gemv => gemv::MAX_ROWS,
             Path::Skinny(plan) => plan.batch.rows(),
             Path::Gemm(_) | Path::GemmSm90(_) => i32::MAX as usize,
         };
-        Sizes::up_to(check, most_rows, shape)
+        Sizes::up_to(check, max_rows, shape)
     }
 
-    pub(super) fn up_to(check: Check, most_rows: usize, shape: ProductShape) -> Result<Sizes, CudaError> {
+    pub(super) fn up_to(check: Check, max_rows: usize, shape: ProductShape) -> Result<Sizes, CudaError> {
         Ok(Sizes {
-            rows: check.size("rows", shape.rows, most_rows)?,
+            rows: check.size("rows", shape.rows, max_rows)?,
             columns: check.width("columns", shape.columns, i32::MAX as usize & !(VECTOR - 1))?,
-            depth: check.width("depth", shape.depth, MOST_DEPTH)?,
+            depth: check.width("depth", shape.depth, MAX_DEPTH)?,
         })
     }
 
@@ -248,7 +248,7 @@ impl<T: Element> Projection<T> {
     ///
     /// # Errors
     /// [`CudaError::Operand`] for a length that is not that of `shape`, no rows, columns or depth that are no multiples
-    /// of 8, a depth above [`MOST_DEPTH`], or a buffer that is not aligned to 16 bytes; [`CudaError::Algorithm`] for more
+    /// of 8, a depth above [`MAX_DEPTH`], or a buffer that is not aligned to 16 bytes; [`CudaError::Algorithm`] for more
     /// rows than the algorithm takes that was chosen by name.
     pub fn launch(
         &self,
@@ -263,7 +263,7 @@ impl<T: Element> Projection<T> {
     /// The same by a given path.
     ///
     /// # Errors
-    /// As for [`Projection::launch`]; for more than [`gemv::MOST_ROWS`] rows by [`Path::Gemv`]; by [`Path::Skinny`] for
+    /// As for [`Projection::launch`]; for more than [`gemv::MAX_ROWS`] rows by [`Path::Gemv`]; by [`Path::Skinny`] for
     /// more rows than the kernel's, or parts of k and tiles that are no cluster; by [`Path::Gemm`] and
     /// [`Path::GemmSm90`] for stages that are not 3, 4, 6 or 8, a group of no row of tiles or more than there are, and
     /// clusters that are none or more than there are tiles for, or not of 1 or 2 blocks; and by a path on a device that

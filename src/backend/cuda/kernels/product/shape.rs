@@ -7,7 +7,7 @@ use super::super::{BiasTerm, VECTOR, WeightMatrix};
 use crate::model::WeightFormat;
 
 /// The longest sum: the kernels count k in 32 bits, some steps beyond the end.
-pub const MOST_DEPTH: usize = i32::MAX as usize & !(VECTOR - 1);
+pub const MAX_DEPTH: usize = i32::MAX as usize & !(VECTOR - 1);
 
 /// The epilogues of [`Head`](super::Head) and of [`QkvProjection`](super::QkvProjection) in the names of kernels.
 pub const LOGITS: &str = "logits";
@@ -40,7 +40,7 @@ pub struct ProductShape {
     pub rows: usize,
     /// Columns of the output: rows of the weights. A multiple of 8.
     pub columns: usize,
-    /// Elements of a row of activations and of weights. A multiple of 8, [`MOST_DEPTH`] at the most.
+    /// Elements of a row of activations and of weights. A multiple of 8, [`MAX_DEPTH`] at the most.
     pub depth: usize,
 }
 
