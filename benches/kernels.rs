@@ -1,7 +1,7 @@
 //! Kernels under criterion, timed by events on the device: for following one kernel from change to change. `rigel bench
 //! kernels` measures all of them against the device's limits.
 //!
-//!     cargo bench --bench kernels -- 'gemv mlp_in'    # criterion's filter
+//!     cargo bench --bench kernels -- 'gemv up_proj'    # criterion's filter
 //!
 //! Without a GPU it says so and measures nothing.
 

@@ -78,7 +78,7 @@ device_test! {
             assert!(ceilings.bytes.unwrap() > 0.0 && ceilings.flops.unwrap() > 0.0, "{report:?}");
             let by_limit = |limit| report.ceilings.iter().filter(|ceiling| ceiling.limit == limit).count();
             assert_eq!([by_limit(Limit::Bytes), by_limit(Limit::Flops)], [1, 1]);
-            let words = ["norm rows=1", "gemv mlp_in rows=1", "sample greedy rows=1"];
+            let words = ["norm rows=1", "gemv up_proj rows=1", "sample greedy rows=1"];
             for word in words {
                 let cases = Filter::new(word).select(smallest_cases(bench)).unwrap();
                 let rows = kernels.measure(&cases[0], &ceilings).unwrap();
@@ -102,7 +102,7 @@ device_test! {
             for case in &mut cases {
                 if let What::Head(shape) = &mut case.what {
                     // 600 GB: more than any of them has.
-                    shape.columns = 49_152 * 1000;
+                    shape.n = 49_152 * 1000;
                 }
             }
             let case = cases.iter().find(|case| matches!(case.what, What::Head(_))).unwrap();

@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 
 use common::on_one_schedule;
 use half::bf16;
-use rigel::backend::Arithmetic;
+use rigel::backend::Determinism;
 use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
 use rigel::bench::model::{Costs, ModelBench, Test, TestWork};
 use rigel::bench::report::{Ceilings, Limit};
@@ -24,7 +24,7 @@ device_test! {
                 pages: 8,
                 max_rows: 32,
                 max_sequences: 4,
-                arithmetic: Arithmetic::Fastest,
+                determinism: Determinism::Fast,
             };
             let (device, progress) = (bench.device(), &mut |_| {});
             let backend = CudaBackend::<bf16>::new(device, &checkpoint, spec.clone(), &options, progress).unwrap();

@@ -8,10 +8,10 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use rigel::backend::cuda::kernels::Element;
-use rigel::backend::cuda::model::account::{LaunchAccount, Part, SequenceStep, StepDescription, account};
+use rigel::backend::cuda::model::account::{KernelCost, Part, SequenceStep, StepDescription, account};
 use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
-use rigel::backend::cuda::{Card, Properties};
-use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows, Token};
+use rigel::backend::cuda::{GpuSpec, Properties};
+use rigel::backend::{Backend, Batch, Determinism, SequenceRows, Token};
 use rigel::checkpoint::Config;
 use rigel::kv::{BlockTable, PageId};
 use rigel::model::ModelSpec;
@@ -23,18 +23,18 @@ const PAGE_SIZE: u32 = 16;
 /// Pages of each sequence.
 const PAGES: u32 = 6;
 
-fn options(arithmetic: Arithmetic) -> CudaOptions {
+fn options(determinism: Determinism) -> CudaOptions {
     CudaOptions {
         page_size: NonZeroU32::new(PAGE_SIZE).unwrap(),
         pages: 5 * PAGES,
         max_rows: 96,
         max_sequences: 5,
-        arithmetic,
+        determinism,
     }
 }
 
 /// The same kernels in the same order, and the bytes of each within 2 %.
-fn assert_as_counted(declared: &[LaunchAccount], counted: &[LaunchCounters], place: &str) {
+fn assert_as_counted(declared: &[KernelCost], counted: &[LaunchCounters], place: &str) {
     let names = |names: Vec<&str>| names.join(" ");
     let expected = names(counted.iter().map(|launch| launch.kernel.as_str()).collect());
     assert_eq!(names(declared.iter().map(|launch| launch.kernel.as_str()).collect()), expected, "{place}");
@@ -44,7 +44,7 @@ fn assert_as_counted(declared: &[LaunchAccount], counted: &[LaunchCounters], pla
             ("written", declared.work.bytes_written, counted.bytes_written),
         ] {
             let off = counted_bytes.abs_diff(declared_bytes) as f64;
-            let LaunchAccount { kernel, part, .. } = declared;
+            let KernelCost { kernel, part, .. } = declared;
             assert!(
                 off <= 0.02 * declared_bytes as f64,
                 "{place}, launch {index}, {part} ({kernel}): {counted_bytes} bytes {what}, {declared_bytes} declared"
@@ -66,10 +66,10 @@ const STEPS: [&[(usize, u32)]; 8] = [
     &[(1, 1), (2, 1), (3, 1)],
 ];
 
-fn follows_its_account<T: Element>(bench: &common::Bench, name: &str, arithmetic: Arithmetic) {
+fn follows_its_account<T: Element>(bench: &common::Bench, name: &str, determinism: Determinism) {
     let Some(interpreter) = bench.interpreter() else { return };
     let (checkpoint, spec) = common::golden(name);
-    let options = options(arithmetic);
+    let options = options(determinism);
     let mut backend = CudaBackend::<T>::new(bench.device(), &checkpoint, spec.clone(), &options, &mut |_| {}).unwrap();
     let table = |s: u32| [BlockTable::from_pages(0, (s * PAGES..(s + 1) * PAGES).map(PageId).collect())];
     let tables = [0, 1, 2, 3, 4].map(table);
@@ -98,7 +98,7 @@ fn follows_its_account<T: Element>(bench: &common::Bench, name: &str, arithmetic
             interpreter.clear_counters();
             backend.forward(&Batch { tokens: &Token::known(&ids), sequences: &sequences, logits_rows: &ends }).unwrap();
             backend.sample(&draws).unwrap();
-            let place = format!("{name} {} {arithmetic:?}, step {number}, time {time}", T::NAME);
+            let place = format!("{name} {} {determinism:?}, step {number}, time {time}", T::NAME);
             assert_as_counted(&declared, &interpreter.counters(), &place);
         }
         step.iter().for_each(|(sequence, rows)| computed[*sequence] += rows);
@@ -108,11 +108,11 @@ fn follows_its_account<T: Element>(bench: &common::Bench, name: &str, arithmetic
 device_test! {
     fn every_launch_moves_what_its_account_says() {
         common::on_one_schedule(|bench| {
-            for arithmetic in [Arithmetic::Fastest, Arithmetic::BatchInvariant] {
-                follows_its_account::<bf16>(bench, "gqa9", arithmetic);
-                follows_its_account::<f16>(bench, "gqa2-d128", arithmetic);
+            for determinism in [Determinism::Fast, Determinism::BatchInvariant] {
+                follows_its_account::<bf16>(bench, "gqa9", determinism);
+                follows_its_account::<f16>(bench, "gqa2-d128", determinism);
             }
-            follows_its_account::<bf16>(bench, "nobias", Arithmetic::Fastest);
+            follows_its_account::<bf16>(bench, "nobias", Determinism::Fast);
         });
     }
 }
@@ -128,17 +128,17 @@ fn published() -> Vec<ModelSpec> {
 }
 
 fn h200() -> Properties {
-    Card::h200().properties
+    GpuSpec::h200().properties
 }
 
 /// What `rows` decoding sequences at position `start` cost.
-fn decode(spec: &ModelSpec, arithmetic: Arithmetic, rows: usize, start: u32) -> Vec<LaunchAccount> {
+fn decode(spec: &ModelSpec, determinism: Determinism, rows: usize, start: u32) -> Vec<KernelCost> {
     let options = CudaOptions {
         page_size: NonZeroU32::new(64).unwrap(),
         pages: 4096,
         max_rows: 512,
         max_sequences: 64,
-        arithmetic,
+        determinism,
     };
     let sequences = vec![SequenceStep { rows: 1, start }; rows];
     let step = StepDescription { sequences: &sequences, logits_rows: rows, sampled_rows: rows };
@@ -146,10 +146,9 @@ fn decode(spec: &ModelSpec, arithmetic: Arithmetic, rows: usize, start: u32) -> 
 }
 
 /// Products and attention itself; norms and merges have FLOPs that `Counts` does not count: a LayerNorm 7 an element.
-fn counted_flops(launches: &[LaunchAccount], normed: usize) -> u64 {
-    let counts =
-        |launch: &&LaunchAccount| !matches!(launch.family, "norm" | "sample") && !launch.kernel.contains("merge");
-    let of = |launch: &LaunchAccount| {
+fn counted_flops(launches: &[KernelCost], normed: usize) -> u64 {
+    let counts = |launch: &&KernelCost| !matches!(launch.family, "norm" | "sample") && !launch.kernel.contains("merge");
+    let of = |launch: &KernelCost| {
         let norm = if launch.family == "gemv_normed" { 7 * normed as u64 } else { 0 };
         launch.work.flops - norm
     };
@@ -160,20 +159,20 @@ fn counted_flops(launches: &[LaunchAccount], normed: usize) -> u64 {
 fn a_step_costs_what_the_counts_say() {
     for spec in published() {
         let counts = spec.counts();
-        for arithmetic in [Arithmetic::Fastest, Arithmetic::BatchInvariant] {
+        for determinism in [Determinism::Fast, Determinism::BatchInvariant] {
             for start in [0, 1000, 4095, 9000] {
-                let place = format!("{} layers, {arithmetic:?}, position {start}", spec.layers.len());
-                let one = decode(&spec, arithmetic, 1, start);
+                let place = format!("{} layers, {determinism:?}, position {start}", spec.layers.len());
+                let one = decode(&spec, determinism, 1, start);
                 assert_eq!(counted_flops(&one, spec.hidden_size), counts.flops_per_token(start.into()), "{place}");
-                let two = decode(&spec, arithmetic, 2, start);
+                let two = decode(&spec, determinism, 2, start);
                 assert_eq!(
                     counted_flops(&two, 2 * spec.hidden_size),
                     2 * counts.flops_per_token(start.into()),
                     "{place}"
                 );
                 // Bytes of products, norms and rows of the embedding are those of weights and so many a row more.
-                let read = |launches: &[LaunchAccount]| -> u64 {
-                    let weights = |launch: &&LaunchAccount| !matches!(launch.part, Part::Attention | Part::Sample);
+                let read = |launches: &[KernelCost]| -> u64 {
+                    let weights = |launch: &&KernelCost| !matches!(launch.part, Part::Attention | Part::Sample);
                     launches.iter().filter(weights).map(|launch| launch.work.bytes_read).sum()
                 };
                 // Rotations are one row's for both, as they stand at one position.
@@ -182,13 +181,13 @@ fn a_step_costs_what_the_counts_say() {
                 let hidden = spec.hidden_size as u64;
                 assert_eq!(weights, counts.weight_bytes_per_token(2) - 2 * hidden, "{place}");
                 // Attention reads the cache once: what it reads more with every position, while none is hidden.
-                if start < 4095 && arithmetic == Arithmetic::Fastest {
-                    let read = |launches: &[LaunchAccount]| -> u64 {
-                        let attention = |l: &&LaunchAccount| l.part == Part::Attention && !l.kernel.contains("merge");
+                if start < 4095 && determinism == Determinism::Fast {
+                    let read = |launches: &[KernelCost]| -> u64 {
+                        let attention = |l: &&KernelCost| l.part == Part::Attention && !l.kernel.contains("merge");
                         launches.iter().filter(attention).map(|launch| launch.work.bytes_read).sum()
                     };
                     // Within a page, so that the tables are as long.
-                    let next = decode(&spec, arithmetic, 1, start + 1);
+                    let next = decode(&spec, determinism, 1, start + 1);
                     assert_eq!(read(&next) - read(&one), counts.kv_bytes_per_token(2), "{place}");
                 }
             }
@@ -199,5 +198,5 @@ fn a_step_costs_what_the_counts_say() {
 #[test]
 fn a_step_of_no_rows_launches_nothing() {
     let spec = &published()[0];
-    assert_eq!(decode(spec, Arithmetic::Fastest, 0, 0), []);
+    assert_eq!(decode(spec, Determinism::Fast, 0, 0), []);
 }

@@ -11,7 +11,7 @@ use rigel::backend::cpu::{CpuBackend, CpuOptions};
 use rigel::backend::cuda::kernels::Element;
 use rigel::backend::cuda::model::{self, CudaBackend, CudaOptions, DRIVER_BYTES, pages_within};
 use rigel::backend::cuda::{Arguments, Device, Launch};
-use rigel::backend::{self, Arithmetic, Backend, BackendError, BackendHooks, Batch, SequenceRows, Token};
+use rigel::backend::{self, Backend, BackendError, BackendHooks, Batch, Determinism, SequenceRows, Token};
 use rigel::checkpoint::{Config, Dtype};
 use rigel::engine::{Engine, Failure, Request};
 use rigel::kv::{BlockTable, BlockTables, CacheGeometry, PageCache, PageId, PrefixCache};
@@ -31,7 +31,7 @@ fn options() -> CudaOptions {
         pages: PAGES,
         max_rows: MAX_ROWS,
         max_sequences: MAX_SEQUENCES,
-        arithmetic: Arithmetic::Fastest,
+        determinism: Determinism::Fast,
     }
 }
 
@@ -130,9 +130,9 @@ const STEPS: [StepRows<'static>; 9] = [
     &[(0, 1), (2, 1)],
 ];
 
-fn agrees_with_the_cpu<T: Element>(device: &Device, name: &str, arithmetic: Arithmetic) {
+fn agrees_with_the_cpu<T: Element>(device: &Device, name: &str, determinism: Determinism) {
     let expected = play(&mut cpu(name), &LENGTHS, &STEPS);
-    let options = CudaOptions { arithmetic, ..options() };
+    let options = CudaOptions { determinism, ..options() };
     let found = play(&mut cuda_with::<T>(device, name, &options), &LENGTHS, &STEPS);
     assert_eq!(found.len(), STEPS.iter().flat_map(|step| step.iter()).map(|(_, rows)| rows).sum::<usize>());
     let (mut total, mut count) = (0.0, 0);
@@ -153,11 +153,11 @@ device_test! {
     fn ragged_batches_agree_with_the_cpu() {
         common::on_one_schedule(|bench| {
             // Windows of 24 and 33, groups of 9 and 12, heads of 64 and 128; f32 rounded; f16, without a window.
-            for arithmetic in [Arithmetic::Fastest, Arithmetic::BatchInvariant] {
-                agrees_with_the_cpu::<bf16>(bench.device(), "gqa9", arithmetic);
-                agrees_with_the_cpu::<bf16>(bench.device(), "gqa12", arithmetic);
-                agrees_with_the_cpu::<bf16>(bench.device(), "mha", arithmetic);
-                agrees_with_the_cpu::<f16>(bench.device(), "gqa2-d128", arithmetic);
+            for determinism in [Determinism::Fast, Determinism::BatchInvariant] {
+                agrees_with_the_cpu::<bf16>(bench.device(), "gqa9", determinism);
+                agrees_with_the_cpu::<bf16>(bench.device(), "gqa12", determinism);
+                agrees_with_the_cpu::<bf16>(bench.device(), "mha", determinism);
+                agrees_with_the_cpu::<f16>(bench.device(), "gqa2-d128", determinism);
             }
         });
     }
@@ -166,12 +166,12 @@ device_test! {
 device_test! {
     fn layers_with_different_windows_agree_with_the_cpu() {
         common::on_one_schedule(|bench| {
-            for arithmetic in [Arithmetic::Fastest, Arithmetic::BatchInvariant] {
+            for determinism in [Determinism::Fast, Determinism::BatchInvariant] {
                 let (checkpoint, mut spec) = common::golden("gqa9");
                 // A window of 24, and none in the second layer. Of few positions, so that the window's pages are not few.
                 spec.layers[1].attention.window = None;
                 spec.max_positions = 128;
-                let options = CudaOptions { pages: 64, arithmetic, ..options() };
+                let options = CudaOptions { pages: 64, determinism, ..options() };
                 let of_cpu = CpuOptions { threads: None, page_size: PAGE_SIZE, pages: 64, max_rows: MAX_ROWS };
                 let mut cpu = CpuBackend::new(&checkpoint, spec.clone(), of_cpu).unwrap();
                 let allocated = || bench.interpreter().map(Interpreter::allocated_bytes);
@@ -602,7 +602,7 @@ device_test! {
             let Some(interpreter) = bench.interpreter() else { return };
             let few = options();
             let many = CudaOptions { max_sequences: 64, max_rows: 80, ..options() };
-            let invariant = CudaOptions { arithmetic: Arithmetic::BatchInvariant, ..many.clone() };
+            let invariant = CudaOptions { determinism: Determinism::BatchInvariant, ..many.clone() };
             let cases = [("gqa9", &few), ("nobias-theta", &many), ("gqa2-d128", &few), ("gqa2-d128", &invariant)];
             for (name, options) in cases {
                 let before = interpreter.allocated_bytes();
@@ -625,9 +625,9 @@ device_test! {
     fn as_many_pages_fit_as_the_memory_has_room_for_beside_all_else() {
         common::on_one_schedule(|bench| {
             let device = bench.device();
-            for arithmetic in [Arithmetic::Fastest, Arithmetic::BatchInvariant] {
+            for determinism in [Determinism::Fast, Determinism::BatchInvariant] {
                 let (checkpoint, spec) = common::golden("gqa9");
-                let options = CudaOptions { max_sequences: 64, arithmetic, ..options() };
+                let options = CudaOptions { max_sequences: 64, determinism, ..options() };
                 let page = 2 * (spec.layers.len() * 16 * spec.kv_heads * spec.head_dim * 2) as u64;
                 let load = CudaBackend::<bf16>::new(device, &checkpoint, spec.clone(), &options, &mut |_| {});
                 let backend = load.unwrap();
@@ -819,14 +819,14 @@ device_test! {
             let gpu = bench.device().properties().clone();
             let (free, _) = bench.device().memory().unwrap();
             let spec = ModelSpec::from_config(&config()).unwrap();
-            for (sequences, context, chunk, arithmetic) in [
-                (1, 1000, 2048, Arithmetic::Fastest),
-                (7, 300, 64, Arithmetic::Fastest),
-                (20, 64, 16, Arithmetic::BatchInvariant),
+            for (sequences, context, chunk, determinism) in [
+                (1, 1000, 2048, Determinism::Fast),
+                (7, 300, 64, Determinism::Fast),
+                (20, 64, 16, Determinism::BatchInvariant),
             ] {
                 let asked = || {
                     let builder = Engine::builder().device(backend::Device::Cuda).dummy_weights(config(), 5);
-                    let builder = builder.max_sequences(NonZeroUsize::new(sequences).unwrap()).arithmetic(arithmetic);
+                    let builder = builder.max_sequences(NonZeroUsize::new(sequences).unwrap()).determinism(determinism);
                     let context = NonZeroU32::new(context).unwrap();
                     builder.context(context).prefill_chunk(NonZeroU32::new(chunk).unwrap())
                 };

@@ -1,4 +1,4 @@
-//! [`Arithmetic::BatchInvariant`] on CUDA: a row's logits have the same bits whatever it is computed with, in whichever
+//! [`Determinism::BatchInvariant`] on CUDA: a row's logits have the same bits whatever it is computed with, in whichever
 //! pieces, on whichever pages. Each test computes one sequence in one piece, alone, and then in other ways.
 
 mod common;
@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use rigel::backend::cuda::Device;
 use rigel::backend::cuda::kernels::Element;
 use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
-use rigel::backend::{self, Arithmetic, Backend, BackendHooks, Batch, SequenceRows, Token};
+use rigel::backend::{self, Backend, BackendHooks, Batch, Determinism, SequenceRows, Token};
 use rigel::checkpoint::{Checkpoint, ModelSource};
 use rigel::engine::{Completion, Engine, EngineBuilder, Request, Speculation};
 use rigel::kv::{BlockTable, PageId, PrefixCache};
@@ -24,21 +24,21 @@ const MAX_SEQUENCES: usize = 80;
 /// Positions of the sequence that is compared: more than a window of any of the checkpoints, and than a tile of keys.
 const POSITIONS: usize = 75;
 
-type Open<'a> = &'a dyn Fn(u32, Arithmetic) -> Box<dyn Backend>;
+type Open<'a> = &'a dyn Fn(u32, Determinism) -> Box<dyn Backend>;
 
 /// bf16 with a window of 24, heads of 64 and groups of 9; f16 without a window, heads of 128 and groups of 2.
 fn on_each_model(device: &Device, check: &dyn Fn(Open<'_>, &str)) {
     let golden = |name: &str| common::root().join("tests/goldens").join(name);
     let source = |name: &str| ModelSource::directory(golden(name)).unwrap();
-    check(&|page, arithmetic| backend::<bf16>(device, &source("gqa9"), page, arithmetic), "gqa9 bf16");
-    check(&|page, arithmetic| backend::<f16>(device, &source("gqa2-d128"), page, arithmetic), "gqa2-d128 f16");
+    check(&|page, determinism| backend::<bf16>(device, &source("gqa9"), page, determinism), "gqa9 bf16");
+    check(&|page, determinism| backend::<f16>(device, &source("gqa2-d128"), page, determinism), "gqa2-d128 f16");
 }
 
 fn backend<T: Element>(
     device: &Device,
     source: &ModelSource,
     page_size: u32,
-    arithmetic: Arithmetic,
+    determinism: Determinism,
 ) -> Box<dyn Backend> {
     let checkpoint = Checkpoint::open(source).unwrap();
     let mut spec = ModelSpec::from_checkpoint(&checkpoint).unwrap();
@@ -48,7 +48,7 @@ fn backend<T: Element>(
         pages: PAGES,
         max_rows: MAX_ROWS,
         max_sequences: MAX_SEQUENCES,
-        arithmetic,
+        determinism,
     };
     let mut backend = CudaBackend::<T>::new(device, &checkpoint, spec, &options, &mut |_| {}).unwrap();
     // A slot that is read before it is written shows.
@@ -183,7 +183,7 @@ device_test! {
     fn chunks_have_the_bits_of_the_whole_on_any_pages() {
         common::on_one_schedule(|bench| {
             on_each_model(bench.device(), &|open, name| {
-                let mut backend = open(16, Arithmetic::BatchInvariant);
+                let mut backend = open(16, Determinism::BatchInvariant);
                 let tokens = Random(1).tokens(POSITIONS, backend.spec());
                 let whole = World::alone(&mut *backend, &tokens, POSITIONS, 1);
                 // One by one is decode: first launch by launch, then recorded, then replayed.
@@ -192,7 +192,7 @@ device_test! {
                     assert_equal(&found, &whole, &format!("{name}, chunks of {chunk}"));
                 }
                 for (page_size, chunk) in [(64, 16), (32, POSITIONS)] {
-                    let found = World::alone(&mut *open(page_size, Arithmetic::BatchInvariant), &tokens, chunk, 6);
+                    let found = World::alone(&mut *open(page_size, Determinism::BatchInvariant), &tokens, chunk, 6);
                     assert_equal(&found, &whole, &format!("{name}, pages of {page_size}, chunks of {chunk}"));
                 }
             });
@@ -204,7 +204,7 @@ device_test! {
     /// Products of many tiles, whose plans differ with the number of rows.
     fn the_bundled_model_has_the_bits_of_the_whole_in_chunks() {
         common::on_one_schedule(|bench| {
-            let mut backend = backend::<bf16>(bench.device(), &ModelSource::nano(), 16, Arithmetic::BatchInvariant);
+            let mut backend = backend::<bf16>(bench.device(), &ModelSource::nano(), 16, Determinism::BatchInvariant);
             let tokens = Random(1).tokens(35, backend.spec());
             let whole = World::alone(&mut *backend, &tokens, 35, 1);
             let mut world = World::new(&mut *backend, 2);
@@ -216,13 +216,13 @@ device_test! {
 }
 
 device_test! {
-    /// Positions on both sides of the end of a split of ordered attention (256), computed by whole tiles, by splits, and
+    /// Positions on both sides of the end of a split of batch-invariant attention (256), computed by whole tiles, by splits, and
     /// by several rows that are split together.
     fn positions_of_several_splits_have_the_bits_of_the_whole() {
         common::on_one_schedule(|bench| {
             let golden = common::root().join("tests/goldens/gqa2-d128");
             let source = ModelSource::directory(golden).unwrap();
-            let mut backend = backend::<f16>(bench.device(), &source, 16, Arithmetic::BatchInvariant);
+            let mut backend = backend::<f16>(bench.device(), &source, 16, Determinism::BatchInvariant);
             let tokens = Random(1).tokens(300, backend.spec());
             let whole = World::alone(&mut *backend, &tokens, MAX_ROWS, 1);
             let mut world = World::new(&mut *backend, 2);
@@ -246,7 +246,7 @@ device_test! {
         common::on_one_schedule(|bench| {
             let golden = common::root().join("tests/goldens/gqa9");
             let source = ModelSource::directory(golden).unwrap();
-            let mut backend = backend::<bf16>(bench.device(), &source, 16, Arithmetic::BatchInvariant);
+            let mut backend = backend::<bf16>(bench.device(), &source, 16, Determinism::BatchInvariant);
             let tokens = Random(1).tokens(5, backend.spec());
             let alone = World::alone(&mut *backend, &tokens, 1, 1);
             let mut world = World::new(&mut *backend, 2);
@@ -261,7 +261,7 @@ device_test! {
     fn company_changes_no_bit() {
         common::on_one_schedule(|bench| {
             on_each_model(bench.device(), &|open, name| {
-                let mut backend = open(16, Arithmetic::BatchInvariant);
+                let mut backend = open(16, Determinism::BatchInvariant);
                 let spec = backend.spec().clone();
                 let tokens = Random(1).tokens(POSITIONS, &spec);
                 let whole = World::alone(&mut *backend, &tokens, POSITIONS, 1);
@@ -297,7 +297,7 @@ device_test! {
     fn recorded_steps_of_several_sequences_have_the_bits_of_one() {
         common::on_one_schedule(|bench| {
             on_each_model(bench.device(), &|open, name| {
-                let mut backend = open(16, Arithmetic::BatchInvariant);
+                let mut backend = open(16, Determinism::BatchInvariant);
                 let spec = backend.spec().clone();
                 let tokens = [1, 2, 3].map(|seed| Random(seed).tokens(POSITIONS, &spec));
                 let alone = tokens.each_ref().map(|tokens| World::alone(&mut *backend, tokens, POSITIONS, 1));
@@ -322,7 +322,7 @@ device_test! {
     fn rows_on_pages_that_another_sequence_computed_have_the_bits_of_their_own() {
         common::on_one_schedule(|bench| {
             on_each_model(bench.device(), &|open, name| {
-                let mut backend = open(16, Arithmetic::BatchInvariant);
+                let mut backend = open(16, Determinism::BatchInvariant);
                 let spec = backend.spec().clone();
                 let first = Random(1).tokens(POSITIONS, &spec);
                 let second = [&first[..48], &Random(2).tokens(POSITIONS - 48, &spec)].concat();
@@ -349,7 +349,7 @@ device_test! {
     fn verified_rows_have_the_bits_of_decoded_ones_also_after_rejected_ones() {
         common::on_one_schedule(|bench| {
             on_each_model(bench.device(), &|open, name| {
-                let mut backend = open(16, Arithmetic::BatchInvariant);
+                let mut backend = open(16, Determinism::BatchInvariant);
                 let spec = backend.spec().clone();
                 let tokens = [1, 2].map(|seed| Random(seed).tokens(POSITIONS, &spec));
                 let expected = tokens.each_ref().map(|tokens| World::alone(&mut *backend, tokens, 31, 1));
@@ -383,7 +383,7 @@ device_test! {
     fn the_fastest_arithmetic_does_not_have_these_properties() {
         common::on_one_schedule(|bench| {
             on_each_model(bench.device(), &|open, name| {
-                let mut backend = open(16, Arithmetic::Fastest);
+                let mut backend = open(16, Determinism::Fast);
                 let tokens = Random(1).tokens(20, backend.spec());
                 let whole = World::alone(&mut *backend, &tokens, 20, 1);
                 for chunk in [1, 7] {
@@ -401,14 +401,14 @@ device_test! {
 fn what_a_decode_step_costs() {
     common::on_one_schedule(|bench| {
         let Some(interpreter) = bench.interpreter() else { return };
-        for arithmetic in [Arithmetic::Fastest, Arithmetic::BatchInvariant] {
+        for determinism in [Determinism::Fast, Determinism::BatchInvariant] {
             let (checkpoint, spec) = {
                 let checkpoint = Checkpoint::open(&ModelSource::nano()).unwrap();
                 let spec = ModelSpec::from_checkpoint(&checkpoint).unwrap();
                 (checkpoint, spec)
             };
             let page_size = NonZeroU32::new(64).unwrap();
-            let options = CudaOptions { page_size, pages: 128, max_rows: 64, max_sequences: 64, arithmetic };
+            let options = CudaOptions { page_size, pages: 128, max_rows: 64, max_sequences: 64, determinism };
             let mut backend =
                 CudaBackend::<bf16>::new(bench.device(), &checkpoint, spec, &options, &mut |_| {}).unwrap();
             backend.poison(0, &(0..128).map(PageId).collect::<Vec<_>>()).unwrap();
@@ -433,7 +433,7 @@ fn what_a_decode_step_costs() {
                     }
                 }
                 println!(
-                    "{arithmetic:?}, {count} sequences: {bytes} bytes ({of_attention} of attention), {instructions} \
+                    "{determinism:?}, {count} sequences: {bytes} bytes ({of_attention} of attention), {instructions} \
                          matrix instructions of warps, {of_warpgroups} of warpgroups"
                 );
             }
@@ -448,7 +448,7 @@ device_test! {
                 let builder = Engine::builder()
                     .model(common::root().join("tests/goldens/gqa2").display().to_string())
                     .device(backend::Device::Cuda)
-                    .arithmetic(Arithmetic::BatchInvariant)
+                    .determinism(Determinism::BatchInvariant)
                     .context(NonZeroU32::new(64).unwrap());
                 change(builder).build().unwrap()
             };

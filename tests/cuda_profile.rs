@@ -8,7 +8,7 @@ use half::bf16;
 use rigel::backend::cuda::model::account::Part;
 use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
 use rigel::backend::cuda::trace::{COPY, EventTimes, LaunchTimes};
-use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows, Token};
+use rigel::backend::{Backend, Batch, Determinism, SequenceRows, Token};
 use rigel::bench::profile::{Plan, Step, profile};
 use rigel::bench::report::Ceilings;
 use rigel::kv::{BlockTable, PageId};
@@ -18,9 +18,9 @@ device_test! {
     fn a_prefill_and_a_decode_step_are_watched() {
         common::on_one_schedule(|bench| {
             let (checkpoint, spec) = common::golden("gqa9");
-            for arithmetic in [Arithmetic::Fastest, Arithmetic::BatchInvariant] {
+            for determinism in [Determinism::Fast, Determinism::BatchInvariant] {
                 // Deeper than the window, in chunks; a batch that is padded to a recording's.
-                let plan = Plan { prefill: 20, batch: 3, depth: 45, arithmetic };
+                let plan = Plan { prefill: 20, batch: 3, depth: 45, determinism };
                 let options = plan.options(&spec).unwrap();
                 let device = bench.device();
                 let mut backend =
@@ -32,7 +32,7 @@ device_test! {
                 for timeline in [prefill, decode] {
                     let parts: Vec<&str> = timeline.parts().iter().map(|total| total.name()).collect();
                     // The one row of a prompt that has logits takes its norm along.
-                    let one = arithmetic == Arithmetic::Fastest && matches!(timeline.step, Step::Prefill { .. });
+                    let one = determinism == Determinism::Fast && matches!(timeline.step, Step::Prefill { .. });
                     let own = Part::ALL.into_iter().filter(|part| !(one && *part == Part::FinalNorm));
                     let expected: Vec<&str> = own.map(Part::name).chain([COPY]).collect();
                     assert_eq!(parts, expected);
@@ -57,7 +57,7 @@ device_test! {
                 pages: 2,
                 max_rows: 4,
                 max_sequences: 1,
-                arithmetic: Arithmetic::Fastest,
+                determinism: Determinism::Fast,
             };
             let tables = [BlockTable::from_pages(0, vec![PageId(1)])];
             // Six decode steps; those of `watched` are watched, on their way from the first to a replay.
@@ -93,7 +93,7 @@ device_test! {
 #[test]
 fn sizes_that_the_model_has_no_room_for_are_said() {
     let (_, spec) = common::golden("gqa9");
-    let plan = Plan { prefill: 20, batch: 3, depth: 45, arithmetic: Arithmetic::Fastest };
+    let plan = Plan { prefill: 20, batch: 3, depth: 45, determinism: Determinism::Fast };
     let error = |plan: Plan| plan.options(&spec).unwrap_err().to_string();
     let most = spec.max_positions;
     assert_eq!(error(Plan { depth: most, ..plan }), format!("--depth is {most}; expected 0 to {}", most - 1));

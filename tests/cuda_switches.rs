@@ -8,23 +8,23 @@ use std::num::NonZeroU32;
 use common::Bench;
 use half::bf16;
 use rigel::backend::cpu::{CpuBackend, CpuOptions};
-use rigel::backend::cuda::kernels::gemm_skinny_sm90;
+use rigel::backend::cuda::kernels::gemm_small_m_sm90;
 use rigel::backend::cuda::model::account::{SequenceStep, StepDescription, account};
 use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
 use rigel::backend::cuda::{
     Algorithms, Arguments, AttentionAlgorithm as Attention, Device, Launch, LinearAlgorithm as Linear, Overlap,
     Switches,
 };
-use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows, Token};
+use rigel::backend::{Backend, Batch, Determinism, SequenceRows, Token};
 use rigel::kv::{BlockTable, PageId};
 use rigel::text::TokenId;
 use rigel_interpreter::{DeviceProfile, Interpreter, LaunchCounters};
 
 const MODEL: &str = "gqa9";
 
-fn options(arithmetic: Arithmetic) -> CudaOptions {
+fn options(determinism: Determinism) -> CudaOptions {
     let page_size = NonZeroU32::new(16).unwrap();
-    CudaOptions { page_size, pages: 6, max_rows: 48, max_sequences: 2, arithmetic }
+    CudaOptions { page_size, pages: 6, max_rows: 48, max_sequences: 2, determinism }
 }
 
 /// A prompt, of more rows than `gemv` takes, then single rows: launched, captured, replayed.
@@ -49,7 +49,7 @@ fn logits(backend: &mut dyn Backend, steps: &[u32]) -> Vec<Vec<f32>> {
 fn run(bench: &Bench, switches: Switches, steps: &[u32]) -> (Vec<Vec<f32>>, Vec<LaunchCounters>) {
     let device = Device::open_with(0, switches).unwrap();
     let (checkpoint, spec) = common::golden(MODEL);
-    let options = options(Arithmetic::Fastest);
+    let options = options(Determinism::Fast);
     let mut backend = CudaBackend::<bf16>::new(&device, &checkpoint, spec.clone(), &options, &mut |_| {}).unwrap();
     let Some(interpreter) = bench.interpreter() else { return (logits(&mut backend, steps), Vec::new()) };
     interpreter.clear_counters();
@@ -165,11 +165,11 @@ device_test! {
         if common::skipped_before_hopper("the switch RIGEL_CUDA_GEMV") {
             return;
         }
-        computed_by(gemv(Linear::GemvNormed), &["gemv_normed_", "gemv_bias", "skinny_"], &["gemm_"]);
-        computed_by(gemv(Linear::Gemv), &["gemv_bias", "norm_layer", "skinny_"], &["gemv_normed_", "gemm_"]);
-        computed_by(gemv(Linear::Skinny), &["skinny_", "norm_layer"], &["gemv", "gemm_"]);
-        computed_by(gemv(Linear::Sm90), &["gemm_sm90_", "skinny_"], &["gemv", SM80]);
-        computed_by(gemv(Linear::Sm80), &[SM80, "skinny_"], &["gemv", "gemm_sm90_"]);
+        computed_by(gemv(Linear::GemvNormed), &["gemv_normed_", "gemv_bias", "gemm_small_m_"], &["gemm_"]);
+        computed_by(gemv(Linear::Gemv), &["gemv_bias", "norm_layer", "gemm_small_m_"], &["gemv_normed_", "gemm_"]);
+        computed_by(gemv(Linear::SmallM), &["gemm_small_m_", "norm_layer"], &["gemv", "gemm_"]);
+        computed_by(gemv(Linear::Sm90), &["gemm_sm90_", "gemm_small_m_"], &["gemv", SM80]);
+        computed_by(gemv(Linear::Sm80), &[SM80, "gemm_small_m_"], &["gemv", "gemm_sm90_"]);
     }
 }
 
@@ -178,9 +178,9 @@ device_test! {
         if common::skipped_before_hopper("the switch RIGEL_CUDA_GEMM") {
             return;
         }
-        computed_by(gemm(Linear::Skinny), &["skinny_", "gemv_normed_"], &["gemm_"]);
-        computed_by(gemm(Linear::Sm90), &["gemm_sm90_", "gemv_normed_"], &["skinny_", SM80]);
-        computed_by(gemm(Linear::Sm80), &[SM80, "gemv_normed_"], &["skinny_", "gemm_sm90_"]);
+        computed_by(gemm(Linear::SmallM), &["gemm_small_m_", "gemv_normed_"], &["gemm_"]);
+        computed_by(gemm(Linear::Sm90), &["gemm_sm90_", "gemv_normed_"], &["gemm_small_m_", SM80]);
+        computed_by(gemm(Linear::Sm80), &[SM80, "gemv_normed_"], &["gemm_small_m_", "gemm_sm90_"]);
     }
 }
 
@@ -194,8 +194,8 @@ device_test! {
         computed_by(attention(Some(Attention::Sm90), None), &[decode, prefill], &["attention_decode_split"]);
         computed_by(attention(None, Some(Attention::Sm80)), &[decode, "attention_prefill_bf16"], &[prefill]);
         computed_by(attention(None, Some(Attention::Sm90)), &[decode, prefill], &["attention_prefill_bf16"]);
-        let ordered = Some(Attention::Ordered);
-        computed_by(attention(ordered, ordered), &["attention_ordered", "gemv_normed_"], &[decode, prefill]);
+        let ordered = Some(Attention::BatchInvariant);
+        computed_by(attention(ordered, ordered), &["attention_batch_invariant", "gemv_normed_"], &[decode, prefill]);
     }
 }
 
@@ -212,8 +212,8 @@ device_test! {
             Interpreter::load().set_device(DeviceProfile::Sm86);
             for (algorithms, switch) in [
                 (gemm(Linear::Sm90), "RIGEL_CUDA_GEMM=sm90"),
-                (gemm(Linear::Skinny), "RIGEL_CUDA_GEMM=skinny"),
-                (gemv(Linear::Skinny), "RIGEL_CUDA_GEMV=skinny"),
+                (gemm(Linear::SmallM), "RIGEL_CUDA_GEMM=small_m"),
+                (gemv(Linear::SmallM), "RIGEL_CUDA_GEMV=small_m"),
                 (attention(Some(Attention::Sm90), None), "RIGEL_CUDA_ATTENTION_DECODE=sm90"),
                 (attention(None, Some(Attention::Sm90)), "RIGEL_CUDA_ATTENTION_PREFILL=sm90"),
             ] {
@@ -228,24 +228,24 @@ device_test! {
             let open = |algorithms| Device::open_with(0, Switches { algorithms, ..Switches::default() });
             // Where one kernel computes all rows.
             assert_eq!(
-                refused(open(attention(Some(Attention::Ordered), None))),
-                "RIGEL_CUDA_ATTENTION_DECODE=ordered cannot be used: one kernel computes all rows; set \
-                 RIGEL_CUDA_ATTENTION_PREFILL=ordered too; unset it or choose another"
+                refused(open(attention(Some(Attention::BatchInvariant), None))),
+                "RIGEL_CUDA_ATTENTION_DECODE=batch_invariant cannot be used: one kernel computes all rows; set \
+                 RIGEL_CUDA_ATTENTION_PREFILL=batch_invariant too; unset it or choose another"
             );
-            // With arithmetic that allows one alone, as the model is loaded.
-            let load = |algorithms, arithmetic| {
+            // With determinism that allows one alone, as the model is loaded.
+            let load = |algorithms, determinism| {
                 let (checkpoint, spec) = common::golden(MODEL);
-                let options = CudaOptions { max_rows: 300, pages: 20, ..options(arithmetic) };
+                let options = CudaOptions { max_rows: 300, pages: 20, ..options(determinism) };
                 CudaBackend::<bf16>::new(&open(algorithms).unwrap(), &checkpoint, spec, &options, &mut |_| {})
             };
-            let error = refused(load(attention(Some(Attention::Sm80), None), Arithmetic::BatchInvariant));
+            let error = refused(load(attention(Some(Attention::Sm80), None), Determinism::BatchInvariant));
             assert!(error.contains("RIGEL_CUDA_ATTENTION_DECODE=sm80 cannot be used: batch-invariant arithmetic takes ordered"), "{error}");
-            assert!(load(gemm(Linear::Sm80), Arithmetic::BatchInvariant).is_ok());
+            assert!(load(gemm(Linear::Sm80), Determinism::BatchInvariant).is_ok());
             // With more rows than it takes, in the step that has them; the next step is fine.
-            if !gemm_skinny_sm90::runs_on(open(Algorithms::default()).unwrap().properties()) {
+            if !gemm_small_m_sm90::runs_on(open(Algorithms::default()).unwrap().properties()) {
                 return;
             }
-            let mut backend = load(gemm(Linear::Skinny), Arithmetic::Fastest).unwrap();
+            let mut backend = load(gemm(Linear::SmallM), Determinism::Fast).unwrap();
             let tables = [BlockTable::from_pages(0, (0..20).map(PageId).collect())];
             let mut step = |rows: usize| {
                 let ids = vec![TokenId(3); rows];
@@ -254,7 +254,7 @@ device_test! {
             };
             let error = refused(step(257));
             assert!(
-                error.contains("RIGEL_CUDA_GEMM=skinny cannot be used: a linear layer has 257 rows, it takes 256 at most"),
+                error.contains("RIGEL_CUDA_GEMM=small_m cannot be used: a linear layer has 257 rows, it takes 256 at most"),
                 "{error}"
             );
             assert!(step(20).is_ok());

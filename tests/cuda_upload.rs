@@ -159,7 +159,7 @@ fn check<T: Half>(bench: &Bench, weights: &Weights<T>, checkpoint: &Checkpoint, 
             let elements = column.elements.chunks(column.columns).map(|row| row[0]).collect();
             same(bias, &Expected { columns: 1, elements }, "qkv bias");
         }
-        linear(layer.attention_out, &name("self_attn.o_proj"), hidden, spec.heads * spec.head_dim);
+        linear(layer.o_proj, &name("self_attn.o_proj"), hidden, spec.heads * spec.head_dim);
         vector(layer.mlp_norm.weight, &name("post_attention_layernorm.weight"));
         vector(layer.mlp_norm.bias.unwrap(), &name("post_attention_layernorm.bias"));
         linear(layer.mlp[0], &name("mlp.c_fc"), inner, hidden);

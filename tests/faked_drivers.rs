@@ -12,7 +12,7 @@ use rigel::backend::cuda::{
     Algorithms, Arguments, Buffer, ComputeCapability, CudaError, Device, Dimension, Image, Kernel, Launch,
     LinearAlgorithm, Stream, Switches, Swizzle, TensorMap, driver, images, properties,
 };
-use rigel::backend::{Arithmetic, Backend, Batch, SequenceRows, Token};
+use rigel::backend::{Backend, Batch, Determinism, SequenceRows, Token};
 use rigel::kv::{BlockTable, PageId};
 use rigel::text::TokenId;
 use rigel_interpreter::{DeviceProfile, Interpreter};
@@ -255,7 +255,7 @@ synchronous_test! {
         // What is only recorded cannot be waited for, and does not fail.
         let graph = stream.capture(|| overrun(&stream, &add, &from, &mut short)).unwrap();
         let error = refusal(graph.launch());
-        assert!(error.starts_with("a kernel of a recording failed: CUDA_ERROR_LAUNCH_FAILED"), "{error}");
+        assert!(error.starts_with("a kernel of a CUDA graph failed: CUDA_ERROR_LAUNCH_FAILED"), "{error}");
     }
 }
 
@@ -304,7 +304,7 @@ const NOT_SUPPORTED: i32 = 801;
 fn model(device: &Device) -> CudaBackend<bf16> {
     let (checkpoint, spec) = common::golden("gqa9");
     let page_size = NonZeroU32::new(16).unwrap();
-    let options = CudaOptions { page_size, pages: 4, max_rows: 4, max_sequences: 4, arithmetic: Arithmetic::Fastest };
+    let options = CudaOptions { page_size, pages: 4, max_rows: 4, max_sequences: 4, determinism: Determinism::Fast };
     CudaBackend::new(device, &checkpoint, spec, &options, &mut |_| {}).unwrap()
 }
 
@@ -445,8 +445,8 @@ device_test! {
         let prompt = |device: &Device| {
             let (checkpoint, spec) = common::golden("gqa9");
             let page_size = NonZeroU32::new(16).unwrap();
-            let arithmetic = Arithmetic::Fastest;
-            let options = CudaOptions { page_size, pages: 4, max_rows: 20, max_sequences: 1, arithmetic };
+            let determinism = Determinism::Fast;
+            let options = CudaOptions { page_size, pages: 4, max_rows: 20, max_sequences: 1, determinism };
             let mut backend = CudaBackend::<bf16>::new(device, &checkpoint, spec, &options, &mut |_| {}).unwrap();
             let tables = [BlockTable::from_pages(0, vec![PageId(0), PageId(1)])];
             let sequences = [SequenceRows { rows: 0..20, start: 0, tables: &tables }];
@@ -455,7 +455,7 @@ device_test! {
         };
         interpreter.refuse("cluster", NOT_SUPPORTED);
         let error = prompt(&Device::open(0).unwrap()).unwrap_err().to_string();
-        assert!(error.contains("skinny_bias_rope_kv_bf16_64: the driver refuses a launch of grid"), "{error}");
+        assert!(error.contains("gemm_small_m_bias_rope_kv_bf16_64: the driver refuses a launch of grid"), "{error}");
         assert!(error.contains("clusters of [2, 1, 1] blocks"), "{error}");
         assert!(error.contains("; RIGEL_CUDA_GEMM=sm80, or RIGEL_CUDA_GEMV=sm80 for"), "{error}");
         // And it does.

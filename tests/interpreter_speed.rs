@@ -6,8 +6,8 @@ mod common;
 
 use common::{Bench, Random};
 use half::bf16;
-use rigel::backend::cuda::kernels::norm::{Norm, NormForm, NormShape, NormWeights};
-use rigel::backend::cuda::kernels::product::{Epilogue, ProductInputs, ProductShape, Projection};
+use rigel::backend::cuda::kernels::linear::{Epilogue, GemmShape, LinearInputs, Projection};
+use rigel::backend::cuda::kernels::norm::{Norm, NormShape, NormVariant, NormWeights};
 use rigel::backend::cuda::{CudaError, images};
 use rigel_interpreter::{AsyncPolicy, DeviceProfile, Interpreter};
 
@@ -35,21 +35,21 @@ fn norm(bench: &Bench, rows: usize) -> f64 {
     let mut elements = |len| bench.upload(&random.elements::<bf16>(len, 0.0, 1.0));
     let (hidden, weight, bias) = (elements(rows * width), elements(width), elements(width));
     let mut out = bench.poisoned::<bf16>(rows * width);
-    let norm = Norm::<bf16>::load(bench.device(), NormForm::Layer).unwrap();
+    let norm = Norm::<bf16>::load(bench.device(), NormVariant::Layer).unwrap();
     let shape = NormShape { rows, width, epsilon: 1e-5 };
     let weights = NormWeights { weight: weight.view(), bias: Some(bias.view()) };
     milliseconds(bench, || norm.normalise(&bench.stream, shape, hidden.view(), weights, out.view_mut()))
 }
 
 /// Up to 16 rows by gemv, more by gemm.
-fn product(bench: &Bench, shape: ProductShape) -> f64 {
-    let ProductShape { rows, columns, depth } = shape;
+fn product(bench: &Bench, shape: GemmShape) -> f64 {
+    let GemmShape { m: rows, n: columns, k: depth } = shape;
     let mut random = Random(2);
     let mut elements = |len| bench.upload(&random.elements::<bf16>(len, 0.0, 1.0));
     let (x, weights) = (elements(rows * depth), elements(columns * depth));
     let mut out = bench.poisoned::<bf16>(rows * columns);
     let projection = Projection::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
-    let inputs = ProductInputs { x: x.view(), weights: weights.view().into(), bias: None };
+    let inputs = LinearInputs { x: x.view(), weights: weights.view().into(), bias: None };
     milliseconds(bench, || projection.launch(&bench.stream, shape, inputs, out.view_mut()))
 }
 
@@ -66,10 +66,10 @@ fn times() {
         println!("seed {seed}");
         println!("  norm, 256 rows of 4096      {:8.1} ms", norm(&bench, 256));
         for rows in [1, 16] {
-            let shape = ProductShape { rows, columns: 512, depth: 4096 };
+            let shape = GemmShape { m: rows, n: 512, k: 4096 };
             println!("  gemv, {rows:2} x 4096 x 512       {:8.1} ms", product(&bench, shape));
         }
-        let shape = ProductShape { rows: 512, columns: 512, depth: 512 };
+        let shape = GemmShape { m: 512, n: 512, k: 512 };
         println!("  gemm, 512 x 512 x 512       {:8.1} ms", product(&bench, shape));
     }
 }

@@ -7,7 +7,7 @@ mod common;
 use attention::{OnDevice, Step, World, assert_no_bank_conflicts, bits};
 use common::{Bench, Half};
 use half::{bf16, f16};
-use rigel::backend::cuda::kernels::attention_decode::{AttentionDecode, DecodeShape, DecodeWorkspace, Form};
+use rigel::backend::cuda::kernels::attention_decode::{AttentionDecode, DecodeShape, DecodeWorkspace, Variant};
 use rigel::backend::cuda::kernels::paged::{AttentionInputs, Heads, Sequence, WorkspaceLen};
 use rigel::backend::cuda::{Buffer, CudaError, Slice, SliceMut};
 
@@ -77,7 +77,7 @@ struct Run<'a, T> {
 }
 
 impl<'a, T: Half> Run<'a, T> {
-    fn new(bench: &Bench, world: &'a World<T>, form: Form, positions: usize, split_len: usize) -> Run<'a, T> {
+    fn new(bench: &Bench, world: &'a World<T>, form: Variant, positions: usize, split_len: usize) -> Run<'a, T> {
         let Step { heads, window, .. } = world.step;
         let sequences = world.sequences.len();
         let shape = DecodeShape { rows: world.rows, sequences, heads, window, positions, split_len };
@@ -107,13 +107,13 @@ fn is_decode(sequence: &Sequence) -> bool {
 }
 
 /// Both forms under every schedule of devices that have them; on a GPU those that it has.
-fn in_every_form(body: impl Fn(&Bench, Form)) {
-    common::on_every_schedule(|bench| body(bench, Form::Split));
-    common::on_every_hopper_schedule(|bench| body(bench, Form::Cluster));
+fn in_every_form(body: impl Fn(&Bench, Variant)) {
+    common::on_every_schedule(|bench| body(bench, Variant::Split));
+    common::on_every_hopper_schedule(|bench| body(bench, Variant::Cluster));
 }
 
-fn load<T: Half>(bench: &Bench, dim: usize, form: Form) -> AttentionDecode<T> {
-    AttentionDecode::load_form(bench.device(), dim, form).unwrap()
+fn load<T: Half>(bench: &Bench, dim: usize, form: Variant) -> AttentionDecode<T> {
+    AttentionDecode::load_variant(bench.device(), dim, form).unwrap()
 }
 
 fn agrees<T: Half>() {
@@ -181,7 +181,7 @@ device_test! {
 }
 
 /// The first sequence's outputs in a step.
-fn outputs(bench: &Bench, form: Form, step: Step, positions: usize, split_len: usize) -> Vec<u16> {
+fn outputs(bench: &Bench, form: Variant, step: Step, positions: usize, split_len: usize) -> Vec<u16> {
     let attention = load(bench, step.heads.dim, form);
     let world = World::<bf16>::new(step, 3);
     let mut run = Run::new(bench, &world, form, positions, split_len);
@@ -248,8 +248,8 @@ device_test! {
         let step = Step { heads: heads(2, 2, 64), window: None, page_size: 16, spans: vec![(99, 1)] };
         let world = World::<bf16>::new(step, 9);
         common::on_every_schedule(|bench| {
-            let attention = load::<bf16>(bench, 64, Form::Split);
-            let mut run = Run::new(bench, &world, Form::Split, 100, 64);
+            let attention = load::<bf16>(bench, 64, Variant::Split);
+            let mut run = Run::new(bench, &world, Variant::Split, 100, 64);
             let (device, right) = (&run.device, run.shape);
             let mut refused = |shape: DecodeShape, partials: usize| {
                 let partials = run.partials.slice_mut(..partials).unwrap();
@@ -260,7 +260,7 @@ device_test! {
                 launched.unwrap_err().to_string()
             };
             // 1 sequence x 4 heads x 2 splits x (64 + 2).
-            assert_eq!(right.workspace_len(Form::Split), WorkspaceLen { partials: 528, arrivals: 0 });
+            assert_eq!(right.workspace_len(Variant::Split), WorkspaceLen { partials: 528, arrivals: 0 });
             assert_eq!(refused(right, 527), "attention_decode: workspace is 527, expected at least 528 elements");
             let shape = DecodeShape { split_len: 80, ..right };
             assert_eq!(refused(shape, 528), "attention_decode: split_len is 80, expected a multiple of 64");
@@ -309,10 +309,10 @@ device_test! {
         let step = Step { heads: heads(2, 2, 64), window: None, page_size: 16, spans: vec![(999, 1)] };
         let world = World::<bf16>::new(step, 9);
         common::on_every_hopper_schedule(|bench| {
-            let attention = load::<bf16>(bench, 64, Form::Cluster);
-            let mut run = Run::new(bench, &world, Form::Cluster, 1000, 64);
+            let attention = load::<bf16>(bench, 64, Variant::Cluster);
+            let mut run = Run::new(bench, &world, Variant::Cluster, 1000, 64);
             // 16 splits are 2 clusters: 1 sequence x 4 heads x 2 x (64 + 2).
-            assert_eq!(run.shape.workspace_len(Form::Cluster), WorkspaceLen { partials: 528, arrivals: 4 });
+            assert_eq!(run.shape.workspace_len(Variant::Cluster), WorkspaceLen { partials: 528, arrivals: 4 });
             run.arrivals = bench.stream.zeroed(3).unwrap();
             let error = run.launch(bench, &attention).unwrap_err().to_string();
             assert_eq!(error, "attention_decode: arrivals is 3, expected at least 4 elements");

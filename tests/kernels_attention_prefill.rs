@@ -9,7 +9,7 @@ mod prefill;
 use attention::{Step, World};
 use half::{bf16, f16};
 use prefill::{Run, heads, load, outputs};
-use rigel::backend::cuda::kernels::attention_prefill::{AttentionPrefill, Form, PrefillShape, tile_rows};
+use rigel::backend::cuda::kernels::attention_prefill::{AttentionPrefill, PrefillShape, Variant, tile_rows};
 use rigel::backend::cuda::kernels::paged::{AttentionInputs, Heads};
 
 /// Groups from 1 to 64, both head_dims, windows around nothing, a page and a tile of keys, pages of 16, 64 and 128.
@@ -54,20 +54,20 @@ fn steps() -> Vec<Step> {
 
 device_test! {
     fn prefill_in_bf16_agrees_with_float64() {
-        prefill::agrees::<bf16>(Form::Warp, steps());
+        prefill::agrees::<bf16>(Variant::Warp, steps());
     }
 }
 
 device_test! {
     fn prefill_in_f16_agrees_with_float64() {
-        prefill::agrees::<f16>(Form::Warp, steps());
+        prefill::agrees::<f16>(Variant::Warp, steps());
     }
 }
 
 device_test! {
     /// The comparison has the power to see a window that is off by one, in every row that it makes a difference to.
     fn a_window_off_by_one_is_seen() {
-        prefill::a_window_off_by_one_is_seen(Form::Warp, [5, 64], 90);
+        prefill::a_window_off_by_one_is_seen(Variant::Warp, [5, 64], 90);
     }
 }
 
@@ -82,11 +82,11 @@ device_test! {
                     page_size,
                     spans: spans.to_vec(),
                 };
-                let attention = load::<bf16>(bench, dim, Form::Warp);
+                let attention = load::<bf16>(bench, dim, Variant::Warp);
                 let width = group * dim;
-                let whole = outputs(bench, &attention, Form::Warp, step(64, &[(0, 140)]));
+                let whole = outputs(bench, &attention, Variant::Warp, step(64, &[(0, 140)]));
                 for (page_size, start, rows) in [(16, 0, 37), (128, 37, 90), (64, 127, 13), (64, 139, 1)] {
-                    let chunk = outputs(bench, &attention, Form::Warp, step(page_size, &[(start, rows), (3, 7), (0, 0)]));
+                    let chunk = outputs(bench, &attention, Variant::Warp, step(page_size, &[(start, rows), (3, 7), (0, 0)]));
                     let range = start as usize * width..(start + rows) as usize * width;
                     assert!(chunk == whole[range], "group {group}, window {window:?}: {rows} rows from {start} on");
                 }
@@ -97,7 +97,7 @@ device_test! {
 
 device_test! {
     fn attention_in_a_row_and_in_a_graph_gives_the_same_as_one_by_one() {
-        prefill::the_same_however_launched(Form::Warp);
+        prefill::the_same_however_launched(Variant::Warp);
     }
 }
 
@@ -106,8 +106,8 @@ device_test! {
         let step = Step { heads: heads(2, 2, 64), window: None, page_size: 16, spans: vec![(0, 5)] };
         let world = World::<bf16>::new(step, 9);
         common::on_every_schedule(|bench| {
-            let attention = load::<bf16>(bench, 64, Form::Warp);
-            let mut run = Run::new(bench, &world, Form::Warp);
+            let attention = load::<bf16>(bench, 64, Variant::Warp);
+            let mut run = Run::new(bench, &world, Variant::Warp);
             let tiles = bench.stream.upload(&run.tiles).unwrap();
             let right = run.shape;
             let device = &run.device;

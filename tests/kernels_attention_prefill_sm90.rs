@@ -10,7 +10,7 @@ mod prefill;
 use attention::Step;
 use half::{bf16, f16};
 use prefill::{heads, load, outputs};
-use rigel::backend::cuda::kernels::attention_prefill::{AttentionPrefill, Form};
+use rigel::backend::cuda::kernels::attention_prefill::{AttentionPrefill, Variant};
 
 /// The groups of the models and the extremes, both head_dims, windows around nothing, a page and a tile of 128 keys,
 /// pages of a part of a tile, a tile and more.
@@ -45,20 +45,20 @@ fn steps() -> Vec<Step> {
 
 device_test! {
     fn prefill_in_bf16_agrees_with_float64() {
-        prefill::agrees::<bf16>(Form::Warpgroup, steps());
+        prefill::agrees::<bf16>(Variant::Warpgroup, steps());
     }
 }
 
 device_test! {
     fn prefill_in_f16_agrees_with_float64() {
-        prefill::agrees::<f16>(Form::Warpgroup, steps());
+        prefill::agrees::<f16>(Variant::Warpgroup, steps());
     }
 }
 
 device_test! {
     /// The comparison has the power to see a window that is off by one, in every row that it makes a difference to.
     fn a_window_off_by_one_is_seen() {
-        prefill::a_window_off_by_one_is_seen(Form::Warpgroup, [5, 128], 190);
+        prefill::a_window_off_by_one_is_seen(Variant::Warpgroup, [5, 128], 190);
     }
 }
 
@@ -68,7 +68,7 @@ device_test! {
     fn chunks_and_blocks_have_the_bits_of_the_whole() {
         common::on_every_hopper_schedule(|bench| {
             for (group, dim, window) in [(12, 128, None), (9, 64, Some(50)), (1, 64, Some(130))] {
-                let attention = load::<bf16>(bench, dim, Form::Warpgroup);
+                let attention = load::<bf16>(bench, dim, Variant::Warpgroup);
                 let step = |page_size, spans: &[(u32, u32)]| Step {
                     heads: heads(group, 1, dim),
                     window,
@@ -76,15 +76,15 @@ device_test! {
                     spans: spans.to_vec(),
                 };
                 let width = group * dim;
-                let whole = outputs(bench, &attention, Form::Warpgroup, step(64, &[(0, 140)]));
+                let whole = outputs(bench, &attention, Variant::Warpgroup, step(64, &[(0, 140)]));
                 for (page_size, start, rows) in [(16, 0, 37), (128, 37, 90), (64, 127, 13), (64, 139, 1)] {
-                    let chunk = outputs(bench, &attention, Form::Warpgroup, step(page_size, &[(start, rows), (3, 7), (0, 0)]));
+                    let chunk = outputs(bench, &attention, Variant::Warpgroup, step(page_size, &[(start, rows), (3, 7), (0, 0)]));
                     let range = start as usize * width..(start + rows) as usize * width;
                     assert!(chunk == whole[range], "group {group}, window {window:?}: {rows} rows from {start} on");
                 }
                 // The other form's tiles are as good, if more than it takes.
-                for (blocks, form) in [(1, Form::Warpgroup), (3, Form::Warp)] {
-                    let attention = load::<bf16>(bench, dim, Form::Warpgroup).with_blocks(blocks);
+                for (blocks, form) in [(1, Variant::Warpgroup), (3, Variant::Warp)] {
+                    let attention = load::<bf16>(bench, dim, Variant::Warpgroup).with_blocks(blocks);
                     let few = outputs(bench, &attention, form, step(16, &[(0, 140), (250, 9)]));
                     assert!(few == whole, "group {group}, window {window:?}, {blocks} blocks, tiles of {form:?}");
                 }
@@ -100,18 +100,18 @@ device_test! {
             return;
         }
         let bench = common::hopper_bench();
-        let attention = load::<bf16>(&bench, 128, Form::Warpgroup);
+        let attention = load::<bf16>(&bench, 128, Variant::Warpgroup);
         let spans = [(250, 65), (0, 140), (0, 1)];
         common::assert_same_bits_however_often(&bench, || {
             let step = Step { heads: heads(12, 1, 128), window: Some(127), page_size: 16, spans: spans.to_vec() };
-            outputs(&bench, &attention, Form::Warpgroup, step)
+            outputs(&bench, &attention, Variant::Warpgroup, step)
         });
     }
 }
 
 device_test! {
     fn attention_in_a_row_and_in_a_graph_gives_the_same_as_one_by_one() {
-        prefill::the_same_however_launched(Form::Warpgroup);
+        prefill::the_same_however_launched(Variant::Warpgroup);
     }
 }
 
@@ -120,10 +120,10 @@ device_test! {
     fn hopper_alone_has_the_warpgroups_form() {
         common::on_every_schedule(|bench| {
             let is_hopper = bench.device().properties().compute_capability.number() == 90;
-            let form = Form::of(bench.device().properties());
-            assert_eq!(form, if is_hopper { Form::Warpgroup } else { Form::Warp });
+            let form = Variant::of(bench.device().properties());
+            assert_eq!(form, if is_hopper { Variant::Warpgroup } else { Variant::Warp });
             assert_eq!(form.kernel_name("bf16", 64).contains("_sm90_"), is_hopper);
-            let loaded = AttentionPrefill::<f16>::load_form(bench.device(), 64, Form::Warpgroup);
+            let loaded = AttentionPrefill::<f16>::load_variant(bench.device(), 64, Variant::Warpgroup);
             assert_eq!(loaded.is_ok(), is_hopper);
             let error = AttentionPrefill::<f16>::load(bench.device(), 96).err().expect("no such kernel");
             assert_eq!(error.to_string(), "attention_prefill: head_dim is 96, expected 64 or 128");

@@ -1,28 +1,28 @@
 //! `gemm` against float64 loops in every tile, and its tiles against each other.
 
 mod common;
-#[path = "common/product.rs"]
-mod product;
+#[path = "common/linear.rs"]
+mod linear;
 
 use common::{Bench, Half};
 use half::{bf16, f16};
-use product::{Case, Padding, QkvCase, properties, refusal};
-use rigel::backend::Arithmetic;
+use linear::{Case, Padding, QkvCase, properties, refusal};
+use rigel::backend::Determinism;
 use rigel::backend::cuda::kernels::BiasTerm;
 use rigel::backend::cuda::kernels::gemm::{Limits, Plan, Tile};
-use rigel::backend::cuda::kernels::product::{
-    Epilogue, Head, Path, ProductInputs, ProductShape, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
+use rigel::backend::cuda::kernels::linear::{
+    Epilogue, GemmAlgorithm, GemmShape, Head, LinearInputs, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
 };
 
 /// The plan of a tile on this device; none where it does not fit.
-fn plan(bench: &Bench, shape: ProductShape, tile: Tile) -> Option<Plan> {
+fn plan(bench: &Bench, shape: GemmShape, tile: Tile) -> Option<Plan> {
     Plan::with_tile(Limits::from(bench.device().properties()), shape, tile)
 }
 
 /// Sizes around a tile's own: one row, one fewer and one more than the tile, two and some; the same of columns; sums
 /// of one vector, around one stage, and longer than the ring.
-fn shapes(tile: Tile) -> [ProductShape; 6] {
-    let (r, c, d) = (tile.rows() as usize, tile.columns() as usize, tile.depth() as usize);
+fn shapes(tile: Tile) -> [GemmShape; 6] {
+    let (r, c, d) = (tile.m() as usize, tile.n() as usize, tile.k() as usize);
     [
         (1, c, d - 8),
         (r - 1, 8, d + 8),
@@ -31,7 +31,7 @@ fn shapes(tile: Tile) -> [ProductShape; 6] {
         (r, c, 9 * d),
         (2 * r + 7, 2 * c + 24, d),
     ]
-    .map(|(rows, columns, depth)| ProductShape { rows, columns, depth })
+    .map(|(rows, columns, depth)| GemmShape { m: rows, n: columns, k: depth })
 }
 
 /// Cases of every tile, made before the schedules.
@@ -47,8 +47,8 @@ fn cases<T: Half>() -> Vec<(Tile, Case<T>)> {
 
 fn multiplies<T: Half>(bench: &Bench, cases: &[(Tile, Case<T>)], turn: usize) {
     let cases = cases.iter();
-    let planned = cases.filter_map(|(tile, case)| Some((Path::Gemm(plan(bench, case.shape, *tile)?), case)));
-    product::multiplies(bench, planned, turn);
+    let planned = cases.filter_map(|(tile, case)| Some((GemmAlgorithm::Sm80(plan(bench, case.shape, *tile)?), case)));
+    linear::multiplies(bench, planned, turn);
 }
 
 device_test! {
@@ -80,7 +80,7 @@ fn qkv_cases<T: Half>() -> Vec<QkvCase<T>> {
     let cases = QKV.into_iter().enumerate();
     cases
         .flat_map(|(index, (rows, depth, heads, kv_heads, head_dim, page_size))| {
-            let shape = QkvShape { rows, depth, heads, kv_heads, head_dim, page_size };
+            let shape = QkvShape { rows, k: depth, heads, kv_heads, head_dim, page_size };
             let bias = if index == 2 { BiasTerm::Absent } else { BiasTerm::Present };
             [Padding::None, Padding::LastRows].map(|padding| QkvCase::new(shape, bias, padding, index as u64))
         })
@@ -91,11 +91,11 @@ fn rotates_and_caches<T: Half>(bench: &Bench, cases: &[QkvCase<T>]) {
     let projection = QkvProjection::<T>::load(bench.device()).unwrap();
     for (index, case) in cases.iter().enumerate() {
         // The plan's own tile, and one in turn.
-        let shape = case.product_shape();
+        let shape = case.gemm_shape();
         let chosen = Plan::choose(Limits::from(bench.device().properties()), shape);
         let turn = plan(bench, shape, Tile::ALL[index / 2 % Tile::ALL.len()]);
         for plan in [Some(chosen), turn.filter(|plan| *plan != chosen)].into_iter().flatten() {
-            case.check(bench, &projection, Path::Gemm(plan));
+            case.check(bench, &projection, GemmAlgorithm::Sm80(plan));
         }
     }
 }
@@ -119,24 +119,24 @@ device_test! {
 fn invariant<T: Half>(bench: &Bench, case: &Case<T>) {
     let projection = Projection::<T>::load(bench.device(), Epilogue::BiasGelu).unwrap();
     let operands = case.upload(bench);
-    let columns = case.shape.columns;
+    let columns = case.shape.n;
     let compute = |first: usize, rows: usize, plan: Plan| {
-        case.bits_of(bench, &projection, &operands, first..first + rows, Path::Gemm(plan))
+        case.bits_of(bench, &projection, &operands, first..first + rows, GemmAlgorithm::Sm80(plan))
     };
-    let base = Plan { tile: Tile::Rows32Columns64, stages: 3, group: 1 };
-    let all = compute(0, case.shape.rows, base);
+    let base = Plan { tile: Tile::M32N64, stages: 3, group: 1 };
+    let all = compute(0, case.shape.m, base);
     let own = [
         Plan { stages: 4, group: 2, ..base },
         Plan { stages: 8, group: 3, ..base },
-        Plan { tile: Tile::Rows64Columns64, stages: 4, group: 2 },
-        Plan { tile: Tile::Rows64Columns64, stages: 6, group: 1 },
-        Plan { tile: Tile::Rows128Columns128, stages: 3, group: 1 },
+        Plan { tile: Tile::M64N64, stages: 4, group: 2 },
+        Plan { tile: Tile::M64N64, stages: 6, group: 1 },
+        Plan { tile: Tile::M128N128, stages: 3, group: 1 },
     ];
-    for plan in own.into_iter().chain(plan(bench, case.shape, Tile::Rows128Columns256)) {
-        assert!(compute(0, case.shape.rows, plan) == all, "{} {plan:?}", T::NAME);
+    for plan in own.into_iter().chain(plan(bench, case.shape, Tile::M128N256)) {
+        assert!(compute(0, case.shape.m, plan) == all, "{} {plan:?}", T::NAME);
     }
     for (first, rows) in [(0, 1), (31, 2), (5, 17), (33, 40)] {
-        for plan in [base, Plan { tile: Tile::Rows64Columns64, stages: 8, group: 1 }] {
+        for plan in [base, Plan { tile: Tile::M64N64, stages: 8, group: 1 }] {
             // Eight stages of 16 KiB are more than some devices have.
             let fits = (plan.stages * 16) << 10 <= bench.device().properties().shared_bytes;
             let plan = if fits { plan } else { base };
@@ -148,7 +148,7 @@ fn invariant<T: Half>(bench: &Bench, case: &Case<T>) {
 
 device_test! {
     fn a_row_has_the_same_bits_in_every_tile_and_with_any_rows_beside_it() {
-        let shape = ProductShape { rows: 90, columns: 136, depth: 472 };
+        let shape = GemmShape { m: 90, n: 136, k: 472 };
         let first = Case::<bf16>::new(shape, BiasTerm::Present, 5);
         let second = Case::<f16>::new(shape, BiasTerm::Present, 6);
         common::on_every_schedule(|bench| {
@@ -160,38 +160,38 @@ device_test! {
 
 device_test! {
     fn products_follow_each_other_without_waiting_and_replay_as_a_graph() {
-        common::on_every_schedule(|bench| product::an_mlp_is_the_same_however_launched(bench, 37, Arithmetic::BatchInvariant));
+        common::on_every_schedule(|bench| linear::an_mlp_is_the_same_however_launched(bench, 37, Determinism::BatchInvariant));
     }
 }
 
 device_test! {
     fn wrong_operands_are_refused_by_name() {
-        let shape = ProductShape { rows: 20, columns: 24, depth: 40 };
+        let shape = GemmShape { m: 20, n: 24, k: 40 };
         let case = Case::<bf16>::new(shape, BiasTerm::Present, 3);
         common::on_every_schedule(|bench| {
             let projection = Projection::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
             let operands = case.upload(bench);
             let mut out = case.output(bench, Epilogue::BiasGelu);
             let mut refused = |shape, inputs| refusal(projection.launch(&bench.stream, shape, inputs, out.view_mut()));
-            let depth = ProductShape { depth: 44, ..shape };
-            assert_eq!(refused(depth, operands.inputs()), "gemm: depth is 44, expected a multiple of 8");
-            let depth = ProductShape { depth: 1 << 31, ..shape };
-            assert_eq!(refused(depth, operands.inputs()), "gemm: depth is 2147483648, expected 1 to 2147483640");
-            let columns = ProductShape { columns: 25, ..shape };
-            assert_eq!(refused(columns, operands.inputs()), "gemm: columns is 25, expected a multiple of 8");
-            let columns = ProductShape { columns: 32, ..shape };
+            let depth = GemmShape { k: 44, ..shape };
+            assert_eq!(refused(depth, operands.inputs()), "gemm: k is 44, expected a multiple of 8");
+            let depth = GemmShape { k: 1 << 31, ..shape };
+            assert_eq!(refused(depth, operands.inputs()), "gemm: k is 2147483648, expected 1 to 2147483640");
+            let columns = GemmShape { n: 25, ..shape };
+            assert_eq!(refused(columns, operands.inputs()), "gemm: n is 25, expected a multiple of 8");
+            let columns = GemmShape { n: 32, ..shape };
             assert_eq!(refused(columns, operands.inputs()), "gemm: weights is 960, expected 32 x 40 elements");
-            let rows = ProductShape { rows: 0, ..shape };
-            assert_eq!(refused(rows, operands.inputs()), "gemv: rows is 0, expected 1 to 16");
-            let rows = ProductShape { rows: usize::MAX, ..shape };
-            assert!(refused(rows, operands.inputs()).starts_with("gemm: rows is 18446744073709551615, expected 1 to"));
+            let rows = GemmShape { m: 0, ..shape };
+            assert_eq!(refused(rows, operands.inputs()), "gemv: m is 0, expected 1 to 16");
+            let rows = GemmShape { m: usize::MAX, ..shape };
+            assert!(refused(rows, operands.inputs()).starts_with("gemm: m is 18446744073709551615, expected 1 to"));
             let long = bench.stream.zeroed::<bf16>(20 * 40 + 4).unwrap();
-            let shifted = ProductInputs { x: long.slice(4..).unwrap(), ..operands.inputs() };
+            let shifted = LinearInputs { x: long.slice(4..).unwrap(), ..operands.inputs() };
             assert_eq!(refused(shape, shifted), "gemm: x is aligned to 8 bytes, expected aligned to 16");
 
-            let plan = Plan { tile: Tile::Rows32Columns64, stages: 3, group: 1 };
+            let plan = Plan { tile: Tile::M32N64, stages: 3, group: 1 };
             let mut refused_plan = |plan| {
-                refusal(projection.launch_by(Path::Gemm(plan), &bench.stream, shape, operands.inputs(), out.view_mut()))
+                refusal(projection.launch_with(GemmAlgorithm::Sm80(plan), &bench.stream, shape, operands.inputs(), out.view_mut()))
             };
             assert_eq!(refused_plan(Plan { stages: 5, ..plan }), "gemm: stages is 5, expected 3, 4, 6 or 8");
             assert_eq!(refused_plan(Plan { group: 0, ..plan }), "gemm: group is 0, expected 1 to 1");
@@ -208,8 +208,8 @@ device_test! {
 
 device_test! {
     fn wrong_heads_pages_and_tables_are_refused_by_name() {
-        let shape = QkvShape { rows: 20, depth: 40, heads: 2, kv_heads: 1, head_dim: 64, page_size: 16 };
-        let product = ProductShape { rows: 20, columns: 256, depth: 40 };
+        let shape = QkvShape { rows: 20, k: 40, heads: 2, kv_heads: 1, head_dim: 64, page_size: 16 };
+        let product = GemmShape { m: 20, n: 256, k: 40 };
         let case = Case::<bf16>::new(product, BiasTerm::Present, 3);
         common::on_every_schedule(|bench| {
             let stream = &bench.stream;
@@ -256,11 +256,11 @@ device_test! {
 /// The front door's own choice, at the sizes where it changes.
 #[test]
 fn more_rows_than_gemv_takes_go_to_gemm() {
-    let path = |rows| Path::choose(&properties((8, 0)), ProductShape { rows, columns: 6144, depth: 6144 });
-    assert_eq!((path(1), path(16)), (Path::Gemv, Path::Gemv));
-    assert!(matches!(path(17), Path::Gemm(_)));
+    let algorithm = |rows| GemmAlgorithm::choose(&properties((8, 0)), GemmShape { m: rows, n: 6144, k: 6144 });
+    assert_eq!((algorithm(1), algorithm(16)), (GemmAlgorithm::Gemv, GemmAlgorithm::Gemv));
+    assert!(matches!(algorithm(17), GemmAlgorithm::Sm80(_)));
     // In batch-invariant arithmetic everywhere.
-    let shape = ProductShape { rows: 17, columns: 6144, depth: 6144 };
-    let path = Path::choose_for(Arithmetic::BatchInvariant, &properties((9, 0)), shape);
-    assert!(matches!(path, Path::Gemm(_)), "{path:?}");
+    let shape = GemmShape { m: 17, n: 6144, k: 6144 };
+    let algorithm = GemmAlgorithm::choose_for(Determinism::BatchInvariant, &properties((9, 0)), shape);
+    assert!(matches!(algorithm, GemmAlgorithm::Sm80(_)), "{algorithm:?}");
 }

@@ -1,16 +1,16 @@
 //! `gemv` against float64 loops, and against itself with other rows beside a row.
 
 mod common;
-#[path = "common/product.rs"]
-mod product;
+#[path = "common/linear.rs"]
+mod linear;
 
 use common::{Bench, Half};
 use half::{bf16, f16};
-use product::{Case, EPILOGUES, Padding, QkvCase, refusal};
-use rigel::backend::Arithmetic;
+use linear::{Case, EPILOGUES, Padding, QkvCase, refusal};
+use rigel::backend::Determinism;
 use rigel::backend::cuda::kernels::gemv::MAX_ROWS;
-use rigel::backend::cuda::kernels::product::{
-    Epilogue, Head, Path, ProductInputs, ProductShape, Projection, QkvProjection, QkvShape,
+use rigel::backend::cuda::kernels::linear::{
+    Epilogue, GemmAlgorithm, GemmShape, Head, LinearInputs, Projection, QkvProjection, QkvShape,
 };
 use rigel::backend::cuda::kernels::{BiasTerm, WeightMatrix};
 use rigel::checkpoint::Dtype;
@@ -41,7 +41,7 @@ fn cases<T: Half>() -> Vec<Case<T>> {
     shapes
         .map(|(index, (rows, columns, depth))| {
             let bias = if index % 4 == 3 { BiasTerm::Absent } else { BiasTerm::Present };
-            Case::new(ProductShape { rows, columns, depth }, bias, index as u64)
+            Case::new(GemmShape { m: rows, n: columns, k: depth }, bias, index as u64)
         })
         .collect()
 }
@@ -49,10 +49,10 @@ fn cases<T: Half>() -> Vec<Case<T>> {
 fn multiplies<T: Half>(bench: &Bench, cases: &[Case<T>]) {
     for epilogue in EPILOGUES {
         let projection = Projection::<T>::load(bench.device(), epilogue).unwrap();
-        cases.iter().for_each(|case| case.check(bench, &projection, epilogue, Path::Gemv));
+        cases.iter().for_each(|case| case.check(bench, &projection, epilogue, GemmAlgorithm::Gemv));
     }
     let head = Head::<T>::load(bench.device()).unwrap();
-    cases.iter().for_each(|case| case.check_logits(bench, &head, Path::Gemv));
+    cases.iter().for_each(|case| case.check_logits(bench, &head, GemmAlgorithm::Gemv));
 }
 
 device_test! {
@@ -91,7 +91,7 @@ fn qkv_cases<T: Half>() -> Vec<QkvCase<T>> {
     let cases = QKV.into_iter().enumerate();
     cases
         .flat_map(|(index, (rows, depth, heads, kv_heads, head_dim, page_size))| {
-            let shape = QkvShape { rows, depth, heads, kv_heads, head_dim, page_size };
+            let shape = QkvShape { rows, k: depth, heads, kv_heads, head_dim, page_size };
             let bias = if index == 2 { BiasTerm::Absent } else { BiasTerm::Present };
             [Padding::None, Padding::LastRows].map(|padding| QkvCase::new(shape, bias, padding, index as u64))
         })
@@ -100,7 +100,7 @@ fn qkv_cases<T: Half>() -> Vec<QkvCase<T>> {
 
 fn rotates_and_caches<T: Half>(bench: &Bench, cases: &[QkvCase<T>]) {
     let projection = QkvProjection::<T>::load(bench.device()).unwrap();
-    cases.iter().for_each(|case| case.check(bench, &projection, Path::Gemv));
+    cases.iter().for_each(|case| case.check(bench, &projection, GemmAlgorithm::Gemv));
 }
 
 device_test! {
@@ -116,13 +116,13 @@ device_test! {
 /// The first `rows` rows of a case, computed with no other row beside them, have the bits that they have in the whole.
 fn invariant<T: Half>(bench: &Bench, case: &Case<T>, epilogue: Epilogue) {
     let projection = Projection::<T>::load(bench.device(), epilogue).unwrap();
-    let ProductShape { columns, depth, .. } = case.shape;
+    let GemmShape { n: columns, k: depth, .. } = case.shape;
     let operands = case.upload(bench);
     let compute = |first: usize, rows: usize| -> Vec<u16> {
-        let shape = ProductShape { rows, ..case.shape };
+        let shape = GemmShape { m: rows, ..case.shape };
         let x = bench.upload(&case.x[first * depth..(first + rows) * depth]);
         let mut out = bench.upload(&case.residual[first * columns..(first + rows) * columns]);
-        let inputs = ProductInputs { x: x.view(), ..operands.inputs() };
+        let inputs = LinearInputs { x: x.view(), ..operands.inputs() };
         projection.launch(&bench.stream, shape, inputs, out.view_mut()).unwrap();
         bench.download(out.view()).into_iter().map(|value| bytemuck::cast(value)).collect()
     };
@@ -137,7 +137,7 @@ fn invariant<T: Half>(bench: &Bench, case: &Case<T>, epilogue: Epilogue) {
 
 device_test! {
     fn a_row_has_the_same_bits_with_any_rows_beside_it() {
-        let shape = ProductShape { rows: MAX_ROWS, columns: 40, depth: 1416 };
+        let shape = GemmShape { m: MAX_ROWS, n: 40, k: 1416 };
         let first = Case::<bf16>::new(shape, BiasTerm::Present, 99);
         let second = Case::<f16>::new(shape, BiasTerm::Present, 99);
         common::on_every_schedule(|bench| {
@@ -151,41 +151,41 @@ device_test! {
 
 device_test! {
     fn products_follow_each_other_without_waiting_and_replay_as_a_graph() {
-        common::on_every_schedule(|bench| product::an_mlp_is_the_same_however_launched(bench, 3, Arithmetic::Fastest));
+        common::on_every_schedule(|bench| linear::an_mlp_is_the_same_however_launched(bench, 3, Determinism::Fast));
     }
 }
 
 device_test! {
     fn wrong_operands_are_refused_by_name() {
-        let shape = ProductShape { rows: 2, columns: 24, depth: 40 };
+        let shape = GemmShape { m: 2, n: 24, k: 40 };
         let case = Case::<bf16>::new(shape, BiasTerm::Present, 3);
         common::on_every_schedule(|bench| {
             let projection = Projection::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
             let operands = case.upload(bench);
             let mut out = case.output(bench, Epilogue::BiasGelu);
             let mut refused = |shape, inputs| {
-                refusal(projection.launch_by(Path::Gemv, &bench.stream, shape, inputs, out.view_mut()))
+                refusal(projection.launch_with(GemmAlgorithm::Gemv, &bench.stream, shape, inputs, out.view_mut()))
             };
-            let rows = ProductShape { rows: MAX_ROWS + 1, ..shape };
-            assert_eq!(refused(rows, operands.inputs()), "gemv: rows is 17, expected 1 to 16");
-            let depth = ProductShape { depth: 44, ..shape };
-            assert_eq!(refused(depth, operands.inputs()), "gemv: depth is 44, expected a multiple of 8");
-            let columns = ProductShape { columns: 25, ..shape };
-            assert_eq!(refused(columns, operands.inputs()), "gemv: columns is 25, expected a multiple of 8");
-            let columns = ProductShape { columns: 32, ..shape };
+            let rows = GemmShape { m: MAX_ROWS + 1, ..shape };
+            assert_eq!(refused(rows, operands.inputs()), "gemv: m is 17, expected 1 to 16");
+            let depth = GemmShape { k: 44, ..shape };
+            assert_eq!(refused(depth, operands.inputs()), "gemv: k is 44, expected a multiple of 8");
+            let columns = GemmShape { n: 25, ..shape };
+            assert_eq!(refused(columns, operands.inputs()), "gemv: n is 25, expected a multiple of 8");
+            let columns = GemmShape { n: 32, ..shape };
             assert_eq!(refused(columns, operands.inputs()), "gemv: weights is 960, expected 32 x 40 elements");
             let long = bench.stream.zeroed::<bf16>(2 * 40 + 4).unwrap();
-            let shifted = ProductInputs { x: long.slice(4..).unwrap(), ..operands.inputs() };
+            let shifted = LinearInputs { x: long.slice(4..).unwrap(), ..operands.inputs() };
             assert_eq!(refused(shape, shifted), "gemv: x is aligned to 8 bytes, expected aligned to 16");
             let halves = bench.stream.zeroed::<f16>(24 * 40).unwrap();
-            let other = ProductInputs { weights: halves.view().into(), ..operands.inputs() };
+            let other = LinearInputs { weights: halves.view().into(), ..operands.inputs() };
             assert_eq!(refused(shape, other), "gemv: the weights' format is F16, expected BF16");
             let eight = WeightFormat { code: Code::Integer { bits: 8 }, ..WeightFormat::dense(Dtype::Bf16) };
             let quantised = WeightMatrix { format: eight, ..operands.inputs().weights };
-            let quantised = ProductInputs { weights: quantised, ..operands.inputs() };
+            let quantised = LinearInputs { weights: quantised, ..operands.inputs() };
             assert_eq!(refused(shape, quantised), "gemv: the weights' format is quantised, expected BF16");
             let short = bench.stream.zeroed::<bf16>(16).unwrap();
-            let bias = ProductInputs { bias: Some(short.view()), ..operands.inputs() };
+            let bias = LinearInputs { bias: Some(short.view()), ..operands.inputs() };
             assert_eq!(refused(shape, bias), "gemv: bias is 16, expected 1 x 24 elements");
         });
     }

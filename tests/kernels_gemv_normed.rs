@@ -5,11 +5,11 @@ mod common;
 use common::{Bench, Half, Random};
 use half::{bf16, f16};
 use rigel::backend::cuda::kernels::BiasTerm;
-use rigel::backend::cuda::kernels::gemv_normed::{self, Matrix, NormedProducts, NormedRows};
-use rigel::backend::cuda::kernels::norm::{Norm, NormForm, NormShape, NormWeights};
-use rigel::backend::cuda::kernels::product::{
-    Epilogue, Head, Path, ProductInputs, ProductShape, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
+use rigel::backend::cuda::kernels::gemv_normed::{self, Matrix, NormedGemv, NormedRows};
+use rigel::backend::cuda::kernels::linear::{
+    Epilogue, GemmAlgorithm, GemmShape, Head, LinearInputs, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
 };
+use rigel::backend::cuda::kernels::norm::{Norm, NormShape, NormVariant, NormWeights};
 use rigel::backend::cuda::{Buffer, CudaError};
 use rigel::model::WeightFormat;
 
@@ -22,7 +22,7 @@ const HIDDEN_ROWS: usize = 5;
 
 /// Rows ahead of their norm, its weights, and a matrix.
 struct Case<T> {
-    shape: ProductShape,
+    shape: GemmShape,
     width: usize,
     hidden: Vec<T>,
     norm: [Vec<T>; 2],
@@ -50,13 +50,13 @@ impl<T: Half> Case<T> {
         let (hidden, weights) = (padded(HIDDEN_ROWS, 0.3, 2.0), padded(columns, 0.0, 3.0 / (width as f64).sqrt()));
         let norm = [padded(1, 1.0, 0.3), padded(1, 0.0, 0.3)];
         let bias = random.elements(columns, 0.0, 1.0);
-        Case { shape: ProductShape { rows, columns, depth }, width, hidden, norm, weights, bias }
+        Case { shape: GemmShape { m: rows, n: columns, k: depth }, width, hidden, norm, weights, bias }
     }
 
     fn upload(&self, bench: &Bench) -> OnDevice<T> {
         OnDevice {
             hidden: bench.upload(&self.hidden),
-            gather: bench.stream.upload(&[3u32, 1][..self.shape.rows]).unwrap(),
+            gather: bench.stream.upload(&[3u32, 1][..self.shape.m]).unwrap(),
             norm: [bench.upload(&self.norm[0]), bench.upload(&self.norm[1])],
             weights: bench.upload(&self.weights),
             bias: bench.upload(&self.bias),
@@ -64,17 +64,17 @@ impl<T: Half> Case<T> {
     }
 
     fn norm_shape(&self) -> NormShape {
-        NormShape { rows: self.shape.rows, width: self.width, epsilon: EPSILON }
+        NormShape { rows: self.shape.m, width: self.width, epsilon: EPSILON }
     }
 }
 
 impl<T: Half> OnDevice<T> {
-    fn norm(&self, form: NormForm) -> NormWeights<'_, T> {
-        let bias = (form == NormForm::Layer).then(|| self.norm[1].view());
+    fn norm(&self, form: NormVariant) -> NormWeights<'_, T> {
+        let bias = (form == NormVariant::Layer).then(|| self.norm[1].view());
         NormWeights { weight: self.norm[0].view(), bias }
     }
 
-    fn rows(&self, case: &Case<T>, form: NormForm, gathered: bool) -> NormedRows<'_, T> {
+    fn rows(&self, case: &Case<T>, form: NormVariant, gathered: bool) -> NormedRows<'_, T> {
         NormedRows {
             hidden: self.hidden.view(),
             gather: gathered.then(|| self.gather.view()),
@@ -94,9 +94,9 @@ fn same_bits<T: bytemuck::Pod>(found: &[T], expected: &[T], place: &str) {
 }
 
 /// The rows that the products are of, by the norm kernel.
-fn normed<T: Half>(bench: &Bench, case: &Case<T>, on: &OnDevice<T>, form: NormForm, gathered: bool) -> Buffer<T> {
+fn normed<T: Half>(bench: &Bench, case: &Case<T>, on: &OnDevice<T>, form: NormVariant, gathered: bool) -> Buffer<T> {
     let norm = Norm::<T>::load(bench.device(), form).unwrap();
-    let (shape, mut out) = (case.norm_shape(), bench.poisoned(case.shape.rows * case.shape.depth));
+    let (shape, mut out) = (case.norm_shape(), bench.poisoned(case.shape.m * case.shape.k));
     let (hidden, weights) = (on.hidden.view(), on.norm(form));
     if gathered {
         // SAFETY: rows 3 and 1 of five.
@@ -104,25 +104,25 @@ fn normed<T: Half>(bench: &Bench, case: &Case<T>, on: &OnDevice<T>, form: NormFo
             norm.gather_and_normalise(&bench.stream, shape, hidden, on.gather.view(), weights, out.view_mut()).unwrap()
         };
     } else {
-        let first = on.hidden.slice(..case.shape.rows * case.shape.depth).unwrap();
+        let first = on.hidden.slice(..case.shape.m * case.shape.k).unwrap();
         norm.normalise(&bench.stream, shape, first, weights, out.view_mut()).unwrap();
     }
     out
 }
 
-fn has_the_bits_of_both<T: Half>(bench: &Bench, case: &Case<T>, form: NormForm) {
+fn has_the_bits_of_both<T: Half>(bench: &Bench, case: &Case<T>, form: NormVariant) {
     let place = format!("{} {form:?} {:?}", T::NAME, case.shape);
     let (on, stream) = (case.upload(bench), &bench.stream);
-    let products = NormedProducts::<T>::load(bench.device(), form).unwrap();
-    let norm_bias = if form == NormForm::Layer { BiasTerm::Present } else { BiasTerm::Absent };
+    let products = NormedGemv::<T>::load(bench.device(), form).unwrap();
+    let norm_bias = if form == NormVariant::Layer { BiasTerm::Present } else { BiasTerm::Absent };
     let norm = case.norm_shape().work(form, norm_bias);
-    let len = case.shape.rows * case.shape.columns;
+    let len = case.shape.m * case.shape.n;
 
     let x = normed(bench, case, &on, form, false);
-    let inputs = ProductInputs { x: x.view(), weights: on.weights.view().into(), bias: Some(on.bias.view()) };
+    let inputs = LinearInputs { x: x.view(), weights: on.weights.view().into(), bias: Some(on.bias.view()) };
     let (mut expected, mut found) = (bench.poisoned::<T>(len), bench.poisoned::<T>(len));
     let projection = Projection::<T>::load(bench.device(), Epilogue::BiasGelu).unwrap();
-    projection.launch_by(Path::Gemv, stream, case.shape, inputs, expected.view_mut()).unwrap();
+    projection.launch_with(GemmAlgorithm::Gemv, stream, case.shape, inputs, expected.view_mut()).unwrap();
     let product = case.shape.work(&WeightFormat::dense(T::DTYPE), Epilogue::BiasGelu, BiasTerm::Present);
     bench.run(gemv_normed::work_of_both(norm, product), || {
         // SAFETY: nothing is gathered.
@@ -133,7 +133,8 @@ fn has_the_bits_of_both<T: Half>(bench: &Bench, case: &Case<T>, form: NormForm) 
     let x = normed(bench, case, &on, form, true);
     let (mut expected, mut found) = (stream.alloc::<f32>(len).unwrap(), stream.alloc::<f32>(len).unwrap());
     let head = Head::<T>::load(bench.device()).unwrap();
-    head.launch_by(Path::Gemv, stream, case.shape, x.view(), on.weights.view().into(), expected.view_mut()).unwrap();
+    head.launch_with(GemmAlgorithm::Gemv, stream, case.shape, x.view(), on.weights.view().into(), expected.view_mut())
+        .unwrap();
     // SAFETY: rows 3 and 1 of five.
     unsafe {
         let rows = on.rows(case, form, true);
@@ -146,8 +147,8 @@ fn all<T: Half>() {
     let cases: Vec<Case<T>> = SHAPES.iter().map(|(rows, columns, width)| Case::new(*rows, *columns, *width)).collect();
     common::on_every_schedule(|bench| {
         for case in &cases {
-            has_the_bits_of_both(bench, case, NormForm::Layer);
-            has_the_bits_of_both(bench, case, NormForm::Rms);
+            has_the_bits_of_both(bench, case, NormVariant::Layer);
+            has_the_bits_of_both(bench, case, NormVariant::Rms);
         }
     });
 }
@@ -166,8 +167,8 @@ device_test! {
 
 device_test! {
     fn queries_keys_and_values_have_the_bits_of_norm_and_gemv() {
-        let shape = QkvShape { rows: 2, depth: 72, heads: 2, kv_heads: 1, head_dim: 64, page_size: 16 };
-        let case = Case::<bf16>::new(2, shape.product_shape().columns, 72);
+        let shape = QkvShape { rows: 2, k: 72, heads: 2, kv_heads: 1, head_dim: 64, page_size: 16 };
+        let case = Case::<bf16>::new(2, shape.gemm_shape().n, 72);
         common::on_every_schedule(|bench| {
             let (on, stream) = (case.upload(bench), &bench.stream);
             let words = |words: &[u32]| stream.upload(words).unwrap();
@@ -183,14 +184,14 @@ device_test! {
                 launch(out_views).unwrap();
                 out.map(|buffer| bench.download(buffer.view())).concat()
             };
-            let x = normed(bench, &case, &on, NormForm::Layer, false);
-            let inputs = ProductInputs { x: x.view(), weights: on.weights.view().into(), bias: Some(on.bias.view()) };
+            let x = normed(bench, &case, &on, NormVariant::Layer, false);
+            let inputs = LinearInputs { x: x.view(), weights: on.weights.view().into(), bias: Some(on.bias.view()) };
             let projection = QkvProjection::<bf16>::load(bench.device()).unwrap();
-            let expected = run(&|out| projection.launch_by(Path::Gemv, stream, shape, inputs, places, out));
-            let products = NormedProducts::<bf16>::load(bench.device(), NormForm::Layer).unwrap();
+            let expected = run(&|out| projection.launch_with(GemmAlgorithm::Gemv, stream, shape, inputs, places, out));
+            let products = NormedGemv::<bf16>::load(bench.device(), NormVariant::Layer).unwrap();
             // SAFETY: nothing is gathered.
             let found = run(&|out| unsafe {
-                products.qkv(stream, shape, on.rows(&case, NormForm::Layer, false), on.matrix(), places, out)
+                products.qkv(stream, shape, on.rows(&case, NormVariant::Layer, false), on.matrix(), places, out)
             });
             assert!(expected.iter().filter(|x| **x != bf16::ZERO).count() > 400);
             same_bits(&found, &expected, "queries, keys and values");
@@ -203,23 +204,23 @@ device_test! {
         let case = Case::<bf16>::new(2, 16, 40);
         common::on_every_schedule(|bench| {
             let on = case.upload(bench);
-            let products = NormedProducts::<bf16>::load(bench.device(), NormForm::Rms).unwrap();
+            let products = NormedGemv::<bf16>::load(bench.device(), NormVariant::Rms).unwrap();
             let mut out = bench.poisoned::<bf16>(48);
-            let mut refused = |shape: ProductShape, rows: NormedRows<'_, bf16>, expected: &str| {
-                let len = (shape.rows * shape.columns).min(48);
+            let mut refused = |shape: GemmShape, rows: NormedRows<'_, bf16>, expected: &str| {
+                let len = (shape.m * shape.n).min(48);
                 let out = out.slice_mut(..len).unwrap();
                 // SAFETY: it is refused, and no launch is made.
                 let result = unsafe { products.gelu(&bench.stream, shape, rows, on.matrix(), out) };
                 assert_eq!(result.unwrap_err().to_string(), expected);
             };
-            let rows = on.rows(&case, NormForm::Rms, false);
-            let more = ProductShape { rows: 3, ..case.shape };
-            refused(more, rows, "gemv_normed: rows is 3, expected 1 to 2");
-            let deeper = ProductShape { depth: 8200, ..case.shape };
-            refused(deeper, rows, "gemv_normed: depth is 8200, expected 1 to 8192");
+            let rows = on.rows(&case, NormVariant::Rms, false);
+            let more = GemmShape { m: 3, ..case.shape };
+            refused(more, rows, "gemv_normed: m is 3, expected 1 to 2");
+            let deeper = GemmShape { k: 8200, ..case.shape };
+            refused(deeper, rows, "gemv_normed: k is 8200, expected 1 to 8192");
             let wider = NormedRows { width: 30, ..rows };
             refused(case.shape, wider, "gemv_normed: width is 30, expected one that is padded to 40");
-            let biased = NormedRows { norm: on.norm(NormForm::Layer), ..rows };
+            let biased = NormedRows { norm: on.norm(NormVariant::Layer), ..rows };
             refused(case.shape, biased, "gemv_normed: bias is given, expected none for RMSNorm");
         });
     }

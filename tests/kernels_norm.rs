@@ -6,7 +6,7 @@ use common::{Bench, Half, Random, assert_close};
 use half::{bf16, f16};
 use rigel::backend::cuda::CudaError;
 use rigel::backend::cuda::kernels::BiasTerm;
-use rigel::backend::cuda::kernels::norm::{MAX_WIDTH, Norm, NormForm, NormShape, NormWeights};
+use rigel::backend::cuda::kernels::norm::{MAX_WIDTH, Norm, NormShape, NormVariant, NormWeights};
 
 /// One vector; a warp's worth of four each less one, exactly, and one more; odd; the models'; the widest.
 const WIDTHS: [usize; 9] = [8, 1016, 1024, 1032, 2056, 3072, 4608, 6144, MAX_WIDTH];
@@ -14,11 +14,11 @@ const WIDTHS: [usize; 9] = [8, 1016, 1024, 1032, 2056, 3072, 4608, 6144, MAX_WID
 const EPSILON: f32 = 1e-5;
 
 /// The definition, on the values that the kernel was given.
-fn reference<T: Half>(form: NormForm, x: &[T], weight: &[T], bias: Option<&[T]>) -> Vec<f64> {
+fn reference<T: Half>(form: NormVariant, x: &[T], weight: &[T], bias: Option<&[T]>) -> Vec<f64> {
     let width = weight.len();
     let row = |x: &[T]| -> Vec<f64> {
         let x: Vec<f64> = x.iter().map(|value| value.f64()).collect();
-        let mean = if form == NormForm::Layer { x.iter().sum::<f64>() / width as f64 } else { 0.0 };
+        let mean = if form == NormVariant::Layer { x.iter().sum::<f64>() / width as f64 } else { 0.0 };
         let variance = x.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / width as f64;
         let inverse = 1.0 / (variance + f64::from(EPSILON)).sqrt();
         let shift = |column: usize| bias.map_or(0.0, |bias| bias[column].f64());
@@ -27,7 +27,7 @@ fn reference<T: Half>(form: NormForm, x: &[T], weight: &[T], bias: Option<&[T]>)
     x.chunks_exact(width).flat_map(row).collect()
 }
 
-fn normalises<T: Half>(bench: &Bench, form: NormForm) {
+fn normalises<T: Half>(bench: &Bench, form: NormVariant) {
     let norm = Norm::<T>::load(bench.device(), form).unwrap();
     let mut random = Random(11);
     for (case, width) in WIDTHS.into_iter().enumerate() {
@@ -36,7 +36,7 @@ fn normalises<T: Half>(bench: &Bench, form: NormForm) {
         // A mean far from zero: one pass over squares would lose the variance in it.
         let hidden: Vec<T> = random.elements(rows * width, 8.0, 1.0);
         let weight: Vec<T> = random.elements(width, 1.0, 0.5);
-        let bias: Option<Vec<T>> = (form == NormForm::Layer).then(|| random.elements(width, 0.0, 1.0));
+        let bias: Option<Vec<T>> = (form == NormVariant::Layer).then(|| random.elements(width, 0.0, 1.0));
         let place = format!("{form:?} {} {rows} x {width}", T::NAME);
 
         let device_weight = bench.upload(&weight);
@@ -61,8 +61,8 @@ fn normalises<T: Half>(bench: &Bench, form: NormForm) {
 device_test! {
     fn layer_norm_agrees_with_its_definition() {
         common::on_every_schedule(|bench| {
-            normalises::<bf16>(bench, NormForm::Layer);
-            normalises::<f16>(bench, NormForm::Layer);
+            normalises::<bf16>(bench, NormVariant::Layer);
+            normalises::<f16>(bench, NormVariant::Layer);
         });
     }
 }
@@ -70,8 +70,8 @@ device_test! {
 device_test! {
     fn rms_norm_agrees_with_its_definition() {
         common::on_every_schedule(|bench| {
-            normalises::<bf16>(bench, NormForm::Rms);
-            normalises::<f16>(bench, NormForm::Rms);
+            normalises::<bf16>(bench, NormVariant::Rms);
+            normalises::<f16>(bench, NormVariant::Rms);
         });
     }
 }
@@ -79,17 +79,17 @@ device_test! {
 device_test! {
     fn layer_norm_works_without_a_bias() {
         common::on_every_schedule(|bench| {
-            let norm = Norm::<bf16>::load(bench.device(), NormForm::Layer).unwrap();
+            let norm = Norm::<bf16>::load(bench.device(), NormVariant::Layer).unwrap();
             let shape = NormShape { rows: 2, width: 264, epsilon: EPSILON };
             let mut random = Random(5);
             let (x, weight) = (random.elements::<bf16>(2 * 264, 0.0, 1.0), random.elements::<bf16>(264, 1.0, 0.5));
             let (hidden, device_weight) = (bench.upload(&x), bench.upload(&weight));
             let weights = NormWeights { weight: device_weight.view(), bias: None };
             let mut out = bench.poisoned(2 * 264);
-            bench.run(shape.work(NormForm::Layer, BiasTerm::Absent), || {
+            bench.run(shape.work(NormVariant::Layer, BiasTerm::Absent), || {
                 norm.normalise(&bench.stream, shape, hidden.view(), weights, out.view_mut())
             });
-            let expected = reference(NormForm::Layer, &x, &weight, None);
+            let expected = reference(NormVariant::Layer, &x, &weight, None);
             assert_close(&bench.download(out.view()), &expected, |_| 1e-4, "no bias");
         });
     }
@@ -98,7 +98,7 @@ device_test! {
 device_test! {
     fn padding_of_a_row_stays_zero_and_out_of_the_statistics() {
         common::on_every_schedule(|bench| {
-            for form in [NormForm::Layer, NormForm::Rms] {
+            for form in [NormVariant::Layer, NormVariant::Rms] {
                 let norm = Norm::<f16>::load(bench.device(), form).unwrap();
                 for width in [1, 7, 9, 100, 1023, 1025] {
                     let shape = NormShape { rows: 2, width, epsilon: EPSILON };
@@ -137,7 +137,7 @@ device_test! {
 device_test! {
     fn rows_are_gathered_before_they_are_normalised() {
         common::on_every_schedule(|bench| {
-            let norm = Norm::<bf16>::load(bench.device(), NormForm::Layer).unwrap();
+            let norm = Norm::<bf16>::load(bench.device(), NormVariant::Layer).unwrap();
             let (shape, rows) = (NormShape { rows: 3, width: 72, epsilon: EPSILON }, [4usize, 0, 4]);
             let mut random = Random(9);
             let x: Vec<bf16> = random.elements(5 * 72, 0.0, 1.0);
@@ -151,7 +151,7 @@ device_test! {
             unsafe { norm.gather_and_normalise(&bench.stream, shape, hidden, gather.view(), weights, out_view) }
                 .unwrap();
             let gathered: Vec<bf16> = rows.iter().flat_map(|row| &x[row * 72..][..72]).copied().collect();
-            let expected = reference(NormForm::Layer, &gathered, &weight, Some(&bias));
+            let expected = reference(NormVariant::Layer, &gathered, &weight, Some(&bias));
             assert_close(&bench.download(out.view()), &expected, |i| 2e-5 * (1.0 + expected[i].abs()), "gathered");
 
             let short = gather.slice(..2).unwrap();
@@ -167,7 +167,7 @@ device_test! {
 device_test! {
     fn wrong_operands_are_refused_by_name() {
         common::on_every_schedule(|bench| {
-            let norm = Norm::<bf16>::load(bench.device(), NormForm::Rms).unwrap();
+            let norm = Norm::<bf16>::load(bench.device(), NormVariant::Rms).unwrap();
             let shape = NormShape { rows: 2, width: 16, epsilon: EPSILON };
             let hidden = bench.stream.zeroed::<bf16>(2 * 16).unwrap();
             let weight = bench.stream.zeroed::<bf16>(17).unwrap();

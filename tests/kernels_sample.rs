@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use common::{Bench, Random};
 use rigel::backend::cuda::kernels::sample::{
-    Change, Insertion, Logprobs, LogprobsRow, LogprobsShape, MAX_TOP, MAX_VOCABULARY, NO_TOKEN, RowLogprobs,
-    RowParams, Sample, SampleInputs, SampleOutputs, SampleShape, set_words,
+    Change, Insertion, Logprobs, LogprobsRow, LogprobsShape, MAX_TOP, MAX_VOCABULARY, NO_TOKEN, RowLogprobs, RowParams,
+    Sample, SampleInputs, SampleOutputs, SampleShape, set_words,
 };
 use rigel::backend::cuda::{Arguments, CudaError, Launch, Work};
 use rigel::sampling::{
@@ -1085,7 +1085,7 @@ fn log_exponential(bits: u32) -> f32 {
     natural_log(-natural_log(uniform.min(1.0 - f32::EPSILON / 2.0)))
 }
 
-/// All 2^24 variates, by the copy of the kernel's arithmetic above; that the kernel gives the same bits is the next
+/// All 2^24 variates, by the copy of the kernel's determinism above; that the kernel gives the same bits is the next
 /// test's matter.
 #[test]
 fn every_variate_has_a_small_error() {

@@ -292,9 +292,9 @@ fn gemm_multiplies_from_a_ring_of_asynchronous_copies_and_stores_16_bytes_at_a_t
 }
 
 #[test]
-fn skinny_multiplies_by_warpgroups_what_the_copy_engine_brings() {
-    for ((architecture, kernel), code) in listings("skinny_multiplies_by_warpgroups…") {
-        if !kernel.starts_with("skinny_") {
+fn small_m_multiplies_by_warpgroups_what_the_copy_engine_brings() {
+    for ((architecture, kernel), code) in listings("gemm_small_m_multiplies_by_warpgroups…") {
+        if !kernel.starts_with("gemm_small_m_") {
             continue;
         }
         let place = format!("{kernel} for {architecture}");
@@ -542,7 +542,7 @@ fn prefill_on_hopper_multiplies_by_warpgroups_with_the_softmax_under_the_values(
     }
 }
 
-/// Matrix instructions and loads of fragments of ordered attention in all, half of prefill's for half of its queries and
+/// Matrix instructions and loads of fragments of batch-invariant attention in all, half of prefill's for half of its queries and
 /// all of its keys; for head_dim 64 the queries' four are outside of the loop. Warps without queries jump over them, so
 /// the loop is no one piece of code.
 const ORDERED: [(&str, [usize; 2]); 4] = [

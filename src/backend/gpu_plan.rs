@@ -136,7 +136,7 @@ impl BackendOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cuda::Card;
+    use crate::backend::cuda::GpuSpec;
     use crate::checkpoint::Config;
 
     fn b15() -> ModelSpec {
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_plan_s_lines_are_the_shapes_and_its_limits_are_limits() {
-        let (spec, gpu) = (b15(), Card::find("h100").unwrap().properties);
+        let (spec, gpu) = (b15(), GpuSpec::find("h100").unwrap().properties);
         let room = 60_000_000_000;
         let plan = asked(8, 4096).plan_gpu(&spec, &gpu, room).unwrap();
         let line = |what| plan.memory.lines.iter().find(|line| line.what == what).unwrap().bytes;

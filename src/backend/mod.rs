@@ -6,12 +6,12 @@
 //!
 //! Nothing above this room names a device.
 
-mod arithmetic;
 mod cache_layout;
 pub mod cpu;
 mod cpu_plan;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod determinism;
 mod device_info;
 mod dtype;
 #[cfg(feature = "cuda")]
@@ -19,12 +19,12 @@ mod gpu_plan;
 mod hooks;
 mod open;
 mod placement;
-mod places;
 mod progress;
+mod slot_mapping;
 mod support;
 
-pub use arithmetic::Arithmetic;
 pub use cpu_plan::CpuPlan;
+pub use determinism::Determinism;
 pub use device_info::DeviceInfo;
 pub use dtype::WeightDtype;
 #[cfg(feature = "cuda")]

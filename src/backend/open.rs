@@ -11,7 +11,7 @@ use super::cuda;
 use super::cuda::model::{CudaOptions, WeightSource};
 use super::dtype::matrix_dtypes;
 use super::placement::{Device, Placement};
-use super::{Arithmetic, Backend, BackendError, LoadProgress, LoadStage, WeightDtype};
+use super::{Backend, BackendError, Determinism, LoadProgress, LoadStage, WeightDtype};
 use crate::checkpoint::{Checkpoint, Config, Dtype, ModelSource, OpenOptions, WeightLoading};
 use crate::host::{Size, counted};
 use crate::kv::CacheGeometry;
@@ -29,10 +29,10 @@ const CPU_SEQUENCES: NonZeroUsize = NonZeroUsize::new(32).unwrap();
 /// Positions a page of a GPU's cache holds: one tile of the attention kernels.
 #[cfg(feature = "cuda")]
 const CUDA_PAGE_SIZE: NonZeroU32 = NonZeroU32::new(64).unwrap();
-/// Prompt rows a step of a GPU: enough for its products to be bound by arithmetic, with room to spare.
+/// Prompt rows a step of a GPU: enough for its products to be bound by determinism, with room to spare.
 #[cfg(feature = "cuda")]
 const CUDA_PREFILL_CHUNK: NonZeroU32 = NonZeroU32::new(2048).unwrap();
-/// Sequences of a step of a GPU: where its products begin to be bound by arithmetic.
+/// Sequences of a step of a GPU: where its products begin to be bound by determinism.
 #[cfg(feature = "cuda")]
 pub(super) const CUDA_SEQUENCES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
@@ -64,7 +64,7 @@ pub struct BackendOptions {
     /// Reads the weights in at once and locks them in memory. Of no effect on a GPU.
     pub mlock: bool,
     /// Which kernels a GPU may choose between.
-    pub arithmetic: Arithmetic,
+    pub determinism: Determinism,
 }
 
 /// Which model, and where its weights come from.
@@ -268,7 +268,7 @@ impl BackendOptions {
             pages: 0,
             max_rows: step.rows,
             max_sequences: step.sequences,
-            arithmetic: self.arithmetic,
+            determinism: self.determinism,
         };
         (step, options)
     }

@@ -114,7 +114,7 @@ pub enum Suite {
 pub struct Row {
     /// Its table.
     pub suite: Suite,
-    /// What was measured: a kernel and its part in the model (`gemm mlp_in`), a test in llama-bench's words (`pp512`,
+    /// What was measured: a kernel and its part in the model (`gemm up_proj`), a test in llama-bench's words (`pp512`,
     /// `tg128 @ d4096`), a phase.
     pub name: String,
     /// Who did it: `rigel`, or a peer (`torch cublas`, `torch sdpa flash`, `transformers`, `llama.cpp`).

@@ -3,7 +3,7 @@
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 
 use clap::{Args, ValueEnum};
-use rigel::backend::{Arithmetic, Device, WeightDtype};
+use rigel::backend::{Determinism, Device, WeightDtype};
 use rigel::checkpoint::{ModelSource, WeightLoading};
 use rigel::engine::{Engine, EngineBuilder, Speculation};
 use rigel::text::Tokenizer;
@@ -142,15 +142,15 @@ impl SizeOptions {
 
 /// `--batch-invariant`.
 #[derive(Debug, Args)]
-pub struct ArithmeticOption {
+pub struct DeterminismOption {
     /// On a GPU, give a request the same log-probabilities, bit for bit, in any company, at some cost. The CPU always does
     #[arg(long, env = "RIGEL_BATCH_INVARIANT", hide_env = true, value_parser = flag(), help_heading = "Model")]
     batch_invariant: bool,
 }
 
-impl ArithmeticOption {
-    pub fn arithmetic(&self) -> Arithmetic {
-        if self.batch_invariant { Arithmetic::BatchInvariant } else { Arithmetic::Fastest }
+impl DeterminismOption {
+    pub fn determinism(&self) -> Determinism {
+        if self.batch_invariant { Determinism::BatchInvariant } else { Determinism::Fast }
     }
 }
 
@@ -181,7 +181,7 @@ pub struct ModelArgs {
     #[arg(long, env = "RIGEL_SPECULATION", hide_env = true, value_enum, default_value_t, help_heading = "Model")]
     speculation: SpeculationArg,
     #[command(flatten)]
-    arithmetic: ArithmeticOption,
+    determinism: DeterminismOption,
 }
 
 /// How many requests a command has computed at a time.
@@ -259,7 +259,7 @@ impl ModelArgs {
         let mut builder = Engine::builder()
             .device(self.device.device.into())
             .dtype(self.dtype.dtype.into())
-            .arithmetic(self.arithmetic())
+            .determinism(self.determinism())
             .speculation(speculation);
         match load {
             Load::One => builder = builder.max_sequences(NonZeroUsize::MIN),
@@ -285,8 +285,8 @@ impl ModelArgs {
     }
 
     /// `--batch-invariant`.
-    pub fn arithmetic(&self) -> Arithmetic {
-        self.arithmetic.arithmetic()
+    pub fn determinism(&self) -> Determinism {
+        self.determinism.determinism()
     }
 
     /// Threads that the CPU backend gets.

@@ -7,7 +7,7 @@ mod text;
 use std::num::{NonZeroU64, NonZeroUsize};
 
 use clap::{Args, ValueEnum};
-use rigel::backend::cuda::Card;
+use rigel::backend::cuda::GpuSpec;
 use rigel::backend::cuda::model::{MAX_SEQUENCES, MemoryLine};
 use rigel::backend::{BackendOptions, GpuPlan, WeightDtype};
 use rigel::bench::shapes::Shapes;
@@ -179,16 +179,16 @@ impl Plan {
 }
 
 impl GpuArg {
-    fn card(self) -> Card {
+    fn card(self) -> GpuSpec {
         let value = self.to_possible_value();
         let name = value.as_ref().map_or("h100", |value| value.get_name());
         // A test holds the names of the arguments against those of the cards.
-        Card::find(name).unwrap_or_else(|| Card::all().swap_remove(0))
+        GpuSpec::find(name).unwrap_or_else(|| GpuSpec::all().swap_remove(0))
     }
 }
 
 /// What loading takes of a card where nothing is asked for.
-fn nine_tenths(card: &Card) -> u64 {
+fn nine_tenths(card: &GpuSpec) -> u64 {
     card.properties.memory_bytes - card.properties.memory_bytes / 10
 }
 
@@ -210,7 +210,7 @@ fn limits(
         |layer: &Layer| layer.attention.window.map_or(plan.positions, |w| plan.positions.min(w.get() as usize));
     let visible: usize = spec.layers.iter().map(visible).sum();
     let cache = (2 * 2 * spec.kv_heads * spec.head_dim * visible) as f64;
-    let limit = |card: Card| {
+    let limit = |card: GpuSpec| {
         let room = nine_tenths(&card);
         let on_card = planned(max_seqs, options, spec, &card, room)?;
         Ok(CardLimit {
@@ -225,7 +225,7 @@ fn limits(
             holds_weights: weights(&on_card) <= room,
         })
     };
-    Card::all().into_iter().map(limit).collect()
+    GpuSpec::all().into_iter().map(limit).collect()
 }
 
 /// The plan of as many sequences as were asked for; else of as many as fit at once, up to the default, one at the least.
@@ -233,7 +233,7 @@ fn planned(
     max_seqs: Option<NonZeroUsize>,
     options: &BackendOptions,
     spec: &ModelSpec,
-    card: &Card,
+    card: &GpuSpec,
     room: u64,
 ) -> Result<GpuPlan, CliError> {
     let sequences = match max_seqs {
@@ -283,6 +283,6 @@ mod tests {
                 gpu.card().name.to_owned()
             })
             .collect();
-        assert_eq!(names, Card::all().iter().map(|card| card.name.to_owned()).collect::<Vec<_>>());
+        assert_eq!(names, GpuSpec::all().iter().map(|card| card.name.to_owned()).collect::<Vec<_>>());
     }
 }

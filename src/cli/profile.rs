@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::error::CliError;
-use super::model_args::{ArithmeticOption, DtypeOption, ModelArg};
+use super::model_args::{DeterminismOption, DtypeOption, ModelArg};
 use super::output::Output;
 
 const EXAMPLES: &str = "\
@@ -34,7 +34,7 @@ pub struct Profile {
     #[command(flatten)]
     dtype: DtypeOption,
     #[command(flatten)]
-    arithmetic: ArithmeticOption,
+    determinism: DeterminismOption,
     /// Tokens of the prefill
     #[arg(long, value_name = "N", default_value = "512", help_heading = "Steps")]
     prefill: NonZeroUsize,
@@ -208,7 +208,7 @@ mod gpu {
                 prefill: self.prefill.get(),
                 batch: self.batch.get(),
                 depth: self.depth,
-                arithmetic: self.arithmetic.arithmetic(),
+                determinism: self.determinism.determinism(),
             }
         }
 

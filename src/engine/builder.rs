@@ -5,7 +5,7 @@ use std::fmt;
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 
 use crate::backend::{
-    self, Arithmetic, Backend, BackendError, BackendOptions, Device, LoadProgress, ModelWeights, Opened, WeightDtype,
+    self, Backend, BackendError, BackendOptions, Determinism, Device, LoadProgress, ModelWeights, Opened, WeightDtype,
 };
 use crate::checkpoint::{CheckpointError, Config, ModelSource, WeightLoading};
 use crate::kv::PrefixCache;
@@ -201,8 +201,8 @@ impl EngineBuilder {
     }
 
     /// May a request's log-probabilities depend in their last bits on its company, on a GPU? On the CPU they never do.
-    pub fn arithmetic(mut self, arithmetic: Arithmetic) -> Self {
-        self.backend.arithmetic = arithmetic;
+    pub fn determinism(mut self, determinism: Determinism) -> Self {
+        self.backend.determinism = determinism;
         self
     }
 

@@ -12,7 +12,7 @@ use crate::text::TokenId;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Speculation {
     /// For [`EngineBuilder`](super::EngineBuilder) to decide, by the model's device: on the CPU, and on a GPU only with
-    /// [`Arithmetic::BatchInvariant`](crate::backend::Arithmetic::BatchInvariant), where drafts cannot change a text.
+    /// [`Determinism::BatchInvariant`](crate::backend::Determinism::BatchInvariant), where drafts cannot change a text.
     #[default]
     Auto,
     /// By looking the last tokens up in prompt and output ([`PromptLookup`]), while few sequences run and drafts are

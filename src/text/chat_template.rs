@@ -277,12 +277,12 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
 /// Charges fuel for each item that printing `value` visits. The engine charges for what was printed, which is too
 /// late for a list that contains itself twice over ninety levels.
 fn pay_for_printing(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
-    const MAX_DEPTH: usize = 100;
+    const MAX_K: usize = 100;
     if !matches!(value.kind(), ValueKind::Seq | ValueKind::Map) {
         return Ok(());
     }
-    if depth > MAX_DEPTH {
-        let message = format!("more than {MAX_DEPTH} containers inside one another cannot be printed");
+    if depth > MAX_K {
+        let message = format!("more than {MAX_K} containers inside one another cannot be printed");
         return Err(Error::new(ErrorKind::InvalidOperation, message));
     }
     for item in value.try_iter()? {

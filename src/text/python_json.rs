@@ -4,7 +4,7 @@ use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
 /// Containers inside containers beyond this are refused: Python's own limit is of the same kind (RecursionError).
-const MAX_DEPTH: usize = 100;
+const MAX_K: usize = 100;
 
 /// The `tojson` filter of transformers' chat templates:
 /// `json.dumps(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`, without Jinja's HTML escapes.
@@ -14,7 +14,7 @@ pub(super) fn tojson(state: &State, value: Value, kwargs: Kwargs) -> Result<Stri
         Some(v) if v.is_none() => None,
         Some(v) => match v.as_str() {
             Some(text) => Some(text.to_owned()),
-            None => Some(" ".repeat(usize::try_from(v)?.min(MAX_DEPTH))),
+            None => Some(" ".repeat(usize::try_from(v)?.min(MAX_K))),
         },
     };
     let (item, key) = match kwargs.get::<Option<Value>>("separators")?.filter(|v| !v.is_none()) {
@@ -51,8 +51,8 @@ impl Dump<'_> {
         // while it is written.
         self.state.consume_fuel(1 + (self.out.len() - self.paid) as u64 / 4)?;
         self.paid = self.out.len();
-        if depth > MAX_DEPTH {
-            return Err(invalid(&format!("tojson: more than {MAX_DEPTH} levels deep")));
+        if depth > MAX_K {
+            return Err(invalid(&format!("tojson: more than {MAX_K} levels deep")));
         }
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),

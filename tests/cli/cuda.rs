@@ -137,7 +137,7 @@ fn a_switch_with_a_wrong_value_ends_the_program_and_does_not_take_the_cpu_instea
     }
     for device in ["cuda", "auto"] {
         let run = rigel_on(&[("RIGEL_CUDA_GEMM", "sm100")], &["generate", "--device", device, "x"]);
-        assert_eq!(refusal(run), "RIGEL_CUDA_GEMM=sm100: expected auto, skinny, sm90 or sm80", "{device}");
+        assert_eq!(refusal(run), "RIGEL_CUDA_GEMM=sm100: expected auto, small_m, sm90 or sm80", "{device}");
     }
     let run = rigel_on(&[("RIGEL_CUDA_GEMM", "sm90"), ("RIGEL_INTERPRETER_DEVICE", "80")], &["generate", "x"]);
     assert!(refusal(run).starts_with("RIGEL_CUDA_GEMM=sm90 cannot be used: it needs compute capability 9.0"));

@@ -191,7 +191,7 @@ fn switches_are_shown_as_they_are_set() {
     assert!(set[0].starts_with("RIGEL_CUDA_PDL=0 ") && set[1].starts_with("RIGEL_CUDA_GEMV=sm80 "), "{set:?}");
 
     let (wrong, problem) = failed(rigel_on(&[("RIGEL_CUDA_PDL", "no"), ("RIGEL_CUDA_GEMM", "sm100")], &["doctor"]));
-    let both = ["RIGEL_CUDA_PDL=no: expected 1 or 0", "RIGEL_CUDA_GEMM=sm100: expected auto, skinny, sm90 or sm80"];
+    let both = ["RIGEL_CUDA_PDL=no: expected 1 or 0", "RIGEL_CUDA_GEMM=sm100: expected auto, small_m, sm90 or sm80"];
     assert_eq!(under(&wrong, "switches"), both);
     assert_eq!(problem, format!("gpu 0 cannot be used: {}", both[0]));
 }

@@ -16,14 +16,14 @@ fn a_profile_is_a_table_two_pictures_and_a_result() {
     let sizes = ["profile", "--events", "--prefill", "4", "--depth", "2", "--ceiling-bytes", "65536"];
     let files = ["--ceiling-product", "64", "--svg", &svg, "--html", &html, "--json", &json];
     let run = rigel_on(&[], &[&sizes[..], &files].concat()).ok();
-    for part in ["prefill of 4 tokens: ", "decode, batch 1, depth 2: ", "| mlp_in ", "gaps not seen", "ceiling: "] {
+    for part in ["prefill of 4 tokens: ", "decode, batch 1, depth 2: ", "| up_proj ", "gaps not seen", "ceiling: "] {
         assert!(run.text().contains(part), "no {part:?} in {}", run.text());
     }
     let read = |path: &str| std::fs::read_to_string(path).unwrap();
     assert!(read(&svg).starts_with("<svg ") && read(&html).contains("<svg "));
     let report: serde_json::Value = serde_json::from_str(&read(&json)).unwrap();
     let rows = report["rows"].as_array().unwrap();
-    assert!(rows.iter().any(|row| row["name"] == "decode mlp_in" && row["of_limit"].as_f64().is_some()));
+    assert!(rows.iter().any(|row| row["name"] == "decode up_proj" && row["of_limit"].as_f64().is_some()));
     assert!(rows.iter().any(|row| row["name"] == "prefill step"));
 }
 

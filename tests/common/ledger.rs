@@ -20,7 +20,7 @@ pub const POSITIONS: usize = 300;
 /// Ends a generation; drawn by chance alone.
 pub const EOS: u32 = 96;
 
-/// What one forward pass should do besides the arithmetic.
+/// What one forward pass should do besides the determinism.
 pub type Hook = Box<dyn FnMut(&Batch<'_>) -> Result<(), BackendError> + Send>;
 
 pub struct Ledger {

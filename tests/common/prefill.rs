@@ -4,7 +4,7 @@
 #![allow(dead_code)]
 
 use half::{bf16, f16};
-use rigel::backend::cuda::kernels::attention_prefill::{AttentionPrefill, Form, PrefillShape, Tile, plan_tiles};
+use rigel::backend::cuda::kernels::attention_prefill::{AttentionPrefill, PrefillShape, Tile, Variant, plan_tiles};
 use rigel::backend::cuda::kernels::paged::{AttentionInputs, Heads, Sequence};
 use rigel::backend::cuda::{Buffer, CudaError};
 
@@ -16,15 +16,15 @@ pub fn heads(group: usize, kv: usize, dim: usize) -> Heads {
 }
 
 /// The kernel in this form, which the device must run.
-pub fn load<T: Half>(bench: &Bench, dim: usize, form: Form) -> AttentionPrefill<T> {
-    AttentionPrefill::load_form(bench.device(), dim, form).unwrap()
+pub fn load<T: Half>(bench: &Bench, dim: usize, form: Variant) -> AttentionPrefill<T> {
+    AttentionPrefill::load_variant(bench.device(), dim, form).unwrap()
 }
 
 /// Every schedule of devices that run this form.
-pub fn on_every_schedule_of(form: Form, body: impl Fn(&Bench)) {
+pub fn on_every_schedule_of(form: Variant, body: impl Fn(&Bench)) {
     match form {
-        Form::Warp => common::on_every_schedule(body),
-        Form::Warpgroup => common::on_every_hopper_schedule(body),
+        Variant::Warp => common::on_every_schedule(body),
+        Variant::Warpgroup => common::on_every_hopper_schedule(body),
     }
 }
 
@@ -39,7 +39,7 @@ pub struct Run<'a, T> {
 
 impl<'a, T: Half> Run<'a, T> {
     /// Two tiles of padding go with those that the step needs in this form, one of them in front.
-    pub fn new(bench: &Bench, world: &'a World<T>, form: Form) -> Run<'a, T> {
+    pub fn new(bench: &Bench, world: &'a World<T>, form: Variant) -> Run<'a, T> {
         let Step { heads, window, .. } = world.step;
         let planned = plan_tiles(&world.sequences, &heads, window, form, |_| true);
         let tiles = [&[Tile::PADDING], planned.as_slice(), &[Tile::PADDING]].concat();
@@ -61,7 +61,7 @@ impl<'a, T: Half> Run<'a, T> {
 }
 
 /// Bits of the outputs of the first sequence's rows.
-pub fn outputs<T: Half>(bench: &Bench, attention: &AttentionPrefill<T>, form: Form, step: Step) -> Vec<u16> {
+pub fn outputs<T: Half>(bench: &Bench, attention: &AttentionPrefill<T>, form: Variant, step: Step) -> Vec<u16> {
     let world = World::<T>::new(step, 3);
     let mut run = Run::new(bench, &world, form);
     run.launch(bench, attention).unwrap();
@@ -71,7 +71,7 @@ pub fn outputs<T: Half>(bench: &Bench, attention: &AttentionPrefill<T>, form: Fo
 }
 
 /// Every step in this form as in float64, and its bytes.
-pub fn agrees<T: Half>(form: Form, steps: Vec<Step>) {
+pub fn agrees<T: Half>(form: Variant, steps: Vec<Step>) {
     let worlds: Vec<_> = (0..)
         .zip(steps)
         .map(|(seed, step)| {
@@ -88,7 +88,7 @@ pub fn agrees<T: Half>(form: Form, steps: Vec<Step>) {
             let work = run.shape.work(&world.sequences, &run.tiles, world.step.page_size);
             bench.run(work, || run.launch(bench, if world.step.heads.dim == 64 { &narrow } else { &wide }));
             // The other form has no ldmatrix.
-            if form == Form::Warp {
+            if form == Variant::Warp {
                 assert_no_bank_conflicts(&place);
             }
             reference.check(world, &run.found(bench), |_| true, &place);
@@ -98,7 +98,7 @@ pub fn agrees<T: Half>(form: Form, steps: Vec<Step>) {
 
 /// That `agrees` has the power to see a window that is off by one, in every row that it makes a difference to: here 17 of
 /// them, from position `start` on.
-pub fn a_window_off_by_one_is_seen(form: Form, windows: [usize; 2], start: u32) {
+pub fn a_window_off_by_one_is_seen(form: Variant, windows: [usize; 2], start: u32) {
     for window in windows {
         let step = Step { heads: heads(12, 1, 128), window: Some(window), page_size: 64, spans: vec![(start, 17)] };
         let world = World::<f16>::new(step, 7);
@@ -119,7 +119,7 @@ pub fn a_window_off_by_one_is_seen(form: Form, windows: [usize; 2], start: u32) 
 }
 
 /// Each launch reads what the one before wrote and may start before that ends; then the same from a recording.
-pub fn the_same_however_launched(form: Form) {
+pub fn the_same_however_launched(form: Variant) {
     let spans = vec![(20, 30), (0, 0), (0, 5)];
     let world = World::<bf16>::new(Step { heads: heads(2, 2, 64), window: Some(33), page_size: 16, spans }, 5);
     on_every_schedule_of(form, |bench| {

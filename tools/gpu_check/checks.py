@@ -68,18 +68,18 @@ CHECKS = (
     ),
     Check(
         "gemm_sm90 and small-M gemm agree with float64",
-        (("kernels_gemm_sm90", ""), ("kernels_gemm_skinny", "")),
+        (("kernels_gemm_sm90", ""), ("kernels_gemm_small_m", "")),
         "RIGEL_CUDA_GEMM=sm80",
     ),
     Check(
         "the clusters that a plan wants run at one time",
-        (("kernels_gemm_skinny", "the_clusters_of_a_plan"),),
+        (("kernels_gemm_small_m", "the_clusters_of_a_plan"),),
         "results are right, some clusters wait for a second round; compare RIGEL_CUDA_GEMM=sm80, and put the number that "
         "the test prints into Plan::choose",
     ),
     Check(
         "arrivals across a cluster, many times, beside other work",
-        (("kernels_gemm_skinny", "a_product_has_the_same_bits"), ("kernels_gemm_sm90", "a_product_has_the_same_bits")),
+        (("kernels_gemm_small_m", "a_product_has_the_same_bits"), ("kernels_gemm_sm90", "a_product_has_the_same_bits")),
         "a lost arrival or a missing fence: RIGEL_CUDA_GEMM=sm80; compute-sanitizer's racecheck on the same test",
         seconds=300,
         repeats=200_000,

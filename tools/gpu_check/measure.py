@@ -110,13 +110,13 @@ def cupti(options):
 
 
 def dram(options):
-    words = [options.rigel, "bench", "kernels", "15b", "gemm", "mlp_in", "rows=64"]
+    words = [options.rigel, "bench", "kernels", "15b", "gemm", "up_proj", "rows=64"]
     declared = [row for row in rows_of(words) if row.get("bytes") and row["by"] == "rigel"]
     if not declared:
         raise Unmeasured("rigel bench kernels gave no row with bytes")
     metrics = "dram__bytes_read.sum,dram__bytes_write.sum"
     watch = [options.ncu, "--csv", "--metrics", metrics, "--clock-control", "none", "--print-units", "base"]
-    watch += ["--kernel-name", "regex:^(skinny|gemm_sm90)_", "--launch-count", "8"]
+    watch += ["--kernel-name", "regex:^(gemm_small_m|gemm_sm90)_", "--launch-count", "8"]
     found = counted(run([*watch, *words]))
     if not found:
         raise Unmeasured("ncu counted no launch of a gemm")

@@ -25,7 +25,7 @@ SANITIZER_FOUND = 99
 PROMPTS, DEPTHS, BATCHES = "512,4096", "0,4096", "1,8,64"
 KERNELS = (
     "15b gemm", "15b gemv", "15b attention_prefill", "15b attention_decode", "3b gemm", "3b gemv", "3b attention",
-    "norm", "sample", "embed", "logprobs", "15b attention_ordered", "7b",
+    "norm", "sample", "embed", "logprobs", "15b attention_batch_invariant", "7b",
 )  # fmt: skip
 
 

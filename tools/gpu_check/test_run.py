@@ -260,11 +260,11 @@ open(sys.argv[sys.argv.index("--json") + 1], "w").write(json.dumps({{"rows": fou
         ncu = self.folder / "ncu"
         table = '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n'
         for launch in range(3):
-            table += f'"{launch}","skinny_x","dram__bytes_read.sum","byte","1,000,000"\n'
-            table += f'"{launch}","skinny_x","dram__bytes_write.sum","byte","20,000"\n'
+            table += f'"{launch}","gemm_small_m_x","dram__bytes_read.sum","byte","1,000,000"\n'
+            table += f'"{launch}","gemm_small_m_x","dram__bytes_write.sum","byte","20,000"\n'
         ncu.write_text(f"#!/bin/sh\necho '==PROF== Connected'\ncat <<END\n{table}END\n")
         ncu.chmod(0o755)
-        gemm = lambda bytes: {"bench": [{"name": "gemm mlp_in", "by": "rigel", "bytes": bytes}]}
+        gemm = lambda bytes: {"bench": [{"name": "gemm up_proj", "by": "rigel", "bytes": bytes}]}
         done, rows = self.measure("dram", gemm(1_000_000), "--ncu", str(ncu))
         self.assertEqual((done.returncode, rows[0]["values"]["ratio"]), (0, 1.02), done.stderr)
         done, _ = self.measure("dram", gemm(700_000), "--ncu", str(ncu))

@@ -6,7 +6,7 @@
 //! in ascending order of position. All of that depends on the query's position alone, not on the rows that share
 //! the tile, the pages or the chunk: the bits are the same in any company.
 //!
-//! What a query does not see never enters its arithmetic: not its value, and of its score only a comparison's worth
+//! What a query does not see never enters its determinism: not its value, and of its score only a comparison's worth
 //! that is overwritten before use. A slot that holds NaN harms only those who see it.
 
 // Loops over the constant sizes of a tile become registers; indices say which.

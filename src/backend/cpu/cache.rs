@@ -1,7 +1,7 @@
 //! Keys and values of every layer in pages, keys and values apart: for each group of layers f32
 //! `[layer][page][kv_head][slot][head_dim]`.
 
-use super::memory::{Memory, Portions};
+use super::memory::{Memory, PageSize};
 use crate::backend::BackendError;
 use crate::backend::cache_layout::{LayerPlace, layer_places};
 use crate::kv::{CacheGeometry, PageId};
@@ -36,7 +36,7 @@ impl Cache {
         let group = |(group, pages): (usize, u32)| {
             let count = layers.iter().filter(|place| place.group == group).count();
             let shape = [count, pages as usize, spec.kv_heads, geometry.page_size.get() as usize, spec.head_dim];
-            let zeroed = |what| Memory::zeroed(&shape, Portions::Small, what, "allow fewer positions or sequences");
+            let zeroed = |what| Memory::zeroed(&shape, PageSize::Small, what, "allow fewer positions or sequences");
             let (keys, values) = (zeroed("the cache of keys")?, zeroed("the cache of values")?);
             Ok(Group { keys, values, layers: count })
         };

@@ -37,14 +37,14 @@ pub(crate) struct Pass<'a> {
 impl Pass<'_> {
     /// All of it, on the threads of `pool`.
     pub(crate) fn run(&self, pool: &mut ThreadPool) {
-        let &Workspace { hidden, normed, attended, inner, .. } = self.workspace;
+        let &Workspace { hidden, normed, attn_out, inner, .. } = self.workspace;
         self.embed(pool);
         for (index, layer) in self.weights.layers.iter().enumerate() {
             self.norm_all(pool, &layer.attention_norm);
             self.project_qkv(pool, layer);
             self.rotate_and_keep(pool, index);
             self.attend(pool, index, layer);
-            self.multiply(pool, &[self.product(attended, &layer.output, hidden, Then::Add)]);
+            self.multiply(pool, &[self.product(attn_out, &layer.output, hidden, Then::Add)]);
             self.norm_all(pool, &layer.mlp_norm);
             self.multiply(pool, &[self.product(normed, &layer.up, inner, layer.activation)]);
             self.multiply(pool, &[self.product(inner, &layer.down, hidden, Then::Add)]);
@@ -185,7 +185,7 @@ impl Pass<'_> {
         let splits = self.threads.div_ceil((tiles.len() * spec.kv_heads).max(1));
         let heads = group.div_ceil(splits).clamp(1, MAX_QUERIES);
         let splits = group.div_ceil(heads);
-        let &Workspace { qkv, attended, .. } = self.workspace;
+        let &Workspace { qkv, attn_out, .. } = self.workspace;
         pool.parallel_for(tiles.len() * spec.kv_heads * splits, |thread, task| {
             // SAFETY: behind the room for matrix products lies that for attention.
             let scratch = unsafe { attention::Scratch::new(self.scratch(thread).add(matmul::Scratch::FLOATS)) };
@@ -201,8 +201,8 @@ impl Pass<'_> {
                 let tile = Tile {
                     queries: qkv.row(rows.row).add(first_head * spec.head_dim),
                     query_stride: qkv.stride,
-                    out: attended.row(rows.row).add(first_head * spec.head_dim),
-                    out_stride: attended.stride,
+                    out: attn_out.row(rows.row).add(first_head * spec.head_dim),
+                    out_stride: attn_out.stride,
                     rows: rows.rows,
                     heads: heads.min(group - split * heads),
                     head_dim: spec.head_dim,

@@ -21,7 +21,7 @@ const MAX_PANEL: usize = 6;
 // More rows than a panel's: the same weights are used again and again, arithmetic is the limit, and what is used again
 // should be near. For each group of rows in turn, for each stretch of K in turn, every panel of the group passes over
 // that stretch of the block. Near are then a panel's activations (24 KB of first-level cache), the block's stretch
-// and the group's unfinished sums (128 + 192 KB of second-level cache).
+// and the group's unfinished sums (128 + 192 KB of L2).
 
 /// Weight rows in a block.
 const GROUP_BLOCK: usize = 64;
@@ -34,7 +34,7 @@ const STRETCH: usize = 1024;
 
 /// Bytes of a block that one row passes over: a long read, since each begins with a wait.
 const STREAM_BYTES: usize = 2 << 20;
-/// Bytes of a block that more than one panel may pass over: the second finds it in second-level cache.
+/// Bytes of a block that more than one panel may pass over: the second finds it in L2.
 const SHARED_BYTES: usize = 256 << 10;
 
 /// One thread's working memory for products.
@@ -319,7 +319,7 @@ impl<L: Lanes, const M: usize, const N: usize> Accumulators<L, M, N> {
 
     /// [`Accumulators::add`], asking for as many weights from `ahead` on, a stretch of each of `N` rows that are
     /// `ahead_stride` bytes apart. With `FURTHER`, which is for whole rows, it asks for as many behind those too, into
-    /// second-level cache: a core has room for few lines that are on their way to its first level, for more to its second.
+    /// L2: a core has room for few lines that are on their way to its first level, for more to its second.
     #[inline(always)]
     unsafe fn add_ahead<W: Weight, const FURTHER: bool>(
         &mut self,

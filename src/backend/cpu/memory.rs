@@ -17,7 +17,7 @@ unsafe impl Sync for Memory {}
 
 /// In what portions the system should hand out memory. Nothing but time depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Portions {
+pub(crate) enum PageSize {
     /// Its smallest pages: what is never used is never taken.
     Small,
     /// Large pages: fewer address translations, and neighbours in memory are neighbours in the cache's sets.
@@ -28,7 +28,7 @@ impl Memory {
     /// `shape`'s product of zeros. Address space alone until it is written.
     pub(crate) fn zeroed(
         shape: &[usize],
-        portions: Portions,
+        portions: PageSize,
         what: &'static str,
         advice: &str,
     ) -> Result<Memory, BackendError> {
@@ -37,7 +37,7 @@ impl Memory {
         // Rust's allocations end at `isize::MAX`, and a mapping is not empty.
         let bytes = isize::try_from(needed).map_err(|_| out_of_memory())?.max(4) as usize;
         let mut map = MmapMut::map_anon(bytes).map_err(|_| out_of_memory())?;
-        if portions == Portions::Large {
+        if portions == PageSize::Large {
             // Refused where the system has none: then small pages do.
             #[cfg(target_os = "linux")]
             let _ = map.advise(memmap2::Advice::HugePage);
@@ -62,20 +62,20 @@ mod tests {
 
     #[test]
     fn memory_is_zeroed_and_aligned() {
-        for portions in [Portions::Small, Portions::Large] {
+        for portions in [PageSize::Small, PageSize::Large] {
             let memory = Memory::zeroed(&[3, 7], portions, "a test", "").unwrap();
             assert_eq!(memory.as_ptr() as usize % 64, 0);
             assert_eq!(memory.len(), 21);
             // SAFETY: 21 elements, and nobody else has them.
             assert!(unsafe { std::slice::from_raw_parts(memory.as_ptr(), 21) }.iter().all(|&x| x == 0.0));
         }
-        assert_eq!(Memory::zeroed(&[0, 7], Portions::Small, "a test", "").unwrap().len(), 1);
+        assert_eq!(Memory::zeroed(&[0, 7], PageSize::Small, "a test", "").unwrap().len(), 1);
     }
 
     #[test]
     fn what_cannot_be_had_is_an_error() {
         for shape in [[usize::MAX, usize::MAX], [1 << 31, 1 << 30]] {
-            let error = Memory::zeroed(&shape, Portions::Small, "the cache", "ask for fewer pages");
+            let error = Memory::zeroed(&shape, PageSize::Small, "the cache", "ask for fewer pages");
             let error = error.err().unwrap().to_string();
             assert!(error.contains("the cache") && error.contains("ask for fewer pages"), "{error}");
         }

@@ -10,7 +10,7 @@
 //! | `plan` | a batch, checked and cut into tasks |
 //! | `thread_pool`, `parallel_region`, `sync` | the threads, and how they share work |
 //! | `weights`, `cache`, `workspace`, `memory` | what lives longer than a batch |
-//! | `matmul`, `attention`, `norm`, `rope`, `activation` | the arithmetic, over any instruction set |
+//! | `matmul`, `attention`, `norm`, `rope`, `activation` | the determinism, over any instruction set |
 //! | `simd`, `kernels` | sixteen lanes, and the choice of an instruction set |
 //!
 //! `RIGEL_CPU_ISA` (`portable`, `avx2`, `avx512`) overrides that choice.

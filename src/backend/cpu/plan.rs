@@ -1,7 +1,7 @@
 //! What a batch asks for, checked and cut into the tasks that the forward pass hands out.
 
 use super::attention::MAX_QUERIES;
-use crate::backend::places::{Places, RowPlace};
+use crate::backend::slot_mapping::{RowSlot, SlotMapping};
 use crate::backend::{BackendError, Batch};
 use crate::kv::CacheGeometry;
 use crate::model::ModelSpec;
@@ -20,7 +20,7 @@ pub(crate) struct RowTile {
 
 /// The plan of one batch. Its memory is kept from batch to batch.
 pub(crate) struct Plan {
-    places: Places,
+    places: SlotMapping,
     pub(crate) tiles: Vec<RowTile>,
 }
 
@@ -31,7 +31,7 @@ fn tile_rows(group: usize) -> usize {
 
 impl Plan {
     pub(crate) fn new(max_rows: usize, cache: &CacheGeometry) -> Plan {
-        Plan { places: Places::new(max_rows, cache), tiles: Vec::with_capacity(max_rows) }
+        Plan { places: SlotMapping::new(max_rows, cache), tiles: Vec::with_capacity(max_rows) }
     }
 
     /// Each row's position.
@@ -40,7 +40,7 @@ impl Plan {
     }
 
     /// Where each row's key and value go in a group of the cache.
-    pub(crate) fn rows(&self, group: usize) -> &[RowPlace] {
+    pub(crate) fn rows(&self, group: usize) -> &[RowSlot] {
         self.places.rows(group)
     }
 

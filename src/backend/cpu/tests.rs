@@ -204,7 +204,7 @@ impl Model {
             let k = heads_of("self_attn.k_proj", true);
             let v = heads_of("self_attn.v_proj", false);
             for (i, hidden) in hidden.iter_mut().enumerate() {
-                let mut attended = Vec::new();
+                let mut attn_out = Vec::new();
                 for j in 0..heads {
                     let kv = j / (heads / kv_heads);
                     let sees = |p: usize| p <= i && window.is_none_or(|window| i - p < window as usize);
@@ -215,10 +215,10 @@ impl Model {
                     let weights: Vec<f64> = seen.iter().map(|p| score(p).exp()).collect();
                     let total: f64 = weights.iter().sum();
                     let mixed = |d: usize| seen.iter().zip(&weights).map(|(&p, w)| w / total * v[p][kv][d]).sum();
-                    attended.extend((0..head_dim).map(mixed).collect::<Vec<f64>>());
+                    attn_out.extend((0..head_dim).map(mixed).collect::<Vec<f64>>());
                 }
                 let add = |hidden: &mut Vec<f64>, y: Vec<f64>| hidden.iter_mut().zip(y).for_each(|(h, y)| *h += y);
-                add(hidden, self.linear(&name("self_attn.o_proj"), &attended));
+                add(hidden, self.linear(&name("self_attn.o_proj"), &attn_out));
                 let mut inner = self.linear(&name("mlp.c_fc"), &self.norm(&name("post_attention_layernorm"), hidden));
                 for x in &mut inner {
                     *x = 0.5 * *x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (*x + 0.044715 * x.powi(3))).tanh());

@@ -1,6 +1,6 @@
 //! Activations of a batch, allocated once for the most rows there can be.
 
-use super::memory::{Memory, Portions};
+use super::memory::{Memory, PageSize};
 use super::{attention, matmul};
 use crate::backend::BackendError;
 use crate::model::ModelSpec;
@@ -36,7 +36,7 @@ pub(crate) struct Workspace {
     /// Query heads, then key heads, then value heads: `[rows][(heads + 2 kv_heads) head_dim]`.
     pub(crate) qkv: Rows,
     /// `[rows][heads * head_dim]`
-    pub(crate) attended: Rows,
+    pub(crate) attn_out: Rows,
     /// `[rows][intermediate_size]`
     pub(crate) inner: Rows,
     /// `[rows][head_dim / 2]`
@@ -72,15 +72,15 @@ impl Workspace {
         let shapes = shapes(spec, max_rows, max_logits_rows, threads);
         let floats = floats(&shapes);
         let advice = "compute fewer rows at once (a smaller prefill chunk)";
-        let memory = Memory::zeroed(&[floats], Portions::Large, "activations", advice)?;
+        let memory = Memory::zeroed(&[floats], PageSize::Large, "activations", advice)?;
         let mut start = 0;
-        let [hidden, normed, qkv, attended, inner, cos, sin, logits, scratch] = shapes.map(|(rows, n)| {
+        let [hidden, normed, qkv, attn_out, inner, cos, sin, logits, scratch] = shapes.map(|(rows, n)| {
             // `wrapping_add`: stays inside the memory, as `floats` counted.
             let part = Rows { start: memory.as_ptr().wrapping_add(start), stride: stride(n) };
             start += rows * stride(n);
             part
         });
-        Ok(Workspace { hidden, normed, qkv, attended, inner, cos, sin, logits, scratch, memory })
+        Ok(Workspace { hidden, normed, qkv, attn_out, inner, cos, sin, logits, scratch, memory })
     }
 }
 

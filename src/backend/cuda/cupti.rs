@@ -1,4 +1,4 @@
-//! CUPTI, NVIDIA's profiling library, where the machine has it: the only source that sees when each kernel of a recording
+//! CUPTI, NVIDIA's profiling library, where the machine has it: the only source that sees when each kernel of a CUDA graph
 //! begins and ends, and so the gaps between them.
 //!
 //! Opened at run time like the driver. Of its records only those of kernels are read, and of those three fields, which

@@ -31,7 +31,7 @@ pub struct Properties {
     pub multiprocessors: u32,
     /// Bytes of shared memory that one block may have at the most, with the opt-in that [`Stream`] makes.
     pub shared_bytes: u32,
-    /// Bytes of second-level cache.
+    /// Bytes of L2.
     pub l2_bytes: u64,
     /// Bytes of memory.
     pub memory_bytes: u64,
@@ -93,7 +93,7 @@ struct Inner {
     switches: Switches,
     /// Whether kernels are launched to start early: until the driver refuses that.
     launches_early: AtomicBool,
-    /// By recording under way, what its graph must keep.
+    /// What the graph of each capture in progress must keep alive, by capture id.
     recorded: Mutex<HashMap<u64, Vec<Arc<PinnedMemory>>>>,
 }
 
@@ -248,14 +248,14 @@ impl Device {
         Module::load(&self.0.context, &self.0.properties, image)
     }
 
-    /// The graph of this recording will copy to or from `memory`.
+    /// The graph of this capture will copy to or from `memory`.
     pub(super) fn keep_for_graph(&self, capture: u64, memory: Arc<PinnedMemory>) {
         // As above for a panic elsewhere.
         let mut recorded = self.0.recorded.lock().unwrap_or_else(PoisonError::into_inner);
         recorded.entry(capture).or_default().push(memory);
     }
 
-    /// What the graph of this recording must keep, once the recording has ended.
+    /// What the captured graph must keep alive; taken when the capture ends.
     pub(super) fn kept_for_graph(&self, capture: u64) -> Vec<Arc<PinnedMemory>> {
         let mut recorded = self.0.recorded.lock().unwrap_or_else(PoisonError::into_inner);
         recorded.remove(&capture).unwrap_or_default()

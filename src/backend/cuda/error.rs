@@ -153,7 +153,7 @@ pub enum CudaError {
         /// Elements of the destination.
         into: usize,
     },
-    /// Something that a recording cannot hold was asked of a stream that records.
+    /// A stream in capture was asked for something that a graph cannot hold.
     #[error("{what} cannot be recorded into a graph; do it before or after")]
     WhileCapturing {
         /// What was asked.
@@ -173,7 +173,7 @@ pub enum CudaError {
     /// alone.
     #[error("{kernel} failed: {answer}; this process cannot use the GPU any more{}", instead_of(.kernel))]
     KernelFailed {
-        /// The kernel's name, or `a kernel of a recording`.
+        /// The kernel's name, or `a kernel of a CUDA graph`.
         kernel: String,
         /// The driver's answer, by name and in words.
         answer: String,
@@ -342,7 +342,7 @@ fn instead_of(kernel: &str) -> &'static str {
     const INSTEAD: [(&str, &str); 6] = [
         ("attention_decode_sm90", "; RIGEL_CUDA_ATTENTION_DECODE=sm80 takes another kernel"),
         ("attention_prefill_sm90", "; RIGEL_CUDA_ATTENTION_PREFILL=sm80 takes another kernel"),
-        ("skinny_", "; RIGEL_CUDA_GEMM=sm80, or RIGEL_CUDA_GEMV=sm80 for up to 16 rows, takes another kernel"),
+        ("gemm_small_m_", "; RIGEL_CUDA_GEMM=sm80, or RIGEL_CUDA_GEMV=sm80 for up to 16 rows, takes another kernel"),
         ("gemm_sm90_", "; RIGEL_CUDA_GEMM=sm80, or RIGEL_CUDA_GEMV=sm80 for up to 16 rows, takes another kernel"),
         ("gemv_normed_", "; RIGEL_CUDA_GEMV=gemv takes other kernels"),
         ("gemv_", "; RIGEL_CUDA_GEMV=sm80 takes another kernel"),

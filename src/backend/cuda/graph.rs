@@ -1,4 +1,4 @@
-//! A recording of a stream's work, replayed with one call.
+//! A CUDA graph: a stream's work, captured once and replayed with one call.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::error::{CudaError, Naming};
 use super::pinned::PinnedMemory;
 use super::stream::Stream;
 
-/// A recording made by [`Stream::capture`](super::Stream::capture).
+/// A graph captured by [`Stream::capture`](super::Stream::capture).
 ///
 /// It holds the addresses of the device buffers that it uses, not the buffers: nothing keeps them alive, and they must
 /// live, and stay where they are, as long as it is replayed. Their values are those of the time of the replay.
@@ -16,9 +16,9 @@ use super::stream::Stream;
 ///
 /// One thread at a time may use it: the driver does not lock graphs.
 pub struct Graph {
-    recording: CudaGraph,
+    graph: CudaGraph,
     stream: Stream,
-    /// What its copies read or write on the host, each once. Dropped after the recording.
+    /// What its copies read or write on the host, each once. Dropped after the graph.
     pinned: Vec<Arc<PinnedMemory>>,
 }
 
@@ -26,18 +26,18 @@ pub struct Graph {
 unsafe impl Send for Graph {}
 
 impl Graph {
-    pub(super) fn new(recording: CudaGraph, stream: Stream, mut pinned: Vec<Arc<PinnedMemory>>) -> Graph {
+    pub(super) fn new(graph: CudaGraph, stream: Stream, mut pinned: Vec<Arc<PinnedMemory>>) -> Graph {
         pinned.sort_by_key(Arc::as_ptr);
         pinned.dedup_by_key(|memory| Arc::as_ptr(memory));
-        Graph { recording, stream, pinned }
+        Graph { graph, stream, pinned }
     }
 
-    /// Brings the recording to the device ahead of its first replay.
+    /// Uploads the graph to the device ahead of its first replay.
     ///
     /// # Errors
     /// [`CudaError::Driver`].
     pub fn upload(&self) -> Result<(), CudaError> {
-        self.recording.upload().named("cuGraphUpload")
+        self.graph.upload().named("cuGraphUpload")
     }
 
     /// How many dependencies there are between its nodes, and how many of them are programmatic: of a kernel that may
@@ -46,7 +46,7 @@ impl Graph {
     /// # Errors
     /// [`CudaError::Driver`].
     pub fn edges(&self) -> Result<(usize, usize), CudaError> {
-        let graph = self.recording.cu_graph();
+        let graph = self.graph.cu_graph();
         let mut count = 0;
         // SAFETY: the graph is not changed by anyone; without places for the edges their number is asked for.
         unsafe {
@@ -80,11 +80,11 @@ impl Graph {
         for memory in &self.pinned {
             memory.before_copy(stream)?;
         }
-        let launched = self.recording.launch().named("cuGraphLaunch");
+        let launched = self.graph.launch().named("cuGraphLaunch");
         for memory in &self.pinned {
             memory.after_copy(stream)?;
         }
         launched?;
-        self.stream.wait_where_synchronous(|| "a kernel of a recording".to_owned())
+        self.stream.wait_where_synchronous(|| "a kernel of a CUDA graph".to_owned())
     }
 }

@@ -79,7 +79,7 @@ pub struct LayerLayout {
     /// `[(heads + 2 * kv_heads) * head_dim, hidden]`: all query heads, all key heads, all value heads.
     pub qkv: LinearLayout,
     /// `[hidden, heads * head_dim]`
-    pub attention_out: LinearLayout,
+    pub o_proj: LinearLayout,
     /// `[hidden]`
     pub mlp_norm: NormLayout,
     /// In the order of [`Mlp::linears`](crate::model::Mlp::linears).
@@ -240,7 +240,7 @@ impl Arena {
                 (&attention.key, pairs),
                 (&attention.value, RowOrder::Natural),
             ]),
-            attention_out: self.linear(&attention.output),
+            o_proj: self.linear(&attention.output),
             mlp_norm: self.norm(&layer.mlp_norm),
             mlp: layer.mlp.linears().into_iter().map(|linear| self.linear(linear)).collect(),
         }
@@ -354,7 +354,7 @@ mod tests {
         let norm = |norm: NormLayout| [Some(norm.weight), norm.bias].into_iter().flatten();
         let linear = |linear: LinearLayout| [Some(linear.weight), linear.bias].into_iter().flatten();
         for layer in &layout.layers {
-            all.extend(norm(layer.attention_norm).chain(linear(layer.qkv)).chain(linear(layer.attention_out)));
+            all.extend(norm(layer.attention_norm).chain(linear(layer.qkv)).chain(linear(layer.o_proj)));
             all.extend(norm(layer.mlp_norm).chain(layer.mlp.iter().copied().flat_map(linear)));
         }
         all.extend(norm(layout.final_norm));
@@ -500,7 +500,7 @@ mod tests {
         assert_eq!(layer.attention_norm.weight, region(256, 1, 16));
         assert_eq!(layer.attention_norm.bias, Some(region(384, 1, 16)));
         assert_eq!(layer.qkv, LinearLayout { weight: region(512, 16, 16), bias: Some(region(768, 1, 16)) });
-        assert_eq!(layer.attention_out, LinearLayout { weight: region(896, 16, 8), bias: Some(region(1024, 1, 16)) });
+        assert_eq!(layer.o_proj, LinearLayout { weight: region(896, 16, 8), bias: Some(region(1024, 1, 16)) });
         assert_eq!(layer.mlp[0].weight, region(1408, 8, 16));
         assert_eq!(layer.mlp[1].weight, region(1664, 16, 8));
         assert_eq!(layout.head, region(2176, 16, 16));

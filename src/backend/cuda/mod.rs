@@ -8,9 +8,9 @@
 //! | module | noun |
 //! |---|---|
 //! | [`driver`] | the driver's library: is there one, which CUDA does it support |
-//! | [`Device`], [`Card`] | one GPU: properties, memory, loaded kernels; those known by name |
+//! | [`Device`], [`GpuSpec`] | one GPU: properties, memory, loaded kernels; those known by name |
 //! | [`Switches`] | what is switched off or chosen by name, to find what is at fault |
-//! | [`Stream`], [`Event`], [`Graph`] | work in order, a point in it, a recording of it |
+//! | [`Stream`], [`Event`], [`Graph`] | work in order, a point in it, a capture of it |
 //! | [`Buffer`], [`Slice`], [`SliceMut`], [`Pinned`] | typed memory with a length, on the device and pinned on the host |
 //! | [`Image`], [`Module`], [`Kernel`] | a fatbin, the fatbin loaded, one function of it |
 //! | [`Launch`], [`Arguments`], [`Work`] | a launch, what it is given, what it must move and compute |
@@ -22,13 +22,13 @@
 //! | [`model`] | a whole model: [`CudaBackend`](model::CudaBackend) |
 
 mod buffer;
-mod card;
 mod convert;
 pub mod cupti;
 mod device;
 pub mod driver;
 mod error;
 mod event;
+mod gpu_spec;
 mod graph;
 mod image;
 pub mod kernels;
@@ -50,10 +50,10 @@ mod weights;
 mod work;
 
 pub use buffer::{Buffer, Slice, SliceMut};
-pub use card::Card;
 pub use device::{Device, Properties, properties};
 pub use error::{CudaError, CuptiError, SwitchError};
 pub use event::Event;
+pub use gpu_spec::GpuSpec;
 pub use graph::Graph;
 pub use image::{Image, images, mbarrier_trap_seconds, nvcc_version, runs_on};
 pub use launch::{Arguments, Launch, Overlap};

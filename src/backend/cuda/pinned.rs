@@ -30,7 +30,7 @@ pub struct Pinned<T> {
     element: PhantomData<T>,
 }
 
-/// The allocation, kept by its [`Pinned`] and by the recordings that copy to or from it.
+/// The allocation, kept by its [`Pinned`] and by the graphs that copy to or from it.
 pub(super) struct PinnedMemory {
     pointer: NonNull<u8>,
     context: Arc<CudaContext>,

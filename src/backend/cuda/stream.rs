@@ -1,4 +1,4 @@
-//! Work in order: memory, copies, launches, recordings.
+//! Work in order: memory, copies, launches, graphs.
 
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ impl Stream {
     /// A buffer of `len` elements whose values are whatever lay there.
     ///
     /// # Errors
-    /// [`CudaError::OutOfMemory`]; [`CudaError::WhileCapturing`], since the memory would be the recording's.
+    /// [`CudaError::OutOfMemory`]; [`CudaError::WhileCapturing`], because the graph would own the memory.
     pub fn alloc<T: Pod>(&self, len: usize) -> Result<Buffer<T>, CudaError> {
         self.not_while_capturing("an allocation")?;
         let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| self.out_of_memory(u64::MAX))?;
@@ -116,7 +116,7 @@ impl Stream {
     /// Copies from host memory, which may be changed as soon as the call returns.
     ///
     /// # Errors
-    /// [`CudaError::CopyLength`]; [`CudaError::WhileCapturing`], since a recording would read it at each replay.
+    /// [`CudaError::CopyLength`]; [`CudaError::WhileCapturing`], because the graph would read it at each replay.
     pub fn copy_from_host<T: Pod>(&self, source: &[T], destination: SliceMut<'_, T>) -> Result<(), CudaError> {
         same_length(source.len(), destination.len())?;
         self.not_while_capturing("a copy from host memory")?;
@@ -170,7 +170,7 @@ impl Stream {
         let bytes = source.len() * size_of::<T>();
         self.around_pinned(source.memory(), || {
             // SAFETY: both have the same length; accesses to the source and its release wait for the event after the
-            // copy, or after each replay of the recording, which keeps the source.
+            // copy, or after each replay of the graph, which keeps the source.
             unsafe {
                 let source = std::slice::from_raw_parts(source.pointer(), bytes);
                 result::memcpy_htod_async(destination.pointer(), source, self.inner.cu_stream())
@@ -246,11 +246,11 @@ impl Stream {
 
     /// Records what `work` gives to this stream instead of running it: launches, fills, copies on the device and from
     /// and to pinned memory. Kernels must have run once before, so that they are loaded; buffers must outlive the
-    /// recording. `work` must not wait for the device, and so not look into pinned memory: fill it before a replay.
+    /// graph. `work` must not wait for the device, and so not look into pinned memory: fill it before a replay.
     ///
     /// Another stream takes part once it has waited for an [`Event`] of this one that `work` recorded, and until this
     /// one waits for an event of its own: what it is given between runs beside this stream's work at each replay. It
-    /// must have come back before `work` ends. Events from outside the recording cannot be waited for in it, nor its
+    /// must have come back before `work` ends. Events from outside the capture cannot be waited for in it, nor its
     /// own outside.
     ///
     /// # Errors
@@ -262,7 +262,7 @@ impl Stream {
         self.inner.begin_capture(mode).named("cuStreamBeginCapture")?;
         let capture = self.capture_id();
         let worked = work();
-        // Ended in either case: a stream left recording is of no use any more.
+        // Ended in either case: a stream left capturing is of no use any more.
         let graph =
             self.inner.end_capture(sys::CUgraphInstantiate_flags(0)).named("cuStreamEndCapture or cuGraphInstantiate");
         let pinned = capture.map(|id| id.map(|id| self.device.kept_for_graph(id)).unwrap_or_default());
@@ -281,7 +281,7 @@ impl Stream {
     }
 
     /// Where launches are waited for ([`Device::is_synchronous`]), waits until `work` has run, and names it where it
-    /// failed. A recording cannot wait: there it does nothing.
+    /// failed. Does nothing during a capture, which cannot wait.
     pub(super) fn wait_where_synchronous(&self, work: impl FnOnce() -> String) -> Result<(), CudaError> {
         if !self.device.is_synchronous() || self.capture_id()?.is_some() {
             return Ok(());
@@ -305,7 +305,7 @@ impl Stream {
         }
     }
 
-    /// The recording that the stream takes part in, by a number that no other has.
+    /// Id of the capture in progress, unique in the process.
     fn capture_id(&self) -> Result<Option<u64>, CudaError> {
         self.bind()?;
         let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;

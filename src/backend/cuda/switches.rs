@@ -6,9 +6,9 @@ use std::fmt;
 
 use super::device::Properties;
 use super::error::{CudaError, SwitchError};
-use super::kernels::{attention_decode, attention_prefill, gemm_skinny_sm90, gemm_sm90, gemv, gemv_normed};
+use super::kernels::{attention_decode, attention_prefill, gemm_sm90, gemm_small_m_sm90, gemv, gemv_normed};
 use super::launch::Launch;
-use crate::backend::Arithmetic;
+use crate::backend::Determinism;
 
 /// What a [`Device`](super::Device) does differently from its defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,8 +58,8 @@ pub enum LinearAlgorithm {
     GemvNormed,
     /// `gemv.cu`, with norms apart.
     Gemv,
-    /// `gemm_skinny_sm90.cu`.
-    Skinny,
+    /// `gemm_small_m_sm90.cu`.
+    SmallM,
     /// `gemm_sm90.cu`.
     Sm90,
     /// `gemm_sm80.cu`.
@@ -73,8 +73,8 @@ pub enum AttentionAlgorithm {
     Sm80,
     /// `attention_decode_sm90.cu`, `attention_prefill_sm90.cu`.
     Sm90,
-    /// `attention_ordered.cu`, which computes rows of both kinds.
-    Ordered,
+    /// `attention_batch_invariant.cu`, which computes rows of both kinds.
+    BatchInvariant,
 }
 
 /// One variable: its name, the values that it takes, the first of them being the default, and what it does.
@@ -103,22 +103,22 @@ pub const SWITCHES: [Switch; 8] = [
     },
     Switch {
         variable: "RIGEL_CUDA_GEMV",
-        values: &["auto", "gemv_normed", "gemv", "skinny", "sm90", "sm80"],
+        values: &["auto", "gemv_normed", "gemv", "small_m", "sm90", "sm80"],
         effect: "linear layers of 1 to 16 rows",
     },
     Switch {
         variable: "RIGEL_CUDA_GEMM",
-        values: &["auto", "skinny", "sm90", "sm80"],
+        values: &["auto", "small_m", "sm90", "sm80"],
         effect: "linear layers of 17 rows and more",
     },
     Switch {
         variable: "RIGEL_CUDA_ATTENTION_DECODE",
-        values: &["auto", "sm80", "sm90", "ordered"],
+        values: &["auto", "sm80", "sm90", "batch_invariant"],
         effect: "attention of one row a sequence",
     },
     Switch {
         variable: "RIGEL_CUDA_ATTENTION_PREFILL",
-        values: &["auto", "sm80", "sm90", "ordered"],
+        values: &["auto", "sm80", "sm90", "batch_invariant"],
         effect: "attention of more rows a sequence",
     },
 ];
@@ -201,7 +201,7 @@ impl LinearAlgorithm {
     const ALL: [LinearAlgorithm; 5] = [
         LinearAlgorithm::GemvNormed,
         LinearAlgorithm::Gemv,
-        LinearAlgorithm::Skinny,
+        LinearAlgorithm::SmallM,
         LinearAlgorithm::Sm90,
         LinearAlgorithm::Sm80,
     ];
@@ -211,7 +211,7 @@ impl LinearAlgorithm {
         match self {
             LinearAlgorithm::GemvNormed => "gemv_normed",
             LinearAlgorithm::Gemv => "gemv",
-            LinearAlgorithm::Skinny => "skinny",
+            LinearAlgorithm::SmallM => "small_m",
             LinearAlgorithm::Sm90 => "sm90",
             LinearAlgorithm::Sm80 => "sm80",
         }
@@ -224,7 +224,7 @@ impl LinearAlgorithm {
     fn runs_on(self, device: &Properties) -> bool {
         match self {
             LinearAlgorithm::GemvNormed | LinearAlgorithm::Gemv | LinearAlgorithm::Sm80 => true,
-            LinearAlgorithm::Skinny => gemm_skinny_sm90::runs_on(device),
+            LinearAlgorithm::SmallM => gemm_small_m_sm90::runs_on(device),
             LinearAlgorithm::Sm90 => gemm_sm90::runs_on(device),
         }
     }
@@ -233,7 +233,7 @@ impl LinearAlgorithm {
     fn max_rows(self) -> usize {
         match self {
             LinearAlgorithm::GemvNormed | LinearAlgorithm::Gemv => gemv::MAX_ROWS,
-            LinearAlgorithm::Skinny => gemm_skinny_sm90::MAX_ROWS,
+            LinearAlgorithm::SmallM => gemm_small_m_sm90::MAX_ROWS,
             LinearAlgorithm::Sm90 | LinearAlgorithm::Sm80 => usize::MAX,
         }
     }
@@ -241,14 +241,14 @@ impl LinearAlgorithm {
 
 impl AttentionAlgorithm {
     const ALL: [AttentionAlgorithm; 3] =
-        [AttentionAlgorithm::Sm80, AttentionAlgorithm::Sm90, AttentionAlgorithm::Ordered];
+        [AttentionAlgorithm::Sm80, AttentionAlgorithm::Sm90, AttentionAlgorithm::BatchInvariant];
 
     /// Its name as a value of a switch.
     pub fn name(self) -> &'static str {
         match self {
             AttentionAlgorithm::Sm80 => "sm80",
             AttentionAlgorithm::Sm90 => "sm90",
-            AttentionAlgorithm::Ordered => "ordered",
+            AttentionAlgorithm::BatchInvariant => "batch_invariant",
         }
     }
 
@@ -268,9 +268,9 @@ impl Algorithms {
         matches!(self.gemv, None | Some(LinearAlgorithm::GemvNormed))
     }
 
-    /// Whether ordered attention computes all rows.
+    /// Whether batch-invariant attention computes all rows.
     pub(super) fn is_ordered(&self) -> bool {
-        self.decode == Some(AttentionAlgorithm::Ordered)
+        self.decode == Some(AttentionAlgorithm::BatchInvariant)
     }
 
     /// That they run on the device.
@@ -295,30 +295,30 @@ impl Algorithms {
         if self.prefill == Some(AttentionAlgorithm::Sm90) && !attention_prefill::has_warpgroups(device) {
             return needs_hopper(prefill, "sm90");
         }
-        let is_ordered = |algorithm| algorithm == Some(AttentionAlgorithm::Ordered);
+        let is_ordered = |algorithm| algorithm == Some(AttentionAlgorithm::BatchInvariant);
         if is_ordered(self.decode) != is_ordered(self.prefill) {
             let (one, other) = if is_ordered(self.decode) { (decode, prefill) } else { (prefill, decode) };
-            let reason = format!("one kernel computes all rows; set {other}=ordered too");
-            return Err(CudaError::Algorithm { switch: format!("{one}=ordered"), reason });
+            let reason = format!("one kernel computes all rows; set {other}=batch_invariant too");
+            return Err(CudaError::Algorithm { switch: format!("{one}=batch_invariant"), reason });
         }
         Ok(())
     }
 
-    /// That they compute a network whose hidden states have `width` elements, with these demands on its arithmetic.
+    /// That they compute a network whose hidden states have `width` elements, with these demands on its determinism.
     ///
     /// # Errors
     /// [`CudaError::Algorithm`].
-    pub(super) fn check_network(&self, arithmetic: Arithmetic, width: usize) -> Result<(), CudaError> {
-        if arithmetic == Arithmetic::BatchInvariant {
+    pub(super) fn check_network(&self, determinism: Determinism, width: usize) -> Result<(), CudaError> {
+        if determinism == Determinism::BatchInvariant {
             let names = [
                 self.gemv.filter(|it| *it != LinearAlgorithm::Sm80).map(|it| ("RIGEL_CUDA_GEMV", it.name(), "sm80")),
                 self.gemm.filter(|it| *it != LinearAlgorithm::Sm80).map(|it| ("RIGEL_CUDA_GEMM", it.name(), "sm80")),
                 self.decode
-                    .filter(|it| *it != AttentionAlgorithm::Ordered)
-                    .map(|it| ("RIGEL_CUDA_ATTENTION_DECODE", it.name(), "ordered")),
+                    .filter(|it| *it != AttentionAlgorithm::BatchInvariant)
+                    .map(|it| ("RIGEL_CUDA_ATTENTION_DECODE", it.name(), "batch_invariant")),
                 self.prefill
-                    .filter(|it| *it != AttentionAlgorithm::Ordered)
-                    .map(|it| ("RIGEL_CUDA_ATTENTION_PREFILL", it.name(), "ordered")),
+                    .filter(|it| *it != AttentionAlgorithm::BatchInvariant)
+                    .map(|it| ("RIGEL_CUDA_ATTENTION_PREFILL", it.name(), "batch_invariant")),
             ];
             if let Some((variable, name, only)) = names.into_iter().flatten().next() {
                 let reason = format!("batch-invariant arithmetic takes {only} alone");
@@ -400,17 +400,17 @@ mod tests {
         assert_eq!(refused("RIGEL_CUDA_PDL", "off"), "RIGEL_CUDA_PDL=off: expected 1 or 0");
         assert_eq!(refused("RIGEL_CUDA_CARVEOUT", "101"), "RIGEL_CUDA_CARVEOUT=101: expected auto or 0 to 100");
         assert_eq!(refused("RIGEL_CUDA_CARVEOUT", "-1"), "RIGEL_CUDA_CARVEOUT=-1: expected auto or 0 to 100");
-        assert_eq!(refused("RIGEL_CUDA_GEMM", "gemv"), "RIGEL_CUDA_GEMM=gemv: expected auto, skinny, sm90 or sm80");
+        assert_eq!(refused("RIGEL_CUDA_GEMM", "gemv"), "RIGEL_CUDA_GEMM=gemv: expected auto, small_m, sm90 or sm80");
         assert_eq!(
             refused("RIGEL_CUDA_ATTENTION_DECODE", "SM90"),
-            "RIGEL_CUDA_ATTENTION_DECODE=SM90: expected auto, sm80, sm90 or ordered"
+            "RIGEL_CUDA_ATTENTION_DECODE=SM90: expected auto, sm80, sm90 or batch_invariant"
         );
     }
 
     #[test]
     fn what_cannot_be_computed_so_is_said() {
         let error = |algorithms: Algorithms, width| {
-            let invariant = algorithms.check_network(Arithmetic::BatchInvariant, width);
+            let invariant = algorithms.check_network(Determinism::BatchInvariant, width);
             invariant.unwrap_err().to_string()
         };
         let algorithms = Algorithms { gemm: Some(LinearAlgorithm::Sm90), ..Algorithms::default() };
@@ -418,15 +418,15 @@ mod tests {
             error(algorithms, 64),
             "RIGEL_CUDA_GEMM=sm90 cannot be used: batch-invariant arithmetic takes sm80 alone; unset it or choose another"
         );
-        assert!(algorithms.check_network(Arithmetic::Fastest, 64).is_ok());
+        assert!(algorithms.check_network(Determinism::Fast, 64).is_ok());
         let algorithms = Algorithms { gemv: Some(LinearAlgorithm::GemvNormed), ..Algorithms::default() };
-        assert!(algorithms.check_network(Arithmetic::Fastest, gemv_normed::MAX_WIDTH).is_ok());
-        let wide = algorithms.check_network(Arithmetic::Fastest, gemv_normed::MAX_WIDTH + 8).unwrap_err().to_string();
+        assert!(algorithms.check_network(Determinism::Fast, gemv_normed::MAX_WIDTH).is_ok());
+        let wide = algorithms.check_network(Determinism::Fast, gemv_normed::MAX_WIDTH + 8).unwrap_err().to_string();
         assert!(wide.contains("hidden_size is 8200, it takes 8192 at most"), "{wide}");
-        let algorithms = Algorithms { gemm: Some(LinearAlgorithm::Skinny), ..Algorithms::default() };
+        let algorithms = Algorithms { gemm: Some(LinearAlgorithm::SmallM), ..Algorithms::default() };
         assert!(algorithms.check_rows(256).is_ok());
         let many = algorithms.check_rows(257).unwrap_err().to_string();
-        assert!(many.starts_with("RIGEL_CUDA_GEMM=skinny cannot be used: a linear layer has 257 rows"), "{many}");
+        assert!(many.starts_with("RIGEL_CUDA_GEMM=small_m cannot be used: a linear layer has 257 rows"), "{many}");
     }
 
     #[test]

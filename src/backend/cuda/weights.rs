@@ -42,7 +42,7 @@ pub struct LayerWeights<'a, T> {
     /// Queries, keys and values.
     pub qkv: LinearWeights<'a, T>,
     /// Attention's way out.
-    pub attention_out: LinearWeights<'a, T>,
+    pub o_proj: LinearWeights<'a, T>,
     /// Before the MLP.
     pub mlp_norm: NormWeights<'a, T>,
     /// The MLP's matrices, in the order of [`Mlp::linears`](crate::model::Mlp::linears).
@@ -135,7 +135,7 @@ impl<T: Element> Weights<T> {
         self.layout.layers.iter().map(|layer| LayerWeights {
             attention_norm: self.norm(layer.attention_norm),
             qkv: self.linear(layer.qkv),
-            attention_out: self.linear(layer.attention_out),
+            o_proj: self.linear(layer.o_proj),
             mlp_norm: self.norm(layer.mlp_norm),
             mlp: layer.mlp.iter().map(|linear| self.linear(*linear)).collect(),
         })

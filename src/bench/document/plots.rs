@@ -284,8 +284,8 @@ mod tests {
 
     #[test]
     fn tests_and_numbers_are_spelled_out() {
-        let names = ["pp512", "tg32", "tg128 @ d1024", "gemm mlp_in", "tgx"].map(spelled);
-        assert_eq!(names, ["prompt of 512", "32 new tokens", "128 new tokens after 1024", "gemm mlp_in", "tgx"]);
+        let names = ["pp512", "tg32", "tg128 @ d1024", "gemm up_proj", "tgx"].map(spelled);
+        assert_eq!(names, ["prompt of 512", "32 new tokens", "128 new tokens after 1024", "gemm up_proj", "tgx"]);
         assert_eq!([1.0, 8.0].map(|count| counted(count, "sequence")), ["1 sequence", "8 sequences"]);
     }
 }

@@ -29,7 +29,7 @@ fn gpu() -> Source {
     add(Row { tokens: 1, ..row(Suite::Model, "tg128", "transformers", 5e4) }.size("batch", 1));
     add(Row { flops: 5_400_000_000_000, tokens: 4096, ..row(Suite::Model, "pp4096", "rigel", 9e3) }.size("batch", 1));
     let gemm = |by, rows: u64, us| {
-        let work = Row { bytes: 100 << 20, flops: 600_000_000_000, ..row(Suite::Kernels, "gemm mlp_in", by, us) };
+        let work = Row { bytes: 100 << 20, flops: 600_000_000_000, ..row(Suite::Kernels, "gemm up_proj", by, us) };
         work.size("rows", rows).size("columns", 24_576)
     };
     for (by, rows, us) in
@@ -77,7 +77,7 @@ fn targets_have_what_was_measured_and_the_peer() {
     for part in ["a card, 2030-01-02T03:04:05Z", "`rigel bench all`", "`benches/results/a-card.json`", "#### Models"] {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
-    assert!(text.contains("| gemm mlp_in | columns 24576, rows 2048 | 1000 |"), "{text}");
+    assert!(text.contains("| gemm up_proj | columns 24576, rows 2048 | 1000 |"), "{text}");
     assert!(text.contains("| 0.90 x torch cublas |"), "{text}");
     if let Some(folder) = std::env::var_os("RIGEL_PICTURE") {
         // To be looked at.
@@ -86,10 +86,10 @@ fn targets_have_what_was_measured_and_the_peer() {
         }
     }
     let [roofline, tokens, peers] = plots.map(Option::unwrap);
-    assert!(roofline.contains("gemm mlp_in columns 24576, rows 8192: 600 TFLOP/s, 75 % of the limit"), "{roofline}");
+    assert!(roofline.contains("gemm up_proj columns 24576, rows 8192: 600 TFLOP/s, 75 % of the limit"), "{roofline}");
     assert!(tokens.contains("transformers, 1 sequence: 20.0 tokens/s") && tokens.contains("the limit of bytes"));
     assert!(tokens.contains("rigel, 8 sequences: 500 tokens/s") && tokens.contains("128 new tokens"), "{tokens}");
-    assert!(peers.contains("gemm mlp_in, beside torch cublas: 1.05 x, 2 sizes, 0.90 to 1.20"), "{peers}");
+    assert!(peers.contains("gemm up_proj, beside torch cublas: 1.05 x, 2 sizes, 0.90 to 1.20"), "{peers}");
     assert!(peers.contains("lines: smallest to largest"));
     assert!([roofline, tokens, peers].iter().all(|plot| !plot.contains("NaN") && !plot.contains("inf")));
 }

@@ -1,26 +1,26 @@
-//! What is measured: every kernel at the shapes that the published models give it. Pure arithmetic, no device.
+//! What is measured: every kernel at the shapes that the published models give it. Pure determinism, no device.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::backend::Arithmetic;
+use crate::backend::Determinism;
 use crate::backend::cuda::Properties;
 use crate::backend::cuda::Work;
 use crate::backend::cuda::kernels::BiasTerm;
+use crate::backend::cuda::kernels::attention_batch_invariant::{self, BatchInvariantShape, Division, SPLIT_LEN};
 use crate::backend::cuda::kernels::attention_decode::{self, DecodeShape, split_len};
-use crate::backend::cuda::kernels::attention_ordered::{self, Division, OrderedShape, SPLIT_LEN};
-use crate::backend::cuda::kernels::attention_prefill::{self, Form, PrefillShape, Tile};
+use crate::backend::cuda::kernels::attention_prefill::{self, PrefillShape, Tile, Variant};
 use crate::backend::cuda::kernels::embed::EmbedShape;
 use crate::backend::cuda::kernels::gemv;
 use crate::backend::cuda::kernels::gemv_normed;
-use crate::backend::cuda::kernels::norm::{NormForm, NormShape};
+use crate::backend::cuda::kernels::linear::{Epilogue, GemmAlgorithm, GemmShape, QkvShape};
+use crate::backend::cuda::kernels::norm::{NormShape, NormVariant};
 use crate::backend::cuda::kernels::paged::{Heads, Sequence};
-use crate::backend::cuda::kernels::product::{Epilogue, Path, ProductShape, QkvShape};
 use crate::backend::cuda::kernels::sample::{LogprobsRow, LogprobsShape, RowParams, SampleShape};
 use crate::backend::cuda::layout::{LinearLayout, padded};
 use crate::backend::cuda::model::account::Part;
-use crate::backend::cuda::model::{How, Op, row_launches};
+use crate::backend::cuda::model::{LinearOp, Op, row_launches};
 use crate::checkpoint::Dtype;
 use crate::model::{ModelSpec, WeightFormat};
 use crate::sampling::SamplingParams;
@@ -31,7 +31,7 @@ use super::super::report::{Row, Suite};
 /// Positions of a page: as the engine has them.
 pub(super) const PAGE_SIZE: usize = 64;
 
-/// How weights are kept: in 16 bits, F16 or BF16.
+/// LinearOp weights are kept: in 16 bits, F16 or BF16.
 const WEIGHTS: WeightFormat = WeightFormat::dense(Dtype::Bf16);
 
 /// One kernel at one shape.
@@ -49,15 +49,15 @@ pub enum What {
     /// Rows of the embedding.
     Embed(EmbedShape),
     /// A norm, with nothing added.
-    Norm(NormShape, NormForm),
+    Norm(NormShape, NormVariant),
     /// Queries, keys and values, rotated and written to the cache.
     Qkv(QkvShape, BiasTerm),
     /// A matrix of a layer, and what follows its sums.
-    Product(Part, Epilogue, ProductShape, BiasTerm),
+    Product(Part, Epilogue, GemmShape, BiasTerm),
     /// The MLP's way in with the norm ahead of it, in one launch.
-    NormedProduct(NormShape, NormForm, ProductShape, BiasTerm),
+    NormedProduct(NormShape, NormVariant, GemmShape, BiasTerm),
     /// Logits.
-    Head(ProductShape),
+    Head(GemmShape),
     /// One row of each of `batch` sequences that hold `context` positions, this one included.
     Decode {
         /// Sequences.
@@ -66,8 +66,8 @@ pub enum What {
         context: usize,
         /// The launch.
         shape: DecodeShape,
-        /// Its form; `None`: the device's own.
-        form: Option<attention_decode::Form>,
+        /// Its variant; `None`: the device's own.
+        variant: Option<attention_decode::Variant>,
     },
     /// A whole prompt of `length` rows.
     Prefill {
@@ -83,14 +83,14 @@ pub enum What {
         /// Positions of each.
         context: usize,
         /// The launch.
-        shape: OrderedShape,
+        shape: BatchInvariantShape,
     },
     /// Batch-invariant attention of a whole prompt.
     OrderedPrefill {
         /// Its rows.
         length: usize,
         /// The launch.
-        shape: OrderedShape,
+        shape: BatchInvariantShape,
     },
     /// A token for each of `rows` rows.
     Sample {
@@ -98,7 +98,7 @@ pub enum What {
         rows: usize,
         /// Tokens.
         vocabulary: usize,
-        /// How they are chosen.
+        /// LinearOp they are chosen.
         choice: Choice,
     },
     /// Log-probabilities of one target and the five best tokens of each of `rows` rows.
@@ -110,7 +110,7 @@ pub enum What {
     },
 }
 
-/// How a token is chosen.
+/// LinearOp a token is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
     /// The likeliest.
@@ -149,7 +149,7 @@ pub(super) fn logprobs_rows(rows: usize, vocabulary: usize) -> Vec<LogprobsRow> 
 /// Numbers of rows of products: decoding alone, in batches, and prompts.
 const ROWS: [usize; 12] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048, 8192];
 /// With a norm ahead of a product in one launch where that is possible, and in two.
-const ARITHMETICS: [Arithmetic; 2] = [Arithmetic::Fastest, Arithmetic::BatchInvariant];
+const DETERMINISMS: [Determinism; 2] = [Determinism::Fast, Determinism::BatchInvariant];
 /// Rows of what is bound by launching or by bytes whatever the number.
 const FEW_ROWS: [usize; 4] = [1, 16, 256, 2048];
 /// Rows with logits.
@@ -166,9 +166,10 @@ impl What {
     fn of_rows(spec: &ModelSpec, device: &Properties) -> Vec<What> {
         // By the part of the network, as a step has them.
         let mut found: BTreeMap<(Part, bool), Vec<What>> = BTreeMap::new();
-        for (rows, arithmetic) in ROWS.into_iter().flat_map(|rows| ARITHMETICS.map(|arithmetic| (rows, arithmetic))) {
+        for (rows, determinism) in ROWS.into_iter().flat_map(|rows| DETERMINISMS.map(|determinism| (rows, determinism)))
+        {
             let logits_rows = if LOGITS_ROWS.contains(&rows) { rows } else { 0 };
-            for launch in row_launches(spec, device, arithmetic, PAGE_SIZE, rows, logits_rows) {
+            for launch in row_launches(spec, device, determinism, PAGE_SIZE, rows, logits_rows) {
                 let Some(what) = What::of(launch.part, &launch.op) else { continue };
                 // One norm kernel serves all of them.
                 let part = if matches!(what, What::Norm(..)) { Part::AttentionNorm } else { launch.part };
@@ -187,21 +188,21 @@ impl What {
         let few = |rows: usize, what: What| FEW_ROWS.contains(&rows).then_some(what);
         match *op {
             Op::Embed { shape, .. } => few(shape.rows, What::Embed(shape)),
-            Op::Norm { norm, .. } => few(norm.shape.rows, What::Norm(norm.shape, norm.form)),
-            Op::Qkv { weights, shape, how: How::Path(_) } => Some(What::Qkv(shape, bias(&weights))),
-            Op::Up { weights, shape, how: How::Path(_) } => {
+            Op::Norm { norm, .. } => few(norm.shape.rows, What::Norm(norm.shape, norm.variant)),
+            Op::Qkv { weights, shape, how: LinearOp::Plain(_) } => Some(What::Qkv(shape, bias(&weights))),
+            Op::Up { weights, shape, how: LinearOp::Plain(_) } => {
                 Some(What::Product(part, Epilogue::BiasGelu, shape, bias(&weights)))
             }
-            Op::Up { weights, shape, how: How::Normed(norm) } => {
-                Some(What::NormedProduct(norm.shape, norm.form, shape, bias(&weights)))
+            Op::Up { weights, shape, how: LinearOp::FusedNorm(norm) } => {
+                Some(What::NormedProduct(norm.shape, norm.variant, shape, bias(&weights)))
             }
             Op::AddProjection { weights, shape, .. } => {
                 Some(What::Product(part, Epilogue::BiasResidual, shape, bias(&weights)))
             }
-            Op::Head { shape, how: How::Path(_), .. } => Some(What::Head(shape)),
+            Op::Head { shape, how: LinearOp::Plain(_), .. } => Some(What::Head(shape)),
             // Of the kernels with a norm ahead the MLP's stands for all.
-            Op::Qkv { how: How::Normed(_), .. } | Op::Head { how: How::Normed(_), .. } => None,
-            Op::Decode(_) | Op::Prefill(_) | Op::Ordered(_) => None,
+            Op::Qkv { how: LinearOp::FusedNorm(_), .. } | Op::Head { how: LinearOp::FusedNorm(_), .. } => None,
+            Op::Decode(_) | Op::Prefill(_) | Op::BatchInvariant(_) => None,
         }
     }
 }
@@ -214,17 +215,17 @@ impl Case {
         let mut all = What::of_rows(spec, device);
         for (batch, context) in DECODES {
             let positions = spec.max_positions.max(context);
-            let shape = |form| {
+            let shape = |variant| {
                 let multiprocessors = device.multiprocessors as usize;
-                let split_len = split_len(form, batch, &heads, window, spec.max_positions, multiprocessors);
+                let split_len = split_len(variant, batch, &heads, window, spec.max_positions, multiprocessors);
                 DecodeShape { rows: batch, sequences: batch, heads, window, positions, split_len }
             };
-            let own = attention_decode::Form::of(device);
-            all.push(What::Decode { batch, context, shape: shape(own), form: None });
-            // What the merge inside of the kernel is worth, against the other form as it would be cut.
-            let split = attention_decode::Form::Split;
+            let own = attention_decode::Variant::of(device);
+            all.push(What::Decode { batch, context, shape: shape(own), variant: None });
+            // What the merge inside of the kernel is worth, against the other variant as it would be cut.
+            let split = attention_decode::Variant::Split;
             if own != split && shape(split).splits() > 1 {
-                all.push(What::Decode { batch, context, shape: shape(split), form: Some(split) });
+                all.push(What::Decode { batch, context, shape: shape(split), variant: Some(split) });
             }
         }
         for length in LENGTHS {
@@ -253,40 +254,42 @@ impl Case {
 
     fn prefill(length: usize, heads: Heads, window: Option<usize>) -> What {
         let shape = PrefillShape { rows: length, tiles: 0, heads, window };
-        let tiles = attention_prefill::plan_tiles(&prompt(length), &heads, window, Form::Warp, |_| true).len();
+        let tiles = attention_prefill::plan_tiles(&prompt(length), &heads, window, Variant::Warp, |_| true).len();
         What::Prefill { length, shape: PrefillShape { tiles, ..shape } }
     }
 
     fn ordered_decode(batch: usize, context: usize, heads: Heads, window: Option<usize>, positions: usize) -> What {
         let (rows, tiles, positions) = (batch, batch, positions.max(context));
         let division = Division::Split { tile_rows: 1 };
-        let shape = OrderedShape { rows, tiles, heads, window, positions, split_len: SPLIT_LEN, division };
+        let shape = BatchInvariantShape { rows, tiles, heads, window, positions, split_len: SPLIT_LEN, division };
         What::OrderedDecode { batch, context, shape }
     }
 
     fn ordered_prefill(length: usize, heads: Heads, window: Option<usize>, positions: usize) -> What {
-        let tiles = attention_ordered::plan_tiles(&prompt(length), &heads, window, |_| true).len();
+        let tiles = attention_batch_invariant::plan_tiles(&prompt(length), &heads, window, |_| true).len();
         let (rows, positions, division) = (length, positions.max(length), Division::Whole);
-        let shape = OrderedShape { rows, tiles, heads, window, positions, split_len: SPLIT_LEN, division };
+        let shape = BatchInvariantShape { rows, tiles, heads, window, positions, split_len: SPLIT_LEN, division };
         What::OrderedPrefill { length, shape }
     }
 
-    /// The kernel, and its part in the model where it has several: `gemv mlp_in`, `attention_decode`.
+    /// The kernel, and its part in the model where it has several: `gemv up_proj`, `attention_decode`.
     pub fn name(&self) -> String {
         let product = |rows: usize| if rows <= gemv::MAX_ROWS { "gemv" } else { "gemm" };
         match &self.what {
             What::Embed(_) => "embed".to_owned(),
             What::Norm(..) => "norm".to_owned(),
             What::Qkv(shape, _) => format!("{} qkv", product(shape.rows)),
-            What::Product(part, _, shape, _) => format!("{} {}", product(shape.rows), part.name()),
-            What::NormedProduct(..) => format!("gemv_normed {}", Part::MlpIn.name()),
-            What::Head(shape) => format!("{} head", product(shape.rows)),
-            What::Decode { form: None, .. } => "attention_decode".to_owned(),
-            What::Decode { form: Some(attention_decode::Form::Split), .. } => "attention_decode split".to_owned(),
-            What::Decode { form: Some(attention_decode::Form::Cluster), .. } => "attention_decode cluster".to_owned(),
+            What::Product(part, _, shape, _) => format!("{} {}", product(shape.m), part.name()),
+            What::NormedProduct(..) => format!("gemv_normed {}", Part::UpProj.name()),
+            What::Head(shape) => format!("{} head", product(shape.m)),
+            What::Decode { variant: None, .. } => "attention_decode".to_owned(),
+            What::Decode { variant: Some(attention_decode::Variant::Split), .. } => "attention_decode split".to_owned(),
+            What::Decode { variant: Some(attention_decode::Variant::Cluster), .. } => {
+                "attention_decode cluster".to_owned()
+            }
             What::Prefill { .. } => "attention_prefill".to_owned(),
-            What::OrderedDecode { .. } => "attention_ordered decode".to_owned(),
-            What::OrderedPrefill { .. } => "attention_ordered prefill".to_owned(),
+            What::OrderedDecode { .. } => "attention_batch_invariant decode".to_owned(),
+            What::OrderedPrefill { .. } => "attention_batch_invariant prefill".to_owned(),
             What::Sample { choice: Choice::Greedy, .. } => "sample greedy".to_owned(),
             What::Sample { choice: Choice::Nucleus, .. } => "sample nucleus".to_owned(),
             What::Logprobs { .. } => "logprobs".to_owned(),
@@ -312,15 +315,15 @@ impl Case {
     fn sizes(&self) -> Vec<(&'static str, Value)> {
         let number = |size: usize| Value::from(size);
         let window = |window: Option<usize>| window.map_or(Value::from("none"), Value::from);
-        let product = |shape: ProductShape| {
-            vec![("rows", number(shape.rows)), ("columns", number(shape.columns)), ("depth", number(shape.depth))]
+        let product = |shape: GemmShape| {
+            vec![("rows", number(shape.m)), ("columns", number(shape.n)), ("depth", number(shape.k))]
         };
         let decode = |batch, context| vec![("batch", number(batch)), ("context", number(context))];
         let prefill = |length, seen| vec![("length", number(length)), ("window", window(seen))];
         match &self.what {
             What::Embed(shape) => vec![("rows", number(shape.rows)), ("width", number(shape.width))],
             What::Norm(shape, _) => vec![("rows", number(shape.rows)), ("width", number(shape.width))],
-            What::Qkv(shape, _) => product(shape.product_shape()),
+            What::Qkv(shape, _) => product(shape.gemm_shape()),
             What::Product(_, _, shape, _) | What::Head(shape) | What::NormedProduct(_, _, shape, _) => product(*shape),
             What::Decode { batch, context, .. } | What::OrderedDecode { batch, context, .. } => {
                 decode(*batch, *context)
@@ -342,33 +345,33 @@ impl Case {
         self.sizes().into_iter().map(size).collect()
     }
 
-    /// How it is cut up on this device, where that is a choice.
+    /// LinearOp it is cut up on this device, where that is a choice.
     fn path(&self, device: &Properties) -> Option<String> {
-        let product = |shape: ProductShape| match Path::choose(device, shape) {
-            Path::Gemv => None,
-            Path::Skinny(plan) => {
-                let (rows, splits) = (plan.batch.rows(), plan.splits);
-                Some(format!("skinny, {rows} rows, {splits} parts of k"))
+        let product = |shape: GemmShape| match GemmAlgorithm::choose(device, shape) {
+            GemmAlgorithm::Gemv => None,
+            GemmAlgorithm::SmallM(plan) => {
+                let (rows, splits) = (plan.tile.m(), plan.splits);
+                Some(format!("small_m, {rows} rows, {splits} parts of k"))
             }
-            Path::Gemm(plan) => {
-                let (rows, columns) = (plan.tile.rows(), plan.tile.columns());
+            GemmAlgorithm::Sm80(plan) => {
+                let (rows, columns) = (plan.tile.m(), plan.tile.n());
                 Some(format!("tiles {rows}x{columns}, {} stages", plan.stages))
             }
-            Path::GemmSm90(plan) => {
-                let (rows, columns) = (plan.tile.rows(), plan.tile.columns());
+            GemmAlgorithm::Sm90(plan) => {
+                let (rows, columns) = (plan.tile.m(), plan.tile.n());
                 let blocks = plan.clusters * plan.cluster;
                 Some(format!("wgmma, tiles {rows}x{columns}, clusters of {}, {blocks} blocks", plan.cluster))
             }
         };
         match &self.what {
-            What::Qkv(shape, _) => product(shape.product_shape()),
+            What::Qkv(shape, _) => product(shape.gemm_shape()),
             What::Product(_, _, shape, _) | What::Head(shape) => product(*shape),
-            What::Decode { shape, form, .. } => {
-                let file = form.unwrap_or_else(|| attention_decode::Form::of(device)).file();
+            What::Decode { shape, variant, .. } => {
+                let file = variant.unwrap_or_else(|| attention_decode::Variant::of(device)).file();
                 Some(format!("{file}, {} splits of {}", shape.splits(), shape.split_len))
             }
             What::OrderedDecode { shape, .. } => Some(format!("{} splits of {}", shape.splits(), shape.split_len)),
-            What::Prefill { .. } => Some(Form::of(device).file().to_owned()),
+            What::Prefill { .. } => Some(Variant::of(device).file().to_owned()),
             _ => None,
         }
     }
@@ -377,25 +380,27 @@ impl Case {
     pub fn work(&self) -> Work {
         match &self.what {
             What::Embed(shape) => shape.work(),
-            What::Norm(shape, form) => shape.work(*form, BiasTerm::Present),
+            What::Norm(shape, variant) => shape.work(*variant, BiasTerm::Present),
             What::Qkv(shape, bias) => shape.work(&WEIGHTS, *bias),
             What::Product(_, epilogue, shape, bias) => shape.work(&WEIGHTS, *epilogue, *bias),
-            What::NormedProduct(norm, form, shape, bias) => {
-                let norm = norm.work(*form, BiasTerm::Present);
+            What::NormedProduct(norm, variant, shape, bias) => {
+                let norm = norm.work(*variant, BiasTerm::Present);
                 gemv_normed::work_of_both(norm, shape.work(&WEIGHTS, Epilogue::BiasGelu, *bias))
             }
             What::Head(shape) => shape.logits_work(&WEIGHTS),
             // Without the partial results, which another cut would not have: those count as time, not as work.
             What::Decode { batch, context, shape, .. } => shape.work(&decoding(*batch, *context), PAGE_SIZE),
             What::Prefill { length, shape } => {
-                let tiles = self.tiles(Form::Warp);
+                let tiles = self.tiles(Variant::Warp);
                 shape.work(&prompt(*length), &tiles, PAGE_SIZE)
             }
             What::OrderedDecode { batch, context, shape } => {
-                let work = shape.work(&decoding(*batch, *context), &self.tiles(Form::Warp), PAGE_SIZE);
+                let work = shape.work(&decoding(*batch, *context), &self.tiles(Variant::Warp), PAGE_SIZE);
                 Work { bytes_written: (shape.rows * shape.heads.width() * 2) as u64, ..work }
             }
-            What::OrderedPrefill { length, shape } => shape.work(&prompt(*length), &self.tiles(Form::Warp), PAGE_SIZE),
+            What::OrderedPrefill { length, shape } => {
+                shape.work(&prompt(*length), &self.tiles(Variant::Warp), PAGE_SIZE)
+            }
             // On a device of one multiprocessor: none of it is partial results.
             What::Sample { rows, vocabulary, choice } => sample_shape(*rows, *vocabulary).work(&choice.rows(*rows), 1),
             What::Logprobs { rows, vocabulary } => {
@@ -415,15 +420,15 @@ impl Case {
         }
     }
 
-    /// The tiles of an attention that has some, of prefill's in this form.
-    pub(super) fn tiles(&self, form: Form) -> Vec<Tile> {
+    /// The tiles of an attention that has some, of prefill's in this variant.
+    pub(super) fn tiles(&self, variant: Variant) -> Vec<Tile> {
         let sequences = self.sequences();
         match &self.what {
             What::Prefill { shape, .. } => {
-                attention_prefill::plan_tiles(&sequences, &shape.heads, shape.window, form, |_| true)
+                attention_prefill::plan_tiles(&sequences, &shape.heads, shape.window, variant, |_| true)
             }
             What::OrderedDecode { shape, .. } | What::OrderedPrefill { shape, .. } => {
-                attention_ordered::plan_tiles(&sequences, &shape.heads, shape.window, |_| true)
+                attention_batch_invariant::plan_tiles(&sequences, &shape.heads, shape.window, |_| true)
             }
             _ => Vec::new(),
         }
@@ -431,9 +436,8 @@ impl Case {
 
     /// Bytes of device memory that one set of its inputs and outputs takes, about.
     pub(super) fn set_bytes(&self) -> u64 {
-        let product = |shape: &ProductShape, output: usize| {
-            2 * (shape.columns * shape.depth + shape.rows * shape.depth) + output * shape.rows * shape.columns
-        };
+        let product =
+            |shape: &GemmShape, output: usize| 2 * (shape.n * shape.k + shape.m * shape.k) + output * shape.m * shape.n;
         let bytes = match &self.what {
             // The table is shared by all sets.
             What::Embed(shape) => 4 * shape.rows * shape.width,
@@ -441,15 +445,15 @@ impl Case {
             What::Qkv(shape, _) => {
                 // A page of keys and one of values for each row.
                 let cache = 4 * shape.rows * shape.kv_heads * shape.page_size * shape.head_dim;
-                product(&shape.product_shape(), 4) + cache
+                product(&shape.gemm_shape(), 4) + cache
             }
             What::Product(_, _, shape, _) | What::NormedProduct(_, _, shape, _) => product(shape, 2),
             What::Head(shape) => product(shape, 4),
             // All sets share the workspace.
             What::Decode { shape: DecodeShape { rows, heads, .. }, .. }
             | What::Prefill { shape: PrefillShape { rows, heads, .. }, .. }
-            | What::OrderedDecode { shape: OrderedShape { rows, heads, .. }, .. }
-            | What::OrderedPrefill { shape: OrderedShape { rows, heads, .. }, .. } => {
+            | What::OrderedDecode { shape: BatchInvariantShape { rows, heads, .. }, .. }
+            | What::OrderedPrefill { shape: BatchInvariantShape { rows, heads, .. }, .. } => {
                 self.cache_pages() * page_bytes(heads) + 4 * rows * heads.width()
             }
             What::Sample { rows, vocabulary, .. } | What::Logprobs { rows, vocabulary } => {
@@ -492,11 +496,11 @@ fn prompt(length: usize) -> Vec<Sequence> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cuda::Card;
+    use crate::backend::cuda::GpuSpec;
     use crate::checkpoint::Config;
 
     fn h200() -> Properties {
-        Card::h200().properties
+        GpuSpec::h200().properties
     }
 
     fn all() -> Vec<Case> {
@@ -514,7 +518,7 @@ mod tests {
         keys.sort();
         keys.dedup();
         assert_eq!(keys.len(), count);
-        let kernels = ["embed", "norm", "gemv mlp_in", "gemv_normed mlp_in", "gemm head", "attention_decode"];
+        let kernels = ["embed", "norm", "gemv up_proj", "gemv_normed up_proj", "gemm head", "attention_decode"];
         for kernel in kernels.into_iter().chain(["attention_prefill", "logprobs"]) {
             assert!(rows.iter().any(|row| row.name == kernel), "{kernel}");
         }
@@ -527,7 +531,7 @@ mod tests {
             rows.into_iter().find(|row| row.name == name && row.sizes() == sizes).unwrap()
         };
         // 24576 x 6144 weights of 2 bytes, a row of each, biases.
-        let gemv = find("gemv mlp_in", "columns 24576, depth 6144, rows 1");
+        let gemv = find("gemv up_proj", "columns 24576, depth 6144, rows 1");
         assert_eq!(gemv.bytes, 2 * (24_576 * 6144 + 6144 + 24_576 + 24_576));
         assert_eq!(gemv.flops, 2 * 24_576 * 6144);
         // 4096 keys and values of 4 heads of 128, 64 sequences; 48 query heads in and out.

@@ -99,10 +99,10 @@ mod tests {
     use super::super::case::What;
     use super::*;
     use crate::backend::cuda::kernels::embed::EmbedShape;
-    use crate::backend::cuda::kernels::product::ProductShape;
+    use crate::backend::cuda::kernels::linear::GemmShape;
 
     fn cases() -> Vec<Case> {
-        let shape = |rows| ProductShape { rows, columns: 64, depth: 64 };
+        let shape = |rows| GemmShape { m: rows, n: 64, k: 64 };
         let case = |model: &str, what| Case { model: model.to_owned(), what };
         vec![
             case("starcoder2-3b", What::Head(shape(1))),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::backend::cuda::kernels::BiasTerm;
 use crate::backend::cuda::kernels::ceilings::Ceilings;
-use crate::backend::cuda::kernels::product::{Epilogue, ProductShape};
+use crate::backend::cuda::kernels::linear::{Epilogue, GemmShape};
 use crate::backend::cuda::{Buffer, CudaError, Stream};
 
 use super::super::report::{Ceiling, Limit};
@@ -43,7 +43,7 @@ pub fn measure(timer: &mut Timer, sizes: CeilingSizes) -> Result<Vec<Ceiling>, C
 
     let n = sizes.product;
     let filler = Filler::<half::bf16>::new(&stream, 0)?;
-    let shape = ProductShape { rows: n, columns: n, depth: n };
+    let shape = GemmShape { m: n, n: n, k: n };
     let mut product = Layer::new(&filler, Epilogue::BiasGelu, shape, BiasTerm::Absent, 1)?;
     filler.settle()?;
     let multiplying = timer.time(&mut product, sizes.budget)?;

@@ -151,7 +151,7 @@ impl<T: Element> KernelBench<T> {
         self.give_memory_back()?;
         row.times = Times::of(samples);
         if (sets as u64).saturating_mul(bytes) < 2 * l2_bytes {
-            row.marks.push("inputs fit the second-level cache".to_owned());
+            row.marks.push("inputs fit the L2".to_owned());
         }
         row.marks.extend(clocks.iter().find_map(|clock| timer::clock_mark(*clock)));
         let slowest = clocks.iter().flatten().copied().min_by(f64::total_cmp);

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::backend::cuda::kernels::BiasTerm;
-use crate::backend::cuda::kernels::product::Epilogue;
+use crate::backend::cuda::kernels::linear::Epilogue;
 
 use super::super::report::{Ceiling, Limit};
 use super::case::{Case, What};
@@ -213,19 +213,17 @@ fn request(case: &Case) -> Option<Value> {
         // Without the rotation and the write to the cache.
         What::Qkv(shape, bias) => {
             let epilogue = if *bias == BiasTerm::Present { "bias" } else { "none" };
-            linear(epilogue, shape.rows, shape.product_shape().columns, shape.depth)
+            linear(epilogue, shape.rows, shape.gemm_shape().n, shape.k)
         }
         What::Product(_, epilogue, shape, BiasTerm::Present) => {
             let epilogue = match epilogue {
                 Epilogue::BiasGelu => "bias_gelu",
                 Epilogue::BiasResidual => "bias_residual",
             };
-            linear(epilogue, shape.rows, shape.columns, shape.depth)
+            linear(epilogue, shape.m, shape.n, shape.k)
         }
-        What::Product(_, _, shape, BiasTerm::Absent) | What::Head(shape) => {
-            linear("none", shape.rows, shape.columns, shape.depth)
-        }
-        What::Decode { batch, context, shape, form: None } => json!({
+        What::Product(_, _, shape, BiasTerm::Absent) | What::Head(shape) => linear("none", shape.m, shape.n, shape.k),
+        What::Decode { batch, context, shape, variant: None } => json!({
             "kind": "attention_decode", "batch": batch, "context": context, "heads": shape.heads.query,
             "kv_heads": shape.heads.kv, "head_dim": shape.heads.dim, "window": shape.window,
         }),

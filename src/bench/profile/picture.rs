@@ -243,7 +243,7 @@ mod tests {
 
     use super::super::timeline::Step;
     use super::*;
-    use crate::backend::Arithmetic;
+    use crate::backend::Determinism;
     use crate::backend::cuda::model::CudaOptions;
     use crate::backend::cuda::model::account::{SequenceStep, StepDescription, account};
     use crate::backend::cuda::trace::TimedLaunch;
@@ -261,7 +261,7 @@ mod tests {
             pages: 1,
             max_rows: 512,
             max_sequences: 8,
-            arithmetic: Arithmetic::Fastest,
+            determinism: Determinism::Fast,
         };
         let card = Properties {
             name: "a card".to_owned(),

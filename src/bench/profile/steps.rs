@@ -6,10 +6,10 @@ use std::ops::Range;
 use super::super::report::Ceilings;
 use super::timeline::{Mismatch, Step, Timeline};
 use crate::backend::cuda::kernels::Element;
-use crate::backend::cuda::model::account::{LaunchAccount, SequenceStep, StepDescription, account};
+use crate::backend::cuda::model::account::{KernelCost, SequenceStep, StepDescription, account};
 use crate::backend::cuda::model::{CudaBackend, CudaOptions};
 use crate::backend::cuda::trace::LaunchTimes;
-use crate::backend::{Arithmetic, Backend, BackendError, Batch, SequenceRows, Token};
+use crate::backend::{Backend, BackendError, Batch, Determinism, SequenceRows, Token};
 use crate::kv::{BlockTables, CacheGeometry, OutOfPages, PageCache, PrefixCache};
 use crate::model::ModelSpec;
 use crate::sampling::{SampleRow, SamplingParams};
@@ -63,7 +63,7 @@ pub struct Plan {
     /// Positions that each of them has in the cache.
     pub depth: usize,
     /// Which kernels may be chosen between.
-    pub arithmetic: Arithmetic,
+    pub determinism: Determinism,
 }
 
 impl Plan {
@@ -84,7 +84,7 @@ impl Plan {
                 return Err(ProfileError::Size { what, found, expected });
             }
         }
-        // A recording for each power of two: one of them has room for the batch.
+        // One graph for each power of two: one of them has room for the batch.
         let max_sequences = self.batch.next_power_of_two();
         let max_rows = self.prefill.max(max_sequences);
         // Positions fit 32 bits in any configuration.
@@ -97,7 +97,7 @@ impl Plan {
             pages: decode.max(pages(self.prefill, self.prefill)),
             max_rows,
             max_sequences,
-            arithmetic: self.arithmetic,
+            determinism: self.determinism,
         })
     }
 }
@@ -158,7 +158,7 @@ fn watch<T: Element>(
     Ok(timelines.swap_remove(WATCHED / 2))
 }
 
-fn account_of<T: Element>(backend: &CudaBackend<T>, options: &CudaOptions, rows: &[Rows]) -> Vec<LaunchAccount> {
+fn account_of<T: Element>(backend: &CudaBackend<T>, options: &CudaOptions, rows: &[Rows]) -> Vec<KernelCost> {
     let sequence = |rows: &Rows| SequenceStep { rows: rows.rows as u32, start: rows.start as u32 };
     let sequences: Vec<SequenceStep> = rows.iter().map(sequence).collect();
     let step = StepDescription { sequences: &sequences, logits_rows: rows.len(), sampled_rows: rows.len() };

@@ -5,7 +5,7 @@ use std::fmt;
 use super::super::report::{Ceilings, Limit, Row, Suite};
 use super::super::table::{Table, digits, percent};
 use super::super::times::Times;
-use crate::backend::cuda::model::account::{LaunchAccount, Part};
+use crate::backend::cuda::model::account::{KernelCost, Part};
 use crate::backend::cuda::trace::{COPY, TimedLaunch};
 
 /// Which step it is.
@@ -146,7 +146,7 @@ impl Timeline {
         step: Step,
         source: (&'static str, bool),
         ran: Vec<TimedLaunch>,
-        account: &[LaunchAccount],
+        account: &[KernelCost],
         ceilings: &Ceilings,
     ) -> Result<Timeline, Mismatch> {
         let mut accounts = account.iter();
@@ -337,24 +337,24 @@ mod tests {
     use super::*;
     use crate::backend::cuda::Work;
 
-    fn launch(kernel: &str, part: Part, bytes: u64, flops: u64) -> LaunchAccount {
+    fn launch(kernel: &str, part: Part, bytes: u64, flops: u64) -> KernelCost {
         let work = Work { bytes_read: bytes, bytes_written: 0, flops };
-        LaunchAccount { kernel: kernel.to_owned(), family: "gemv", part, layer: Some(0), work }
+        KernelCost { kernel: kernel.to_owned(), family: "gemv", part, layer: Some(0), work }
     }
 
     fn ran(kernel: &str, start_us: f64, us: f64) -> TimedLaunch {
         TimedLaunch { kernel: kernel.to_owned(), start_us, us }
     }
 
-    fn timeline(ran: Vec<TimedLaunch>, account: &[LaunchAccount]) -> Result<Timeline, Mismatch> {
+    fn timeline(ran: Vec<TimedLaunch>, account: &[KernelCost]) -> Result<Timeline, Mismatch> {
         // 1 MB and 1 MFLOP a microsecond.
         let ceilings = Ceilings { bytes: Some(1e12), flops: Some(1e12) };
         Timeline::join(Step::Decode { batch: 1, depth: 7 }, ("cupti", true), ran, account, &ceilings)
     }
 
-    fn account() -> [LaunchAccount; 3] {
-        let mlp_out = launch("gemv", Part::MlpOut, 2_000_000, 1_000);
-        [launch("norm", Part::MlpNorm, 1_000_000, 0), launch("gemv", Part::MlpIn, 0, 3_000_000), mlp_out]
+    fn account() -> [KernelCost; 3] {
+        let down_proj = launch("gemv", Part::DownProj, 2_000_000, 1_000);
+        [launch("norm", Part::MlpNorm, 1_000_000, 0), launch("gemv", Part::UpProj, 0, 3_000_000), down_proj]
     }
 
     #[test]
@@ -365,13 +365,13 @@ mod tests {
         // The last overlaps the one before it.
         assert_eq!((timeline.gaps(), timeline.idle_us()), (vec![(3.0, 4.0)], Some(1.0)));
         let shares: Vec<_> = timeline.spans.iter().map(|span| (span.part, span.of_limit())).collect();
-        let parts = [None, Some(Part::MlpNorm), Some(Part::MlpIn), Some(Part::MlpOut)];
+        let parts = [None, Some(Part::MlpNorm), Some(Part::UpProj), Some(Part::DownProj)];
         let expected: Vec<_> = parts.into_iter().zip([None, Some(0.5), Some(0.5), Some(0.5)]).collect();
         assert_eq!(shares, expected);
         assert_eq!(timeline.of_limit(), Some(6.0 / 13.0));
         let table = timeline.table().to_string();
         assert!(
-            table.contains("| mlp_in   |        1 | 6.00 |        46 % |    - |    0.50 |         50 % | FLOPs |"),
+            table.contains("| up_proj   |        1 | 6.00 |        46 % |    - |    0.50 |         50 % | FLOPs |"),
             "{table}"
         );
         assert_eq!(timeline.summary(), "3 launches 13.0 µs, gaps 1.00 µs (7.7 %), step 13.0 µs; 46 % of the limit");
@@ -380,7 +380,7 @@ mod tests {
         assert_eq!(rows.len(), 1 + 4 + 4);
         assert_eq!((rows[0].values["gaps_us"], rows[0].values["gpu_idle"]), (1.0, 1.0 / 13.0));
         assert_eq!((rows[8].values["start_us"], rows[8].values["gap_us"]), (9.0, -1.0));
-        assert_eq!(rows[8].sizes(), "batch 1, depth 7, index 3, kernel gemv, layer 0, part mlp_out");
+        assert_eq!(rows[8].sizes(), "batch 1, depth 7, index 3, kernel gemv, layer 0, part down_proj");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::super::source::ModelSource;
 use super::{HubId, cache_directory, commits, present, referenced};
 
 /// Folders in a snapshot are not nested deeper.
-const MAX_DEPTH: usize = 16;
+const MAX_K: usize = 16;
 
 /// A model in the local Hugging Face cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,7 +128,7 @@ pub(super) fn files(directory: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
         for entry in present(fs::read_dir(&path), &path)?.into_iter().flatten().flatten() {
             let name = folder.join(entry.file_name());
             match entry.file_type() {
-                Ok(kind) if kind.is_dir() && depth < MAX_DEPTH => folders.push((name, depth + 1)),
+                Ok(kind) if kind.is_dir() && depth < MAX_K => folders.push((name, depth + 1)),
                 Ok(kind) if kind.is_dir() => {}
                 _ => found.push(name),
             }

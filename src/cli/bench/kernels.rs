@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use rigel::backend::BackendError;
 use rigel::backend::cuda::kernels::Element;
-use rigel::backend::cuda::{Card, Device};
+use rigel::backend::cuda::{Device, GpuSpec};
 use rigel::bench::kernels::{Case, CeilingSizes, Filter, KernelBench, Options, Peers};
 use rigel::bench::report::{Ceilings, DeviceRecord, Limit, Report, Row};
 use rigel::bench::shapes::Shapes;
@@ -18,7 +18,7 @@ use super::super::output::Output;
 const EXAMPLES: &str = "\
 Examples:
   rigel bench kernels                            # all, at 3B, 7B and 15B
-  rigel bench kernels 'gemv mlp_in' --model 15b
+  rigel bench kernels 'gemv up_proj' --model 15b
   rigel bench kernels gemm --peers python3 --json gemm.json
   rigel bench kernels attention_decode batch=64
   rigel bench kernels --list
@@ -33,7 +33,7 @@ and the peers'.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Kernels {
-    /// Measure only rows with these words in kernel, model or sizes: gemv, mlp_in, 15b, rows=16
+    /// Measure only rows with these words in kernel, model or sizes: gemv, up_proj, 15b, rows=16
     filter: Vec<String>,
     /// Models whose shapes are measured: 3b, 7b, 15b, a config.json or a model; repeatable [default: all three]
     #[arg(long, short, value_name = "NAME|CONFIG")]
@@ -76,7 +76,7 @@ impl Kernels {
         };
         let filter = Filter::new(&self.filter.join(" "));
         // A filter that means nothing is said before anything is opened: kernels, models and sizes are the same on all GPUs.
-        let h200 = Card::h200().properties;
+        let h200 = GpuSpec::h200().properties;
         let listed = filter.select(all(&shapes, &h200)).map_err(usage)?;
         if self.list {
             return listed.iter().try_for_each(|case| {

@@ -121,7 +121,7 @@ impl Model {
             }
         };
         let backend = builder.on_load(LoadBar::unless(self.quiet).drawer()).build_backend()?;
-        let costs = costs(backend.as_ref(), &device, element, self.model.arithmetic());
+        let costs = costs(backend.as_ref(), &device, element, self.model.determinism());
         let spec = backend.spec().clone();
         let ceilings = report.ceilings();
         let mut bench = ModelBench::new(backend, costs, name, ceilings);
@@ -192,7 +192,7 @@ fn begin(device: &Device) -> Result<Report, CliError> {
 }
 
 #[cfg_attr(not(feature = "cuda"), expect(unused_variables))]
-fn costs(backend: &dyn Backend, device: &Device, element: usize, arithmetic: rigel::backend::Arithmetic) -> Costs {
+fn costs(backend: &dyn Backend, device: &Device, element: usize, determinism: rigel::backend::Determinism) -> Costs {
     let spec = backend.spec().clone();
     match device {
         Device::Cpu { .. } => Costs::Cpu { spec, element },
@@ -205,7 +205,7 @@ fn costs(backend: &dyn Backend, device: &Device, element: usize, arithmetic: rig
                 pages: cache.groups.iter().map(|group| group.pages).max().unwrap_or(0),
                 max_rows: backend.max_rows(),
                 max_sequences: backend.max_sequences(),
-                arithmetic,
+                determinism,
             };
             Costs::Cuda { spec, options, device: device.properties().clone() }
         }

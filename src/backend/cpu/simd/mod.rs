@@ -46,7 +46,7 @@ pub(crate) trait Lanes: Copy {
         let _ = at;
     }
 
-    /// [`Lanes::prefetch`], in the second-level cache.
+    /// [`Lanes::prefetch`], in the L2.
     #[inline(always)]
     unsafe fn prefetch_second(at: *const u8) {
         #[cfg(target_arch = "x86_64")]

@@ -33,7 +33,7 @@ const MAX_SPLIT: usize = 1 << 29;
 /// blocks as run at a time, two for each of `multiprocessors`, in clusters somewhat fewer: one more would wait for
 /// another to end. Where those splits would be too short to be worth their merge, one block for each multiprocessor.
 pub fn split_len(
-    form: Form,
+    variant: Variant,
     sequences: usize,
     heads: &Heads,
     window: Option<usize>,
@@ -45,9 +45,9 @@ pub fn split_len(
         let positions = split_positions(window, positions).div_ceil(splits.max(1));
         positions.clamp(1, MAX_SPLIT).next_multiple_of(SPLIT_STEP)
     };
-    let two = match form {
-        Form::Split => 2 * multiprocessors / rows,
-        Form::Cluster => attention_decode_sm90::splits_at_a_time(multiprocessors, rows),
+    let two = match variant {
+        Variant::Split => 2 * multiprocessors / rows,
+        Variant::Cluster => attention_decode_sm90::splits_at_a_time(multiprocessors, rows),
     };
     match length(two) {
         short if short < SHORTEST_WITH_TWO_BLOCKS => length(multiprocessors / rows),
@@ -60,14 +60,14 @@ fn split_positions(window: Option<usize>, positions: usize) -> usize {
     window.map_or(positions, |window| window.saturating_add(UNIT - 1).min(positions))
 }
 
-/// Whether [`Form::Cluster`] runs on the device.
+/// Whether [`Variant::Cluster`] runs on the device.
 pub fn has_clusters(device: &Properties) -> bool {
     attention_decode_sm90::runs_on(device)
 }
 
 /// Which kernels compute it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub enum Variant {
     /// `attention_decode.cu`: a second kernel merges the splits. Runs everywhere.
     Split,
     /// `attention_decode_sm90.cu`: the blocks of a cluster merge theirs, the last cluster those of all. Compute capability
@@ -75,22 +75,22 @@ pub enum Form {
     Cluster,
 }
 
-impl Form {
+impl Variant {
     /// The one for a device: as its algorithms say, else of clusters where that runs and this binary has it.
-    pub fn of(device: &Properties) -> Form {
+    pub fn of(device: &Properties) -> Variant {
         match device.algorithms.decode {
-            Some(AttentionAlgorithm::Sm80) => Form::Split,
-            Some(AttentionAlgorithm::Sm90) => Form::Cluster,
-            Some(AttentionAlgorithm::Ordered) | None if has_clusters(device) => Form::Cluster,
-            Some(AttentionAlgorithm::Ordered) | None => Form::Split,
+            Some(AttentionAlgorithm::Sm80) => Variant::Split,
+            Some(AttentionAlgorithm::Sm90) => Variant::Cluster,
+            Some(AttentionAlgorithm::BatchInvariant) | None if has_clusters(device) => Variant::Cluster,
+            Some(AttentionAlgorithm::BatchInvariant) | None => Variant::Split,
         }
     }
 
     /// The name of its file.
     pub fn file(self) -> &'static str {
         match self {
-            Form::Split => "attention_decode",
-            Form::Cluster => attention_decode_sm90::FILE,
+            Variant::Split => "attention_decode",
+            Variant::Cluster => attention_decode_sm90::FILE,
         }
     }
 }
@@ -114,10 +114,10 @@ impl RowTile {
         }
     }
 
-    pub(super) fn kernel_name(self, form: Form, element: &str, head_dim: usize) -> String {
-        let kernel = match form {
-            Form::Split => "attention_decode_split",
-            Form::Cluster => attention_decode_sm90::FILE,
+    pub(super) fn kernel_name(self, variant: Variant, element: &str, head_dim: usize) -> String {
+        let kernel = match variant {
+            Variant::Split => "attention_decode_split",
+            Variant::Cluster => attention_decode_sm90::FILE,
         };
         format!("{kernel}_{element}_{head_dim}x{}", self.heads())
     }
@@ -173,12 +173,12 @@ impl DecodeShape {
 
     /// What a launch needs at the least: head_dim weighted values, a maximum and a sum for each partial result that goes
     /// through memory, of a split or of a cluster's, and of clusters a counter for each sequence and query head.
-    pub fn workspace_len(&self, form: Form) -> WorkspaceLen {
+    pub fn workspace_len(&self, variant: Variant) -> WorkspaceLen {
         let rows = self.sequences * self.heads.query;
-        let (partials, arrivals) = match (form, self.splits()) {
+        let (partials, arrivals) = match (variant, self.splits()) {
             (_, 0 | 1) => (0, 0),
-            (Form::Split, splits) => (splits, 0),
-            (Form::Cluster, splits) => match attention_decode_sm90::clusters(splits) {
+            (Variant::Split, splits) => (splits, 0),
+            (Variant::Cluster, splits) => match attention_decode_sm90::clusters(splits) {
                 1 => (0, 0),
                 clusters => (clusters, 1),
             },
@@ -186,7 +186,7 @@ impl DecodeShape {
         WorkspaceLen { partials: rows * partials * (self.heads.dim + 2), arrivals: rows * arrivals }
     }
 
-    /// What it moves and computes in any form: visible keys and values once, queries, tables, outputs; 2 products of
+    /// What it moves and computes in any variant: visible keys and values once, queries, tables, outputs; 2 products of
     /// head_dim multiply-adds for each head and visible position. `sequences` are those of the step; those that have not
     /// one row are passed over.
     pub fn work(&self, sequences: &[Sequence], page_size: usize) -> Work {
@@ -208,13 +208,19 @@ impl DecodeShape {
     }
 
     /// The launches that compute it, by the names of their kernels, and what each moves and computes: together the
-    /// [`work`](DecodeShape::work) of any form, and the partial results.
-    pub fn launches(&self, form: Form, element: &str, sequences: &[Sequence], page_size: usize) -> Vec<(String, Work)> {
-        let attend = RowTile::of(&self.heads).kernel_name(form, element, self.heads.dim);
+    /// [`work`](DecodeShape::work) of any variant, and the partial results.
+    pub fn launches(
+        &self,
+        variant: Variant,
+        element: &str,
+        sequences: &[Sequence],
+        page_size: usize,
+    ) -> Vec<(String, Work)> {
+        let attend = RowTile::of(&self.heads).kernel_name(variant, element, self.heads.dim);
         let mut work = self.work(sequences, page_size);
         let rows = sequences.iter().filter(|sequence| sequence.rows == 1);
-        match form {
-            Form::Split if self.splits() > 1 => {
+        match variant {
+            Variant::Split if self.splits() > 1 => {
                 let splits: u64 = rows.map(|sequence| self.seen_splits(sequence)).sum();
                 let (outputs, partials) = (work.bytes_written, self.partial_bytes(splits));
                 work.bytes_written = partials;
@@ -225,8 +231,8 @@ impl DecodeShape {
                 };
                 vec![(attend, work), (merge_kernel_name(element, self.heads.dim), merge)]
             }
-            Form::Split => vec![(attend, work)],
-            Form::Cluster => {
+            Variant::Split => vec![(attend, work)],
+            Variant::Cluster => {
                 // The FLOPs of a merge within the kernel are left out.
                 let clusters = |sequence| attention_decode_sm90::clusters(self.seen_splits(sequence) as usize) as u64;
                 let several: u64 = rows.map(clusters).filter(|clusters| *clusters > 1).sum();
@@ -262,42 +268,42 @@ impl DecodeShape {
 
 /// Attention of one row a sequence over caches of `T`.
 pub struct AttentionDecode<T> {
-    form: Form,
+    variant: Variant,
     attend: [Kernel; 2],
-    /// Of the form that has one.
+    /// Of the variant that has one.
     merge: Option<Kernel>,
     head_dim: usize,
     element: PhantomData<T>,
 }
 
 impl<T: Element> AttentionDecode<T> {
-    /// Loads the kernels for heads of `head_dim` elements, in the device's form.
+    /// Loads the kernels for heads of `head_dim` elements, in the device's variant.
     ///
     /// # Errors
     /// [`CudaError::Operand`] for a `head_dim` that is neither 64 nor 128; those of [`Device::module`].
     pub fn load(device: &Device, head_dim: usize) -> Result<AttentionDecode<T>, CudaError> {
-        AttentionDecode::load_form(device, head_dim, Form::of(device.properties()))
+        AttentionDecode::load_variant(device, head_dim, Variant::of(device.properties()))
     }
 
-    /// Those of one form, which must run on the device.
+    /// Those of one variant, which must run on the device.
     ///
     /// # Errors
     /// As for [`AttentionDecode::load`].
-    pub fn load_form(device: &Device, head_dim: usize, form: Form) -> Result<AttentionDecode<T>, CudaError> {
+    pub fn load_variant(device: &Device, head_dim: usize, variant: Variant) -> Result<AttentionDecode<T>, CudaError> {
         check_head_dim(CHECK, head_dim)?;
-        let module = device.module(form.file())?;
-        let attend = |tile: RowTile| module.kernel(&tile.kernel_name(form, T::NAME, head_dim));
-        let merge = match form {
-            Form::Split => Some(module.kernel(&merge_kernel_name(T::NAME, head_dim))?),
-            Form::Cluster => None,
+        let module = device.module(variant.file())?;
+        let attend = |tile: RowTile| module.kernel(&tile.kernel_name(variant, T::NAME, head_dim));
+        let merge = match variant {
+            Variant::Split => Some(module.kernel(&merge_kernel_name(T::NAME, head_dim))?),
+            Variant::Cluster => None,
         };
         let attend = [attend(RowTile::Heads16)?, attend(RowTile::Heads32)?];
-        Ok(AttentionDecode { form, attend, merge, head_dim, element: PhantomData })
+        Ok(AttentionDecode { variant, attend, merge, head_dim, element: PhantomData })
     }
 
-    /// Its form.
-    pub fn form(&self) -> Form {
-        self.form
+    /// Its variant.
+    pub fn variant(&self) -> Variant {
+        self.variant
     }
 
     /// `out[r, h, :] = Σ p[k] v[k, :]` over the positions `k` that row `r` sees, with
@@ -325,7 +331,7 @@ impl<T: Element> AttentionDecode<T> {
         let (splits, split_len) = shape.check()?;
         CHECK.matrix("sequences", inputs.sequences.into(), shape.sequences, 1)?;
         CHECK.matrix("out", (&out).into(), shape.rows, heads.width())?;
-        let needed = shape.workspace_len(self.form);
+        let needed = shape.workspace_len(self.variant);
         check_workspace(CHECK, needed.partials, workspace.partials.as_slice())?;
         if workspace.arrivals.len() < needed.arrivals {
             let expected = format_args!("at least {} elements", needed.arrivals);
@@ -342,14 +348,14 @@ impl<T: Element> AttentionDecode<T> {
             .input(inputs.cache.values)
             .output(&out)
             .output(&workspace.partials);
-        if self.form == Form::Cluster {
+        if self.variant == Variant::Cluster {
             attention_decode_sm90::gather(&mut launch, heads.group().min(tile.heads()), heads.dim);
             arguments = arguments.output(&workspace.arrivals);
         }
         let Sizes { kv_heads, group, page_shift, window } = sizes;
         let arguments = arguments.input(inputs.sequences).input(inputs.block_tables);
         let arguments = arguments.scalar(kv_heads).scalar(group).scalar(page_shift).scalar(window).scalar(split_len);
-        // SAFETY: the arguments are those of the form's kernels, checked above to have the lengths that they index; what
+        // SAFETY: the arguments are those of the variant's kernels, checked above to have the lengths that they index; what
         // sequences and block tables hold is the caller's promise.
         unsafe { stream.launch(&self.attend[tile as usize], &launch, &arguments)? };
 
@@ -403,7 +409,7 @@ mod tests {
 
     #[test]
     fn splits_fill_the_multiprocessors_twice_at_the_most_and_are_no_shorter_than_pays() {
-        let len = |sequences, positions, window| split_len(Form::Split, sequences, &HEADS, window, positions, 132);
+        let len = |sequences, positions, window| split_len(Variant::Split, sequences, &HEADS, window, positions, 132);
         assert_eq!(len(1, 4096, None), 128);
         assert_eq!(len(1, 16_384, None), 256);
         assert_eq!(len(1, 16_384, Some(4096)), 128);
@@ -412,14 +418,14 @@ mod tests {
         assert_eq!(len(256, 1, None), 64);
         // The 3B's two KV heads have a block for each multiprocessor all the same.
         let heads = Heads { query: 24, kv: 2, dim: 128 };
-        assert_eq!(split_len(Form::Split, 1, &heads, Some(4096), 16_384, 132), 64);
-        assert_eq!(split_len(Form::Cluster, 1, &heads, Some(4096), 16_384, 132), 64);
+        assert_eq!(split_len(Variant::Split, 1, &heads, Some(4096), 16_384, 132), 64);
+        assert_eq!(split_len(Variant::Cluster, 1, &heads, Some(4096), 16_384, 132), 64);
         // From some batch on each sequence is one split, wherever its window stands.
         for sequences in [64, 256] {
             let split_len = len(sequences, 16_384, Some(4096));
             let shape = DecodeShape { sequences, ..shape(Some(4096), 16_384, split_len) };
             assert_eq!(shape.splits(), 1, "{sequences} sequences");
-            assert_eq!(shape.workspace_len(Form::Split), WorkspaceLen::default());
+            assert_eq!(shape.workspace_len(Variant::Split), WorkspaceLen::default());
         }
         for len in [len(1, 0, None), len(0, 100, Some(1)), len(3, usize::MAX, None)] {
             assert!(len.is_multiple_of(SPLIT_STEP) && (1..=MAX_SPLIT).contains(&len), "{len}");
@@ -434,7 +440,7 @@ mod tests {
         for (groups, kv) in chips.into_iter().flat_map(|groups| [1, 2, 4, 8, 16, 32].map(|kv| (groups, kv))) {
             let (multiprocessors, heads) = (groups.iter().sum(), Heads { query: 12 * kv, kv, dim: 128 });
             for (sequences, window) in (1..=256).flat_map(|n| [(n, Some(4096)), (n, None)]) {
-                let split_len = split_len(Form::Cluster, sequences, &heads, window, 16_384, multiprocessors);
+                let split_len = split_len(Variant::Cluster, sequences, &heads, window, 16_384, multiprocessors);
                 let splits = DecodeShape { sequences, heads, ..shape(window, 16_384, split_len) }.splits();
                 let (cluster, clusters) = (splits.min(8), splits.div_ceil(8) * sequences * kv);
                 let at_a_time: usize = groups.iter().map(|group| 2 * group / cluster).sum();
@@ -447,8 +453,8 @@ mod tests {
     #[test]
     fn what_goes_through_memory_is_what_the_workspace_holds() {
         let sequences = [Sequence { start: 999, rows: 1, ..Sequence::PADDING }, Sequence::PADDING];
-        let partials = |shape: &DecodeShape, form| {
-            let all: Work = shape.launches(form, "bf16", &sequences, 64).into_iter().map(|(_, work)| work).sum();
+        let partials = |shape: &DecodeShape, variant| {
+            let all: Work = shape.launches(variant, "bf16", &sequences, 64).into_iter().map(|(_, work)| work).sum();
             (all.bytes_written - shape.work(&sequences, 64).bytes_written) as usize
         };
         for (split_len, splits, clusters) in [(64, 16, 2), (128, 8, 1), (192, 6, 1), (1024, 1, 1)] {
@@ -456,9 +462,9 @@ mod tests {
             assert_eq!(shape.splits(), splits);
             // One of the two sequences has a row.
             let rows = |len: WorkspaceLen| len.partials * 4 / 2;
-            assert_eq!(partials(&shape, Form::Split), rows(shape.workspace_len(Form::Split)), "{split_len}");
-            let len = shape.workspace_len(Form::Cluster);
-            assert_eq!(partials(&shape, Form::Cluster), rows(len), "{split_len}");
+            assert_eq!(partials(&shape, Variant::Split), rows(shape.workspace_len(Variant::Split)), "{split_len}");
+            let len = shape.workspace_len(Variant::Cluster);
+            assert_eq!(partials(&shape, Variant::Cluster), rows(len), "{split_len}");
             assert_eq!(len.arrivals, if clusters > 1 { 2 * 48 } else { 0 }, "{split_len}");
         }
     }

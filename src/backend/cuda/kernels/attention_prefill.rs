@@ -23,17 +23,17 @@ const THREADS: u32 = constants::attention_prefill::THREADS;
 const QUERIES: usize = constants::attention_prefill::QUERIES as usize;
 const KEYS: usize = constants::attention_prefill::KEYS as usize;
 const BUFFERS: usize = constants::attention_prefill::BUFFERS as usize;
-// Both forms take the same tiles.
+// Both variants take the same tiles.
 const _: () = assert!(QUERIES == attention_prefill_sm90::QUERIES);
 
-/// A share of a step for each KV head, as the kernels read it: 128 queries of a sequence, in the warp's form only as many
+/// A share of a step for each KV head, as the kernels read it: 128 queries of a sequence, in the warp's variant only as many
 /// as are whole rows.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Tile {
     /// Index of the sequence.
     pub sequence: u32,
-    /// The first row, counted from the sequence's first in the step: a multiple of [`tile_rows`]. In the warpgroup's form
+    /// The first row, counted from the sequence's first in the step: a multiple of [`tile_rows`]. In the warpgroup's variant
     /// the quotient alone counts: it is how many tiles of the sequence, 128 queries each, come before.
     pub first_row: u32,
 }
@@ -60,19 +60,19 @@ pub(super) fn max_tiles_of(step: usize, rows: usize, sequences: usize) -> usize 
 }
 
 /// The tiles of all sequences that `takes` says yes to, such as those of more than one row where the others are left to
-/// decode; those with the most keys first, so that the last blocks of the grid are short. Those of either form serve
-/// both; those of the other are more than the warpgroup's form needs.
+/// decode; those with the most keys first, so that the last blocks of the grid are short. Those of either variant serve
+/// both; those of the other are more than the warpgroup's variant needs.
 pub fn plan_tiles(
     sequences: &[Sequence],
     heads: &Heads,
     window: Option<usize>,
-    form: Form,
+    variant: Variant,
     takes: impl Fn(&Sequence) -> bool,
 ) -> Vec<Tile> {
     let step = tile_rows(heads);
-    match form {
-        Form::Warp => plan_tiles_of(step, sequences, window, takes),
-        Form::Warpgroup => longest_first(sequences, window, takes, |sequence| {
+    match variant {
+        Variant::Warp => plan_tiles_of(step, sequences, window, takes),
+        Variant::Warpgroup => longest_first(sequences, window, takes, |sequence| {
             let (group, queries, rows) = (heads.group() as u64, QUERIES as u64, u64::from(sequence.rows));
             (0..(rows * group).div_ceil(queries)).map(move |index| {
                 let (first, end) = (index * queries, ((index + 1) * queries).min(rows * group));
@@ -117,36 +117,36 @@ fn longest_first<'a, I: Iterator<Item = (u32, u64, u64)>>(
     tiles.into_iter().map(|(_, tile)| tile).collect()
 }
 
-/// Whether [`Form::Warpgroup`] runs on the device.
+/// Whether [`Variant::Warpgroup`] runs on the device.
 pub fn has_warpgroups(device: &Properties) -> bool {
     attention_prefill_sm90::runs_on(device)
 }
 
 /// Which kernel computes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub enum Variant {
     /// `attention_prefill.cu`: matrix instructions of a warp. Runs everywhere.
     Warp,
     /// `attention_prefill_sm90.cu`: matrix instructions of a warpgroup. Compute capability 9.0 alone.
     Warpgroup,
 }
 
-impl Form {
+impl Variant {
     /// The one for a device: as its algorithms say, else of a warpgroup where that runs and this binary has it.
-    pub fn of(device: &Properties) -> Form {
+    pub fn of(device: &Properties) -> Variant {
         match device.algorithms.prefill {
-            Some(AttentionAlgorithm::Sm80) => Form::Warp,
-            Some(AttentionAlgorithm::Sm90) => Form::Warpgroup,
-            Some(AttentionAlgorithm::Ordered) | None if has_warpgroups(device) => Form::Warpgroup,
-            Some(AttentionAlgorithm::Ordered) | None => Form::Warp,
+            Some(AttentionAlgorithm::Sm80) => Variant::Warp,
+            Some(AttentionAlgorithm::Sm90) => Variant::Warpgroup,
+            Some(AttentionAlgorithm::BatchInvariant) | None if has_warpgroups(device) => Variant::Warpgroup,
+            Some(AttentionAlgorithm::BatchInvariant) | None => Variant::Warp,
         }
     }
 
     /// The name of its file, with which the names of its kernels begin.
     pub fn file(self) -> &'static str {
         match self {
-            Form::Warp => "attention_prefill",
-            Form::Warpgroup => attention_prefill_sm90::FILE,
+            Variant::Warp => "attention_prefill",
+            Variant::Warpgroup => attention_prefill_sm90::FILE,
         }
     }
 
@@ -193,7 +193,7 @@ impl PrefillShape {
 
 /// Attention of many rows over caches of `T`.
 pub struct AttentionPrefill<T> {
-    form: Form,
+    variant: Variant,
     kernel: Kernel,
     head_dim: usize,
     blocks: u32,
@@ -201,26 +201,26 @@ pub struct AttentionPrefill<T> {
 }
 
 impl<T: Element> AttentionPrefill<T> {
-    /// Loads the kernel for heads of `head_dim` elements, in the form for the device.
+    /// Loads the kernel for heads of `head_dim` elements, in the variant for the device.
     ///
     /// # Errors
     /// [`CudaError::Operand`] for a `head_dim` that is neither 64 nor 128; those of [`Device::module`].
     pub fn load(device: &Device, head_dim: usize) -> Result<AttentionPrefill<T>, CudaError> {
-        AttentionPrefill::load_form(device, head_dim, Form::of(device.properties()))
+        AttentionPrefill::load_variant(device, head_dim, Variant::of(device.properties()))
     }
 
-    /// Loads the kernel of one form.
+    /// Loads the kernel of one variant.
     ///
     /// # Errors
-    /// As for [`AttentionPrefill::load`]; [`CudaError::NoCode`] where the form does not run on the device.
-    pub fn load_form(device: &Device, head_dim: usize, form: Form) -> Result<AttentionPrefill<T>, CudaError> {
+    /// As for [`AttentionPrefill::load`]; [`CudaError::NoCode`] where the variant does not run on the device.
+    pub fn load_variant(device: &Device, head_dim: usize, variant: Variant) -> Result<AttentionPrefill<T>, CudaError> {
         check_head_dim(CHECK, head_dim)?;
-        let kernel = device.module(form.file())?.kernel(&form.kernel_name(T::NAME, head_dim))?;
+        let kernel = device.module(variant.file())?.kernel(&variant.kernel_name(T::NAME, head_dim))?;
         let blocks = device.properties().multiprocessors.max(1);
-        Ok(AttentionPrefill { form, kernel, head_dim, blocks, element: PhantomData })
+        Ok(AttentionPrefill { variant, kernel, head_dim, blocks, element: PhantomData })
     }
 
-    /// The same with at most `blocks` blocks, at least 1, for the warpgroup's form, whose blocks take one tile after the
+    /// The same with at most `blocks` blocks, at least 1, for the warpgroup's variant, whose blocks take one tile after the
     /// other: as many as the device has multiprocessors where nothing is said. It changes no bit.
     #[must_use]
     pub fn with_blocks(self, blocks: u32) -> AttentionPrefill<T> {
@@ -260,13 +260,13 @@ impl<T: Element> AttentionPrefill<T> {
             .input(inputs.sequences)
             .input(inputs.block_tables)
             .input(tiles);
-        let (launch, arguments) = match self.form {
-            Form::Warp => warp_launch(pointers, &sizes, &heads, tile_count),
-            Form::Warpgroup => {
+        let (launch, arguments) = match self.variant {
+            Variant::Warp => warp_launch(pointers, &sizes, &heads, tile_count),
+            Variant::Warpgroup => {
                 attention_prefill_sm90::launch(pointers, &sizes, rows, &heads, tile_count, &inputs.cache, self.blocks)?
             }
         };
-        // SAFETY: the arguments are those of the kernels of this form, checked above to have the lengths that they
+        // SAFETY: the arguments are those of the kernels of this variant, checked above to have the lengths that they
         // index; what tiles, sequences and block tables hold is the caller's promise.
         unsafe { stream.launch(&self.kernel, &launch, &arguments) }
     }
@@ -300,16 +300,18 @@ mod tests {
     fn tiles_cover_each_row_once_and_the_longest_come_first() {
         let sequence = |start, rows| Sequence { start, rows, ..Sequence::PADDING };
         let sequences = [sequence(0, 21), sequence(7, 1), Sequence::PADDING, sequence(90, 10), sequence(500, 11)];
-        let tiles = plan_tiles(&sequences, &heads(12), None, Form::Warp, |sequence| sequence.rows > 1);
+        let tiles = plan_tiles(&sequences, &heads(12), None, Variant::Warp, |sequence| sequence.rows > 1);
         let expected = [(4, 10), (4, 0), (3, 0), (0, 20), (0, 10), (0, 0)];
         assert_eq!(tiles, expected.map(|(sequence, first_row)| Tile { sequence, first_row }));
         // With a window of 8 all but the shortest see 7 keys before their first row.
-        let tiles = plan_tiles(&sequences, &heads(12), Some(8), Form::Warp, |sequence| sequence.rows > 1);
+        let tiles = plan_tiles(&sequences, &heads(12), Some(8), Variant::Warp, |sequence| sequence.rows > 1);
         let expected = [(0, 10), (3, 0), (4, 0), (0, 0), (0, 20), (4, 10)];
         assert_eq!(tiles, expected.map(|(sequence, first_row)| Tile { sequence, first_row }));
-        assert!(plan_tiles(&sequences, &heads(12), None, Form::Warp, |_| true).len() <= max_tiles(43, 5, &heads(12)));
+        assert!(
+            plan_tiles(&sequences, &heads(12), None, Variant::Warp, |_| true).len() <= max_tiles(43, 5, &heads(12))
+        );
         assert_eq!(max_tiles(4, 4, &heads(12)), 4);
-        assert_eq!(plan_tiles(&[sequence(3, 1); 4], &heads(12), None, Form::Warp, |_| true).len(), 4);
+        assert_eq!(plan_tiles(&[sequence(3, 1); 4], &heads(12), None, Variant::Warp, |_| true).len(), 4);
     }
 
     #[test]
@@ -318,14 +320,14 @@ mod tests {
         let sequences = [sequence(0, 32), sequence(300, 12), Sequence::PADDING];
         // 32 rows of 12 heads are 384 queries; 12 rows are 144: 8 heads of row 10 are in the first tile, 4 in the next.
         let expected = [(1, 10), (1, 0), (0, 20), (0, 10), (0, 0)];
-        let tiles = plan_tiles(&sequences, &heads(12), None, Form::Warpgroup, |_| true);
+        let tiles = plan_tiles(&sequences, &heads(12), None, Variant::Warpgroup, |_| true);
         assert_eq!(tiles, expected.map(|(sequence, first_row)| Tile { sequence, first_row }));
         // No more than of a warp, whose tiles there is room for.
         for group in [1, 2, 3, 9, 12, 24, 43, 64] {
             for rows in 0..200 {
-                let count = |form| plan_tiles(&[sequence(7, rows)], &heads(group), None, form, |_| true).len();
-                assert_eq!(count(Form::Warpgroup), (rows as usize * group).div_ceil(128), "{rows} rows of {group}");
-                assert!(count(Form::Warpgroup) <= count(Form::Warp), "{rows} rows of {group}");
+                let count = |variant| plan_tiles(&[sequence(7, rows)], &heads(group), None, variant, |_| true).len();
+                assert_eq!(count(Variant::Warpgroup), (rows as usize * group).div_ceil(128), "{rows} rows of {group}");
+                assert!(count(Variant::Warpgroup) <= count(Variant::Warp), "{rows} rows of {group}");
             }
         }
     }

@@ -1,32 +1,32 @@
 //! Which kernels each generation of GPUs gets.
 
-use super::super::card::Card;
 use super::super::device::Properties;
+use super::super::gpu_spec::GpuSpec;
 use super::super::image::images;
 use super::super::switches::{Algorithms, AttentionAlgorithm, LinearAlgorithm};
 use super::super::versions::ComputeCapability;
-use super::product::{Path, ProductShape};
+use super::linear::{GemmAlgorithm, GemmShape};
 use super::{attention_decode, attention_prefill};
 
 /// An H200 in all but its generation.
 fn device(major: u32, minor: u32) -> Properties {
-    Properties { compute_capability: ComputeCapability { major, minor }, ..Card::h200().properties }
+    Properties { compute_capability: ComputeCapability { major, minor }, ..GpuSpec::h200().properties }
 }
 
 /// The names of the files that compute products of 64 and of 4096 rows, decode attention and prefill attention.
 fn chosen(device: &Properties) -> [&'static str; 4] {
-    let product = |rows| match Path::choose(device, ProductShape { rows, columns: 4096, depth: 4096 }) {
-        Path::Gemv => "gemv",
-        Path::Skinny(_) => "gemm_skinny_sm90",
-        Path::Gemm(_) => "gemm_sm80",
-        Path::GemmSm90(_) => "gemm_sm90",
+    let product = |rows| match GemmAlgorithm::choose(device, GemmShape { m: rows, n: 4096, k: 4096 }) {
+        GemmAlgorithm::Gemv => "gemv",
+        GemmAlgorithm::SmallM(_) => "gemm_small_m_sm90",
+        GemmAlgorithm::Sm80(_) => "gemm_sm80",
+        GemmAlgorithm::Sm90(_) => "gemm_sm90",
     };
-    let (decode, prefill) = (attention_decode::Form::of(device), attention_prefill::Form::of(device));
+    let (decode, prefill) = (attention_decode::Variant::of(device), attention_prefill::Variant::of(device));
     [product(64), product(4096), decode.file(), prefill.file()]
 }
 
 const GENERAL: [&str; 4] = ["gemm_sm80", "gemm_sm80", "attention_decode", "attention_prefill"];
-const HOPPER: [&str; 4] = ["gemm_skinny_sm90", "gemm_sm90", "attention_decode_sm90", "attention_prefill_sm90"];
+const HOPPER: [&str; 4] = ["gemm_small_m_sm90", "gemm_sm90", "attention_decode_sm90", "attention_prefill_sm90"];
 
 /// Their instructions are Hopper's alone: a GPU that came later takes the general kernels, too.
 #[test]
@@ -46,7 +46,7 @@ fn hopper_s_kernels_are_chosen_on_9_0_alone() {
 fn hopper_s_kernels_are_refused_by_name_elsewhere() {
     let none = Algorithms::default();
     let by_name = [
-        ("RIGEL_CUDA_GEMM=skinny", Algorithms { gemm: Some(LinearAlgorithm::Skinny), ..none }),
+        ("RIGEL_CUDA_GEMM=small_m", Algorithms { gemm: Some(LinearAlgorithm::SmallM), ..none }),
         ("RIGEL_CUDA_GEMM=sm90", Algorithms { gemm: Some(LinearAlgorithm::Sm90), ..none }),
         ("RIGEL_CUDA_ATTENTION_DECODE=sm90", Algorithms { decode: Some(AttentionAlgorithm::Sm90), ..none }),
         ("RIGEL_CUDA_ATTENTION_PREFILL=sm90", Algorithms { prefill: Some(AttentionAlgorithm::Sm90), ..none }),

@@ -8,7 +8,7 @@ use super::super::module::Kernel;
 use super::super::stream::Stream;
 use super::Check;
 use super::constants::gemm_sm80 as constants;
-use super::product::shape::ProductShape;
+use super::linear::shape::GemmShape;
 
 pub(super) const CHECK: Check = Check { kernel: "gemm" };
 
@@ -21,58 +21,57 @@ const RESERVED_BYTES: u32 = 1 << 10;
 /// How much of the output a block computes. Every tile gives a row the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tile {
-    /// 128 rows, 256 columns: the fewest bytes for each product.
-    Rows128Columns256,
-    /// 128 rows, 128 columns, twice on a multiprocessor.
-    Rows128Columns128,
-    /// 64 rows, 64 columns.
-    Rows64Columns64,
-    /// 32 rows, 64 columns.
-    Rows32Columns64,
+    /// 128 × 256: the fewest bytes for each product.
+    M128N256,
+    /// 128 × 128, twice on a multiprocessor.
+    M128N128,
+    /// 64 × 64.
+    M64N64,
+    /// 32 × 64.
+    M32N64,
 }
 
 impl Tile {
     /// All of them, the largest first.
-    pub const ALL: [Tile; 4] =
-        [Tile::Rows128Columns256, Tile::Rows128Columns128, Tile::Rows64Columns64, Tile::Rows32Columns64];
+    pub const ALL: [Tile; 4] = [Tile::M128N256, Tile::M128N128, Tile::M64N64, Tile::M32N64];
 
     /// The numbers that make it, as `Tile` of the kernels takes them.
     fn numbers(self) -> [u32; 6] {
         match self {
-            Tile::Rows128Columns256 => constants::TILE128X256,
-            Tile::Rows128Columns128 => constants::TILE128X128,
-            Tile::Rows64Columns64 => constants::TILE64X64,
-            Tile::Rows32Columns64 => constants::TILE32X64,
+            Tile::M128N256 => constants::TILE128X256,
+            Tile::M128N128 => constants::TILE128X128,
+            Tile::M64N64 => constants::TILE64X64,
+            Tile::M32N64 => constants::TILE32X64,
         }
     }
 
     /// Rows of the output.
-    pub fn rows(self) -> u32 {
+    pub fn m(self) -> u32 {
         self.numbers()[0]
     }
 
     /// Columns of the output.
-    pub fn columns(self) -> u32 {
+    pub fn n(self) -> u32 {
         self.numbers()[1]
     }
 
     /// Elements of k in a stage.
-    pub fn depth(self) -> u32 {
+    pub fn k(self) -> u32 {
         self.numbers()[2]
     }
 
     /// The kernel that computes it.
     pub(super) fn kernel_name(self, epilogue: &str, element: &str) -> String {
-        format!("gemm_{epilogue}_{element}_{}x{}", self.rows(), self.columns())
+        format!("gemm_{epilogue}_{element}_{}x{}", self.m(), self.n())
     }
 
     fn threads(self) -> u32 {
-        let [rows, columns, _, warp_rows, warp_columns, _] = self.numbers();
-        rows / warp_rows * (columns / warp_columns) * 32
+        let [m, n, _, warp_m, warp_n, _] = self.numbers();
+        m / warp_m * (n / warp_n) * 32
     }
 
     fn stage_bytes(self) -> u32 {
-        (self.rows() + self.columns()) * self.depth() * 2
+        (self.m() + self.n()) * self.k() * 2
     }
 
     /// Blocks that share a multiprocessor where there are enough: as the registers allow; more of the small tiles would
@@ -86,16 +85,16 @@ impl Tile {
     /// 32 in warp tiles of 64x64, 4 for 8 and 3 for 4 in the small ones, and from the barriers.
     fn efficiency(self) -> u64 {
         match self {
-            Tile::Rows128Columns256 => 100,
-            Tile::Rows128Columns128 => 90,
-            Tile::Rows64Columns64 => 55,
-            Tile::Rows32Columns64 => 35,
+            Tile::M128N256 => 100,
+            Tile::M128N128 => 90,
+            Tile::M64N64 => 55,
+            Tile::M32N64 => 35,
         }
     }
 
     /// Tiles down and across the output, and in all.
-    fn counts(self, shape: ProductShape) -> (u64, u64, u64) {
-        shape.tiles(self.rows(), self.columns())
+    fn counts(self, shape: GemmShape) -> (u64, u64, u64) {
+        shape.tiles(self.m(), self.n())
     }
 }
 
@@ -127,35 +126,35 @@ pub struct Plan {
 
 impl Plan {
     /// The plan of a product: the tile of the least estimated time, the larger of equals in all; then stages and group.
-    pub fn choose(limits: Limits, shape: ProductShape) -> Plan {
+    pub fn choose(limits: Limits, shape: GemmShape) -> Plan {
         let fitting = Tile::ALL.into_iter().filter_map(|tile| Plan::with_tile(limits, shape, tile));
         let best = fitting.min_by_key(|plan| plan.tile.cost(limits, shape));
         // No GPU has less; if one had, the launch would say so.
-        best.unwrap_or(Plan { tile: Tile::Rows32Columns64, stages: 3, group: 1 })
+        best.unwrap_or(Plan { tile: Tile::M32N64, stages: 3, group: 1 })
     }
 
     /// The plan with this tile; none where 3 stages do not fit into a block's shared memory.
-    pub fn with_tile(limits: Limits, shape: ProductShape, tile: Tile) -> Option<Plan> {
+    pub fn with_tile(limits: Limits, shape: GemmShape, tile: Tile) -> Option<Plan> {
         let (down, _, blocks) = tile.counts(shape);
         let multiprocessors = u64::from(limits.multiprocessors.max(1));
         let wanted = blocks.div_ceil(multiprocessors).min(tile.resident().into()) as u32;
         // More than one stage past the end would be zeros.
-        let turns = (shape.depth as u64).div_ceil(tile.depth().into());
+        let turns = (shape.k as u64).div_ceil(tile.k().into());
         let useful = STAGES.into_iter().rev().find(|stages| u64::from(*stages) > turns).unwrap_or(STAGES[0]);
         let fit = |resident| Some((resident, tile.stages_beside(limits.shared_bytes, resident)?.min(useful)));
         let (resident, stages) = (1..=wanted.max(1)).rev().find_map(fit)?;
 
         let together = blocks.min(multiprocessors * u64::from(resident));
-        Some(Plan { tile, stages, group: rows_of_a_group(down, together, tile.rows(), tile.columns()) })
+        Some(Plan { tile, stages, group: rows_of_a_group(down, together, tile.m(), tile.n()) })
     }
 }
 
-/// How many of the `down` rows of tiles to compute together, where `together` tiles of `rows` x `columns` run at one time.
+/// How many of the `down` rows of tiles to compute together, where `together` tiles of `m` x `n` run at one time.
 /// Of those, in `group` rows and together / group columns, the rows and columns to be read are fewest where both are
 /// equally many elements. Then groups of equal size.
-pub(super) fn rows_of_a_group(down: u64, together: u64, rows: u32, columns: u32) -> u32 {
+pub(super) fn rows_of_a_group(down: u64, together: u64, m: u32, n: u32) -> u32 {
     let down = down.max(1);
-    let square = (together * u64::from(columns) / u64::from(rows)).isqrt().clamp(1, down);
+    let square = (together * u64::from(n) / u64::from(m)).isqrt().clamp(1, down);
     u32::try_from(down.div_ceil(down.div_ceil(square))).unwrap_or(u32::MAX)
 }
 
@@ -170,15 +169,15 @@ impl Tile {
     /// products, at 1024 multiply-adds a cycle, its operands from L2, at 32 bytes a cycle, and all weights from memory,
     /// at 14 bytes a cycle for each multiprocessor (A100 and H100 within a tenth). Then, between tiles that take as
     /// long, how much of the output they compute, with what lies past its ends.
-    fn cost(self, limits: Limits, shape: ProductShape) -> (u64, u64) {
+    fn cost(self, limits: Limits, shape: GemmShape) -> (u64, u64) {
         let (.., blocks) = self.counts(shape);
         let multiprocessors = u64::from(limits.multiprocessors.max(1));
-        let (rows, columns) = (u64::from(self.rows()), u64::from(self.columns()));
-        let products = rows * columns * 1000 * 100 / (1024 * self.efficiency());
-        let operands = (rows + columns) * 2 * 1000 / 32;
+        let (m, n) = (u64::from(self.m()), u64::from(self.n()));
+        let products = m * n * 1000 * 100 / (1024 * self.efficiency());
+        let operands = (m + n) * 2 * 1000 / 32;
         let busiest = blocks.div_ceil(multiprocessors).saturating_mul(products.max(operands));
-        let memory = (shape.columns as u64).saturating_mul(2 * 1000) / (14 * multiprocessors);
-        (busiest.max(memory), blocks.saturating_mul(rows * columns))
+        let memory = (shape.n as u64).saturating_mul(2 * 1000) / (14 * multiprocessors);
+        (busiest.max(memory), blocks.saturating_mul(m * n))
     }
 }
 
@@ -197,7 +196,7 @@ impl Gemm {
         &self,
         stream: &Stream,
         plan: Plan,
-        shape: ProductShape,
+        shape: GemmShape,
         arguments: Arguments,
     ) -> Result<(), CudaError> {
         let Plan { tile, stages, group } = plan;
@@ -224,52 +223,52 @@ mod tests {
     const A100: Limits = Limits { multiprocessors: 108, shared_bytes: 163 << 10 };
     const RTX3090: Limits = Limits { multiprocessors: 82, shared_bytes: 99 << 10 };
 
-    fn shape(rows: usize, columns: usize, depth: usize) -> ProductShape {
-        ProductShape { rows, columns, depth }
+    fn shape(m: usize, n: usize, k: usize) -> GemmShape {
+        GemmShape { m, n, k }
     }
 
-    fn tile(limits: Limits, rows: usize, columns: usize) -> Tile {
-        Plan::choose(limits, shape(rows, columns, 6144)).tile
+    fn tile(limits: Limits, m: usize, n: usize) -> Tile {
+        Plan::choose(limits, shape(m, n, 6144)).tile
     }
 
     #[test]
     fn few_rows_get_flat_tiles_and_many_the_largest_that_fits() {
         for limits in [H200, A100, RTX3090] {
-            for columns in [6144, 7168, 24_576, 49_152] {
-                assert_eq!(tile(limits, 17, columns), Tile::Rows32Columns64, "{limits:?} {columns}");
-                assert_eq!(tile(limits, 32, columns), Tile::Rows32Columns64, "{limits:?} {columns}");
-                assert_eq!(tile(limits, 33, columns), Tile::Rows64Columns64, "{limits:?} {columns}");
-                assert_eq!(tile(limits, 64, columns), Tile::Rows64Columns64, "{limits:?} {columns}");
+            for n in [6144, 7168, 24_576, 49_152] {
+                assert_eq!(tile(limits, 17, n), Tile::M32N64, "{limits:?} {n}");
+                assert_eq!(tile(limits, 32, n), Tile::M32N64, "{limits:?} {n}");
+                assert_eq!(tile(limits, 33, n), Tile::M64N64, "{limits:?} {n}");
+                assert_eq!(tile(limits, 64, n), Tile::M64N64, "{limits:?} {n}");
             }
         }
-        assert_eq!(tile(H200, 4096, 24_576), Tile::Rows128Columns256);
-        assert_eq!(tile(A100, 4096, 24_576), Tile::Rows128Columns256);
+        assert_eq!(tile(H200, 4096, 24_576), Tile::M128N256);
+        assert_eq!(tile(A100, 4096, 24_576), Tile::M128N256);
         // Three stages of 48 KiB do not fit into 99.
-        assert_eq!(tile(RTX3090, 4096, 24_576), Tile::Rows128Columns128);
+        assert_eq!(tile(RTX3090, 4096, 24_576), Tile::M128N128);
     }
 
     #[test]
     fn a_middle_number_of_rows_fills_the_multiprocessors() {
         // 128x256 would make 48 blocks for 132 multiprocessors.
-        assert_eq!(tile(H200, 256, 6144), Tile::Rows128Columns128);
-        assert_eq!(tile(H200, 96, 6144), Tile::Rows64Columns64);
+        assert_eq!(tile(H200, 256, 6144), Tile::M128N128);
+        assert_eq!(tile(H200, 96, 6144), Tile::M64N64);
     }
 
     #[test]
     fn stages_fill_the_shared_memory_that_a_block_has() {
         let large = shape(4096, 6144, 6144);
         let stages = |limits, tile| Plan::with_tile(limits, large, tile).map(|plan| plan.stages);
-        assert_eq!(stages(H200, Tile::Rows128Columns256), Some(4));
-        assert_eq!(stages(A100, Tile::Rows128Columns256), Some(3));
-        assert_eq!(stages(RTX3090, Tile::Rows128Columns256), None);
-        assert_eq!(stages(H200, Tile::Rows128Columns128), Some(6));
-        assert_eq!(stages(A100, Tile::Rows128Columns128), Some(4));
-        assert_eq!(stages(RTX3090, Tile::Rows128Columns128), Some(3));
+        assert_eq!(stages(H200, Tile::M128N256), Some(4));
+        assert_eq!(stages(A100, Tile::M128N256), Some(3));
+        assert_eq!(stages(RTX3090, Tile::M128N256), None);
+        assert_eq!(stages(H200, Tile::M128N128), Some(6));
+        assert_eq!(stages(A100, Tile::M128N128), Some(4));
+        assert_eq!(stages(RTX3090, Tile::M128N128), Some(3));
         for limits in [H200, A100, RTX3090] {
             for tile in Tile::ALL {
-                for rows in [1, 17, 64, 300, 5000] {
-                    for depth in [8, 64, 72, 1024] {
-                        let Some(plan) = Plan::with_tile(limits, shape(rows, 6144, depth), tile) else { continue };
+                for m in [1, 17, 64, 300, 5000] {
+                    for k in [8, 64, 72, 1024] {
+                        let Some(plan) = Plan::with_tile(limits, shape(m, 6144, k), tile) else { continue };
                         assert!(STAGES.contains(&plan.stages), "{plan:?}");
                         assert!(plan.stages * tile.stage_bytes() <= limits.shared_bytes, "{plan:?}");
                     }
@@ -277,32 +276,31 @@ mod tests {
             }
         }
         // One block a multiprocessor has it all; a short sum needs no more than it has turns.
-        let few = |depth| Plan::choose(RTX3090, shape(32, 5120, depth));
-        assert_eq!((few(6144).tile, few(6144).stages), (Tile::Rows32Columns64, 8));
+        let few = |k| Plan::choose(RTX3090, shape(32, 5120, k));
+        assert_eq!((few(6144).tile, few(6144).stages), (Tile::M32N64, 8));
         assert_eq!(few(200).stages, 6);
         assert_eq!(few(8).stages, 3);
     }
 
     #[test]
     fn groups_are_square_in_elements_and_of_equal_size() {
-        let group = |rows, tile| Plan::with_tile(H200, shape(rows, 24_576, 6144), tile).unwrap().group;
+        let group = |m, tile| Plan::with_tile(H200, shape(m, 24_576, 6144), tile).unwrap().group;
         // 264 blocks at a time: 16 x 16.5.
-        assert_eq!(group(128 * 64, Tile::Rows128Columns128), 16);
+        assert_eq!(group(128 * 64, Tile::M128N128), 16);
         // 132 at a time, twice as wide as high: 16 x 8.25.
-        assert_eq!(group(128 * 64, Tile::Rows128Columns256), 16);
+        assert_eq!(group(128 * 64, Tile::M128N256), 16);
         // 17 rows of tiles are 9 and 8, not 16 and 1.
-        assert_eq!(group(128 * 17, Tile::Rows128Columns128), 9);
-        assert_eq!(group(128 * 5, Tile::Rows128Columns128), 5);
-        assert_eq!(group(1, Tile::Rows32Columns64), 1);
+        assert_eq!(group(128 * 17, Tile::M128N128), 9);
+        assert_eq!(group(128 * 5, Tile::M128N128), 5);
+        assert_eq!(group(1, Tile::M32N64), 1);
     }
 
     #[test]
     fn any_sizes_have_a_plan() {
-        for rows in [1, 2, 127, 129, usize::MAX / 2] {
-            for columns in [8, 136, 1 << 40] {
-                for depth in [8, 1 << 30] {
-                    let plan =
-                        Plan::choose(Limits { multiprocessors: 0, shared_bytes: 0 }, shape(rows, columns, depth));
+        for m in [1, 2, 127, 129, usize::MAX / 2] {
+            for n in [8, 136, 1 << 40] {
+                for k in [8, 1 << 30] {
+                    let plan = Plan::choose(Limits { multiprocessors: 0, shared_bytes: 0 }, shape(m, n, k));
                     assert_eq!(plan.stages, 3);
                 }
             }

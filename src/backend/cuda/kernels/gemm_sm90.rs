@@ -12,7 +12,7 @@ use super::super::stream::Stream;
 use super::super::tensor_map::{Dimension, Swizzle, TensorMap};
 use super::constants::gemm_sm90 as constants;
 use super::gemm::rows_of_a_group;
-use super::product::shape::{ProductInputs, ProductShape};
+use super::linear::shape::{GemmShape, LinearInputs};
 use super::{Check, Element};
 
 pub(super) const CHECK: Check = Check { kernel: "gemm" };
@@ -20,9 +20,9 @@ pub(super) const CHECK: Check = Check { kernel: "gemm" };
 const IMAGE: &str = "gemm_sm90";
 
 /// Rows of the output that a block computes at a time, and those of each of its two halves.
-const ROWS: u32 = constants::ROWS;
-const HALF_ROWS: u32 = constants::GROUP_ROWS;
-/// Elements of k in a stage, and columns of the output in a piece that is stored: rows of 128 bytes in shared memory.
+const TILE_M: u32 = constants::ROWS;
+const HALF_TILE_M: u32 = constants::GROUP_ROWS;
+/// Elements of k in a stage, and columns of the output tile stored at a time: rows of 128 bytes in shared memory.
 const BOX_ELEMENTS: u32 = constants::DEPTH;
 const THREADS: u32 = constants::THREADS;
 /// Of the stages together, of the output's pieces, and of barriers: two a stage, and one a piece.
@@ -35,37 +35,37 @@ pub fn runs_on(device: &Properties) -> bool {
     image::runs_on(IMAGE, device.compute_capability)
 }
 
-/// How much of the output a block computes at a time: 128 rows, and so many columns.
+/// How much of the output a block computes at a time: 128 rows and `n` columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tile {
     /// 256 columns: the fewest bytes for each product.
-    Columns256,
+    N256,
     /// 192 columns.
-    Columns192,
+    N192,
     /// 128 columns.
-    Columns128,
+    N128,
     /// 64 columns.
-    Columns64,
+    N64,
 }
 
 impl Tile {
     /// All of them, the largest first.
-    pub const ALL: [Tile; 4] = [Tile::Columns256, Tile::Columns192, Tile::Columns128, Tile::Columns64];
+    pub const ALL: [Tile; 4] = [Tile::N256, Tile::N192, Tile::N128, Tile::N64];
 
     /// Rows of the output.
-    pub fn rows(self) -> u32 {
-        ROWS
+    pub fn m(self) -> u32 {
+        TILE_M
     }
 
     /// Columns of the output.
-    pub fn columns(self) -> u32 {
-        let [columns] = match self {
-            Tile::Columns256 => constants::TILE256,
-            Tile::Columns192 => constants::TILE192,
-            Tile::Columns128 => constants::TILE128,
-            Tile::Columns64 => constants::TILE64,
+    pub fn n(self) -> u32 {
+        let [n] = match self {
+            Tile::N256 => constants::TILE256,
+            Tile::N192 => constants::TILE192,
+            Tile::N128 => constants::TILE128,
+            Tile::N64 => constants::TILE64,
         };
-        columns
+        n
     }
 
     /// Stages of the ring in shared memory: as many as fit.
@@ -75,11 +75,11 @@ impl Tile {
 
     /// The kernel that computes it.
     pub(super) fn kernel_name(self, epilogue: &str, element: &str) -> String {
-        format!("gemm_sm90_{epilogue}_{element}_{ROWS}x{}", self.columns())
+        format!("gemm_sm90_{epilogue}_{element}_{TILE_M}x{}", self.n())
     }
 
     fn stage_bytes(self) -> u32 {
-        (ROWS + self.columns()) * BOX_ELEMENTS * 2
+        (TILE_M + self.n()) * BOX_ELEMENTS * 2
     }
 
     fn shared_bytes(self) -> u32 {
@@ -104,29 +104,29 @@ pub struct Plan {
 impl Plan {
     /// The plan of a product: tile and cluster of the least estimated time; of equals those that compute least past the
     /// output's ends, then the widest, then in clusters.
-    pub fn choose(multiprocessors: u32, shape: ProductShape) -> Plan {
+    pub fn choose(multiprocessors: u32, shape: GemmShape) -> Plan {
         // With one row of tiles the second block of a cluster would have nothing to do.
-        let clusters = if shape.rows > ROWS as usize { &[2, 1][..] } else { &[1] };
+        let clusters = if shape.m > TILE_M as usize { &[2, 1][..] } else { &[1] };
         let all = Tile::ALL.into_iter().flat_map(|tile| clusters.iter().map(move |cluster| (tile, *cluster)));
         let best = all.min_by_key(|(tile, cluster)| cost(*tile, *cluster, multiprocessors, shape));
-        let (tile, cluster) = best.unwrap_or((Tile::Columns256, 1)); // there are four or eight
+        let (tile, cluster) = best.unwrap_or((Tile::N256, 1)); // there are four or eight
         Plan::with_tile(multiprocessors, shape, tile, cluster)
     }
 
     /// The plan with this tile, in clusters of 1 or 2 blocks.
-    pub fn with_tile(multiprocessors: u32, shape: ProductShape, tile: Tile, cluster: u32) -> Plan {
+    pub fn with_tile(multiprocessors: u32, shape: GemmShape, tile: Tile, cluster: u32) -> Plan {
         let cluster = cluster.clamp(1, 2);
         let (down, _, tiles) = counts(tile, cluster, shape);
         let together = tiles.min(at_once(multiprocessors, cluster)).max(1);
         let clusters = u32::try_from(together).unwrap_or(u32::MAX);
-        let group = rows_of_a_group(down, together, cluster * ROWS, tile.columns());
+        let group = rows_of_a_group(down, together, cluster * TILE_M, tile.n());
         Plan { tile, cluster, clusters, group }
     }
 }
 
 /// Tiles of a cluster down and across the output, and in all.
-fn counts(tile: Tile, cluster: u32, shape: ProductShape) -> (u64, u64, u64) {
-    shape.tiles(cluster * ROWS, tile.columns())
+fn counts(tile: Tile, cluster: u32, shape: GemmShape) -> (u64, u64, u64) {
+    shape.tiles(cluster * TILE_M, tile.n())
 }
 
 /// Clusters that the device runs at one time.
@@ -138,37 +138,37 @@ fn at_once(multiprocessors: u32, cluster: u32) -> u64 {
 /// products, at 2048 multiply-adds a cycle, its operands from L2, at 32 bytes a cycle, of weights its share of the
 /// cluster's, and all weights from memory, at 14 bytes a cycle for each multiprocessor. Then how much of the output is
 /// computed, with what lies past its ends.
-fn cost(tile: Tile, cluster: u32, multiprocessors: u32, shape: ProductShape) -> (u64, u64) {
+fn cost(tile: Tile, cluster: u32, multiprocessors: u32, shape: GemmShape) -> (u64, u64) {
     let (.., tiles) = counts(tile, cluster, shape);
-    let (rows, columns, blocks) = (u64::from(ROWS), u64::from(tile.columns()), u64::from(cluster));
-    let products = rows * columns * 1000 / 2048;
-    let operands = (rows + columns / blocks) * 2 * 1000 / 32;
+    let (m, n, blocks) = (u64::from(TILE_M), u64::from(tile.n()), u64::from(cluster));
+    let products = m * n * 1000 / 2048;
+    let operands = (m + n / blocks) * 2 * 1000 / 32;
     let busiest = tiles.div_ceil(at_once(multiprocessors, cluster)).saturating_mul(products.max(operands));
-    let memory = (shape.columns as u64).saturating_mul(2 * 1000) / (14 * u64::from(multiprocessors.max(1)));
-    (busiest.max(memory), tiles.saturating_mul(blocks * rows * columns))
+    let memory = (shape.n as u64).saturating_mul(2 * 1000) / (14 * u64::from(multiprocessors.max(1)));
+    (busiest.max(memory), tiles.saturating_mul(blocks * m * n))
 }
 
 /// Begins a kernel's arguments with the maps of its operands, and of an output that is a plain matrix of `T`. The
 /// lengths of all are those of `shape`, which has no zero.
 pub(super) fn operands<T: Element>(
     plan: Plan,
-    shape: ProductShape,
-    inputs: ProductInputs<'_, T>,
+    shape: GemmShape,
+    inputs: LinearInputs<'_, T>,
     matrix: Option<&SliceMut<'_, T>>,
 ) -> Result<Arguments, CudaError> {
     if !(1..=2).contains(&plan.cluster) {
         return CHECK.fail("blocks of a cluster", plan.cluster, "1 or 2");
     }
-    let ProductShape { rows, columns, depth } = shape;
+    let GemmShape { m, n, k } = shape;
     let dimensions = |width, height, box_height| Dimension::of_matrix(width, height, [BOX_ELEMENTS, box_height]);
-    let weights = dimensions(depth, columns, plan.tile.columns() / plan.cluster);
+    let weights = dimensions(k, n, plan.tile.n() / plan.cluster);
     let arguments = Arguments::new()
-        .tensor_map(&TensorMap::input(inputs.x, &dimensions(depth, rows, ROWS), Swizzle::Bytes128)?)
+        .tensor_map(&TensorMap::input(inputs.x, &dimensions(k, m, TILE_M), Swizzle::Bytes128)?)
         .tensor_map(&TensorMap::input(inputs.weights.dense::<T>(CHECK)?, &weights, Swizzle::Bytes128)?);
     Ok(match matrix {
         None => arguments,
         Some(matrix) => {
-            let map = TensorMap::output(matrix, &dimensions(columns, rows, HALF_ROWS), Swizzle::Bytes128)?;
+            let map = TensorMap::output(matrix, &dimensions(n, m, HALF_TILE_M), Swizzle::Bytes128)?;
             arguments.tensor_map(&map)
         }
     })
@@ -194,7 +194,7 @@ impl GemmSm90 {
         &self,
         stream: &Stream,
         plan: Plan,
-        shape: ProductShape,
+        shape: GemmShape,
         arguments: Arguments,
     ) -> Result<(), CudaError> {
         let Plan { tile, cluster, clusters, group } = plan;
@@ -221,26 +221,26 @@ mod tests {
     /// Multiprocessors of H100 and H200.
     const H200: u32 = 132;
 
-    fn shape(rows: usize, columns: usize) -> ProductShape {
-        ProductShape { rows, columns, depth: 6144 }
+    fn shape(m: usize, n: usize) -> GemmShape {
+        GemmShape { m, n, k: 6144 }
     }
 
-    fn chosen(rows: usize, columns: usize) -> (u32, u32) {
-        let plan = Plan::choose(H200, shape(rows, columns));
-        (plan.tile.columns(), plan.cluster)
+    fn chosen(m: usize, n: usize) -> (u32, u32) {
+        let plan = Plan::choose(H200, shape(m, n));
+        (plan.tile.n(), plan.cluster)
     }
 
     #[test]
     fn many_rows_get_the_widest_tile_in_clusters() {
-        for columns in [5632, 6144, 7168, 18_432, 24_576, 49_152] {
-            assert_eq!(chosen(4096, columns), (256, 2), "{columns}");
-            assert_eq!(chosen(8192, columns), (256, 2), "{columns}");
+        for n in [5632, 6144, 7168, 18_432, 24_576, 49_152] {
+            assert_eq!(chosen(4096, n), (256, 2), "{n}");
+            assert_eq!(chosen(8192, n), (256, 2), "{n}");
         }
     }
 
     #[test]
     fn other_widths_where_the_widest_leaves_multiprocessors_idle() {
-        // 96 clusters of 256 columns are two rounds of 66, 128 of 192 too, and shorter ones.
+        // 96 clusters of 256 n are two rounds of 66, 128 of 192 too, and shorter ones.
         assert_eq!(chosen(2048, 3072), (192, 2));
         // 48 of 256, 64 of 192: one round, of which the second fills more.
         assert_eq!(chosen(1024, 3072), (192, 2));
@@ -249,9 +249,9 @@ mod tests {
 
     #[test]
     fn one_row_of_tiles_has_no_neighbour() {
-        for columns in [3072, 6144, 24_576] {
-            for rows in [65, 100, 128] {
-                assert_eq!(chosen(rows, columns).1, 1, "{rows} {columns}");
+        for n in [3072, 6144, 24_576] {
+            for m in [65, 100, 128] {
+                assert_eq!(chosen(m, n).1, 1, "{m} {n}");
             }
         }
         assert_eq!(chosen(128, 6144), (64, 1));
@@ -259,26 +259,25 @@ mod tests {
 
     #[test]
     fn no_more_clusters_run_than_there_are_tiles_or_multiprocessors() {
-        let clusters =
-            |rows, columns, cluster| Plan::with_tile(H200, shape(rows, columns), Tile::Columns256, cluster).clusters;
+        let clusters = |m, n, cluster| Plan::with_tile(H200, shape(m, n), Tile::N256, cluster).clusters;
         assert_eq!(clusters(8192, 24_576, 1), 132);
         assert_eq!(clusters(8192, 24_576, 2), 66);
         assert_eq!(clusters(200, 520, 1), 6);
         assert_eq!(clusters(200, 520, 2), 3);
         // An odd number of multiprocessors leaves one idle.
-        assert_eq!(Plan::with_tile(113, shape(8192, 24_576), Tile::Columns256, 2).clusters, 56);
+        assert_eq!(Plan::with_tile(113, shape(8192, 24_576), Tile::N256, 2).clusters, 56);
     }
 
     #[test]
     fn groups_are_square_in_elements_and_of_equal_size() {
-        let group = |rows, tile, cluster| Plan::with_tile(H200, shape(rows, 24_576), tile, cluster).group;
+        let group = |m, tile, cluster| Plan::with_tile(H200, shape(m, 24_576), tile, cluster).group;
         // 66 clusters at a time, as wide as high: 8 x 8.25.
-        assert_eq!(group(256 * 64, Tile::Columns256, 2), 8);
+        assert_eq!(group(256 * 64, Tile::N256, 2), 8);
         // 132 at a time, twice as wide as high: 16 x 8.25.
-        assert_eq!(group(128 * 64, Tile::Columns256, 1), 16);
+        assert_eq!(group(128 * 64, Tile::N256, 1), 16);
         // 9 rows of tiles are 5 and 4, not 8 and 1.
-        assert_eq!(group(256 * 9, Tile::Columns256, 2), 5);
-        assert_eq!(group(1, Tile::Columns64, 1), 1);
+        assert_eq!(group(256 * 9, Tile::N256, 2), 5);
+        assert_eq!(group(1, Tile::N64, 1), 1);
     }
 
     #[test]
@@ -291,10 +290,10 @@ mod tests {
 
     #[test]
     fn any_sizes_have_a_plan() {
-        for rows in [1, 2, 127, 129, usize::MAX / 2] {
-            for columns in [8, 136, 1 << 40] {
+        for m in [1, 2, 127, 129, usize::MAX / 2] {
+            for n in [8, 136, 1 << 40] {
                 for multiprocessors in [0, 1, 3] {
-                    let plan = Plan::choose(multiprocessors, shape(rows, columns));
+                    let plan = Plan::choose(multiprocessors, shape(m, n));
                     assert!(plan.clusters >= 1 && plan.group >= 1, "{plan:?}");
                 }
             }

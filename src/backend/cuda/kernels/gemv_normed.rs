@@ -13,10 +13,10 @@ use super::super::switches::Algorithms;
 use super::super::work::Work;
 use super::constants;
 use super::gemv::Tile;
-use super::norm::{NormForm, NormWeights};
-use super::product::{BIAS_ROPE_KV, Epilogue, LOGITS, ProductShape, QkvOutputs, QkvRows, QkvShape, Sizes};
+use super::linear::{BIAS_ROPE_KV, Epilogue, GemmShape, GemmSizes, LOGITS, QkvOutputs, QkvRows, QkvShape};
+use super::norm::{NormVariant, NormWeights};
 use super::{Check, Element, VECTOR, WeightMatrix};
-use crate::backend::Arithmetic;
+use crate::backend::Determinism;
 
 const CHECK: Check = Check { kernel: "gemv_normed" };
 const THREADS: u32 = constants::gemv::THREADS;
@@ -26,7 +26,7 @@ const VECTORS: usize = constants::norm::NORM_VECTORS as usize;
 const SCRATCH_BYTES: usize = MAX_ROWS * constants::gemv_normed::SCRATCH as usize * 4;
 const PADDING: usize = constants::gemv_normed::PADDING as usize;
 /// How much of the output a block computes.
-const TILE: Tile = Tile::Rows8Columns16;
+const TILE: Tile = Tile::M8N16;
 
 /// The most rows of one launch.
 pub const MAX_ROWS: usize = constants::gemv_normed::MAX_ROWS as usize;
@@ -34,15 +34,15 @@ pub const MAX_ROWS: usize = constants::gemv_normed::MAX_ROWS as usize;
 pub const MAX_WIDTH: usize = THREADS as usize * VECTORS * VECTOR;
 
 /// Whether products of so many rows of this width take their norm with them, where `algorithms` let them.
-/// [`Arithmetic::BatchInvariant`] keeps to kernels that take any number of rows.
-pub fn takes(arithmetic: Arithmetic, algorithms: &Algorithms, rows: usize, width: usize) -> bool {
-    let may = arithmetic == Arithmetic::Fastest && algorithms.fuses_norm();
+/// [`Determinism::BatchInvariant`] keeps to kernels that take any number of rows.
+pub fn takes(determinism: Determinism, algorithms: &Algorithms, rows: usize, width: usize) -> bool {
+    let may = determinism == Determinism::Fast && algorithms.fuses_norm();
     may && rows <= MAX_ROWS && width.next_multiple_of(VECTOR) <= MAX_WIDTH
 }
 
-/// The kernel of a form of norm and an epilogue, by their names in those of kernels.
-pub fn kernel_name(form: NormForm, epilogue: &str, element: &str) -> String {
-    format!("gemv_normed_{epilogue}_{}_{element}", form.name())
+/// The kernel of a variant of norm and an epilogue, by their names in those of kernels.
+pub fn kernel_name(variant: NormVariant, epilogue: &str, element: &str) -> String {
+    format!("gemv_normed_{epilogue}_{}_{element}", variant.name())
 }
 
 /// What a norm and a product cost as one launch: the rows between them are neither written nor read.
@@ -73,38 +73,38 @@ pub struct NormedRows<'a, T> {
 /// The matrix that they are multiplied with.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a, T> {
-    /// `[columns, pitch]`; no kernel writes it.
+    /// `[n, pitch]`; no kernel writes it.
     pub weights: WeightMatrix<'a>,
-    /// `[columns]`, or none; no kernel writes it.
+    /// `[n]`, or none; no kernel writes it.
     pub bias: Option<Slice<'a, T>>,
 }
 
-/// Products behind a norm in one form, with matrices of `T`.
-pub struct NormedProducts<T> {
+/// Products behind a norm in one variant, with matrices of `T`.
+pub struct NormedGemv<T> {
     gelu: Kernel,
     qkv: Kernel,
     logits: Kernel,
-    form: NormForm,
+    variant: NormVariant,
     element: PhantomData<T>,
 }
 
-impl<T: Element> NormedProducts<T> {
+impl<T: Element> NormedGemv<T> {
     /// Loads the kernels.
     ///
     /// # Errors
     /// Those of [`Device::module`].
-    pub fn load(device: &Device, form: NormForm) -> Result<NormedProducts<T>, CudaError> {
+    pub fn load(device: &Device, variant: NormVariant) -> Result<NormedGemv<T>, CudaError> {
         let module = device.module("gemv_normed")?;
-        let kernel = |epilogue| module.kernel(&kernel_name(form, epilogue, T::NAME));
+        let kernel = |epilogue| module.kernel(&kernel_name(variant, epilogue, T::NAME));
         let (gelu, qkv, logits) = (kernel(Epilogue::BiasGelu.name())?, kernel(BIAS_ROPE_KV)?, kernel(LOGITS)?);
-        Ok(NormedProducts { gelu, qkv, logits, form, element: PhantomData })
+        Ok(NormedGemv { gelu, qkv, logits, variant, element: PhantomData })
     }
 
-    /// `out[m, n] = gelu(Σ norm(x[m, :])[k] weights[n, k] + bias[n])`, with `out` `[rows, columns]`.
+    /// `out[m, n] = gelu(Σ norm(x[m, :])[k] weights[n, k] + bias[n])`, with `out` `[m, n]`.
     ///
     /// # Errors
-    /// [`CudaError::Operand`] for a length that is not that of `shape`, more than [`MAX_ROWS`] rows or a depth above
-    /// [`MAX_WIDTH`], no rows, columns or depth that are no multiples of 8, a width that is not the depth's, or a
+    /// [`CudaError::Operand`] for a length that is not that of `shape`, more than [`MAX_ROWS`] rows or `k` above
+    /// [`MAX_WIDTH`], zero rows, `n` or `k` not a multiple of 8, a width that is not `k` before padding, or a
     /// buffer that is not aligned to 16 bytes.
     ///
     /// # Safety
@@ -112,13 +112,13 @@ impl<T: Element> NormedProducts<T> {
     pub unsafe fn gelu(
         &self,
         stream: &Stream,
-        shape: ProductShape,
+        shape: GemmShape,
         rows: NormedRows<'_, T>,
         matrix: Matrix<'_, T>,
         out: SliceMut<'_, T>,
     ) -> Result<(), CudaError> {
         let (sizes, arguments) = self.begin(shape, rows, matrix)?;
-        CHECK.matrix("out", (&out).into(), shape.rows, shape.columns)?;
+        CHECK.matrix("out", (&out).into(), shape.m, shape.n)?;
         let arguments = sizes.append(arguments.optional_input(matrix.bias).output(&out));
         // SAFETY: the arguments are those of the kernel, checked to have the lengths that it indexes; what is gathered is
         // the caller's promise.
@@ -126,13 +126,13 @@ impl<T: Element> NormedProducts<T> {
     }
 
     /// Queries, and keys and values into their pages, rotated: see
-    /// [`QkvProjection::launch`](super::product::QkvProjection::launch).
+    /// [`QkvProjection::launch`](super::linear::QkvProjection::launch).
     ///
     /// # Errors
-    /// As for [`NormedProducts::gelu`] and there.
+    /// As for [`NormedGemv::gelu`] and there.
     ///
     /// # Safety
-    /// As for [`NormedProducts::gelu`].
+    /// As for [`NormedGemv::gelu`].
     pub unsafe fn qkv(
         &self,
         stream: &Stream,
@@ -150,23 +150,23 @@ impl<T: Element> NormedProducts<T> {
         unsafe { self.launch(stream, &self.qkv, product, &sizes, &sizes.append(arguments)) }
     }
 
-    /// `out[m, n] = Σ norm(x[m, :])[k] weights[n, k]`, with `out` `[rows, columns]` in f32.
+    /// `out[m, n] = Σ norm(x[m, :])[k] weights[n, k]`, with `out` `[m, n]` in f32.
     ///
     /// # Errors
-    /// As for [`NormedProducts::gelu`].
+    /// As for [`NormedGemv::gelu`].
     ///
     /// # Safety
-    /// As for [`NormedProducts::gelu`].
+    /// As for [`NormedGemv::gelu`].
     pub unsafe fn logits(
         &self,
         stream: &Stream,
-        shape: ProductShape,
+        shape: GemmShape,
         rows: NormedRows<'_, T>,
         weights: WeightMatrix<'_>,
         out: SliceMut<'_, f32>,
     ) -> Result<(), CudaError> {
         let (sizes, arguments) = self.begin(shape, rows, Matrix { weights, bias: None })?;
-        CHECK.matrix("out", (&out).into(), shape.rows, shape.columns)?;
+        CHECK.matrix("out", (&out).into(), shape.m, shape.n)?;
         // SAFETY: as above.
         unsafe { self.launch(stream, &self.logits, shape, &sizes, &sizes.append(arguments.output(&out))) }
     }
@@ -174,27 +174,27 @@ impl<T: Element> NormedProducts<T> {
     /// Checks what all take, and begins their arguments.
     fn begin(
         &self,
-        shape: ProductShape,
+        shape: GemmShape,
         rows: NormedRows<'_, T>,
         matrix: Matrix<'_, T>,
-    ) -> Result<(Sizes, Arguments), CudaError> {
-        let ProductShape { columns, depth, .. } = shape;
-        let sizes = Sizes::up_to(CHECK, MAX_ROWS, shape)?;
-        CHECK.width("depth", depth, MAX_WIDTH)?;
-        let width = CHECK.size("width", rows.width, depth)?;
-        if rows.width.next_multiple_of(VECTOR) != depth {
-            return CHECK.fail("width", rows.width, format_args!("one that is padded to {depth}"));
+    ) -> Result<(GemmSizes, Arguments), CudaError> {
+        let GemmShape { n, k, .. } = shape;
+        let sizes = GemmSizes::up_to(CHECK, MAX_ROWS, shape)?;
+        CHECK.width("k", k, MAX_WIDTH)?;
+        let width = CHECK.size("width", rows.width, k)?;
+        if rows.width.next_multiple_of(VECTOR) != k {
+            return CHECK.fail("width", rows.width, format_args!("one that is padded to {k}"));
         }
-        CHECK.matrix("hidden", rows.hidden.into(), rows.hidden.len() / depth, depth)?;
-        let there = rows.gather.map_or(rows.hidden.len() / depth, |gather| gather.len());
-        if there < shape.rows {
-            return CHECK.fail("rows", there, format_args!("at least {}", shape.rows));
+        CHECK.matrix("hidden", rows.hidden.into(), rows.hidden.len() / k, k)?;
+        let there = rows.gather.map_or(rows.hidden.len() / k, |gather| gather.len());
+        if there < shape.m {
+            return CHECK.fail("rows", there, format_args!("at least {}", shape.m));
         }
-        rows.norm.check(CHECK, self.form, depth)?;
+        rows.norm.check(CHECK, self.variant, k)?;
         let weights = matrix.weights.dense::<T>(CHECK)?;
-        CHECK.matrix("weights", weights.into(), columns, depth)?;
+        CHECK.matrix("weights", weights.into(), n, k)?;
         if let Some(bias) = matrix.bias {
-            CHECK.matrix("bias", bias.into(), 1, columns)?;
+            CHECK.matrix("bias", bias.into(), 1, n)?;
         }
         let arguments = Arguments::new()
             .input(rows.hidden)
@@ -213,12 +213,12 @@ impl<T: Element> NormedProducts<T> {
         &self,
         stream: &Stream,
         kernel: &Kernel,
-        shape: ProductShape,
-        sizes: &Sizes,
+        shape: GemmShape,
+        sizes: &GemmSizes,
         arguments: &Arguments,
     ) -> Result<(), CudaError> {
-        let mut launch = Launch::linear(sizes.columns.div_ceil(TILE.columns()), THREADS);
-        let row_bytes = (shape.depth * 4 + MAX_ROWS * PADDING) * size_of::<T>();
+        let mut launch = Launch::linear(sizes.n.div_ceil(TILE.n()), THREADS);
+        let row_bytes = (shape.k * 4 + MAX_ROWS * PADDING) * size_of::<T>();
         launch.shared_bytes = TILE.shared_bytes() + (SCRATCH_BYTES + row_bytes) as u32;
         // SAFETY: the caller's promise; the grid has every column.
         unsafe { stream.launch(kernel, &launch, arguments) }

@@ -5,10 +5,10 @@ use std::fs;
 use std::path::Path;
 
 use super::super::image::images;
-use super::norm::NormForm;
-use super::product::{BIAS_ROPE_KV, Epilogue, LOGITS};
+use super::linear::{BIAS_ROPE_KV, Epilogue, LOGITS};
+use super::norm::NormVariant;
 use super::{
-    attention_decode, attention_ordered, attention_prefill, embed, gemm, gemm_skinny_sm90, gemm_sm90, gemv,
+    attention_batch_invariant, attention_decode, attention_prefill, embed, gemm, gemm_sm90, gemm_small_m_sm90, gemv,
     gemv_normed, sample,
 };
 
@@ -26,27 +26,27 @@ fn loaded(file: &str) -> BTreeSet<String> {
         ELEMENTS.iter().flat_map(|element| HEAD_DIMS.iter().flat_map(|head_dim| of(element, *head_dim))).collect()
     };
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-    let decode = |form| {
+    let decode = |variant| {
         use attention_decode::RowTile;
         move |element: &str, head_dim| {
-            [RowTile::Heads16, RowTile::Heads32].map(|tile| tile.kernel_name(form, element, head_dim)).to_vec()
+            [RowTile::Heads16, RowTile::Heads32].map(|tile| tile.kernel_name(variant, element, head_dim)).to_vec()
         }
     };
     match file {
         "attention_decode" => {
             let merge = |element: &str, head_dim| vec![attention_decode::merge_kernel_name(element, head_dim)];
-            &heads(&decode(attention_decode::Form::Split)) | &heads(&merge)
+            &heads(&decode(attention_decode::Variant::Split)) | &heads(&merge)
         }
-        "attention_decode_sm90" => heads(&decode(attention_decode::Form::Cluster)),
-        "attention_ordered" => heads(&|element, head_dim| {
-            use attention_ordered::{kernel_name, merge_kernel_name};
+        "attention_decode_sm90" => heads(&decode(attention_decode::Variant::Cluster)),
+        "attention_batch_invariant" => heads(&|element, head_dim| {
+            use attention_batch_invariant::{kernel_name, merge_kernel_name};
             vec![kernel_name(element, head_dim), merge_kernel_name(element, head_dim)]
         }),
         "attention_prefill" => {
-            heads(&|element, head_dim| vec![attention_prefill::Form::Warp.kernel_name(element, head_dim)])
+            heads(&|element, head_dim| vec![attention_prefill::Variant::Warp.kernel_name(element, head_dim)])
         }
         "attention_prefill_sm90" => {
-            heads(&|element, head_dim| vec![attention_prefill::Form::Warpgroup.kernel_name(element, head_dim)])
+            heads(&|element, head_dim| vec![attention_prefill::Variant::Warpgroup.kernel_name(element, head_dim)])
         }
         "ceilings" => names(&["read_words", "wait_and_count"]),
         "embed" => names(&[embed::KERNEL]),
@@ -56,9 +56,9 @@ fn loaded(file: &str) -> BTreeSet<String> {
         "gemm_sm90" => {
             products(&|epilogue, element| gemm_sm90::Tile::ALL.map(|tile| tile.kernel_name(epilogue, element)).to_vec())
         }
-        "gemm_skinny_sm90" => products(&|epilogue, element| {
-            let plan = |batch| gemm_skinny_sm90::Plan { batch, splits: 1, across: 1 };
-            gemm_skinny_sm90::Batch::ALL.map(|batch| plan(batch).kernel_name(epilogue, element)).to_vec()
+        "gemm_small_m_sm90" => products(&|epilogue, element| {
+            let plan = |batch| gemm_small_m_sm90::Plan { tile: batch, splits: 1, across: 1 };
+            gemm_small_m_sm90::Tile::ALL.map(|batch| plan(batch).kernel_name(epilogue, element)).to_vec()
         }),
         "gemv" => products(&|epilogue, element| {
             // A number of rows for each tile.
@@ -66,7 +66,9 @@ fn loaded(file: &str) -> BTreeSet<String> {
         }),
         "gemv_normed" => {
             let of = |epilogue: &str, element: &str| {
-                [NormForm::Layer, NormForm::Rms].map(|form| gemv_normed::kernel_name(form, epilogue, element)).to_vec()
+                [NormVariant::Layer, NormVariant::Rms]
+                    .map(|variant| gemv_normed::kernel_name(variant, epilogue, element))
+                    .to_vec()
             };
             // Nothing that adds to the residual stream follows a norm.
             let added = Epilogue::BiasResidual.name();
@@ -74,7 +76,8 @@ fn loaded(file: &str) -> BTreeSet<String> {
         }
         "logprobs" => names(&["logprobs_rows"]),
         "norm" => {
-            let of = |element: &&str| [NormForm::Layer, NormForm::Rms].map(|form| form.kernel_name(element));
+            let of =
+                |element: &&str| [NormVariant::Layer, NormVariant::Rms].map(|variant| variant.kernel_name(element));
             ELEMENTS.iter().flat_map(of).collect()
         }
         "random" => ELEMENTS.iter().map(|element| format!("random_fill_{element}")).collect(),

@@ -4,22 +4,22 @@
 //! A launcher is a value that holds the loaded kernels of one element type; each call gives one launch to a stream and
 //! returns before it has run. Buffers must live until then ([`Buffer`](super::Buffer)).
 
+pub mod attention_batch_invariant;
 pub mod attention_decode;
 mod attention_decode_sm90;
-pub mod attention_ordered;
 pub mod attention_prefill;
 mod attention_prefill_sm90;
 pub mod ceilings;
 mod constants;
 pub mod embed;
 pub mod gemm;
-pub mod gemm_skinny_sm90;
 pub mod gemm_sm90;
+pub mod gemm_small_m_sm90;
 pub mod gemv;
 pub mod gemv_normed;
+pub mod linear;
 pub mod norm;
 pub mod paged;
-pub mod product;
 pub mod random;
 pub mod sample;
 mod weight_matrix;

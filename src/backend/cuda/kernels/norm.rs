@@ -24,14 +24,14 @@ pub const MAX_WIDTH: usize = MAX_THREADS * VECTORS * VECTOR;
 
 /// How a row is normalised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NormForm {
+pub enum NormVariant {
     /// `(x - mean(x)) / sqrt(var(x) + epsilon) * weight + bias`, with the biased variance.
     Layer,
     /// `x / sqrt(mean(x²) + epsilon) * weight`.
     Rms,
 }
 
-impl NormForm {
+impl NormVariant {
     /// The kernel that does it.
     pub fn kernel_name(self, element: &str) -> String {
         format!("norm_{}_{element}", self.name())
@@ -40,16 +40,16 @@ impl NormForm {
     /// Its name in the names of kernels.
     pub(super) fn name(self) -> &'static str {
         match self {
-            NormForm::Layer => "layer",
-            NormForm::Rms => "rms",
+            NormVariant::Layer => "layer",
+            NormVariant::Rms => "rms",
         }
     }
 }
 
-/// Normalisation of rows of `T` in one form.
+/// Normalisation of rows of `T` in one variant.
 pub struct Norm<T> {
     kernel: Kernel,
-    form: NormForm,
+    variant: NormVariant,
     element: PhantomData<T>,
 }
 
@@ -74,11 +74,11 @@ impl NormShape {
     /// Rows are read and written once, and so are weight and bias read. Rows that are gathered have their number read too, 4
     /// bytes each, which is not counted.
     /// FLOPs per element: 1 for the mean and 1 to centre (LayerNorm), 2 for the squares, 2 to scale, 1 for the bias.
-    pub fn work(&self, form: NormForm, bias: BiasTerm) -> Work {
+    pub fn work(&self, variant: NormVariant, bias: BiasTerm) -> Work {
         let matrix = (self.rows * self.pitch()) as u64;
         let vector = (self.pitch() * 2) as u64;
         let vectors = if bias == BiasTerm::Present { 2 } else { 1 };
-        let centring = if form == NormForm::Layer { 2 } else { 0 };
+        let centring = if variant == NormVariant::Layer { 2 } else { 0 };
         Work {
             bytes_read: matrix * 2 + vectors * vector,
             bytes_written: matrix * 2,
@@ -97,10 +97,10 @@ pub struct NormWeights<'a, T> {
 }
 
 impl<T: Element> NormWeights<'_, T> {
-    pub(super) fn check(&self, check: Check, form: NormForm, pitch: usize) -> Result<(), CudaError> {
+    pub(super) fn check(&self, check: Check, variant: NormVariant, pitch: usize) -> Result<(), CudaError> {
         check.matrix("weight", self.weight.into(), 1, pitch)?;
         if let Some(bias) = self.bias {
-            if form == NormForm::Rms {
+            if variant == NormVariant::Rms {
                 return check.fail("bias", "given", "none for RMSNorm");
             }
             check.matrix("bias", bias.into(), 1, pitch)?;
@@ -114,9 +114,9 @@ impl<T: Element> Norm<T> {
     ///
     /// # Errors
     /// Those of [`Device::module`].
-    pub fn load(device: &Device, form: NormForm) -> Result<Norm<T>, CudaError> {
-        let kernel = device.module("norm")?.kernel(&form.kernel_name(T::NAME))?;
-        Ok(Norm { kernel, form, element: PhantomData })
+    pub fn load(device: &Device, variant: NormVariant) -> Result<Norm<T>, CudaError> {
+        let kernel = device.module("norm")?.kernel(&variant.kernel_name(T::NAME))?;
+        Ok(Norm { kernel, variant, element: PhantomData })
     }
 
     /// `out[r, :] = norm(hidden[r, :])`, both `[rows, pitch]`.
@@ -175,7 +175,7 @@ impl<T: Element> Norm<T> {
         let rows = CHECK.size("rows", shape.rows, i32::MAX as usize)?;
         let width = CHECK.size("width", shape.width, MAX_WIDTH)?;
         CHECK.matrix("out", out.into(), shape.rows, pitch)?;
-        weights.check(CHECK, self.form, pitch)?;
+        weights.check(CHECK, self.variant, pitch)?;
         // At most MAX_THREADS, as the pitch is at most MAX_WIDTH.
         let threads = pitch.div_ceil(VECTOR * VECTORS).next_multiple_of(32) as u32;
         let mut launch = Launch::linear(rows, threads);

@@ -4,20 +4,20 @@
 //! The tests hold it against the launches that the interpreter counts, and against
 //! [`Counts`](crate::model::Counts), so that no two figures of one step disagree.
 
-use super::super::kernels::attention_ordered::{self, Division};
+use super::super::kernels::attention_batch_invariant::{self, Division};
 use super::super::kernels::embed::{self, EmbedShape};
+use super::super::kernels::linear::{BIAS_ROPE_KV, Epilogue, LOGITS, QkvShape};
 use super::super::kernels::paged::Sequence;
-use super::super::kernels::product::{BIAS_ROPE_KV, Epilogue, LOGITS, QkvShape};
 use super::super::kernels::sample::{self, RowParams, SampleShape};
 use super::super::kernels::{BiasTerm, Element, gemv_normed};
 use super::super::layout::{ELEMENT_BYTES, Layout, LinearLayout, padded};
 use super::super::{Properties, Work};
 use super::CudaOptions;
 use super::attention::{AttentionPlan, StepTiles};
+use super::graph_cache::{bucket_shapes, takes};
 use super::memory::Sizes;
 pub use super::program::Part;
-use super::program::{How, Launch, NormOp, Op, Program};
-use super::recordings::{bucket_shapes, takes};
+use super::program::{Launch, LinearOp, NormOp, Op, Program};
 use super::shapes::window_len;
 use super::step::StepShape;
 use crate::model::ModelSpec;
@@ -45,7 +45,7 @@ pub struct StepDescription<'a> {
 
 /// One launch of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LaunchAccount {
+pub struct KernelCost {
     /// The kernel, by its name in the compiled image: `gemv_bias_gelu_bf16_8x16`.
     pub kernel: String,
     /// Its family, as the kernel benches name it: `gemv`, `gemm`, `attention_decode`.
@@ -54,7 +54,7 @@ pub struct LaunchAccount {
     pub part: Part,
     /// The layer; none ahead of the first and behind the last.
     pub layer: Option<usize>,
-    /// Bytes and FLOPs, of rows that pad a recorded step too: they are computed like the others.
+    /// Bytes and FLOPs, of rows that pad a graph's step too: they are computed like the others.
     pub work: Work,
 }
 
@@ -65,14 +65,14 @@ pub fn account<T: Element>(
     options: &CudaOptions,
     device: &Properties,
     step: &StepDescription<'_>,
-) -> Vec<LaunchAccount> {
+) -> Vec<KernelCost> {
     if step.sequences.iter().all(|sequence| sequence.rows == 0) {
         return Vec::new();
     }
     let layout = Layout::new(spec, T::DTYPE);
     let costs = Costs::new::<T>(spec, options, device, step);
     let launches = Program::new(spec, &layout, options, device).launches(costs.shape);
-    let mut accounts: Vec<LaunchAccount> = launches.iter().flat_map(|launch| costs.of(launch)).collect();
+    let mut accounts: Vec<KernelCost> = launches.iter().flat_map(|launch| costs.of(launch)).collect();
     accounts.extend(sampling(spec, options, device, step.sampled_rows));
     accounts
 }
@@ -127,52 +127,56 @@ impl Costs {
     }
 
     /// What a launch costs; attention kernels that merge their splits apart are two.
-    fn of(&self, launch: &Launch) -> Vec<LaunchAccount> {
+    fn of(&self, launch: &Launch) -> Vec<KernelCost> {
         let Launch { op, part, layer } = *launch;
-        let account = |family, kernel, work| LaunchAccount { kernel, family, part, layer, work };
+        let account = |family, kernel, work| KernelCost { kernel, family, part, layer, work };
         match op {
             Op::Embed { shape, .. } => vec![account("embed", embed::KERNEL.to_owned(), self.embed(shape))],
             Op::Norm { norm, gathers } => {
-                vec![account("norm", norm.form.kernel_name(self.element), self.norm(norm, gathers))]
+                vec![account("norm", norm.variant.kernel_name(self.element), self.norm(norm, gathers))]
             }
             Op::Qkv { weights, shape, how } => {
                 let (family, kernel) = self.kernel(how, BIAS_ROPE_KV, shape.rows);
                 vec![account(family, kernel, self.with_norm(how, self.qkv(shape, weights), false))]
             }
             Op::Up { weights, shape, how } => {
-                let (family, kernel) = self.kernel(how, Epilogue::BiasGelu.name(), shape.rows);
+                let (family, kernel) = self.kernel(how, Epilogue::BiasGelu.name(), shape.m);
                 let work = shape.work(&weights.weight.format, Epilogue::BiasGelu, bias(weights));
                 vec![account(family, kernel, self.with_norm(how, work, false))]
             }
-            Op::AddProjection { weights, shape, path, .. } => {
+            Op::AddProjection { weights, shape, algorithm, .. } => {
                 let epilogue = Epilogue::BiasResidual;
-                let (family, kernel) = self.kernel(How::Path(path), epilogue.name(), shape.rows);
+                let (family, kernel) = self.kernel(LinearOp::Plain(algorithm), epilogue.name(), shape.m);
                 vec![account(family, kernel, shape.work(&weights.weight.format, epilogue, bias(weights)))]
             }
             Op::Head { weights, shape, how } => {
-                let (family, kernel) = self.kernel(how, LOGITS, shape.rows);
+                let (family, kernel) = self.kernel(how, LOGITS, shape.m);
                 vec![account(family, kernel, self.with_norm(how, shape.logits_work(&weights.weight.format), true))]
             }
             Op::Decode(shape) => {
-                let AttentionPlan::Fastest { decode, .. } = self.attention else { return Vec::new() };
+                let AttentionPlan::Fast { decode, .. } = self.attention else { return Vec::new() };
                 let launches = shape.launches(decode, self.element, &self.sequences, self.page_size);
                 launches.into_iter().map(|(kernel, work)| account("attention_decode", kernel, work)).collect()
             }
             Op::Prefill(shape) => {
-                let AttentionPlan::Fastest { prefill, .. } = self.attention else { return Vec::new() };
+                let AttentionPlan::Fast { prefill, .. } = self.attention else { return Vec::new() };
                 let kernel = prefill.kernel_name(self.element, shape.heads.dim);
                 let work = shape.work(&self.sequences, &self.tiles.whole, self.page_size);
                 vec![account("attention_prefill", kernel, work)]
             }
-            Op::Ordered(shape) => {
+            Op::BatchInvariant(shape) => {
                 let whole = shape.division == Division::Whole;
                 let tiles = if whole { &self.tiles.whole } else { &self.tiles.split };
-                let kernel = attention_ordered::kernel_name(self.element, shape.heads.dim);
+                let kernel = attention_batch_invariant::kernel_name(self.element, shape.heads.dim);
                 let work = shape.work(&self.sequences, tiles, self.page_size);
-                let mut accounts = vec![account("attention_ordered", kernel, work)];
+                let mut accounts = vec![account("attention_batch_invariant", kernel, work)];
                 if shape.splits() > 1 {
-                    let kernel = attention_ordered::merge_kernel_name(self.element, shape.heads.dim);
-                    accounts.push(account("attention_ordered", kernel, shape.merge_work(&self.sequences, tiles)));
+                    let kernel = attention_batch_invariant::merge_kernel_name(self.element, shape.heads.dim);
+                    accounts.push(account(
+                        "attention_batch_invariant",
+                        kernel,
+                        shape.merge_work(&self.sequences, tiles),
+                    ));
                 }
                 accounts
             }
@@ -180,18 +184,20 @@ impl Costs {
     }
 
     /// The family and the name of a product's kernel.
-    fn kernel(&self, how: How, epilogue: &str, rows: usize) -> (&'static str, String) {
+    fn kernel(&self, how: LinearOp, epilogue: &str, rows: usize) -> (&'static str, String) {
         match how {
-            How::Path(path) => (path.family(), path.kernel_name(epilogue, self.element, rows)),
-            How::Normed(norm) => ("gemv_normed", gemv_normed::kernel_name(norm.form, epilogue, self.element)),
+            LinearOp::Plain(algorithm) => (algorithm.family(), algorithm.kernel_name(epilogue, self.element, rows)),
+            LinearOp::FusedNorm(norm) => {
+                ("gemv_normed", gemv_normed::kernel_name(norm.variant, epilogue, self.element))
+            }
         }
     }
 
     /// The work of a product, and of the norm that it takes along.
-    fn with_norm(&self, how: How, product: Work, gathers: bool) -> Work {
+    fn with_norm(&self, how: LinearOp, product: Work, gathers: bool) -> Work {
         match how {
-            How::Path(_) => product,
-            How::Normed(norm) => gemv_normed::work_of_both(self.norm(norm, gathers), product),
+            LinearOp::Plain(_) => product,
+            LinearOp::FusedNorm(norm) => gemv_normed::work_of_both(self.norm(norm, gathers), product),
         }
     }
 
@@ -204,7 +210,7 @@ impl Costs {
 
     fn norm(&self, norm: NormOp, gathers: bool) -> Work {
         let bias = if norm.weights.bias.is_some() { BiasTerm::Present } else { BiasTerm::Absent };
-        let mut work = norm.shape.work(norm.form, bias);
+        let mut work = norm.shape.work(norm.variant, bias);
         if gathers {
             let rows = norm.shape.rows;
             // Padding gathers row 0, which is among the others where they are all the step's rows.
@@ -224,7 +230,7 @@ impl Costs {
         work
     }
 
-    /// Rows that pad a recorded step.
+    /// Rows that pad a graph's step.
     fn padding(&self) -> usize {
         self.shape.rows - self.exact.rows
     }
@@ -244,7 +250,7 @@ fn bias(weights: LinearLayout) -> BiasTerm {
 }
 
 /// The launch that draws a token for each of the first `rows` rows of logits.
-fn sampling(spec: &ModelSpec, options: &CudaOptions, device: &Properties, rows: usize) -> Option<LaunchAccount> {
+fn sampling(spec: &ModelSpec, options: &CudaOptions, device: &Properties, rows: usize) -> Option<KernelCost> {
     let greedy = SamplingParams::default();
     let params: Vec<RowParams> = (0..rows).map(|row| RowParams::new(&greedy, row as u32, 0)).collect();
     let shape = SampleShape {
@@ -256,5 +262,5 @@ fn sampling(spec: &ModelSpec, options: &CudaOptions, device: &Properties, rows: 
     };
     let work = shape.work(&params, device.multiprocessors);
     let kernel = sample::KERNEL.to_owned();
-    (rows > 0).then_some(LaunchAccount { kernel, family: "sample", part: Part::Sample, layer: None, work })
+    (rows > 0).then_some(KernelCost { kernel, family: "sample", part: Part::Sample, layer: None, work })
 }

@@ -3,23 +3,23 @@
 use std::num::NonZeroU32;
 
 use super::super::Properties;
+use super::super::kernels::attention_batch_invariant::{self, Division};
 use super::super::kernels::attention_decode;
-use super::super::kernels::attention_ordered::{self, Division};
 use super::super::kernels::attention_prefill::{self, Tile};
 use super::super::kernels::paged::{Sequence, WorkspaceLen};
 use super::CudaOptions;
-use super::shapes::{decode_shape, heads, largest_bucket, ordered_shape, window_len};
-use crate::backend::Arithmetic;
+use super::shapes::{batch_invariant_shape, decode_shape, heads, largest_bucket, window_len};
+use crate::backend::Determinism;
 use crate::model::ModelSpec;
 
 /// A choice that depends on the network, the options and the device alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AttentionPlan {
-    /// Decode attention for sequences of one row, prefill attention for longer ones, in these forms.
-    Fastest { decode: attention_decode::Form, prefill: attention_prefill::Form },
-    /// Ordered attention for all. Where the tiles of short sequences would leave multiprocessors idle, their splits are
+    /// Decode attention for sequences of one row, prefill attention for longer ones, in these variants.
+    Fast { decode: attention_decode::Variant, prefill: attention_prefill::Variant },
+    /// BatchInvariant attention for all. Where the tiles of short sequences would leave multiprocessors idle, their splits are
     /// computed apart, which changes no bit.
-    Ordered {
+    BatchInvariant {
         /// The most tiles whose splits are computed apart.
         max_split: usize,
         /// The most rows that those have room for together.
@@ -42,36 +42,41 @@ pub(super) struct StepTiles {
 
 impl AttentionPlan {
     pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, device: &Properties) -> AttentionPlan {
-        if !is_ordered(options.arithmetic, device) {
-            let (decode, prefill) = (attention_decode::Form::of(device), attention_prefill::Form::of(device));
-            return AttentionPlan::Fastest { decode, prefill };
+        if !is_ordered(options.determinism, device) {
+            let (decode, prefill) = (attention_decode::Variant::of(device), attention_prefill::Variant::of(device));
+            return AttentionPlan::Fast { decode, prefill };
         }
         // Apart while there are fewer blocks than multiprocessors: from there on partial results, a tenth of the bytes of
         // keys and values, cost more than they gain. All steps of a bucket decide alike.
         let multiprocessors = device.multiprocessors as usize;
         let most = largest_bucket(multiprocessors.saturating_sub(1) / spec.kv_heads.max(1)).min(options.max_sequences);
-        AttentionPlan::Ordered { max_split: most, split_room: most.max(attention_ordered::tile_rows(&heads(spec))) }
+        AttentionPlan::BatchInvariant {
+            max_split: most,
+            split_room: most.max(attention_batch_invariant::tile_rows(&heads(spec))),
+        }
     }
 
     /// The tiles of `sequences` for layers with a window, which alone does not change how many there are, but their order.
     pub(super) fn tiles(self, sequences: &[Sequence], spec: &ModelSpec, window: Option<NonZeroU32>) -> StepTiles {
         let (heads, window) = (heads(spec), window_len(window));
         let (max_split, split_room) = match self {
-            AttentionPlan::Fastest { prefill, .. } => {
+            AttentionPlan::Fast { prefill, .. } => {
                 let whole =
                     attention_prefill::plan_tiles(sequences, &heads, window, prefill, |sequence| sequence.rows > 1);
                 let decodes = sequences.iter().any(|sequence| sequence.rows == 1);
                 return StepTiles { whole, decodes, ..StepTiles::default() };
             }
-            AttentionPlan::Ordered { max_split, split_room } => (max_split, split_room),
+            AttentionPlan::BatchInvariant { max_split, split_room } => (max_split, split_room),
         };
-        let room = attention_ordered::tile_rows(&heads);
+        let room = attention_batch_invariant::tile_rows(&heads);
         let is_short = |sequence: &Sequence| (1..=room).contains(&(sequence.rows as usize));
         let short = sequences.iter().filter(|sequence| is_short(sequence));
         let (count, rows) = short.fold((0, 0), |(count, rows), s| (count + 1, s.rows.max(rows)));
         let apart = count <= max_split && count * rows as usize <= split_room;
         let plan = |takes: &dyn Fn(&Sequence) -> bool| {
-            attention_ordered::plan_tiles(sequences, &heads, window, |sequence| sequence.rows > 0 && takes(sequence))
+            attention_batch_invariant::plan_tiles(sequences, &heads, window, |sequence| {
+                sequence.rows > 0 && takes(sequence)
+            })
         };
         StepTiles {
             split: plan(&|sequence| apart && is_short(sequence)),
@@ -81,13 +86,13 @@ impl AttentionPlan {
         }
     }
 
-    /// How many tiles a step may have at the most: those whose splits are computed apart, and those that are not.
+    /// LinearOp many tiles a step may have at the most: those whose splits are computed apart, and those that are not.
     pub(super) fn max_tiles(self, spec: &ModelSpec, options: &CudaOptions) -> (usize, usize) {
         let (rows, sequences) = (options.max_rows, options.max_sequences);
         match self {
-            AttentionPlan::Fastest { .. } => (0, attention_prefill::max_tiles(rows, sequences, &heads(spec))),
-            AttentionPlan::Ordered { max_split, .. } => {
-                (max_split, attention_ordered::max_tiles(rows, sequences, &heads(spec)))
+            AttentionPlan::Fast { .. } => (0, attention_prefill::max_tiles(rows, sequences, &heads(spec))),
+            AttentionPlan::BatchInvariant { max_split, .. } => {
+                (max_split, attention_batch_invariant::max_tiles(rows, sequences, &heads(spec)))
             }
         }
     }
@@ -111,18 +116,19 @@ impl AttentionPlan {
         match self {
             // Fewer sequences have more splits each: the largest workspace may be that of any number of them. With more
             // sequences than blocks run at a time, two a multiprocessor, all have the same splits: the last has the most.
-            AttentionPlan::Fastest { decode, .. } => {
+            AttentionPlan::Fast { decode, .. } => {
                 let len = |n| decode_shape(n, n, spec, window, device).workspace_len(decode);
                 let alike = 2 * device.multiprocessors as usize + 1;
                 let numbers = (1..=options.max_sequences.min(alike)).chain([options.max_sequences]);
                 numbers.map(len).fold(WorkspaceLen::default(), WorkspaceLen::max)
             }
             // Tiles of more rows are fewer, and may see a split more.
-            AttentionPlan::Ordered { split_room, .. } => {
-                let room = attention_ordered::tile_rows(&heads(spec));
+            AttentionPlan::BatchInvariant { split_room, .. } => {
+                let room = attention_batch_invariant::tile_rows(&heads(spec));
                 let division = |tile_rows| Division::Split { tile_rows };
                 let len = |rows| {
-                    let partials = ordered_shape(0, split_room / rows, division(rows), spec, window).workspace_len();
+                    let partials =
+                        batch_invariant_shape(0, split_room / rows, division(rows), spec, window).workspace_len();
                     WorkspaceLen { partials, arrivals: 0 }
                 };
                 (1..=room).map(len).fold(WorkspaceLen::default(), WorkspaceLen::max)
@@ -131,9 +137,9 @@ impl AttentionPlan {
     }
 }
 
-/// Whether ordered attention computes all rows: for batch-invariant arithmetic, or because it was chosen by name.
-pub(super) fn is_ordered(arithmetic: Arithmetic, device: &Properties) -> bool {
-    arithmetic == Arithmetic::BatchInvariant || device.algorithms.is_ordered()
+/// Whether batch-invariant attention computes all rows: for [`Determinism::BatchInvariant`], or because it was chosen by name.
+pub(super) fn is_ordered(determinism: Determinism, device: &Properties) -> bool {
+    determinism == Determinism::BatchInvariant || device.algorithms.is_ordered()
 }
 
 #[cfg(test)]
@@ -141,7 +147,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::Config;
 
-    /// Groups of 12: a tile of ordered attention holds 5 rows.
+    /// Groups of 12: a tile of batch-invariant attention holds 5 rows.
     fn spec() -> ModelSpec {
         let json = br#"{"model_type":"starcoder2","vocab_size":50,"sliding_window":20,"max_position_embeddings":200,
             "hidden_size":1536,"num_attention_heads":24,"num_key_value_heads":2,"eos_token_id":1,"bos_token_id":1}"#;
@@ -149,16 +155,16 @@ mod tests {
     }
 
     /// The sequence and the first row of each of some tiles.
-    type Places = Vec<(u32, u32)>;
+    type SlotMapping = Vec<(u32, u32)>;
 
     /// Split tiles and their rows, and whole tiles.
-    fn tiles(plan: AttentionPlan, rows: &[u32]) -> (Places, usize, Places) {
+    fn tiles(plan: AttentionPlan, rows: &[u32]) -> (SlotMapping, usize, SlotMapping) {
         let sequence = |rows: &u32| Sequence { rows: *rows, start: 7, ..Sequence::PADDING };
         let StepTiles { split, split_rows, whole, decodes } =
             plan.tiles(&rows.iter().map(sequence).collect::<Vec<_>>(), &spec(), NonZeroU32::new(20));
         assert!(!decodes);
         let sorted = |tiles: Vec<Tile>| {
-            let mut pairs: Places = tiles.iter().map(|tile| (tile.sequence, tile.first_row)).collect();
+            let mut pairs: SlotMapping = tiles.iter().map(|tile| (tile.sequence, tile.first_row)).collect();
             pairs.sort_unstable();
             pairs
         };
@@ -167,7 +173,7 @@ mod tests {
 
     #[test]
     fn short_sequences_are_split_while_there_is_room() {
-        let plan = AttentionPlan::Ordered { max_split: 4, split_room: 8 };
+        let plan = AttentionPlan::BatchInvariant { max_split: 4, split_room: 8 };
         assert_eq!(tiles(plan, &[1, 0, 1, 1, 1]), (vec![(0, 0), (2, 0), (3, 0), (4, 0)], 1, vec![]));
         assert_eq!(tiles(plan, &[1; 5]), (vec![], 0, (0..5).map(|s| (s, 0)).collect()), "blocks enough");
         assert_eq!(tiles(plan, &[4, 1, 6]), (vec![(0, 0), (1, 0)], 4, vec![(2, 0), (2, 5)]));
@@ -177,9 +183,9 @@ mod tests {
 
     #[test]
     fn the_workspace_is_that_of_the_worst_number_of_sequences() {
-        use crate::backend::cuda::Card;
+        use crate::backend::cuda::GpuSpec;
         for (card, window) in
-            Card::all().into_iter().flat_map(|card| [None, NonZeroU32::new(4096)].map(|w| (card.clone(), w)))
+            GpuSpec::all().into_iter().flat_map(|card| [None, NonZeroU32::new(4096)].map(|w| (card.clone(), w)))
         {
             let mut spec = ModelSpec { max_positions: 16_384, ..spec() };
             spec.set_window(window);
@@ -190,14 +196,14 @@ mod tests {
                     pages: 1,
                     max_rows: max_sequences,
                     max_sequences,
-                    arithmetic: Arithmetic::Fastest,
+                    determinism: Determinism::Fast,
                 };
                 AttentionPlan::new(&spec, &options, device).workspace_len(&spec, &options, device)
             };
             let mut worst = WorkspaceLen { partials: 1, arrivals: 1 };
             for n in 1..=1000 {
-                let form = attention_decode::Form::of(device);
-                let len = decode_shape(n, n, &spec, window, device).workspace_len(form);
+                let variant = attention_decode::Variant::of(device);
+                let len = decode_shape(n, n, &spec, window, device).workspace_len(variant);
                 worst = worst.max(len);
                 assert_eq!(plan(n), worst, "{} {window:?} {n}", card.name);
             }

@@ -6,43 +6,43 @@ use bytemuck::Pod;
 
 use super::super::error::CudaError;
 use super::super::kernels::Element;
+use super::super::kernels::attention_batch_invariant::{AttentionBatchInvariant, Division};
 use super::super::kernels::attention_decode::{AttentionDecode, DecodeWorkspace};
-use super::super::kernels::attention_ordered::{AttentionOrdered, Division};
 use super::super::kernels::attention_prefill::AttentionPrefill;
 use super::super::kernels::embed::Embed;
-use super::super::kernels::gemv_normed::{Matrix, NormedProducts, NormedRows};
+use super::super::kernels::gemv_normed::{Matrix, NormedGemv, NormedRows};
+use super::super::kernels::linear::{
+    Epilogue, GemmShape, Head, LinearInputs, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
+};
 use super::super::kernels::norm::Norm;
 use super::super::kernels::paged::AttentionInputs;
-use super::super::kernels::product::{
-    Epilogue, Head, ProductInputs, ProductShape, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
-};
 use super::super::layout::LinearLayout;
 use super::super::weights::{LinearWeights, RopeTable, Weights};
 use super::super::{Algorithms, Buffer, Device, Slice, Stream};
 use super::attention::is_ordered;
 use super::cache::Cache;
-use super::program::{How, Launch, NormOp, Op, ResidualInput};
-use super::shapes::norm_form;
+use super::program::{Launch, LinearOp, NormOp, Op, ResidualInput};
+use super::shapes::norm_variant;
 use super::step::{GroupLayout, StepLayout, StepShape};
 use super::workspace::{Workspace, rows, rows_mut};
-use crate::backend::Arithmetic;
+use crate::backend::Determinism;
 use crate::model::ModelSpec;
 
 /// The kernels of attention.
 enum Attention<T> {
     /// By the number of a sequence's rows.
-    Fastest { decode: AttentionDecode<T>, prefill: AttentionPrefill<T> },
+    Fast { decode: AttentionDecode<T>, prefill: AttentionPrefill<T> },
     /// One for all.
-    Ordered(AttentionOrdered<T>),
+    BatchInvariant(AttentionBatchInvariant<T>),
 }
 
 impl<T: Element> Attention<T> {
-    fn load(device: &Device, head_dim: usize, arithmetic: Arithmetic) -> Result<Attention<T>, CudaError> {
-        if is_ordered(arithmetic, device.properties()) {
-            return AttentionOrdered::load(device, head_dim).map(Attention::Ordered);
+    fn load(device: &Device, head_dim: usize, determinism: Determinism) -> Result<Attention<T>, CudaError> {
+        if is_ordered(determinism, device.properties()) {
+            return AttentionBatchInvariant::load(device, head_dim).map(Attention::BatchInvariant);
         }
         let decode = AttentionDecode::load(device, head_dim)?;
-        Ok(Attention::Fastest { decode, prefill: AttentionPrefill::load(device, head_dim)? })
+        Ok(Attention::Fast { decode, prefill: AttentionPrefill::load(device, head_dim)? })
     }
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Kernels<T> {
     embed: Embed<T>,
     norm: Norm<T>,
     /// Products that take the norm ahead of them along.
-    normed: NormedProducts<T>,
+    normed: NormedGemv<T>,
     qkv: QkvProjection<T>,
     attention: Attention<T>,
     /// Into the MLP.
@@ -63,15 +63,15 @@ pub(super) struct Kernels<T> {
 }
 
 impl<T: Element> Kernels<T> {
-    pub(super) fn load(device: &Device, spec: &ModelSpec, arithmetic: Arithmetic) -> Result<Kernels<T>, CudaError> {
+    pub(super) fn load(device: &Device, spec: &ModelSpec, determinism: Determinism) -> Result<Kernels<T>, CudaError> {
         // All norms are of one kind: others were refused.
-        let norm = norm_form(spec.final_norm.kind);
+        let norm = norm_variant(spec.final_norm.kind);
         Ok(Kernels {
             embed: Embed::load(device)?,
             norm: Norm::load(device, norm)?,
-            normed: NormedProducts::load(device, norm)?,
+            normed: NormedGemv::load(device, norm)?,
             qkv: QkvProjection::load(device)?,
-            attention: Attention::load(device, spec.head_dim, arithmetic)?,
+            attention: Attention::load(device, spec.head_dim, determinism)?,
             gelu: Projection::load(device, Epilogue::BiasGelu)?,
             residual: Projection::load(device, Epilogue::BiasResidual)?,
             head: Head::load(device)?,
@@ -112,19 +112,19 @@ impl<'a, T: Element> Pass<'a, T> {
             }
             Op::Norm { norm, gathers } => self.norm(stream, norm, gathers),
             Op::Qkv { weights, shape, how } => self.qkv(stream, layer, weights, shape, how),
-            Op::Decode(_) | Op::Prefill(_) | Op::Ordered(_) => self.attention(stream, layer, launch.op),
+            Op::Decode(_) | Op::Prefill(_) | Op::BatchInvariant(_) => self.attention(stream, layer, launch.op),
             Op::Up { weights, shape, how } => self.up(stream, weights, shape, how),
-            Op::AddProjection { input, weights, shape, path } => {
+            Op::AddProjection { input, weights, shape, algorithm } => {
                 let weights = self.weights.linear(weights);
-                let Workspace { hidden, attended, inner, .. } = &mut *self.workspace;
+                let Workspace { hidden, attn_out, inner, .. } = &mut *self.workspace;
                 let input = match input {
-                    ResidualInput::Attention => attended,
+                    ResidualInput::Attention => attn_out,
                     ResidualInput::Mlp => inner,
                 };
-                self.kernels.algorithms.check_rows(shape.rows)?;
-                let inputs = product_inputs(rows(input, shape.rows, shape.depth)?, weights);
-                let out = rows_mut(hidden, shape.rows, shape.columns)?;
-                self.kernels.residual.launch_by(path, stream, shape, inputs, out)
+                self.kernels.algorithms.check_rows(shape.m)?;
+                let inputs = linear_inputs(rows(input, shape.m, shape.k)?, weights);
+                let out = rows_mut(hidden, shape.m, shape.n)?;
+                self.kernels.residual.launch_with(algorithm, stream, shape, inputs, out)
             }
             Op::Head { weights, shape, how } => self.head(stream, weights, shape, how),
         }
@@ -151,7 +151,7 @@ impl<'a, T: Element> Pass<'a, T> {
         layer: usize,
         weights: LinearLayout,
         shape: QkvShape,
-        how: How,
+        how: LinearOp,
     ) -> Result<(), CudaError> {
         let weights = self.weights.linear(weights);
         let places = QkvRows {
@@ -160,46 +160,46 @@ impl<'a, T: Element> Pass<'a, T> {
             rotations: self.rope.view(),
         };
         let (keys, values) = self.cache.layer_mut(layer)?;
-        let queries = rows_mut(&mut self.workspace.queries, shape.rows, self.workspace.sizes.attended)?;
+        let queries = rows_mut(&mut self.workspace.queries, shape.rows, self.workspace.sizes.attn_out)?;
         let out = QkvOutputs { queries, keys, values };
         match how {
-            How::Normed(norm) => {
-                let hidden = rows(&self.workspace.hidden, shape.rows, shape.depth)?;
+            LinearOp::FusedNorm(norm) => {
+                let hidden = rows(&self.workspace.hidden, shape.rows, shape.k)?;
                 let normed = normed_rows(self.weights, hidden, None, norm);
                 // SAFETY: nothing is gathered.
                 unsafe { self.kernels.normed.qkv(stream, shape, normed, matrix(weights), places, out) }
             }
-            How::Path(path) => {
+            LinearOp::Plain(algorithm) => {
                 self.kernels.algorithms.check_rows(shape.rows)?;
-                let inputs = product_inputs(rows(&self.workspace.normed, shape.rows, shape.depth)?, weights);
-                self.kernels.qkv.launch_by(path, stream, shape, inputs, places, out)
+                let inputs = linear_inputs(rows(&self.workspace.normed, shape.rows, shape.k)?, weights);
+                self.kernels.qkv.launch_with(algorithm, stream, shape, inputs, places, out)
             }
         }
     }
 
-    /// `attended[r] = softmax(q[r] · keys / √head_dim) · values` over the positions that row `r` sees.
+    /// `attn_out[r] = softmax(q[r] · keys / √head_dim) · values` over the positions that row `r` sees.
     fn attention(&mut self, stream: &Stream, layer: usize, op: Op) -> Result<(), CudaError> {
-        let (count, width) = (self.shape.rows, self.workspace.sizes.attended);
+        let (count, width) = (self.shape.rows, self.workspace.sizes.attn_out);
         let GroupLayout { sequences, tiles, split_tiles, .. } = self.group(layer);
         let (whole, split) = (self.words(tiles)?, self.words(split_tiles)?);
         let (sequences, block_tables) = (self.words(sequences)?, self.words(&self.layout.block_tables)?);
-        let Workspace { queries, attended, partials, arrivals, .. } = &mut *self.workspace;
+        let Workspace { queries, attn_out, partials, arrivals, .. } = &mut *self.workspace;
         let (queries, cache) = (rows(queries, count, width)?, self.cache.layer(layer)?);
         let inputs = AttentionInputs { queries, cache, sequences, block_tables };
-        let out = rows_mut(attended, count, width)?;
-        // SAFETY of all: `Step` made sequences, tables and tiles of a batch that `Places` had checked; what is beyond is
+        let out = rows_mut(attn_out, count, width)?;
+        // SAFETY of all: `Step` made sequences, tables and tiles of a batch that `SlotMapping` had checked; what is beyond is
         // padding. No split tile has more rows than its division says.
         match (op, &self.kernels.attention) {
-            (Op::Decode(shape), Attention::Fastest { decode, .. }) => {
+            (Op::Decode(shape), Attention::Fast { decode, .. }) => {
                 let workspace = DecodeWorkspace { partials: partials.view_mut(), arrivals: arrivals.view_mut() };
                 // SAFETY: see above.
                 unsafe { decode.launch(stream, shape, inputs, workspace, out) }
             }
-            (Op::Prefill(shape), Attention::Fastest { prefill, .. }) => {
+            (Op::Prefill(shape), Attention::Fast { prefill, .. }) => {
                 // SAFETY: see above.
                 unsafe { prefill.launch(stream, shape, inputs, whole, out) }
             }
-            (Op::Ordered(shape), Attention::Ordered(ordered)) => {
+            (Op::BatchInvariant(shape), Attention::BatchInvariant(ordered)) => {
                 let tiles = if shape.division == Division::Whole { whole } else { split };
                 // SAFETY: see above.
                 unsafe { ordered.launch(stream, shape, inputs, tiles, partials.view_mut(), out) }
@@ -214,42 +214,48 @@ impl<'a, T: Element> Pass<'a, T> {
         }
     }
 
-    fn up(&mut self, stream: &Stream, weights: LinearLayout, shape: ProductShape, how: How) -> Result<(), CudaError> {
+    fn up(&mut self, stream: &Stream, weights: LinearLayout, shape: GemmShape, how: LinearOp) -> Result<(), CudaError> {
         let weights = self.weights.linear(weights);
         let Workspace { hidden, normed, inner, .. } = &mut *self.workspace;
-        let out = rows_mut(inner, shape.rows, shape.columns)?;
+        let out = rows_mut(inner, shape.m, shape.n)?;
         match how {
-            How::Normed(norm) => {
-                let hidden = rows(hidden, shape.rows, shape.depth)?;
+            LinearOp::FusedNorm(norm) => {
+                let hidden = rows(hidden, shape.m, shape.k)?;
                 let normed = normed_rows(self.weights, hidden, None, norm);
                 // SAFETY: nothing is gathered.
                 unsafe { self.kernels.normed.gelu(stream, shape, normed, matrix(weights), out) }
             }
-            How::Path(path) => {
-                self.kernels.algorithms.check_rows(shape.rows)?;
-                let inputs = product_inputs(rows(normed, shape.rows, shape.depth)?, weights);
-                self.kernels.gelu.launch_by(path, stream, shape, inputs, out)
+            LinearOp::Plain(algorithm) => {
+                self.kernels.algorithms.check_rows(shape.m)?;
+                let inputs = linear_inputs(rows(normed, shape.m, shape.k)?, weights);
+                self.kernels.gelu.launch_with(algorithm, stream, shape, inputs, out)
             }
         }
     }
 
     /// Logits row `i` is that of row `logits_rows[i]`.
-    fn head(&mut self, stream: &Stream, weights: LinearLayout, shape: ProductShape, how: How) -> Result<(), CudaError> {
+    fn head(
+        &mut self,
+        stream: &Stream,
+        weights: LinearLayout,
+        shape: GemmShape,
+        how: LinearOp,
+    ) -> Result<(), CudaError> {
         let weights = self.weights.linear(weights).weight;
         let gather = self.words(&self.layout.logits_rows)?;
-        let logits = rows_mut(&mut self.workspace.logits, shape.rows, shape.columns)?;
+        let logits = rows_mut(&mut self.workspace.logits, shape.m, shape.n)?;
         match how {
-            How::Normed(norm) => {
-                let hidden = rows(&self.workspace.hidden, self.shape.rows, shape.depth)?;
+            LinearOp::FusedNorm(norm) => {
+                let hidden = rows(&self.workspace.hidden, self.shape.rows, shape.k)?;
                 let normed = normed_rows(self.weights, hidden, Some(gather), norm);
                 // SAFETY: the step's logits rows are rows of the step, checked as the batch was placed, or padding,
                 // which is 0.
                 unsafe { self.kernels.normed.logits(stream, shape, normed, weights, logits) }
             }
-            How::Path(path) => {
-                self.kernels.algorithms.check_rows(shape.rows)?;
-                let x = rows(&self.workspace.normed, shape.rows, shape.depth)?;
-                self.kernels.head.launch_by(path, stream, shape, x, weights, logits)
+            LinearOp::Plain(algorithm) => {
+                self.kernels.algorithms.check_rows(shape.m)?;
+                let x = rows(&self.workspace.normed, shape.m, shape.k)?;
+                self.kernels.head.launch_with(algorithm, stream, shape, x, weights, logits)
             }
         }
     }
@@ -283,6 +289,6 @@ fn matrix<'a, T>(weights: LinearWeights<'a, T>) -> Matrix<'a, T> {
     Matrix { weights: weights.weight, bias: weights.bias }
 }
 
-fn product_inputs<'a, T>(x: Slice<'a, T>, weights: LinearWeights<'a, T>) -> ProductInputs<'a, T> {
-    ProductInputs { x, weights: weights.weight, bias: weights.bias }
+fn linear_inputs<'a, T>(x: Slice<'a, T>, weights: LinearWeights<'a, T>) -> LinearInputs<'a, T> {
+    LinearInputs { x, weights: weights.weight, bias: weights.bias }
 }

@@ -35,7 +35,7 @@ pub(super) struct Sizes {
     /// Elements of a row of the residual stream.
     pub hidden: usize,
     /// Elements of a row of queries, and of what attention returns.
-    pub attended: usize,
+    pub attn_out: usize,
     /// Elements of a row inside the MLP.
     pub inner: usize,
     /// Elements of a row of logits.
@@ -91,7 +91,7 @@ impl Sizes {
             rows: options.max_rows,
             logits_rows,
             hidden: padded(spec.hidden_size),
-            attended: spec.heads * spec.head_dim,
+            attn_out: spec.heads * spec.head_dim,
             inner: padded(spec.intermediate_size()),
             vocab: padded(spec.vocab_size),
             layer_page_bytes: format.bytes(u64::from(options.page_size.get()) * spec.kv_heads as u64, spec.head_dim)
@@ -109,7 +109,7 @@ impl Sizes {
     }
 
     fn activations(&self) -> usize {
-        self.rows * (2 * self.hidden + 2 * self.attended + self.inner)
+        self.rows * (2 * self.hidden + 2 * self.attn_out + self.inner)
     }
 }
 
@@ -190,7 +190,7 @@ impl MemoryPlan {
     }
 }
 
-/// How many pages a model's cache may have on `device`, where the model may take `memory` bytes of what is free, or 90 %
+/// LinearOp many pages a model's cache may have on `device`, where the model may take `memory` bytes of what is free, or 90 %
 /// of it by default: those that fit beside all other lines of its [`MemoryPlan`] and what is left for the driver.
 /// `options.pages` is not looked at.
 ///
@@ -216,7 +216,7 @@ pub fn pages_within(
     }
 }
 
-/// How many pages a model's cache may have on a GPU like `gpu`, where the model may take `room` bytes, the driver's part
+/// LinearOp many pages a model's cache may have on a GPU like `gpu`, where the model may take `room` bytes, the driver's part
 /// included; none where not even all else fits. `options.pages` is not looked at.
 ///
 /// # Errors

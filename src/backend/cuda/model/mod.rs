@@ -11,7 +11,7 @@
 //! | `program` | a step as a list of launches |
 //! | `forward` | the pass from token ids to logits: the list given to a stream |
 //! | `workspace` | activations, logits and the cache |
-//! | `recordings` | decode steps recorded as graphs, one for each bucket of rows |
+//! | `graphs` | decode steps recorded as graphs, one for each bucket of rows |
 //! | `source` | where the weights come from |
 //! | `sampler`, `changes` | draws and log-probabilities on the device |
 //!
@@ -26,10 +26,10 @@ mod attention;
 mod cache;
 mod changes;
 mod forward;
+mod graph_cache;
 mod inputs;
 mod memory;
 mod program;
-mod recordings;
 mod sampler;
 mod shapes;
 mod source;
@@ -39,20 +39,20 @@ mod workspace;
 use std::num::NonZeroU32;
 
 pub use memory::{DRIVER_BYTES, MemoryLine, MemoryPlan, max_pages, pages_within};
-pub(crate) use program::{How, Op, row_launches};
+pub(crate) use program::{LinearOp, Op, row_launches};
 pub use source::WeightSource;
 
 use super::error::CudaError;
 use super::kernels::Element;
 use super::kernels::norm::MAX_WIDTH;
-use super::kernels::paged::{MIN_PAGE, MAX_GROUP};
+use super::kernels::paged::{MAX_GROUP, MIN_PAGE};
 use super::layout::{Layout, padded};
 use super::weights::{RopeTable, Weights};
 use super::{Device, Properties, Slice, Stream};
-use crate::backend::places::Places;
+use crate::backend::slot_mapping::SlotMapping;
 use crate::backend::support::check_network;
 use crate::backend::{
-    Arithmetic, Backend, BackendError, BackendHooks, Batch, DeviceInfo, LoadProgress, Token, check_import, check_page,
+    Backend, BackendError, BackendHooks, Batch, Determinism, DeviceInfo, LoadProgress, Token, check_import, check_page,
 };
 use crate::checkpoint::Dtype;
 use crate::host::Size;
@@ -63,15 +63,15 @@ use crate::text::TokenId;
 use attention::AttentionPlan;
 use cache::Cache;
 use forward::{Kernels, Pass};
+use graph_cache::{Bucket, GraphCache};
 use inputs::Inputs;
 use memory::Sizes;
 use program::{Launch, Program};
-use recordings::{Bucket, Recordings};
 use sampler::{Logits, Sampler};
 use step::{Step, StepLayout, StepShape};
 use workspace::Workspace;
 
-/// How a [`CudaBackend`] is set up.
+/// LinearOp a [`CudaBackend`] is set up.
 #[derive(Debug, Clone)]
 pub struct CudaOptions {
     /// Positions that a page of the cache holds: a power of two, 16 at least.
@@ -84,7 +84,7 @@ pub struct CudaOptions {
     /// The most sequences in a batch.
     pub max_sequences: usize,
     /// Which kernels may be chosen between.
-    pub arithmetic: Arithmetic,
+    pub determinism: Determinism,
 }
 
 /// The most sequences of a step: a launch has a block for each along an axis of its grid that takes no more.
@@ -122,9 +122,9 @@ pub fn load<'a>(
 pub struct CudaBackend<T> {
     stream: Stream,
     resident: Resident<T>,
-    recordings: Recordings,
+    graphs: GraphCache,
     sampler: Sampler,
-    places: Places,
+    places: SlotMapping,
     options: CudaOptions,
     attention: AttentionPlan,
     plan: MemoryPlan,
@@ -176,7 +176,7 @@ impl<T: Element> CudaBackend<T> {
     ) -> Result<CudaBackend<T>, BackendError> {
         check_supported(&spec, options)?;
         check_network(&spec)?;
-        device.properties().algorithms.check_network(options.arithmetic, padded(spec.hidden_size))?;
+        device.properties().algorithms.check_network(options.determinism, padded(spec.hidden_size))?;
         let sizes = Sizes::new(&spec, options, device.properties(), KvFormat::Dense(T::DTYPE));
         let plan = MemoryPlan::new(&spec, &Layout::new(&spec, T::DTYPE), &sizes);
         let (free, _) = device.memory()?;
@@ -187,7 +187,7 @@ impl<T: Element> CudaBackend<T> {
         Ok(CudaBackend {
             // What is wrong with the kernels is found before the weights travel.
             resident: Resident {
-                kernels: Kernels::load(device, &spec, options.arithmetic)?,
+                kernels: Kernels::load(device, &spec, options.determinism)?,
                 cache: Cache::new(&stream, &spec, &sizes)?,
                 inputs: Inputs::new(device, &stream, sizes.step_words)?,
                 rope: RopeTable::load(&stream, &spec, spec.max_positions)?,
@@ -195,9 +195,9 @@ impl<T: Element> CudaBackend<T> {
                 workspace: Workspace::new(&stream, &sizes)?,
                 spec: spec.clone(),
             },
-            recordings: Recordings::new(&spec, options, device),
+            graphs: GraphCache::new(&spec, options, device),
             sampler: Sampler::new(device, &stream, &spec, sizes.logits_rows)?,
-            places: Places::new(options.max_rows, &sizes.cache),
+            places: SlotMapping::new(options.max_rows, &sizes.cache),
             options: options.clone(),
             attention: AttentionPlan::new(&spec, options, device.properties()),
             plan,
@@ -244,7 +244,7 @@ impl<T: Element> Backend for CudaBackend<T> {
     }
 
     fn is_batch_invariant(&self) -> bool {
-        self.options.arithmetic == Arithmetic::BatchInvariant
+        self.options.determinism == Determinism::BatchInvariant
     }
 
     fn cache(&self) -> &CacheGeometry {
@@ -290,20 +290,20 @@ impl<T: Element> Backend for CudaBackend<T> {
         if batch.tokens.is_empty() {
             return Ok(());
         }
-        let CudaBackend { stream, resident, recordings, sampler, places, options, .. } = self;
+        let CudaBackend { stream, resident, graphs, sampler, places, options, .. } = self;
         let step = Step::new(batch, &resident.spec, resident.cache.geometry(), self.attention);
         let exact = step.shape(batch);
         let send = |inputs: &mut Inputs, layout: &StepLayout| {
             inputs.send(stream, layout.words(), |words| step.write(words, layout, batch, places))
         };
-        match recordings.bucket_for(exact) {
-            Some((Bucket { shape, layout, recording }, failures)) => {
+        match graphs.bucket_for(exact) {
+            Some((Bucket { shape, layout, graph }, failures)) => {
                 send(&mut resident.inputs, layout)?;
                 let run = || {
                     let launches = resident.launches(options, stream.device(), *shape);
                     resident.pass(sampler.draws(), *shape, layout).run(stream, &launches)
                 };
-                recording.run(stream, shape.rows, failures, run)?;
+                graph.run(stream, shape.rows, failures, run)?;
             }
             None => {
                 let layout = StepLayout::new(exact, resident.cache.geometry().groups.len());

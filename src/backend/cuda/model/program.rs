@@ -5,19 +5,19 @@ use std::fmt;
 use std::num::NonZeroU32;
 
 use super::super::Properties;
+use super::super::kernels::attention_batch_invariant::{BatchInvariantShape, Division};
 use super::super::kernels::attention_decode::{self, DecodeShape};
-use super::super::kernels::attention_ordered::{Division, OrderedShape};
 use super::super::kernels::attention_prefill::{self, PrefillShape};
 use super::super::kernels::embed::EmbedShape;
 use super::super::kernels::gemv_normed;
-use super::super::kernels::norm::{NormForm, NormShape};
-use super::super::kernels::product::{Path, ProductShape, QkvShape};
+use super::super::kernels::linear::{GemmAlgorithm, GemmShape, QkvShape};
+use super::super::kernels::norm::{NormShape, NormVariant};
 use super::super::layout::{Layout, LinearLayout, NormLayout, Region};
 use super::CudaOptions;
 use super::attention::AttentionPlan;
-use super::shapes::{decode_shape, heads, norm_form, ordered_shape, window_len};
+use super::shapes::{batch_invariant_shape, decode_shape, heads, norm_variant, window_len};
 use super::step::StepShape;
-use crate::backend::Arithmetic;
+use crate::backend::Determinism;
 use crate::checkpoint::Dtype;
 use crate::model::{Mlp, ModelSpec, Norm};
 
@@ -34,13 +34,13 @@ pub enum Part {
     /// Attention, and the merge of its splits.
     Attention,
     /// Attention's way back into the residual stream.
-    AttentionOut,
+    OProj,
     /// The norm ahead of the MLP.
     MlpNorm,
     /// The MLP's way in.
-    MlpIn,
+    UpProj,
     /// The MLP's way back into the residual stream.
-    MlpOut,
+    DownProj,
     /// The norm ahead of the head.
     FinalNorm,
     /// Logits.
@@ -56,10 +56,10 @@ impl Part {
         Part::AttentionNorm,
         Part::Qkv,
         Part::Attention,
-        Part::AttentionOut,
+        Part::OProj,
         Part::MlpNorm,
-        Part::MlpIn,
-        Part::MlpOut,
+        Part::UpProj,
+        Part::DownProj,
         Part::FinalNorm,
         Part::Head,
         Part::Sample,
@@ -72,10 +72,10 @@ impl Part {
             Part::AttentionNorm => "attention_norm",
             Part::Qkv => "qkv",
             Part::Attention => "attention",
-            Part::AttentionOut => "attention_out",
+            Part::OProj => "o_proj",
             Part::MlpNorm => "mlp_norm",
-            Part::MlpIn => "mlp_in",
-            Part::MlpOut => "mlp_out",
+            Part::UpProj => "up_proj",
+            Part::DownProj => "down_proj",
             Part::FinalNorm => "final_norm",
             Part::Head => "head",
             Part::Sample => "sample",
@@ -102,18 +102,18 @@ pub(crate) enum ResidualInput {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct NormOp {
     pub weights: NormLayout,
-    pub form: NormForm,
+    pub variant: NormVariant,
     pub shape: NormShape,
 }
 
-/// How a product is computed.
+/// LinearOp a product is computed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[expect(clippy::large_enum_variant, reason = "made once for a shape of steps, some hundreds at a time")]
-pub(crate) enum How {
+pub(crate) enum LinearOp {
     /// From rows as they are.
-    Path(Path),
+    Plain(GemmAlgorithm),
     /// From rows that the same kernel normalises first.
-    Normed(NormOp),
+    FusedNorm(NormOp),
 }
 
 /// One launch, or the launches of one attention kernel.
@@ -124,19 +124,19 @@ pub(crate) enum Op {
     /// `normed[r] = norm(hidden[r])`; of the rows that have logits where it gathers.
     Norm { norm: NormOp, gathers: bool },
     /// Queries, and keys and values into the cache, rotated.
-    Qkv { weights: LinearLayout, shape: QkvShape, how: How },
+    Qkv { weights: LinearLayout, shape: QkvShape, how: LinearOp },
     /// Decode attention, of the sequences of one row.
     Decode(DecodeShape),
     /// Prefill attention, of the whole tiles.
     Prefill(PrefillShape),
-    /// Ordered attention, of the tiles of its division.
-    Ordered(OrderedShape),
+    /// BatchInvariant attention, of the tiles of its division.
+    BatchInvariant(BatchInvariantShape),
     /// `inner[r] = gelu(norm(hidden[r]) · Wᵀ + b)`
-    Up { weights: LinearLayout, shape: ProductShape, how: How },
+    Up { weights: LinearLayout, shape: GemmShape, how: LinearOp },
     /// `hidden[r] += input[r] · Wᵀ + b`
-    AddProjection { input: ResidualInput, weights: LinearLayout, shape: ProductShape, path: Path },
+    AddProjection { input: ResidualInput, weights: LinearLayout, shape: GemmShape, algorithm: GemmAlgorithm },
     /// Logits of the rows that have them.
-    Head { weights: LinearLayout, shape: ProductShape, how: How },
+    Head { weights: LinearLayout, shape: GemmShape, how: LinearOp },
 }
 
 /// An [`Op`] and its place in the network.
@@ -152,16 +152,16 @@ pub(crate) struct Launch {
 pub(crate) fn row_launches(
     spec: &ModelSpec,
     device: &Properties,
-    arithmetic: Arithmetic,
+    determinism: Determinism,
     page_size: usize,
     rows: usize,
     logits_rows: usize,
 ) -> Vec<Launch> {
     // Elements of either type take as much.
     let layout = Layout::new(spec, Dtype::Bf16);
-    let (decode, prefill) = (attention_decode::Form::of(device), attention_prefill::Form::of(device));
-    let attention = AttentionPlan::Fastest { decode, prefill };
-    let program = Program { spec, layout: &layout, device, arithmetic, page_size, attention };
+    let (decode, prefill) = (attention_decode::Variant::of(device), attention_prefill::Variant::of(device));
+    let attention = AttentionPlan::Fast { decode, prefill };
+    let program = Program { spec, layout: &layout, device, determinism, page_size, attention };
     program.launches(StepShape {
         rows,
         sequences: 0,
@@ -179,7 +179,7 @@ pub(super) struct Program<'a> {
     spec: &'a ModelSpec,
     layout: &'a Layout,
     device: &'a Properties,
-    arithmetic: Arithmetic,
+    determinism: Determinism,
     page_size: usize,
     attention: AttentionPlan,
 }
@@ -193,7 +193,7 @@ impl<'a> Program<'a> {
     ) -> Program<'a> {
         let page_size = options.page_size.get() as usize;
         let attention = AttentionPlan::new(spec, options, device);
-        Program { spec, layout, device, arithmetic: options.arithmetic, page_size, attention }
+        Program { spec, layout, device, determinism: options.determinism, page_size, attention }
     }
 
     /// The launches of a step of this shape, in stream order.
@@ -209,28 +209,28 @@ impl<'a> Program<'a> {
             let norm = self.norm(&layer.attention_norm, weights.attention_norm, rows);
             self.behind_norm(norm, Part::AttentionNorm, false, &mut push, |how| {
                 let shape = self.qkv_shape(rows, weights.qkv);
-                let how = how.unwrap_or_else(|| How::Path(self.path(shape.product_shape())));
+                let how = how.unwrap_or_else(|| LinearOp::Plain(self.algorithm(shape.gemm_shape())));
                 (Part::Qkv, Op::Qkv { weights: weights.qkv, shape, how })
             });
             self.attention(shape, layer.attention.window, &mut push);
-            push(Part::AttentionOut, self.add_projection(rows, ResidualInput::Attention, weights.attention_out));
+            push(Part::OProj, self.add_projection(rows, ResidualInput::Attention, weights.o_proj));
             let norm = self.norm(&layer.mlp_norm, weights.mlp_norm, rows);
             // Networks with another MLP are refused before (`lack`, `check_network`).
             let (Mlp::Plain { .. }, [up, down]) = (&layer.mlp, &weights.mlp[..]) else { continue };
             self.behind_norm(norm, Part::MlpNorm, false, &mut push, |how| {
-                let shape = product_shape(rows, *up);
-                let how = how.unwrap_or_else(|| How::Path(self.path(shape)));
-                (Part::MlpIn, Op::Up { weights: *up, shape, how })
+                let shape = gemm_shape(rows, *up);
+                let how = how.unwrap_or_else(|| LinearOp::Plain(self.algorithm(shape)));
+                (Part::UpProj, Op::Up { weights: *up, shape, how })
             });
-            push(Part::MlpOut, self.add_projection(rows, ResidualInput::Mlp, *down));
+            push(Part::DownProj, self.add_projection(rows, ResidualInput::Mlp, *down));
         }
         if shape.logits_rows > 0 {
             let norm = self.norm(&spec.final_norm, layout.final_norm, shape.logits_rows);
             let mut push = |part, op| launches.push(Launch { op, part, layer: None });
             self.behind_norm(norm, Part::FinalNorm, true, &mut push, |how| {
                 let weights = LinearLayout { weight: layout.head, bias: None };
-                let shape = product_shape(shape.logits_rows, weights);
-                let how = how.unwrap_or_else(|| How::Path(self.path(shape)));
+                let shape = gemm_shape(shape.logits_rows, weights);
+                let how = how.unwrap_or_else(|| LinearOp::Plain(self.algorithm(shape)));
                 (Part::Head, Op::Head { weights, shape, how })
             });
         }
@@ -244,30 +244,30 @@ impl<'a> Program<'a> {
         part: Part,
         gathers: bool,
         push: &mut impl FnMut(Part, Op),
-        product: impl FnOnce(Option<How>) -> (Part, Op),
+        product: impl FnOnce(Option<LinearOp>) -> (Part, Op),
     ) {
         let NormShape { rows, width, .. } = norm.shape;
-        let fused = gemv_normed::takes(self.arithmetic, &self.device.algorithms, rows, width);
+        let fused = gemv_normed::takes(self.determinism, &self.device.algorithms, rows, width);
         if !fused {
             push(part, Op::Norm { norm, gathers });
         }
-        let (part, op) = product(fused.then_some(How::Normed(norm)));
+        let (part, op) = product(fused.then_some(LinearOp::FusedNorm(norm)));
         push(part, op);
     }
 
     fn norm(&self, norm: &Norm, weights: NormLayout, rows: usize) -> NormOp {
         let shape = NormShape { rows, width: self.spec.hidden_size, epsilon: norm.eps };
-        NormOp { weights, form: norm_form(norm.kind), shape }
+        NormOp { weights, variant: norm_variant(norm.kind), shape }
     }
 
     fn qkv_shape(&self, rows: usize, weights: LinearLayout) -> QkvShape {
         let ModelSpec { heads, kv_heads, head_dim, .. } = *self.spec;
-        QkvShape { rows, depth: weights.weight.columns, heads, kv_heads, head_dim, page_size: self.page_size }
+        QkvShape { rows, k: weights.weight.columns, heads, kv_heads, head_dim, page_size: self.page_size }
     }
 
     fn add_projection(&self, rows: usize, input: ResidualInput, weights: LinearLayout) -> Op {
-        let shape = product_shape(rows, weights);
-        Op::AddProjection { input, weights, shape, path: self.path(shape) }
+        let shape = gemm_shape(rows, weights);
+        Op::AddProjection { input, weights, shape, algorithm: self.algorithm(shape) }
     }
 
     fn attention(&self, shape: StepShape, window: Option<NonZeroU32>, push: &mut impl FnMut(Part, Op)) {
@@ -275,7 +275,7 @@ impl<'a> Program<'a> {
         let spec = self.spec;
         let mut push = |op| push(Part::Attention, op);
         match self.attention {
-            AttentionPlan::Fastest { .. } => {
+            AttentionPlan::Fast { .. } => {
                 if decodes {
                     push(Op::Decode(decode_shape(rows, sequences, spec, window, self.device)));
                 }
@@ -283,23 +283,23 @@ impl<'a> Program<'a> {
                     push(Op::Prefill(PrefillShape { rows, tiles, heads: heads(spec), window: window_len(window) }));
                 }
             }
-            AttentionPlan::Ordered { .. } => {
+            AttentionPlan::BatchInvariant { .. } => {
                 if split_tiles > 0 {
                     let division = Division::Split { tile_rows: split_rows };
-                    push(Op::Ordered(ordered_shape(rows, split_tiles, division, spec, window)));
+                    push(Op::BatchInvariant(batch_invariant_shape(rows, split_tiles, division, spec, window)));
                 }
                 if tiles > 0 {
-                    push(Op::Ordered(ordered_shape(rows, tiles, Division::Whole, spec, window)));
+                    push(Op::BatchInvariant(batch_invariant_shape(rows, tiles, Division::Whole, spec, window)));
                 }
             }
         }
     }
 
-    fn path(&self, shape: ProductShape) -> Path {
-        Path::choose_for(self.arithmetic, self.device, shape)
+    fn algorithm(&self, shape: GemmShape) -> GemmAlgorithm {
+        GemmAlgorithm::choose_for(self.determinism, self.device, shape)
     }
 }
 
-fn product_shape(rows: usize, weights: LinearLayout) -> ProductShape {
-    ProductShape { rows, columns: weights.weight.rows, depth: weights.weight.columns }
+fn gemm_shape(rows: usize, weights: LinearLayout) -> GemmShape {
+    GemmShape { m: rows, n: weights.weight.rows, k: weights.weight.columns }
 }

@@ -3,8 +3,8 @@
 
 use super::super::error::CudaError;
 use super::super::kernels::sample::{
-    Change, Insertion, Logprobs, LogprobsRow, LogprobsShape, MAX_TOP, MAX_VOCABULARY, NO_TOKEN, RowLogprobs,
-    RowParams, Sample, SampleInputs, SampleOutputs, SampleShape, set_words,
+    Change, Insertion, Logprobs, LogprobsRow, LogprobsShape, MAX_TOP, MAX_VOCABULARY, NO_TOKEN, RowLogprobs, RowParams,
+    Sample, SampleInputs, SampleOutputs, SampleShape, set_words,
 };
 use super::super::{Buffer, Device, Pinned, Properties, Slice, Stream};
 use super::changes;

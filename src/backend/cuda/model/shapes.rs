@@ -3,9 +3,9 @@
 use std::num::NonZeroU32;
 
 use super::super::Properties;
-use super::super::kernels::attention_decode::{DecodeShape, Form, split_len};
-use super::super::kernels::attention_ordered::{Division, OrderedShape, SPLIT_LEN};
-use super::super::kernels::norm::NormForm;
+use super::super::kernels::attention_batch_invariant::{BatchInvariantShape, Division, SPLIT_LEN};
+use super::super::kernels::attention_decode::{DecodeShape, Variant, split_len};
+use super::super::kernels::norm::NormVariant;
 use super::super::kernels::paged::Heads;
 use crate::model::{ModelSpec, NormKind};
 
@@ -28,11 +28,11 @@ pub(super) fn window_len(window: Option<NonZeroU32>) -> Option<usize> {
     window.map(|window| window.get() as usize)
 }
 
-/// The norm kernel's form of a norm.
-pub(super) fn norm_form(kind: NormKind) -> NormForm {
+/// The norm kernel's variant of a norm.
+pub(super) fn norm_variant(kind: NormKind) -> NormVariant {
     match kind {
-        NormKind::LayerNorm => NormForm::Layer,
-        NormKind::RmsNorm => NormForm::Rms,
+        NormKind::LayerNorm => NormVariant::Layer,
+        NormKind::RmsNorm => NormVariant::Rms,
     }
 }
 
@@ -46,19 +46,19 @@ pub(super) fn decode_shape(
 ) -> DecodeShape {
     let (heads, window, positions) = (heads(spec), window_len(window), spec.max_positions);
     let multiprocessors = device.multiprocessors as usize;
-    let split_len = split_len(Form::of(device), sequences, &heads, window, positions, multiprocessors);
+    let split_len = split_len(Variant::of(device), sequences, &heads, window, positions, multiprocessors);
     DecodeShape { rows, sequences, heads, window, positions, split_len }
 }
 
-/// Ordered attention of a layer with a window, over `tiles` tiles of a step of `rows` rows.
-pub(super) fn ordered_shape(
+/// BatchInvariant attention of a layer with a window, over `tiles` tiles of a step of `rows` rows.
+pub(super) fn batch_invariant_shape(
     rows: usize,
     tiles: usize,
     division: Division,
     spec: &ModelSpec,
     window: Option<NonZeroU32>,
-) -> OrderedShape {
-    OrderedShape {
+) -> BatchInvariantShape {
+    BatchInvariantShape {
         rows,
         tiles,
         heads: heads(spec),

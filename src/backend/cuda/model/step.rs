@@ -1,6 +1,6 @@
 //! The inputs of one step: everything that varies from step to step, as one run of 32-bit words that is copied to the
 //! device ahead of the kernels, which read lengths and tables from it. So their grids and scalar arguments depend on
-//! the shape of a step alone, and a recorded step can be replayed for any batch of that shape.
+//! the shape of a step alone, and a graph's step can be replayed for any batch of that shape.
 
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -10,7 +10,7 @@ use super::super::kernels::embed::DRAWN;
 use super::super::kernels::paged::Sequence;
 use super::attention::{AttentionPlan, StepTiles};
 use super::shapes::window_len;
-use crate::backend::places::Places;
+use crate::backend::slot_mapping::SlotMapping;
 use crate::backend::{Batch, SequenceRows, Token};
 use crate::kv::{BlockTable, CacheGeometry, CacheGroup, first_visible};
 use crate::model::ModelSpec;
@@ -22,7 +22,7 @@ const TILE_WORDS: usize = size_of::<Tile>() / 4;
 /// 256 bytes.
 const ALIGNMENT_WORDS: usize = 64;
 
-/// How much of everything a step has, padding included.
+/// LinearOp much of everything a step has, padding included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct StepShape {
     /// Rows.
@@ -99,7 +99,7 @@ impl StepLayout {
     }
 }
 
-/// A batch that [`Places::make`] has accepted, as the kernels are told of it.
+/// A batch that [`SlotMapping::make`] has accepted, as the kernels are told of it.
 pub(super) struct Step {
     /// One for each group of the cache.
     groups: Vec<GroupStep>,
@@ -145,7 +145,7 @@ impl Step {
     }
 
     /// Writes the inputs into `words`, laid out for this shape or a larger one; what is beyond the batch is padding.
-    pub(super) fn write(&self, words: &mut [u32], layout: &StepLayout, batch: &Batch<'_>, places: &Places) {
+    pub(super) fn write(&self, words: &mut [u32], layout: &StepLayout, batch: &Batch<'_>, places: &SlotMapping) {
         let ids = batch.tokens.iter().map(|token| match token {
             Token::Known(id) => id.0,
             Token::Sampled(place) => DRAWN | place,
@@ -251,10 +251,10 @@ mod tests {
         let mut tokens = Token::known(&ids);
         tokens[1] = Token::Sampled(2);
         let batch = Batch { tokens: &tokens, sequences: &sequences, logits_rows: &[0, 5] };
-        let mut places = Places::new(7, &cache);
+        let mut places = SlotMapping::new(7, &cache);
         places.make(&batch, &spec, &cache).unwrap();
-        let (decode, prefill) = (attention_decode::Form::Split, attention_prefill::Form::Warp);
-        let step = Step::new(&batch, &spec, &cache, AttentionPlan::Fastest { decode, prefill });
+        let (decode, prefill) = (attention_decode::Variant::Split, attention_prefill::Variant::Warp);
+        let step = Step::new(&batch, &spec, &cache, AttentionPlan::Fast { decode, prefill });
         let exact = StepShape {
             rows: 6,
             sequences: 3,
@@ -284,8 +284,8 @@ mod tests {
         assert_eq!(words[group.split_tiles.clone()], [u32::MAX, 0, u32::MAX, 0]);
         assert_eq!(words[layout.block_tables.clone()], [5, 7, 3, 0, 0]);
 
-        // With ordered attention the sequence of one row is a short one, and a tile holds one row.
-        let plan = AttentionPlan::Ordered { max_split: 4, split_room: 4 };
+        // With batch-invariant attention the sequence of one row is a short one, and a tile holds one row.
+        let plan = AttentionPlan::BatchInvariant { max_split: 4, split_room: 4 };
         let step = Step::new(&batch, &spec, &cache, plan);
         let exact = StepShape { tiles: 5, split_tiles: 1, split_rows: 1, decodes: false, ..exact };
         assert_eq!(step.shape(&batch), exact);
@@ -309,9 +309,9 @@ mod tests {
         ];
         let tokens = Token::known(&[TokenId(10), TokenId(11)]);
         let batch = Batch { tokens: &tokens, sequences: &sequences, logits_rows: &[0, 1] };
-        let mut places = Places::new(2, &cache);
+        let mut places = SlotMapping::new(2, &cache);
         places.make(&batch, &spec, &cache).unwrap();
-        let plan = AttentionPlan::Ordered { max_split: 4, split_room: 4 };
+        let plan = AttentionPlan::BatchInvariant { max_split: 4, split_room: 4 };
         let step = Step::new(&batch, &spec, &cache, plan);
         let shape = step.shape(&batch);
         assert_eq!((shape.rows, shape.blocks, shape.split_tiles), (2, 3 + 4, 2));

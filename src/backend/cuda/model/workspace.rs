@@ -17,7 +17,7 @@ pub(super) struct Workspace<T> {
     /// Rotated queries, `[rows, heads * head_dim]`.
     pub queries: Buffer<T>,
     /// What attention returns, `[rows, heads * head_dim]`.
-    pub attended: Buffer<T>,
+    pub attn_out: Buffer<T>,
     /// Activations inside the MLP, `[rows, intermediate]`.
     pub inner: Buffer<T>,
     /// f32 `[logits_rows, vocab]`.
@@ -36,8 +36,8 @@ impl<T: Element> Workspace<T> {
             // What no kernel writes is padding, and padding is zero.
             hidden: stream.zeroed(rows * sizes.hidden)?,
             normed: stream.zeroed(rows * sizes.hidden)?,
-            queries: stream.zeroed(rows * sizes.attended)?,
-            attended: stream.zeroed(rows * sizes.attended)?,
+            queries: stream.zeroed(rows * sizes.attn_out)?,
+            attn_out: stream.zeroed(rows * sizes.attn_out)?,
             inner: stream.zeroed(rows * sizes.inner)?,
             logits: stream.zeroed(sizes.logits_rows * sizes.vocab)?,
             partials: stream.zeroed(sizes.attention.partials)?,

@@ -1,9 +1,9 @@
 //! Attention, over pages that lie in no order.
 
 use crate::backend::cuda::kernels::Element;
+use crate::backend::cuda::kernels::attention_batch_invariant::{AttentionBatchInvariant, BatchInvariantShape};
 use crate::backend::cuda::kernels::attention_decode::{self, AttentionDecode, DecodeShape, DecodeWorkspace};
-use crate::backend::cuda::kernels::attention_ordered::{AttentionOrdered, OrderedShape};
-use crate::backend::cuda::kernels::attention_prefill::{AttentionPrefill, Form, PrefillShape, Tile};
+use crate::backend::cuda::kernels::attention_prefill::{AttentionPrefill, PrefillShape, Tile, Variant};
 use crate::backend::cuda::kernels::paged::{AttentionInputs, CacheView, Heads, Sequence};
 use crate::backend::cuda::{Buffer, CudaError, Stream};
 
@@ -34,7 +34,7 @@ impl Step {
         Ok(Step {
             sequences: stream.upload(&case.sequences())?,
             block_tables: stream.upload(&tables)?,
-            tiles: stream.upload(&case.tiles(Form::of(stream.device().properties())))?,
+            tiles: stream.upload(&case.tiles(Variant::of(stream.device().properties())))?,
             pages,
         })
     }
@@ -103,20 +103,20 @@ pub struct Decode<T> {
 }
 
 impl<T: Element> Decode<T> {
-    /// In the device's form, or this one.
+    /// In the device's variant, or this one.
     pub fn new(
         filler: &Filler<T>,
         case: &Case,
         shape: DecodeShape,
-        form: Option<attention_decode::Form>,
+        variant: Option<attention_decode::Variant>,
         sets: usize,
     ) -> Result<Decode<T>, CudaError> {
         let step = Step::new(&filler.stream, case)?;
         let sets = step.sets(filler, shape.rows, &shape.heads, sets)?;
         let device = filler.stream.device();
-        let form = form.unwrap_or_else(|| attention_decode::Form::of(device.properties()));
-        let kernels = AttentionDecode::load_form(device, shape.heads.dim, form)?;
-        let needed = shape.workspace_len(kernels.form());
+        let variant = variant.unwrap_or_else(|| attention_decode::Variant::of(device.properties()));
+        let kernels = AttentionDecode::load_variant(device, shape.heads.dim, variant)?;
+        let needed = shape.workspace_len(kernels.variant());
         let (partials, arrivals) = (filler.stream.zeroed(needed.partials)?, filler.stream.zeroed(needed.arrivals)?);
         Ok(Decode { kernels, shape, step, partials, arrivals, sets })
     }
@@ -150,7 +150,7 @@ impl<T: Element> Prefill<T> {
     pub fn new(filler: &Filler<T>, case: &Case, shape: PrefillShape, sets: usize) -> Result<Prefill<T>, CudaError> {
         let step = Step::new(&filler.stream, case)?;
         let sets = step.sets(filler, shape.rows, &shape.heads, sets)?;
-        // As many as its form has; the case's are the warp's.
+        // As many as its variant has; the case's are the warp's.
         let shape = PrefillShape { tiles: step.tiles.len(), ..shape };
         Ok(Prefill { kernels: AttentionPrefill::load(filler.stream.device(), shape.heads.dim)?, shape, step, sets })
     }
@@ -172,18 +172,23 @@ impl<T: Element> Launches for Prefill<T> {
 
 /// Either, batch-invariant.
 pub struct Ordered<T> {
-    kernels: AttentionOrdered<T>,
-    shape: OrderedShape,
+    kernels: AttentionBatchInvariant<T>,
+    shape: BatchInvariantShape,
     step: Step,
     workspace: Buffer<f32>,
     sets: Vec<Set<T>>,
 }
 
 impl<T: Element> Ordered<T> {
-    pub fn new(filler: &Filler<T>, case: &Case, shape: OrderedShape, sets: usize) -> Result<Ordered<T>, CudaError> {
+    pub fn new(
+        filler: &Filler<T>,
+        case: &Case,
+        shape: BatchInvariantShape,
+        sets: usize,
+    ) -> Result<Ordered<T>, CudaError> {
         let step = Step::new(&filler.stream, case)?;
         let sets = step.sets(filler, shape.rows, &shape.heads, sets)?;
-        let kernels = AttentionOrdered::load(filler.stream.device(), shape.heads.dim)?;
+        let kernels = AttentionBatchInvariant::load(filler.stream.device(), shape.heads.dim)?;
         Ok(Ordered { kernels, shape, step, workspace: filler.stream.zeroed(shape.workspace_len())?, sets })
     }
 }

@@ -4,7 +4,7 @@
 //! weights (keys), bias (values), residual. Peers draw the same bits from the same streams (`tools/peers/`).
 
 mod attention;
-mod products;
+mod linear;
 mod rows;
 mod sampling;
 
@@ -30,7 +30,7 @@ pub(super) mod spread {
     pub const BIASES: f32 = 0.02;
 }
 
-/// How many sets of `bytes` each are more than four times the second-level cache, at least 1.
+/// How many sets of `bytes` each are more than four times the L2, at least 1.
 pub(super) fn sets_past_cache(bytes: u64, l2_bytes: u64) -> usize {
     (4 * l2_bytes).div_ceil(bytes.max(1)).max(1) as usize
 }
@@ -44,16 +44,18 @@ impl Case {
         let filler = Filler::<T>::new(stream, seed)?;
         let launches: Box<dyn Launches> = match &self.what {
             What::Embed(shape) => Box::new(rows::Embedding::new(&filler, *shape, sets)?),
-            What::Norm(shape, form) => Box::new(rows::Norms::new(&filler, *shape, *form, sets)?),
-            What::Qkv(shape, bias) => Box::new(products::Qkv::new(&filler, *shape, *bias, sets)?),
+            What::Norm(shape, variant) => Box::new(rows::Norms::new(&filler, *shape, *variant, sets)?),
+            What::Qkv(shape, bias) => Box::new(linear::Qkv::new(&filler, *shape, *bias, sets)?),
             What::Product(_, epilogue, shape, bias) => {
-                Box::new(products::Layer::new(&filler, *epilogue, *shape, *bias, sets)?)
+                Box::new(linear::Layer::new(&filler, *epilogue, *shape, *bias, sets)?)
             }
-            What::NormedProduct(norm, form, shape, bias) => {
-                Box::new(products::Normed::new(&filler, *norm, *form, (*shape, *bias), sets)?)
+            What::NormedProduct(norm, variant, shape, bias) => {
+                Box::new(linear::Normed::new(&filler, *norm, *variant, (*shape, *bias), sets)?)
             }
-            What::Head(shape) => Box::new(products::Logits::new(&filler, *shape, sets)?),
-            What::Decode { shape, form, .. } => Box::new(attention::Decode::new(&filler, self, *shape, *form, sets)?),
+            What::Head(shape) => Box::new(linear::Logits::new(&filler, *shape, sets)?),
+            What::Decode { shape, variant, .. } => {
+                Box::new(attention::Decode::new(&filler, self, *shape, *variant, sets)?)
+            }
             What::Prefill { shape, .. } => Box::new(attention::Prefill::new(&filler, self, *shape, sets)?),
             What::OrderedDecode { shape, .. } | What::OrderedPrefill { shape, .. } => {
                 Box::new(attention::Ordered::new(&filler, self, *shape, sets)?)
@@ -70,7 +72,7 @@ impl Case {
     }
 }
 
-pub(super) use products::Layer;
+pub(super) use linear::Layer;
 
 /// Makes random buffers.
 pub(super) struct Filler<T> {

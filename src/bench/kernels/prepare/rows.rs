@@ -2,7 +2,7 @@
 
 use crate::backend::cuda::kernels::Element;
 use crate::backend::cuda::kernels::embed::{Embed, EmbedShape};
-use crate::backend::cuda::kernels::norm::{Norm, NormForm, NormShape, NormWeights};
+use crate::backend::cuda::kernels::norm::{Norm, NormShape, NormVariant, NormWeights};
 use crate::backend::cuda::{Buffer, CudaError, Stream};
 
 use super::super::timer::Launches;
@@ -52,11 +52,11 @@ pub struct Norms<T> {
 }
 
 impl<T: Element> Norms<T> {
-    pub fn new(filler: &Filler<T>, shape: NormShape, form: NormForm, sets: usize) -> Result<Norms<T>, CudaError> {
+    pub fn new(filler: &Filler<T>, shape: NormShape, variant: NormVariant, sets: usize) -> Result<Norms<T>, CudaError> {
         let (stream, elements) = (&filler.stream, shape.rows * shape.pitch());
         let set = |set| Ok((filler.activations(elements, set, 0)?, stream.zeroed::<T>(elements)?));
         Ok(Norms {
-            kernel: Norm::load(stream.device(), form)?,
+            kernel: Norm::load(stream.device(), variant)?,
             shape,
             weight: filler.filled(shape.pitch(), 0, 1, 1.0, 0.1)?,
             bias: filler.filled(shape.pitch(), 0, 2, 0.0, super::spread::BIASES)?,

@@ -1,4 +1,4 @@
-//! Decode steps recorded as graphs, one for each bucket of rows.
+//! CUDA graphs of decode steps, one for each bucket of rows.
 
 use std::cell::Cell;
 
@@ -15,22 +15,22 @@ use crate::model::ModelSpec;
 pub(super) struct Bucket {
     pub(super) shape: StepShape,
     pub(super) layout: StepLayout,
-    pub(super) recording: Recording,
+    pub(super) graph: GraphState,
 }
 
-/// How far a bucket's step is known.
-pub(super) enum Recording {
+/// LinearOp far a bucket's step is known.
+pub(super) enum GraphState {
     /// It is launched kernel by kernel: a switch says so, or the driver could not capture or replay it.
     Never,
-    /// It has not run yet. Kernels are loaded when they first run, which cannot be recorded.
-    New,
+    /// It has not run yet. Kernels are loaded when they first run, which cannot be captured.
+    Cold,
     /// It has run.
-    Known,
-    /// It is recorded.
-    Recorded(Graph),
+    Warm,
+    /// It is captured.
+    Captured(Graph),
 }
 
-impl Recording {
+impl GraphState {
     /// Runs `step`, which gives the same launches to the stream each time. A driver that cannot capture it, or cannot
     /// replay what it captured, leaves this bucket launched kernel by kernel; `rows` and `failures` are for the warning.
     pub(super) fn run(
@@ -45,23 +45,23 @@ impl Recording {
             return step();
         }
         let replayed = match self {
-            Recording::Never => return step(),
-            Recording::New => {
+            GraphState::Never => return step(),
+            GraphState::Cold => {
                 step()?;
-                *self = Recording::Known;
+                *self = GraphState::Warm;
                 return Ok(());
             }
             // A capture executes nothing, whether it succeeds or not.
-            Recording::Known => stream.capture(&mut step).and_then(|graph| {
+            GraphState::Warm => stream.capture(&mut step).and_then(|graph| {
                 graph.launch()?;
-                *self = Recording::Recorded(graph);
+                *self = GraphState::Captured(graph);
                 Ok(())
             }),
-            Recording::Recorded(graph) => graph.launch(),
+            GraphState::Captured(graph) => graph.launch(),
         };
         match replayed {
             Err(error) if !error.is_final() => {
-                *self = Recording::Never;
+                *self = GraphState::Never;
                 // The step itself may be at fault: then it fails here too, and with its own error.
                 step()?;
                 failures.report(rows, &error);
@@ -90,20 +90,20 @@ impl CaptureFailures {
 }
 
 /// The buckets, in ascending order of rows.
-pub(super) struct Recordings {
+pub(super) struct GraphCache {
     buckets: Vec<Bucket>,
     failures: CaptureFailures,
 }
 
-impl Recordings {
-    pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, device: &Device) -> Recordings {
+impl GraphCache {
+    pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, device: &Device) -> GraphCache {
         let groups = spec.windows().len();
         let bucket = |shape: StepShape| {
-            let recording = if device.captures() { Recording::New } else { Recording::Never };
-            Bucket { shape, layout: StepLayout::new(shape, groups), recording }
+            let graph = if device.captures() { GraphState::Cold } else { GraphState::Never };
+            Bucket { shape, layout: StepLayout::new(shape, groups), graph }
         };
         let buckets = bucket_shapes(spec, options, device.properties()).map(bucket).collect();
-        Recordings { buckets, failures: CaptureFailures::default() }
+        GraphCache { buckets, failures: CaptureFailures::default() }
     }
 
     /// The smallest bucket that a step of this shape fits into, where each of its sequences has one row.
@@ -137,9 +137,9 @@ pub(super) fn takes(bucket: StepShape, exact: StepShape) -> bool {
 /// A bucket's step: `rows` sequences of one row, each with as many blocks as it may see.
 fn shape(rows: usize, spec: &ModelSpec, options: &CudaOptions, attention: AttentionPlan) -> StepShape {
     let (split_tiles, tiles, decodes) = match attention {
-        AttentionPlan::Fastest { .. } => (0, 0, true),
-        AttentionPlan::Ordered { max_split, .. } if rows <= max_split => (rows, 0, false),
-        AttentionPlan::Ordered { .. } => (0, rows, false),
+        AttentionPlan::Fast { .. } => (0, 0, true),
+        AttentionPlan::BatchInvariant { max_split, .. } if rows <= max_split => (rows, 0, false),
+        AttentionPlan::BatchInvariant { .. } => (0, rows, false),
     };
     StepShape {
         rows,

@@ -6,7 +6,7 @@ use super::versions::ComputeCapability;
 
 /// A GPU by its data sheet.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Card {
+pub struct GpuSpec {
     /// What it is called on a command line: `h200`.
     pub name: &'static str,
     /// What the driver says of it.
@@ -15,11 +15,11 @@ pub struct Card {
     pub bytes_per_second: f64,
 }
 
-/// Of each card: its name, the driver's name for it, compute capability, multiprocessors, KiB of shared memory that a
-/// block may have, MiB of second-level cache, MiB of memory as the driver counts them, GB/s.
+/// Of each gpu: its name, the driver's name for it, compute capability, multiprocessors, KiB of shared memory that a
+/// block may have, MiB of L2, MiB of memory as the driver counts them, GB/s.
 type Row = (&'static str, &'static str, (u32, u32), u32, u32, u64, u64, f64);
 
-const CARDS: [Row; 8] = [
+const GPUS: [Row; 8] = [
     ("h200", "NVIDIA H200", (9, 0), 132, 227, 50, 143_771, 4800.0),
     ("h100", "NVIDIA H100 80GB HBM3", (9, 0), 132, 227, 50, 81_559, 3350.0),
     ("h100-pcie", "NVIDIA H100 PCIe", (9, 0), 114, 227, 50, 81_559, 2000.0),
@@ -30,14 +30,14 @@ const CARDS: [Row; 8] = [
     ("rtx3090", "NVIDIA GeForce RTX 3090", (8, 6), 82, 99, 6, 24_576, 936.0),
 ];
 
-impl Card {
+impl GpuSpec {
     /// All of them, the largest first.
-    pub fn all() -> Vec<Card> {
-        CARDS.iter().map(Card::of).collect()
+    pub fn all() -> Vec<GpuSpec> {
+        GPUS.iter().map(GpuSpec::of).collect()
     }
 
-    fn of(&(name, driver, (major, minor), multiprocessors, shared, l2, memory, gigabytes): &Row) -> Card {
-        Card {
+    fn of(&(name, driver, (major, minor), multiprocessors, shared, l2, memory, gigabytes): &Row) -> GpuSpec {
+        GpuSpec {
             name,
             properties: Properties {
                 name: driver.to_owned(),
@@ -53,13 +53,13 @@ impl Card {
     }
 
     /// The largest, an H200: what is worked out for it where there is no GPU to ask.
-    pub fn h200() -> Card {
-        Card::of(&CARDS[0])
+    pub fn h200() -> GpuSpec {
+        GpuSpec::of(&GPUS[0])
     }
 
     /// The one of this name, in any case.
-    pub fn find(name: &str) -> Option<Card> {
-        Card::all().into_iter().find(|card| card.name.eq_ignore_ascii_case(name))
+    pub fn find(name: &str) -> Option<GpuSpec> {
+        GpuSpec::all().into_iter().find(|gpu| gpu.name.eq_ignore_ascii_case(name))
     }
 }
 
@@ -69,11 +69,11 @@ mod tests {
 
     #[test]
     fn cards_are_found_by_name_and_take_the_kernels() {
-        for card in Card::all() {
-            assert!(card.properties.check().is_ok(), "{card:?}");
-            assert_eq!(Card::find(&card.name.to_uppercase()), Some(card));
+        for gpu in GpuSpec::all() {
+            assert!(gpu.properties.check().is_ok(), "{gpu:?}");
+            assert_eq!(GpuSpec::find(&gpu.name.to_uppercase()), Some(gpu));
         }
-        assert_eq!(Card::find("h300"), None);
-        assert_eq!(Card::find("h200"), Some(Card::h200()));
+        assert_eq!(GpuSpec::find("h300"), None);
+        assert_eq!(GpuSpec::find("h200"), Some(GpuSpec::h200()));
     }
 }

@@ -1,17 +1,17 @@
-//! The skinny product of compute capability 9.0 against float64 loops: its four kernels, parts of k, clusters.
+//! The small_m product of compute capability 9.0 against float64 loops: its four kernels, parts of k, clusters.
 
 mod common;
-#[path = "common/product.rs"]
-mod product;
+#[path = "common/linear.rs"]
+mod linear;
 
 use common::{Bench, Half};
 use half::{bf16, f16};
-use product::{Case, Padding, QkvCase, refusal};
-use rigel::backend::Arithmetic;
+use linear::{Case, Padding, QkvCase, refusal};
+use rigel::backend::Determinism;
 use rigel::backend::cuda::Launch;
 use rigel::backend::cuda::kernels::BiasTerm;
-use rigel::backend::cuda::kernels::gemm_skinny_sm90::{self, Batch, MAX_ROWS, Plan, runs_on};
-use rigel::backend::cuda::kernels::product::{Epilogue, Path, ProductShape, Projection, QkvProjection, QkvShape};
+use rigel::backend::cuda::kernels::gemm_small_m_sm90::{self, MAX_ROWS, Plan, Tile, runs_on};
+use rigel::backend::cuda::kernels::linear::{Epilogue, GemmAlgorithm, GemmShape, Projection, QkvProjection, QkvShape};
 
 /// Rows, columns, depth, parts of k, tiles of a cluster. Each kernel full and not; one tile, several, an odd number
 /// side by side; depths with a tail, of whole chunks, and parts of unequal length; clusters of 1 to 8 blocks.
@@ -26,24 +26,24 @@ const SIZES: [(usize, usize, usize, u32, u32); 8] = [
     (64, 1032, 72, 1, 1),
 ];
 
-fn skinny(rows: usize, splits: u32, across: u32) -> Path {
-    Path::Skinny(Plan { batch: Batch::for_rows(rows), splits, across })
+fn small_m(rows: usize, splits: u32, across: u32) -> GemmAlgorithm {
+    GemmAlgorithm::SmallM(Plan { tile: Tile::for_rows(rows), splits, across })
 }
 
 /// Cases made before the schedules, and how they are cut.
-fn cases<T: Half>() -> Vec<(Path, Case<T>)> {
+fn cases<T: Half>() -> Vec<(GemmAlgorithm, Case<T>)> {
     let sizes = SIZES.into_iter().enumerate();
     sizes
         .map(|(index, (rows, columns, depth, splits, across))| {
             let bias = if index % 4 == 3 { BiasTerm::Absent } else { BiasTerm::Present };
-            let shape = ProductShape { rows, columns, depth };
-            (skinny(rows, splits, across), Case::new(shape, bias, index as u64))
+            let shape = GemmShape { m: rows, n: columns, k: depth };
+            (small_m(rows, splits, across), Case::new(shape, bias, index as u64))
         })
         .collect()
 }
 
-fn multiplies<T: Half>(bench: &Bench, cases: &[(Path, Case<T>)], turn: usize) {
-    product::multiplies(bench, cases.iter().map(|(path, case)| (*path, case)), turn);
+fn multiplies<T: Half>(bench: &Bench, cases: &[(GemmAlgorithm, Case<T>)], turn: usize) {
+    linear::multiplies(bench, cases.iter().map(|(algorithm, case)| (*algorithm, case)), turn);
 }
 
 device_test! {
@@ -64,14 +64,14 @@ device_test! {
 const QKV: [[usize; 8]; 3] =
     [[17, 264, 9, 1, 64, 16, 2, 2], [65, 72, 2, 1, 128, 64, 1, 2], [130, 136, 1, 1, 128, 128, 3, 1]];
 
-fn qkv_cases<T: Half>() -> Vec<(Path, QkvCase<T>)> {
+fn qkv_cases<T: Half>() -> Vec<(GemmAlgorithm, QkvCase<T>)> {
     let cases = QKV.into_iter().enumerate();
     cases
         .map(|(index, [rows, depth, heads, kv_heads, head_dim, page_size, splits, across])| {
-            let shape = QkvShape { rows, depth, heads, kv_heads, head_dim, page_size };
+            let shape = QkvShape { rows, k: depth, heads, kv_heads, head_dim, page_size };
             let bias = if index == 2 { BiasTerm::Absent } else { BiasTerm::Present };
             let padding = if index == 1 { Padding::LastRows } else { Padding::None };
-            (skinny(rows, splits as u32, across as u32), QkvCase::new(shape, bias, padding, index as u64))
+            (small_m(rows, splits as u32, across as u32), QkvCase::new(shape, bias, padding, index as u64))
         })
         .collect()
 }
@@ -81,22 +81,22 @@ device_test! {
         let (first, second) = (qkv_cases::<bf16>(), qkv_cases::<f16>());
         common::on_every_hopper_schedule(|bench| {
             let projection = QkvProjection::<bf16>::load(bench.device()).unwrap();
-            first.iter().for_each(|(path, case)| case.check(bench, &projection, *path));
+            first.iter().for_each(|(algorithm, case)| case.check(bench, &projection, *algorithm));
             let projection = QkvProjection::<f16>::load(bench.device()).unwrap();
-            second.iter().for_each(|(path, case)| case.check(bench, &projection, *path));
+            second.iter().for_each(|(algorithm, case)| case.check(bench, &projection, *algorithm));
         });
     }
 }
 
 /// Within one kernel, and with as many parts of k, a row has the same bits beside any other rows, and whatever its
 /// place and the tiles of a cluster are.
-fn invariant<T: Half>(bench: &Bench, case: &Case<T>, batch: Batch) {
+fn invariant<T: Half>(bench: &Bench, case: &Case<T>, batch: Tile) {
     let projection = Projection::<T>::load(bench.device(), Epilogue::BiasGelu).unwrap();
     let operands = case.upload(bench);
-    let ProductShape { columns, rows: all_rows, .. } = case.shape;
+    let GemmShape { n: columns, m: all_rows, .. } = case.shape;
     let compute = |first: usize, rows: usize, across: u32| {
-        let path = Path::Skinny(Plan { batch, splits: 3, across });
-        case.bits_of(bench, &projection, &operands, first..first + rows, path)
+        let algorithm = GemmAlgorithm::SmallM(Plan { tile: batch, splits: 3, across });
+        case.bits_of(bench, &projection, &operands, first..first + rows, algorithm)
     };
     let all = compute(0, all_rows, 1);
     for (first, rows) in [(0, 1), (all_rows - 17, 17), (5, all_rows - 9)] {
@@ -107,12 +107,12 @@ fn invariant<T: Half>(bench: &Bench, case: &Case<T>, batch: Batch) {
 
 device_test! {
     fn a_row_has_the_same_bits_with_any_rows_beside_it() {
-        let shape = ProductShape { rows: 50, columns: 136, depth: 200 };
+        let shape = GemmShape { m: 50, n: 136, k: 200 };
         let first = Case::<bf16>::new(shape, BiasTerm::Present, 5);
-        let second = Case::<f16>::new(ProductShape { rows: 130, ..shape }, BiasTerm::Present, 6);
+        let second = Case::<f16>::new(GemmShape { m: 130, ..shape }, BiasTerm::Present, 6);
         common::on_every_hopper_schedule(|bench| {
-            invariant(bench, &first, Batch::Rows64);
-            invariant(bench, &second, Batch::Rows192);
+            invariant(bench, &first, Tile::M64);
+            invariant(bench, &second, Tile::M192);
         });
     }
 }
@@ -120,7 +120,7 @@ device_test! {
 device_test! {
     fn products_follow_each_other_without_waiting_and_replay_as_a_graph() {
         common::on_every_hopper_schedule(|bench| {
-            product::an_mlp_is_the_same_however_launched(bench, 37, Arithmetic::Fastest);
+            linear::an_mlp_is_the_same_however_launched(bench, 37, Determinism::Fast);
         });
     }
 }
@@ -131,11 +131,11 @@ device_test! {
             return;
         }
         let bench = common::hopper_bench();
-        let case = Case::<bf16>::new(ProductShape { rows: 50, columns: 264, depth: 1032 }, BiasTerm::Present, 9);
+        let case = Case::<bf16>::new(GemmShape { m: 50, n: 264, k: 1032 }, BiasTerm::Present, 9);
         let projection = Projection::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
         let operands = case.upload(&bench);
-        let path = skinny(50, 4, 2);
-        common::assert_same_bits_however_often(&bench, || case.bits_of(&bench, &projection, &operands, 0..50, path));
+        let algorithm = small_m(50, 4, 2);
+        common::assert_same_bits_however_often(&bench, || case.bits_of(&bench, &projection, &operands, 0..50, algorithm));
     }
 }
 
@@ -147,20 +147,20 @@ device_test! {
         }
         let bench = common::hopper_bench();
         let (device, stream) = (bench.device(), &bench.stream);
-        for batch in Batch::ALL {
+        for batch in Tile::ALL {
             for (columns, depth) in [(3584, 3072), (3072, 12_288), (5632, 4608), (7168, 6144), (6144, 6144), (6144, 24_576)] {
-                let shape = ProductShape { rows: batch.rows(), columns, depth };
+                let shape = GemmShape { m: batch.m(), n: columns, k: depth };
                 let plan = Plan::choose(device.properties().multiprocessors, shape);
-                let name = Path::Skinny(plan).kernel_name("bias_gelu", "bf16", shape.rows);
-                let kernel = device.module("gemm_skinny_sm90").unwrap().kernel(&name).unwrap();
+                let name = GemmAlgorithm::SmallM(plan).kernel_name("bias_gelu", "bf16", shape.m);
+                let kernel = device.module("gemm_small_m_sm90").unwrap().kernel(&name).unwrap();
                 let blocks = plan.blocks(columns) as u32;
                 let cluster = plan.across * plan.splits;
-                let mut launch = Launch::linear(blocks, gemm_skinny_sm90::THREADS);
+                let mut launch = Launch::linear(blocks, gemm_small_m_sm90::THREADS);
                 (launch.cluster[0], launch.shared_bytes) = (cluster, batch.shared_bytes() as u32);
                 let fit = stream.clusters_at_a_time(&kernel, &launch).unwrap();
                 println!("{name}, {columns} x {depth}: {} clusters of {cluster}, {fit} at a time", blocks / cluster);
                 // Above 128 rows a block needs an SM to itself: there some plans wait, and the review says so.
-                if batch.rows() <= 128 {
+                if batch.m() <= 128 {
                     assert!(fit >= blocks / cluster, "{name}, {columns} x {depth}: {fit} of {}", blocks / cluster);
                 }
             }
@@ -170,29 +170,29 @@ device_test! {
 
 device_test! {
     fn plans_that_no_kernel_takes_are_refused_by_name() {
-        let shape = ProductShape { rows: 65, columns: 24, depth: 520 };
+        let shape = GemmShape { m: 65, n: 24, k: 520 };
         let case = Case::<bf16>::new(shape, BiasTerm::Present, 3);
         common::on_every_schedule(|bench| {
             let projection = Projection::<bf16>::load(bench.device(), Epilogue::BiasGelu).unwrap();
             let operands = case.upload(bench);
             let mut out = case.output(bench, Epilogue::BiasGelu);
             let mut refused = |batch, splits, across| {
-                let path = Path::Skinny(Plan { batch, splits, across });
-                refusal(projection.launch_by(path, &bench.stream, shape, operands.inputs(), out.view_mut()))
+                let algorithm = GemmAlgorithm::SmallM(Plan { tile: batch, splits, across });
+                refusal(projection.launch_with(algorithm, &bench.stream, shape, operands.inputs(), out.view_mut()))
             };
             let device = bench.device().properties();
             if !runs_on(device) {
                 let found = device.compute_capability;
                 let expected = "expected 9.0, and kernels that were built for it";
                 let expected = format!("gemm: compute capability is {found}, {expected}");
-                assert_eq!(refused(Batch::Rows128, 1, 1), expected);
+                assert_eq!(refused(Tile::M128, 1, 1), expected);
                 return;
             }
-            assert_eq!(refused(Batch::Rows64, 1, 1), "gemm: rows is 65, expected 1 to 64");
-            assert_eq!(refused(Batch::Rows128, 0, 1), "gemm: parts of k is 0, expected 1 to 8");
-            assert_eq!(refused(Batch::Rows128, 9, 1), "gemm: parts of k is 9, expected 1 to 8");
-            assert_eq!(refused(Batch::Rows128, 1, 3), "gemm: tiles of a cluster is 3, expected 1 to 2");
-            assert_eq!(refused(Batch::Rows128, 5, 2), "gemm: blocks of a cluster is 10, expected 1 to 8");
+            assert_eq!(refused(Tile::M64, 1, 1), "gemm: m is 65, expected 1 to 64");
+            assert_eq!(refused(Tile::M128, 0, 1), "gemm: parts of k is 0, expected 1 to 8");
+            assert_eq!(refused(Tile::M128, 9, 1), "gemm: parts of k is 9, expected 1 to 8");
+            assert_eq!(refused(Tile::M128, 1, 3), "gemm: tiles of a cluster is 3, expected 1 to 2");
+            assert_eq!(refused(Tile::M128, 5, 2), "gemm: blocks of a cluster is 10, expected 1 to 8");
         });
     }
 }
@@ -201,14 +201,14 @@ device_test! {
     fn it_is_chosen_from_17_rows_to_256_where_it_runs() {
         common::on_every_schedule(|bench| {
             let device = bench.device().properties();
-            let is_skinny = |rows, arithmetic| {
-                let path = Path::choose_for(arithmetic, device, ProductShape { rows, columns: 6144, depth: 6144 });
-                matches!(path, Path::Skinny(_))
+            let is_skinny = |rows, determinism| {
+                let algorithm = GemmAlgorithm::choose_for(determinism, device, GemmShape { m: rows, n: 6144, k: 6144 });
+                matches!(algorithm, GemmAlgorithm::SmallM(_))
             };
             for rows in [1, 16, 17, 64, MAX_ROWS, MAX_ROWS + 1, 4096] {
                 let expected = runs_on(device) && (17..=MAX_ROWS).contains(&rows);
-                assert_eq!(is_skinny(rows, Arithmetic::Fastest), expected, "{rows} rows");
-                assert!(!is_skinny(rows, Arithmetic::BatchInvariant), "{rows} rows");
+                assert_eq!(is_skinny(rows, Determinism::Fast), expected, "{rows} rows");
+                assert!(!is_skinny(rows, Determinism::BatchInvariant), "{rows} rows");
             }
         });
     }

@@ -1,4 +1,4 @@
-//! `attention_ordered` against float64 loops, and bit for bit against itself: whole or in splits, in other chunks, pages
+//! `attention_batch_invariant` against float64 loops, and bit for bit against itself: whole or in splits, in other chunks, pages
 //! and company.
 
 #[path = "common/attention.rs"]
@@ -8,8 +8,8 @@ mod common;
 use attention::{OnDevice, Step, World, assert_no_bank_conflicts, bits};
 use common::{Bench, Half};
 use half::{bf16, f16};
-use rigel::backend::cuda::kernels::attention_ordered::{
-    AttentionOrdered, Division, OrderedShape, plan_tiles, tile_rows,
+use rigel::backend::cuda::kernels::attention_batch_invariant::{
+    AttentionBatchInvariant, BatchInvariantShape, Division, plan_tiles, tile_rows,
 };
 use rigel::backend::cuda::kernels::attention_prefill::Tile;
 use rigel::backend::cuda::kernels::paged::{AttentionInputs, Heads, Sequence};
@@ -58,7 +58,7 @@ fn cases() -> Vec<(Step, usize)> {
 /// What runs one step.
 struct Run<'a, T> {
     device: OnDevice<'a, T>,
-    shape: OrderedShape,
+    shape: BatchInvariantShape,
     tiles: Vec<Tile>,
     tiles_on_device: Buffer<Tile>,
     workspace: Buffer<f32>,
@@ -73,7 +73,7 @@ impl<'a, T: Half> Run<'a, T> {
         let planned = plan_tiles(&world.sequences, &heads, window, |_| true);
         let tiles = [&[Tile::PADDING], planned.as_slice(), &[Tile::PADDING]].concat();
         let (rows, positions) = (world.rows, POSITIONS);
-        let shape = OrderedShape { rows, tiles: tiles.len(), heads, window, positions, split_len, division };
+        let shape = BatchInvariantShape { rows, tiles: tiles.len(), heads, window, positions, split_len, division };
         let tiles_on_device = bench.stream.upload(&tiles).unwrap();
         let mut workspace = bench.stream.alloc(shape.workspace_len() + 3).unwrap();
         bench.stream.fill_bytes(workspace.view_mut(), 0xff).unwrap();
@@ -81,13 +81,13 @@ impl<'a, T: Half> Run<'a, T> {
         Run { device: world.upload(bench), shape, tiles, tiles_on_device, workspace, out }
     }
 
-    fn first(&mut self, bench: &Bench, attention: &AttentionOrdered<T>) -> Result<(), CudaError> {
+    fn first(&mut self, bench: &Bench, attention: &AttentionBatchInvariant<T>) -> Result<(), CudaError> {
         let (inputs, tiles, workspace) = (self.device.inputs(), self.tiles_on_device.view(), self.workspace.view_mut());
         // SAFETY: the world's tables fit its rows and cache, and the tiles the division.
         unsafe { attention.first(&bench.stream, self.shape, inputs, tiles, workspace, self.out.view_mut()) }
     }
 
-    fn merge(&mut self, bench: &Bench, attention: &AttentionOrdered<T>) -> Result<(), CudaError> {
+    fn merge(&mut self, bench: &Bench, attention: &AttentionBatchInvariant<T>) -> Result<(), CudaError> {
         let (sequences, tiles) = (self.device.inputs().sequences, self.tiles_on_device.view());
         let workspace = self.workspace.view();
         // SAFETY: as above.
@@ -113,7 +113,7 @@ fn agrees<T: Half>() {
         })
         .collect();
     common::on_every_schedule(|bench| {
-        let kernels = [64, 128].map(|dim| AttentionOrdered::<T>::load(bench.device(), dim).unwrap());
+        let kernels = [64, 128].map(|dim| AttentionBatchInvariant::<T>::load(bench.device(), dim).unwrap());
         for (world, reference, split_len) in &worlds {
             let attention = &kernels[world.step.heads.dim / 128];
             let mut outputs = Vec::new();
@@ -149,7 +149,7 @@ device_test! {
 /// Outputs of the first sequence.
 fn outputs<T: Half>(bench: &Bench, step: Step, split_len: usize, division: Division) -> Vec<u16> {
     let world = World::<T>::new(step, 3);
-    let attention = AttentionOrdered::load(bench.device(), world.step.heads.dim).unwrap();
+    let attention = AttentionBatchInvariant::load(bench.device(), world.step.heads.dim).unwrap();
     let mut run = Run::new(bench, &world, split_len, division);
     run.first(bench, &attention).unwrap();
     if run.shape.splits() > 1 {
@@ -198,7 +198,7 @@ device_test! {
         let spans = vec![(120, 30), (0, 0), (0, 5)];
         let world = World::<bf16>::new(Step { heads: heads(2, 2, 64), window: Some(100), page_size: 16, spans }, 5);
         common::on_every_schedule(|bench| {
-            let (attention, stream) = (AttentionOrdered::load(bench.device(), 64).unwrap(), &bench.stream);
+            let (attention, stream) = (AttentionBatchInvariant::load(bench.device(), 64).unwrap(), &bench.stream);
             let mut run = Run::new(bench, &world, 64, split(&world.step.heads));
             let (tiles, first) = (run.tiles_on_device.view(), bench.download(run.device.queries.view()));
             let mut b = bench.upload(&first);
@@ -222,31 +222,31 @@ device_test! {
         let step = Step { heads: heads(2, 2, 64), window: None, page_size: 16, spans: vec![(0, 5)] };
         let world = World::<bf16>::new(step, 9);
         common::on_every_schedule(|bench| {
-            let attention = AttentionOrdered::<bf16>::load(bench.device(), 64).unwrap();
+            let attention = AttentionBatchInvariant::<bf16>::load(bench.device(), 64).unwrap();
             let mut run = Run::new(bench, &world, 64, split(&world.step.heads));
             let right = run.shape;
-            let mut refused = |shape: OrderedShape| {
+            let mut refused = |shape: BatchInvariantShape| {
                 run.shape = shape;
                 run.first(bench, &attention).unwrap_err().to_string()
             };
-            let shape = OrderedShape { rows: 7, ..right };
-            assert_eq!(refused(shape), "attention_ordered: queries is 1536, expected 7 x 256 elements");
-            let shape = OrderedShape { heads: heads(2, 2, 128), ..right };
-            assert_eq!(refused(shape), "attention_ordered: head_dim is 128, expected 64");
-            let shape = OrderedShape { window: Some(0), ..right };
-            assert_eq!(refused(shape), "attention_ordered: window is 0, expected 1 to 2147483648");
-            let shape = OrderedShape { tiles: 1, ..right };
-            assert_eq!(refused(shape), "attention_ordered: tiles is 3, expected 1 x 1 elements");
-            let shape = OrderedShape { split_len: 80, ..right };
-            assert_eq!(refused(shape), "attention_ordered: split_len is 80, expected a multiple of 64");
-            let shape = OrderedShape { division: Division::Split { tile_rows: 33 }, ..right };
-            assert_eq!(refused(shape), "attention_ordered: tile_rows is 33, expected 1 to 32");
-            let shape = OrderedShape { positions: 4096, ..right };
+            let shape = BatchInvariantShape { rows: 7, ..right };
+            assert_eq!(refused(shape), "attention_batch_invariant: queries is 1536, expected 7 x 256 elements");
+            let shape = BatchInvariantShape { heads: heads(2, 2, 128), ..right };
+            assert_eq!(refused(shape), "attention_batch_invariant: head_dim is 128, expected 64");
+            let shape = BatchInvariantShape { window: Some(0), ..right };
+            assert_eq!(refused(shape), "attention_batch_invariant: window is 0, expected 1 to 2147483648");
+            let shape = BatchInvariantShape { tiles: 1, ..right };
+            assert_eq!(refused(shape), "attention_batch_invariant: tiles is 3, expected 1 x 1 elements");
+            let shape = BatchInvariantShape { split_len: 80, ..right };
+            assert_eq!(refused(shape), "attention_batch_invariant: split_len is 80, expected a multiple of 64");
+            let shape = BatchInvariantShape { division: Division::Split { tile_rows: 33 }, ..right };
+            assert_eq!(refused(shape), "attention_batch_invariant: tile_rows is 33, expected 1 to 32");
+            let shape = BatchInvariantShape { positions: 4096, ..right };
             let (found, needed) = (right.workspace_len() + 3, shape.workspace_len());
-            let expected = format!("attention_ordered: workspace is {found}, expected at least {needed} elements");
+            let expected = format!("attention_batch_invariant: workspace is {found}, expected at least {needed} elements");
             assert_eq!(refused(shape), expected);
-            let error = AttentionOrdered::<bf16>::load(bench.device(), 96).err().expect("no such kernel");
-            assert_eq!(error.to_string(), "attention_ordered: head_dim is 96, expected 64 or 128");
+            let error = AttentionBatchInvariant::<bf16>::load(bench.device(), 96).err().expect("no such kernel");
+            assert_eq!(error.to_string(), "attention_batch_invariant: head_dim is 96, expected 64 or 128");
         });
     }
 }

@@ -7,10 +7,10 @@
 use std::ops::Range;
 
 use half::bf16;
-use rigel::backend::Arithmetic;
+use rigel::backend::Determinism;
 use rigel::backend::cuda::kernels::BiasTerm;
-use rigel::backend::cuda::kernels::product::{
-    Epilogue, Head, Path, ProductInputs, ProductShape, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
+use rigel::backend::cuda::kernels::linear::{
+    Epilogue, GemmAlgorithm, GemmShape, Head, LinearInputs, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
 };
 use rigel::backend::cuda::{Algorithms, Buffer, ComputeCapability, CudaError, Properties};
 use rigel::model::WeightFormat;
@@ -21,7 +21,7 @@ pub const EPILOGUES: [Epilogue; 2] = [Epilogue::BiasGelu, Epilogue::BiasResidual
 
 /// The operands of one product, and its sums in float64.
 pub struct Case<T> {
-    pub shape: ProductShape,
+    pub shape: GemmShape,
     pub x: Vec<T>,
     pub weights: Vec<T>,
     pub bias: Option<Vec<T>>,
@@ -39,8 +39,8 @@ pub struct Operands<T> {
 }
 
 impl<T: Half> Operands<T> {
-    pub fn inputs(&self) -> ProductInputs<'_, T> {
-        ProductInputs {
+    pub fn inputs(&self) -> LinearInputs<'_, T> {
+        LinearInputs {
             x: self.x.view(),
             weights: self.weights.view().into(),
             bias: self.bias.as_ref().map(|bias| bias.view()),
@@ -49,9 +49,9 @@ impl<T: Half> Operands<T> {
 }
 
 impl<T: Half> Case<T> {
-    pub fn new(shape: ProductShape, bias: BiasTerm, seed: u64) -> Case<T> {
+    pub fn new(shape: GemmShape, bias: BiasTerm, seed: u64) -> Case<T> {
         let mut random = Random(seed);
-        let ProductShape { rows, columns, depth } = shape;
+        let GemmShape { m: rows, n: columns, k: depth } = shape;
         let x: Vec<T> = random.elements(rows * depth, 0.0, 1.0);
         // Sums of about 1, where GELU bends.
         let weights: Vec<T> = random.elements(columns * depth, 0.0, 3.0 / (depth as f64).sqrt());
@@ -87,7 +87,7 @@ impl<T: Half> Case<T> {
     }
 
     fn sum_and_bias(&self, index: usize) -> f64 {
-        self.sums[index].0 + self.bias.as_ref().map_or(0.0, |bias| bias[index % self.shape.columns].f64())
+        self.sums[index].0 + self.bias.as_ref().map_or(0.0, |bias| bias[index % self.shape.n].f64())
     }
 
     /// How far f32 sums may be from those in float64: each of `depth` additions rounds the sum so far, which is no
@@ -127,46 +127,46 @@ impl<T: Half> Case<T> {
         })
     }
 
-    /// Computes the product by `path` and compares it, its bytes and its bank conflicts.
-    pub fn check(&self, bench: &Bench, projection: &Projection<T>, epilogue: Epilogue, path: Path) {
+    /// Computes the product by `algorithm` and compares it, its bytes and its bank conflicts.
+    pub fn check(&self, bench: &Bench, projection: &Projection<T>, epilogue: Epilogue, algorithm: GemmAlgorithm) {
         let operands = self.upload(bench);
         let mut out = self.output(bench, epilogue);
         bench.run(self.shape.work(&WeightFormat::dense(T::DTYPE), epilogue, self.bias_term()), || {
-            projection.launch_by(path, &bench.stream, self.shape, operands.inputs(), out.view_mut())
+            projection.launch_with(algorithm, &bench.stream, self.shape, operands.inputs(), out.view_mut())
         });
-        let place = format!("{epilogue:?} {} {:?} {path:?}", T::NAME, self.shape);
+        let place = format!("{epilogue:?} {} {:?} {algorithm:?}", T::NAME, self.shape);
         assert_close(&bench.download(out.view()), &self.expected(epilogue), |i| self.slack(i), &place);
         no_conflicts(bench, &place);
     }
 
-    /// Bits of `rows`, computed by `path` with no other row beside them, where no residual is added.
+    /// Bits of `rows`, computed by `algorithm` with no other row beside them, where no residual is added.
     pub fn bits_of(
         &self,
         bench: &Bench,
         projection: &Projection<T>,
         operands: &Operands<T>,
         rows: Range<usize>,
-        path: Path,
+        algorithm: GemmAlgorithm,
     ) -> Vec<u16> {
-        let ProductShape { columns, depth, .. } = self.shape;
-        let shape = ProductShape { rows: rows.len(), ..self.shape };
+        let GemmShape { n: columns, k: depth, .. } = self.shape;
+        let shape = GemmShape { m: rows.len(), ..self.shape };
         let x = bench.upload(&self.x[rows.start * depth..rows.end * depth]);
         let mut out = bench.poisoned::<T>(rows.len() * columns);
-        let inputs = ProductInputs { x: x.view(), ..operands.inputs() };
-        projection.launch_by(path, &bench.stream, shape, inputs, out.view_mut()).unwrap();
+        let inputs = LinearInputs { x: x.view(), ..operands.inputs() };
+        projection.launch_with(algorithm, &bench.stream, shape, inputs, out.view_mut()).unwrap();
         bench.download(out.view()).into_iter().map(|value| bytemuck::cast(value)).collect()
     }
 
     /// The same for logits.
-    pub fn check_logits(&self, bench: &Bench, head: &Head<T>, path: Path) {
+    pub fn check_logits(&self, bench: &Bench, head: &Head<T>, algorithm: GemmAlgorithm) {
         let operands = self.upload(bench);
-        let ProductInputs { x, weights, .. } = operands.inputs();
+        let LinearInputs { x, weights, .. } = operands.inputs();
         let mut out = bench.stream.alloc::<f32>(self.sums.len()).unwrap();
         bench.stream.fill_bytes(out.view_mut(), 0xff).unwrap();
         bench.run(self.shape.logits_work(&WeightFormat::dense(T::DTYPE)), || {
-            head.launch_by(path, &bench.stream, self.shape, x, weights, out.view_mut())
+            head.launch_with(algorithm, &bench.stream, self.shape, x, weights, out.view_mut())
         });
-        let place = format!("logits {} {:?} {path:?}", T::NAME, self.shape);
+        let place = format!("logits {} {:?} {algorithm:?}", T::NAME, self.shape);
         for (index, found) in bench.stream.download(out.view()).unwrap().into_iter().enumerate() {
             let error = (f64::from(found) - self.sums[index].0).abs(); // NaN is within no bound
             let (expected, bound) = (self.sums[index].0, self.slack(index));
@@ -205,9 +205,9 @@ pub struct QkvCase<T> {
 
 impl<T: Half> QkvCase<T> {
     pub fn new(shape: QkvShape, bias: BiasTerm, padding: Padding, seed: u64) -> QkvCase<T> {
-        let QkvShape { rows, depth, heads, kv_heads, head_dim, page_size } = shape;
+        let QkvShape { rows, k: depth, heads, kv_heads, head_dim, page_size } = shape;
         let columns = (heads + 2 * kv_heads) * head_dim;
-        let product = Case::new(ProductShape { rows, columns, depth }, bias, seed);
+        let product = Case::new(GemmShape { m: rows, n: columns, k: depth }, bias, seed);
         let mut random = Random(seed ^ 0x51);
 
         // Sequences that start at 0, at the edges of pages and in between; no position twice.
@@ -248,12 +248,12 @@ impl<T: Half> QkvCase<T> {
     }
 
     /// The product that it is.
-    pub fn product_shape(&self) -> ProductShape {
+    pub fn gemm_shape(&self) -> GemmShape {
         self.product.shape
     }
 
-    /// Computes it by `path` and compares queries, keys, values, what of the cache is left alone, and bytes.
-    pub fn check(&self, bench: &Bench, projection: &QkvProjection<T>, path: Path) {
+    /// Computes it by `algorithm` and compares queries, keys, values, what of the cache is left alone, and bytes.
+    pub fn check(&self, bench: &Bench, projection: &QkvProjection<T>, algorithm: GemmAlgorithm) {
         let QkvShape { rows, heads, kv_heads, head_dim, page_size, .. } = self.shape;
         let stream = &bench.stream;
         let operands = self.product.upload(bench);
@@ -267,7 +267,7 @@ impl<T: Half> QkvCase<T> {
             let rows =
                 QkvRows { positions: positions.view(), row_pages: row_pages.view(), rotations: rotations.view() };
             let out = QkvOutputs { queries: queries.view_mut(), keys: keys.view_mut(), values: values.view_mut() };
-            projection.launch_by(path, stream, self.shape, operands.inputs(), rows, out)
+            projection.launch_with(algorithm, stream, self.shape, operands.inputs(), rows, out)
         };
         match self.padding {
             Padding::None => {
@@ -276,12 +276,12 @@ impl<T: Half> QkvCase<T> {
             // Fewer bytes than declared.
             Padding::LastRows => launch().unwrap(),
         }
-        let place = format!("{} {:?} {path:?}", T::NAME, self.shape);
+        let place = format!("{} {:?} {algorithm:?}", T::NAME, self.shape);
         let (found_queries, found_keys, found_values) =
             (bench.download(queries.view()), bench.download(keys.view()), bench.download(values.view()));
 
         // What is expected where; all else of the cache stays poison.
-        let columns = self.product.shape.columns;
+        let columns = self.product.shape.n;
         let (mut expected_queries, mut slack_of_queries) = (Vec::new(), Vec::new());
         let mut written = [vec![false; cache], vec![false; cache]];
         for row in 0..rows {
@@ -330,22 +330,26 @@ impl<T: Half> QkvCase<T> {
         let table_row = (self.positions[row] as usize).min(self.rotations.len() / head_dim - 1);
         let pair = table_row * head_dim + column % head_dim / 2 * 2;
         let (cos, sin) = (f64::from(self.rotations[pair]), f64::from(self.rotations[pair + 1]));
-        let index = row * self.product.shape.columns + column;
+        let index = row * self.product.shape.n + column;
         let (own, partner) = (self.product.sum_and_bias(index), self.product.sum_and_bias(index ^ 1));
         if column.is_multiple_of(2) { own * cos - partner * sin } else { own * cos + partner * sin }
     }
 }
 
-/// Half of the epilogues with half of the cases, each by its path: over two element types of different `turn`, all with
+/// Half of the epilogues with half of the cases, each by its algorithm: over two element types of different `turn`, all with
 /// all.
-pub fn multiplies<'a, T: Half>(bench: &Bench, cases: impl Iterator<Item = (Path, &'a Case<T>)> + Clone, turn: usize) {
+pub fn multiplies<'a, T: Half>(
+    bench: &Bench,
+    cases: impl Iterator<Item = (GemmAlgorithm, &'a Case<T>)> + Clone,
+    turn: usize,
+) {
     let half = |of_epilogue: usize| cases.clone().skip((of_epilogue + turn) % 2).step_by(2);
     for (number, epilogue) in EPILOGUES.into_iter().enumerate() {
         let projection = Projection::<T>::load(bench.device(), epilogue).unwrap();
-        half(number).for_each(|(path, case)| case.check(bench, &projection, epilogue, path));
+        half(number).for_each(|(algorithm, case)| case.check(bench, &projection, epilogue, algorithm));
     }
     let head = Head::<T>::load(bench.device()).unwrap();
-    half(EPILOGUES.len()).for_each(|(path, case)| case.check_logits(bench, &head, path));
+    half(EPILOGUES.len()).for_each(|(algorithm, case)| case.check_logits(bench, &head, algorithm));
 }
 
 /// A device of so many multiprocessors as an H100, of any generation.
@@ -370,19 +374,19 @@ pub fn refusal(result: Result<(), CudaError>) -> String {
 }
 
 /// x -> hidden (GELU) -> added to x: an MLP of `rows` rows, three times over, with nothing between the launches.
-pub fn an_mlp_is_the_same_however_launched(bench: &Bench, rows: usize, arithmetic: Arithmetic) {
-    let up = ProductShape { rows, columns: 256, depth: 64 };
-    let down = ProductShape { rows, columns: 64, depth: 256 };
+pub fn an_mlp_is_the_same_however_launched(bench: &Bench, rows: usize, determinism: Determinism) {
+    let up = GemmShape { m: rows, n: 256, k: 64 };
+    let down = GemmShape { m: rows, n: 64, k: 256 };
     let (up_case, down_case) =
         (Case::<bf16>::new(up, BiasTerm::Present, 1), Case::<bf16>::new(down, BiasTerm::Present, 2));
-    let load = |epilogue| Projection::<bf16>::load(bench.device(), epilogue).unwrap().with(arithmetic);
+    let load = |epilogue| Projection::<bf16>::load(bench.device(), epilogue).unwrap().with(determinism);
     let (gelu, add) = (load(Epilogue::BiasGelu), load(Epilogue::BiasResidual));
     let (up_operands, down_operands) = (up_case.upload(bench), down_case.upload(bench));
     let mut hidden = bench.poisoned::<bf16>(rows * 256);
     bench.assert_same_however_launched(&up_case.x, |x| {
-        let inputs = ProductInputs { x: x.view(), ..up_operands.inputs() };
+        let inputs = LinearInputs { x: x.view(), ..up_operands.inputs() };
         gelu.launch(&bench.stream, up, inputs, hidden.view_mut())?;
-        let inputs = ProductInputs { x: hidden.view(), ..down_operands.inputs() };
+        let inputs = LinearInputs { x: hidden.view(), ..down_operands.inputs() };
         add.launch(&bench.stream, down, inputs, x.view_mut())
     });
 }

@@ -10,41 +10,41 @@ use crate::model::ModelSpec;
 
 /// Where a row's key and value go in a group of the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RowPlace {
+pub(crate) struct RowSlot {
     pub(crate) page: u32,
     pub(crate) slot: u32,
 }
 
 /// The places of one batch. Its memory is kept from batch to batch.
-pub(crate) struct Places {
+pub(crate) struct SlotMapping {
     /// Of each row of the batch.
     pub(crate) positions: Vec<u32>,
     /// One for each group of the cache.
-    groups: Vec<GroupPlaces>,
+    groups: Vec<GroupSlots>,
     batch: u64,
     max_rows: usize,
 }
 
-struct GroupPlaces {
+struct GroupSlots {
     /// One for each row of the batch.
-    rows: Vec<RowPlace>,
+    rows: Vec<RowSlot>,
     /// Number of the batch that last wrote each page.
     written: Vec<u64>,
 }
 
-impl Places {
+impl SlotMapping {
     /// For batches of up to `max_rows` rows over a cache.
-    pub(crate) fn new(max_rows: usize, cache: &CacheGeometry) -> Places {
-        let group = |group: &CacheGroup| GroupPlaces {
+    pub(crate) fn new(max_rows: usize, cache: &CacheGeometry) -> SlotMapping {
+        let group = |group: &CacheGroup| GroupSlots {
             rows: Vec::with_capacity(max_rows),
             written: vec![0; group.pages as usize],
         };
         let groups = cache.groups.iter().map(group).collect();
-        Places { positions: Vec::with_capacity(max_rows), groups, batch: 0, max_rows }
+        SlotMapping { positions: Vec::with_capacity(max_rows), groups, batch: 0, max_rows }
     }
 
     /// Where each row's key and value go in a group.
-    pub(crate) fn rows(&self, group: usize) -> &[RowPlace] {
+    pub(crate) fn rows(&self, group: usize) -> &[RowSlot] {
         &self.groups[group].rows
     }
 
@@ -109,8 +109,8 @@ impl Places {
     }
 }
 
-impl GroupPlaces {
-    /// Places the rows at `positions` of one sequence.
+impl GroupSlots {
+    /// SlotMapping the rows at `positions` of one sequence.
     fn add_rows(
         &mut self,
         positions: RangeInclusive<u32>,
@@ -142,7 +142,7 @@ impl GroupPlaces {
         }
         for position in positions {
             let page = pages[(position / page_size - first_block) as usize].0;
-            self.rows.push(RowPlace { page, slot: position % page_size });
+            self.rows.push(RowSlot { page, slot: position % page_size });
         }
         Ok(())
     }

@@ -78,7 +78,7 @@ struct TileRows {
 // Registers: at most 192 (attention_ordered_bf16_64 attention_ordered_f16_64)
 // Registers: at most 248 (attention_ordered_bf16_128 attention_ordered_f16_128)
 template <class T, uint32_t kHeadDim, class Queries>
-DEVICE void attention_ordered(const T* queries, const Cache<T>& cache, T* out, float* workspace,
+DEVICE void attention_batch_invariant(const T* queries, const Cache<T>& cache, T* out, float* workspace,
                               const Sequence* sequences, const uint2* tiles, uint32_t group, uint32_t window,
                               uint32_t split_len, uint32_t tile_rows) {
     using Layout = TileLayout<kHeadDim>;
@@ -226,7 +226,7 @@ DEVICE void attention_ordered(const T* queries, const Cache<T>& cache, T* out, f
     }
 }
 
-// out[r, h, :] from what attention_ordered left in `workspace` for `split_count` splits of gridDim.y tiles of up to
+// out[r, h, :] from what attention_batch_invariant left in `workspace` for `split_count` splits of gridDim.y tiles of up to
 // gridDim.z rows: the splits that the row's tile sees any of, merged one by one in ascending order.
 //
 //   out        T [rows, heads, kHeadDim]
@@ -274,7 +274,7 @@ DEVICE void attention_ordered_merge(const float* workspace, T* out, const Sequen
      const uint32_t* block_tables, const uint2* tiles, uint32_t kv_heads, uint32_t group, uint32_t page_shift,    \
      uint32_t window, uint32_t split_len, uint32_t tile_rows) {                                                   \
         const Cache<T> cache{keys, values, block_tables, kv_heads, page_shift};                                   \
-        attention_ordered<T, kHeadDim, Queries>(queries, cache, out, workspace, sequences, tiles, group, window,  \
+        attention_batch_invariant<T, kHeadDim, Queries>(queries, cache, out, workspace, sequences, tiles, group, window,  \
                                                 split_len, tile_rows);                                            \
     }                                                                                                             \
     REGISTER_KERNEL(name)

@@ -1,10 +1,10 @@
 //! Products with weight matrices.
 
-use crate::backend::cuda::kernels::gemv_normed::{Matrix, NormedProducts, NormedRows};
-use crate::backend::cuda::kernels::norm::{NormForm, NormShape, NormWeights};
-use crate::backend::cuda::kernels::product::{
-    Epilogue, Head, ProductInputs, ProductShape, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
+use crate::backend::cuda::kernels::gemv_normed::{Matrix, NormedGemv, NormedRows};
+use crate::backend::cuda::kernels::linear::{
+    Epilogue, GemmShape, Head, LinearInputs, Projection, QkvOutputs, QkvProjection, QkvRows, QkvShape,
 };
+use crate::backend::cuda::kernels::norm::{NormShape, NormVariant, NormWeights};
 use crate::backend::cuda::kernels::{BiasTerm, Element};
 use crate::backend::cuda::{Buffer, CudaError, Stream};
 
@@ -19,8 +19,8 @@ struct Operands<T> {
 }
 
 impl<T: Element> Operands<T> {
-    fn new(filler: &Filler<T>, set: usize, shape: ProductShape, bias: BiasTerm) -> Result<Operands<T>, CudaError> {
-        let ProductShape { rows, columns, depth } = shape;
+    fn new(filler: &Filler<T>, set: usize, shape: GemmShape, bias: BiasTerm) -> Result<Operands<T>, CudaError> {
+        let GemmShape { m: rows, n: columns, k: depth } = shape;
         let bias = match bias {
             BiasTerm::Present => Some(filler.filled(columns, set, 2, 0.0, spread::BIASES)?),
             BiasTerm::Absent => None,
@@ -32,8 +32,8 @@ impl<T: Element> Operands<T> {
         })
     }
 
-    fn inputs(&self) -> ProductInputs<'_, T> {
-        ProductInputs {
+    fn inputs(&self) -> LinearInputs<'_, T> {
+        LinearInputs {
             x: self.x.view(),
             weights: self.weights.view().into(),
             bias: self.bias.as_ref().map(Buffer::view),
@@ -44,7 +44,7 @@ impl<T: Element> Operands<T> {
 /// A matrix of a layer.
 pub struct Layer<T> {
     kernels: Projection<T>,
-    shape: ProductShape,
+    shape: GemmShape,
     sets: Vec<(Operands<T>, Buffer<T>)>,
 }
 
@@ -52,13 +52,13 @@ impl<T: Element> Layer<T> {
     pub fn new(
         filler: &Filler<T>,
         epilogue: Epilogue,
-        shape: ProductShape,
+        shape: GemmShape,
         bias: BiasTerm,
         sets: usize,
     ) -> Result<Layer<T>, CudaError> {
         let set = |set| {
             // What an epilogue adds to; others overwrite it.
-            let out = filler.activations(shape.rows * shape.columns, set, 3)?;
+            let out = filler.activations(shape.m * shape.n, set, 3)?;
             Ok((Operands::new(filler, set, shape, bias)?, out))
         };
         Ok(Layer {
@@ -82,9 +82,9 @@ impl<T: Element> Launches for Layer<T> {
 
 /// The MLP's way in, of rows that it normalises itself.
 pub struct Normed<T> {
-    kernels: NormedProducts<T>,
+    kernels: NormedGemv<T>,
     norm: NormShape,
-    shape: ProductShape,
+    shape: GemmShape,
     gains: Buffer<T>,
     shifts: Buffer<T>,
     sets: Vec<(Operands<T>, Buffer<T>)>,
@@ -94,16 +94,16 @@ impl<T: Element> Normed<T> {
     pub fn new(
         filler: &Filler<T>,
         norm: NormShape,
-        form: NormForm,
-        (shape, bias): (ProductShape, BiasTerm),
+        variant: NormVariant,
+        (shape, bias): (GemmShape, BiasTerm),
         sets: usize,
     ) -> Result<Normed<T>, CudaError> {
         let set = |set| {
-            let out = filler.stream.zeroed(shape.rows * shape.columns)?;
+            let out = filler.stream.zeroed(shape.m * shape.n)?;
             Ok((Operands::new(filler, set, shape, bias)?, out))
         };
         Ok(Normed {
-            kernels: NormedProducts::load(filler.stream.device(), form)?,
+            kernels: NormedGemv::load(filler.stream.device(), variant)?,
             norm,
             shape,
             gains: filler.filled(norm.pitch(), 0, 4, 1.0, 0.1)?,
@@ -136,14 +136,14 @@ impl<T: Element> Launches for Normed<T> {
 /// The head.
 pub struct Logits<T> {
     kernels: Head<T>,
-    shape: ProductShape,
+    shape: GemmShape,
     sets: Vec<(Operands<T>, Buffer<f32>)>,
 }
 
 impl<T: Element> Logits<T> {
-    pub fn new(filler: &Filler<T>, shape: ProductShape, sets: usize) -> Result<Logits<T>, CudaError> {
+    pub fn new(filler: &Filler<T>, shape: GemmShape, sets: usize) -> Result<Logits<T>, CudaError> {
         let set = |set| {
-            let out = filler.stream.zeroed::<f32>(shape.rows * shape.columns)?;
+            let out = filler.stream.zeroed::<f32>(shape.m * shape.n)?;
             Ok((Operands::new(filler, set, shape, BiasTerm::Absent)?, out))
         };
         let kernels = Head::load(filler.stream.device())?;
@@ -183,7 +183,7 @@ impl<T: Element> Qkv<T> {
     pub fn new(filler: &Filler<T>, shape: QkvShape, bias: BiasTerm, sets: usize) -> Result<Qkv<T>, CudaError> {
         let QkvShape { rows, heads, kv_heads, head_dim, page_size, .. } = shape;
         let stream = &filler.stream;
-        let product = shape.product_shape();
+        let product = shape.gemm_shape();
         let cache = rows * kv_heads * page_size * head_dim;
         let set = |set| {
             Ok(QkvSet {

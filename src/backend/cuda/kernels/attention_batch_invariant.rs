@@ -1,4 +1,4 @@
-//! `kernels/attention_ordered.cu`: attention of any number of rows of a sequence, with one order of sums for all.
+//! `kernels/attention_batch_invariant.cu`: attention of any number of rows of a sequence, with one order of sums for all.
 
 use std::marker::PhantomData;
 
@@ -17,12 +17,12 @@ use super::paged::{
 };
 use super::{Check, Element};
 
-const CHECK: Check = Check { kernel: "attention_ordered" };
-const THREADS: u32 = constants::attention_ordered::THREADS;
+const CHECK: Check = Check { kernel: "attention_batch_invariant" };
+const THREADS: u32 = constants::attention_batch_invariant::THREADS;
 const MERGE_THREADS: u32 = 32;
-const QUERIES: usize = constants::attention_ordered::QUERIES as usize;
-const KEYS: usize = constants::attention_ordered::KEYS as usize;
-const BUFFERS: usize = constants::attention_ordered::BUFFERS as usize;
+const QUERIES: usize = constants::attention_batch_invariant::QUERIES as usize;
+const KEYS: usize = constants::attention_batch_invariant::KEYS as usize;
+const BUFFERS: usize = constants::attention_batch_invariant::BUFFERS as usize;
 
 /// Positions of a split where a model runs. It is part of what a row's bits depend on, so it is one for all.
 pub const SPLIT_LEN: usize = 256;
@@ -47,12 +47,12 @@ pub fn plan_tiles(
     attention_prefill::plan_tiles_of(tile_rows(heads), sequences, window, takes)
 }
 
-/// The kernel of [`AttentionOrdered::first`].
+/// The kernel of [`AttentionBatchInvariant::first`].
 pub fn kernel_name(element: &str, head_dim: usize) -> String {
     format!("attention_ordered_{element}_{head_dim}")
 }
 
-/// The kernel of [`AttentionOrdered::merge`].
+/// The kernel of [`AttentionBatchInvariant::merge`].
 pub fn merge_kernel_name(element: &str, head_dim: usize) -> String {
     format!("attention_ordered_merge_{element}_{head_dim}")
 }
@@ -71,7 +71,7 @@ pub enum Division {
 
 /// Sizes of one launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OrderedShape {
+pub struct BatchInvariantShape {
     /// Rows of the step: of `queries` and `out`.
     pub rows: usize,
     /// Tiles, padding included.
@@ -88,7 +88,7 @@ pub struct OrderedShape {
     pub division: Division,
 }
 
-impl OrderedShape {
+impl BatchInvariantShape {
     /// The most splits that a tile sees any position of; 1 where a block computes them all.
     pub fn splits(&self) -> usize {
         let Division::Split { tile_rows } = self.division else { return 1 };
@@ -115,7 +115,7 @@ impl OrderedShape {
     /// products of head_dim multiply-adds for each head and visible pair. `sequences` are those of the step, of which
     /// `tiles` holds all tiles or none.
     pub fn work(&self, sequences: &[Sequence], tiles: &[Tile], page_size: usize) -> Work {
-        let OrderedShape { rows, heads, window, .. } = *self;
+        let BatchInvariantShape { rows, heads, window, .. } = *self;
         let work = PrefillShape { rows, tiles: self.tiles, heads, window }.work(sequences, tiles, page_size);
         if self.splits() == 1 { work } else { Work { bytes_written: self.partial_bytes(sequences, tiles), ..work } }
     }
@@ -189,24 +189,24 @@ struct Numbers {
 }
 
 /// Attention in one order of sums over caches of `T`.
-pub struct AttentionOrdered<T> {
+pub struct AttentionBatchInvariant<T> {
     kernel: Kernel,
     merge: Kernel,
     head_dim: usize,
     element: PhantomData<T>,
 }
 
-impl<T: Element> AttentionOrdered<T> {
+impl<T: Element> AttentionBatchInvariant<T> {
     /// Loads the kernels for heads of `head_dim` elements.
     ///
     /// # Errors
     /// [`CudaError::Operand`] for a `head_dim` that is neither 64 nor 128; those of [`Device::module`].
-    pub fn load(device: &Device, head_dim: usize) -> Result<AttentionOrdered<T>, CudaError> {
+    pub fn load(device: &Device, head_dim: usize) -> Result<AttentionBatchInvariant<T>, CudaError> {
         check_head_dim(CHECK, head_dim)?;
-        let module = device.module("attention_ordered")?;
+        let module = device.module("attention_batch_invariant")?;
         let kernel = module.kernel(&kernel_name(T::NAME, head_dim))?;
         let merge = module.kernel(&merge_kernel_name(T::NAME, head_dim))?;
-        Ok(AttentionOrdered { kernel, merge, head_dim, element: PhantomData })
+        Ok(AttentionBatchInvariant { kernel, merge, head_dim, element: PhantomData })
     }
 
     /// `out[r, h, :] = Σ p[k] v[k, :]` over the positions `k` that row `r` sees, with
@@ -215,7 +215,7 @@ impl<T: Element> AttentionOrdered<T> {
     /// two.
     ///
     /// # Errors
-    /// Those of [`AttentionOrdered::first`] and [`AttentionOrdered::merge`].
+    /// Those of [`AttentionBatchInvariant::first`] and [`AttentionBatchInvariant::merge`].
     ///
     /// # Safety
     /// When the launch runs, `inputs.sequences` and `inputs.block_tables` hold what [`AttentionInputs`] says of them,
@@ -223,7 +223,7 @@ impl<T: Element> AttentionOrdered<T> {
     pub unsafe fn launch(
         &self,
         stream: &Stream,
-        shape: OrderedShape,
+        shape: BatchInvariantShape,
         inputs: AttentionInputs<'_, T>,
         tiles: Slice<'_, Tile>,
         mut workspace: SliceMut<'_, f32>,
@@ -238,7 +238,7 @@ impl<T: Element> AttentionOrdered<T> {
         Ok(())
     }
 
-    /// The first launch: partial results of all splits into `workspace`, of at least [`OrderedShape::workspace_len`]
+    /// The first launch: partial results of all splits into `workspace`, of at least [`BatchInvariantShape::workspace_len`]
     /// elements, or with one split the attention itself into `out`.
     ///
     /// # Errors
@@ -247,11 +247,11 @@ impl<T: Element> AttentionOrdered<T> {
     /// tile than it has room for, or a buffer that is not aligned to 16 bytes.
     ///
     /// # Safety
-    /// As for [`AttentionOrdered::launch`].
+    /// As for [`AttentionBatchInvariant::launch`].
     pub unsafe fn first(
         &self,
         stream: &Stream,
-        shape: OrderedShape,
+        shape: BatchInvariantShape,
         inputs: AttentionInputs<'_, T>,
         tiles: Slice<'_, Tile>,
         workspace: SliceMut<'_, f32>,
@@ -283,7 +283,7 @@ impl<T: Element> AttentionOrdered<T> {
             .scalar(sizes.window)
             .scalar(numbers.split_len)
             .scalar(numbers.tile_rows);
-        // SAFETY: the arguments are those of the attention_ordered kernels, checked above to have the lengths that they
+        // SAFETY: the arguments are those of the attention_batch_invariant kernels, checked above to have the lengths that they
         // index; what tiles, sequences and block tables hold is the caller's promise.
         unsafe { stream.launch(&self.kernel, &launch, &arguments) }
     }
@@ -291,14 +291,14 @@ impl<T: Element> AttentionOrdered<T> {
     /// The second launch, where there is more than one split: `out` from the partial results in `workspace`.
     ///
     /// # Errors
-    /// As for [`AttentionOrdered::first`].
+    /// As for [`AttentionBatchInvariant::first`].
     ///
     /// # Safety
-    /// As for [`AttentionOrdered::launch`].
+    /// As for [`AttentionBatchInvariant::launch`].
     pub unsafe fn merge(
         &self,
         stream: &Stream,
-        shape: OrderedShape,
+        shape: BatchInvariantShape,
         sequences: Slice<'_, Sequence>,
         tiles: Slice<'_, Tile>,
         workspace: Slice<'_, f32>,
@@ -338,7 +338,8 @@ mod tests {
         for window in [None, Some(1), Some(2), Some(64), Some(65), Some(66), Some(128), Some(129), Some(400)] {
             for rows in 1..=5u32 {
                 let division = Division::Split { tile_rows: rows as usize };
-                let shape = OrderedShape { rows: 5, tiles: 1, heads, window, positions: 600, split_len: 64, division };
+                let shape =
+                    BatchInvariantShape { rows: 5, tiles: 1, heads, window, positions: 600, split_len: 64, division };
                 let seen = |start: u32| {
                     let last = u64::from(start + rows - 1);
                     last / 64 - first_visible(start.into(), window) / 64 + 1
@@ -346,7 +347,7 @@ mod tests {
                 let most = (0..600 - rows).map(seen).max().unwrap();
                 let splits = shape.splits() as u64;
                 assert!((most..=most + 1).contains(&splits), "window {window:?}, {rows} rows: {splits}, seen {most}");
-                assert_eq!(OrderedShape { division: Division::Whole, ..shape }.splits(), 1);
+                assert_eq!(BatchInvariantShape { division: Division::Whole, ..shape }.splits(), 1);
             }
         }
     }

@@ -7,17 +7,17 @@ use super::super::super::launch::Arguments;
 use super::super::super::stream::Stream;
 use super::super::super::work::Work;
 use super::super::{BiasTerm, Check, Element, gemv};
-use super::{BIAS_ROPE_KV, Path, Product, ProductInputs, ProductShape, Sizes, check_operands, operands};
-use crate::backend::Arithmetic;
+use super::{BIAS_ROPE_KV, GemmAlgorithm, GemmShape, GemmSizes, LinearInputs, LinearKernels, check_operands, operands};
+use crate::backend::Determinism;
 use crate::model::WeightFormat;
 
-/// Sizes of a product with the fused query, key and value weights.
+/// Sizes of the product with the fused query, key and value weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QkvShape {
     /// Rows of activations.
     pub rows: usize,
     /// Elements of a row of activations and of weights.
-    pub depth: usize,
+    pub k: usize,
     /// Query heads.
     pub heads: usize,
     /// Key heads, and as many value heads.
@@ -33,18 +33,18 @@ impl QkvShape {
     ///
     /// # Errors
     /// [`CudaError::Operand`] for sizes that overflow.
-    pub(in super::super) fn product(&self, check: Check) -> Result<ProductShape, CudaError> {
+    pub(in super::super) fn product(&self, check: Check) -> Result<GemmShape, CudaError> {
         let all = self.kv_heads.checked_mul(2).and_then(|kv| kv.checked_add(self.heads));
         match all.and_then(|all| all.checked_mul(self.head_dim)) {
-            Some(columns) => Ok(ProductShape { rows: self.rows, columns, depth: self.depth }),
+            Some(n) => Ok(GemmShape { m: self.rows, n, k: self.k }),
             None => check.fail("heads", self.heads, "heads whose elements can be counted"),
         }
     }
 
     /// The same, of sizes that are known not to overflow.
-    pub fn product_shape(&self) -> ProductShape {
-        let columns = (self.heads + 2 * self.kv_heads) * self.head_dim;
-        ProductShape { rows: self.rows, columns, depth: self.depth }
+    pub fn gemm_shape(&self) -> GemmShape {
+        let n = (self.heads + 2 * self.kv_heads) * self.head_dim;
+        GemmShape { m: self.rows, n, k: self.k }
     }
 
     /// Checks sizes that the kernels do not take.
@@ -106,10 +106,10 @@ impl QkvShape {
     /// Work where no row is padding and all positions differ: besides the operands, each row reads its position, page
     /// and rotations, and writes its queries, keys and values of 16 bits.
     pub fn work(&self, weights: &WeightFormat, bias: BiasTerm) -> Work {
-        let shape = self.product_shape();
-        let columns = shape.columns;
+        let shape = self.gemm_shape();
+        let n = shape.n;
         let rotations = self.rows * self.head_dim * 4;
-        shape.of(weights, 2 * shape.bias(bias) + self.rows * 8 + rotations, 2 * self.rows * columns)
+        shape.of(weights, 2 * shape.bias(bias) + self.rows * 8 + rotations, 2 * self.rows * n)
     }
 }
 
@@ -135,10 +135,10 @@ pub struct QkvOutputs<'a, T> {
     pub values: SliceMut<'a, T>,
 }
 
-/// Products with fused query, key and value weights `[(heads + 2 kv_heads) head_dim, depth]`, first the rows of all
+/// Products with fused query, key and value weights `[(heads + 2 kv_heads) head_dim, k]`, first the rows of all
 /// query heads, then of all key heads, then of all value heads. Rows of each query and key head, and elements of the
 /// bias, are interleaved: those that rotate together are 2p and 2p + 1.
-pub struct QkvProjection<T>(Product<T>);
+pub struct QkvProjection<T>(LinearKernels<T>);
 
 impl<T: Element> QkvProjection<T> {
     /// Loads the kernels.
@@ -146,12 +146,12 @@ impl<T: Element> QkvProjection<T> {
     /// # Errors
     /// Those of [`Device::module`].
     pub fn load(device: &Device) -> Result<QkvProjection<T>, CudaError> {
-        Product::load(device, BIAS_ROPE_KV).map(QkvProjection)
+        LinearKernels::load(device, BIAS_ROPE_KV).map(QkvProjection)
     }
 
-    /// The same, by paths that `arithmetic` allows; without, the fastest.
-    pub fn with(self, arithmetic: Arithmetic) -> QkvProjection<T> {
-        QkvProjection(Product { arithmetic, ..self.0 })
+    /// The same, by algorithms that `determinism` allows; by default the fastest.
+    pub fn with(self, determinism: Determinism) -> QkvProjection<T> {
+        QkvProjection(LinearKernels { determinism, ..self.0 })
     }
 
     /// Sums and biases become queries, keys and values; queries and keys are rotated by their row's position,
@@ -166,37 +166,37 @@ impl<T: Element> QkvProjection<T> {
         &self,
         stream: &Stream,
         shape: QkvShape,
-        inputs: ProductInputs<'_, T>,
+        inputs: LinearInputs<'_, T>,
         rows: QkvRows<'_>,
         out: QkvOutputs<'_, T>,
     ) -> Result<(), CudaError> {
-        // What does not fit a product fails below, whatever the path.
+        // What does not fit a product fails below, whatever the algorithm.
         let product = shape.product(gemv::CHECK)?;
-        self.launch_by(self.0.path(stream, product)?, stream, shape, inputs, rows, out)
+        self.launch_with(self.0.algorithm(stream, product)?, stream, shape, inputs, rows, out)
     }
 
-    /// The same by a given path.
+    /// The same by a given algorithm.
     ///
     /// # Errors
-    /// As for [`QkvProjection::launch`] and [`Projection::launch_by`](super::Projection::launch_by).
-    pub fn launch_by(
+    /// As for [`QkvProjection::launch`] and [`Projection::launch_with`](super::Projection::launch_with).
+    pub fn launch_with(
         &self,
-        path: Path,
+        algorithm: GemmAlgorithm,
         stream: &Stream,
         shape: QkvShape,
-        inputs: ProductInputs<'_, T>,
+        inputs: LinearInputs<'_, T>,
         rows: QkvRows<'_>,
         out: QkvOutputs<'_, T>,
     ) -> Result<(), CudaError> {
-        let check = path.check();
+        let check = algorithm.check();
         shape.check(check)?;
         let product = shape.product(check)?;
-        let sizes = Sizes::of(check, path, product)?;
+        let sizes = GemmSizes::of(check, algorithm, product)?;
         check_operands(check, product, inputs)?;
-        let arguments = operands(path, product, inputs, None)?.optional_input(inputs.bias);
+        let arguments = operands(algorithm, product, inputs, None)?.optional_input(inputs.bias);
         let arguments = sizes.append(shape.append(check, arguments, rows, &out)?);
         // SAFETY: the arguments are those of the kernels for queries, keys and values, checked above to have the
         // lengths that they index; positions and pages that lie outside of the table or the cache are not followed.
-        unsafe { self.0.launch(stream, path, product, arguments) }
+        unsafe { self.0.launch(stream, algorithm, product, arguments) }
     }
 }

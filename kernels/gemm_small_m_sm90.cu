@@ -24,10 +24,10 @@ struct Shape {
     static_assert(kBatch * kPitch * 4 <= kStages * kStageBytes, "the sums take the ring's place");
     static_assert(kBlocks * (kStages * (kStageBytes + 16) + 1024) <= 228 << 10, "they fit beside each other");
 };
-using Batch64 = Shape<64, 4, 2>;
-using Batch128 = Shape<128, 3, 2>;
-using Batch192 = Shape<192, 5, 1>;
-using Batch256 = Shape<256, 4, 1>;
+using Tile64 = Shape<64, 4, 2>;
+using Tile128 = Shape<128, 3, 2>;
+using Tile192 = Shape<192, 5, 1>;
+using Tile256 = Shape<256, 4, 1>;
 
 // out[m, n] = epilogue(sum over k of x[m, k] weights[n, k])
 //
@@ -80,11 +80,11 @@ using Batch256 = Shape<256, 4, 1>;
 // Bytes: (columns depth + rows depth + rows columns + the epilogue's) x sizeof(T), each operand counted once.
 // FLOPs: 2 rows columns depth.
 // Alignment: columns and depth multiples of 8; all buffers 16 bytes.
-// Registers: at most 80 (skinny_logits_*_64 skinny_bias_gelu_*_64)
-// Registers: at most 80 (skinny_bias_residual_*_64), 96 (skinny_bias_rope_kv_*_64 skinny_*_128)
-// Registers: at most 128 (skinny_*_192), 160 (skinny_*_256)
+// Registers: at most 80 (gemm_small_m_logits_*_64 gemm_small_m_bias_gelu_*_64)
+// Registers: at most 80 (gemm_small_m_bias_residual_*_64), 96 (gemm_small_m_bias_rope_kv_*_64 gemm_small_m_*_128)
+// Registers: at most 128 (gemm_small_m_*_192), 160 (gemm_small_m_*_256)
 template <class Epilogue, class Shape, class T>
-DEVICE void skinny(const TensorMap& x, const TensorMap& weights, const typename Epilogue::template Output<T>& output,
+DEVICE void small_m(const TensorMap& x, const TensorMap& weights, const typename Epilogue::template Output<T>& output,
                    uint32_t rows, uint32_t columns, uint32_t depth, uint32_t across) {
     using Stages = Ring<Shape::kStages>;
     SHARED_MEMORY(shared);
@@ -243,23 +243,23 @@ DEVICE void skinny(const TensorMap& x, const TensorMap& weights, const typename 
 
 // One kernel for each epilogue, type and number of rows; the launcher picks the last, and how many blocks a cluster
 // has.
-#define SKINNY_KERNEL(name, Epilogue, FORM, T, Shape)                                                           \
+#define GEMM_SMALL_M_KERNEL(name, Epilogue, FORM, T, Shape)                                                           \
     KERNEL(name, kThreads, Shape::kBlocks)                                                                      \
     (const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weights, FORM##_PARAMETERS(T),      \
      uint32_t across) {                                                                                         \
-        skinny<Epilogue, Shape, T>(x, weights, FORM##_OUTPUT(T), rows, columns, depth, across);                 \
+        small_m<Epilogue, Shape, T>(x, weights, FORM##_OUTPUT(T), rows, columns, depth, across);                 \
     }                                                                                                           \
     REGISTER_KERNEL(name)
-#define SKINNY_BATCHES(name, Epilogue, FORM, T)                       \
-    SKINNY_KERNEL(name##_##T##_64, Epilogue, FORM, T, Batch64)        \
-    SKINNY_KERNEL(name##_##T##_128, Epilogue, FORM, T, Batch128)      \
-    SKINNY_KERNEL(name##_##T##_192, Epilogue, FORM, T, Batch192)      \
-    SKINNY_KERNEL(name##_##T##_256, Epilogue, FORM, T, Batch256)
-#define SKINNY_KERNELS(T)                                                 \
-    SKINNY_BATCHES(skinny_bias_gelu, BiasGelu, MATRIX, T)                 \
-    SKINNY_BATCHES(skinny_bias_residual, BiasResidual, MATRIX, T)         \
-    SKINNY_BATCHES(skinny_bias_rope_kv, BiasRopeKv, QUERY_KEY_VALUE, T)   \
-    SKINNY_BATCHES(skinny_logits, Logits, LOGITS, T)
+#define GEMM_SMALL_M_TILES(name, Epilogue, FORM, T)                       \
+    GEMM_SMALL_M_KERNEL(name##_##T##_64, Epilogue, FORM, T, Tile64)        \
+    GEMM_SMALL_M_KERNEL(name##_##T##_128, Epilogue, FORM, T, Tile128)      \
+    GEMM_SMALL_M_KERNEL(name##_##T##_192, Epilogue, FORM, T, Tile192)      \
+    GEMM_SMALL_M_KERNEL(name##_##T##_256, Epilogue, FORM, T, Tile256)
+#define GEMM_SMALL_M_KERNELS(T)                                                 \
+    GEMM_SMALL_M_TILES(gemm_small_m_bias_gelu, BiasGelu, MATRIX, T)                 \
+    GEMM_SMALL_M_TILES(gemm_small_m_bias_residual, BiasResidual, MATRIX, T)         \
+    GEMM_SMALL_M_TILES(gemm_small_m_bias_rope_kv, BiasRopeKv, QUERY_KEY_VALUE, T)   \
+    GEMM_SMALL_M_TILES(gemm_small_m_logits, Logits, LOGITS, T)
 
-SKINNY_KERNELS(bf16)
-SKINNY_KERNELS(f16)
+GEMM_SMALL_M_KERNELS(bf16)
+GEMM_SMALL_M_KERNELS(f16)
