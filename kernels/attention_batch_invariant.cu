@@ -63,7 +63,7 @@ struct TileRows {
 //
 //   gridDim.z = 1   a block computes all splits of its tile, and merges them in registers
 //   else            block z computes the z-th split that the tile sees any of, and writes what it found to `workspace`;
-//                   attention_ordered_merge merges. For few rows, which would leave most multiprocessors idle.
+//                   attention_batch_invariant_merge merges. For few rows, which would leave most SMs idle.
 //
 // A tile is 64 queries: the heads of one KV head for floor(64 / group) rows, query p being row p / group, head
 // p % group. A warp has 16 of them; half of attention_prefill's, since merging in registers takes as many again as the
@@ -235,9 +235,9 @@ DEVICE void attention_batch_invariant(const T* queries, const Cache<T>& cache, T
 // Grid (heads, tiles, tile_rows), 32 threads, each for kHeadDim / 32 columns of a row and head.
 // Bytes: (kHeadDim + 2) x 4 for each row, head and split of its tile, the outputs. FLOPs: 3 kHeadDim for each of them.
 // Alignment: 16 bytes.
-// Registers: at most 56 (attention_ordered_merge_*)
+// Registers: at most 56 (attention_batch_invariant_merge_*)
 template <class T, uint32_t kHeadDim>
-DEVICE void attention_ordered_merge(const float* workspace, T* out, const Sequence* sequences, const uint2* tiles,
+DEVICE void attention_batch_invariant_merge(const float* workspace, T* out, const Sequence* sequences, const uint2* tiles,
                                     uint32_t group, uint32_t window, uint32_t split_len, uint32_t split_count) {
     using Row = RowResult<kHeadDim>;
     const uint32_t heads = gridDim.x;
@@ -282,7 +282,7 @@ DEVICE void attention_ordered_merge(const float* workspace, T* out, const Sequen
     KERNEL(name, 32)                                                                                              \
     (const float* workspace, T* out, const Sequence* sequences, const uint2* tiles, uint32_t group,               \
      uint32_t window, uint32_t split_len, uint32_t split_count) {                                                 \
-        attention_ordered_merge<T, kHeadDim>(workspace, out, sequences, tiles, group, window, split_len,          \
+        attention_batch_invariant_merge<T, kHeadDim>(workspace, out, sequences, tiles, group, window, split_len,          \
                                              split_count);                                                        \
     }                                                                                                             \
     REGISTER_KERNEL(name)
@@ -293,8 +293,8 @@ using Held64 = HeldQueries<64, 1>;
 #define ATTENTION_ORDERED_KERNELS(T)                                               \
     ATTENTION_ORDERED_KERNEL(attention_ordered_##T##_64, T, 64, Held64)            \
     ATTENTION_ORDERED_KERNEL(attention_ordered_##T##_128, T, 128, SharedQueries<128>) \
-    ATTENTION_ORDERED_MERGE_KERNEL(attention_ordered_merge_##T##_64, T, 64)        \
-    ATTENTION_ORDERED_MERGE_KERNEL(attention_ordered_merge_##T##_128, T, 128)
+    ATTENTION_ORDERED_MERGE_KERNEL(attention_batch_invariant_merge_##T##_64, T, 64)        \
+    ATTENTION_ORDERED_MERGE_KERNEL(attention_batch_invariant_merge_##T##_128, T, 128)
 
 ATTENTION_ORDERED_KERNELS(bf16)
 ATTENTION_ORDERED_KERNELS(f16)

@@ -36,7 +36,7 @@ static constexpr uint32_t kPaddingTile = 0xffffffffu;
 // Tiles of 64 keys start at multiples of 64 positions. Tiles of keys of which no row sees any are not touched; of the
 // others the keys that no row sees are not read. Keys and values take turns in a ring of three buffers: while one is
 // multiplied, the two behind it are under way. One barrier for each. 80.5 KiB of shared memory (kHeadDim 64: 40.5)
-// leave room for two blocks on a multiprocessor with 164 KiB, and registers for no more.
+// leave room for two blocks on an SM with 164 KiB, and registers for no more.
 //
 // Order of a row's sums: tiles of keys ascending, 16 keys at a time. A tile of which the row sees nothing changes no
 // bit of it, so its bits depend on its position and window alone: not on the chunk, nor on the rows beside it.

@@ -396,7 +396,7 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
 //
 // Three warpgroups. The producers fetch; each of two consumers multiplies 64 queries, one wgmma's rows, by tiles of 128
 // keys. Both read the same keys and values: 64 KiB of them, for kHeadDim 128, bring 8.4 MFLOP, 2048 cycles of a
-// multiprocessor's tensor cores, which is 32 bytes a cycle from L2. wgmma reads 4 KiB of keys and 2 KiB of queries for
+// SM's tensor cores, which is 32 bytes a cycle from L2. wgmma reads 4 KiB of keys and 2 KiB of queries for
 // 64 cycles of work, 96 of the 128 bytes a cycle that shared memory has; 64 for values, with weights in registers.
 //
 // The exponentials of those 2048 cycles, 128 x 128 at 16 a cycle, take 1024 more, and the rest of the softmax about as
@@ -415,10 +415,10 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
 // masked only in tiles of which some row does not see some key; tiles of which no row sees any are not touched.
 //
 // Rings of two stages each for queries, keys and values: 6 tiles of 128 x kHeadDim, 192 KiB (kHeadDim 64: 96), one
-// block on a multiprocessor. 64 KiB are under way while 64 are multiplied. Queries have two, for the next item's to be
+// block on an SM. 64 KiB are under way while 64 are multiplied. Queries have two, for the next item's to be
 // there when the last one's outputs, which take the place of its queries on their way out, are stored.
 //
-// Grid: up to one block a multiprocessor, each of which takes every gridDim.x-th item (item_number), 384 threads. Items
+// Grid: up to one block an SM, each of which takes every gridDim.x-th item (item_number), 384 threads. Items
 // are tile by tile, the KV heads of each side by side; the longest tiles first.
 //
 // Order of a row's sums: tiles of 128 keys ascending from a multiple of 128; of scores 16 elements of kHeadDim at a

@@ -11,7 +11,7 @@ static constexpr uint32_t kLoads = 8;
 //   source  u32 [4 vectors]
 //   folded  u32 [8 gridDim.x]
 //
-// Grid: a few blocks for each multiprocessor, 256 threads. A thread has 8 loads of 16 bytes under way; those of a block
+// Grid: a few blocks for each SM, 256 threads. A thread has 8 loads of 16 bytes under way; those of a block
 // lie next to each other in memory.
 // Bytes: 16 vectors read, 32 gridDim.x written. FLOPs: 0.
 // Alignment: source 16 bytes.
@@ -57,10 +57,10 @@ KERNEL(wait_and_count, 1)(uint64_t* passed, uint64_t nanoseconds) {
     const uint64_t unsettled = global_nanoseconds();
     uint64_t start = unsettled;
     while (start == unsettled) start = global_nanoseconds();
-    const uint64_t first_cycle = multiprocessor_cycles();
+    const uint64_t first_cycle = sm_cycles();
     uint64_t now = start;
     while (now - start < nanoseconds) now = global_nanoseconds();
-    passed[0] = multiprocessor_cycles() - first_cycle;
+    passed[0] = sm_cycles() - first_cycle;
     passed[1] = now - start;
 }
 REGISTER_KERNEL(wait_and_count)

@@ -8,7 +8,7 @@
 #include "ptx/ptx.cuh"
 
 // What a block computes: kRows x kColumns of the output, kDepth of k a turn, by warps of kWarpRows x kWarpColumns; kBlocks of
-// them share a multiprocessor's registers.
+// them share an SM's registers.
 template <uint32_t kRows_, uint32_t kColumns_, uint32_t kDepth_, uint32_t kWarpRows_, uint32_t kWarpColumns_,
           uint32_t kBlocks_>
 struct Tile {
@@ -77,12 +77,12 @@ DEVICE void transpose_quad(uint32_t (&words)[4], uint32_t t) {
 // cycles of an Ampere quarter's tensor core: four warps take half of the bandwidth that they share. 128 sums and 64
 // registers of fragments leave a thread enough for addresses.
 //   128x256  8 warps, k 64, 48 KiB a stage: 768 bytes from L2 for 32768 multiply-adds, the least. One block a
-//            multiprocessor, so the longer stage halves its barriers. 3 stages on sm_80, 4 on sm_90.
-//   128x128  4 warps, k 32, 16 KiB a stage: two blocks a multiprocessor, one's ends and barriers behind the other's
+//            SM, so the longer stage halves its barriers. 3 stages on sm_80, 4 on sm_90.
+//   128x128  4 warps, k 32, 16 KiB a stage: two blocks an SM, one's ends and barriers behind the other's
 //            products; fits twice in every shared memory: 3 stages on sm_86, 4 on sm_80, 6 on sm_90.
-//   64x64    4 warps of 32x32, k 64, 16 KiB a stage: up to 64 rows, and where larger tiles leave multiprocessors idle.
+//   64x64    4 warps of 32x32, k 64, 16 KiB a stage: up to 64 rows, and where larger tiles leave SMs idle.
 //   32x64    4 warps of 16x32, k 64, 12 KiB a stage, 8 of them weights: up to 32 rows, bound by the bytes of the
-//            weights; at 8 stages 56 KiB of them are under way. (H200: 4.8 TB/s x 0.7 us / 132 multiprocessors = 25
+//            weights; at 8 stages 56 KiB of them are under way. (H200: 4.8 TB/s x 0.7 us / 132 SMs = 25
 //            KiB.)
 // A stage's row is 64 or 128 bytes, whole sectors of L2, and whole lines at k 64.
 //

@@ -59,7 +59,7 @@ DEVICE uint32_t wide_piece_offset(uint32_t row, uint32_t chunk) { return row * k
 // hands a stage back once it has waited for its own. Blocks stay: a cluster computes tiles first, first + clusters, ...
 // so that the copies of a tile run under the end of the one before it.
 //
-// Registers. 168 x 384 threads is what a multiprocessor has of them (65,536) at the start; the filler gives back all
+// Registers. 168 x 384 threads is what an SM has of them (65,536) at the start; the filler gives back all
 // but 40, and the others take 232: 128 x 40 + 256 x 232 = 64,512. A lane has kColumns / 2 sums, 128 at the widest, and
 // for a plain matrix the bias of as many columns, 32 pairs.
 //
@@ -69,7 +69,7 @@ DEVICE uint32_t wide_piece_offset(uint32_t row, uint32_t chunk) { return row * k
 //   128x192  40 KiB for  768 cycles, 53 bytes; 28 KiB, 37 bytes
 //   128x128  32 KiB for  512 cycles, 64 bytes; 24 KiB, 48 bytes
 //   128x64   24 KiB for  256 cycles, 96 bytes; 20 KiB, 80 bytes
-// If L2 gives a multiprocessor 32 bytes a cycle, as the launcher takes it, the widest tile in a cluster alone keeps up.
+// If L2 gives an SM 32 bytes a cycle, as the launcher takes it, the widest tile in a cluster alone keeps up.
 // The others are for outputs that it cuts into too few or too uneven parts.
 //
 // Clusters of two have the same columns and neighbouring rows of tiles: each block loads its own x, and half of the
@@ -91,7 +91,7 @@ DEVICE uint32_t wide_piece_offset(uint32_t row, uint32_t chunk) { return row * k
 //
 // Before the wait for earlier work: barriers, maps, and the weights of as many stages as there are.
 //
-// Grid (blocks), at most one a multiprocessor and at least one of a tile, in clusters of 1 or 2; kThreads threads.
+// Grid (blocks), at most one an SM and at least one of a tile, in clusters of 1 or 2; kThreads threads.
 // Shared memory: kPieceBarriers + 32 bytes.
 // Bytes: (columns depth + rows depth + rows columns + the epilogue's) x sizeof(T), each operand counted once.
 // FLOPs: 2 rows columns depth.

@@ -14,7 +14,7 @@ static constexpr uint32_t kThreads = (kReaders + 1) * 32;
 static constexpr uint32_t kPitch = kTile + 4;  // floats of a row of sums; the 4 spread a fragment over the banks
 static constexpr uint32_t kRowsAtOnce = 4;     // that a thread finishes together, so that their loads overlap
 
-// What a block has in shared memory for up to kBatch rows of activations, and how many blocks share a multiprocessor.
+// What a block has in shared memory for up to kBatch rows of activations, and how many blocks share an SM.
 template <uint32_t kBatch_, uint32_t kStages_, uint32_t kBlocks_>
 struct Shape {
     static constexpr uint32_t kBatch = kBatch_, kStages = kStages_, kBlocks = kBlocks_;
@@ -49,24 +49,24 @@ using Tile256 = Shape<256, 4, 1>;
 //
 // Sums of the parts meet in shared memory, not in a workspace: each block lays its tile of f32 over its empty ring, and
 // behind a barrier of the cluster every block adds up its share of the rows from all of them. That takes one exchange
-// of 4 x 128 x rows bytes a block between multiprocessors; through L2 it would take twice that, a round of atomics
+// of 4 x 128 x rows bytes a block between SMs; through L2 it would take twice that, a round of atomics
 // behind it, and one block of each tile to add up all of them at the end.
 //
 // Order of the sum: k ascending in a part, 16 at a time in one accumulator, then the parts in their order, from 0. It
 // depends on the instruction's shape and on `splits`, which the launcher chooses by columns, depth and device alone: a
 // row has the same bits with any rows beside it, up to kBatch.
 //
-// Sizes. Memory gives a multiprocessor 4.8 TB/s / 132 / 1.755 GHz = 20.7 bytes a cycle, so a chunk's 16 KiB of weights
+// Sizes. Memory gives an SM 4.8 TB/s / 132 / 1.755 GHz = 20.7 bytes a cycle, so a chunk's 16 KiB of weights
 // come in 790 cycles; a tensor core multiplies them with kBatch rows in 128 kBatch 64 / 2048 = 4 kBatch cycles. So 64
 // and 128 rows, 256 and 512 cycles, wait for memory, and a finer step would save nothing; rows that are not there are
 // not read. 192 rows take 768 cycles, still the memory's; 256 take 1024. From L2 a block of 128 columns reads rows /
 // 128 times the bytes of the weights as activations, half of it with `across` 2: up to 128 rows at most 1.5 times 20.7
 // = 31 bytes a cycle, about what L2 is taken to give.
-//   64    24 KiB a stage, 4 stages, 2 blocks a multiprocessor: 64 KiB of weights under way a block
+//   64    24 KiB a stage, 4 stages, 2 blocks an SM: 64 KiB of weights under way a block
 //   128   32 KiB, 3 stages, 2 blocks: 48 KiB a block
 //   192   40 KiB, 5 stages, 1 block: 80 KiB
 //   256   48 KiB, 4 stages, 1 block: 64 KiB
-// (4.8 TB/s x 1 us / 132 multiprocessors = 36 KiB keep memory busy.) With room for two blocks, those of the next kernel
+// (4.8 TB/s x 1 us / 132 SMs = 36 KiB keep memory busy.) With room for two blocks, those of the next kernel
 // in the stream ask for their weights while the last of this one end; and 132 to 264 equal blocks run at one time,
 // where they end together, since it is memory that they share. Registers: kBatch / 2 sums.
 //

@@ -457,7 +457,7 @@ device_test! {
         conform("grid", &[
             Case::exact("grid_dependency", |x| by_lane(|lane| x[lane].wrapping_add(1))),
             Case::exact("global_nanoseconds", |x| x[..32].to_vec()),
-            Case::exact("multiprocessor_cycles", |x| x[..32].to_vec()),
+            Case::exact("sm_cycles", |x| x[..32].to_vec()),
         ]);
     }
 }

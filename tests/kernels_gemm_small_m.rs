@@ -150,7 +150,7 @@ device_test! {
         for batch in Tile::ALL {
             for (columns, depth) in [(3584, 3072), (3072, 12_288), (5632, 4608), (7168, 6144), (6144, 6144), (6144, 24_576)] {
                 let shape = GemmShape { m: batch.m(), n: columns, k: depth };
-                let plan = Plan::choose(device.properties().multiprocessors, shape);
+                let plan = Plan::choose(device.properties().sm_count, shape);
                 let name = GemmAlgorithm::SmallM(plan).kernel_name("bias_gelu", "bf16", shape.m);
                 let kernel = device.module("gemm_small_m_sm90").unwrap().kernel(&name).unwrap();
                 let blocks = plan.blocks(columns) as u32;

@@ -69,8 +69,8 @@ static constexpr uint32_t kRingBytes = kWarps * kStages * 2 * kUnit * TileLayout
 // the whole group. Rows that are left over are zeros, computed and not used.
 //
 // Bytes in flight: each warp has kStages units under way, of 2 x 16 x kHeadDim elements, 8 KiB (kHeadDim 64: 4), and
-// waits with kStages - 1 of them asked for: 4 x 2 x 8 = 64 KiB a block (4 x 3 x 4 = 48), two blocks a multiprocessor.
-// (H200: 4.8 TB/s x 0.7 us / 132 multiprocessors = 25 KiB keep memory busy.) The queries, once, come through the last
+// waits with kStages - 1 of them asked for: 4 x 2 x 8 = 64 KiB a block (4 x 3 x 4 = 48), two blocks an SM.
+// (H200: 4.8 TB/s x 0.7 us / 132 SMs = 25 KiB keep memory busy.) The queries, once, come through the last
 // stage, which is filled after them.
 template <class T, uint32_t kHeadDim, uint32_t kRowTiles, uint32_t kStages>
 DEVICE void attend_split(uint8_t* shared, const T* queries, uint32_t heads, const Cache<T>& cache, uint32_t kv_head,

@@ -84,9 +84,9 @@ struct DenseWeights {
 //
 // Bytes in flight: a lane holds kLoads = 8 slots of 16 bytes of weights and loads a slot's next bytes right after
 // it multiplied with the last. So whenever a warp waits for memory, 32 x 8 x 16 = 4 KiB of its weights are under way or
-// have just come: 8 warps make 32 KiB a block, and the registers leave room for 3 blocks on a multiprocessor (2 with
+// have just come: 8 warps make 32 KiB a block, and the registers leave room for 3 blocks on an SM (2 with
 // 16 rows): 32 KiB for a grid of one block each, 64 to 96 KiB for the model's. The first 32 KiB are asked for before
-// the work ahead in the stream is done. (H200: 4.8 TB/s x 0.7 us / 132 multiprocessors = 25 KiB keep memory busy.)
+// the work ahead in the stream is done. (H200: 4.8 TB/s x 0.7 us / 132 SMs = 25 KiB keep memory busy.)
 //
 // The partial sums meet in shared memory; a thread then finishes one pair of columns of one row. What the epilogue adds
 // is read ahead: what belongs to columns before the wait, the rest before the main loop. A row's position, behind which

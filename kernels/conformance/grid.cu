@@ -22,10 +22,10 @@ KERNEL(conform_global_nanoseconds, 32)(const uint32_t* in, uint32_t* out) {
 REGISTER_KERNEL(conform_global_nanoseconds)
 
 // Cycles go by, and not back.
-KERNEL(conform_multiprocessor_cycles, 32)(const uint32_t* in, uint32_t* out) {
-    const uint64_t before = multiprocessor_cycles();
+KERNEL(conform_sm_cycles, 32)(const uint32_t* in, uint32_t* out) {
+    const uint64_t before = sm_cycles();
     block_sync();
-    const uint64_t after = multiprocessor_cycles();
+    const uint64_t after = sm_cycles();
     out[threadIdx.x] = before > 0 && after >= before ? in[threadIdx.x] : 0;
 }
-REGISTER_KERNEL(conform_multiprocessor_cycles)
+REGISTER_KERNEL(conform_sm_cycles)

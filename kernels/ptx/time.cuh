@@ -13,13 +13,13 @@ DEVICE uint64_t global_nanoseconds() {
 #endif
 }
 
-// Cycles of the multiprocessor that the thread runs on. PTX ISA: Special Registers, %clock64.
-DEVICE uint64_t multiprocessor_cycles() {
+// Cycles of the SM that the thread runs on. PTX ISA: Special Registers, %clock64.
+DEVICE uint64_t sm_cycles() {
 #if ON_GPU
     uint64_t cycles;
     asm volatile("mov.u64 %0, %%clock64;" : "=l"(cycles));
     return cycles;
 #else
-    return interpreter::multiprocessor_cycles();
+    return interpreter::sm_cycles();
 #endif
 }

@@ -35,7 +35,7 @@ impl DeviceRecord {
             // A driver that opened a device has a version.
             driver: crate::backend::cuda::driver::version().ok().map(|version| version.to_string()),
             compute_capability: Some(properties.compute_capability.to_string()),
-            units: properties.multiprocessors,
+            units: properties.sm_count,
             memory_bytes: properties.memory_bytes,
             cache_bytes: properties.l2_bytes,
         }

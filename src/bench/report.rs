@@ -59,7 +59,7 @@ pub struct DeviceRecord {
     /// Such as `9.0`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compute_capability: Option<String>,
-    /// Multiprocessors of a GPU, threads of a CPU.
+    /// SMs of a GPU, threads of a CPU.
     pub units: u32,
     /// Bytes of memory.
     pub memory_bytes: u64,

@@ -32,7 +32,7 @@ JSON object of --json; null where something is not known or not there:
                      models: [{id, bytes}, …]
   kernels            nvcc (its version), targets, names
   driver             release, cuda (the version that it supports), problem
-  gpus               [{ordinal, name, compute_capability, multiprocessors,
+  gpus               [{ordinal, name, compute_capability, SMs,
                      memory_bytes, free_bytes, problem}, …]
   switches           [{variable, value, set}, …]: of the GPU backend
   environment        [{variable, value, problem}, …]: what is set of the

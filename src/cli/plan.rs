@@ -55,7 +55,7 @@ pub struct Plan {
     #[arg(long, aliases = ["max-num-seqs", "max-sequences"], value_parser = count::<NonZeroUsize>)]
     #[arg(value_name = "N", help_heading = "Model", allow_negative_numbers = true)]
     max_seqs: Option<NonZeroUsize>,
-    /// Which GPU: workspaces depend on its multiprocessors
+    /// Which GPU: workspaces depend on its SMs
     #[arg(long, value_enum, default_value_t, help_heading = "GPU")]
     gpu: GpuArg,
     /// Print a JSON object

@@ -150,7 +150,7 @@ fn a_gpu_is_described_and_its_kernels_are_loaded() {
     assert!(under(&report, "driver")[0].ends_with("supports CUDA 13.0"), "{report:?}");
     let gpu = under(&report, "gpu 0");
     assert_eq!(gpu[0], "interpreter sm_90, compute capability 9.0, 4.00 GiB of memory");
-    assert_eq!(gpu[1], "132 multiprocessors with 227 KiB of shared memory for a block, 50.0 MiB of L2 cache");
+    assert_eq!(gpu[1], "132 SMs with 227 KiB of shared memory for a block, 50.0 MiB of L2 cache");
     assert_eq!(gpu[2], "4.00 GiB free");
     if !images().is_empty() {
         let loaded = gpu[3..].join(" ");

@@ -352,13 +352,13 @@ pub fn multiplies<'a, T: Half>(
     half(EPILOGUES.len()).for_each(|(algorithm, case)| case.check_logits(bench, &head, algorithm));
 }
 
-/// A device of so many multiprocessors as an H100, of any generation.
+/// A device of so many SMs as an H100, of any generation.
 pub fn properties(compute_capability: (u32, u32)) -> Properties {
     let (major, minor) = compute_capability;
     Properties {
         name: String::new(),
         compute_capability: ComputeCapability { major, minor },
-        multiprocessors: 132,
+        sm_count: 132,
         shared_bytes: 227 << 10,
         l2_bytes: 0,
         memory_bytes: 0,

@@ -12,7 +12,7 @@ using namespace interpreter;
 #define CONTROL extern "C" __attribute__((visibility("default")))
 
 namespace {
-// Compute capability, multiprocessors and shared memory as in CUDA's table of technical specifications.
+// Compute capability, SMs and shared memory as in CUDA's table of technical specifications.
 const PlayedDevice kSm75 = {"interpreter sm_75", 7, 5, 40, 64 << 10, 64 << 10, 1024, 4 << 20};
 const PlayedDevice kSm80 = {"interpreter sm_80", 8, 0, 108, 163 << 10, 164 << 10, 2048, 40 << 20};
 const PlayedDevice kSm86 = {"interpreter sm_86", 8, 6, 84, 99 << 10, 100 << 10, 1536, 6 << 20};

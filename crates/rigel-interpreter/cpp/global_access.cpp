@@ -39,7 +39,7 @@ uint64_t global_nanoseconds() {
     return static_cast<uint64_t>(duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count());
 }
 
-uint64_t multiprocessor_cycles() {
+uint64_t sm_cycles() {
     return 2 * global_nanoseconds();
 }
 

@@ -122,7 +122,7 @@ void warpgroup_multiply(float* d, uint32_t columns, const uint32_t* a, uint64_t 
 void grid_dependency_wait();
 void grid_dependency_launch();
 uint64_t global_nanoseconds();
-uint64_t multiprocessor_cycles();  // two a nanosecond
+uint64_t sm_cycles();  // two a nanosecond
 
 // math.cuh, convert.cuh
 float exp2_approx(float x);

@@ -22,11 +22,11 @@ pub const LIBRARY: &str = env!("RIGEL_INTERPRETER_LIBRARY");
 pub enum DeviceProfile {
     /// Compute capability 7.5, which Rigel is too new for.
     Sm75,
-    /// Compute capability 8.0: 108 multiprocessors, 163 KiB of shared memory for a block.
+    /// Compute capability 8.0: 108 SMs, 163 KiB of shared memory for a block.
     Sm80,
-    /// Compute capability 8.6: 84 multiprocessors, 99 KiB.
+    /// Compute capability 8.6: 84 SMs, 99 KiB.
     Sm86,
-    /// Compute capability 9.0: 132 multiprocessors, 227 KiB. The default.
+    /// Compute capability 9.0: 132 SMs, 227 KiB. The default.
     Sm90,
     /// A driver that finds no device.
     NoDevice,

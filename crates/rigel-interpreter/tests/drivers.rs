@@ -26,7 +26,7 @@ fn error_of<T>(result: Result<T, DriverError>) -> CUresult {
 
 #[test]
 fn devices_with_their_limits() {
-    // Compute capability, multiprocessors, and the most shared memory of one block, from CUDA's technical
+    // Compute capability, SMs, and the most shared memory of one block, from CUDA's technical
     // specifications.
     let devices = [
         (DeviceProfile::Sm75, (7, 5), 40, 64),
@@ -34,13 +34,13 @@ fn devices_with_their_limits() {
         (DeviceProfile::Sm86, (8, 6), 84, 99),
         (DeviceProfile::Sm90, (9, 0), 132, 227),
     ];
-    for (profile, capability, multiprocessors, shared_kib) in devices {
+    for (profile, capability, sm_count, shared_kib) in devices {
         playing(profile, || {
             let context = CudaContext::new(0).expect("a device");
             assert_eq!(context.compute_capability().unwrap(), capability);
             let attribute = |attribute| context.attribute(attribute).unwrap();
             use CUdevice_attribute::*;
-            assert_eq!(attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT), multiprocessors);
+            assert_eq!(attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT), sm_count);
             assert_eq!(attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN), shared_kib << 10);
         });
     }
@@ -97,7 +97,7 @@ fn a_cooperative_launch_too_large_is_refused() {
         let bench = Bench::open(&[0; 64]);
         let counter = bench.upload(&[0u32]);
         let at = address(&counter, &bench.stream);
-        // 84 multiprocessors hold 32 blocks of one warp each.
+        // 84 SMs hold 32 blocks of one warp each.
         let large = bench.try_launch_on(
             &bench.stream,
             "planted_grid_barrier",

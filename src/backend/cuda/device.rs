@@ -27,8 +27,8 @@ pub struct Properties {
     pub name: String,
     /// Its generation.
     pub compute_capability: ComputeCapability,
-    /// How many multiprocessors it has.
-    pub multiprocessors: u32,
+    /// How many SMs it has.
+    pub sm_count: u32,
     /// Bytes of shared memory that one block may have at the most, with the opt-in that [`Stream`] makes.
     pub shared_bytes: u32,
     /// Bytes of L2.
@@ -74,7 +74,7 @@ pub fn properties(ordinal: usize) -> Result<Properties, CudaError> {
             major: number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             minor: number(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         },
-        multiprocessors: number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        sm_count: number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         shared_bytes: number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         l2_bytes: number(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.into(),
         memory_bytes: memory as u64,

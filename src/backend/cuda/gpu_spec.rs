@@ -15,7 +15,7 @@ pub struct GpuSpec {
     pub bytes_per_second: f64,
 }
 
-/// Of each gpu: its name, the driver's name for it, compute capability, multiprocessors, KiB of shared memory that a
+/// Of each GPU: its name, the driver's name for it, compute capability, SMs, KiB of shared memory that a
 /// block may have, MiB of L2, MiB of memory as the driver counts them, GB/s.
 type Row = (&'static str, &'static str, (u32, u32), u32, u32, u64, u64, f64);
 
@@ -36,13 +36,13 @@ impl GpuSpec {
         GPUS.iter().map(GpuSpec::of).collect()
     }
 
-    fn of(&(name, driver, (major, minor), multiprocessors, shared, l2, memory, gigabytes): &Row) -> GpuSpec {
+    fn of(&(name, driver, (major, minor), sm_count, shared, l2, memory, gigabytes): &Row) -> GpuSpec {
         GpuSpec {
             name,
             properties: Properties {
                 name: driver.to_owned(),
                 compute_capability: ComputeCapability { major, minor },
-                multiprocessors,
+                sm_count,
                 shared_bytes: shared << 10,
                 l2_bytes: l2 << 20,
                 memory_bytes: memory << 20,

@@ -19,7 +19,7 @@ pub struct Switches {
     pub programmatic_launch: bool,
     /// `RIGEL_CUDA_GRAPHS`: decode steps are captured as CUDA graphs.
     pub graphs: bool,
-    /// `RIGEL_CUDA_CARVEOUT`: the shared memory that every launch prefers, in percent of a multiprocessor's; `None` if
+    /// `RIGEL_CUDA_CARVEOUT`: the shared memory that every launch prefers, in percent of an SM's; `None` if
     /// the driver chooses for each kernel.
     pub carveout: Option<u32>,
     /// The algorithms that are chosen by name.

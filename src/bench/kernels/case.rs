@@ -216,8 +216,8 @@ impl Case {
         for (batch, context) in DECODES {
             let positions = spec.max_positions.max(context);
             let shape = |variant| {
-                let multiprocessors = device.multiprocessors as usize;
-                let split_len = split_len(variant, batch, &heads, window, spec.max_positions, multiprocessors);
+                let sm_count = device.sm_count as usize;
+                let split_len = split_len(variant, batch, &heads, window, spec.max_positions, sm_count);
                 DecodeShape { rows: batch, sequences: batch, heads, window, positions, split_len }
             };
             let own = attention_decode::Variant::of(device);
@@ -401,7 +401,7 @@ impl Case {
             What::OrderedPrefill { length, shape } => {
                 shape.work(&prompt(*length), &self.tiles(Variant::Warp), PAGE_SIZE)
             }
-            // On a device of one multiprocessor: none of it is partial results.
+            // On a device of one SM: none of it is partial results.
             What::Sample { rows, vocabulary, choice } => sample_shape(*rows, *vocabulary).work(&choice.rows(*rows), 1),
             What::Logprobs { rows, vocabulary } => {
                 logprobs_shape(*rows, *vocabulary).work(&logprobs_rows(*rows, *vocabulary))

@@ -266,7 +266,7 @@ mod tests {
         let card = Properties {
             name: "a card".to_owned(),
             compute_capability: ComputeCapability { major: 9, minor: 0 },
-            multiprocessors: 132,
+            sm_count: 132,
             shared_bytes: 227 << 10,
             l2_bytes: 50 << 20,
             memory_bytes: 141 << 30,

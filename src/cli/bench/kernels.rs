@@ -193,7 +193,7 @@ fn add(table: &mut Table, row: &Row, ours: &Row) {
 fn print_head(report: &Report, out: &mut Output) -> Result<(), CliError> {
     let DeviceRecord { name, units, driver, .. } = &report.device;
     let driver = driver.as_deref().unwrap_or("unknown");
-    out.line(&format!("{name}, {units} multiprocessors, driver for CUDA {driver}; commit {}", report.commit))
+    out.line(&format!("{name}, {units} SMs, driver for CUDA {driver}; commit {}", report.commit))
 }
 
 /// Last, where a reader of a long output looks.

@@ -44,7 +44,7 @@ struct Gpu {
     ordinal: usize,
     name: String,
     compute_capability: String,
-    multiprocessors: u32,
+    sm_count: u32,
     memory_bytes: u64,
     free_bytes: Option<u64>,
     problem: Option<String>,
@@ -152,7 +152,7 @@ mod cuda {
                     ordinal,
                     name: properties.name,
                     compute_capability: properties.compute_capability.to_string(),
-                    multiprocessors: properties.multiprocessors,
+                    sm_count: properties.sm_count,
                     memory_bytes: properties.memory_bytes,
                     free_bytes,
                     problem: problem.map(|error| error.to_string()),
@@ -224,12 +224,12 @@ mod cuda {
     }
 
     fn describe(properties: &Properties) -> Vec<String> {
-        let Properties { name, compute_capability, multiprocessors, shared_bytes, l2_bytes, memory_bytes, .. } =
+        let Properties { name, compute_capability, sm_count, shared_bytes, l2_bytes, memory_bytes, .. } =
             properties;
         let (memory, shared, l2) = (Size(*memory_bytes), Size((*shared_bytes).into()), Size(*l2_bytes));
         vec![
             format!("{name}, compute capability {compute_capability}, {memory} of memory"),
-            format!("{multiprocessors} multiprocessors with {shared} of shared memory for a block, {l2} of L2 cache"),
+            format!("{sm_count} SMs with {shared} of shared memory for a block, {l2} of L2 cache"),
         ]
     }
 
@@ -279,7 +279,7 @@ mod cuda {
             let properties = Properties {
                 name: "NVIDIA H200".to_owned(),
                 compute_capability: rigel::backend::cuda::ComputeCapability { major: 9, minor: 0 },
-                multiprocessors: 132,
+                sm_count: 132,
                 shared_bytes: 232_448,
                 l2_bytes: 50 << 20,
                 memory_bytes: 140 << 30,
@@ -289,7 +289,7 @@ mod cuda {
                 describe(&properties),
                 [
                     "NVIDIA H200, compute capability 9.0, 140 GiB of memory",
-                    "132 multiprocessors with 227 KiB of shared memory for a block, 50.0 MiB of L2 cache"
+                    "132 SMs with 227 KiB of shared memory for a block, 50.0 MiB of L2 cache"
                 ]
             );
         }

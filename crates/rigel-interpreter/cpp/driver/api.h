@@ -54,9 +54,9 @@ namespace interpreter {
 // What the driver plays.
 struct PlayedDevice {
     const char* name;
-    int major, minor, multiprocessors;
-    int shared_opt_in, shared_per_multiprocessor;  // bytes: of one block at most, of a multiprocessor
-    int threads_per_multiprocessor;
+    int major, minor, sm_count;
+    int shared_opt_in, shared_per_sm;  // bytes: of one block at most, of an SM
+    int threads_per_sm;
     int l2_bytes;
 };
 struct PlayedDriver {

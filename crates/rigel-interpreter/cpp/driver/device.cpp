@@ -159,20 +159,20 @@ DRIVER_API cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
         case 8: *value = 48 << 10; break;                        // shared memory per block without opting in
         case 9: *value = 64 << 10; break;                        // constant memory
         case 10: *value = 32; break;                             // warp size
-        case 12: case 82: *value = 65536; break;                 // registers per block, per multiprocessor
+        case 12: case 82: *value = 65536; break;                 // registers per block, per SM
         case 13: *value = 1000000; break;                        // clock, kHz
-        case 16: *value = is.multiprocessors; break;
+        case 16: *value = is.sm_count; break;
         case 31: case 41: case 95: case 115: *value = 1; break;  // concurrent kernels, unified addresses, cooperative, pools
         case 36: *value = 1000000; break;                        // memory clock, kHz
         case 37: *value = 4096; break;                           // memory bus, bits
         case 38: *value = is.l2_bytes; break;
-        case 39: *value = is.threads_per_multiprocessor; break;
+        case 39: *value = is.threads_per_sm; break;
         case 40: *value = 2; break;                              // copy engines
         case 75: *value = is.major; break;
         case 76: *value = is.minor; break;
-        case 81: *value = is.shared_per_multiprocessor; break;
+        case 81: *value = is.shared_per_sm; break;
         case 97: *value = is.shared_opt_in; break;
-        case 106: *value = is.major == 8 && is.minor == 6 ? 16 : 32; break;  // blocks per multiprocessor
+        case 106: *value = is.major == 8 && is.minor == 6 ? 16 : 32; break;  // blocks per SM
         case 111: *value = 1024; break;                          // shared memory that the system takes of each block
         default: *value = 0;
     }

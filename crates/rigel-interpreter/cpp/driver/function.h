@@ -13,7 +13,7 @@ namespace interpreter {
 
 // Where an argument lies among the arguments' bytes: each at the next multiple of its alignment.
 size_t argument_offset(const Kernel& kernel, unsigned index);
-// Blocks of this shape that a multiprocessor of the played device holds, by threads and shared memory (registers are not
+// Blocks of this shape that an SM of the played device holds, by threads and shared memory (registers are not
 // known here).
 int resident_blocks(const Function& function, unsigned threads, size_t shared_bytes);
 

@@ -37,9 +37,9 @@ size_t argument_offset(const Kernel& kernel, unsigned index) {
 
 int resident_blocks(const Function&, unsigned threads, size_t shared_bytes) {
     const PlayedDevice& device = *played.device;
-    const size_t by_shared = static_cast<size_t>(device.shared_per_multiprocessor) / (shared_bytes + 1024);
+    const size_t by_shared = static_cast<size_t>(device.shared_per_sm) / (shared_bytes + 1024);
     const unsigned warps = (threads + 31) / 32;
-    const unsigned by_threads = static_cast<unsigned>(device.threads_per_multiprocessor) / 32 / warps;
+    const unsigned by_threads = static_cast<unsigned>(device.threads_per_sm) / 32 / warps;
     return static_cast<int>(std::min<size_t>({by_shared, by_threads, 32}));
 }
 }  // namespace interpreter
@@ -61,7 +61,7 @@ CUresult check_shape(const Function& function, dim3 size, dim3 block_size, unsig
                       text("%s: %u bytes of shared memory, the function's limit is %d (raise it with MAX_DYNAMIC_SHARED_SIZE_BYTES)",
                            name, shared_bytes, function.max_shared_bytes));
     const uint64_t fit = static_cast<uint64_t>(resident_blocks(function, static_cast<unsigned>(threads), shared_bytes)) *
-                         static_cast<uint64_t>(played.device->multiprocessors);
+                         static_cast<uint64_t>(played.device->sm_count);
     if (cooperative && blocks > fit)
         return refuse(CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE, text("%s: %lu blocks in a cooperative launch, %lu fit on the device", name,
                                                                     static_cast<unsigned long>(blocks), static_cast<unsigned long>(fit)));
@@ -137,7 +137,7 @@ DRIVER_API cuLaunchKernelEx(const LaunchConfig* config, Function* function, void
         if (attribute.id == kAttributeStreamSerialization) starts_early = attribute.value.flag != 0;
         if (attribute.id == kAttributeClusterDimension)
             cluster = {attribute.value.words[0], attribute.value.words[1], attribute.value.words[2]};
-        // In percent of what a multiprocessor has.
+        // In percent of what an SM has.
         if (attribute.id == kAttributeCarveout) {
             if (attribute.value.words[0] > 100) return refuse(CUDA_ERROR_INVALID_VALUE, text("a carve-out of %u percent", attribute.value.words[0]));
             carveout = static_cast<int>(attribute.value.words[0]);
@@ -153,7 +153,7 @@ DRIVER_API cuLaunchKernelEx(const LaunchConfig* config, Function* function, void
                   starts_early, carveout);
 }
 
-// By shared memory and threads, as for blocks; where the multiprocessors of a GPU lie apart, fewer fit.
+// By shared memory and threads, as for blocks; where the SMs of a GPU lie apart, fewer fit.
 DRIVER_API cuOccupancyMaxActiveClusters(int* clusters, Function* function, const LaunchConfig* config) {
     BEGIN_DRIVER_CALL;
     uint32_t blocks = 1;
@@ -161,6 +161,6 @@ DRIVER_API cuOccupancyMaxActiveClusters(int* clusters, Function* function, const
         if (config->attributes[i].id == kAttributeClusterDimension)
             blocks = config->attributes[i].value.words[0] * config->attributes[i].value.words[1] * config->attributes[i].value.words[2];
     const unsigned threads = config->block[0] * config->block[1] * config->block[2];
-    *clusters = resident_blocks(*function, threads, config->shared_bytes) * played.device->multiprocessors / static_cast<int>(blocks);
+    *clusters = resident_blocks(*function, threads, config->shared_bytes) * played.device->sm_count / static_cast<int>(blocks);
     return CUDA_SUCCESS;
 }

@@ -54,7 +54,7 @@ pub fn kernel_name(element: &str, head_dim: usize) -> String {
 
 /// The kernel of [`AttentionBatchInvariant::merge`].
 pub fn merge_kernel_name(element: &str, head_dim: usize) -> String {
-    format!("attention_ordered_merge_{element}_{head_dim}")
+    format!("attention_batch_invariant_merge_{element}_{head_dim}")
 }
 
 /// Who computes the splits of a tile. A row's bits do not depend on it.
@@ -323,7 +323,7 @@ impl<T: Element> AttentionBatchInvariant<T> {
             .scalar(window)
             .scalar(numbers.split_len)
             .scalar(numbers.splits);
-        // SAFETY: as above, for the attention_ordered_merge kernels.
+        // SAFETY: as above, for the attention_batch_invariant_merge kernels.
         unsafe { stream.launch(&self.merge, &launch, &arguments) }
     }
 }

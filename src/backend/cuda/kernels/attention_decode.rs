@@ -24,21 +24,21 @@ const WARPS: usize = constants::attention_decode::WARPS as usize;
 const UNIT: usize = constants::pages::UNIT as usize;
 /// Split lengths are multiples of this: a unit for each warp.
 pub const SPLIT_STEP: usize = WARPS * UNIT;
-/// The shortest split where each multiprocessor has two blocks: two units a warp.
+/// The shortest split where each SM has two blocks: two units a warp.
 const SHORTEST_WITH_TWO_BLOCKS: usize = 2 * SPLIT_STEP;
 /// Keeps positions at the end of a split within 32 bits.
 const MAX_SPLIT: usize = 1 << 29;
 
 /// The length of splits with which a launch for up to `sequences` sequences of up to `positions` positions has as many
-/// blocks as run at a time, two for each of `multiprocessors`, in clusters somewhat fewer: one more would wait for
-/// another to end. Where those splits would be too short to be worth their merge, one block for each multiprocessor.
+/// blocks as run at a time, two for each of `sm_count`, in clusters somewhat fewer: one more would wait for
+/// another to end. Where those splits would be too short to be worth their merge, one block for each SM.
 pub fn split_len(
     variant: Variant,
     sequences: usize,
     heads: &Heads,
     window: Option<usize>,
     positions: usize,
-    multiprocessors: usize,
+    sm_count: usize,
 ) -> usize {
     let rows = sequences.max(1) * heads.kv.max(1) * RowTile::of(heads).count(heads);
     let length = |splits: usize| {
@@ -46,11 +46,11 @@ pub fn split_len(
         positions.clamp(1, MAX_SPLIT).next_multiple_of(SPLIT_STEP)
     };
     let two = match variant {
-        Variant::Split => 2 * multiprocessors / rows,
-        Variant::Cluster => attention_decode_sm90::splits_at_a_time(multiprocessors, rows),
+        Variant::Split => 2 * sm_count / rows,
+        Variant::Cluster => attention_decode_sm90::splits_at_a_time(sm_count, rows),
     };
     match length(two) {
-        short if short < SHORTEST_WITH_TWO_BLOCKS => length(multiprocessors / rows),
+        short if short < SHORTEST_WITH_TWO_BLOCKS => length(sm_count / rows),
         length => length,
     }
 }
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn splits_fill_the_multiprocessors_twice_at_the_most_and_are_no_shorter_than_pays() {
+    fn splits_fill_the_sms_twice_at_the_most_and_are_no_shorter_than_pays() {
         let len = |sequences, positions, window| split_len(Variant::Split, sequences, &HEADS, window, positions, 132);
         assert_eq!(len(1, 4096, None), 128);
         assert_eq!(len(1, 16_384, None), 256);
@@ -416,7 +416,7 @@ mod tests {
         assert_eq!(len(32, 4096, None), 2048);
         assert_eq!(len(256, 4096, None), 4096);
         assert_eq!(len(256, 1, None), 64);
-        // The 3B's two KV heads have a block for each multiprocessor all the same.
+        // The 3B's two KV heads have a block for each SM all the same.
         let heads = Heads { query: 24, kv: 2, dim: 128 };
         assert_eq!(split_len(Variant::Split, 1, &heads, Some(4096), 16_384, 132), 64);
         assert_eq!(split_len(Variant::Cluster, 1, &heads, Some(4096), 16_384, 132), 64);
@@ -434,17 +434,17 @@ mod tests {
 
     #[test]
     fn clusters_run_all_at_one_time() {
-        // Multiprocessors that a cluster may lie in, two blocks on each.
+        // SMs that a cluster may lie in, two blocks on each.
         let chips: [&[usize]; 3] =
             [&[18, 18, 18, 16, 16, 16, 16, 14], &[18, 16, 16, 16, 16, 16, 16], &[16, 16, 16, 16, 14]];
         for (groups, kv) in chips.into_iter().flat_map(|groups| [1, 2, 4, 8, 16, 32].map(|kv| (groups, kv))) {
-            let (multiprocessors, heads) = (groups.iter().sum(), Heads { query: 12 * kv, kv, dim: 128 });
+            let (sm_count, heads) = (groups.iter().sum(), Heads { query: 12 * kv, kv, dim: 128 });
             for (sequences, window) in (1..=256).flat_map(|n| [(n, Some(4096)), (n, None)]) {
-                let split_len = split_len(Variant::Cluster, sequences, &heads, window, 16_384, multiprocessors);
+                let split_len = split_len(Variant::Cluster, sequences, &heads, window, 16_384, sm_count);
                 let splits = DecodeShape { sequences, heads, ..shape(window, 16_384, split_len) }.splits();
                 let (cluster, clusters) = (splits.min(8), splits.div_ceil(8) * sequences * kv);
                 let at_a_time: usize = groups.iter().map(|group| 2 * group / cluster).sum();
-                let place = format!("{multiprocessors}, {kv} heads, {sequences} sequences, window {window:?}");
+                let place = format!("{sm_count}, {kv} heads, {sequences} sequences, window {window:?}");
                 assert!(cluster == 1 || clusters <= at_a_time, "{place}: {clusters} clusters of {cluster}");
             }
         }

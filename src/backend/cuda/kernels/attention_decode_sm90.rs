@@ -22,13 +22,13 @@ pub(super) fn clusters(splits: usize) -> usize {
 }
 
 /// Splits of each of `rows` (sequences, KV heads and tiles of their query heads together) with which all clusters run at
-/// one time, two blocks a multiprocessor.
+/// one time, two blocks an SM.
 ///
-/// A cluster lies within one group of multiprocessors; groups have 14 to 18 of them, and what is left in one is of no use
-/// to a cluster that is larger. Of 132 multiprocessors 15 clusters of 8 were seen at a time with a block on each, not 16.
+/// A cluster lies within one group of SMs; groups have 14 to 18 of them, and what is left in one is of no use
+/// to a cluster that is larger. Of 132 SMs 15 clusters of 8 were seen at a time with a block on each, not 16.
 /// Five blocks of six fit for every size of cluster.
-pub(super) fn splits_at_a_time(multiprocessors: usize, rows: usize) -> usize {
-    match 2 * multiprocessors * 5 / 6 / rows {
+pub(super) fn splits_at_a_time(sm_count: usize, rows: usize) -> usize {
+    match 2 * sm_count * 5 / 6 / rows {
         splits if splits > MAX_BLOCKS => splits / MAX_BLOCKS * MAX_BLOCKS,
         splits => splits,
     }

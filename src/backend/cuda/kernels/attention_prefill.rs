@@ -216,12 +216,12 @@ impl<T: Element> AttentionPrefill<T> {
     pub fn load_variant(device: &Device, head_dim: usize, variant: Variant) -> Result<AttentionPrefill<T>, CudaError> {
         check_head_dim(CHECK, head_dim)?;
         let kernel = device.module(variant.file())?.kernel(&variant.kernel_name(T::NAME, head_dim))?;
-        let blocks = device.properties().multiprocessors.max(1);
+        let blocks = device.properties().sm_count.max(1);
         Ok(AttentionPrefill { variant, kernel, head_dim, blocks, element: PhantomData })
     }
 
     /// The same with at most `blocks` blocks, at least 1, for the warpgroup's variant, whose blocks take one tile after the
-    /// other: as many as the device has multiprocessors where nothing is said. It changes no bit.
+    /// other: as many as the device has SMs where nothing is said. It changes no bit.
     #[must_use]
     pub fn with_blocks(self, blocks: u32) -> AttentionPrefill<T> {
         AttentionPrefill { blocks: blocks.max(1), ..self }

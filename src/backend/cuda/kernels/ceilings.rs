@@ -15,7 +15,7 @@ const CHECK_WAIT: Check = Check { kernel: "wait_and_count" };
 const THREADS: u32 = constants::THREADS;
 const LOADS: usize = constants::LOADS as usize;
 const WARPS: usize = THREADS as usize / 32;
-/// Blocks for each multiprocessor: all that run at a time, with 2048 threads there.
+/// Blocks for each SM: all that run at a time, with 2048 threads there.
 const BLOCKS: u32 = 8;
 /// Words of a 16-byte access.
 const WORDS: usize = 4;
@@ -37,7 +37,7 @@ impl Ceilings {
     /// Those of [`Device::module`].
     pub fn load(device: &Device) -> Result<Ceilings, CudaError> {
         let module = device.module("ceilings")?;
-        let blocks = device.properties().multiprocessors.max(1).saturating_mul(BLOCKS);
+        let blocks = device.properties().sm_count.max(1).saturating_mul(BLOCKS);
         Ok(Ceilings { read: module.kernel("read_words")?, wait: module.kernel("wait_and_count")?, blocks })
     }
 
@@ -74,7 +74,7 @@ impl Ceilings {
         unsafe { stream.launch(&self.read, &Launch::linear(self.blocks_for(source.len()), THREADS), &arguments) }
     }
 
-    /// `passed` = cycles of a multiprocessor and nanoseconds that go by in a wait of at least `nanoseconds`, which
+    /// `passed` = cycles of an SM and nanoseconds that go by in a wait of at least `nanoseconds`, which
     /// begins when the work before it is done: the clock that that work ran at.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ pub(super) const CHECK: Check = Check { kernel: "gemm" };
 
 /// Numbers of stages that the kernels can wait for, the most first.
 const STAGES: [u32; 4] = [8, 6, 4, 3];
-/// What the driver keeps of a multiprocessor's shared memory for each block. The multiprocessor has as much more than a
+/// What the driver keeps of an SM's shared memory for each block. The SM has as much more than a
 /// block may have: 100 KiB for 99, 164 for 163, 228 for 227.
 const RESERVED_BYTES: u32 = 1 << 10;
 
@@ -23,7 +23,7 @@ const RESERVED_BYTES: u32 = 1 << 10;
 pub enum Tile {
     /// 128 × 256: the fewest bytes for each product.
     M128N256,
-    /// 128 × 128, twice on a multiprocessor.
+    /// 128 × 128, twice on an SM.
     M128N128,
     /// 64 × 64.
     M64N64,
@@ -74,13 +74,13 @@ impl Tile {
         (self.m() + self.n()) * self.k() * 2
     }
 
-    /// Blocks that share a multiprocessor where there are enough: as the registers allow; more of the small tiles would
+    /// Blocks that share an SM where there are enough: as the registers allow; more of the small tiles would
     /// leave fewer stages to each.
     fn resident(self) -> u32 {
         self.numbers()[5]
     }
 
-    /// Percent of the multiprocessor's matrix rate that a tile is taken to reach while its operands come in time. Only
+    /// Percent of the SM's matrix rate that a tile is taken to reach while its operands come in time. Only
     /// their order and rough distance matter; they follow from the ldmatrix instructions for each multiplication, 8 for
     /// 32 in warp tiles of 64x64, 4 for 8 and 3 for 4 in the small ones, and from the barriers.
     fn efficiency(self) -> u64 {
@@ -101,15 +101,15 @@ impl Tile {
 /// What a plan depends on besides the sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Multiprocessors of the device.
-    pub multiprocessors: u32,
+    /// SMs of the device.
+    pub sm_count: u32,
     /// Bytes of shared memory that one block may have.
     pub shared_bytes: u32,
 }
 
 impl From<&Properties> for Limits {
     fn from(device: &Properties) -> Limits {
-        Limits { multiprocessors: device.multiprocessors, shared_bytes: device.shared_bytes }
+        Limits { sm_count: device.sm_count, shared_bytes: device.shared_bytes }
     }
 }
 
@@ -136,15 +136,15 @@ impl Plan {
     /// The plan with this tile; none where 3 stages do not fit into a block's shared memory.
     pub fn with_tile(limits: Limits, shape: GemmShape, tile: Tile) -> Option<Plan> {
         let (down, _, blocks) = tile.counts(shape);
-        let multiprocessors = u64::from(limits.multiprocessors.max(1));
-        let wanted = blocks.div_ceil(multiprocessors).min(tile.resident().into()) as u32;
+        let sm_count = u64::from(limits.sm_count.max(1));
+        let wanted = blocks.div_ceil(sm_count).min(tile.resident().into()) as u32;
         // More than one stage past the end would be zeros.
         let turns = (shape.k as u64).div_ceil(tile.k().into());
         let useful = STAGES.into_iter().rev().find(|stages| u64::from(*stages) > turns).unwrap_or(STAGES[0]);
         let fit = |resident| Some((resident, tile.stages_beside(limits.shared_bytes, resident)?.min(useful)));
         let (resident, stages) = (1..=wanted.max(1)).rev().find_map(fit)?;
 
-        let together = blocks.min(multiprocessors * u64::from(resident));
+        let together = blocks.min(sm_count * u64::from(resident));
         Some(Plan { tile, stages, group: rows_of_a_group(down, together, tile.m(), tile.n()) })
     }
 }
@@ -159,24 +159,24 @@ pub(super) fn rows_of_a_group(down: u64, together: u64, m: u32, n: u32) -> u32 {
 }
 
 impl Tile {
-    /// Stages of each of `resident` blocks on one multiprocessor; none where 3 do not fit.
+    /// Stages of each of `resident` blocks on one SM; none where 3 do not fit.
     fn stages_beside(self, shared_bytes: u32, resident: u32) -> Option<u32> {
         let own = ((shared_bytes + RESERVED_BYTES) / resident).saturating_sub(RESERVED_BYTES);
         STAGES.into_iter().find(|stages| stages * self.stage_bytes() <= own)
     }
 
-    /// Estimated time, in thousandths of a cycle for each element of k: the longest of the busiest multiprocessor's
+    /// Estimated time, in thousandths of a cycle for each element of k: the longest of the busiest SM's
     /// products, at 1024 multiply-adds a cycle, its operands from L2, at 32 bytes a cycle, and all weights from memory,
-    /// at 14 bytes a cycle for each multiprocessor (A100 and H100 within a tenth). Then, between tiles that take as
+    /// at 14 bytes a cycle for each SM (A100 and H100 within a tenth). Then, between tiles that take as
     /// long, how much of the output they compute, with what lies past its ends.
     fn cost(self, limits: Limits, shape: GemmShape) -> (u64, u64) {
         let (.., blocks) = self.counts(shape);
-        let multiprocessors = u64::from(limits.multiprocessors.max(1));
+        let sm_count = u64::from(limits.sm_count.max(1));
         let (m, n) = (u64::from(self.m()), u64::from(self.n()));
         let products = m * n * 1000 * 100 / (1024 * self.efficiency());
         let operands = (m + n) * 2 * 1000 / 32;
-        let busiest = blocks.div_ceil(multiprocessors).saturating_mul(products.max(operands));
-        let memory = (shape.n as u64).saturating_mul(2 * 1000) / (14 * multiprocessors);
+        let busiest = blocks.div_ceil(sm_count).saturating_mul(products.max(operands));
+        let memory = (shape.n as u64).saturating_mul(2 * 1000) / (14 * sm_count);
         (busiest.max(memory), blocks.saturating_mul(m * n))
     }
 }
@@ -219,9 +219,9 @@ impl Gemm {
 mod tests {
     use super::*;
 
-    const H200: Limits = Limits { multiprocessors: 132, shared_bytes: 227 << 10 };
-    const A100: Limits = Limits { multiprocessors: 108, shared_bytes: 163 << 10 };
-    const RTX3090: Limits = Limits { multiprocessors: 82, shared_bytes: 99 << 10 };
+    const H200: Limits = Limits { sm_count: 132, shared_bytes: 227 << 10 };
+    const A100: Limits = Limits { sm_count: 108, shared_bytes: 163 << 10 };
+    const RTX3090: Limits = Limits { sm_count: 82, shared_bytes: 99 << 10 };
 
     fn shape(m: usize, n: usize, k: usize) -> GemmShape {
         GemmShape { m, n, k }
@@ -248,8 +248,8 @@ mod tests {
     }
 
     #[test]
-    fn a_middle_number_of_rows_fills_the_multiprocessors() {
-        // 128x256 would make 48 blocks for 132 multiprocessors.
+    fn a_middle_number_of_rows_fills_the_sms() {
+        // 128x256 would make 48 blocks for 132 SMs.
         assert_eq!(tile(H200, 256, 6144), Tile::M128N128);
         assert_eq!(tile(H200, 96, 6144), Tile::M64N64);
     }
@@ -275,7 +275,7 @@ mod tests {
                 }
             }
         }
-        // One block a multiprocessor has it all; a short sum needs no more than it has turns.
+        // One block an SM has it all; a short sum needs no more than it has turns.
         let few = |k| Plan::choose(RTX3090, shape(32, 5120, k));
         assert_eq!((few(6144).tile, few(6144).stages), (Tile::M32N64, 8));
         assert_eq!(few(200).stages, 6);
@@ -300,7 +300,7 @@ mod tests {
         for m in [1, 2, 127, 129, usize::MAX / 2] {
             for n in [8, 136, 1 << 40] {
                 for k in [8, 1 << 30] {
-                    let plan = Plan::choose(Limits { multiprocessors: 0, shared_bytes: 0 }, shape(m, n, k));
+                    let plan = Plan::choose(Limits { sm_count: 0, shared_bytes: 0 }, shape(m, n, k));
                     assert_eq!(plan.stages, 3);
                 }
             }

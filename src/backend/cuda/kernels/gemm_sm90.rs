@@ -1,6 +1,6 @@
 //! `kernels/gemm_sm90.cu`: many rows of activations times a weight matrix on compute capability 9.0. Which tile, in
 //! clusters of how many blocks and in what order is decided here, by a [`Plan`] that depends on the sizes and on the
-//! number of multiprocessors alone.
+//! number of SMs alone.
 
 use super::super::buffer::SliceMut;
 use super::super::device::{Device, Properties};
@@ -104,20 +104,20 @@ pub struct Plan {
 impl Plan {
     /// The plan of a product: tile and cluster of the least estimated time; of equals those that compute least past the
     /// output's ends, then the widest, then in clusters.
-    pub fn choose(multiprocessors: u32, shape: GemmShape) -> Plan {
+    pub fn choose(sm_count: u32, shape: GemmShape) -> Plan {
         // With one row of tiles the second block of a cluster would have nothing to do.
         let clusters = if shape.m > TILE_M as usize { &[2, 1][..] } else { &[1] };
         let all = Tile::ALL.into_iter().flat_map(|tile| clusters.iter().map(move |cluster| (tile, *cluster)));
-        let best = all.min_by_key(|(tile, cluster)| cost(*tile, *cluster, multiprocessors, shape));
+        let best = all.min_by_key(|(tile, cluster)| cost(*tile, *cluster, sm_count, shape));
         let (tile, cluster) = best.unwrap_or((Tile::N256, 1)); // there are four or eight
-        Plan::with_tile(multiprocessors, shape, tile, cluster)
+        Plan::with_tile(sm_count, shape, tile, cluster)
     }
 
     /// The plan with this tile, in clusters of 1 or 2 blocks.
-    pub fn with_tile(multiprocessors: u32, shape: GemmShape, tile: Tile, cluster: u32) -> Plan {
+    pub fn with_tile(sm_count: u32, shape: GemmShape, tile: Tile, cluster: u32) -> Plan {
         let cluster = cluster.clamp(1, 2);
         let (down, _, tiles) = counts(tile, cluster, shape);
-        let together = tiles.min(at_once(multiprocessors, cluster)).max(1);
+        let together = tiles.min(at_once(sm_count, cluster)).max(1);
         let clusters = u32::try_from(together).unwrap_or(u32::MAX);
         let group = rows_of_a_group(down, together, cluster * TILE_M, tile.n());
         Plan { tile, cluster, clusters, group }
@@ -130,21 +130,21 @@ fn counts(tile: Tile, cluster: u32, shape: GemmShape) -> (u64, u64, u64) {
 }
 
 /// Clusters that the device runs at one time.
-fn at_once(multiprocessors: u32, cluster: u32) -> u64 {
-    u64::from(multiprocessors / cluster).max(1)
+fn at_once(sm_count: u32, cluster: u32) -> u64 {
+    u64::from(sm_count / cluster).max(1)
 }
 
-/// Estimated time, in thousandths of a cycle for each element of k: the longest of the busiest multiprocessor's
+/// Estimated time, in thousandths of a cycle for each element of k: the longest of the busiest SM's
 /// products, at 2048 multiply-adds a cycle, its operands from L2, at 32 bytes a cycle, of weights its share of the
-/// cluster's, and all weights from memory, at 14 bytes a cycle for each multiprocessor. Then how much of the output is
+/// cluster's, and all weights from memory, at 14 bytes a cycle for each SM. Then how much of the output is
 /// computed, with what lies past its ends.
-fn cost(tile: Tile, cluster: u32, multiprocessors: u32, shape: GemmShape) -> (u64, u64) {
+fn cost(tile: Tile, cluster: u32, sm_count: u32, shape: GemmShape) -> (u64, u64) {
     let (.., tiles) = counts(tile, cluster, shape);
     let (m, n, blocks) = (u64::from(TILE_M), u64::from(tile.n()), u64::from(cluster));
     let products = m * n * 1000 / 2048;
     let operands = (m + n / blocks) * 2 * 1000 / 32;
-    let busiest = tiles.div_ceil(at_once(multiprocessors, cluster)).saturating_mul(products.max(operands));
-    let memory = (shape.n as u64).saturating_mul(2 * 1000) / (14 * u64::from(multiprocessors.max(1)));
+    let busiest = tiles.div_ceil(at_once(sm_count, cluster)).saturating_mul(products.max(operands));
+    let memory = (shape.n as u64).saturating_mul(2 * 1000) / (14 * u64::from(sm_count.max(1)));
     (busiest.max(memory), tiles.saturating_mul(blocks * m * n))
 }
 
@@ -218,7 +218,7 @@ impl GemmSm90 {
 mod tests {
     use super::*;
 
-    /// Multiprocessors of H100 and H200.
+    /// SMs of H100 and H200.
     const H200: u32 = 132;
 
     fn shape(m: usize, n: usize) -> GemmShape {
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn other_widths_where_the_widest_leaves_multiprocessors_idle() {
+    fn other_widths_where_the_widest_leaves_sms_idle() {
         // 96 clusters of 256 n are two rounds of 66, 128 of 192 too, and shorter ones.
         assert_eq!(chosen(2048, 3072), (192, 2));
         // 48 of 256, 64 of 192: one round, of which the second fills more.
@@ -258,13 +258,13 @@ mod tests {
     }
 
     #[test]
-    fn no_more_clusters_run_than_there_are_tiles_or_multiprocessors() {
+    fn no_more_clusters_run_than_there_are_tiles_or_sms() {
         let clusters = |m, n, cluster| Plan::with_tile(H200, shape(m, n), Tile::N256, cluster).clusters;
         assert_eq!(clusters(8192, 24_576, 1), 132);
         assert_eq!(clusters(8192, 24_576, 2), 66);
         assert_eq!(clusters(200, 520, 1), 6);
         assert_eq!(clusters(200, 520, 2), 3);
-        // An odd number of multiprocessors leaves one idle.
+        // An odd number of SMs leaves one idle.
         assert_eq!(Plan::with_tile(113, shape(8192, 24_576), Tile::N256, 2).clusters, 56);
     }
 
@@ -292,8 +292,8 @@ mod tests {
     fn any_sizes_have_a_plan() {
         for m in [1, 2, 127, 129, usize::MAX / 2] {
             for n in [8, 136, 1 << 40] {
-                for multiprocessors in [0, 1, 3] {
-                    let plan = Plan::choose(multiprocessors, shape(m, n));
+                for sm_count in [0, 1, 3] {
+                    let plan = Plan::choose(sm_count, shape(m, n));
                     assert!(plan.clusters >= 1 && plan.group >= 1, "{plan:?}");
                 }
             }

@@ -1,5 +1,5 @@
 //! `kernels/gemm_small_m_sm90.cu`: 17 to 256 rows of activations times a weight matrix, on compute capability 9.0 alone.
-//! How a product is cut is decided here, by a [`Plan`] that depends on the sizes and on the number of multiprocessors
+//! How a product is cut is decided here, by a [`Plan`] that depends on the sizes and on the number of SMs
 //! alone; into how many parts k is cut, on `n`, `k` and the device alone.
 
 use super::super::buffer::Slice;
@@ -103,15 +103,15 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan of a product on a device of `multiprocessors`.
+    /// The plan of a product on a device of `sm_count`.
     ///
-    /// Blocks are equal and share the memory's bandwidth, so it takes no more of them than multiprocessors to use it
+    /// Blocks are equal and share the memory's bandwidth, so it takes no more of them than SMs to use it
     /// all, and up to twice as many run at one time. So there are as many parts, 1, 2, 4 or 8, as make a block for
-    /// seven of eight multiprocessors; their number at most doubles by it, which is at one time too.
-    pub fn choose(multiprocessors: u32, shape: GemmShape) -> Plan {
+    /// seven of eight SMs; their number at most doubles by it, which is at one time too.
+    pub fn choose(sm_count: u32, shape: GemmShape) -> Plan {
         let GemmShape { m, n, k } = shape;
         let (tiles, chunks) = (n.div_ceil(TILE_N), k.div_ceil(TILE_K));
-        let wanted = multiprocessors as usize * 7 / 8;
+        let wanted = sm_count as usize * 7 / 8;
         let mut splits = 1;
         while splits < MAX_CLUSTERED
             && tiles.saturating_mul(splits as usize) < wanted
@@ -221,12 +221,12 @@ mod tests {
     ];
 
     #[test]
-    fn every_matrix_of_the_models_fills_the_multiprocessors_and_runs_at_one_time() {
+    fn every_matrix_of_the_models_fills_the_sms_and_runs_at_one_time() {
         for (n, k) in MATRICES {
             let plan = plan(64, n, k);
             let blocks = plan.blocks(n);
             assert!(blocks >= 132 * 7 / 8, "{n} x {k}: {blocks} blocks, {plan:?}");
-            // Two a multiprocessor, but for the head, which is no longer split.
+            // Two an SM, but for the head, which is no longer split.
             assert!(blocks <= 264 || plan.splits == 1, "{n} x {k}: {blocks} blocks, {plan:?}");
             assert!(k.div_ceil(TILE_K) / plan.splits as usize >= MIN_CHUNKS, "{n} x {k}: {plan:?}");
         }
@@ -252,10 +252,10 @@ mod tests {
 
     #[test]
     fn any_sizes_have_a_plan_that_can_be_launched() {
-        for multiprocessors in [0, 1, 132, u32::MAX] {
+        for sm_count in [0, 1, 132, u32::MAX] {
             for n in [8, 128, 136, usize::MAX / 2] {
                 for k in [8, 72, 512, 1032, 1 << 30] {
-                    let plan = Plan::choose(multiprocessors, GemmShape { m: 33, n, k });
+                    let plan = Plan::choose(sm_count, GemmShape { m: 33, n, k });
                     assert!(plan.across * plan.splits <= MAX_CLUSTERED, "{plan:?}");
                     assert!(plan.splits as usize <= k.div_ceil(TILE_K), "{plan:?}");
                 }
@@ -266,7 +266,7 @@ mod tests {
     #[test]
     fn small_batches_leave_room_for_a_second_block_and_all_have_weights_enough_under_way() {
         for tile in Tile::ALL {
-            // 228 KiB of a multiprocessor, 1 of which the driver keeps for each block; 227 for one block.
+            // 228 KiB of an SM, 1 of which the driver keeps for each block; 227 for one block.
             let most = if tile.m() <= 128 { (228 << 10) / 2 - (1 << 10) } else { 227 << 10 };
             assert!(tile.shared_bytes() <= most, "{tile:?}: {}", tile.shared_bytes());
             assert!(tile.stages() * TILE_N * ROW_BYTES >= 48 << 10, "{tile:?}");

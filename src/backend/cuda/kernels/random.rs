@@ -16,7 +16,7 @@ use crate::model::Uniform;
 
 const CHECK: Check = Check { kernel: "random_fill" };
 const THREADS: u32 = constants::random::THREADS;
-/// Blocks that fill a multiprocessor of any device.
+/// Blocks that fill an SM of any device.
 const BLOCKS: u32 = 8;
 
 /// Random matrices of `T`.
@@ -95,7 +95,7 @@ impl<T: Element> Random<T> {
         }
         // Fits: `columns` was held against what `rows` leave.
         let elements = (rows * columns) as u32;
-        let most = BLOCKS * stream.device().properties().multiprocessors;
+        let most = BLOCKS * stream.device().properties().sm_count;
         let launch = Launch::linear(elements.div_ceil(THREADS).min(most), THREADS);
         let arguments = Arguments::new()
             .output(&out)

@@ -277,22 +277,22 @@ pub struct SampleShape {
     pub set_slots: usize,
 }
 
-/// Blocks over which a greedy row is spread: as many as find work, and no more than one for each multiprocessor in all.
+/// Blocks over which a greedy row is spread: as many as find work, and no more than one for each SM in all.
 /// The tokens do not depend on it.
-fn parts(multiprocessors: u32, rows: usize, vocabulary: usize) -> u32 {
+fn parts(sm_count: u32, rows: usize, vocabulary: usize) -> u32 {
     let useful = vocabulary.div_ceil(GROUP).div_ceil(THREADS as usize);
-    let room = multiprocessors as usize / rows.max(1);
+    let room = sm_count as usize / rows.max(1);
     room.clamp(1, useful.max(1)) as u32
 }
 
 impl SampleShape {
     /// The bytes that a launch for these rows moves: their parameters, logits, changes and bitsets once. 1 FLOP for each
     /// token of a greedy row; of another one about 50, were all its tokens in the race. A greedy row is
-    /// spread over more blocks where there are more multiprocessors.
-    pub fn work(&self, rows: &[RowParams], multiprocessors: u32) -> Work {
+    /// spread over more blocks where there are more SMs.
+    pub fn work(&self, rows: &[RowParams], sm_count: u32) -> Work {
         let words = self.vocabulary.div_ceil(32);
         let logits = self.vocabulary.div_ceil(GROUP) * GROUP * 4;
-        let parts = parts(multiprocessors, self.rows, self.vocabulary) as usize;
+        let parts = parts(sm_count, self.rows, self.vocabulary) as usize;
         let mut work = Work::default();
         let mut logits_rows: Vec<u32> = Vec::with_capacity(rows.len());
         for row in rows {
@@ -370,7 +370,7 @@ pub struct SampleOutputs<'a> {
 /// Chooses tokens.
 pub struct Sample {
     kernel: Kernel,
-    multiprocessors: u32,
+    sm_count: u32,
 }
 
 impl Sample {
@@ -380,17 +380,17 @@ impl Sample {
     /// Those of [`Device::module`].
     pub fn load(device: &Device) -> Result<Sample, CudaError> {
         let kernel = device.module("sample")?.kernel(KERNEL)?;
-        Ok(Sample { kernel, multiprocessors: device.properties().multiprocessors })
+        Ok(Sample { kernel, sm_count: device.properties().sm_count })
     }
 
     /// Elements of [`SampleOutputs::partials`] that are enough for launches of 1 to `max_rows` rows.
     pub fn partials(&self, max_rows: usize, vocabulary: usize) -> usize {
-        (1..=max_rows).map(|rows| rows * parts(self.multiprocessors, rows, vocabulary) as usize).max().unwrap_or(0)
+        (1..=max_rows).map(|rows| rows * parts(self.sm_count, rows, vocabulary) as usize).max().unwrap_or(0)
     }
 
     /// [`SampleShape::work`] on this device.
     pub fn work(&self, shape: SampleShape, rows: &[RowParams]) -> Work {
-        shape.work(rows, self.multiprocessors)
+        shape.work(rows, self.sm_count)
     }
 
     /// Chooses one token for each of `inputs.rows`, the same that [`crate::sampling::sample`] chooses on the same
@@ -425,14 +425,14 @@ impl Sample {
             return CHECK.fail("changes", changes, "a number of 32 bits");
         };
         CHECK.matrix("changes", inputs.changes.into(), 1, changes)?;
-        let partials = rows * parts(self.multiprocessors, rows, vocabulary) as usize;
+        let partials = rows * parts(self.sm_count, rows, vocabulary) as usize;
         if outputs.partials.len() < partials {
             return CHECK.fail("partials", outputs.partials.len(), format_args!("at least {partials} elements"));
         }
         if outputs.counters.len() < rows {
             return CHECK.fail("counters", outputs.counters.len(), format_args!("at least {rows} elements"));
         }
-        let mut launch = Launch::linear(parts(self.multiprocessors, rows, vocabulary), THREADS);
+        let mut launch = Launch::linear(parts(self.sm_count, rows, vocabulary), THREADS);
         launch.grid[1] = row_count;
         let changed_tokens = vocabulary.div_ceil(TOKENS_OF_BLOCK) * CHANGED_TOKENS_BYTES;
         launch.shared_bytes = (SELECT_BYTES + RARE_BYTES + changed_tokens) as u32;

@@ -260,7 +260,7 @@ fn sampling(spec: &ModelSpec, options: &CudaOptions, device: &Properties, rows: 
         pitch: padded(spec.vocab_size),
         set_slots: 0,
     };
-    let work = shape.work(&params, device.multiprocessors);
+    let work = shape.work(&params, device.sm_count);
     let kernel = sample::KERNEL.to_owned();
     (rows > 0).then_some(KernelCost { kernel, family: "sample", part: Part::Sample, layer: None, work })
 }

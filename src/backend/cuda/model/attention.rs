@@ -17,7 +17,7 @@ use crate::model::ModelSpec;
 pub(super) enum AttentionPlan {
     /// Decode attention for sequences of one row, prefill attention for longer ones, in these variants.
     Fast { decode: attention_decode::Variant, prefill: attention_prefill::Variant },
-    /// BatchInvariant attention for all. Where the tiles of short sequences would leave multiprocessors idle, their splits are
+    /// Batch-invariant attention for all. Where the tiles of short sequences would leave SMs idle, their splits are
     /// computed apart, which changes no bit.
     BatchInvariant {
         /// The most tiles whose splits are computed apart.
@@ -46,10 +46,10 @@ impl AttentionPlan {
             let (decode, prefill) = (attention_decode::Variant::of(device), attention_prefill::Variant::of(device));
             return AttentionPlan::Fast { decode, prefill };
         }
-        // Apart while there are fewer blocks than multiprocessors: from there on partial results, a tenth of the bytes of
+        // Apart while there are fewer blocks than SMs: from there on partial results, a tenth of the bytes of
         // keys and values, cost more than they gain. All steps of a bucket decide alike.
-        let multiprocessors = device.multiprocessors as usize;
-        let most = largest_bucket(multiprocessors.saturating_sub(1) / spec.kv_heads.max(1)).min(options.max_sequences);
+        let sm_count = device.sm_count as usize;
+        let most = largest_bucket(sm_count.saturating_sub(1) / spec.kv_heads.max(1)).min(options.max_sequences);
         AttentionPlan::BatchInvariant {
             max_split: most,
             split_room: most.max(attention_batch_invariant::tile_rows(&heads(spec))),
@@ -115,10 +115,10 @@ impl AttentionPlan {
     ) -> WorkspaceLen {
         match self {
             // Fewer sequences have more splits each: the largest workspace may be that of any number of them. With more
-            // sequences than blocks run at a time, two a multiprocessor, all have the same splits: the last has the most.
+            // sequences than blocks run at a time, two an SM, all have the same splits: the last has the most.
             AttentionPlan::Fast { decode, .. } => {
                 let len = |n| decode_shape(n, n, spec, window, device).workspace_len(decode);
-                let alike = 2 * device.multiprocessors as usize + 1;
+                let alike = 2 * device.sm_count as usize + 1;
                 let numbers = (1..=options.max_sequences.min(alike)).chain([options.max_sequences]);
                 numbers.map(len).fold(WorkspaceLen::default(), WorkspaceLen::max)
             }

@@ -129,7 +129,7 @@ pub(crate) enum Op {
     Decode(DecodeShape),
     /// Prefill attention, of the whole tiles.
     Prefill(PrefillShape),
-    /// BatchInvariant attention, of the tiles of its division.
+    /// Batch-invariant attention, of the tiles of its division.
     BatchInvariant(BatchInvariantShape),
     /// `inner[r] = gelu(norm(hidden[r]) · Wᵀ + b)`
     Up { weights: LinearLayout, shape: GemmShape, how: LinearOp },

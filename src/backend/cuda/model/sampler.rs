@@ -32,8 +32,8 @@ impl Lengths {
             rows,
             sets: rows * SETS_OF_ROW * set_words(spec.vocab_size),
             changes: spec.vocab_size.max(rows * CHANGES_OF_ROW),
-            // A row is spread over several blocks as long as there is no more than one for each multiprocessor in all.
-            partials: rows.max(gpu.multiprocessors as usize),
+            // A row is spread over several blocks as long as there is no more than one for each SM in all.
+            partials: rows.max(gpu.sm_count as usize),
         }
     }
 

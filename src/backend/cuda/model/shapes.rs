@@ -45,12 +45,12 @@ pub(super) fn decode_shape(
     device: &Properties,
 ) -> DecodeShape {
     let (heads, window, positions) = (heads(spec), window_len(window), spec.max_positions);
-    let multiprocessors = device.multiprocessors as usize;
-    let split_len = split_len(Variant::of(device), sequences, &heads, window, positions, multiprocessors);
+    let sm_count = device.sm_count as usize;
+    let split_len = split_len(Variant::of(device), sequences, &heads, window, positions, sm_count);
     DecodeShape { rows, sequences, heads, window, positions, split_len }
 }
 
-/// BatchInvariant attention of a layer with a window, over `tiles` tiles of a step of `rows` rows.
+/// Batch-invariant attention of a layer with a window, over `tiles` tiles of a step of `rows` rows.
 pub(super) fn batch_invariant_shape(
     rows: usize,
     tiles: usize,
