@@ -45,7 +45,7 @@ struct Inbox {
 //
 //   queries, out    T [rows, heads, kHeadDim], heads = kv_heads group
 //   workspace       f32, see Partials, a split being a cluster's; not touched where a cluster has all splits of a row
-//   arrivals        u32 [gridDim.z, heads], 0 before and after each launch; not touched where the workspace is not
+//   tile_counters        u32 [gridDim.z, heads], 0 before and after each launch; not touched where the workspace is not
 //   keys, values    T [pages, kv_heads, page_size, kHeadDim], page_size = 1 << page_shift >= 16
 //   sequences       [gridDim.z]; block_tables u32 [.]; see common/pages.cuh. One with rows != 1 is passed over.
 //   window          a row at position q sees keys q - window + 1 .. q; 2^31 for all up to q
@@ -76,7 +76,7 @@ struct Inbox {
 // Registers: at most 120 (attention_decode_sm90_*_64x16), 184 (attention_decode_sm90_*_64x32)
 // Registers: at most 176 (attention_decode_sm90_*_128x16), 255 (attention_decode_sm90_*_128x32)
 template <class T, uint32_t kHeadDim, uint32_t kRowTiles, uint32_t kStages>
-DEVICE void attention_decode(const T* queries, const Cache<T>& cache, T* out, float* workspace, uint32_t* arrivals,
+DEVICE void attention_decode(const T* queries, const Cache<T>& cache, T* out, float* workspace, uint32_t* tile_counters,
                              const Sequence* sequences, uint32_t group, uint32_t window, uint32_t split_len) {
     using Results = WarpResults<kHeadDim, 16 * kRowTiles>;
     using Row = typename Results::Row;
@@ -140,7 +140,7 @@ DEVICE void attention_decode(const T* queries, const Cache<T>& cache, T* out, fl
         if (seen > 1) {
             const size_t head = static_cast<size_t>(blockIdx.z) * tile.layer_heads + tile.first + row;
             Row::store(result, partials, head * clusters + cluster);
-            if (!arrives_last(arrivals + head, seen)) continue;
+            if (!arrives_last(tile_counters + head, seen)) continue;
             result = Row::none();
             const size_t first = head * clusters;
             Row::each(partials, first, first + seen, 1, [&](const Row& other) { Row::add(result, other); });
@@ -151,11 +151,11 @@ DEVICE void attention_decode(const T* queries, const Cache<T>& cache, T* out, fl
 
 #define ATTENTION_DECODE_KERNEL(name, T, kHeadDim, kRowTiles, kStages)                                                \
     KERNEL(name, kThreads, 2)                                                                                         \
-    (const T* queries, const T* keys, const T* values, T* out, float* workspace, uint32_t* arrivals,                  \
+    (const T* queries, const T* keys, const T* values, T* out, float* workspace, uint32_t* tile_counters,                  \
      const Sequence* sequences, const uint32_t* block_tables, uint32_t kv_heads, uint32_t group, uint32_t page_shift, \
      uint32_t window, uint32_t split_len) {                                                                           \
         const Cache<T> cache{keys, values, block_tables, kv_heads, page_shift};                                       \
-        attention_decode<T, kHeadDim, kRowTiles, kStages>(queries, cache, out, workspace, arrivals, sequences, group, \
+        attention_decode<T, kHeadDim, kRowTiles, kStages>(queries, cache, out, workspace, tile_counters, sequences, group, \
                                                           window, split_len);                                         \
     }                                                                                                                 \
     REGISTER_KERNEL(name)

@@ -34,12 +34,12 @@ struct NormedRows {
     // What lies in `shared`.
     struct Layout {
         float* scratch;    // [kMaxRows][kScratch]
-        T *scale, *shift;  // [depth] each
+        T *weight, *bias;  // [depth] each
         T* normed;         // [kMaxRows][depth + kPadding]
         DEVICE Layout in(uint8_t* shared, uint32_t depth) {
             float* const scratch = reinterpret_cast<float*>(shared);
-            T* const scale = reinterpret_cast<T*>(scratch + kMaxRows * kScratch);
-            return Layout{scratch, scale, scale + depth, scale + 2 * depth};
+            T* const weight = reinterpret_cast<T*>(scratch + kMaxRows * kScratch);
+            return Layout{scratch, weight, weight + depth, weight + 2 * depth};
         }
     };
 
@@ -54,10 +54,10 @@ struct NormedRows {
         for (uint32_t v = 0; v < kNormVectors; v++) {
             if (RowPart::holds(part, v, depth)) {
                 const uint32_t column = RowPart::column(part, v);
-                const uint4 scale = load_readonly_16(rows.weight + column);
-                const uint4 shift = rows.bias == nullptr ? zero_vector() : load_readonly_16(rows.bias + column);
-                *reinterpret_cast<uint4*>(layout.scale + column) = scale;
-                *reinterpret_cast<uint4*>(layout.shift + column) = shift;
+                const uint4 weight = load_readonly_16(rows.weight + column);
+                const uint4 bias = rows.bias == nullptr ? zero_vector() : load_readonly_16(rows.bias + column);
+                *reinterpret_cast<uint4*>(layout.weight + column) = weight;
+                *reinterpret_cast<uint4*>(layout.bias + column) = bias;
             }
         }
     }
@@ -84,9 +84,9 @@ struct NormedRows {
             for (uint32_t v = 0; v < kNormVectors; v++) {
                 if (RowPart::holds(part, v, depth)) {
                     const uint32_t column = RowPart::column(part, v);
-                    const uint4 scale = *reinterpret_cast<const uint4*>(layout.scale + column);
-                    const uint4 shift = *reinterpret_cast<const uint4*>(layout.shift + column);
-                    const uint4 y = RowStatistics<Norm, T>::apply(row, x[v], scale, shift);
+                    const uint4 weight = *reinterpret_cast<const uint4*>(layout.weight + column);
+                    const uint4 bias = *reinterpret_cast<const uint4*>(layout.bias + column);
+                    const uint4 y = RowStatistics<Norm, T>::apply(row, x[v], weight, bias);
                     *reinterpret_cast<uint4*>(layout.normed + r * pitch + column) = y;
                 }
             }

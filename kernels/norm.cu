@@ -27,12 +27,12 @@ DEVICE void norm(const T* hidden, const uint32_t* gather, const T* weight, const
     const RowPart part{blockDim.x};
 
     grid_dependency_launch();
-    uint4 scale[kNormVectors], shift[kNormVectors];
+    uint4 weights[kNormVectors], biases[kNormVectors];
 #pragma unroll
     for (uint32_t v = 0; v < kNormVectors; v++) {
         const uint32_t column = RowPart::column(part, v);
-        scale[v] = column < width ? load_readonly_16(weight + column) : zero_vector();
-        shift[v] = column < width && bias != nullptr ? load_readonly_16(bias + column) : zero_vector();
+        weights[v] = column < width ? load_readonly_16(weight + column) : zero_vector();
+        biases[v] = column < width && bias != nullptr ? load_readonly_16(bias + column) : zero_vector();
     }
     grid_dependency_wait();
     const size_t row = gather == nullptr ? out_row : static_cast<size_t>(load_global_4(gather + blockIdx.x)) * width;
@@ -48,7 +48,7 @@ DEVICE void norm(const T* hidden, const uint32_t* gather, const T* weight, const
     for (uint32_t v = 0; v < kNormVectors; v++) {
         const uint32_t column = RowPart::column(part, v);
         if (column < width) {
-            const uint4 y = RowStatistics<Norm, T>::apply(statistics, x[v], scale[v], shift[v]);
+            const uint4 y = RowStatistics<Norm, T>::apply(statistics, x[v], weights[v], biases[v]);
             store_global_16(out + out_row + column, y);
         }
     }

@@ -6,7 +6,7 @@
 #include "common/philox.cuh"
 #include "ptx/ptx.cuh"
 
-static constexpr uint32_t kSkip = 1, kInsert = 2, kLogprobs = 4, kMore = 8;  // SampleRow::flags
+static constexpr uint32_t kSkip = 1, kMarkSeen = 2, kLogprobs = 4, kMore = 8;  // SampleRow::flags
 static constexpr uint32_t kNone = 0xffffffffu;
 static constexpr uint32_t kNucleus = 192;  // tokens that most nuclei of top-p lie within
 
@@ -20,11 +20,11 @@ struct alignas(16) SampleRow {
         float temperature, floor, top_p;  // floor: ln(min_p), -inf where that is off
         uint32_t top_k;
     } choice;
-    struct alignas(16) Changes {
+    struct alignas(16) LogitEdits {
         float repetition_penalty;
         uint32_t seen;         // which of the bitsets, kNone without
-        uint32_t first, count; // of the list of changes
-    } changes;
+        uint32_t first, count; // of the list of edits
+    } edits;
     struct alignas(16) Wants {
         uint32_t flags, top, unused[2];
     } wants;
@@ -43,36 +43,36 @@ DEVICE SampleRow::Choice read(const SampleRow::Choice& source) {
     const uint4 v = load_global_16(&source);
     return SampleRow::Choice{__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), v.w};
 }
-DEVICE SampleRow::Changes read(const SampleRow::Changes& source) {
+DEVICE SampleRow::LogitEdits read(const SampleRow::LogitEdits& source) {
     const uint4 v = load_global_16(&source);
-    return SampleRow::Changes{__uint_as_float(v.x), v.y, v.z, v.w};
+    return SampleRow::LogitEdits{__uint_as_float(v.x), v.y, v.z, v.w};
 }
 DEVICE SampleRow::More read(const SampleRow::More& source) {
     const uint4 v = load_global_16(&source);
     return SampleRow::More{__uint_as_float(v.x), __uint_as_float(v.y), v.z, v.w};
 }
 
-// What changes one token's logit: Change of the launcher.
-struct alignas(16) Change {
+// What edits one token's logit: LogitEdit of the launcher.
+struct alignas(16) LogitEdit {
     uint32_t id;
     float bias;      // added to it, -inf for a banned token
     uint32_t count;  // how often the token was generated, where that is penalised
     uint32_t unused;
 };
-DEVICE Change read(const Change& source) {
+DEVICE LogitEdit read(const LogitEdit& source) {
     const uint4 v = load_global_16(&source);
-    return Change{v.x, __uint_as_float(v.y), v.z, v.w};
+    return LogitEdit{v.x, __uint_as_float(v.y), v.z, v.w};
 }
 
 // What few rows have, in shared memory: it takes no registers of the others.
 struct alignas(16) Rare {
-    const Change* changes;    // by ascending id
+    const LogitEdit* edits;    // by ascending id
     const uint32_t* allowed;  // a bit for each token
-    uint32_t count;           // of the changes
+    uint32_t count;           // of the edits
     float frequency_penalty, presence_penalty;
     uint32_t unused;
 };
-// Which of 256 tokens are in the list of changes, and how many there are before them.
+// Which of 256 tokens are in the list of edits, and how many there are before them.
 static constexpr uint32_t kTokensOfBlock = 256;
 struct ChangedTokens {
     uint32_t bits[kTokensOfBlock / 32];
@@ -89,12 +89,12 @@ DEVICE ChangedTokens* changed_tokens() {
     return reinterpret_cast<ChangedTokens*>(shared + sizeof(SelectMemory) + sizeof(Rare));
 }
 
-// Where the first change with an id of at least `id` lies.
-DEVICE uint32_t first_change_from(const Change* changes, uint32_t count, uint32_t id) {
+// Where the first edit with an id of at least `id` lies.
+DEVICE uint32_t first_change_from(const LogitEdit* edits, uint32_t count, uint32_t id) {
     uint32_t low = 0, high = count;
     while (low < high) {
         const uint32_t middle = low + (high - low) / 2;
-        if (load_global_4(&changes[middle].id) < id) {
+        if (load_global_4(&edits[middle].id) < id) {
             low = middle + 1;
         } else {
             high = middle;
@@ -103,38 +103,38 @@ DEVICE uint32_t first_change_from(const Change* changes, uint32_t count, uint32_
     return low;
 }
 // Fills changed_tokens; a barrier after it is the caller's. Each block of tokens is one thread's.
-DEVICE void find_changed_tokens(const Change* changes, uint32_t count, uint32_t vocabulary) {
+DEVICE void find_changed_tokens(const LogitEdit* edits, uint32_t count, uint32_t vocabulary) {
     for (uint32_t block = threadIdx.x; block * kTokensOfBlock < vocabulary; block += kBlock) {
         ChangedTokens& tokens = changed_tokens()[block];
-        uint32_t at = first_change_from(changes, count, block * kTokensOfBlock);
+        uint32_t at = first_change_from(edits, count, block * kTokensOfBlock);
         tokens.before = at;
         for (uint32_t word = 0; word < kTokensOfBlock / 32; word++) tokens.bits[word] = 0;
         for (; at < count; at++) {
-            const uint32_t id = load_global_4(&changes[at].id);
+            const uint32_t id = load_global_4(&edits[at].id);
             if (id / kTokensOfBlock != block) break;
             tokens.bits[id % kTokensOfBlock / 32] |= 1u << (id % 32);
         }
     }
 }
-// The change of a token that is in the list. Were the list not in order it would be another's, but one of the list.
-DEVICE Change change_of(uint32_t id) {
+// The edit of a token that is in the list. Were the list not in order it would be another's, but one of the list.
+DEVICE LogitEdit change_of(uint32_t id) {
     const ChangedTokens& tokens = changed_tokens()[id / kTokensOfBlock];
     uint32_t at = tokens.before;
     for (uint32_t word = 0; word < id % kTokensOfBlock / 32; word++) at += __popc(tokens.bits[word]);
     at += __popc(tokens.bits[id % kTokensOfBlock / 32] & ((1u << (id % 32)) - 1));
-    return read(rare().changes[min(at, rare().count - 1)]);
+    return read(rare().edits[min(at, rare().count - 1)]);
 }
 
-// The logits of a row, and what changes them.
+// The logits of a row, and what edits them.
 struct Processed {
     const float* logits;
     const uint32_t* seen;  // a bit for each token, in global memory; null where the penalty is off
     float penalty;
     uint32_t vocabulary;
-    bool changes, limits;  // there is a list of changes, a set of allowed tokens: rare
+    bool edits, limits;  // there is a list of edits, a set of allowed tokens: rare
 };
 
-// Calls f(first id, logits) for the groups `first` .. `end` of four, after all that changes them. What was NaN or +inf
+// Calls f(first id, logits) for the groups `first` .. `end` of four, after all that edits them. What was NaN or +inf
 // is NaN or +inf still, even of a token that is banned or not allowed, so that whoever takes the maximum finds it.
 template <class F>
 DEVICE void each_processed(const Processed& row, uint32_t first, uint32_t end, F f) {
@@ -142,7 +142,7 @@ DEVICE void each_processed(const Processed& row, uint32_t first, uint32_t end, F
         const uint32_t seen = row.seen == nullptr ? 0 : load_global_4(row.seen + id / 32) >> (id % 32);
         const uint32_t refused = row.limits ? ~(load_global_4(rare().allowed + id / 32) >> (id % 32)) : 0;
         const uint32_t changed =
-            row.changes ? changed_tokens()[id / kTokensOfBlock].bits[id % kTokensOfBlock / 32] >> (id % 32) : 0;
+            row.edits ? changed_tokens()[id / kTokensOfBlock].bits[id % kTokensOfBlock / 32] >> (id % 32) : 0;
         float x[kGroup];
 #pragma unroll
         for (uint32_t i = 0; i < kGroup; i++) {
@@ -151,9 +151,9 @@ DEVICE void each_processed(const Processed& row, uint32_t first, uint32_t end, F
             if (refused >> i & 1) x[i] += __uint_as_float(0xff800000u);
             uint32_t count = 0;
             if (changed >> i & 1) {
-                const Change change = change_of(id + i);
-                x[i] += change.bias;
-                count = change.count;
+                const LogitEdit edit = change_of(id + i);
+                x[i] += edit.bias;
+                count = edit.count;
             }
             if (seen >> i & 1) x[i] = x[i] > 0.0f ? x[i] / row.penalty : multiply_rounded(x[i], row.penalty);
             if (count != 0) {
@@ -338,22 +338,22 @@ DEVICE uint32_t draw(SelectMemory& memory, const Processed& processed, const Sam
 }
 
 // tokens[r] = the token drawn for row r of the step, kNoToken where its logits are not finite (NaN, +inf, or nothing
-// above -inf, before or after what changes them) or where the row names a logits row, bitsets or changes that are not
-// there. Rows with kSkip do nothing. With kInsert the token joins the row's bitset of seen tokens; then no other row of
+// above -inf, before or after what edits them) or where the row names a logits row, bitsets or edits that are not
+// there. Rows with kSkip do nothing. With kMarkSeen the token joins the row's bitset of seen tokens; then no other row of
 // the launch may name that bitset. With kLogprobs logprobs[r] gets the log-probabilities of the token and of row.top
 // best ones, from the logits as they are in memory.
 //
 // Ahead of the temperature the logit x of a token becomes, step by step, each rounded to f32:
 //
 //   x + -inf              where the row has a bitset of allowed tokens and the token is not in it
-//   x + bias              where the token is in the row's list of changes
+//   x + bias              where the token is in the row's list of edits
 //   x / r or x r          of a token in the row's bitset of seen tokens, by the sign of x; r = repetition_penalty
 //   x - count f, then - p where the token is in the list with a count above 0; f, p: frequency and presence penalty
 //
-// The list of changes has each id once, in ascending order.
+// The list of edits has each id once, in ascending order.
 //
 //   rows      SampleRow [gridDim.y]        logits    f32 [logits_rows, pitch]
-//   changes   Change [changes_length]      sets      u32 [set_slots, set_words], a bit for each token
+//   edits   LogitEdit [changes_length]      sets      u32 [set_slots, set_words], a bit for each token
 //   partials  u64 [gridDim.y, gridDim.x]   counters  u32 [gridDim.y], 0 before and after
 //   tokens    u32 [gridDim.y]              logprobs  RowLogprobs [gridDim.y]
 //
@@ -367,12 +367,12 @@ DEVICE uint32_t draw(SelectMemory& memory, const Processed& processed, const Sam
 //
 // Grid (parts, rows), 512 threads. Shared memory: SelectMemory, Rare, and ChangedTokens for each 256 tokens. A row
 // without list, bitset of allowed tokens and penalties of what was generated does not touch the last two.
-// Bytes: 64 rows, 16 more for one with kMore, 4 vocabulary for each row's logits, its bitsets, 16 for each change.
+// Bytes: 64 rows, 16 more for one with kMore, 4 vocabulary for each row's logits, its bitsets, 16 for each edit.
 // FLOPs: 1 a token greedy; about 10 for each visit otherwise, 60 for a variate.
 // Alignment: pitch a multiple of 4; logits and rows 16 bytes.
 // Registers: at most 120 (sample_rows)
 KERNEL(sample_rows, kBlock, 1)
-(const SampleRow* rows, const float* logits, const Change* changes, uint32_t* sets, uint64_t* partials,
+(const SampleRow* rows, const float* logits, const LogitEdit* edits, uint32_t* sets, uint64_t* partials,
  uint32_t* counters, uint32_t* tokens, RowLogprobs* logprobs, uint32_t logits_rows, uint32_t vocabulary,
  uint32_t pitch, uint32_t changes_length, uint32_t set_slots, uint32_t set_words) {
     SHARED_MEMORY(shared);
@@ -383,7 +383,7 @@ KERNEL(sample_rows, kBlock, 1)
     grid_dependency_wait();
     const SampleRow& row = rows[index];
     const uint32_t flags = load_global_4(&row.wants.flags), logits_row = load_global_4(&row.place.logits_row);
-    const SampleRow::Changes own = read(row.changes);
+    const SampleRow::LogitEdits own = read(row.edits);
     const bool greedy = __uint_as_float(load_global_4(&row.choice.temperature)) == 0.0f;
     const bool with_logprobs = flags & kLogprobs, split = greedy && !with_logprobs;
     if ((flags & kSkip) || (part > 0 && !split)) return;
@@ -402,12 +402,12 @@ KERNEL(sample_rows, kBlock, 1)
     uint32_t* const own_seen = own.seen == kNone ? nullptr : sets + static_cast<size_t>(own.seen) * set_words;
     const Processed processed{own_logits, own.repetition_penalty != 1.0f ? own_seen : nullptr, own.repetition_penalty,
                               vocabulary, own.count > 0, more.allowed != kNone};
-    if (processed.changes || processed.limits) {
+    if (processed.edits || processed.limits) {
         if (threadIdx.x == 0) {
             const uint32_t* const allowed = sets + static_cast<size_t>(processed.limits ? more.allowed : 0) * set_words;
-            rare() = Rare{changes + own.first, allowed, own.count, more.frequency_penalty, more.presence_penalty, 0};
+            rare() = Rare{edits + own.first, allowed, own.count, more.frequency_penalty, more.presence_penalty, 0};
         }
-        if (processed.changes) find_changed_tokens(changes + own.first, own.count, vocabulary);
+        if (processed.edits) find_changed_tokens(edits + own.first, own.count, vocabulary);
         block_sync();
     }
 
@@ -441,7 +441,7 @@ KERNEL(sample_rows, kBlock, 1)
     if (threadIdx.x == 0) {
         tokens[index] = token;
         // Everyone in this row's blocks is done with the bitset: they have met at a barrier or the counter since.
-        if ((flags & kInsert) && own_seen != nullptr && token != kNoToken) own_seen[token / 32] |= 1u << (token % 32);
+        if ((flags & kMarkSeen) && own_seen != nullptr && token != kNoToken) own_seen[token / 32] |= 1u << (token % 32);
     }
     if (with_logprobs) {
         RowLogprobs& out = logprobs[index];

@@ -5,7 +5,7 @@ mod common;
 use std::num::NonZeroU32;
 
 use half::bf16;
-use rigel::backend::cuda::model::account::Part;
+use rigel::backend::cuda::model::cost_model::Part;
 use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
 use rigel::backend::cuda::trace::{COPY, EventTimes, LaunchTimes};
 use rigel::backend::{Backend, Batch, Determinism, SequenceRows, Token};

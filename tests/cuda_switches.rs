@@ -9,7 +9,7 @@ use common::Bench;
 use half::bf16;
 use rigel::backend::cpu::{CpuBackend, CpuOptions};
 use rigel::backend::cuda::kernels::gemm_small_m_sm90;
-use rigel::backend::cuda::model::account::{SequenceStep, StepDescription, account};
+use rigel::backend::cuda::model::cost_model::{SequenceStep, StepDescription, kernel_costs};
 use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
 use rigel::backend::cuda::{
     Algorithms, Arguments, AttentionAlgorithm as Attention, Device, Launch, LinearAlgorithm as Linear, Overlap,
@@ -55,13 +55,13 @@ fn run(bench: &Bench, switches: Switches, steps: &[u32]) -> (Vec<Vec<f32>>, Vec<
     interpreter.clear_counters();
     let found = logits(&mut backend, steps);
     let launches = interpreter.counters();
-    // The account knows the switches as the launchers do.
+    // The cost model knows the switches as the launchers do.
     let mut start = 0;
     let mut declared = Vec::new();
     for &rows in steps {
         let sequences = [SequenceStep { rows, start }];
         let step = StepDescription { sequences: &sequences, logits_rows: 1, sampled_rows: 0 };
-        declared.extend(account::<bf16>(&spec, &options, device.properties(), &step));
+        declared.extend(kernel_costs::<bf16>(&spec, &options, device.properties(), &step));
         start += rows;
     }
     let names = |names: Vec<&str>| names.join(" ");

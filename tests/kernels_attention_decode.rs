@@ -72,7 +72,7 @@ struct Run<'a, T> {
     device: OnDevice<'a, T>,
     shape: DecodeShape,
     partials: Buffer<f32>,
-    arrivals: Buffer<u32>,
+    tile_counters: Buffer<u32>,
     out: Buffer<T>,
 }
 
@@ -82,17 +82,17 @@ impl<'a, T: Half> Run<'a, T> {
         let sequences = world.sequences.len();
         let shape = DecodeShape { rows: world.rows, sequences, heads, window, positions, split_len };
         // Longer than needed, as one that serves all buckets is; poisoned with NaN.
-        let WorkspaceLen { partials, arrivals } = shape.workspace_len(form);
+        let WorkspaceLen { partials, tile_counters } = shape.workspace_len(form);
         let mut partials = bench.stream.alloc(partials + 3).unwrap();
         bench.stream.fill_bytes(partials.view_mut(), 0xff).unwrap();
-        let arrivals = bench.stream.zeroed(arrivals + 3).unwrap();
+        let tile_counters = bench.stream.zeroed(tile_counters + 3).unwrap();
         let out = bench.poisoned(world.rows * heads.width());
-        Run { device: world.upload(bench), shape, partials, arrivals, out }
+        Run { device: world.upload(bench), shape, partials, tile_counters, out }
     }
 
     fn launch(&mut self, bench: &Bench, attention: &AttentionDecode<T>) -> Result<(), CudaError> {
-        let Run { device, shape, partials, arrivals, out } = self;
-        let workspace = DecodeWorkspace { partials: partials.view_mut(), arrivals: arrivals.view_mut() };
+        let Run { device, shape, partials, tile_counters, out } = self;
+        let workspace = DecodeWorkspace { partials: partials.view_mut(), tile_counters: tile_counters.view_mut() };
         // SAFETY: the world's tables fit its rows and cache.
         unsafe { attention.launch(&bench.stream, *shape, device.inputs(), workspace, out.view_mut()) }
     }
@@ -137,8 +137,8 @@ fn agrees<T: Half>() {
             bench.run_all(&works, || run.launch(bench, attention));
             assert_no_bank_conflicts(&place);
             reference.check(world, &run.found(bench), is_decode, &place);
-            let arrivals = bench.stream.download(run.arrivals.view()).unwrap();
-            assert_eq!(arrivals, vec![0; arrivals.len()], "{place}: counters");
+            let tile_counters = bench.stream.download(run.tile_counters.view()).unwrap();
+            assert_eq!(tile_counters, vec![0; tile_counters.len()], "{place}: counters");
         }
     });
 }
@@ -226,12 +226,12 @@ device_test! {
                 let mut run = Run::new(bench, &world, form, 701, split_len);
                 let first = bench.download(run.device.queries.view());
                 let mut b = bench.upload(&first);
-                let Run { device, shape, partials, arrivals, .. } = &mut run;
+                let Run { device, shape, partials, tile_counters, .. } = &mut run;
                 // There and back: the outputs are the next queries, and the workspace is the same.
                 bench.assert_same_however_launched(&first, |a| {
                     let mut attend = |queries: Slice<'_, bf16>, out: SliceMut<'_, bf16>| {
                         let inputs = AttentionInputs { queries, ..device.inputs() };
-                        let workspace = DecodeWorkspace { partials: partials.view_mut(), arrivals: arrivals.view_mut() };
+                        let workspace = DecodeWorkspace { partials: partials.view_mut(), tile_counters: tile_counters.view_mut() };
                         // SAFETY: the world's tables fit its rows and cache.
                         unsafe { attention.launch(stream, *shape, inputs, workspace, out) }
                     };
@@ -253,14 +253,14 @@ device_test! {
             let (device, right) = (&run.device, run.shape);
             let mut refused = |shape: DecodeShape, partials: usize| {
                 let partials = run.partials.slice_mut(..partials).unwrap();
-                let workspace = DecodeWorkspace { partials, arrivals: run.arrivals.view_mut() };
+                let workspace = DecodeWorkspace { partials, tile_counters: run.tile_counters.view_mut() };
                 let out = run.out.view_mut();
                 // SAFETY: refused before it is launched.
                 let launched = unsafe { attention.launch(&bench.stream, shape, device.inputs(), workspace, out) };
                 launched.unwrap_err().to_string()
             };
             // 1 sequence x 4 heads x 2 splits x (64 + 2).
-            assert_eq!(right.workspace_len(Variant::Split), WorkspaceLen { partials: 528, arrivals: 0 });
+            assert_eq!(right.workspace_len(Variant::Split), WorkspaceLen { partials: 528, tile_counters: 0 });
             assert_eq!(refused(right, 527), "attention_decode: workspace is 527, expected at least 528 elements");
             let shape = DecodeShape { split_len: 80, ..right };
             assert_eq!(refused(shape, 528), "attention_decode: split_len is 80, expected a multiple of 64");
@@ -294,8 +294,8 @@ device_test! {
                 run.launch(bench, &attention).unwrap();
                 let found = run.found(bench);
                 assert!(found[12 * 128..].iter().all(|x| x.to_f64().is_finite()), "{form:?}, {positions} positions");
-                let arrivals = bench.stream.download(run.arrivals.view()).unwrap();
-                assert_eq!(arrivals, vec![0; arrivals.len()], "{form:?}, {positions} positions");
+                let tile_counters = bench.stream.download(run.tile_counters.view()).unwrap();
+                assert_eq!(tile_counters, vec![0; tile_counters.len()], "{form:?}, {positions} positions");
             }
             let mut run = Run::new(bench, &worlds[1], form, 301, 64);
             run.launch(bench, &attention).unwrap();
@@ -312,10 +312,10 @@ device_test! {
             let attention = load::<bf16>(bench, 64, Variant::Cluster);
             let mut run = Run::new(bench, &world, Variant::Cluster, 1000, 64);
             // 16 splits are 2 clusters: 1 sequence x 4 heads x 2 x (64 + 2).
-            assert_eq!(run.shape.workspace_len(Variant::Cluster), WorkspaceLen { partials: 528, arrivals: 4 });
-            run.arrivals = bench.stream.zeroed(3).unwrap();
+            assert_eq!(run.shape.workspace_len(Variant::Cluster), WorkspaceLen { partials: 528, tile_counters: 4 });
+            run.tile_counters = bench.stream.zeroed(3).unwrap();
             let error = run.launch(bench, &attention).unwrap_err().to_string();
-            assert_eq!(error, "attention_decode: arrivals is 3, expected at least 4 elements");
+            assert_eq!(error, "attention_decode: tile_counters is 3, expected at least 4 elements");
         });
     }
 }

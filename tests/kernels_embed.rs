@@ -5,7 +5,7 @@ mod common;
 use common::{Bench, Half, Random};
 use half::{bf16, f16};
 use rigel::backend::cuda::CudaError;
-use rigel::backend::cuda::kernels::embed::{DRAWN, Embed, EmbedShape};
+use rigel::backend::cuda::kernels::embed::{Embed, EmbedShape, SAMPLED};
 
 /// Of a block of 128 threads, each with 8 elements: one thread, all but one, all, one more; and the model's.
 const WIDTHS: [usize; 6] = [8, 1016, 1024, 1032, 2056, 4608];
@@ -67,7 +67,7 @@ device_test! {
             let table = bench.upload(&table);
             // The last draw was none: its row had no finite logits.
             let draws = bench.stream.upload(&[2u32, 1, u32::MAX]).unwrap();
-            let ids = bench.stream.upload(&[DRAWN | 1, 3, DRAWN, DRAWN | 2, DRAWN | 3]).unwrap();
+            let ids = bench.stream.upload(&[SAMPLED | 1, 3, SAMPLED, SAMPLED | 2, SAMPLED | 3]).unwrap();
             let mut out = bench.poisoned::<f16>(5 * 8);
             let (ids, draws) = (ids.view(), Some(draws.view()));
             embed.gather(&bench.stream, shape, ids, draws, table.view(), out.view_mut()).unwrap();

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use common::{Bench, Random};
 use rigel::backend::cuda::kernels::sample::{
-    Change, Insertion, Logprobs, LogprobsRow, LogprobsShape, MAX_TOP, MAX_VOCABULARY, NO_TOKEN, RowLogprobs, RowParams,
-    Sample, SampleInputs, SampleOutputs, SampleShape, set_words,
+    LogitEdit, Logprobs, LogprobsRow, LogprobsShape, MAX_TOP, MAX_VOCABULARY, NO_TOKEN, RowLogprobs, RowParams, Sample,
+    SampleInputs, SampleOutputs, SampleShape, SeenUpdate, set_words,
 };
 use rigel::backend::cuda::{Arguments, CudaError, Launch, Work};
 use rigel::sampling::{
@@ -24,7 +24,7 @@ struct Asked {
     position: u32,
     /// Tokens of the prompt, where a bitset of these and of the output goes along.
     seen: Option<Vec<u32>>,
-    insertion: Insertion,
+    insertion: SeenUpdate,
     /// Tokens generated.
     output: Vec<u32>,
     banned: Vec<u32>,
@@ -33,7 +33,7 @@ struct Asked {
 
 impl Asked {
     fn new(params: SamplingParams, logits_row: usize, position: u32) -> Asked {
-        let insertion = Insertion::None;
+        let insertion = SeenUpdate::None;
         Asked { params, logits_row, position, seen: None, insertion, output: vec![], banned: vec![], top: None }
     }
 
@@ -42,15 +42,16 @@ impl Asked {
         self.seen.as_ref().map(|seen| [seen.as_slice(), &self.output].concat())
     }
 
-    /// The row's list of changes, which is in order.
-    fn changes(&self) -> Vec<Change> {
-        let mut changes: BTreeMap<u32, (f32, u32)> = BTreeMap::new();
-        self.params.logit_bias.iter().for_each(|(id, bias)| changes.entry(id.0).or_default().0 = *bias);
-        self.output.iter().for_each(|id| changes.entry(*id).or_default().1 += 1);
+    /// The row's list of edits, which is in order.
+    fn edits(&self) -> Vec<LogitEdit> {
+        let mut edits: BTreeMap<u32, (f32, u32)> = BTreeMap::new();
+        self.params.logit_bias.iter().for_each(|(id, bias)| edits.entry(id.0).or_default().0 = *bias);
+        self.output.iter().for_each(|id| edits.entry(*id).or_default().1 += 1);
         let banned = self.banned.iter().copied().chain(self.params.banned_token_ids.iter().map(|id| id.0));
-        banned.for_each(|id| changes.entry(id).or_default().0 = f32::NEG_INFINITY);
-        let change = |(id, (bias, count))| Change::biased(TokenId(id), bias).and(Change::generated(TokenId(id), count));
-        changes.into_iter().map(change).collect()
+        banned.for_each(|id| edits.entry(id).or_default().0 = f32::NEG_INFINITY);
+        let change =
+            |(id, (bias, count))| LogitEdit::biased(TokenId(id), bias).and(LogitEdit::generated(TokenId(id), count));
+        edits.into_iter().map(change).collect()
     }
 }
 
@@ -106,7 +107,7 @@ impl Case {
 
     fn run(&self, bench: &Bench, launcher: &Sample) -> Outcome {
         // No row's.
-        let mut changes = vec![Change::banned(TokenId(7))];
+        let mut edits = vec![LogitEdit::banned(TokenId(7))];
         let mut params = Vec::new();
         for (slot, row) in self.rows.iter().enumerate() {
             let Some(row) = row else {
@@ -120,8 +121,8 @@ impl Case {
             if row.params.allowed_token_ids.is_some() {
                 own = own.with_allowed(2 * slot as u32 + 1);
             }
-            own = own.with_changes(changes.len() as u32, row.changes().len() as u32);
-            changes.extend(row.changes());
+            own = own.with_changes(edits.len() as u32, row.edits().len() as u32);
+            edits.extend(row.edits());
             if let Some(top) = row.top {
                 own = own.with_logprobs(top as u32);
             }
@@ -136,7 +137,7 @@ impl Case {
         };
         let stream = &bench.stream;
         let (rows, logits) = (stream.upload(&params).unwrap(), stream.upload(&self.flat_logits()).unwrap());
-        let changes = stream.upload(&changes).unwrap();
+        let edits = stream.upload(&edits).unwrap();
         let mut sets = stream.upload(&self.flat_sets()).unwrap();
         let mut tokens = stream.upload(&vec![POISON; params.len()]).unwrap();
         let mut logprobs = stream.alloc(params.len()).unwrap();
@@ -144,7 +145,7 @@ impl Case {
         let mut partials = stream.alloc(launcher.partials(shape.rows, shape.vocabulary)).unwrap();
         let mut counters = stream.zeroed(shape.rows).unwrap();
         let mut launch = || {
-            let inputs = SampleInputs { rows: rows.view(), logits: logits.view(), changes: changes.view() };
+            let inputs = SampleInputs { rows: rows.view(), logits: logits.view(), edits: edits.view() };
             let outputs = SampleOutputs {
                 tokens: tokens.view_mut(),
                 logprobs: logprobs.view_mut(),
@@ -208,7 +209,7 @@ impl Case {
                         }
                         None => assert!(untouched(), "{place}: log-probabilities without being asked for"),
                     }
-                    if row.seen.is_some() && row.insertion == Insertion::DrawnToken {
+                    if row.seen.is_some() && row.insertion == SeenUpdate::SampledToken {
                         expected_sets[2 * index * words + found as usize / 32] |= 1 << (found % 32);
                     }
                 }
@@ -235,7 +236,7 @@ fn reference(logits: &[f32], row: &Asked) -> Result<u32, SampleError> {
     sample(logits, &asked).map(|sampled| sampled.token.0)
 }
 
-/// What changes logits ahead of the temperature.
+/// What edits logits ahead of the temperature.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Stage {
     Allowed,
@@ -422,14 +423,14 @@ fn mixed(vocabulary: usize, kinds: &[usize], random: &mut Random) -> Case {
             }
             1 => {
                 row.banned = some(random, vocabulary / 7);
-                // Ids that are no token. Of their changes the id alone is read, which shows among few bytes.
+                // Ids that are no token. Of their edits the id alone is read, which shows among few bytes.
                 if vocabulary > 500 {
                     row.banned.extend([vocabulary as u32, u32::MAX]);
                 }
             }
             2 => {
                 row.seen = Some(some(random, 3));
-                row.insertion = Insertion::DrawnToken;
+                row.insertion = SeenUpdate::SampledToken;
             }
             3 => row.top = Some([0, 1, 5, 20, MAX_TOP][turn % 5]),
             4 => {
@@ -457,7 +458,7 @@ fn mixed(vocabulary: usize, kinds: &[usize], random: &mut Random) -> Case {
                 row.params.allowed_token_ids = Some(allowed.into_iter().map(TokenId).collect());
                 row.output = some(random, vocabulary / 3);
                 row.seen = Some(some(random, vocabulary / 2));
-                row.insertion = Insertion::DrawnToken;
+                row.insertion = SeenUpdate::SampledToken;
                 row.banned = some(random, vocabulary / 5);
                 row.top = Some(3);
             }
@@ -595,7 +596,7 @@ fn spoiled(bench: &Bench, launcher: &Sample, vocabulary: usize) {
         for penalty in [1e-30, 1e30] {
             let params = SamplingParams { repetition_penalty: penalty, ..params.clone() };
             let seen = Some(vec![last as u32 / 2, 0, 2]);
-            rows.push(Some(Asked { seen, insertion: Insertion::DrawnToken, ..Asked::new(params, 5, 11) }));
+            rows.push(Some(Asked { seen, insertion: SeenUpdate::SampledToken, ..Asked::new(params, 5, 11) }));
         }
     }
     let failures = rows.iter().flatten().filter(|row| reference(&logits[row.logits_row], row).is_err()).count();
@@ -817,7 +818,7 @@ device_test! {
             let mut random = Random(9);
             let case_logits = [logits_like(0, vocabulary, &mut random), logits_like(0, vocabulary, &mut random)];
             let logits = stream.upload(&case_logits.concat()).unwrap();
-            let changes = stream.upload(&[Change::banned(TokenId(3))]).unwrap();
+            let edits = stream.upload(&[LogitEdit::banned(TokenId(3))]).unwrap();
             let mut rows = stream.upload(&[RowParams::SKIP; 2]).unwrap();
             let mut sets = stream.zeroed::<u32>(set_words(vocabulary)).unwrap();
             let mut tokens = stream.upload(&[POISON; 2]).unwrap();
@@ -826,7 +827,7 @@ device_test! {
             let mut partials = stream.alloc::<u64>(launcher.partials(2, vocabulary) + 5).unwrap();
             let mut counters = stream.zeroed::<u32>(7).unwrap();
             let mut step = || {
-                let inputs = SampleInputs { rows: rows.view(), logits: logits.view(), changes: changes.view() };
+                let inputs = SampleInputs { rows: rows.view(), logits: logits.view(), edits: edits.view() };
                 let outputs = SampleOutputs {
                     tokens: tokens.view_mut(),
                     logprobs: logprobs.view_mut(),
@@ -844,7 +845,7 @@ device_test! {
             let drawn = SamplingParams { temperature: 1.0, top_k: 20, seed: 4, ..Default::default() };
             let mut chosen = Vec::new();
             for position in 0..3u32 {
-                let first = RowParams::new(&greedy, 1, position).with_seen(0, Insertion::DrawnToken);
+                let first = RowParams::new(&greedy, 1, position).with_seen(0, SeenUpdate::SampledToken);
                 let second =
                     if position < 2 { RowParams::new(&drawn, 0, position) } else { RowParams::SKIP };
                 stream.copy_from_host(&[first, second], rows.view_mut()).unwrap();
@@ -946,7 +947,7 @@ device_test! {
             let params = SamplingParams::default();
             let rows = stream.upload(&[
                 RowParams::new(&params, 1, 0),
-                RowParams::new(&params, 0, 0).with_seen(1, Insertion::DrawnToken),
+                RowParams::new(&params, 0, 0).with_seen(1, SeenUpdate::SampledToken),
                 RowParams::new(&params, 0, 0).with_changes(3, 0),
                 RowParams::new(&params, 0, 0).with_changes(1, 2).with_logprobs(2),
                 RowParams::new(&params, 0, 0).with_allowed(1),
@@ -955,13 +956,13 @@ device_test! {
                 RowParams::new(&params, 0, 0).with_allowed(0),
             ]).unwrap();
             let logits: Vec<f32> = (0..40).map(|i| i as f32).collect();
-            let (logits, changes) = (stream.upload(&logits).unwrap(), stream.upload(&[38, 39].map(|id| Change::banned(TokenId(id)))).unwrap());
+            let (logits, edits) = (stream.upload(&logits).unwrap(), stream.upload(&[38, 39].map(|id| LogitEdit::banned(TokenId(id)))).unwrap());
             let mut sets = stream.zeroed::<u32>(set_words(40)).unwrap();
             let mut tokens = stream.upload(&[POISON; 7]).unwrap();
             let mut logprobs = stream.zeroed::<RowLogprobs>(7).unwrap();
             let mut partials = stream.alloc::<u64>(launcher.partials(7, 40)).unwrap();
             let mut counters = stream.zeroed::<u32>(7).unwrap();
-            let inputs = SampleInputs { rows: rows.view(), logits: logits.view(), changes: changes.view() };
+            let inputs = SampleInputs { rows: rows.view(), logits: logits.view(), edits: edits.view() };
             let outputs = SampleOutputs {
                 tokens: tokens.view_mut(),
                 logprobs: logprobs.view_mut(),
@@ -986,7 +987,7 @@ device_test! {
             let shape = SampleShape { rows: 2, logits_rows: 3, vocabulary: 30, pitch: 32, set_slots: 4 };
             let rows = stream.upload(&[RowParams::SKIP; 3]).unwrap();
             let logits = stream.zeroed::<f32>(3 * 32 + 8).unwrap();
-            let changes = stream.zeroed::<Change>(0).unwrap();
+            let edits = stream.zeroed::<LogitEdit>(0).unwrap();
             let refused = |shape: SampleShape, shift: usize, lengths: [usize; 5]| -> String {
                 let [tokens, outs, sets, partials, counters] = lengths;
                 let mut tokens = stream.zeroed::<u32>(tokens).unwrap();
@@ -996,7 +997,7 @@ device_test! {
                 let mut counters = stream.zeroed::<u32>(counters).unwrap();
                 let logits = logits.slice(shift..shift + shape.logits_rows.min(3) * 32).unwrap();
                 let rows = rows.slice(..shape.rows.min(3)).unwrap();
-                let inputs = SampleInputs { rows, logits, changes: changes.view() };
+                let inputs = SampleInputs { rows, logits, edits: edits.view() };
                 let outputs = SampleOutputs {
                     tokens: tokens.view_mut(),
                     logprobs: logprobs.view_mut(),

@@ -63,13 +63,13 @@ struct RowStatistics {
         return row;
     }
     // Eight elements, normalised and rounded.
-    DEVICE uint4 apply(const RowStatistics& row, const uint4& packed, const uint4& scale, const uint4& shift) {
-        float x[kVector], scales[kVector], shifts[kVector], y[kVector];
+    DEVICE uint4 apply(const RowStatistics& row, const uint4& packed, const uint4& weight, const uint4& bias) {
+        float x[kVector], weights[kVector], biases[kVector], y[kVector];
         unpack<T>(packed, x);
-        unpack<T>(scale, scales);
-        unpack<T>(shift, shifts);
+        unpack<T>(weight, weights);
+        unpack<T>(bias, biases);
 #pragma unroll
-        for (uint32_t i = 0; i < kVector; i++) y[i] = (x[i] - row.mean) * row.inverse * scales[i] + shifts[i];
+        for (uint32_t i = 0; i < kVector; i++) y[i] = (x[i] - row.mean) * row.inverse * weights[i] + biases[i];
         return pack<T>(y);
     }
 };

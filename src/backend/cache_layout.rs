@@ -1,26 +1,26 @@
-//! Which layers share pages of the cache, and how many pages each group of them has. Shared by the backends, none of which
-//! it knows.
+//! Layout of the cache: which layers share a group, and the pages of each group. Shared by the backends and independent
+//! of them.
 
 use std::num::NonZeroU32;
 
 use crate::kv::{CacheGeometry, CacheGroup, KvFormat};
 use crate::model::ModelSpec;
 
-/// Where a layer's keys and values are.
+/// Location of a layer's keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LayerPlace {
-    /// The group of the cache.
+    /// The cache group.
     pub(crate) group: usize,
-    /// Index among the layers of the group.
+    /// Index within the group.
     pub(crate) index: usize,
 }
 
-/// The place of each layer, in the order of the layers.
+/// The location of each layer.
 pub(crate) fn layer_places(spec: &ModelSpec) -> Vec<LayerPlace> {
     let windows = spec.windows();
     let mut layers = vec![0; windows.len()];
     let mut place = |window| {
-        // Every layer's window is one of them.
+        // Every layer's window is in the list.
         let group = windows.iter().position(|of_group| *of_group == window).unwrap_or(0);
         layers[group] += 1;
         LayerPlace { group, index: layers[group] - 1 }
@@ -28,20 +28,19 @@ pub(crate) fn layer_places(spec: &ModelSpec) -> Vec<LayerPlace> {
     spec.layers.iter().map(|layer| place(layer.attention.window)).collect()
 }
 
-/// What a cache of these sizes is for `spec`.
+/// Parameters of a cache for `spec`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CacheSizes {
-    /// Positions of a page.
+    /// Positions per page.
     pub(crate) page_size: NonZeroU32,
-    /// The most rows of a step.
+    /// Most rows in a step.
     pub(crate) max_rows: usize,
-    /// Of keys and values.
+    /// Format of keys and values.
     pub(crate) format: KvFormat,
 }
 
 impl CacheSizes {
-    /// The cache whose widest group has `pages` pages. The others have as many as serve as many sequences: pages of all
-    /// groups grow together.
+    /// The cache whose widest group has `pages` pages. The other groups get pages for as many sequences.
     pub(crate) fn geometry(&self, spec: &ModelSpec, pages: u32) -> CacheGeometry {
         let positions = u32::try_from(spec.max_positions).unwrap_or(u32::MAX);
         let of_sequence =
@@ -51,14 +50,14 @@ impl CacheSizes {
         let group = |window: Option<NonZeroU32>| {
             // No window needs more pages than the widest.
             let share = (u64::from(pages) * u64::from(of_sequence(window, rows))).div_ceil(widest) as u32;
-            // Where the widest group has what one sequence needs, so have the others, whatever was rounded.
+            // If the widest group holds one sequence, so must the others, despite rounding.
             let pages = share.max(of_sequence(window, 1).min(pages));
             CacheGroup { window, pages, format: self.format, page_bytes: self.page_bytes(spec, window) }
         };
         CacheGeometry { page_size: self.page_size, groups: spec.windows().into_iter().map(group).collect() }
     }
 
-    /// The most pages of the widest group of a cache of up to `bytes` bytes.
+    /// Most pages of the widest group within `bytes` bytes.
     pub(crate) fn max_pages(&self, spec: &ModelSpec, bytes: u64) -> u32 {
         largest(u32::MAX, |pages| Ok::<_, std::convert::Infallible>(self.geometry(spec, pages).bytes() <= bytes))
             .unwrap_or_else(|never| match never {})
@@ -72,7 +71,7 @@ impl CacheSizes {
     }
 }
 
-/// The largest of `0..=most` that fits, where all below it do; 0 does.
+/// Binary search: the largest of `0..=most` that fits; 0 fits.
 pub(crate) fn largest<E>(most: u32, mut fits: impl FnMut(u32) -> Result<bool, E>) -> Result<u32, E> {
     let (mut low, mut high) = (0, most);
     while low < high {

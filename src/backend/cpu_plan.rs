@@ -1,4 +1,4 @@
-//! What a model takes of a CPU's memory, before anything is loaded.
+//! CPU memory of a model, before it is loaded.
 
 use std::num::NonZeroUsize;
 
@@ -7,38 +7,37 @@ use super::open::BackendOptions;
 use crate::host::{AvailableMemory, available_memory};
 use crate::model::ModelSpec;
 
-/// What one sequence of the whole context takes on the CPU.
+/// CPU memory for one sequence at full context.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CpuPlan {
-    /// Bytes of the weights, as they are stored: mapped, in memory that the system may take back.
+    /// Bytes of the weights as stored: mapped, so the system may reclaim them.
     pub weight_bytes: u64,
-    /// Bytes of the cache of keys and values.
+    /// Bytes of the KV cache.
     pub cache_bytes: u64,
     /// Bytes of the activations.
     pub activation_bytes: u64,
-    /// Positions of the sequence.
+    /// Context length.
     pub positions: usize,
-    /// What this process can have, files in the page cache included; `None` where the system does not say.
+    /// Bytes available to this process, page cache included. `None` if unknown.
     pub available: Option<AvailableMemory>,
 }
 
 impl CpuPlan {
-    /// Bytes of all of it.
+    /// Total bytes.
     pub fn needed(&self) -> u64 {
         self.weight_bytes.saturating_add(self.cache_bytes).saturating_add(self.activation_bytes)
     }
 
-    /// Whether all of it stays in memory; `None` where the system does not say. Weights that do not are read again for
-    /// every token.
+    /// Whether everything stays in memory; otherwise weights are read again for every token. `None` if unknown.
     pub fn fits(&self) -> Option<bool> {
         self.available.map(|available| self.needed() <= available.bytes)
     }
 }
 
 impl BackendOptions {
-    /// What [`open`](fn@super::open) would take of the CPU's memory with these options, for one sequence of the whole
-    /// context over weights of `weight_bytes` bytes. Nothing is read.
+    /// What [`open`](fn@super::open) would take with these options for one sequence at full context, with
+    /// `weight_bytes` bytes of weights. Reads nothing.
     pub fn plan_cpu(&self, spec: &ModelSpec, weight_bytes: u64) -> CpuPlan {
         let spec = self.limited(spec.clone());
         let (step, options) = self.for_sequences(NonZeroUsize::MIN).cpu_step(&spec);

@@ -1,4 +1,4 @@
-//! Which device a backend computes on, as plain data: what people and logs are told of it.
+//! The device of a backend, as plain data for users and logs.
 
 use std::fmt;
 
@@ -6,36 +6,36 @@ use super::cpu::Isa;
 use crate::checkpoint::Dtype;
 use crate::host::counted;
 
-/// The device that a backend computes on, and the dtype that its weights have there. Displays as
-/// `cpu (avx512, 2 threads)` or `gpu 0 (NVIDIA H200, bf16)`.
+/// The device of a backend and the dtype of its weights. Displays as `cpu (avx512, 2 threads)` or `gpu 0 (NVIDIA H200,
+/// bf16)`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeviceInfo {
     /// The CPU.
     #[non_exhaustive]
     Cpu {
-        /// The instruction set of its kernels.
+        /// Instruction set of the kernels.
         isa: Isa,
-        /// Threads that compute.
+        /// Number of threads.
         threads: usize,
-        /// Dtype of the embedding, and mostly of all matrices: they are used as they are stored.
+        /// Dtype of the embedding, and usually of all matrices.
         dtype: Dtype,
     },
     /// An NVIDIA GPU.
     #[non_exhaustive]
     Cuda {
-        /// The driver's number of it, counted from 0.
+        /// Device ordinal.
         ordinal: usize,
-        /// Such as `NVIDIA H200`.
+        /// Name, such as `NVIDIA H200`.
         name: String,
-        /// Major and minor number: 9 and 0 of 9.0.
+        /// Compute capability, major and minor.
         compute_capability: (u32, u32),
         /// Bytes of its memory.
         memory_bytes: u64,
         /// Dtype of the weights there, [`Dtype::Bf16`] or [`Dtype::F16`].
         dtype: Dtype,
     },
-    /// What a backend of another crate computes on, under the name that it gives.
+    /// A backend of another crate.
     Other {
         /// Its name.
         name: String,

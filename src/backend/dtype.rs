@@ -1,9 +1,9 @@
-//! In which dtype a GPU holds the weights.
+//! The dtype of weights on a GPU.
 
 use crate::checkpoint::{Checkpoint, Config, Dtype};
 use crate::model::ModelSpec;
 
-/// In which dtype a GPU holds the weights. The CPU uses them as they are stored.
+/// The dtype of weights on a GPU. The CPU uses weights as stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WeightDtype {
     /// F16 where all matrices are stored in F16, else BF16.
@@ -16,7 +16,7 @@ pub enum WeightDtype {
 }
 
 impl WeightDtype {
-    /// The dtype that the weights of `checkpoint` get, F16 or BF16. Matrices decide: norms and biases follow them.
+    /// The dtype for a checkpoint's weights, F16 or BF16. Matrices decide; norms and biases follow.
     pub fn resolve(self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Dtype {
         match self {
             WeightDtype::Bf16 => Dtype::Bf16,
@@ -26,8 +26,8 @@ impl WeightDtype {
         }
     }
 
-    /// The dtype of weights that nobody stored, of the network that `config` describes: what was asked for, or F16 where `config` says
-    /// so, else BF16.
+    /// The dtype of random weights for the network of `config`: the requested one, or F16 if `config` says so, else
+    /// BF16.
     pub fn of_config(self, config: &Config) -> Dtype {
         match (self, config.dtype.as_deref()) {
             (WeightDtype::F16, _) | (WeightDtype::Auto, Some("float16")) => Dtype::F16,
@@ -35,8 +35,7 @@ impl WeightDtype {
         }
     }
 
-    /// [`WeightDtype::resolve`], with a log line where the weights do not stay what they are: a warning where nobody
-    /// asked for that.
+    /// As [`WeightDtype::resolve`], and logs a conversion: as a warning if nobody asked for it.
     pub fn resolve_and_log(self, checkpoint: &Checkpoint, spec: &ModelSpec) -> Dtype {
         let dtype = self.resolve(checkpoint, spec);
         if let Some(line) = conversion(&matrix_dtypes(checkpoint, spec), dtype) {
@@ -50,7 +49,7 @@ impl WeightDtype {
     }
 }
 
-/// What is done to matrices of the dtypes `stored`, if anything.
+/// The conversion applied to matrices of the dtypes `stored`, if any.
 fn conversion(stored: &[Dtype], dtype: Dtype) -> Option<String> {
     if stored.iter().all(|stored| *stored == dtype) {
         return None;
@@ -59,7 +58,7 @@ fn conversion(stored: &[Dtype], dtype: Dtype) -> Option<String> {
     Some(format!("is stored in {}: rounding to {dtype} for the GPU", names.join(" and ")))
 }
 
-/// The dtypes of the matrices that the network uses, each once, sorted.
+/// Dtypes of the network's matrices, sorted, without duplicates.
 pub(super) fn matrix_dtypes(checkpoint: &Checkpoint, spec: &ModelSpec) -> Vec<Dtype> {
     let matrices = spec.tensors().into_iter().filter(|tensor| tensor.shape.len() == 2);
     let mut dtypes: Vec<Dtype> = matrices.filter_map(|tensor| checkpoint.dtype(&tensor.name)).collect();

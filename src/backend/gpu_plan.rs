@@ -1,5 +1,5 @@
-//! Whether a model fits a GPU, before there is one: what [`open`](fn@super::open) would allocate there, by the code
-//! that allocates it.
+//! Whether a model fits a GPU, without the GPU: what [`open`](fn@super::open) would allocate, computed by the code that
+//! allocates it.
 
 use std::num::{NonZeroU32, NonZeroUsize};
 
@@ -10,67 +10,66 @@ use super::cuda::model::{CudaOptions, DRIVER_BYTES, MAX_SEQUENCES, MemoryPlan, m
 use super::open::{BackendOptions, CUDA_SEQUENCES};
 use crate::model::ModelSpec;
 
-/// What an engine takes of a GPU so that all sequences of a step can have the whole context at once.
+/// GPU memory needed for all sequences of a step at full context.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GpuPlan {
-    /// What is allocated, line by line, with `pages_for_all` pages.
+    /// Allocations with `pages_for_all` pages, line by line.
     pub memory: MemoryPlan,
-    /// Bytes kept free for the driver.
+    /// Bytes reserved for the driver.
     pub driver_bytes: u64,
-    /// Bytes that there are.
+    /// Bytes available.
     pub room: u64,
-    /// The most sequences of a step.
+    /// Most sequences in a step.
     pub sequences: usize,
-    /// Positions of a sequence.
+    /// Context length.
     pub positions: usize,
-    /// The most rows of a step.
+    /// Most rows in a step.
     pub rows: usize,
-    /// Positions of a page.
+    /// Positions per page.
     pub page_size: u32,
-    /// Pages that one sequence of the whole context has at the most.
+    /// Most pages of one sequence at full context.
     pub pages_of_sequence: u32,
-    /// Pages that one sequence needs to come to its end, a token a step; without them the engine does not start.
+    /// Pages one sequence needs to finish, one token per step. The engine does not start with fewer.
     pub min_pages: u32,
     /// Pages of all sequences.
     pub pages_for_all: u32,
-    /// Pages that there is room for beside all else; none where not even all else fits.
+    /// Pages that fit beside everything else. `None` if everything else does not fit.
     pub pages: Option<u32>,
 }
 
 impl GpuPlan {
-    /// Whether all of it fits.
+    /// Returns `true` if everything fits.
     pub fn fits(&self) -> bool {
         self.pages.is_some_and(|pages| pages >= self.pages_for_all)
     }
 
-    /// Whether the engine starts, be it with a smaller cache: sequences then wait for pages.
+    /// Returns `true` if the engine starts, perhaps with a smaller cache in which sequences wait for pages.
     pub fn starts(&self) -> bool {
         self.pages.is_some_and(|pages| pages >= self.min_pages)
     }
 
-    /// All lines and the driver's part.
+    /// All allocations and the driver's reserve.
     pub fn needed(&self) -> u64 {
         self.memory.needed()
     }
 
-    /// Sequences of the whole context that are computed at once: no more than a step has, and one where the cache has just
-    /// the pages that the engine starts with.
+    /// Sequences at full context computed at once: at most a step's, and one if the cache has just the minimum.
     pub fn sequences_at_once(&self) -> usize {
         (self.whole_sequences() as usize).clamp(usize::from(self.starts()), self.sequences)
     }
 
-    /// Sequences of the whole context that the memory has room for at once.
+    /// Sequences at full context that the memory holds at once.
     pub fn whole_sequences(&self) -> u32 {
         self.pages.unwrap_or(0) / self.pages_of_sequence.max(1)
     }
 }
 
 impl BackendOptions {
-    /// What [`open`](fn@super::open) would allocate on a GPU like `gpu` where the model may take `room` bytes, with these
-    /// options. No device is needed and nothing is read. Where it [fits](GpuPlan::fits), it is what is allocated.
+    /// What [`open`](fn@super::open) would allocate with these options on a GPU like `gpu`, if the model may take
+    /// `room` bytes. Needs no device and reads nothing. If it [fits](GpuPlan::fits), exactly this is allocated.
     ///
     /// # Errors
-    /// A network or options that the kernels are not written for.
+    /// The kernels do not support the network or the options.
     pub fn plan_gpu(&self, spec: &ModelSpec, gpu: &Properties, room: u64) -> Result<GpuPlan, BackendError> {
         let spec = self.limited(spec.clone());
         let (step, options) = self.cuda_step(&spec);
@@ -90,10 +89,10 @@ impl BackendOptions {
         })
     }
 
-    /// The longest context with which as many sequences as asked for fit; none where not even one position does.
+    /// The longest context at which the requested sequences fit. `None` if not even one position does.
     ///
     /// # Errors
-    /// Those of [`BackendOptions::plan_gpu`].
+    /// As for [`BackendOptions::plan_gpu`].
     pub fn longest_context(
         &self,
         spec: &ModelSpec,
@@ -111,11 +110,11 @@ impl BackendOptions {
         Ok(NonZeroU32::new(largest(most, fits)?))
     }
 
-    /// The most sequences that fit with the context asked for; none where not even one does. No more than the GPU's cache
-    /// can have pages.
+    /// Most sequences that fit at the requested context, limited by the cache's maximum number of pages. `None` if not
+    /// even one does.
     ///
     /// # Errors
-    /// Those of [`BackendOptions::plan_gpu`].
+    /// As for [`BackendOptions::plan_gpu`].
     pub fn max_sequences(
         &self,
         spec: &ModelSpec,

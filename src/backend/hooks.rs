@@ -1,14 +1,13 @@
-//! What tests do to a backend that nobody else does.
+//! Test hooks of a backend.
 
 use super::BackendError;
 use crate::kv::PageId;
 
-/// For tests of those who own pages.
+/// Hooks for tests of page management.
 pub trait BackendHooks {
-    /// Fills keys and values of pages of a group with NaN, behind the work that was given before, so that whoever reads a
-    /// page that was freed is found.
+    /// Submits a NaN fill of `pages` of a group, to expose reads of freed pages.
     ///
     /// # Errors
-    /// [`BackendError::InvalidBatch`] for a page that is none of the cache; what the device says.
+    /// [`BackendError::InvalidBatch`] if a page is out of range; device errors.
     fn poison(&mut self, group: usize, pages: &[PageId]) -> Result<(), BackendError>;
 }

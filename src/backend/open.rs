@@ -1,5 +1,4 @@
-//! From a model's name to a backend with weights: which device, how large a step and the cache are, and where the weights
-//! come from.
+//! Opens a model on a device: chooses the device, sizes steps and cache, and loads the weights.
 
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::time::Instant;
@@ -19,24 +18,24 @@ use crate::kv::CacheGeometry;
 use crate::model::random_name;
 use crate::model::{ModelSpec, random_checkpoint};
 
-/// Positions a page of the CPU's cache holds: small enough that little of a page outlives the window, large enough
-/// that a page's keys are one long stream.
+/// Page size on the CPU: small enough that a page does not long outlive the window, large enough for long contiguous
+/// reads.
 const CPU_PAGE_SIZE: NonZeroU32 = NonZeroU32::new(64).unwrap();
-/// Prompt rows a step of the CPU: enough that reading the weights is small beside the arithmetic on them.
+/// Prompt rows per step on the CPU: enough to amortise reading the weights.
 const CPU_PREFILL_CHUNK: NonZeroU32 = NonZeroU32::new(256).unwrap();
-/// Sequences of a step of the CPU: enough that reading the weights is shared by many tokens.
+/// Sequences per step on the CPU: enough to amortise reading the weights.
 const CPU_SEQUENCES: NonZeroUsize = NonZeroUsize::new(32).unwrap();
-/// Positions a page of a GPU's cache holds: one tile of the attention kernels.
+/// Page size on a GPU: one tile of the attention kernels.
 #[cfg(feature = "cuda")]
 const CUDA_PAGE_SIZE: NonZeroU32 = NonZeroU32::new(64).unwrap();
-/// Prompt rows a step of a GPU: enough for its products to be bound by determinism, with room to spare.
+/// Prompt rows per step on a GPU: enough for its GEMMs to be compute-bound.
 #[cfg(feature = "cuda")]
 const CUDA_PREFILL_CHUNK: NonZeroU32 = NonZeroU32::new(2048).unwrap();
-/// Sequences of a step of a GPU: where its products begin to be bound by determinism.
+/// Sequences per step on a GPU: about where its GEMMs become compute-bound.
 #[cfg(feature = "cuda")]
 pub(super) const CUDA_SEQUENCES: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
-/// How a model is brought to a device, whichever that is.
+/// Options for opening a model on a device.
 #[derive(Debug, Clone, Default)]
 pub struct BackendOptions {
     /// Where the model runs.
@@ -47,10 +46,9 @@ pub struct BackendOptions {
     /// Threads of the CPU backend; one for each core that the process may use ([`cpu::available_cores`]) by default. More
     /// are capped at that, with a warning.
     pub threads: Option<NonZeroUsize>,
-    /// Positions a page of the cache holds.
+    /// Positions per page.
     pub page_size: Option<NonZeroU32>,
-    /// Positions to make room for, prompt and completion together; the model's own number by default, which more are
-    /// capped at, with a warning.
+    /// Context length, prompt and completion together. The model's own by default, and at most, with a warning.
     pub context: Option<NonZeroU32>,
     /// Bytes that the model may take of its device: weights, cache and workspace on a GPU; cache and workspace on the CPU.
     /// The default is 90 % of what is free on a GPU, and on the CPU half of what this process can have.
@@ -63,44 +61,44 @@ pub struct BackendOptions {
     pub weight_loading: WeightLoading,
     /// Reads the weights in at once and locks them in memory. Of no effect on a GPU.
     pub mlock: bool,
-    /// Which kernels a GPU may choose between.
+    /// Determinism of a GPU's kernels.
     pub determinism: Determinism,
 }
 
-/// Which model, and where its weights come from.
+/// The model and the source of its weights.
 #[derive(Debug, Clone)]
 pub enum ModelWeights {
     /// A directory, a hub id or `nano`: see [`ModelSource::resolve`].
     Named(String),
-    /// Files found already.
+    /// Files that were already resolved.
     Stored(ModelSource),
     /// Random weights for the network that `config` describes, made on the device; equal seeds give equal weights.
     Random {
         /// The network.
         config: Box<Config>,
-        /// Of the weights.
+        /// Seed of the weights.
         seed: u32,
     },
 }
 
-/// A backend, and the files that belong to it.
+/// A backend and its checkpoint.
 pub struct Opened {
-    /// Has the weights.
+    /// The backend.
     pub backend: Box<dyn Backend>,
-    /// Where tokenizer and templates are.
+    /// Tokenizer and templates.
     pub source: ModelSource,
 }
 
-/// Brings the device up and the weights to it. `report` is called while weights are read and uploaded.
+/// Opens the device and loads the weights. `report` is called while weights are read and uploaded.
 ///
 /// # Errors
-/// A device that is not to be had; files that are missing, broken or of another network; too little memory.
+/// The device is not available; files are missing, broken or of another network; not enough memory.
 pub fn open(
     options: &BackendOptions,
     weights: ModelWeights,
     report: &mut dyn FnMut(LoadProgress),
 ) -> Result<Opened, BackendError> {
-    // What is wrong with the device is said before any file is read.
+    // Device errors come before file errors.
     let placement = options.device.placement()?;
     let source = match weights {
         ModelWeights::Named(name) => ModelSource::resolve(&name)?,
@@ -157,7 +155,7 @@ fn open_random(
     }
 }
 
-/// Opens the checkpoint; says where its weights are mapped from another machine.
+/// Opens the checkpoint and warns about network file systems.
 fn open_checkpoint(
     options: &BackendOptions,
     source: &ModelSource,
@@ -180,8 +178,8 @@ fn open_checkpoint(
     Ok(checkpoint)
 }
 
-/// Reads pages of mapped weights that are not in memory: in order and by several threads, where the first token would
-/// wait for one page fault after the other and nobody could say how long.
+/// Reads mapped weights that are not in memory, in order and with several threads. Otherwise the first token would wait
+/// for one page fault after another, without progress.
 fn read_ahead(checkpoint: &Checkpoint, report: &mut dyn FnMut(LoadProgress)) {
     let began = Instant::now();
     checkpoint.read_ahead(&mut |done_bytes, total_bytes| {
@@ -191,7 +189,7 @@ fn read_ahead(checkpoint: &Checkpoint, report: &mut dyn FnMut(LoadProgress)) {
 }
 
 impl BackendOptions {
-    /// Locks the weights in memory where that was asked for; that it cannot be done is no reason to stop.
+    /// Locks the weights in memory if requested. Failing to is a warning, not an error.
     fn lock_weights(&self, checkpoint: &Checkpoint) {
         if self.mlock {
             match checkpoint.lock_weights() {
@@ -201,7 +199,7 @@ impl BackendOptions {
         }
     }
 
-    /// Says where more positions were asked for than the model has.
+    /// Warns if the requested context is longer than the model's.
     fn warn_of_context(&self, spec: &ModelSpec) {
         if let Some(context) = self.context.filter(|context| context.get() as usize > spec.max_positions) {
             let positions = spec.max_positions;
@@ -211,7 +209,7 @@ impl BackendOptions {
         }
     }
 
-    /// With as many positions as were asked for, or as the model has.
+    /// The same options with the effective context.
     pub(super) fn limited(&self, mut spec: ModelSpec) -> ModelSpec {
         if let Some(context) = self.context {
             spec.max_positions = spec.max_positions.min(context.get() as usize);
@@ -219,7 +217,7 @@ impl BackendOptions {
         spec
     }
 
-    /// The same options for so many sequences.
+    /// The same options for this many sequences.
     pub fn for_sequences(&self, sequences: NonZeroUsize) -> BackendOptions {
         BackendOptions { max_sequences: Some(sequences), ..self.clone() }
     }
@@ -234,7 +232,7 @@ impl BackendOptions {
         Ok(Box::new(CpuBackend::new(checkpoint, spec, CpuOptions { pages, ..options })?))
     }
 
-    /// A CPU's step, and the options that follow from it, without pages.
+    /// Step size and options for the CPU, without pages.
     pub(super) fn cpu_step(&self, spec: &ModelSpec) -> (StepSize, CpuOptions) {
         let step = self.step(spec, CPU_PAGE_SIZE, CPU_PREFILL_CHUNK, CPU_SEQUENCES);
         let options = CpuOptions { threads: self.threads, page_size: step.page_size, pages: 0, max_rows: step.rows };
@@ -259,7 +257,7 @@ impl BackendOptions {
         cuda::model::load(device, source, spec, dtype, &options, report)
     }
 
-    /// A GPU's step, and the options that follow from it, without pages.
+    /// Step size and options for a GPU, without pages.
     #[cfg(feature = "cuda")]
     pub(super) fn cuda_step(&self, spec: &ModelSpec) -> (StepSize, CudaOptions) {
         let step = self.step(spec, CUDA_PAGE_SIZE, CUDA_PREFILL_CHUNK, CUDA_SEQUENCES);
@@ -273,11 +271,11 @@ impl BackendOptions {
         (step, options)
     }
 
-    /// What a step holds, from what was asked for and the device's defaults.
+    /// Step size from the request and the device's defaults.
     fn step(&self, spec: &ModelSpec, page_size: NonZeroU32, chunk: NonZeroU32, sequences: NonZeroUsize) -> StepSize {
         let page_size = self.page_size.unwrap_or(page_size);
         let sequences = self.max_sequences.unwrap_or(sequences).get();
-        // More rows than all positions of all sequences can never come together.
+        // A step never has more rows than all positions of all sequences.
         let max_positions: u32 = spec.max_positions.try_into().unwrap_or(u32::MAX);
         let all_rows = spec.max_positions.saturating_mul(sequences);
         let rows = (self.prefill_chunk.unwrap_or(chunk).get() as usize).min(all_rows).max(sequences);
@@ -299,16 +297,16 @@ pub(super) struct StepSize {
     page_size: NonZeroU32,
     rows: usize,
     sequences: usize,
-    /// What one sequence of the whole context needs.
+    /// Pages that one sequence at full context needs.
     pub(super) min_pages: u32,
-    /// What one sequence of the whole context has at the most, where its prompt is computed in chunks.
+    /// Most pages of one sequence at full context, with chunked prefill.
     pub(super) whole_pages: u32,
-    /// What as many as there can be in a step need.
+    /// Pages needed by `sequences` sequences at full context.
     pub(super) max_pages: u32,
 }
 
 impl StepSize {
-    /// Says what a step and the cache hold, for `--verbose`.
+    /// Logs step and cache sizes, for `--verbose`.
     fn log(&self, spec: &ModelSpec, pages: u32) {
         let StepSize { page_size, rows, sequences, .. } = self;
         let (sequences, positions) = (counted(*sequences, "sequence"), spec.max_positions);
@@ -317,7 +315,7 @@ impl StepSize {
     }
 }
 
-/// Says what the weights are.
+/// Logs the weights.
 fn log_files(checkpoint: &Checkpoint, spec: &ModelSpec) {
     let files = checkpoint.files();
     let bytes = files.iter().map(|file| file.bytes).sum();
@@ -326,7 +324,7 @@ fn log_files(checkpoint: &Checkpoint, spec: &ModelSpec) {
     tracing::info!("{}: {} of weights in {count}, stored in {dtypes}", checkpoint.source(), Size(bytes));
 }
 
-/// `wanted` threads, but no more than `cores`.
+/// `wanted` threads, at most `cores`.
 fn cap_threads(wanted: NonZeroUsize, cores: NonZeroUsize) -> NonZeroUsize {
     if wanted > cores {
         let cores = counted(cores.get(), "core");
@@ -335,7 +333,7 @@ fn cap_threads(wanted: NonZeroUsize, cores: NonZeroUsize) -> NonZeroUsize {
     wanted.min(cores)
 }
 
-/// That no dtype is asked of the CPU.
+/// Checks that no dtype was requested for the CPU.
 fn no_dtype_on_cpu(dtype: WeightDtype) -> Result<(), BackendError> {
     match dtype {
         WeightDtype::Auto => Ok(()),

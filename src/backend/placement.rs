@@ -6,10 +6,10 @@ use super::cpu::Isa;
 use super::cuda::{self, CudaError};
 use crate::model::ModelSpec;
 
-/// Where a model is to run.
+/// The requested device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Device {
-    /// A GPU where this build has a backend for it and there is one, else the CPU.
+    /// A GPU if this build supports one and one is present, else the CPU.
     #[default]
     Auto,
     /// The CPU.
@@ -18,7 +18,7 @@ pub enum Device {
     Cuda,
 }
 
-/// Where a model runs.
+/// The device a model runs on.
 pub(super) enum Placement {
     Cpu,
     #[cfg(feature = "cuda")]
@@ -26,7 +26,7 @@ pub(super) enum Placement {
 }
 
 impl Device {
-    /// The CPU in place of a GPU that was not asked for by name and has no kernels for this network.
+    /// The CPU instead of a GPU that was not requested by name and lacks kernels for this network.
     #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "there are GPUs in builds with them alone"))]
     pub(super) fn with_kernels(self, placement: Placement, spec: &ModelSpec) -> Placement {
         #[cfg(feature = "cuda")]
@@ -37,7 +37,7 @@ impl Device {
         placement
     }
 
-    /// Where the model is to run: the device asked for, or for [`Device::Auto`] a GPU if there is one.
+    /// Resolves a requested device.
     pub(super) fn placement(self) -> Result<Placement, BackendError> {
         let placement = match self {
             Device::Cpu => Placement::Cpu,
@@ -57,10 +57,11 @@ impl Device {
 
 #[cfg(feature = "cuda")]
 impl Device {
-    /// The GPU that a model so placed takes, opened; none where it takes the CPU.
+    /// Opens the GPU of this placement. `None` for the CPU.
     ///
     /// # Errors
-    /// For [`Device::Cuda`]: those of [`cuda::Device::first`]; for [`Device::Auto`] of these what is wrong with a switch.
+    /// For [`Device::Cuda`], as for [`cuda::Device::first`]; for [`Device::Auto`], only errors in environment
+    /// variables.
     pub fn gpu(self) -> Result<Option<cuda::Device>, BackendError> {
         match self {
             Device::Cpu => Ok(None),
@@ -70,14 +71,14 @@ impl Device {
     }
 }
 
-/// That the CPU may be taken, since there is no GPU; where there is one that cannot be used, a warning says why. Who has
-/// set a switch for the GPU wants the GPU: what is wrong with the switch is an error.
+/// Falls back to the CPU, with a warning if a GPU is present but unusable. An invalid GPU environment variable is an
+/// error: whoever set it wants the GPU.
 #[cfg(feature = "cuda")]
 fn cpu_instead(error: CudaError) -> Result<(), BackendError> {
     let no_gpu = |error: &CudaError| matches!(error, CudaError::NoDriver | CudaError::NoDevice);
     match error {
         CudaError::Switch(_) | CudaError::Algorithm { .. } => return Err(BackendError::NoGpu(error)),
-        // Kernels are looked for first: whether a GPU would have run them is yet to be asked.
+        // Check for kernels first: without them it does not matter whether the GPU would do.
         CudaError::BuiltWithoutKernels if cuda::driver::device_count().is_err_and(|error| no_gpu(&error)) => {
             tracing::debug!("{error}");
         }

@@ -1,34 +1,34 @@
-//! How far the loading of weights has come.
+//! Progress of loading weights.
 
 use std::time::Duration;
 
-/// What is done to the weights. Those that are read and then uploaded go through both stages.
+/// Stage of loading. Weights that are read and then uploaded go through both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LoadStage {
-    /// Read from their files: into memory of the process, or into the system's page cache where they are mapped.
+    /// Reading files, into process memory or into the page cache.
     Read,
-    /// Brought into the memory of a GPU.
+    /// Uploading to GPU memory.
     Upload,
-    /// Written to files.
+    /// Writing files.
     Write,
 }
 
-/// How far weights have come on their way: into memory of the machine, of a GPU, or to files.
+/// Progress of a loading stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadProgress {
-    /// What is done to them.
+    /// The stage.
     pub stage: LoadStage,
-    /// Bytes there, or on their way to a device: at most a few buffers' worth of them.
+    /// Bytes done; of an upload, a few buffers may still be in transit.
     pub done_bytes: u64,
-    /// Bytes that the weights take there; of mapped files, those that were not in memory.
+    /// Bytes in total; of mapped files, those that were not in memory.
     pub total_bytes: u64,
-    /// Since the loading began.
+    /// Time since loading began.
     pub elapsed: Duration,
 }
 
 impl LoadProgress {
-    /// Bytes a second so far; 0 at the very beginning.
+    /// Bytes per second so far; 0 at the start.
     pub fn bytes_per_second(&self) -> f64 {
         let seconds = self.elapsed.as_secs_f64();
         if seconds > 0.0 { self.done_bytes as f64 / seconds } else { 0.0 }

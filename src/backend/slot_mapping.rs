@@ -1,5 +1,5 @@
-//! Where the rows of a batch stand: checks everything that kernels rely on, and gives each row its position, page and
-//! slot. Shared by the backends, none of which it knows.
+//! Slot mapping: checks everything kernels rely on, and maps each row of a batch to its position, page and slot. Shared
+//! by the backends and independent of them.
 
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
@@ -8,32 +8,32 @@ use super::{BackendError, Batch, SequenceRows, Token};
 use crate::kv::{BlockTable, CacheGeometry, CacheGroup, first_visible};
 use crate::model::ModelSpec;
 
-/// Where a row's key and value go in a group of the cache.
+/// Where a row's key and value are written in a cache group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RowSlot {
     pub(crate) page: u32,
     pub(crate) slot: u32,
 }
 
-/// The places of one batch. Its memory is kept from batch to batch.
+/// The slot mapping of one batch. Allocations are reused.
 pub(crate) struct SlotMapping {
-    /// Of each row of the batch.
+    /// Position of each row.
     pub(crate) positions: Vec<u32>,
-    /// One for each group of the cache.
+    /// One per cache group.
     groups: Vec<GroupSlots>,
     batch: u64,
     max_rows: usize,
 }
 
 struct GroupSlots {
-    /// One for each row of the batch.
+    /// One per row.
     rows: Vec<RowSlot>,
-    /// Number of the batch that last wrote each page.
+    /// For each page, the number of the batch that last wrote it.
     written: Vec<u64>,
 }
 
 impl SlotMapping {
-    /// For batches of up to `max_rows` rows over a cache.
+    /// For batches of up to `max_rows` rows.
     pub(crate) fn new(max_rows: usize, cache: &CacheGeometry) -> SlotMapping {
         let group = |group: &CacheGroup| GroupSlots {
             rows: Vec::with_capacity(max_rows),
@@ -43,13 +43,13 @@ impl SlotMapping {
         SlotMapping { positions: Vec::with_capacity(max_rows), groups, batch: 0, max_rows }
     }
 
-    /// Where each row's key and value go in a group.
+    /// Slot of each row in a group.
     pub(crate) fn rows(&self, group: usize) -> &[RowSlot] {
         &self.groups[group].rows
     }
 
-    /// Checks the batch, then places its rows. On success every token id is below the vocabulary size, every page that
-    /// a row sees or writes is one of the cache, no page is written by two sequences, and logits rows are rows.
+    /// Checks and maps a batch. On success every token id is below the vocabulary size, every page a row reads or
+    /// writes is in range, no two sequences write one page, and logits rows are rows of the batch.
     pub(crate) fn make(
         &mut self,
         batch: &Batch<'_>,
@@ -101,8 +101,8 @@ impl SlotMapping {
         let Some(last) = sequence.start.checked_add(count - 1).filter(|&last| last < u32::MAX) else {
             return Err(format!("{count} rows from position {} overflow", sequence.start));
         };
-        for ((places, table), group) in self.groups.iter_mut().zip(sequence.tables).zip(&cache.groups) {
-            places.add_rows(sequence.start..=last, table, group, cache.page_size, self.batch)?;
+        for ((slots, table), group) in self.groups.iter_mut().zip(sequence.tables).zip(&cache.groups) {
+            slots.add_rows(sequence.start..=last, table, group, cache.page_size, self.batch)?;
         }
         self.positions.extend(sequence.start..=last);
         Ok(())
@@ -110,7 +110,7 @@ impl SlotMapping {
 }
 
 impl GroupSlots {
-    /// SlotMapping the rows at `positions` of one sequence.
+    /// Maps the rows of one sequence.
     fn add_rows(
         &mut self,
         positions: RangeInclusive<u32>,

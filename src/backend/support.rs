@@ -1,12 +1,12 @@
-//! What of a network no backend computes yet.
+//! Network features that no backend computes yet.
 
 use super::BackendError;
 use crate::model::{Activation, Layer, Mlp, ModelSpec, Norm, NormKind, Part};
 
-/// The first thing in `spec` that neither backend has kernels for.
+/// Finds the first feature of `spec` without kernels.
 ///
 /// # Errors
-/// [`BackendError::Unavailable`], which names it.
+/// [`BackendError::Unavailable`], naming the feature.
 pub(super) fn check_network(spec: &ModelSpec) -> Result<(), BackendError> {
     let lack = of_network(spec).or_else(|| spec.layers.iter().find_map(|layer| of_layer(layer, spec)));
     lack.map_or(Ok(()), |lack| Err(BackendError::Unavailable(format!("{lack} cannot be computed yet"))))

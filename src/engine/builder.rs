@@ -1,4 +1,4 @@
-//! From a model's name to a running engine.
+//! Builds an engine from a model's name.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -62,28 +62,28 @@ pub struct EngineBuilder {
     on_load: OnLoad,
 }
 
-/// How an engine goes about its requests, whatever its backend is.
+/// Options of the engine that do not depend on the backend.
 #[derive(Debug, Clone, Default)]
 pub struct EngineOptions {
-    /// The most sequences computed in one step; as many as the backend takes by default.
+    /// Most sequences in a step; `None` for the backend's maximum.
     pub max_sequences: Option<NonZeroUsize>,
-    /// The most prompt rows computed in one step; as many as the backend takes by default.
+    /// Most prompt rows in a step; `None` for the backend's maximum.
     pub prefill_chunk: Option<NonZeroU32>,
-    /// Are keys and values of ended requests kept for requests that begin alike?
+    /// Whether prefixes of ended requests stay cached.
     pub prefix_cache: PrefixCache,
-    /// Does the engine draft tokens? [`Speculation::Auto`] is as [`Speculation::Off`] where no builder decides.
+    /// Whether tokens are drafted. [`Speculation::Auto`] means [`Speculation::Off`] here.
     pub speculation: Speculation,
-    /// For tests: fills pages of the cache that were freed with NaN ([`BackendHooks::poison`](backend::BackendHooks::poison)),
-    /// so that whoever still reads one is found.
+    /// Test hook: fills freed pages with NaN ([`BackendHooks::poison`](backend::BackendHooks::poison)), to expose reads
+    /// of them.
     pub poison_freed_pages: bool,
 }
 
-/// Whom to tell how far the weights have come.
+/// Receives the loading progress.
 #[derive(Default)]
 struct OnLoad(Option<Box<dyn FnMut(LoadProgress) + Send>>);
 
 impl OnLoad {
-    /// Tells them, if there is anybody.
+    /// Reports progress, if anyone listens.
     fn report(&mut self, progress: LoadProgress) {
         if let Some(report) = &mut self.0 {
             report(progress);
@@ -105,7 +105,7 @@ impl EngineBuilder {
         self
     }
 
-    /// Files found already.
+    /// Uses files that were already resolved.
     pub fn source(mut self, source: ModelSource) -> Self {
         self.weights = Some(ModelWeights::Stored(source));
         self
@@ -200,36 +200,37 @@ impl EngineBuilder {
         self
     }
 
-    /// May a request's log-probabilities depend in their last bits on its company, on a GPU? On the CPU they never do.
+    /// Whether a request's log-probabilities may depend in their last bits on the other requests of a batch, on a GPU.
+    /// On the CPU they never do.
     pub fn determinism(mut self, determinism: Determinism) -> Self {
         self.backend.determinism = determinism;
         self
     }
 
-    /// Are keys and values of ended requests kept for requests that begin alike? They are, by default.
+    /// Whether prefixes of ended requests stay cached. On by default.
     pub fn prefix_cache(mut self, prefix_cache: PrefixCache) -> Self {
         self.options.prefix_cache = prefix_cache;
         self
     }
 
-    /// Does the engine draft tokens?
+    /// Whether the engine drafts tokens.
     pub fn speculation(mut self, speculation: Speculation) -> Self {
         self.options.speculation = speculation;
         self
     }
 
-    /// For tests: fills pages that were freed with NaN.
+    /// Test hook: fills freed pages with NaN.
     pub fn poison_freed_pages(mut self) -> Self {
         self.options.poison_freed_pages = true;
         self
     }
 
-    /// The options of its backend, to plan with.
+    /// The backend options, for planning.
     pub fn backend_options(&self) -> &BackendOptions {
         &self.backend
     }
 
-    /// Opens the checkpoint, checks it, brings the device up and starts the engine's thread.
+    /// Loads the checkpoint, opens the device and starts the engine's thread.
     pub fn build(mut self) -> Result<Engine, EngineError> {
         let Opened { backend, source } = self.open()?;
         if self.options.speculation == Speculation::Auto && backend.is_batch_invariant() {
@@ -239,7 +240,7 @@ impl EngineBuilder {
         Engine::with_backend(backend, tokenizer, source.describe("tokenizer.json"), self.options)
     }
 
-    /// The backend alone, as [`EngineBuilder::build`] sets it up: for those who measure forward passes.
+    /// Opens only the backend, as [`EngineBuilder::build`] would, to measure forward passes.
     pub fn build_backend(mut self) -> Result<Box<dyn Backend>, EngineError> {
         Ok(self.open()?.backend)
     }
@@ -251,7 +252,7 @@ impl EngineBuilder {
 }
 
 impl Engine {
-    /// An engine over any backend. `tokenizer_origin` is where a missing tokenizer would be, for messages.
+    /// An engine over any backend. `tokenizer_origin` is where the tokenizer was expected, for messages.
     pub fn with_backend(
         backend: Box<dyn Backend>,
         tokenizer: Option<Tokenizer>,

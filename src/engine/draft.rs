@@ -1,83 +1,84 @@
-//! Speculation without a second model: what followed the last time the same few tokens came is drafted again.
+//! Speculative decoding without a draft model: prompt lookup drafts what followed the last occurrence of the same
+//! tokens.
 //!
-//! Code repeats itself, and answers repeat their prompts. The model computes the drafted tokens together with the last
-//! one in a single pass, which reads the weights once; a drafted token stands if it is the one that is drawn at its
-//! position anyway, so the text is the same with and without drafts.
+//! Code repeats itself, and answers repeat their prompts. Drafted tokens are verified together with the last token in
+//! one forward pass, which reads the weights once. A draft is accepted if it is the token that would have been sampled
+//! at its position, so the text does not change.
 
 use std::collections::HashMap;
 
 use crate::text::TokenId;
 
-/// Does the engine draft tokens?
+/// Whether the engine drafts tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Speculation {
-    /// For [`EngineBuilder`](super::EngineBuilder) to decide, by the model's device: on the CPU, and on a GPU only with
-    /// [`Determinism::BatchInvariant`](crate::backend::Determinism::BatchInvariant), where drafts cannot change a text.
+    /// [`EngineBuilder`](super::EngineBuilder) decides by device: on the CPU, and on a GPU only with
+    /// [`Determinism::BatchInvariant`](crate::backend::Determinism::BatchInvariant), where drafts cannot change the
+    /// text.
     #[default]
     Auto,
-    /// By looking the last tokens up in prompt and output ([`PromptLookup`]), while few sequences run and drafts are
-    /// accepted.
+    /// Prompt lookup ([`PromptLookup`]), while few sequences run and drafts are accepted.
     PromptLookup,
     /// Never.
     Off,
 }
 
-/// Runs of last tokens whose earlier appearance is looked for, the longest first, and the tokens drafted after each: the
-/// longer the run, the surer what follows. (Chosen on the replay of benches/speculation.rs: a longer run or a fourth one
-/// brings nothing, and without the single token a third of the accepted drafts is lost.)
-const LONG: usize = 4;
-const SHORT: usize = 2;
+/// Lengths of the token runs that are looked up, longest first, and the draft length after each: the longer the run,
+/// the more likely its continuation. (Chosen with the replay of benches/speculation.rs: longer runs or a fourth length
+/// gain nothing; without single tokens a third of the accepted drafts is lost.)
+const LONG_RUN: usize = 4;
+const SHORT_RUN: usize = 2;
 const AFTER_LONG: usize = 6;
 const AFTER_SHORT: usize = 4;
 const AFTER_ONE: usize = 3;
-/// The most tokens drafted at once.
-const MOST: usize = 15;
-/// Drafts refused whole, one after the other, before it takes a rest; and the rest in tokens, doubled each time up to
+/// Most tokens in one draft.
+const MAX_DRAFT: usize = 15;
+/// Consecutive drafts rejected in full before drafting rests; the rest in tokens, doubled each time up to
 /// `LONGEST_REST`.
 const PATIENCE: u32 = 12;
 const SHORTEST_REST: usize = 8;
 const LONGEST_REST: usize = 64;
 
-/// Drafts the tokens of one sequence by looking its last ones up among those before, and watches how that goes: drafts
-/// grow while they are accepted whole, shrink when they are not, and pause where none is.
+/// Drafts for one sequence by looking up its last tokens, and adapts: drafts grow while accepted in full, shrink
+/// otherwise, and rest while none is accepted.
 ///
 /// (Prompt lookup decoding: Saxena, 2023; the n-gram speculation of other engines.)
 #[derive(Debug, Default)]
 pub struct PromptLookup {
-    /// What came after each run of tokens the last time: a position.
-    long: HashMap<[TokenId; LONG], u32>,
-    short: HashMap<[TokenId; SHORT], u32>,
+    /// For each run of tokens, the position after its last occurrence.
+    long: HashMap<[TokenId; LONG_RUN], u32>,
+    short: HashMap<[TokenId; SHORT_RUN], u32>,
     one: HashMap<TokenId, u32>,
-    /// Positions whose runs before them are in the maps.
+    /// Positions indexed so far.
     indexed: usize,
-    /// Tokens to draft after a run of more than one, where that is more than usual.
+    /// Draft length after a run of several tokens, if more than the default.
     grown: usize,
-    /// Drafts refused whole since one was not.
+    /// Consecutive drafts rejected in full.
     refused: u32,
-    /// Number of tokens before which nothing is drafted.
+    /// Token count until which drafting rests.
     resting_until: usize,
     draft: Vec<TokenId>,
 }
 
 impl PromptLookup {
-    /// Up to `most` tokens that may follow `tokens`, which are the sequence's prompt and output: those of the last call
-    /// and the ones that came since. Empty where the last tokens are new or drafts are resting.
-    pub fn draft(&mut self, tokens: &[TokenId], most: usize) -> &[TokenId] {
+    /// Drafts up to `max` tokens that may follow `tokens`, the sequence's prompt and output (those of the last call and
+    /// the ones since). Empty if the last tokens are new or drafting rests.
+    pub fn draft(&mut self, tokens: &[TokenId], max: usize) -> &[TokenId] {
         self.draft.clear();
         self.index(tokens);
         if self.is_resting(tokens.len()) {
             return &self.draft;
         }
         let Some((position, length)) = self.earlier(tokens) else { return &self.draft };
-        for at in position as usize..position as usize + length.min(most) {
-            // Past the end it goes on with the draft itself: the repetition of a repetition.
+        for at in position as usize..position as usize + length.min(max) {
+            // Past the end, continue with the draft itself: a repeating loop.
             let token = tokens.get(at).or_else(|| self.draft.get(at - tokens.len()));
             self.draft.extend(token.copied());
         }
         &self.draft
     }
 
-    /// The position after the last appearance of the longest run that appeared, and how many tokens to draft from there.
+    /// Position after the last occurrence of the longest known run, and the draft length.
     fn earlier(&self, tokens: &[TokenId]) -> Option<(u32, usize)> {
         let long = last(tokens).and_then(|run| self.long.get(&run)).map(|at| (*at, AFTER_LONG.max(self.grown)));
         let short = || last(tokens).and_then(|run| self.short.get(&run)).map(|at| (*at, AFTER_SHORT.max(self.grown)));
@@ -85,21 +86,21 @@ impl PromptLookup {
         long.or_else(short).or_else(one)
     }
 
-    /// Is nothing drafted for a sequence of so many tokens, because nothing was accepted lately?
+    /// Returns `true` if drafting rests at this token count because no draft was accepted lately.
     pub fn is_resting(&self, tokens: usize) -> bool {
         tokens < self.resting_until
     }
 
-    /// The tokens drafted last.
+    /// The last draft.
     pub fn last_draft(&self) -> &[TokenId] {
         &self.draft
     }
 
-    /// Puts down what came after each run of tokens. The run at the end has nothing after it yet.
+    /// Indexes the position after each run. The run at the end has no continuation yet.
     fn index(&mut self, tokens: &[TokenId]) {
         for position in self.indexed..tokens.len() {
             let before = &tokens[..position];
-            // Positions of a sequence fit u32.
+            // Positions fit in u32.
             let at = position as u32;
             last(before).map(|run| self.long.insert(run, at));
             last(before).map(|run| self.short.insert(run, at));
@@ -108,9 +109,10 @@ impl PromptLookup {
         self.indexed = tokens.len();
     }
 
-    /// Of the last draft's `drafted` tokens the first `accepted` were right, and the sequence has `tokens` tokens now.
+    /// Reports that the first `accepted` of the last draft's `drafted` tokens matched; the sequence now has `tokens`
+    /// tokens.
     pub fn verified(&mut self, drafted: usize, accepted: usize, tokens: usize) {
-        self.grown = if accepted == drafted { (2 * drafted).min(MOST) } else { 0 };
+        self.grown = if accepted == drafted { (2 * drafted).min(MAX_DRAFT) } else { 0 };
         if accepted > 0 {
             self.refused = 0;
             return;
@@ -123,7 +125,7 @@ impl PromptLookup {
     }
 }
 
-/// The last `N` tokens.
+/// The last `N` tokens. `None` if there are fewer.
 fn last<const N: usize>(tokens: &[TokenId]) -> Option<[TokenId; N]> {
     tokens.last_chunk().copied()
 }
@@ -140,12 +142,12 @@ mod tests {
     fn repeats_what_followed_the_last_time() {
         let mut lookup = PromptLookup::default();
         assert!(lookup.draft(&ids(&[1, 2, 3, 4, 5]), 8).is_empty());
-        // 2 3 came before 4, then before 9: the last time counts.
+        // 2 3 was followed by 4, then by 9: the last occurrence counts.
         assert_eq!(lookup.draft(&ids(&[1, 2, 3, 4, 5, 2, 3, 9, 8, 7, 2, 3]), 3), ids(&[9, 8, 7]));
-        // The longer run decides.
+        // The longer run wins.
         let tokens = ids(&[6, 1, 2, 3, 4, 5, 0, 2, 3, 9, 6, 1, 2, 3]);
         assert_eq!(PromptLookup::default().draft(&tokens, 1), ids(&[4]));
-        // A single token is a run, too, with a shorter draft.
+        // A single token is a run too, with a shorter draft.
         assert_eq!(PromptLookup::default().draft(&ids(&[4, 1, 2, 3, 5, 6, 4]), 9), ids(&[1, 2, 3]));
     }
 

@@ -1,5 +1,5 @@
-//! From the engine's thread to whoever asked: a mailbox of events that never blocks the step, the consumer's end of one
-//! request ([`Generation`], which cancels when dropped) and that of many ([`Many`]).
+//! Delivery of events from the engine's thread: a mailbox that never blocks a step, and the consumer's ends for one
+//! request ([`Generation`], cancelled on drop) and for many ([`BatchReceiver`]).
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
@@ -10,28 +10,28 @@ use std::time::{Duration, Instant};
 
 use super::event::{Completion, Event, Failure};
 
-/// Where events wait for their consumer. Unbounded: a slow consumer costs memory, at most an event a token, and never a
-/// step.
+/// Events waiting for their consumer. Unbounded: a slow consumer costs memory, at most one event per token, but never
+/// delays a step.
 ///
-/// The engine's thread collects the events of a step first, where no consumer looks ([`Reply::send`]), and hands them
-/// over together ([`Replies::flush`]): one lock and one call of the system a step, whatever number of requests a
+/// The engine's thread first collects a step's events in an outbox ([`EventSink::send`]) and then delivers them
+/// together ([`EventSinks::flush`]): one lock and one system call per step and mailbox, however many requests the
 /// consumer has.
 #[derive(Debug, Default)]
 struct Mailbox {
-    collected: Collected,
+    outbox: Outbox,
     state: Mutex<State>,
     arrived: Condvar,
 }
 
-/// Events that are not handed over. In a cache line of its own: consumers write the one behind it.
+/// Events not yet delivered. On a cache line of its own, because consumers write the next one.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Collected(Mutex<Vec<Numbered>>);
+struct Outbox(Mutex<Vec<Numbered>>);
 
-/// An event with the number of its request, which tells the requests of one mailbox apart.
+/// An event and its request's number within the mailbox.
 type Numbered = (usize, Event);
 
-/// Locks what no code that can panic runs under.
+/// Locks a mutex that no panicking code holds.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -40,29 +40,29 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct State {
     events: VecDeque<Numbered>,
     waker: Option<Waker>,
-    /// A thread waits for `arrived`, and was not told yet: telling costs a call of the system.
+    /// Whether a thread waits on `arrived` and has not been notified; notifying costs a system call.
     waiting: bool,
 }
 
 impl Mailbox {
-    /// Collects an event. Is it the first since the last were handed over?
+    /// Adds an event to the outbox. Returns `true` if it was empty.
     fn collect(&self, number: usize, event: Event) -> bool {
-        let mut collected = lock(&self.collected.0);
-        collected.push((number, event));
-        collected.len() == 1
+        let mut outbox = lock(&self.outbox.0);
+        outbox.push((number, event));
+        outbox.len() == 1
     }
 
-    /// Hands over what was collected.
+    /// Delivers the outbox.
     fn flush(&self) {
-        let mut collected = lock(&self.collected.0);
-        if collected.is_empty() {
+        let mut outbox = lock(&self.outbox.0);
+        if outbox.is_empty() {
             return;
         }
         let mut state = lock(&self.state);
-        state.events.extend(collected.drain(..));
+        state.events.extend(outbox.drain(..));
         let (waker, waiting) = (state.waker.take(), std::mem::take(&mut state.waiting));
         drop(state);
-        drop(collected);
+        drop(outbox);
         if waiting {
             self.arrived.notify_one();
         }
@@ -71,7 +71,7 @@ impl Mailbox {
         }
     }
 
-    /// Lets go of the mailbox until something arrives.
+    /// Releases the lock until an event arrives.
     fn wait<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         state.waiting = true;
         self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner)
@@ -84,21 +84,22 @@ impl Mailbox {
     }
 }
 
-/// The engine's end of a request, shared by its samples. Dropping it before a last event tells why the engine stopped.
+/// The engine's end of one request, shared by its samples. Dropping it before a final event reports why the engine
+/// stopped.
 #[derive(Debug)]
-pub(super) struct Reply {
+pub(super) struct EventSink {
     mailbox: Arc<Mailbox>,
-    replies: Replies,
+    sinks: EventSinks,
     number: usize,
     cancelled: Arc<AtomicBool>,
-    /// Samples that have not ended; 0 after a failure.
+    /// Samples not finished; 0 after a failure.
     open: AtomicU32,
 }
 
-impl Reply {
-    /// Sends an event, if the last one was not sent before. It arrives with the next [`Replies::flush`].
+impl EventSink {
+    /// Sends an event unless a final one was sent. It is delivered by the next [`EventSinks::flush`].
     pub(super) fn send(&self, event: Event) {
-        // Only one thread sends at a time, so nobody changes it in between.
+        // Only the engine's thread sends, so the value cannot change in between.
         let open = self.open.load(Ordering::Relaxed);
         if open == 0 {
             return;
@@ -110,46 +111,46 @@ impl Reply {
         };
         self.open.store(left, Ordering::Relaxed);
         if self.mailbox.collect(self.number, event) {
-            lock(&self.replies.unflushed).push(self.mailbox.clone());
+            lock(&self.sinks.unflushed).push(self.mailbox.clone());
         }
     }
 
-    /// Nobody waits for more: the consumer is gone, or the last event was sent.
+    /// Returns `true` if no event is expected any more: the consumer is gone, or a final event was sent.
     pub(super) fn is_closed(&self) -> bool {
         self.is_cancelled() || self.open.load(Ordering::Relaxed) == 0
     }
 
-    /// The consumer is gone.
+    /// Returns `true` if the consumer is gone.
     pub(super) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
 }
 
-impl Drop for Reply {
+impl Drop for EventSink {
     fn drop(&mut self) {
         if *self.open.get_mut() > 0 {
-            self.send(Event::Failed(match self.replies.panicked.get() {
+            self.send(Event::Failed(match self.sinks.panicked.get() {
                 Some(message) => Failure::Panicked { message: message.clone() },
                 None => Failure::EngineStopped,
             }));
-            // There may be no engine any more to do so.
+            // The engine may no longer exist to flush.
             self.mailbox.flush();
         }
     }
 }
 
-/// Cancels a request when it is dropped, and tells the engine that there is something to sweep up.
+/// Cancels a request on drop and tells the engine that a sweep is due.
 #[derive(Debug)]
 struct CancelOnDrop {
     cancelled: Arc<AtomicBool>,
-    /// Cancellations of the engine so far.
+    /// The engine's cancellation count.
     count: Arc<AtomicU32>,
-    /// Samples whose end was not taken yet: with none left there is nothing to cancel.
+    /// Samples whose end the consumer has not seen; nothing is cancelled when it is 0.
     open: u32,
 }
 
 impl CancelOnDrop {
-    /// An event was taken.
+    /// Accounts for an event that was taken.
     fn take(&mut self, event: &Event) {
         self.open = match event {
             Event::Finished(_) => self.open.saturating_sub(1),
@@ -168,65 +169,69 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// What an engine needs to open the two ends of requests.
+/// Creates both ends of requests.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Replies {
-    /// Cancellations so far; wraps around.
+pub(super) struct EventSinks {
+    /// Number of cancellations; wraps around.
     cancellations: Arc<AtomicU32>,
-    /// The message of the panic that ended the engine's thread.
+    /// Message of the panic that ended the engine's thread.
     panicked: Arc<OnceLock<String>>,
-    /// Mailboxes with events that are not handed over.
+    /// Mailboxes with undelivered events.
     unflushed: Arc<Mutex<Vec<Arc<Mailbox>>>>,
 }
 
-impl Replies {
-    /// Rises with each request that is dropped before its end; those dropped before it was read show as cancelled.
+impl EventSinks {
+    /// Number of requests dropped before their end. Requests counted here are already marked cancelled.
     pub(super) fn cancellations(&self) -> u32 {
         self.cancellations.load(Ordering::Acquire)
     }
 
-    /// Requests that are dropped from now on without a last event fail with this message.
+    /// From now on, requests dropped without a final event fail with this message.
     pub(super) fn panicked(&self, message: String) {
-        // One thread calls it, once.
+        // Called once, by one thread.
         let _ = self.panicked.set(message);
     }
 
-    /// Hands over every event that was sent.
+    /// Delivers every event that was sent.
     pub(super) fn flush(&self) {
-        // Wakers are foreign code: none runs under the lock.
+        // Wakers are foreign code, so none runs under the lock.
         let unflushed = std::mem::take(&mut *lock(&self.unflushed));
         unflushed.iter().for_each(|mailbox| mailbox.flush());
     }
 
-    /// Both ends of a request of `samples` samples.
-    pub(super) fn open(&self, samples: u32) -> (Arc<Reply>, Generation) {
+    /// Both ends of a request with `samples` samples.
+    pub(super) fn open(&self, samples: u32) -> (Arc<EventSink>, Generation) {
         let mailbox = Arc::new(Mailbox::default());
-        let (reply, cancel) = self.open_in(&mailbox, 0, samples);
-        (reply, Generation { mailbox, cancel })
+        let (sink, cancel) = self.open_in(&mailbox, 0, samples);
+        (sink, Generation { mailbox, cancel })
     }
 
-    /// A consumer's end for many requests.
-    pub(super) fn open_many(&self) -> Many {
-        Many { replies: self.clone(), mailbox: Arc::default(), running: HashMap::new(), arrived: VecDeque::new() }
+    /// The consumer's end for many requests.
+    pub(super) fn open_batch(&self) -> BatchReceiver {
+        BatchReceiver {
+            sinks: self.clone(),
+            mailbox: Arc::default(),
+            running: HashMap::new(),
+            arrived: VecDeque::new(),
+        }
     }
 
-    fn open_in(&self, mailbox: &Arc<Mailbox>, number: usize, samples: u32) -> (Arc<Reply>, CancelOnDrop) {
+    fn open_in(&self, mailbox: &Arc<Mailbox>, number: usize, samples: u32) -> (Arc<EventSink>, CancelOnDrop) {
         let cancelled = Arc::new(AtomicBool::new(false));
-        let reply = Reply {
+        let sink = EventSink {
             mailbox: mailbox.clone(),
-            replies: self.clone(),
+            sinks: self.clone(),
             number,
             cancelled: cancelled.clone(),
             open: AtomicU32::new(samples),
         };
-        (Arc::new(reply), CancelOnDrop { cancelled, count: self.cancellations.clone(), open: samples })
+        (Arc::new(sink), CancelOnDrop { cancelled, count: self.cancellations.clone(), open: samples })
     }
 }
 
-/// The events of one request: a blocking [`Iterator`], and a [`futures_core::Stream`] for any async runtime.
+/// The events of one request: a blocking [`Iterator`] and a [`futures_core::Stream`] for any async runtime.
 ///
-/// It ends after the [`Event::Finished`] of each sample, or one [`Event::Failed`]. Dropping it before that cancels the
-/// request.
+/// Ends after one [`Event::Finished`] per sample, or one [`Event::Failed`]. Dropping it earlier cancels the request.
 #[derive(Debug)]
 pub struct Generation {
     mailbox: Arc<Mailbox>,
@@ -234,20 +239,23 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// Collects the rest of the events of the first sample, and drops those of others; an error where the request
-    /// failed.
+    /// Waits for the first sample to finish and drops the events of others.
+    /// # Errors
+    /// The request's failure.
     pub fn wait(self) -> Result<Completion, Failure> {
-        // A request has at least one sample; without a Finished it failed.
+        // A request has at least one sample, so it failed if there is none.
         self.wait_all()?.into_iter().next().ok_or(Failure::EngineStopped)
     }
 
-    /// Collects the rest of the events, one completion a sample, in their order; an error where the request failed.
+    /// Waits for all samples and returns one completion per sample, in order.
+    /// # Errors
+    /// The request's failure.
     pub fn wait_all(self) -> Result<Vec<Completion>, Failure> {
-        let mut samples: Vec<Gathered> = Vec::new();
+        let mut samples: Vec<PartialCompletion> = Vec::new();
         let mut prompt = Vec::new();
-        let at = |samples: &mut Vec<Gathered>, sample: u32| {
+        let at = |samples: &mut Vec<PartialCompletion>, sample: u32| {
             let sample = sample as usize;
-            samples.resize_with(samples.len().max(sample + 1), Gathered::default);
+            samples.resize_with(samples.len().max(sample + 1), PartialCompletion::default);
             sample
         };
         for event in self {
@@ -267,15 +275,15 @@ impl Generation {
         if let Some(first) = samples.first_mut() {
             first.0.prompt = prompt;
         }
-        Ok(samples.into_iter().map(|Gathered(completion)| completion).collect())
+        Ok(samples.into_iter().map(|PartialCompletion(completion)| completion).collect())
     }
 
-    /// Returns `true` if every event was given out.
+    /// Returns `true` if every event has been taken.
     pub fn is_done(&self) -> bool {
         self.cancel.open == 0
     }
 
-    /// The next event. `None` if none came within `timeout`, and at once if there will be no more.
+    /// The next event. `None` if none came within `timeout`, or at once if there will be no more.
     pub fn next_within(&mut self, timeout: Duration) -> Option<Event> {
         let deadline = Instant::now() + timeout;
         let mailbox = self.mailbox.clone();
@@ -300,12 +308,12 @@ impl Generation {
     }
 }
 
-/// A completion that is being collected.
-struct Gathered(Completion);
+/// A completion being collected.
+struct PartialCompletion(Completion);
 
-impl Default for Gathered {
+impl Default for PartialCompletion {
     fn default() -> Self {
-        Gathered(Completion {
+        PartialCompletion(Completion {
             prompt: Vec::new(),
             token_ids: Vec::new(),
             logprobs: Vec::new(),
@@ -316,7 +324,7 @@ impl Default for Gathered {
     }
 }
 
-impl Gathered {
+impl PartialCompletion {
     fn token(&mut self, token: super::Token) {
         self.0.token_ids.push(token.id);
         self.0.logprobs.extend(token.logprobs);
@@ -355,7 +363,7 @@ impl futures_core::Stream for Generation {
         if self.is_done() {
             return Poll::Ready(None);
         }
-        // A waker is foreign code: it is cloned and dropped outside the lock.
+        // A waker is foreign code: clone and drop it outside the lock.
         let (mailbox, waker) = (self.mailbox.clone(), context.waker().clone());
         let mut state = lock(&mailbox.state);
         match self.pop(&mut state) {
@@ -370,37 +378,37 @@ impl futures_core::Stream for Generation {
     }
 }
 
-/// The events of many requests, in the order in which they come. Dropping it cancels those that have not ended.
+/// The events of many requests in order of arrival. Dropping it cancels those that have not ended.
 #[derive(Debug)]
-pub(super) struct Many {
-    replies: Replies,
+pub(super) struct BatchReceiver {
+    sinks: EventSinks,
     mailbox: Arc<Mailbox>,
     running: HashMap<usize, CancelOnDrop>,
-    /// Empty between calls; its memory is used again.
+    /// Empty between calls; the allocation is reused.
     arrived: VecDeque<Numbered>,
 }
 
-impl Many {
+impl BatchReceiver {
     /// The engine's end of one more request.
-    pub(super) fn open(&mut self, number: usize, samples: u32) -> Arc<Reply> {
-        let (reply, cancel) = self.replies.open_in(&self.mailbox, number, samples);
+    pub(super) fn open(&mut self, number: usize, samples: u32) -> Arc<EventSink> {
+        let (sink, cancel) = self.sinks.open_in(&self.mailbox, number, samples);
         self.running.insert(number, cancel);
-        reply
+        sink
     }
 
-    /// Requests that have not ended.
+    /// Number of requests that have not ended.
     pub(super) fn running(&self) -> usize {
         self.running.len()
     }
 
-    /// Cancels a request. What came of it and was not taken is dropped.
+    /// Cancels a request and drops its pending events.
     pub(super) fn cancel(&mut self, number: usize) {
         self.running.remove(&number);
     }
 
-    /// Waits until there are events of requests that run, and moves all of them to `events`, each with its request's number.
+    /// Waits for events of running requests and moves all of them to `events`, each with its request's number.
     pub(super) fn take(&mut self, events: &mut VecDeque<Numbered>) {
-        // What comes of a cancelled request is none.
+        // Events of cancelled requests do not count.
         while events.is_empty() {
             let mut state = lock(&self.mailbox.state);
             while state.events.is_empty() {
@@ -412,7 +420,7 @@ impl Many {
         }
     }
 
-    /// As [`Many::take`], for at most `timeout`.
+    /// As [`BatchReceiver::take`], for at most `timeout`.
     pub(super) fn take_within(&mut self, timeout: Duration, events: &mut VecDeque<Numbered>) {
         let deadline = Instant::now() + timeout;
         while events.is_empty() {
@@ -430,10 +438,10 @@ impl Many {
         }
     }
 
-    /// Moves what arrived for requests that run to `events`.
+    /// Moves the events of running requests to `events`.
     fn sort_out(&mut self, events: &mut VecDeque<Numbered>) {
         for (number, event) in self.arrived.drain(..) {
-            // A request that was cancelled runs until the engine has seen that.
+            // A cancelled request keeps sending until the engine notices.
             let Some(cancel) = self.running.get_mut(&number) else { continue };
             if matches!(event, Event::Finished(_) | Event::Failed(_)) {
                 cancel.take(&event);
@@ -465,53 +473,53 @@ mod tests {
 
     #[test]
     fn ends_after_its_last_event() {
-        let replies = Replies::default();
-        let (reply, mut generation) = replies.open(1);
-        reply.send(finished(0));
-        reply.send(finished(0));
-        replies.flush();
-        assert!(reply.is_closed());
-        drop(reply);
+        let sinks = EventSinks::default();
+        let (sink, mut generation) = sinks.open(1);
+        sink.send(finished(0));
+        sink.send(finished(0));
+        sinks.flush();
+        assert!(sink.is_closed());
+        drop(sink);
         assert!(matches!(generation.next(), Some(Event::Finished(_))));
         assert!(generation.next().is_none());
     }
 
     #[test]
     fn samples_are_collected_apart() {
-        let replies = Replies::default();
-        let (reply, generation) = replies.open(2);
+        let sinks = EventSinks::default();
+        let (sink, generation) = sinks.open(2);
         for event in [token(1, 7), token(0, 5), finished(1), token(0, 6), finished(0)] {
-            assert!(!reply.is_closed());
-            reply.send(event);
+            assert!(!sink.is_closed());
+            sink.send(event);
         }
-        replies.flush();
+        sinks.flush();
         let texts: Vec<String> = generation.wait_all().unwrap().into_iter().map(|c| c.text).collect();
         assert_eq!(texts, ["56rest", "7rest"]);
     }
 
     #[test]
     fn a_failure_ends_every_sample() {
-        let replies = Replies::default();
-        let (reply, mut generation) = replies.open(3);
-        reply.send(Event::Failed(Failure::EngineStopped));
-        reply.send(finished(1));
-        replies.flush();
+        let sinks = EventSinks::default();
+        let (sink, mut generation) = sinks.open(3);
+        sink.send(Event::Failed(Failure::EngineStopped));
+        sink.send(finished(1));
+        sinks.flush();
         assert!(matches!(generation.next(), Some(Event::Failed(_))));
         assert!(generation.next().is_none());
     }
 
     #[test]
     fn waits_no_longer_than_was_said() {
-        let replies = Replies::default();
-        let (reply, mut generation) = replies.open(2);
+        let sinks = EventSinks::default();
+        let (sink, mut generation) = sinks.open(2);
         assert!(generation.next_within(Duration::from_millis(1)).is_none() && !generation.is_done());
-        reply.send(finished(1));
-        replies.flush();
+        sink.send(finished(1));
+        sinks.flush();
         assert!(matches!(generation.next_within(Duration::ZERO), Some(Event::Finished(Finish { sample: 1, .. }))));
         let sender = std::thread::spawn(move || {
-            reply.send(Event::Failed(Failure::EngineStopped));
-            reply.send(finished(0));
-            replies.flush();
+            sink.send(Event::Failed(Failure::EngineStopped));
+            sink.send(finished(0));
+            sinks.flush();
         });
         assert!(matches!(generation.next_within(Duration::from_secs(60)), Some(Event::Failed(_))));
         sender.join().unwrap();
@@ -521,60 +529,60 @@ mod tests {
 
     #[test]
     fn a_vanished_engine_is_a_failure() {
-        let (reply, generation) = Replies::default().open(1);
+        let (sink, generation) = EventSinks::default().open(1);
         let consumer = std::thread::spawn(move || generation.wait());
-        drop(reply);
+        drop(sink);
         assert!(matches!(consumer.join().unwrap(), Err(Failure::EngineStopped)));
     }
 
     #[test]
     fn dropping_the_generation_cancels_what_has_not_ended() {
-        let replies = Replies::default();
-        let (reply, generation) = replies.open(1);
-        assert!(!reply.is_cancelled());
+        let sinks = EventSinks::default();
+        let (sink, generation) = sinks.open(1);
+        assert!(!sink.is_cancelled());
         drop(generation);
-        assert!(reply.is_cancelled());
-        assert_eq!(replies.cancellations(), 1);
-        let (reply, mut generation) = replies.open(1);
-        reply.send(finished(0));
-        replies.flush();
+        assert!(sink.is_cancelled());
+        assert_eq!(sinks.cancellations(), 1);
+        let (sink, mut generation) = sinks.open(1);
+        sink.send(finished(0));
+        sinks.flush();
         generation.next();
         drop(generation);
-        assert_eq!(replies.cancellations(), 1);
+        assert_eq!(sinks.cancellations(), 1);
     }
 
     #[test]
     fn many_requests_share_a_mailbox() {
-        let replies = Replies::default();
-        let mut many = replies.open_many();
+        let sinks = EventSinks::default();
+        let mut many = sinks.open_batch();
         let (first, second) = (many.open(10, 1), many.open(11, 2));
         second.send(finished(1));
         first.send(finished(0));
-        replies.flush();
+        sinks.flush();
         let mut events = VecDeque::new();
         many.take(&mut events);
         assert_eq!(events.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [11, 10]);
         assert_eq!(many.running(), 1);
         drop(many);
         assert!(second.is_cancelled() && !first.is_cancelled());
-        assert_eq!(replies.cancellations(), 1);
+        assert_eq!(sinks.cancellations(), 1);
     }
 
     #[test]
     fn an_event_of_a_cancelled_request_ends_no_waiting() {
-        let replies = Replies::default();
-        let mut many = replies.open_many();
+        let sinks = EventSinks::default();
+        let mut many = sinks.open_batch();
         let (first, second) = (many.open(0, 1), many.open(1, 1));
         many.cancel(0);
         first.send(token(0, 5));
-        replies.flush();
+        sinks.flush();
         let mailbox = many.mailbox.clone();
         let engine = std::thread::spawn(move || {
             while !lock(&mailbox.state).events.is_empty() {
                 std::thread::yield_now();
             }
             second.send(finished(0));
-            replies.flush();
+            sinks.flush();
         });
         let mut events = VecDeque::new();
         many.take_within(Duration::from_secs(60), &mut events);
@@ -592,15 +600,15 @@ mod tests {
     #[test]
     fn wakes_a_pending_stream() {
         use futures_core::Stream;
-        let replies = Replies::default();
-        let (reply, mut generation) = replies.open(1);
+        let sinks = EventSinks::default();
+        let (sink, mut generation) = sinks.open(1);
         let count = Arc::new(Count(AtomicUsize::new(0)));
         let waker = Waker::from(count.clone());
         let mut context = Context::from_waker(&waker);
         assert!(Pin::new(&mut generation).poll_next(&mut context).is_pending());
-        reply.send(finished(0));
+        sink.send(finished(0));
         assert_eq!(count.0.load(Ordering::SeqCst), 0);
-        replies.flush();
+        sinks.flush();
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
         assert!(matches!(Pin::new(&mut generation).poll_next(&mut context), Poll::Ready(Some(Event::Finished(_)))));
         assert!(matches!(Pin::new(&mut generation).poll_next(&mut context), Poll::Ready(None)));

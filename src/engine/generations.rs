@@ -1,14 +1,14 @@
-//! Many requests at a time and one consumer, which may stop waiting and cancel single requests.
+//! Many requests with one consumer, which may stop waiting and may cancel single requests.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::generation::Many;
+use super::generation::BatchReceiver;
 use super::{Engine, Event, Request, RequestError};
 
-/// Requests that run together, and their events in the order in which they come: what
-/// [`Engine::generate_all`](super::Engine::generate_all) is made of, for a loop of one's own. Dropping it cancels the
-/// requests that have not ended.
+/// Requests that run together, with their events in order of arrival: the building block of
+/// [`Engine::generate_all`](super::Engine::generate_all), for a loop of your own. Dropping it cancels the requests that
+/// have not ended.
 ///
 /// ```
 /// # use rigel::engine::{Engine, Event, Request};
@@ -32,51 +32,51 @@ use super::{Engine, Event, Request, RequestError};
 #[derive(Debug)]
 pub struct Generations<'a> {
     engine: &'a Engine,
-    many: Many,
-    /// Events that were taken and not given out.
+    receiver: BatchReceiver,
+    /// Events taken and not yet returned.
     events: VecDeque<(usize, Event)>,
     next_number: usize,
 }
 
 impl<'a> Generations<'a> {
-    pub(super) fn new(engine: &'a Engine, many: Many) -> Generations<'a> {
-        Generations { engine, many, events: VecDeque::new(), next_number: 0 }
+    pub(super) fn new(engine: &'a Engine, receiver: BatchReceiver) -> Generations<'a> {
+        Generations { engine, receiver, events: VecDeque::new(), next_number: 0 }
     }
 
-    /// Hands a request over and returns at once, with the number that its events come with.
+    /// Submits a request and returns at once with the number that identifies its events.
     ///
     /// # Errors
-    /// What is wrong with the request, as [`Engine::generate`](super::Engine::generate) has it.
+    /// As for [`Engine::generate`](super::Engine::generate).
     pub fn submit(&mut self, request: Request) -> Result<usize, RequestError> {
         let text = self.engine.check(&request)?;
         let number = self.next_number;
         self.next_number += 1;
-        let reply = self.many.open(number, request.n);
-        self.engine.submit(request, text, &reply);
+        let sink = self.receiver.open(number, request.n);
+        self.engine.submit(request, text, &sink);
         Ok(number)
     }
 
-    /// Requests that have not ended.
+    /// Number of requests that have not ended.
     pub fn running(&self) -> usize {
-        self.many.running()
+        self.receiver.running()
     }
 
-    /// Returns `true` if no request runs and every event was given out.
+    /// Returns `true` if no request runs and every event has been returned.
     pub fn is_idle(&self) -> bool {
-        self.many.running() == 0 && self.events.is_empty()
+        self.receiver.running() == 0 && self.events.is_empty()
     }
 
-    /// The next event and its request's number. `None` if none came within `timeout`, and at once if nothing runs.
+    /// The next event and its request's number. `None` if none came within `timeout`, or at once if nothing runs.
     pub fn next_within(&mut self, timeout: Duration) -> Option<(usize, Event)> {
-        if self.events.is_empty() && self.many.running() > 0 {
-            self.many.take_within(timeout, &mut self.events);
+        if self.events.is_empty() && self.receiver.running() > 0 {
+            self.receiver.take_within(timeout, &mut self.events);
         }
         self.events.pop_front()
     }
 
-    /// Cancels a request: no more of its events are given out. Does nothing if the request has ended.
+    /// Cancels a request; none of its events are returned any more. Does nothing if the request has ended.
     pub fn cancel(&mut self, number: usize) {
-        self.many.cancel(number);
+        self.receiver.cancel(number);
         self.events.retain(|(of, _)| *of != number);
     }
 }

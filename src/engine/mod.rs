@@ -9,14 +9,14 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `mod`, `builder` | the engine, and how it comes to be |
-//! | `request`, `event`, `generation`, `generations` | what goes in, what comes out, and the way out |
+//! | `mod`, `builder` | the engine and its builder |
+//! | `request`, `event`, `generation`, `generations` | requests, events and their delivery |
 //! | `complete` | text in, text out |
 //! | `worker` | the step loop |
-//! | `scheduler` | who is computed next, and where |
+//! | `scheduler` | admission, chunked prefill, preemption |
 //! | `sequence`, `output` | one sample: its tokens and pages; its text, stops and events |
-//! | `step` | a planned step as the backend takes it |
-//! | `draft` | tokens drafted by looking back |
+//! | `step` | a planned step in the form the backend takes |
+//! | `draft` | prompt lookup drafts |
 //! | `statistics` | counts |
 //!
 //! A step by step account, with a picture, is in docs/engine.md.
@@ -77,7 +77,7 @@ use crate::kv::{CacheGeometry, PageCache};
 use crate::model::ModelSpec;
 use crate::text::{TextStream, TokenId, Tokenizer};
 
-use generation::Reply;
+use generation::EventSink;
 use output::text_stream;
 use scheduler::{Scheduler, StepLimits};
 use sequence::Sequence;
@@ -122,7 +122,7 @@ impl Engine {
         let device = backend.device();
         let mut cache = PageCache::new(&limits.cache, options.prefix_cache);
         if options.poison_freed_pages {
-            cache.watch_forgotten();
+            cache.watch_freed();
         }
         let most = options.max_sequences.map_or(usize::MAX, NonZeroUsize::get);
         let (rows, logits_rows) = (backend.max_rows(), backend.max_logits_rows());
@@ -173,15 +173,15 @@ impl Engine {
 
     /// What the engine has done, as of its last step.
     pub fn statistics(&self) -> Statistics {
-        self.shared.board.read()
+        self.shared.statistics.read()
     }
 
     /// Hands a request over and returns at once. What is wrong with the request itself is said here; what happens
     /// to it later comes as events.
     pub fn generate(&self, request: Request) -> Result<Generation, RequestError> {
         let text = self.check(&request)?;
-        let (reply, generation) = self.shared.replies.open(request.n);
-        self.submit(request, text, &reply);
+        let (sink, generation) = self.shared.sinks.open(request.n);
+        self.submit(request, text, &sink);
         Ok(generation)
     }
 
@@ -198,15 +198,15 @@ impl Engine {
         mut on_event: impl FnMut(usize, Event),
     ) {
         let mut requests = requests.into_iter().enumerate().fuse();
-        let mut many = self.shared.replies.open_many();
+        let mut many = self.shared.sinks.open_batch();
         let mut events = VecDeque::new();
         loop {
             while many.running() < in_flight.get() {
                 let Some((number, request)) = requests.next() else { break };
                 match self.check(&request) {
                     Ok(text) => {
-                        let reply = many.open(number, request.n);
-                        self.submit(request, text, &reply);
+                        let sink = many.open(number, request.n);
+                        self.submit(request, text, &sink);
                     }
                     Err(error) => on_event(number, Event::Failed(error.into())),
                 }
@@ -221,7 +221,7 @@ impl Engine {
 
     /// For many requests at a time whose consumer has other things to do besides: see [`Generations`].
     pub fn generations(&self) -> Generations<'_> {
-        Generations::new(self, self.shared.replies.open_many())
+        Generations::new(self, self.shared.sinks.open_batch())
     }
 
     /// Checks a request, and makes what turns its tokens into text.
@@ -230,11 +230,11 @@ impl Engine {
         text_stream(request, &self.limits)
     }
 
-    fn submit(&self, request: Request, text: Option<TextStream>, reply: &Arc<Reply>) {
+    fn submit(&self, request: Request, text: Option<TextStream>, sink: &Arc<EventSink>) {
         let (request, now) = (Arc::new(request), Instant::now());
-        let sample = |sample| Sequence::new(request.clone(), sample, &self.limits, text.clone(), reply.clone(), now);
+        let sample = |sample| Sequence::new(request.clone(), sample, &self.limits, text.clone(), sink.clone(), now);
         let samples = (0..request.n).map(sample).collect();
-        // A send fails only when the thread is gone; the sequences drop with their reply, which says why.
+        // A send fails only when the thread is gone; the sequences drop with their sink, which says why.
         if let Some(requests) = &self.requests {
             let _ = requests.send(samples);
         }

@@ -1,4 +1,4 @@
-//! What becomes of a sample's tokens: text, stops, events, times.
+//! Turns a sample's tokens into events: text, stop conditions, timings.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,37 +8,38 @@ use crate::text::{StopOutcome, StopStrings, StopText, TextStream, TokenId};
 
 use super::Limits;
 use super::event::{Event, Failure, Finish, FinishReason, PromptToken, StopCause, Timings, Token};
-use super::generation::Reply;
+use super::generation::EventSink;
 use super::request::{EosTokens, Request, RequestError};
 
-/// Does the sample go on?
+/// Whether a sample continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// More is wanted.
+    /// It continues.
     GoOn,
-    /// Its last event was sent.
+    /// Its final event was sent.
     Ended,
 }
 
-/// The way out of the engine of one sample.
+/// The output side of one sample.
 #[derive(Debug)]
 pub(super) struct Output {
     request: Arc<Request>,
     sample: u32,
-    /// Tokens generated.
+    /// Number of generated tokens.
     generated: usize,
-    /// End-of-sequence tokens in force for this request.
+    /// End-of-sequence tokens that apply to this request.
     eos_token_ids: Arc<[TokenId]>,
-    /// None where the checkpoint has no tokenizer.
+    /// `None` if the checkpoint has no tokenizer.
     text: Option<TextStream>,
-    /// Log-probability of the next prompt token to be reported.
+    /// Log-probability of the next prompt token to report.
     next_prompt_logprob: Option<f32>,
-    reply: Arc<Reply>,
+    sink: Arc<EventSink>,
     clock: Clock,
     ended: bool,
 }
 
-/// The text of a request's samples; none where the checkpoint has no tokenizer and nobody looks for stop texts.
+/// The text decoder of a request's samples. `None` if the checkpoint has no tokenizer and the request has no stop
+/// strings.
 pub(super) fn text_stream(request: &Request, limits: &Limits) -> Result<Option<TextStream>, RequestError> {
     let Some(tokenizer) = &limits.tokenizer else {
         return if request.stop.is_empty() { Ok(None) } else { Err(RequestError::StopWithoutTokenizer) };
@@ -65,7 +66,7 @@ impl Output {
         sample: u32,
         limits: &Limits,
         text: Option<TextStream>,
-        reply: Arc<Reply>,
+        sink: Arc<EventSink>,
         submitted: Instant,
     ) -> Output {
         Output {
@@ -78,39 +79,39 @@ impl Output {
             },
             text,
             next_prompt_logprob: None,
-            reply,
+            sink,
             clock: Clock { submitted, started: None, prompt_done: None, last: submitted },
             ended: false,
             request,
         }
     }
 
-    /// Tokens that end this sample, which may not be chosen before `min_tokens` are there.
+    /// Tokens that end this sample; banned before `min_tokens`.
     pub(super) fn ending_tokens(&self) -> Vec<TokenId> {
         self.eos_token_ids.iter().chain(&self.request.stop_token_ids).copied().collect()
     }
 
-    /// Tokens generated.
+    /// Number of generated tokens.
     pub(super) fn generated(&self) -> usize {
         self.generated
     }
 
-    /// Nobody waits for this sample any more.
+    /// Returns `true` if no more events are wanted.
     pub(super) fn is_closed(&self) -> bool {
-        self.reply.is_closed()
+        self.sink.is_closed()
     }
 
-    /// The consumer is gone.
+    /// Returns `true` if the consumer is gone.
     pub(super) fn is_cancelled(&self) -> bool {
-        self.reply.is_cancelled()
+        self.sink.is_cancelled()
     }
 
-    /// A step that computes rows of the sample is about to run.
+    /// Called before the first step that computes rows of the sample.
     pub(super) fn start(&mut self, now: Instant) {
         self.clock.started.get_or_insert(now);
     }
 
-    /// Log-probabilities of the tokens after the next `ids.len()` tokens of the prompt.
+    /// Log-probabilities of the tokens that follow the next `ids.len()` prompt tokens.
     pub(super) fn prompt(&mut self, ids: &[TokenId], logprobs: Vec<TokenLogprobs>) {
         let tokens = logprobs.into_iter().zip(ids).map(|(logprobs, &id)| PromptToken {
             id,
@@ -118,17 +119,17 @@ impl Output {
             top: logprobs.top,
         });
         let event = Event::Prompt(tokens.collect());
-        self.reply.send(event);
+        self.sink.send(event);
     }
 
-    /// The prompt is computed, and no token was asked for after it.
+    /// The prompt is computed and no token was requested.
     pub(super) fn prompt_done(&mut self, now: Instant) {
         self.clock.prompt_done = Some(now);
         self.clock.last = now;
         self.finish(FinishReason::Length, String::new());
     }
 
-    /// The next token was drawn.
+    /// Accepts a sampled token.
     pub(super) fn token(&mut self, sampled: Sampled, now: Instant) -> Verdict {
         let Sampled { token, logprobs } = sampled;
         self.generated += 1;
@@ -153,9 +154,9 @@ impl Output {
                 }
             }
         }
-        self.reply.send(Event::Token(Token { sample: self.sample, id: token, text, logprobs }));
+        self.sink.send(Event::Token(Token { sample: self.sample, id: token, text, logprobs }));
         match cause {
-            // The stop text was the end of the text: what is held back after it is not part of it.
+            // The text ends at the stop string; text held back after it is dropped.
             Some(cause @ StopCause::Text(_)) => self.finish(FinishReason::Stop(cause), String::new()),
             Some(cause) => self.flush_and_finish(FinishReason::Stop(cause)),
             None if self.generated >= self.request.max_tokens as usize => self.flush_and_finish(FinishReason::Length),
@@ -164,17 +165,17 @@ impl Output {
         if self.ended { Verdict::Ended } else { Verdict::GoOn }
     }
 
-    /// The request's time is up.
+    /// The request's deadline has passed.
     pub(super) fn expire(&mut self, now: Instant) {
         if self.clock.started.is_none() {
-            // It waited all the time.
+            // It never ran.
             self.clock.started = Some(now);
         }
         self.clock.last = now;
         self.flush_and_finish(FinishReason::Deadline);
     }
 
-    /// Decides the text held back, in which a stop text may still show up.
+    /// Releases the text held back; a stop string may still complete in it.
     fn flush_and_finish(&mut self, mut reason: FinishReason) {
         let mut text = String::new();
         if let Some(mut stream) = self.text.take() {
@@ -200,13 +201,13 @@ impl Output {
             prefill: prompt_done - started,
             decode: clock.last - prompt_done,
         };
-        self.reply.send(Event::Finished(Finish { sample: self.sample, reason, text, timings }));
+        self.sink.send(Event::Finished(Finish { sample: self.sample, reason, text, timings }));
         self.ended = true;
     }
 
-    /// The request cannot go on.
+    /// The request fails.
     pub(super) fn fail(&mut self, failure: Failure) {
-        self.reply.send(Event::Failed(failure));
+        self.sink.send(Event::Failed(failure));
         self.ended = true;
     }
 }

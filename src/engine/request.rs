@@ -43,13 +43,13 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Tokens that end the generation, beside the end-of-sequence tokens.
     pub stop_token_ids: Vec<TokenId>,
-    /// Does the generation go on after an end-of-sequence token?
+    /// Whether generation continues after an end-of-sequence token.
     pub ignore_eos: bool,
     /// Which tokens are end-of-sequence tokens.
     pub eos: EosTokens,
-    /// Does the text keep the stop text or the stop token's text? Of special tokens only where they are shown.
+    /// Whether the text keeps the stop string or the stop token's text; special tokens only if they are shown.
     pub stop_text: StopText,
-    /// Does the text show special tokens? They count for [`Request::stop`] in any case.
+    /// Whether the text shows special tokens. They always count for [`Request::stop`].
     pub special_output: SpecialOutput,
     /// Report the log-probability of each token generated, and of this many best ones.
     pub logprobs: Option<usize>,
@@ -176,13 +176,13 @@ impl Request {
 }
 
 impl Request {
-    /// The most positions of a sample that are computed: the last token generated is not.
+    /// Most positions of a sample that are computed; the last generated token is not.
     pub(super) fn max_computed(&self) -> usize {
         self.prompt.len() + (self.max_tokens as usize).saturating_sub(1)
     }
 }
 
-/// That every id of a field is one of the vocabulary.
+/// Checks that every id of a field is in the vocabulary.
 fn check_ids<'a>(
     field: &'static str,
     ids: impl Iterator<Item = &'a TokenId>,

@@ -1,14 +1,15 @@
-//! Who is computed next, and where: admission, chunks of prompts beside decoding, preemption. Pure bookkeeping over
-//! sequences and pages; knows no backend and no thread.
+//! The scheduler: admission, chunked prefill beside decode, preemption. Pure bookkeeping over sequences and KV pages;
+//! it knows neither the backend nor threads.
 //!
-//! A step is planned in this order, while rows, logits rows and pages last:
+//! A step is planned in this order, until its budget of rows, logits rows and pages is spent:
 //!
-//! 1. every sequence that decodes, the oldest first, with the tokens drafted for it;
-//! 2. chunks of the prompts that are being computed, the oldest first;
-//! 3. waiting sequences, in the order in which they came, if their tokens fit the pages that are left.
+//! 1. decoding sequences, oldest first, each with its drafted tokens;
+//! 2. prefill chunks of running sequences, oldest first;
+//! 3. waiting sequences in arrival order, if the remaining pages hold their tokens.
 //!
-//! Where pages run out, the youngest running sequence gives up its own and waits again, at the head of the queue. The
-//! oldest always goes on, and a request that could not run alone is refused when it comes, so all come to their end.
+//! When pages run out, the youngest running sequence is preempted and returns to the head of the queue. The oldest
+//! sequence always makes progress, and a request that does not fit the cache alone is refused on submission, so every
+//! request finishes.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -23,53 +24,53 @@ use super::draft::Speculation;
 use super::sequence::Sequence;
 use super::statistics::Statistics;
 
-/// What one step may hold.
+/// Budget of one step.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StepLimits {
-    /// Rows.
+    /// Rows in total.
     pub rows: usize,
-    /// Rows of prompts.
+    /// Rows of prompts (prefill).
     pub prompt_rows: usize,
-    /// Rows whose logits are wanted.
+    /// Rows with logits.
     pub logits_rows: usize,
     /// Sequences.
     pub sequences: usize,
 }
 
-/// The rows of a step within which drafts are verified: as many as one reading of the weights serves.
+/// Most rows of a step that verifies drafts: up to here the weights are read once for all of them.
 const VERIFIED_ROWS: usize = 16;
-/// A waiting sequence that found no room tries again when pages became available, and after so many steps.
+/// Steps after which the blocked head of the queue tries again, even if no page was freed meanwhile.
 const STEPS_TO_RETRY: u32 = 16;
 
-/// How many waiting sequences a call to sweep may look at.
-const SWEPT_EACH: usize = 1024;
-/// How many that need no room yet one step passes over.
-const MAX_PASSED: usize = 2048;
+/// Waiting sequences that one sweep may visit.
+const MAX_SWEPT: usize = 1024;
+/// Waiting sequences that one step may skip because they are not ready.
+const MAX_SKIPPED: usize = 2048;
 
 slotmap::new_key_type! {
-    /// A sequence in the scheduler. No other one ever has the same.
+    /// Identifies a sequence in the scheduler; never reused.
     pub(super) struct SequenceId;
 }
 
-/// A waiting sequence that found no room.
+/// The head of the queue, when it did not get the pages it needs.
 #[derive(Debug, Clone, Copy)]
 struct Blocked {
     id: SequenceId,
-    /// The group of the cache that had too few pages.
+    /// The cache group that was short of pages.
     group: usize,
-    /// Pages of it that were available then.
+    /// Pages available in that group at the time.
     available: u32,
-    /// Steps since.
+    /// Steps since then.
     steps: u32,
 }
 
-/// One sequence's part of a step.
+/// One sequence's share of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Part {
     pub id: SequenceId,
     /// Positions to compute.
     pub rows: Range<usize>,
-    /// How many of the last of them are drafted tokens, those of the sequence's lookup.
+    /// How many of the last rows are drafted tokens (taken from the sequence's lookup).
     pub drafted: usize,
 }
 
@@ -77,20 +78,20 @@ pub(super) struct Scheduler {
     limits: StepLimits,
     speculation: Speculation,
     pub(super) cache: PageCache,
-    /// Those that run and those that wait.
+    /// Running and waiting sequences.
     sequences: SlotMap<SequenceId, Box<Sequence>>,
-    /// Sequences that have come so far.
+    /// Number of sequences submitted so far; the next arrival number.
     arrivals: u64,
-    /// The oldest first.
+    /// Oldest first.
     running: Vec<SequenceId>,
     waiting: VecDeque<SequenceId>,
-    /// Of live sequences, and of some that have ended.
+    /// Deadlines of live sequences, and of some that have already ended.
     deadlines: BinaryHeap<Reverse<(Instant, SequenceId)>>,
-    /// When the head of the queue found no room.
+    /// Set while the head of the queue is short of pages.
     blocked: Option<Blocked>,
-    /// Was somebody preempted in this step?
+    /// Whether this step preempted a sequence.
     preempted: bool,
-    /// Calls to sweep since all that wait were looked at.
+    /// Sweeps since all waiting sequences were last visited.
     unswept: usize,
     /// The step planned last.
     parts: Vec<Part>,
@@ -118,43 +119,43 @@ impl Scheduler {
         }
     }
 
-    /// Puts the samples of a request at the end of the queue.
+    /// Appends the samples of a request to the queue.
     pub(super) fn submit(&mut self, samples: impl IntoIterator<Item = Sequence>) {
         if self.deadlines.len() > 2 * self.sequences.len() + 64 {
-            // Most of them are those of sequences that ended in time.
+            // Most deadlines belong to sequences that ended in time.
             self.deadlines.retain(|Reverse((_, id))| self.sequences.contains_key(*id));
         }
-        let mut leader = None;
+        let mut parent = None;
         for mut sequence in samples {
             sequence.arrival = self.arrivals;
             self.arrivals += 1;
-            sequence.leader = leader;
+            sequence.parent = parent;
             let deadline = sequence.deadline;
             let id = self.sequences.insert(Box::new(sequence));
-            leader.get_or_insert(id);
+            parent.get_or_insert(id);
             self.deadlines.extend(deadline.map(|deadline| Reverse((deadline, id))));
             self.waiting.push_back(id);
         }
     }
 
-    /// Is there nothing to compute and nobody waiting?
+    /// Returns `true` if no sequence runs or waits.
     pub(super) fn is_idle(&self) -> bool {
         self.sequences.is_empty()
     }
 
-    /// The sequence, if it has not ended.
+    /// The sequence. `None` if it has ended.
     pub(super) fn get_mut(&mut self, id: SequenceId) -> Option<&mut Sequence> {
         self.sequences.get_mut(id).map(|sequence| &mut **sequence)
     }
 
-    /// As [`Scheduler::get_mut`], to be read.
+    /// The sequence. `None` if it has ended.
     pub(super) fn get(&self, id: SequenceId) -> Option<&Sequence> {
         self.sequences.get(id).map(|sequence| &**sequence)
     }
 
-    /// A sequence's rows were given to the backend. Of rows with drafts it is not known yet which of them stand
-    /// ([`Scheduler::advance`]).
-    pub(super) fn given(&mut self, id: SequenceId, rows: Range<usize>, drafted: usize) {
+    /// Called when a sequence's rows have been submitted to the backend. Rows with drafts do not count as computed
+    /// until the drafts are verified ([`Scheduler::advance`]).
+    pub(super) fn on_submitted(&mut self, id: SequenceId, rows: Range<usize>, drafted: usize) {
         let Some(sequence) = self.get(id) else { return };
         let decodes = sequence.has_prompt() && rows.len() == 1 + drafted;
         if !decodes {
@@ -165,14 +166,14 @@ impl Scheduler {
         }
     }
 
-    /// The keys and values of a sequence's positions before `end` stand.
+    /// Marks the positions before `end` as computed.
     pub(super) fn advance(&mut self, id: SequenceId, end: usize) {
         if let Some(sequence) = self.sequences.get_mut(id) {
             sequence.advance(end, &mut self.cache);
         }
     }
 
-    /// A sequence of one of the two queues.
+    /// The sequence, which must be running or waiting.
     fn sequence(&self, id: SequenceId) -> &Sequence {
         &self.sequences[id]
     }
@@ -181,18 +182,18 @@ impl Scheduler {
         &mut self.sequences[id]
     }
 
-    /// Takes a sequence out, with its pages.
+    /// Removes a sequence and releases its pages.
     pub(super) fn remove(&mut self, id: SequenceId) {
         let Some(mut sequence) = self.sequences.remove(id) else { return };
-        sequence.leave(&mut self.cache);
+        sequence.release(&mut self.cache);
         match self.running.iter().position(|running| *running == id) {
             Some(at) => drop(self.running.remove(at)),
             None => self.waiting.retain(|waiting| *waiting != id),
         }
     }
 
-    /// Takes out the sequences that nobody waits for any more. Where many wait, those are looked at when their turn comes,
-    /// or when so many were cancelled that a walk over all of them pays.
+    /// Removes cancelled sequences. A long queue is not walked on every sweep: a waiting sequence is also checked on
+    /// admission, and the walk happens once enough cancellations have accumulated to pay for it.
     pub(super) fn sweep_closed(&mut self) {
         self.unswept += 1;
         let mut counted = Statistics::default();
@@ -203,24 +204,24 @@ impl Scheduler {
             }
             closed
         };
-        if self.waiting.len() <= SWEPT_EACH * self.unswept {
+        if self.waiting.len() <= MAX_SWEPT * self.unswept {
             self.unswept = 0;
             self.remove_where(closed);
         } else {
-            let mut gone = self.running.clone();
-            gone.retain(|id| closed(&mut self.sequences[*id]));
-            gone.into_iter().for_each(|id| self.remove(id));
+            let mut finished = self.running.clone();
+            finished.retain(|id| closed(&mut self.sequences[*id]));
+            finished.into_iter().for_each(|id| self.remove(id));
         }
         self.statistics.add_closed(&counted);
     }
 
-    /// Takes out every sequence that `gone` says is to go.
-    pub(super) fn remove_where(&mut self, mut gone: impl FnMut(&mut Sequence) -> bool) {
+    /// Removes every sequence for which `finished` returns `true`.
+    pub(super) fn remove_where(&mut self, mut finished: impl FnMut(&mut Sequence) -> bool) {
         let Scheduler { sequences, cache, running, waiting, .. } = self;
         let mut stays = |id: &SequenceId| {
-            let leaves = gone(&mut sequences[*id]);
+            let leaves = finished(&mut sequences[*id]);
             if leaves && let Some(mut sequence) = sequences.remove(*id) {
-                sequence.leave(cache);
+                sequence.release(cache);
             }
             !leaves
         };
@@ -228,7 +229,7 @@ impl Scheduler {
         waiting.retain(&mut stays);
     }
 
-    /// Takes out the sequences whose time is up, each after `expire` was called with it. How many.
+    /// Removes sequences past their deadline, after calling `expire` on each. Returns how many.
     pub(super) fn remove_late(&mut self, now: Instant, mut expire: impl FnMut(&mut Sequence)) -> u64 {
         let mut any = false;
         while let Some(&Reverse((deadline, id))) = self.deadlines.peek()
@@ -239,7 +240,7 @@ impl Scheduler {
         }
         let mut late = 0;
         if any {
-            // One walk for all of them.
+            // One walk removes all of them.
             self.remove_where(|sequence| {
                 let is_late = sequence.deadline.is_some_and(|deadline| deadline <= now);
                 if is_late {
@@ -252,19 +253,19 @@ impl Scheduler {
         late
     }
 
-    /// Are so few running that drafts are worth their rows, and may somebody draft? A draft continues what is known:
-    /// tokens that are being drawn are to be waited for before the next step is planned.
+    /// Returns `true` if the next step speculates: few sequences run and at least one can draft. Drafting needs the
+    /// last token, so sampling in flight must be finished first.
     pub(super) fn speculates(&self) -> bool {
         self.speculation == Speculation::PromptLookup
             && 2 * self.running.len() <= VERIFIED_ROWS
             && self.running.iter().any(|id| self.sequence(*id).may_draft())
     }
 
-    /// Plans the next step. Pages for all rows of it are reserved.
+    /// Plans the next step and reserves the pages of all its rows.
     pub(super) fn plan(&mut self) -> &[Part] {
         self.parts.clear();
         self.preempted = false;
-        let mut room = self.limits;
+        let mut budget = self.limits;
         let (mut decoding, mut computing) = (Vec::with_capacity(self.running.len()), Vec::new());
         let mut scores = false;
         for &id in &self.running {
@@ -276,13 +277,13 @@ impl Scheduler {
             }
             scores |= sequence.is_scoring();
         }
-        self.plan_decoding(decoding, &mut room);
-        self.plan_prompts(computing, &mut room);
+        self.plan_decoding(decoding, &mut budget);
+        self.plan_prompts(computing, &mut budget);
         if !self.preempted {
-            scores |= self.admit(&mut room);
+            scores |= self.admit(&mut budget);
         }
         if scores {
-            // Those whose prompts are scored come first: their logits rows are then the first ones.
+            // Sequences that score their prompt come first, so their logits rows are contiguous from 0.
             let Scheduler { parts, sequences, .. } = self;
             let scores = |part: &Part| sequences[part.id].is_scoring();
             parts.sort_by_key(|part| !scores(part));
@@ -290,95 +291,95 @@ impl Scheduler {
         &self.parts
     }
 
-    fn plan_decoding(&mut self, decoding: Vec<SequenceId>, room: &mut StepLimits) {
+    fn plan_decoding(&mut self, decoding: Vec<SequenceId>, budget: &mut StepLimits) {
         let speculates = self.speculates();
         let max_drafts = if speculates { (VERIFIED_ROWS / decoding.len().max(1)).saturating_sub(1) } else { 0 };
         let count = decoding.len();
         for (index, id) in decoding.into_iter().enumerate() {
-            if room.rows.min(room.logits_rows).min(room.sequences) == 0 {
+            if budget.rows.min(budget.logits_rows).min(budget.sequences) == 0 {
                 break;
             }
-            if self.gave_way(id) {
+            if self.was_preempted(id) {
                 continue;
             }
-            // Drafts take nothing from those that come after.
-            let spare = room.rows.min(room.logits_rows).saturating_sub(count - index);
+            // Drafts never take rows from the sequences behind this one.
+            let spare = budget.rows.min(budget.logits_rows).saturating_sub(count - index);
             let drafted = self.draft_for(id, max_drafts.min(spare));
             let start = self.sequence(id).computed();
-            let granted = self.make_room(id, start + 1 + drafted, start + 1);
+            let granted = self.reserve(id, start + 1 + drafted, start + 1);
             if let Some(end) = granted {
-                self.add(id, start..end, end - start - 1, room);
+                self.add(id, start..end, end - start - 1, budget);
             }
         }
     }
 
-    /// How many tokens the sequence drafts, up to `most`; the tokens themselves stay with it.
-    fn draft_for(&mut self, id: SequenceId, most: usize) -> usize {
-        if most == 0 {
+    /// Returns how many tokens the sequence drafts, at most `max`. The tokens stay in the sequence's lookup.
+    fn draft_for(&mut self, id: SequenceId, max: usize) -> usize {
+        if max == 0 {
             return 0;
         }
         let sequence = self.sequence_mut(id);
-        let most = most.min(sequence.max_drafts());
-        if !sequence.takes_drafts() || sequence.drawing.is_some() || most == 0 {
+        let max = max.min(sequence.max_drafts());
+        if !sequence.takes_drafts() || sequence.in_flight.is_some() || max == 0 {
             return 0;
         }
         let mut lookup = sequence.lookup.take().unwrap_or_default();
-        let drafted = lookup.draft(sequence.tokens(), most).len();
+        let drafted = lookup.draft(sequence.tokens(), max).len();
         sequence.lookup = Some(lookup);
         drafted
     }
 
-    fn plan_prompts(&mut self, computing: Vec<SequenceId>, room: &mut StepLimits) {
+    fn plan_prompts(&mut self, computing: Vec<SequenceId>, budget: &mut StepLimits) {
         for id in computing {
-            if !self.gave_way(id) {
-                self.plan_chunk(id, room);
+            if !self.was_preempted(id) {
+                self.plan_chunk(id, budget);
             }
         }
     }
 
-    /// Gives a sequence as many of its remaining rows as there is room for.
-    fn plan_chunk(&mut self, id: SequenceId, room: &mut StepLimits) {
+    /// Plans as many of the sequence's remaining rows as the budget allows.
+    fn plan_chunk(&mut self, id: SequenceId, budget: &mut StepLimits) {
         let sequence = self.sequence(id);
         let start = sequence.computed();
-        let mut end = start + sequence.remaining().min(room.rows).min(room.prompt_rows);
-        // What needs logits is a run of rows at the end.
-        let too_many = sequence.logits_positions(&(start..end)).len().saturating_sub(room.logits_rows);
+        let mut end = start + sequence.remaining().min(budget.rows).min(budget.prompt_rows);
+        // Rows that need logits are at the end of the chunk.
+        let too_many = sequence.logits_positions(&(start..end)).len().saturating_sub(budget.logits_rows);
         end -= too_many;
-        if end == start || room.sequences == 0 {
+        if end == start || budget.sequences == 0 {
             return;
         }
-        if let Some(end) = self.make_room(id, end, start + 1) {
-            room.prompt_rows -= end - start;
-            self.add(id, start..end, 0, room);
+        if let Some(end) = self.reserve(id, end, start + 1) {
+            budget.prompt_rows -= end - start;
+            self.add(id, start..end, 0, budget);
         }
     }
 
-    fn add(&mut self, id: SequenceId, rows: Range<usize>, drafted: usize, room: &mut StepLimits) {
+    fn add(&mut self, id: SequenceId, rows: Range<usize>, drafted: usize, budget: &mut StepLimits) {
         let sequence = self.sequence(id);
-        room.logits_rows -= sequence.logits_positions(&rows).len();
-        room.rows -= rows.len();
-        room.sequences -= 1;
+        budget.logits_rows -= sequence.logits_positions(&rows).len();
+        budget.rows -= rows.len();
+        budget.sequences -= 1;
         self.parts.push(Part { id, rows, drafted });
     }
 
-    /// Was it preempted for an older one since this step's planning began?
-    fn gave_way(&self, id: SequenceId) -> bool {
+    /// Returns `true` if the sequence was preempted while this step was planned.
+    fn was_preempted(&self, id: SequenceId) -> bool {
         self.preempted && !self.running.contains(&id)
     }
 
-    /// Reserves pages for the sequence's positions up to `end`, or at least up to `least`, and says how far it went.
-    /// Frees what the window hides, and preempts younger ones where pages are short; none where it had to give way
-    /// itself.
-    fn make_room(&mut self, id: SequenceId, end: usize, least: usize) -> Option<usize> {
+    /// Reserves pages for positions up to `end`, or at least up to `least`, and returns the end that was reached. Frees
+    /// pages that have left the window and preempts younger sequences while pages are short. `None` if the sequence
+    /// itself was preempted.
+    fn reserve(&mut self, id: SequenceId, end: usize, least: usize) -> Option<usize> {
         let sequence = self.sequences.get_mut(id)?;
-        // Positions fit u32.
+        // Positions fit in u32.
         sequence.blocks.evict(sequence.computed() as u32, &mut self.cache);
         loop {
             let Scheduler { sequences, cache, running, .. } = &mut *self;
             let sequence = sequences.get_mut(id)?;
-            let most = sequence.blocks.max_end(cache) as usize;
-            if most >= least {
-                let end = end.min(most);
+            let max = sequence.blocks.max_end(cache) as usize;
+            if max >= least {
+                let end = end.min(max);
                 return sequence.blocks.reserve(end as u32, cache).is_ok().then_some(end);
             }
             let youngest = running.last().copied()?;
@@ -389,22 +390,24 @@ impl Scheduler {
         }
     }
 
-    /// Takes a running sequence's pages and sends it back to the head of the queue.
+    /// Preempts a running sequence: releases its pages and moves it to the head of the queue.
     fn preempt(&mut self, id: SequenceId) {
         self.preempted = true;
         self.statistics.preemptions += 1;
         self.parts.retain(|part| part.id != id);
         self.running.retain(|running| *running != id);
         if let Some(sequence) = self.sequences.get_mut(id) {
-            sequence.leave(&mut self.cache);
+            sequence.release(&mut self.cache);
         }
         self.waiting.push_front(id);
     }
 
-    /// Lets waiting sequences in, in their order. Is the prompt of one of them scored?
-    fn admit(&mut self, room: &mut StepLimits) -> bool {
+    /// Admits waiting sequences in arrival order. Returns `true` if one of them scores its prompt.
+    fn admit(&mut self, budget: &mut StepLimits) -> bool {
         let (mut at, mut scores) = (0, false);
-        while room.rows.min(room.prompt_rows).min(room.sequences) > 0 && self.running.len() < self.limits.sequences {
+        while budget.rows.min(budget.prompt_rows).min(budget.sequences) > 0
+            && self.running.len() < self.limits.sequences
+        {
             let Some(&id) = self.waiting.get(at) else { break };
             let sequence = self.sequence(id);
             if sequence.output.is_closed() {
@@ -415,15 +418,15 @@ impl Scheduler {
                 self.remove(id);
                 continue;
             }
-            if sequence.drawing.is_some() || self.waits_for_leader(sequence) {
-                // Others may pass: it needs no room yet.
+            if sequence.in_flight.is_some() || self.waits_for_parent(sequence) {
+                // Others may go ahead: this sequence is not ready for admission.
                 at += 1;
-                if at == MAX_PASSED {
+                if at == MAX_SKIPPED {
                     break;
                 }
                 continue;
             }
-            if sequence.is_scoring() && room.logits_rows == 0 || !self.enter(id) {
+            if sequence.is_scoring() && budget.logits_rows == 0 || !self.try_admit(id) {
                 break;
             }
             self.waiting.remove(at);
@@ -431,7 +434,7 @@ impl Scheduler {
             let arrival = self.sequence(id).arrival;
             let place = self.running.partition_point(|running| self.sequence(*running).arrival < arrival);
             self.running.insert(place, id);
-            self.plan_chunk(id, room);
+            self.plan_chunk(id, budget);
             if self.preempted {
                 break;
             }
@@ -439,16 +442,16 @@ impl Scheduler {
         scores
     }
 
-    /// Does its leader still compute the prompt that it will find in the cache, or report on it, which comes first?
-    fn waits_for_leader(&self, sequence: &Sequence) -> bool {
-        let Some(leader) = sequence.leader else { return false };
-        let waits = |leader: &Sequence| leader.is_scoring() || self.cache.keeps_prefixes() && !leader.has_prompt();
-        self.get(leader).is_some_and(waits)
+    /// Returns `true` while the parent still computes the shared prompt, or scores it.
+    fn waits_for_parent(&self, sequence: &Sequence) -> bool {
+        let Some(parent) = sequence.parent else { return false };
+        let waits = |parent: &Sequence| parent.is_scoring() || self.cache.keeps_prefixes() && !parent.has_prompt();
+        self.get(parent).is_some_and(waits)
     }
 
-    /// Takes what the cache has of the sequence's beginning; false, and nothing taken, where there are not enough pages
-    /// for the rest.
-    fn enter(&mut self, id: SequenceId) -> bool {
+    /// Admits the sequence with its cached prefix. Returns `false`, and takes nothing, if there are too few pages for
+    /// the rest.
+    fn try_admit(&mut self, id: SequenceId) -> bool {
         let Scheduler { sequences, cache, blocked, running, statistics, .. } = self;
         let sequence = &mut sequences[id];
         if let Some(blocked) = blocked
@@ -460,9 +463,9 @@ impl Scheduler {
             blocked.steps += 1;
             return false;
         }
-        let found = sequence.enter(cache);
+        let found = sequence.admit(cache);
         if let Some(group) = short_group(sequence, cache, running.is_empty()) {
-            sequence.leave(cache);
+            sequence.release(cache);
             let available = cache.pools()[group].available();
             *blocked = Some(Blocked { id, group, available, steps: 0 });
             return false;
@@ -475,7 +478,7 @@ impl Scheduler {
         true
     }
 
-    /// A queued sequence's block tables.
+    /// The block tables of a running or waiting sequence.
     pub(super) fn tables(&self, id: SequenceId) -> &[BlockTable] {
         self.sequence(id).blocks.as_slice()
     }
@@ -485,7 +488,7 @@ impl Scheduler {
         &self.parts
     }
 
-    /// The statistics, with what stands at this moment.
+    /// The statistics, with the current gauges.
     pub(super) fn statistics(&self) -> Statistics {
         Statistics {
             running: self.running.len(),
@@ -496,14 +499,15 @@ impl Scheduler {
     }
 }
 
-/// The first group of the cache that has too few pages for a sequence that has just [entered](Sequence::enter).
+/// The first cache group with too few pages for a sequence that was just [admitted](Sequence::admit). `None` if all
+/// have enough.
 fn short_group(sequence: &Sequence, cache: &PageCache, is_alone: bool) -> Option<usize> {
-    let (size, positions) = (cache.page_size().get(), sequence.positions_to_enter() as u32);
+    let (size, positions) = (cache.page_size().get(), sequence.positions_to_admit() as u32);
     sequence.blocks.as_slice().iter().zip(cache.pools()).position(|(table, pool)| {
-        // Chunks are made to fit, so the least that it needs at once is what one row at a time needs.
+        // Chunks adapt to what is free, so only the pages for one row at a time are required.
         let all = CacheGeometry::pages_for_sequence(size, positions, pool.window(), 1);
         let needed = all.saturating_sub(table.pages().len() as u32);
-        // Some are left for those that run, so that the newcomer is not sent away at once.
+        // Keep some pages for running sequences, so that the new one is not preempted right away.
         let spare = if is_alone { 0 } else { (pool.pages() / 64).max(1) };
         pool.available() < needed + spare
     })

@@ -1,60 +1,60 @@
-//! What an engine has done so far.
+//! Counters and gauges of an engine.
 
 use std::sync::{Mutex, PoisonError};
 
 use super::sequence::Sequence;
 
-/// Counts of an engine, since it was built unless said otherwise.
+/// Counters since the engine was built, and gauges where noted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Statistics {
-    /// Sequences (samples of requests) that are computed at this moment.
+    /// Gauge: running sequences (samples of requests).
     pub running: usize,
-    /// Sequences that wait for room at this moment, those that were preempted among them.
+    /// Gauge: waiting sequences, preempted ones included.
     pub waiting: usize,
     /// Forward passes.
     pub steps: u64,
-    /// Rows computed for prompts, and for what a preempted sequence had computed before.
+    /// Prompt rows computed, recomputation after preemption included.
     pub prefill_rows: u64,
     /// Tokens generated.
     pub completion_tokens: u64,
-    /// Sequences that came to their end.
+    /// Sequences finished.
     pub finished: u64,
-    /// Sequences that failed.
+    /// Sequences failed.
     pub failed: u64,
-    /// Sequences that were cancelled.
+    /// Sequences cancelled.
     pub cancelled: u64,
-    /// Of these, sequences whose prompt was computed in part.
+    /// Cancelled sequences whose prompt was partly computed.
     pub cancelled_in_prefill: u64,
-    /// Sequences that ended because their time was up.
+    /// Sequences ended by their deadline.
     pub expired: u64,
-    /// Times that a sequence gave up its pages to an older one, to be computed again later.
+    /// Preemptions.
     pub preemptions: u64,
-    /// Sequences that found their beginning in the cache, those that were preempted among them.
+    /// Sequences that started from a cached prefix, preempted ones included.
     pub prefix_hits: u64,
-    /// Tokens that need not be computed because of that.
+    /// Tokens taken from the prefix cache.
     pub prefix_tokens: u64,
-    /// Forward passes of a sequence that verified drafted tokens.
+    /// Forward passes of a sequence that verified drafts.
     pub verifications: u64,
     /// Tokens drafted.
     pub drafted_tokens: u64,
-    /// Tokens drafted that were those that the model chose.
+    /// Drafted tokens accepted.
     pub accepted_tokens: u64,
-    /// Pages of the cache, of all its groups.
+    /// Gauge: pages of all cache groups.
     pub pages: u32,
-    /// Of these, pages that no sequence uses at this moment.
+    /// Gauge: pages that no sequence references.
     pub pages_available: u32,
 }
 
 impl Statistics {
-    /// The part of the drafted tokens that the model chose too; none where none were drafted.
+    /// Share of drafted tokens that were accepted. `None` if none were drafted.
     pub fn acceptance_rate(&self) -> Option<f64> {
         (self.drafted_tokens > 0).then(|| self.accepted_tokens as f64 / self.drafted_tokens as f64)
     }
 }
 
 impl Statistics {
-    /// Counts a sequence that is taken out because nobody waits for it, or because another sample of its request failed.
+    /// Counts a sequence removed because it was cancelled or because another sample of its request failed.
     pub(super) fn count_closed(&mut self, sequence: &Sequence) {
         if sequence.output.is_cancelled() {
             self.cancelled += 1;
@@ -64,7 +64,7 @@ impl Statistics {
         }
     }
 
-    /// Adds what [`Statistics::count_closed`] counted elsewhere.
+    /// Adds the counts of [`Statistics::count_closed`].
     pub(super) fn add_closed(&mut self, counted: &Statistics) {
         self.cancelled += counted.cancelled;
         self.cancelled_in_prefill += counted.cancelled_in_prefill;
@@ -72,12 +72,12 @@ impl Statistics {
     }
 }
 
-/// The numbers as of the last step, for whoever asks.
+/// The statistics as of the last step, readable from any thread.
 #[derive(Debug, Default)]
-pub(super) struct Board(Mutex<Statistics>);
+pub(super) struct StatisticsSnapshot(Mutex<Statistics>);
 
-impl Board {
-    pub(super) fn post(&self, statistics: Statistics) {
+impl StatisticsSnapshot {
+    pub(super) fn publish(&self, statistics: Statistics) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = statistics;
     }
 

@@ -1,4 +1,4 @@
-//! A planned step as the backend takes it.
+//! A planned step in the form the backend takes.
 
 use std::ops::Range;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use crate::text::TokenId;
 use super::draft::PromptLookup;
 use super::scheduler::{Part, Scheduler, SequenceId};
 
-/// The arrays of a step. Their memory is kept from step to step.
+/// Arrays of a step; the allocations are reused.
 #[derive(Debug, Default)]
 pub(super) struct Step {
     tokens: Vec<Token>,
@@ -17,23 +17,23 @@ pub(super) struct Step {
     pub(super) parts: Vec<StepPart>,
 }
 
-/// One sequence's part of a step, and what is wanted of it.
+/// One sequence's share of a step and what is wanted of it.
 #[derive(Debug)]
 pub(super) struct StepPart {
     pub id: SequenceId,
-    /// Positions.
+    /// Positions to compute.
     pub positions: Range<usize>,
     pub drafted: usize,
     /// Its logits rows.
     pub logits: Range<usize>,
-    /// Is a token to be drawn from the last of them, and from those of its drafts?
-    pub draws: bool,
-    /// How many of them, from the first on, score prompt tokens.
+    /// Whether a token is sampled from the last logits row, and from those of the drafts.
+    pub samples: bool,
+    /// How many of the logits rows, from the first on, score prompt tokens.
     pub scores: usize,
 }
 
 impl Step {
-    /// Takes over what the scheduler planned.
+    /// Builds the arrays from the scheduler's plan.
     pub(super) fn take(&mut self, scheduler: &mut Scheduler) {
         self.tokens.clear();
         self.logits_rows.clear();
@@ -47,12 +47,12 @@ impl Step {
             let known = sequence.tokens();
             let drafts = sequence.lookup.as_ref().map_or(&[][..], PromptLookup::last_draft);
             for position in rows.clone() {
-                // Behind the known tokens come drafts, or the one that is being drawn.
+                // After the known tokens come drafts, or the token in flight.
                 let token = known.get(position).or_else(|| drafts.get(position - known.len()).filter(|_| drafted > 0));
-                self.tokens.push(match (token, sequence.drawing) {
+                self.tokens.push(match (token, sequence.in_flight) {
                     (Some(token), _) => Token::Known(*token),
                     (None, Some(place)) => Token::Sampled(place),
-                    // A row without a token is not planned.
+                    // Never planned: every row has a token.
                     (None, None) => Token::Known(TokenId(0)),
                 });
             }
@@ -64,19 +64,19 @@ impl Step {
                 id,
                 drafted,
                 logits: first..self.logits_rows.len(),
-                draws: sequence.draws_after(&rows),
+                samples: sequence.samples_after(&rows),
                 scores,
                 positions: rows,
             });
         }
     }
 
-    /// Is there anything to compute?
+    /// Returns `true` if there is nothing to compute.
     pub(super) fn is_empty(&self) -> bool {
         self.parts.is_empty()
     }
 
-    /// Gives the step to the backend.
+    /// Runs the forward pass.
     pub(super) fn run(&self, backend: &mut dyn Backend, scheduler: &Scheduler) -> Result<(), BackendError> {
         let mut first_row = 0;
         let sequences: Vec<SequenceRows<'_>> = self
@@ -85,7 +85,7 @@ impl Step {
             .map(|part| {
                 let rows = first_row..first_row + part.positions.len();
                 first_row = rows.end;
-                // Positions fit u32.
+                // Positions fit in u32.
                 SequenceRows { rows, start: part.positions.start as u32, tables: scheduler.tables(part.id) }
             })
             .collect();

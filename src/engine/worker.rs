@@ -1,4 +1,4 @@
-//! The step loop, on its own thread: takes requests in, has steps planned and computed, hands tokens out.
+//! The engine's thread: receives requests, plans and runs steps, delivers tokens.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,23 +12,23 @@ use crate::sampling::{SampleError, Sampled, TokenLogprobs};
 use crate::text::TokenId;
 
 use super::event::Failure;
-use super::generation::Replies;
+use super::generation::EventSinks;
 use super::output::Verdict;
 use super::scheduler::{Scheduler, SequenceId};
 use super::sequence::Sequence;
-use super::statistics::{Board, Statistics};
+use super::statistics::{Statistics, StatisticsSnapshot};
 use super::step::Step;
 
 /// The samples of one request.
 pub(super) type Submission = Vec<Sequence>;
 
-/// What the engine and its thread share.
+/// State shared by the engine and its thread.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
-    /// Set when the engine is dropped: the thread ends before its next step.
+    /// Set when the engine is dropped; the thread stops before the next step.
     pub(super) stopping: AtomicBool,
-    pub(super) board: Board,
-    pub(super) replies: Replies,
+    pub(super) statistics: StatisticsSnapshot,
+    pub(super) sinks: EventSinks,
 }
 
 pub(super) struct Worker {
@@ -36,16 +36,16 @@ pub(super) struct Worker {
     queue: Receiver<Submission>,
     scheduler: Scheduler,
     step: Step,
-    /// Draws that were started and not finished.
-    draws: Vec<Draw>,
+    /// Samples started and not finished.
+    in_flight: Vec<PendingSamples>,
     shared: Arc<Shared>,
-    /// Cancellations that were swept up.
+    /// Cancellations already swept.
     cancellations: u32,
 }
 
-/// Tokens that are being drawn for one sequence: the next one, and one after each draft.
+/// Tokens being sampled for one sequence: the next one, and one after each draft.
 #[derive(Debug)]
-struct Draw {
+struct PendingSamples {
     id: SequenceId,
     drafted: usize,
 }
@@ -57,22 +57,22 @@ impl Worker {
         scheduler: Scheduler,
         shared: Arc<Shared>,
     ) -> Worker {
-        Worker { backend, queue, scheduler, step: Step::default(), draws: Vec::new(), shared, cancellations: 0 }
+        Worker { backend, queue, scheduler, step: Step::default(), in_flight: Vec::new(), shared, cancellations: 0 }
     }
 
-    /// Runs until the engine is dropped, or a step panics. Then every request that is dropped with it ends with the
-    /// panic's message, and so do those that come later. The state that the panic may have torn (backend, pages) goes
-    /// with the worker.
+    /// Runs until the engine is dropped or a step panics. After a panic every open request, and every later one, fails
+    /// with the panic's message. The worker is dropped with all state that the panic may have left inconsistent
+    /// (backend, pages).
     pub(super) fn run(mut self) {
         let served = catch_unwind(AssertUnwindSafe(|| self.serve()));
-        // What was sent before stands.
-        self.shared.replies.flush();
+        // Deliver what was sent before.
+        self.shared.sinks.flush();
         if let Err(panic) = served {
-            self.shared.replies.panicked(panic_message(&*panic));
+            self.shared.sinks.panicked(panic_message(&*panic));
             let statistics = self.scheduler.statistics();
-            self.shared.board.post(Statistics { running: 0, waiting: 0, ..statistics });
+            self.shared.statistics.publish(Statistics { running: 0, waiting: 0, ..statistics });
         }
-        // Who waits hears of it before the backend lets go of its memory.
+        // Consumers are told before the backend frees its memory.
         let Worker { backend, queue, scheduler, .. } = self;
         drop(scheduler);
         drop(queue);
@@ -82,15 +82,15 @@ impl Worker {
     fn serve(&mut self) {
         loop {
             if self.scheduler.is_idle() {
-                // Those whose tokens these are have ended.
-                self.finish_draws();
-                self.shared.replies.flush();
-                self.shared.board.post(self.scheduler.statistics());
+                // The sequences of these samples have ended.
+                self.finish_sampling();
+                self.shared.sinks.flush();
+                self.shared.statistics.publish(self.scheduler.statistics());
                 let Ok(submission) = self.queue.recv() else { return };
                 self.scheduler.submit(submission);
             }
-            // Before the queue is emptied: whoever cancelled by now was sent before.
-            let cancellations = self.shared.replies.cancellations();
+            // Read before the queue is drained: a request cancelled by now was submitted earlier.
+            let cancellations = self.shared.sinks.cancellations();
             while let Ok(submission) = self.queue.try_recv() {
                 self.scheduler.submit(submission);
             }
@@ -101,12 +101,12 @@ impl Worker {
             if !self.scheduler.is_idle() {
                 self.step();
             }
-            self.shared.replies.flush();
-            self.shared.board.post(self.scheduler.statistics());
+            self.shared.sinks.flush();
+            self.shared.statistics.publish(self.scheduler.statistics());
         }
     }
 
-    /// Ends what nobody waits for any more, and those whose time is up.
+    /// Removes cancelled sequences and those past their deadline.
     fn sweep(&mut self, cancellations: u32) {
         if cancellations != self.cancellations {
             self.cancellations = cancellations;
@@ -117,25 +117,25 @@ impl Worker {
         self.scheduler.statistics.expired += late;
     }
 
-    /// Plans a step and computes it. Where the backend is asynchronous, the tokens drawn in the step before are looked at
-    /// while this one is computed.
+    /// Plans and computes one step. With an asynchronous backend, the tokens of the previous step are fetched while
+    /// this one runs.
     fn step(&mut self) {
-        let waiting_for_draws = !self.draws.is_empty();
-        // Of drafts it is not known yet which of them stand.
-        if self.scheduler.speculates() || self.draws.iter().any(|draw| draw.drafted > 0) {
-            self.finish_draws();
+        let had_in_flight = !self.in_flight.is_empty();
+        // The next step cannot be planned before the drafts are verified.
+        if self.scheduler.speculates() || self.in_flight.iter().any(|pending| pending.drafted > 0) {
+            self.finish_sampling();
         }
         self.scheduler.plan();
         self.step.take(&mut self.scheduler);
         if self.step.parts.iter().any(|part| part.scores > 0) {
-            // Log-probabilities cannot be asked for while draws are under way. Some of the step may end with them.
-            self.finish_draws();
+            // Scoring needs sampling to be finished. That may end sequences of the step, so it is rebuilt.
+            self.finish_sampling();
             self.step.take(&mut self.scheduler);
         }
         if self.step.is_empty() {
-            // All that runs waited for the tokens that were being drawn.
-            assert!(waiting_for_draws, "no sequence can go on");
-            self.finish_draws();
+            // Every running sequence waited for its token in flight.
+            assert!(had_in_flight, "no sequence can go on");
+            self.finish_sampling();
             return;
         }
         if let Err(error) = self.compute() {
@@ -144,41 +144,41 @@ impl Worker {
     }
 
     fn compute(&mut self) -> Result<(), BackendError> {
-        self.poison_forgotten()?;
+        self.poison_freed()?;
         self.step.run(&mut *self.backend, &self.scheduler)?;
         self.scheduler.statistics.steps += 1;
         for part in &self.step.parts {
-            self.scheduler.given(part.id, part.positions.clone(), part.drafted);
+            self.scheduler.on_submitted(part.id, part.positions.clone(), part.drafted);
         }
-        self.finish_draws();
+        self.finish_sampling();
         self.score_prompts()?;
-        self.start_draws()?;
+        self.start_sampling()?;
         if !self.backend.is_asynchronous() {
-            self.finish_draws();
+            self.finish_sampling();
         }
         Ok(())
     }
 
-    /// Has pages that nobody may read any more filled with NaN, where somebody watches for them.
-    fn poison_forgotten(&mut self) -> Result<(), BackendError> {
+    /// Fills freed pages with NaN when a test watches for reads of them.
+    fn poison_freed(&mut self) -> Result<(), BackendError> {
         let cache = &mut self.scheduler.cache;
         for group in 0..cache.pools().len() {
-            let forgotten = cache.take_forgotten(group);
-            if !forgotten.is_empty()
+            let freed = cache.take_freed(group);
+            if !freed.is_empty()
                 && let Some(hooks) = self.backend.hooks()
             {
-                hooks.poison(group, &forgotten)?;
+                hooks.poison(group, &freed)?;
             }
         }
         Ok(())
     }
 
-    /// Asks for the log-probabilities of the step's prompt rows, and ends those that wanted no more.
+    /// Fetches the log-probabilities of the step's prompt rows, and ends sequences that want nothing more.
     fn score_prompts(&mut self) -> Result<(), BackendError> {
         let (mut targets, mut most): (Vec<Option<TokenId>>, usize) = (Vec::new(), 0);
         for part in self.step.parts.iter().filter(|part| part.scores > 0) {
             let Some(sequence) = self.scheduler.get_mut(part.id) else { continue };
-            // Those that score come first, so the logits rows before are all of their like.
+            // Scoring sequences come first, so the logits rows before theirs are also scored rows.
             targets.resize(part.logits.start, None);
             targets.extend(sequence.targets(&part.positions));
             most = most.max(sequence.request.prompt_logprobs.unwrap_or(0));
@@ -208,7 +208,7 @@ impl Worker {
             }
         }
         let now = Instant::now();
-        for part in self.step.parts.iter().filter(|part| !part.draws) {
+        for part in self.step.parts.iter().filter(|part| !part.samples) {
             let Some(sequence) = self.scheduler.get_mut(part.id) else { continue };
             if sequence.request.max_tokens == 0 && sequence.has_prompt() {
                 sequence.output.prompt_done(now);
@@ -219,77 +219,77 @@ impl Worker {
         Ok(())
     }
 
-    /// Has the step's tokens drawn.
-    fn start_draws(&mut self) -> Result<(), BackendError> {
+    /// Starts sampling the step's tokens.
+    fn start_sampling(&mut self) -> Result<(), BackendError> {
         let mut rows = Vec::with_capacity(self.step.parts.len());
-        self.draws.clear();
+        self.in_flight.clear();
         let mut places = Vec::with_capacity(self.step.parts.len());
-        for part in self.step.parts.iter().filter(|part| part.draws) {
+        for part in self.step.parts.iter().filter(|part| part.samples) {
             let Some(sequence) = self.scheduler.get(part.id) else { continue };
             places.push(rows.len() as u32);
             for ahead in 0..=part.drafted {
                 rows.push(sequence.sample_row(part.logits.end - 1 - part.drafted + ahead, ahead));
             }
-            self.draws.push(Draw { id: part.id, drafted: part.drafted });
+            self.in_flight.push(PendingSamples { id: part.id, drafted: part.drafted });
         }
         if rows.is_empty() {
             return Ok(());
         }
         self.backend.start_sampling(&rows)?;
         drop(rows);
-        for (draw, place) in self.draws.iter().zip(places) {
-            if let Some(sequence) = self.scheduler.get_mut(draw.id) {
-                sequence.drawing = Some(place);
+        for (pending, place) in self.in_flight.iter().zip(places) {
+            if let Some(sequence) = self.scheduler.get_mut(pending.id) {
+                sequence.in_flight = Some(place);
             }
         }
         Ok(())
     }
 
-    /// Waits for the tokens that are being drawn, and hands them out.
-    fn finish_draws(&mut self) {
-        if self.draws.is_empty() {
+    /// Waits for the tokens in flight and delivers them.
+    fn finish_sampling(&mut self) {
+        if self.in_flight.is_empty() {
             return;
         }
         let found = self.backend.finish_sampling();
-        let draws = std::mem::take(&mut self.draws);
-        let wanted: usize = draws.iter().map(|draw| draw.drafted + 1).sum();
+        let in_flight = std::mem::take(&mut self.in_flight);
+        let wanted: usize = in_flight.iter().map(|pending| pending.drafted + 1).sum();
         let found =
             found.and_then(|found| if found.len() == wanted { Ok(found) } else { Err(BackendError::MissingSample) });
         match found {
             Ok(found) => {
                 let (mut found, now) = (found.into_iter(), Instant::now());
                 let mut failed = false;
-                for draw in &draws {
-                    failed |= self.accept(draw, found.by_ref().take(draw.drafted + 1), now);
+                for pending in &in_flight {
+                    failed |= self.accept(pending, found.by_ref().take(pending.drafted + 1), now);
                 }
                 if failed {
-                    // With one sample of a request the others end.
+                    // When one sample fails, the other samples of its request end too.
                     self.scheduler.sweep_closed();
                 }
             }
-            Err(error) => self.fail(draws.iter().map(|draw| draw.id), error),
+            Err(error) => self.fail(in_flight.iter().map(|pending| pending.id), error),
         }
-        self.draws = draws;
-        self.draws.clear();
-        // Before the next draws are given: nobody waits for the host then.
-        self.shared.replies.flush();
+        self.in_flight = in_flight;
+        self.in_flight.clear();
+        // Deliver before the next sampling starts, while nothing waits for the host.
+        self.shared.sinks.flush();
     }
 
-    /// Hands a sequence what was drawn for it: the next token, and one after each draft, which stand as long as the
-    /// drafts before them were right. Did the request fail?
+    /// Delivers the sampled tokens of one sequence: the next token, then one per draft as long as the drafts match.
+    /// Returns `true` if the request failed.
     fn accept(
         &mut self,
-        draw: &Draw,
+        pending: &PendingSamples,
         mut found: impl Iterator<Item = Result<Sampled, SampleError>>,
         now: Instant,
     ) -> bool {
-        let Some(sequence) = self.scheduler.get_mut(draw.id) else {
+        let Some(sequence) = self.scheduler.get_mut(pending.id) else {
             found.for_each(drop);
             return false;
         };
-        sequence.drawing = None;
+        sequence.in_flight = None;
         let (mut tokens, mut accepted) = (0, 0);
-        let mut outcome = Outcome::GoesOn;
+        let mut outcome = Outcome::Continues;
         for (index, sampled) in found.by_ref().enumerate() {
             let sampled = match sampled {
                 Ok(sampled) => sampled,
@@ -302,7 +302,7 @@ impl Worker {
             };
             tokens += 1;
             let drafted = sequence.lookup.as_ref().and_then(|lookup| lookup.last_draft().get(index).copied());
-            let right = index < draw.drafted && drafted == Some(sampled.token);
+            let right = index < pending.drafted && drafted == Some(sampled.token);
             accepted += usize::from(right);
             if sequence.accept(sampled, now) == Verdict::Ended {
                 outcome = Outcome::Ended;
@@ -313,39 +313,39 @@ impl Worker {
             }
         }
         found.for_each(drop);
-        // What comes after the last draft that was right is computed again.
+        // Positions after the last matching draft are computed again.
         let computed = sequence.tokens().len() - 1;
-        if draw.drafted > 0
+        if pending.drafted > 0
             && let Some(lookup) = &mut sequence.lookup
         {
-            lookup.verified(draw.drafted, accepted, computed + 1);
+            lookup.verified(pending.drafted, accepted, computed + 1);
         }
         let statistics = &mut self.scheduler.statistics;
         statistics.completion_tokens += tokens;
-        if draw.drafted > 0 {
+        if pending.drafted > 0 {
             statistics.verifications += 1;
-            statistics.drafted_tokens += draw.drafted as u64;
+            statistics.drafted_tokens += pending.drafted as u64;
             statistics.accepted_tokens += accepted as u64;
         }
         match outcome {
-            Outcome::GoesOn if draw.drafted > 0 => self.scheduler.advance(draw.id, computed),
-            Outcome::GoesOn => {}
+            Outcome::Continues if pending.drafted > 0 => self.scheduler.advance(pending.id, computed),
+            Outcome::Continues => {}
             Outcome::Ended => {
                 statistics.finished += 1;
-                self.scheduler.remove(draw.id);
+                self.scheduler.remove(pending.id);
             }
             Outcome::Failed => {
                 statistics.failed += 1;
-                self.scheduler.remove(draw.id);
+                self.scheduler.remove(pending.id);
             }
         }
         outcome == Outcome::Failed
     }
 
-    /// The step could not be computed: those of it fail. Tokens that were being drawn were given before it, and stand if
-    /// they can be had.
+    /// The forward pass failed: its sequences fail. Tokens of the previous step were submitted earlier and are still
+    /// delivered if they can be fetched.
     fn fail_step(&mut self, error: BackendError) {
-        self.finish_draws();
+        self.finish_sampling();
         let parts = std::mem::take(&mut self.step.parts);
         self.fail(parts.iter().map(|part| part.id), error);
     }
@@ -359,16 +359,16 @@ impl Worker {
                 self.scheduler.remove(id);
             }
         }
-        // What the device was to write into them may not be there.
-        self.scheduler.cache.forget_idle();
+        // The failed pass may not have written these pages.
+        self.scheduler.cache.evict_cached();
         self.scheduler.sweep_closed();
     }
 }
 
-/// How a sequence took its tokens.
+/// What happened to a sequence when its tokens were delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
-    GoesOn,
+    Continues,
     Ended,
     Failed,
 }

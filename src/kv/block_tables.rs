@@ -1,16 +1,15 @@
-//! The block tables of one sequence, one for each group of the cache: they grow together, and each forgets what its
-//! group's window hides.
+//! The block tables of one sequence, one per cache group. They grow together; each evicts what left its group's window.
 
 use super::{BlockTable, OutOfPages, PageCache, PagePool, first_visible};
 
-/// The pages of one sequence. `BlockTables::default()` has no tables: a sequence that holds nothing.
+/// The block tables of one sequence. `BlockTables::default()` has none, for a sequence without pages.
 ///
-/// Dropping tables with pages in them leaks the pages; [`BlockTables::release`] gives them back.
+/// Dropping non-empty tables leaks their pages; use [`BlockTables::release`].
 #[derive(Debug, Default)]
 pub struct BlockTables(Vec<BlockTable>);
 
 impl BlockTables {
-    /// Tables with no pages, of a sequence at its beginning.
+    /// Empty tables, for a sequence at position 0.
     pub fn new(cache: &PageCache) -> BlockTables {
         BlockTables(cache.pools().iter().map(|_| BlockTable::default()).collect())
     }
@@ -19,18 +18,18 @@ impl BlockTables {
         BlockTables(tables)
     }
 
-    /// The tables, in the order of the groups.
+    /// The tables in group order.
     pub fn as_slice(&self) -> &[BlockTable] {
         &self.0
     }
 
-    /// One past the last position that could have a page in every group, with all pages that can be had.
+    /// One past the last position that could be reserved in every group.
     pub fn max_end(&self, cache: &PageCache) -> u32 {
         let blocks = |(table, pool): (&BlockTable, &PagePool)| table.end_block().saturating_add(pool.available());
         self.0.iter().zip(cache.pools()).map(blocks).min().unwrap_or(u32::MAX).saturating_mul(cache.page_size().get())
     }
 
-    /// Makes room for positions up to and excluding `end`: every page of them in every group, or none and an error.
+    /// Allocates pages for positions before `end` in every group, all or none.
     pub fn reserve(&mut self, end: u32, cache: &mut PageCache) -> Result<(), OutOfPages> {
         let blocks = end.div_ceil(cache.page_size().get());
         let needed = |table: &BlockTable| blocks.saturating_sub(table.end_block());
@@ -46,7 +45,7 @@ impl BlockTables {
         Ok(())
     }
 
-    /// Frees every page that no query at `next` or later can see.
+    /// Frees the pages that no query at `next` or later can see.
     pub fn evict(&mut self, next: u32, cache: &mut PageCache) {
         for (group, table) in self.0.iter_mut().enumerate() {
             let first_block = first_visible(next, cache.pools()[group].window()) / cache.page_size();
@@ -54,8 +53,8 @@ impl BlockTables {
         }
     }
 
-    /// Gives every page back and starts over at position 0. The last pages first: of a beginning that is kept, the
-    /// end is the first to be given up.
+    /// Releases all pages and restarts at position 0. The last pages are released first, so that the end of a cached
+    /// prefix is evicted before its start.
     pub fn release(&mut self, cache: &mut PageCache) {
         for (group, table) in self.0.iter_mut().enumerate() {
             cache.release(group, table.drop_all());
@@ -89,7 +88,7 @@ mod tests {
         let [windowed, whole] = tables.as_slice() else { panic!("two groups") };
         assert_eq!((windowed.first_block(), windowed.pages().len(), cache.pools()[0].available()), (1, 1, 3));
         assert_eq!((whole.first_block(), whole.pages().len(), cache.pools()[1].available()), (0, 2, 1));
-        // One group has room for three blocks more, the other for one.
+        // One group can take three more blocks, the other one.
         assert_eq!(tables.max_end(&cache), 12);
         assert_eq!(tables.reserve(13, &mut cache), Err(OutOfPages { needed: 2, free: 1 }));
         assert_eq!((cache.pools()[0].available(), cache.pools()[1].available()), (3, 1), "all or nothing");
@@ -97,8 +96,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against the definition: walk a sequence in steps of random sizes; every position that a later query sees
-        /// has a page in each group, no page is held that none can see, and the promised bound on pages holds.
+        /// Compared with the definition over steps of random sizes: every position that a later query sees has a page
+        /// in each group, no page outside the window is held, and the bound on pages holds.
         #[test]
         fn holds_what_the_windows_show(
             page_size in 1u32..20,

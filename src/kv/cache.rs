@@ -1,5 +1,4 @@
-//! The pages of the whole cache, shared between sequences that begin alike: a pool for each group, and one index of the
-//! beginnings that they hold.
+//! The paged KV cache with prefix sharing: a page pool per group, and one index of cached prefixes.
 
 use std::num::NonZeroU32;
 
@@ -9,124 +8,122 @@ use super::pool::PagePool;
 use super::prefix::{NodeId, PrefixIndex};
 use super::{BlockTable, BlockTables, CacheGeometry, OutOfPages, PageId, first_visible};
 
-/// Are the pages of ended sequences kept for others that begin alike?
+/// Whether pages of ended sequences stay cached for later ones with the same prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PrefixCache {
-    /// Until their room is needed, the least recently used first.
+    /// Until their pages are needed, least recently used first.
     #[default]
     On,
-    /// Never: each sequence computes its whole prompt.
+    /// Never: every sequence computes its whole prompt.
     Off,
 }
 
-/// Hands out pages, shares them between sequences that begin alike, and takes them back.
+/// Allocates, shares and releases KV pages.
 ///
-/// A page that two sequences share is never written: sequences share whole blocks of tokens that were computed, and
-/// write only past those. What was put down as a beginning's pages ([`PageCache::record`]) is what [`PageCache::find`]
-/// gives, tokens compared one by one.
+/// A shared page is never written: sequences share full blocks and write only beyond them. [`PageCache::match_prefix`]
+/// returns exactly the pages that [`PageCache::insert`] stored; tokens are compared, not just hashes.
 #[derive(Debug)]
 pub struct PageCache {
     page_size: NonZeroU32,
-    /// One for each group.
+    /// One per group.
     pools: Vec<PagePool>,
     index: Option<PrefixIndex>,
 }
 
-/// How far a sequence is known to [`PageCache`]: the blocks of it that were recorded. To be given back with
-/// [`PageCache::close`].
+/// A sequence's position in the prefix index. Must be returned with [`PageCache::release_cursor`].
 #[derive(Debug)]
-pub struct Chain {
-    /// None once a block could not be recorded.
-    tip: Option<NodeId>,
+pub struct PrefixCursor {
+    /// `None` once a block could not be inserted.
+    node: Option<NodeId>,
     blocks: u32,
 }
 
-impl Chain {
-    /// Blocks recorded, from the first of the sequence on.
+impl PrefixCursor {
+    /// Number of blocks inserted, from the start of the sequence.
     pub fn blocks(&self) -> u32 {
         self.blocks
     }
 }
 
-/// The beginning of a sequence that is in the cache already. Its pages are used by whoever got it.
+/// A cached prefix. The holder references its pages.
 #[derive(Debug)]
 pub struct PrefixHit {
-    /// Blocks of the sequence that need not be computed.
+    /// Number of cached blocks.
     pub blocks: u32,
-    /// Pages of those of them that later queries still see.
+    /// Block tables with the pages that later queries still see.
     pub tables: BlockTables,
-    /// To go on recording from there.
-    pub chain: Chain,
+    /// Cursor after the cached blocks.
+    pub cursor: PrefixCursor,
 }
 
 impl PageCache {
-    /// All pages of `geometry`, free.
+    /// A cache whose pages are all free.
     pub fn new(geometry: &CacheGeometry, prefixes: PrefixCache) -> PageCache {
         let pools: Vec<PagePool> = geometry.groups.iter().map(PagePool::new).collect();
         let index = (prefixes == PrefixCache::On).then(|| PrefixIndex::new(pools.len()));
         PageCache { page_size: geometry.page_size, pools, index }
     }
 
-    /// Positions of a page.
+    /// Positions per page.
     pub fn page_size(&self) -> NonZeroU32 {
         self.page_size
     }
 
-    /// The pages of each group.
+    /// The pool of each group.
     pub fn pools(&self) -> &[PagePool] {
         &self.pools
     }
 
-    /// Are pages kept for sequences that begin alike?
+    /// Returns `true` if prefixes are cached.
     pub fn keeps_prefixes(&self) -> bool {
         self.index.is_some()
     }
 
-    /// Number of pages of all groups, whatever they are doing.
+    /// Number of pages in all groups.
     pub fn pages(&self) -> u32 {
         self.pools.iter().map(PagePool::pages).sum()
     }
 
-    /// Pages of all groups that can be had: those that are free and those that are idle.
+    /// Pages of all groups that can be allocated: free ones and cached ones.
     pub fn available(&self) -> u32 {
         self.pools.iter().map(PagePool::available).sum()
     }
 
-    /// From now on keeps a list of the pages whose contents nobody may read any more, for [`PageCache::take_forgotten`].
-    pub fn watch_forgotten(&mut self) {
-        self.pools.iter_mut().for_each(PagePool::watch_forgotten);
+    /// Starts tracking pages whose contents are invalid, for [`PageCache::take_freed`].
+    pub fn watch_freed(&mut self) {
+        self.pools.iter_mut().for_each(PagePool::watch_freed);
     }
 
-    /// The pages of a group that became free since the last call, where [`PageCache::watch_forgotten`] was called.
-    pub fn take_forgotten(&mut self, group: usize) -> Vec<PageId> {
-        self.pools[group].take_forgotten()
+    /// Pages of a group freed since the last call. Empty unless [`PageCache::watch_freed`] was called.
+    pub fn take_freed(&mut self, group: usize) -> Vec<PageId> {
+        self.pools[group].take_freed()
     }
 
-    /// Appends `count` pages of a group to `pages`: all of them, or none and an error.
+    /// Appends `count` pages of a group to `pages`, all or none.
     pub(super) fn allocate(&mut self, group: usize, count: u32, pages: &mut Vec<PageId>) -> Result<(), OutOfPages> {
         let PageCache { pools, index, .. } = self;
         pools[group].allocate(count, pages, |node| clear_page(index, node, group))
     }
 
-    /// Takes pages of a group back from one of their users.
+    /// Drops one reference to each of these pages of a group.
     ///
     /// # Panics
-    /// When a page is not of this group or nobody uses it: two sequences would come to write it.
+    /// If a page is not of this group or has no references; two sequences would write it.
     pub(super) fn release(&mut self, group: usize, pages: impl IntoIterator<Item = PageId>) {
         self.pools[group].release(pages);
     }
 
-    /// Frees every idle page: what they hold is not to be found again.
-    pub fn forget_idle(&mut self) {
+    /// Evicts every cached page.
+    pub fn evict_cached(&mut self) {
         let PageCache { pools, index, .. } = self;
         for (group, pool) in pools.iter_mut().enumerate() {
-            pool.free_idle(|node| clear_page(index, node, group));
+            pool.evict_cached(|node| clear_page(index, node, group));
         }
     }
 
-    /// The longest beginning of `tokens`, of at most `limit` of them, that the cache holds: in each group every page of it
-    /// that a query after it can see. Sequences under different salts do not see each other's.
-    pub fn find(&mut self, salt: Option<&str>, tokens: &[TokenId], limit: usize) -> Option<PrefixHit> {
+    /// The longest cached prefix of `tokens`, at most `limit` tokens: every page that a query after it can see is
+    /// present in every group. Prefixes under different salts are separate.
+    pub fn match_prefix(&mut self, salt: Option<&str>, tokens: &[TokenId], limit: usize) -> Option<PrefixHit> {
         let PageCache { pools, index, page_size } = self;
         let index = index.as_mut()?;
         let size = page_size.get();
@@ -134,7 +131,7 @@ impl PageCache {
         let mut node = index.root(salt)?;
         let mut path = Vec::new();
         let mut best = 0u32;
-        // In each group, how many pages up to here are there without a gap.
+        // For each group, the number of consecutive pages present up to here.
         let mut runs = vec![0u32; pools.len()];
         for block in tokens[..limit.min(tokens.len())].chunks_exact(size as usize) {
             let Some(child) = index.child(node, block) else { break };
@@ -148,8 +145,8 @@ impl PageCache {
                 best = end;
             }
         }
-        let tip = *path.get(best.checked_sub(1)? as usize)?;
-        index.pin(tip);
+        let node = *path.get(best.checked_sub(1)? as usize)?;
+        index.pin(node);
         let table = |(group, pool): (usize, &mut PagePool)| {
             let first_block = first_block(best, pool.window());
             let visible = &path[first_block as usize..best as usize];
@@ -158,22 +155,22 @@ impl PageCache {
             BlockTable::from_pages(first_block, pages)
         };
         let tables = BlockTables::from_tables(pools.iter_mut().enumerate().map(table).collect());
-        Some(PrefixHit { blocks: best, tables, chain: Chain { tip: Some(tip), blocks: best } })
+        Some(PrefixHit { blocks: best, tables, cursor: PrefixCursor { node: Some(node), blocks: best } })
     }
 
-    /// The chain of a sequence of which nothing is recorded.
-    pub fn open(&mut self, salt: Option<&str>) -> Chain {
-        Chain { tip: self.index.as_mut().map(|index| index.pin_root(salt)), blocks: 0 }
+    /// A cursor at the start of a sequence.
+    pub fn cursor(&mut self, salt: Option<&str>) -> PrefixCursor {
+        PrefixCursor { node: self.index.as_mut().map(|index| index.pin_root(salt)), blocks: 0 }
     }
 
-    /// Records the sequence's next block: its `page_size` tokens, and its pages of `tables`, which are written to the end
-    /// and will not be written again. A group's page may be gone already, where the window has taken it.
-    pub fn record(&mut self, chain: &mut Chain, tokens: &[TokenId], tables: &BlockTables) {
-        let block = chain.blocks;
-        chain.blocks += 1;
-        let (Some(index), Some(tip)) = (&mut self.index, chain.tip) else { return };
-        chain.tip = index.pin_child(tip, tokens);
-        let Some(node) = chain.tip else { return };
+    /// Inserts the sequence's next block: its `page_size` tokens and its pages in `tables`, fully written and never
+    /// written again. A group's page may be missing if it has left the window.
+    pub fn insert(&mut self, cursor: &mut PrefixCursor, tokens: &[TokenId], tables: &BlockTables) {
+        let block = cursor.blocks;
+        cursor.blocks += 1;
+        let (Some(index), Some(node)) = (&mut self.index, cursor.node) else { return };
+        cursor.node = index.pin_child(node, tokens);
+        let Some(node) = cursor.node else { return };
         for (group, (table, pool)) in tables.as_slice().iter().zip(&mut self.pools).enumerate() {
             if let Some(page) = table.page(block)
                 && index.page(node, group).is_none()
@@ -184,15 +181,15 @@ impl PageCache {
         }
     }
 
-    /// Ends the recording of a sequence.
-    pub fn close(&mut self, chain: Chain) {
-        if let (Some(index), Some(tip)) = (&mut self.index, chain.tip) {
-            index.unpin(tip);
+    /// Releases a sequence's cursor.
+    pub fn release_cursor(&mut self, cursor: PrefixCursor) {
+        if let (Some(index), Some(node)) = (&mut self.index, cursor.node) {
+            index.unpin(node);
         }
     }
 }
 
-/// A node's page of a group holds something else now.
+/// Called when a node's page of a group is reused.
 fn clear_page(index: &mut Option<PrefixIndex>, node: NodeId, group: usize) {
     if let Some(index) = index {
         index.clear_page(node, group);
@@ -206,7 +203,7 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::{HashMap, VecDeque};
 
-    /// What the cache should know, kept the slow way: whole beginnings as keys, and what each page holds.
+    /// Reference model: whole prefixes as keys, and what each page holds.
     struct Model {
         size: usize,
         groups: Vec<Group>,
@@ -214,11 +211,11 @@ mod tests {
 
     struct Group {
         window: Option<NonZeroU32>,
-        /// Salt and tokens of a beginning to the page of its last block.
+        /// Salt and tokens of a prefix, to the page of its last block.
         known: HashMap<(u8, Vec<u32>), PageId>,
         users: HashMap<PageId, u32>,
-        /// Pages that nobody uses and a beginning is known by, oldest first.
-        idle: VecDeque<PageId>,
+        /// Cached pages without references, oldest first.
+        cached: VecDeque<PageId>,
     }
 
     impl Model {
@@ -227,7 +224,7 @@ mod tests {
                 window: window.map(non_zero),
                 known: HashMap::new(),
                 users: HashMap::new(),
-                idle: VecDeque::new(),
+                cached: VecDeque::new(),
             };
             Model { size, groups: windows.iter().map(group).collect() }
         }
@@ -255,17 +252,17 @@ mod tests {
             let users = self.users.get_mut(&page).unwrap();
             *users -= 1;
             if *users == 0 && self.known.values().any(|known| *known == page) {
-                self.idle.push_back(page);
+                self.cached.push_back(page);
             }
         }
     }
 
-    /// One running sequence of the test: its pages hold blocks that are all computed.
+    /// A running sequence of the test; all its blocks are computed.
     struct Running {
         salt: u8,
         tokens: Vec<u32>,
         tables: BlockTables,
-        chain: Chain,
+        cursor: PrefixCursor,
     }
 
     fn pages(tables: &BlockTables) -> Vec<Vec<PageId>> {
@@ -273,13 +270,13 @@ mod tests {
     }
 
     proptest! {
-        /// Sequences over few tokens begin, compute blocks and end in random order. Every hit is the longest that the
-        /// model knows in all groups, in pages that hold it; no page is written while somebody else uses it; the least
-        /// recently used is reclaimed; nothing leaks.
+        /// Sequences over few tokens start, compute blocks and end in random order. Every hit is the longest prefix
+        /// that the model knows in all groups, in pages that hold it; no referenced page is overwritten; eviction is
+        /// LRU; nothing leaks.
         #[test]
         fn gives_what_was_put_down(
             size in 1u32..4,
-            // With a window of 1 nothing before is seen: every beginning is a hit, and none is worth one.
+            // With a window of 1 a query sees nothing before it: every prefix is a hit, and useless.
             groups in prop::collection::vec((prop::option::of(2u32..9), 1u32..12), 1..3),
             steps in prop::collection::vec((0u8..4, any::<prop::sample::Index>(), any::<u64>()), 1..120),
         ) {
@@ -291,18 +288,18 @@ mod tests {
             let salts = [None, Some("a")];
             for (what, which, seed) in steps {
                 match what {
-                    // A sequence begins: its tokens are bits of a number, so that beginnings repeat.
+                    // A sequence starts. Its tokens are bits of a number, so prefixes repeat.
                     0 | 1 => {
                         let tokens: Vec<u32> = (0..4 * size).map(|i| (seed >> (i % 6) & 1) as u32).collect();
                         let salt = (seed >> 62 & 1) as u8;
                         let ids: Vec<TokenId> = tokens.iter().copied().map(TokenId).collect();
                         let limit = (seed >> 32) as usize % (tokens.len() + 1);
                         let expected = model.longest(salt, &tokens, limit);
-                        let hit = cache.find(salts[salt as usize], &ids, limit);
+                        let hit = cache.match_prefix(salts[salt as usize], &ids, limit);
                         prop_assert_eq!(hit.as_ref().map_or(0, |hit| hit.blocks as usize), expected);
-                        let (tables, chain) = match hit {
-                            None => (BlockTables::new(&cache), cache.open(salts[salt as usize])),
-                            Some(PrefixHit { tables, chain, .. }) => (tables, chain),
+                        let (tables, cursor) = match hit {
+                            None => (BlockTables::new(&cache), cache.cursor(salts[salt as usize])),
+                            Some(PrefixHit { tables, cursor, .. }) => (tables, cursor),
                         };
                         for (table, group) in tables.as_slice().iter().zip(&mut model.groups) {
                             let first = first_visible((expected * size) as u32, group.window) as usize / size;
@@ -311,16 +308,16 @@ mod tests {
                                 let known = group.known.get(&(salt, tokens[..(block + 1) * size].to_vec()));
                                 prop_assert_eq!(known, Some(page));
                                 *group.users.entry(*page).or_insert(0) += 1;
-                                group.idle.retain(|idle| idle != page);
+                                group.cached.retain(|cached| cached != page);
                             }
                         }
-                        running.push(Running { salt, tokens, tables, chain });
+                        running.push(Running { salt, tokens, tables, cursor });
                     }
-                    // A sequence computes its next block, if there is a page for it in every group.
+                    // A sequence computes its next block if every group has a page for it.
                     2 if !running.is_empty() => {
                         let at = which.index(running.len());
-                        let Running { salt, tokens, tables, chain } = &mut running[at];
-                        let block = chain.blocks() as usize;
+                        let Running { salt, tokens, tables, cursor } = &mut running[at];
+                        let block = cursor.blocks() as usize;
                         if (block + 1) * size > tokens.len() {
                             continue;
                         }
@@ -328,8 +325,8 @@ mod tests {
                         let unused: Vec<u32> = both.map(|(group, pool)| group.unused(pool.pages())).collect();
                         let available: Vec<u32> = cache.pools().iter().map(PagePool::available).collect();
                         prop_assert_eq!(&available, &unused);
-                        let idle_only: Vec<bool> =
-                            cache.pools().iter().map(|pool| pool.available() == pool.idle()).collect();
+                        let cached_only: Vec<bool> =
+                            cache.pools().iter().map(|pool| pool.available() == pool.cached()).collect();
                         let before = pages(tables);
                         if tables.reserve(((block + 1) * size) as u32, &mut cache).is_err() {
                             prop_assert!(unused.contains(&0));
@@ -338,21 +335,21 @@ mod tests {
                         }
                         let beginning = tokens[..(block + 1) * size].to_vec();
                         let ids: Vec<TokenId> = beginning[block * size..].iter().copied().map(TokenId).collect();
-                        cache.record(chain, &ids, tables);
+                        cache.insert(cursor, &ids, tables);
                         let both = tables.as_slice().iter().zip(&mut model.groups);
-                        for ((table, group), idle_only) in both.zip(idle_only) {
+                        for ((table, group), cached_only) in both.zip(cached_only) {
                             let page = table.page(block as u32).expect("it was reserved");
                             prop_assert_eq!(group.users.get(&page).copied().unwrap_or(0), 0);
-                            if idle_only {
-                                prop_assert_eq!(group.idle.pop_front(), Some(page));
+                            if cached_only {
+                                prop_assert_eq!(group.cached.pop_front(), Some(page));
                             } else {
-                                prop_assert!(!group.idle.contains(&page));
+                                prop_assert!(!group.cached.contains(&page));
                             }
                             group.forget(page);
                             group.users.insert(page, 1);
                             group.known.entry((*salt, beginning.clone())).or_insert(page);
                         }
-                        // What the windows hide from what comes next goes back.
+                        // Pages that left the window are freed.
                         let next = ((block + 1) * size) as u32;
                         let before = pages(tables);
                         tables.evict(next, &mut cache);
@@ -364,25 +361,25 @@ mod tests {
                     }
                     // A sequence ends.
                     3 if !running.is_empty() => {
-                        let Running { mut tables, chain, .. } = running.swap_remove(which.index(running.len()));
+                        let Running { mut tables, cursor, .. } = running.swap_remove(which.index(running.len()));
                         for (table, group) in tables.as_slice().iter().zip(&mut model.groups) {
                             table.pages().iter().rev().for_each(|page| group.release(*page));
                         }
                         tables.release(&mut cache);
-                        cache.close(chain);
+                        cache.release_cursor(cursor);
                     }
                     _ => {}
                 }
                 for (pool, group) in cache.pools().iter().zip(&model.groups) {
-                    prop_assert_eq!(pool.idle() as usize, group.idle.len());
+                    prop_assert_eq!(pool.cached() as usize, group.cached.len());
                 }
             }
-            for Running { mut tables, chain, .. } in running {
+            for Running { mut tables, cursor, .. } in running {
                 tables.release(&mut cache);
-                cache.close(chain);
+                cache.release_cursor(cursor);
             }
             prop_assert_eq!(cache.available(), cache.pages());
-            // With every page taken, nothing is known any more, and nothing is kept of it.
+            // Once every page is allocated, the index must be empty.
             for (group, (_, pages)) in groups.iter().enumerate() {
                 cache.allocate(group, *pages, &mut Vec::new()).unwrap();
             }

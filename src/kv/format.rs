@@ -1,19 +1,19 @@
-//! How keys and values are kept, as plain data.
+//! Storage formats of keys and values, as plain data.
 
 use std::fmt;
 
 use crate::checkpoint::Dtype;
 
-/// How keys and values are kept in pages.
+/// Storage format of keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KvFormat {
-    /// Every element as it is.
+    /// Unquantised elements.
     Dense(Dtype),
 }
 
 impl KvFormat {
-    /// Bytes of `vectors` keys or values of `head_dim` elements, one for each head and position.
+    /// Bytes of `vectors` key or value vectors of `head_dim` elements.
     pub fn bytes(self, vectors: u64, head_dim: usize) -> u64 {
         match self {
             KvFormat::Dense(dtype) => vectors * head_dim as u64 * dtype.size() as u64,

@@ -1,15 +1,14 @@
-//! Pages in the order in which they were last used.
+//! Pages in least-recently-used order.
 
 use super::PageId;
 
-/// No page.
+/// Null link.
 const NONE: u32 = u32::MAX;
 
-/// A list of pages from the least to the most recently used: a doubly linked list over page numbers, so that every
-/// operation takes the same few steps and nothing is allocated.
+/// An LRU list: a doubly linked list over page ids, with constant-time operations and no allocation.
 #[derive(Debug)]
 pub(super) struct Lru {
-    /// Before and after each page in the list.
+    /// Previous and next page of each page in the list.
     links: Vec<(u32, u32)>,
     oldest: u32,
     newest: u32,
@@ -26,7 +25,7 @@ impl Lru {
         self.len
     }
 
-    /// Adds a page that is not in the list, as the most recently used.
+    /// Adds a page that is not in the list, as most recently used.
     pub(super) fn push(&mut self, page: PageId) {
         self.links[page.0 as usize] = (self.newest, NONE);
         match self.newest {
@@ -37,7 +36,7 @@ impl Lru {
         self.len += 1;
     }
 
-    /// Takes a page that is in the list out of it.
+    /// Removes a page that is in the list.
     pub(super) fn remove(&mut self, page: PageId) {
         let (before, after) = self.links[page.0 as usize];
         match before {
@@ -51,7 +50,7 @@ impl Lru {
         self.len -= 1;
     }
 
-    /// Takes the least recently used page.
+    /// Removes the least recently used page.
     pub(super) fn pop(&mut self) -> Option<PageId> {
         let page = Some(self.oldest).filter(|&oldest| oldest != NONE).map(PageId)?;
         self.remove(page);
@@ -65,7 +64,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Against a vector: pushes of what is not in it, removals of what is, pops.
+        /// Compared with a vector: pushes, removals, pops.
         #[test]
         fn orders_as_a_vector(operations in prop::collection::vec((0u32..8, any::<bool>()), 0..200)) {
             let mut lru = Lru::new(8);

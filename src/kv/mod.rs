@@ -1,11 +1,11 @@
-//! Bookkeeping of the paged key/value cache: which pages are free, which page holds which positions of a sequence,
-//! which pages the sliding windows have left behind, and which beginnings of ended sequences are still there. Pure
-//! arithmetic: no tensors, no device calls.
+//! Bookkeeping of the paged KV cache: free pages, block tables, window eviction and the prefix cache. Pure arithmetic:
+//! no tensors, no device calls.
 //!
-//! The cache is a list of groups, one for each window that layers of the network have. A page of a group holds
-//! `page_size` consecutive positions of one sequence, for every layer of the group and every KV head at once; a sequence
-//! has a block table for each group. A sequence in a step of `C` rows with window `W` never holds more than
-//! `ceil((W - 2 + C) / page_size) + 1` pages of a group ([`CacheGeometry::pages_for_sequence`]).
+//! A page (vLLM's block) holds the keys and values of `page_size` consecutive positions of one sequence; block `i` of a
+//! sequence is its positions from `i * page_size` on, and a block table maps blocks to pages. The cache has one group
+//! of pages for each window of the network, and a sequence has one block table per group. A page holds every layer of
+//! its group and every KV head. In a step of `C` rows a sequence with window `W` holds at most `ceil((W - 2 + C) /
+//! page_size) + 1` pages of a group ([`CacheGeometry::pages_for_sequence`]).
 
 mod block_table;
 mod block_tables;
@@ -20,29 +20,29 @@ mod testing;
 
 pub use block_table::BlockTable;
 pub use block_tables::BlockTables;
-pub use cache::{Chain, PageCache, PrefixCache, PrefixHit};
+pub use cache::{PageCache, PrefixCache, PrefixCursor, PrefixHit};
 pub use format::KvFormat;
 pub use geometry::{CacheGeometry, CacheGroup};
 pub use pool::PagePool;
 
 use std::num::NonZeroU32;
 
-/// One page of a group of the cache.
+/// Index of a page within its group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(transparent)]
 pub struct PageId(pub u32);
 
-/// The first position that a query at `position` sees: the window rule `q - k <= W - 1`.
+/// First position visible to a query at `position`: the window rule `q - k <= W - 1`.
 pub fn first_visible(position: u32, window: Option<NonZeroU32>) -> u32 {
     window.map_or(0, |window| (position + 1).saturating_sub(window.get()))
 }
 
-/// A group has too few free pages left.
+/// A group has too few pages available.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the cache has {free} free pages, {needed} are needed")]
 pub struct OutOfPages {
-    /// Pages that were asked for.
+    /// Pages requested.
     pub needed: u32,
-    /// Pages that were free.
+    /// Pages available.
     pub free: u32,
 }

@@ -1,5 +1,5 @@
-//! The pages of one group of the cache and what each is doing: free, used by sequences, or idle (used by nobody, and kept
-//! for the next sequence that begins with the same tokens).
+//! The pages of one cache group. A page is free, referenced by sequences, or cached: unreferenced, and kept for the
+//! next sequence with the same prefix.
 
 use std::num::NonZeroU32;
 
@@ -7,34 +7,34 @@ use super::lru::Lru;
 use super::prefix::NodeId;
 use super::{CacheGroup, OutOfPages, PageId};
 
-/// Hands out the pages of one group and takes them back.
+/// Allocates and releases the pages of one group.
 #[derive(Debug)]
 pub struct PagePool {
     window: Option<NonZeroU32>,
-    /// Most recently freed last, so that a page is used again while it is in the processor's cache.
+    /// Most recently freed last, so that warm pages are reused first.
     free: Vec<PageId>,
     states: Vec<PageState>,
-    idle: Lru,
-    /// Pages whose contents nobody may read any more, since [`PagePool::take_forgotten`]; where that is asked for.
-    forgotten: Option<Vec<PageId>>,
+    cached: Lru,
+    /// Pages whose contents became invalid since [`PagePool::take_freed`]. `None` unless tracked.
+    freed: Option<Vec<PageId>>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct PageState {
-    users: u32,
-    /// The beginning whose last block this page holds.
+    ref_count: u32,
+    /// The prefix whose last block this page holds.
     node: Option<NodeId>,
 }
 
 impl PagePool {
-    /// All pages of the group, free.
+    /// A pool whose pages are all free.
     pub(super) fn new(group: &CacheGroup) -> PagePool {
         PagePool {
             window: group.window,
             free: (0..group.pages).rev().map(PageId).collect(),
             states: vec![PageState::default(); group.pages as usize],
-            idle: Lru::new(group.pages),
-            forgotten: None,
+            cached: Lru::new(group.pages),
+            freed: None,
         }
     }
 
@@ -43,105 +43,105 @@ impl PagePool {
         self.window
     }
 
-    /// Number of pages, whatever they are doing.
+    /// Number of pages.
     pub fn pages(&self) -> u32 {
         self.states.len() as u32
     }
 
-    /// Pages that can be had: those that are free and those that are idle.
+    /// Pages that can be allocated: free ones and cached ones.
     pub fn available(&self) -> u32 {
-        self.free.len() as u32 + self.idle.len()
+        self.free.len() as u32 + self.cached.len()
     }
 
-    /// Pages that no sequence uses and that are kept for their contents.
-    pub fn idle(&self) -> u32 {
-        self.idle.len()
+    /// Number of cached pages.
+    pub fn cached(&self) -> u32 {
+        self.cached.len()
     }
 
-    pub(super) fn watch_forgotten(&mut self) {
-        self.forgotten.get_or_insert_default();
+    pub(super) fn watch_freed(&mut self) {
+        self.freed.get_or_insert_default();
     }
 
-    pub(super) fn take_forgotten(&mut self) -> Vec<PageId> {
-        self.forgotten.as_mut().map(std::mem::take).unwrap_or_default()
+    pub(super) fn take_freed(&mut self) -> Vec<PageId> {
+        self.freed.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// Appends `count` pages to `pages`: all of them, or none and an error. Free ones first, then the idle ones that
-    /// were used least recently, whose beginnings `forget` then forgets.
+    /// Appends `count` pages to `pages`, all or none: free pages first, then cached ones, least recently used first.
+    /// `on_evict` is called with the prefix of each evicted page.
     pub(super) fn allocate(
         &mut self,
         count: u32,
         pages: &mut Vec<PageId>,
-        mut forget: impl FnMut(NodeId),
+        mut on_evict: impl FnMut(NodeId),
     ) -> Result<(), OutOfPages> {
         if count > self.available() {
             return Err(OutOfPages { needed: count, free: self.available() });
         }
         for _ in 0..count {
-            // There are `available` pages: where none is free, one is idle.
-            let Some(page) = self.free.pop().or_else(|| self.take_idle(&mut forget)) else { break };
-            self.states[page.0 as usize].users = 1;
+            // `available` was checked: if no page is free, one is cached.
+            let Some(page) = self.free.pop().or_else(|| self.evict_oldest(&mut on_evict)) else { break };
+            self.states[page.0 as usize].ref_count = 1;
             pages.push(page);
         }
         Ok(())
     }
 
-    /// Takes the page that was idle for the longest.
-    fn take_idle(&mut self, forget: &mut impl FnMut(NodeId)) -> Option<PageId> {
-        let page = self.idle.pop()?;
+    /// Evicts the least recently used cached page.
+    fn evict_oldest(&mut self, on_evict: &mut impl FnMut(NodeId)) -> Option<PageId> {
+        let page = self.cached.pop()?;
         if let Some(node) = self.states[page.0 as usize].node.take() {
-            forget(node);
+            on_evict(node);
         }
-        self.note_forgotten(page);
+        self.note_freed(page);
         Some(page)
     }
 
-    fn note_forgotten(&mut self, page: PageId) {
-        if let Some(forgotten) = &mut self.forgotten {
-            forgotten.push(page);
+    fn note_freed(&mut self, page: PageId) {
+        if let Some(freed) = &mut self.freed {
+            freed.push(page);
         }
     }
 
-    /// Frees every idle page.
-    pub(super) fn free_idle(&mut self, mut forget: impl FnMut(NodeId)) {
-        while let Some(page) = self.take_idle(&mut forget) {
+    /// Evicts every cached page.
+    pub(super) fn evict_cached(&mut self, mut on_evict: impl FnMut(NodeId)) {
+        while let Some(page) = self.evict_oldest(&mut on_evict) {
             self.free.push(page);
         }
     }
 
-    /// Takes pages back from one of their users.
+    /// Drops one reference to each page.
     ///
     /// # Panics
-    /// When a page is not of this pool or nobody uses it: two sequences would come to write it.
+    /// If a page is not of this pool or has no references; two sequences would write it.
     pub(super) fn release(&mut self, pages: impl IntoIterator<Item = PageId>) {
         for page in pages {
             let state = &mut self.states[page.0 as usize];
-            assert!(state.users > 0, "page {} was freed twice", page.0);
-            state.users -= 1;
-            if state.users > 0 {
+            assert!(state.ref_count > 0, "page {} was freed twice", page.0);
+            state.ref_count -= 1;
+            if state.ref_count > 0 {
                 continue;
             }
             if state.node.is_some() {
-                self.idle.push(page);
+                self.cached.push(page);
             } else {
                 self.free.push(page);
-                self.note_forgotten(page);
+                self.note_freed(page);
             }
         }
     }
 
-    /// Gives pages that hold known beginnings another user.
+    /// Adds a reference to pages of cached prefixes.
     pub(super) fn share(&mut self, pages: &[PageId]) {
         for &page in pages {
             let state = &mut self.states[page.0 as usize];
-            if state.users == 0 {
-                self.idle.remove(page);
+            if state.ref_count == 0 {
+                self.cached.remove(page);
             }
-            state.users += 1;
+            state.ref_count += 1;
         }
     }
 
-    /// The page holds the last block of the beginning `node`.
+    /// Records that the page holds the last block of the prefix `node`.
     pub(super) fn set_node(&mut self, page: PageId, node: NodeId) {
         self.states[page.0 as usize].node = Some(node);
     }

@@ -1,13 +1,11 @@
-//! Which beginnings of sequences the cache still holds: a tree of token blocks.
+//! The prefix index: a radix tree of token blocks.
 //!
-//! A node stands for one block of tokens after one beginning, so a node is a beginning: its path from the root spells
-//! every token of it. A child is found by a chained hash (its parent's, and its own tokens), and believed only when its
-//! parent and its tokens are the same: a collision of hashes is a miss, never a wrong hit. The first level hangs under
-//! a root for each salt.
+//! A node is one block of tokens after a prefix, so it identifies a prefix: the path from the root spells all of its
+//! tokens. A child is found by a chained hash (of its parent's hash and its tokens), and the parent and tokens are then
+//! compared, so a hash collision is a miss and never a wrong hit. There is one root for each salt.
 //!
-//! A node has a page in each group of the cache, or has lost it there (the window, or someone who needed room, took it).
-//! It is kept as long as something stands on it: a page, a child, or a sequence that is about to add one
-//! ([`PrefixIndex::pin`]).
+//! A node may have a page in each cache group; a page is lost when it leaves the window or is evicted. A node lives as
+//! long as it has a page, a child or a pin ([`PrefixIndex::pin`]).
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
@@ -16,16 +14,16 @@ use crate::text::TokenId;
 
 use super::PageId;
 
-/// A beginning of sequences, in whole blocks.
+/// A prefix of full blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NodeId(u32);
 
 #[derive(Debug)]
 struct Node {
     origin: Origin,
-    /// Hash of everything from the salt to the last token.
+    /// Hash of the salt and all tokens.
     hash: u64,
-    /// One for each group.
+    /// One per group.
     pages: Box<[Option<PageId>]>,
     children: u32,
     pins: u32,
@@ -37,14 +35,14 @@ enum Origin {
     Block { parent: NodeId, tokens: Box<[TokenId]> },
 }
 
-/// The tree. `S` makes the hashes; the default's key is drawn at random, so that nobody can prepare collisions.
+/// The tree. `S` is the hasher; the default has a random key, so that collisions cannot be prepared.
 #[derive(Debug)]
 pub(super) struct PrefixIndex<S = RandomState> {
     hasher: S,
-    /// Groups of the cache.
+    /// Number of cache groups.
     groups: usize,
     nodes: Vec<Option<Node>>,
-    /// Places in `nodes` that are empty.
+    /// Free entries of `nodes`.
     vacant: Vec<NodeId>,
     roots: HashMap<Option<String>, NodeId>,
     children: HashMap<u64, NodeId>,
@@ -63,7 +61,7 @@ impl<S: BuildHasher> PrefixIndex<S> {
     }
 
     fn node(&self, id: NodeId) -> &Node {
-        // Ids are handed out with a pin, a page or a child on them, and die with the last of these.
+        // An id is valid as long as its node has a pin, a page or a child.
         self.nodes[id.0 as usize].as_ref().expect("a node that something stands on")
     }
 
@@ -85,13 +83,13 @@ impl<S: BuildHasher> PrefixIndex<S> {
         }
     }
 
-    /// The empty beginning under a salt, where anything is known under it.
+    /// The root of a salt. `None` if nothing is cached under it.
     pub(super) fn root(&self, salt: Option<&str>) -> Option<NodeId> {
-        // The map's key is an Option<String>; a borrowed one would need a lookup type of its own.
+        // The map's key is an `Option<String>`; a borrowed lookup would need a type of its own.
         self.roots.get(&salt.map(str::to_owned)).copied()
     }
 
-    /// The empty beginning under a salt, made where it is not known, and pinned.
+    /// The root of a salt, created if missing, and pinned.
     pub(super) fn pin_root(&mut self, salt: Option<&str>) -> NodeId {
         let root = match self.root(salt) {
             Some(root) => root,
@@ -115,7 +113,7 @@ impl<S: BuildHasher> PrefixIndex<S> {
         hasher.finish()
     }
 
-    /// Is this the node of `tokens` after `parent`?
+    /// Returns `true` if `node` is the child of `parent` with these tokens.
     fn is(&self, node: NodeId, parent: NodeId, tokens: &[TokenId]) -> bool {
         match &self.node(node).origin {
             Origin::Salt(_) => false,
@@ -123,14 +121,14 @@ impl<S: BuildHasher> PrefixIndex<S> {
         }
     }
 
-    /// The beginning that `tokens` after `parent` make, where it is known.
+    /// The child of `parent` with these tokens. `None` if there is none.
     pub(super) fn child(&self, parent: NodeId, tokens: &[TokenId]) -> Option<NodeId> {
         let child = *self.children.get(&self.chained(parent, tokens))?;
         self.is(child, parent, tokens).then_some(child)
     }
 
-    /// The beginning that `tokens` after the pinned `parent` make, made where it is not known, and pinned in its
-    /// place. None, and nothing is pinned, where another beginning has its hash.
+    /// Moves the pin from `parent` to its child with these tokens, created if missing. `None` on a hash collision; then
+    /// only `parent` is unpinned.
     pub(super) fn pin_child(&mut self, parent: NodeId, tokens: &[TokenId]) -> Option<NodeId> {
         let hash = self.chained(parent, tokens);
         let child = match self.children.get(&hash) {
@@ -151,7 +149,7 @@ impl<S: BuildHasher> PrefixIndex<S> {
         child
     }
 
-    /// Keeps a node until [`PrefixIndex::unpin`].
+    /// Keeps a node alive until [`PrefixIndex::unpin`].
     pub(super) fn pin(&mut self, id: NodeId) {
         self.node_mut(id).pins += 1;
     }
@@ -161,23 +159,23 @@ impl<S: BuildHasher> PrefixIndex<S> {
         self.prune(id);
     }
 
-    /// The page of a group with the keys and values of the node's last block.
+    /// The page of a group that holds the node's block.
     pub(super) fn page(&self, id: NodeId, group: usize) -> Option<PageId> {
         self.node(id).pages[group]
     }
 
-    /// Gives a node without a page of a group one.
+    /// Sets the node's page of a group, which must be missing.
     pub(super) fn set_page(&mut self, id: NodeId, group: usize, page: PageId) {
         self.node_mut(id).pages[group] = Some(page);
     }
 
-    /// Takes the node's page of a group from it.
+    /// Clears the node's page of a group.
     pub(super) fn clear_page(&mut self, id: NodeId, group: usize) {
         self.node_mut(id).pages[group] = None;
         self.prune(id);
     }
 
-    /// Removes the node if nothing stands on it, and those below it that then have nothing standing on them.
+    /// Removes the node if nothing keeps it alive, and then its ancestors likewise.
     fn prune(&mut self, mut id: NodeId) {
         loop {
             let node = self.node(id);
@@ -200,7 +198,7 @@ impl<S: BuildHasher> PrefixIndex<S> {
         }
     }
 
-    /// Nodes that are kept.
+    /// Number of live nodes.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.nodes.len() - self.vacant.len()

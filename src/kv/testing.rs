@@ -1,4 +1,4 @@
-//! What the tests of this module share.
+//! Helpers of this module's tests.
 
 use std::num::NonZeroU32;
 
@@ -9,7 +9,7 @@ pub(super) fn non_zero(n: u32) -> NonZeroU32 {
     NonZeroU32::new(n).unwrap()
 }
 
-/// Groups of a window and a number of pages each.
+/// A geometry with these windows and page counts.
 pub(super) fn geometry(page_size: u32, groups: &[(Option<u32>, u32)]) -> CacheGeometry {
     let group = |&(window, pages): &(Option<u32>, u32)| CacheGroup {
         window: window.map(non_zero),

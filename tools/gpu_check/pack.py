@@ -27,7 +27,7 @@ import report
 SCHEMA = "rigel-gpu-check-1"
 FOLDER = "rigel-gpu-check"
 MAX_BYTES = 50 << 20
-# cuda_account is about what the interpreter counts.
+# cuda_cost_model is about what the interpreter counts.
 TESTS = re.compile(r"kernels_\w+|cuda_(?!account)\w+|bench_kernels|bench_model|device_layer")
 BENCHES = ("kernels",)
 DATA = ("tests/goldens", "crates/rigel-nano/model", "models/configs", "kernels/ptx", "kernels/conformance", "tools/peers")

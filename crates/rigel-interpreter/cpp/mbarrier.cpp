@@ -19,7 +19,7 @@ namespace interpreter {
 
 namespace {
 
-constexpr uint32_t kMaxArrivals = (1u << 20) - 1;
+constexpr uint32_t kMaxTileCounters = (1u << 20) - 1;
 constexpr int64_t kMaxBytes = (1 << 20) - 1;
 
 uint64_t bits_of(const Mbarrier& barrier) {
@@ -108,7 +108,7 @@ void mbarrier_init(uint32_t address, uint32_t arrivals) {
     uint8_t* const place = place_of(block, address);
     check_alignment(place, 8, "mbarrier", site);
     check_shared(place, 8, {current, Agent::Thread, Does::Write, site});
-    if (arrivals == 0 || arrivals > kMaxArrivals) fail(site, text("mbarrier_init: %u arrivals, 1 to %u can be counted", arrivals, kMaxArrivals));
+    if (arrivals == 0 || arrivals > kMaxTileCounters) fail(site, text("mbarrier_init: %u arrivals, 1 to %u can be counted", arrivals, kMaxTileCounters));
     if (block.mbarriers.count(without_rank(address))) fail(site, text("there is an mbarrier at byte %u already", in_block(address)));
     Mbarrier& barrier = block.mbarriers[without_rank(address)];
     barrier.arrivals = barrier.pending = arrivals;

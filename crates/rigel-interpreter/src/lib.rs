@@ -1,7 +1,7 @@
 //! Runs Rigel's CUDA kernels on the CPU, under checks that hardware does not make.
 //!
 //! This crate builds a library that stands in for the CUDA driver: the same `.cu` files compiled by the host compiler,
-//! with a twin for each PTX instruction, behind the driver API's own entry points. A test calls [`Interpreter::load`]
+//! with a model for each PTX instruction, behind the driver API's own entry points. A test calls [`Interpreter::load`]
 //! first; whatever it then runs through the driver API (cudarc, Rigel's `backend::cuda`) runs here. It knows nothing of
 //! models or tensors, and no program outside of tests uses it.
 //!

@@ -37,7 +37,7 @@ pub(crate) struct Pass<'a> {
 impl Pass<'_> {
     /// All of it, on the threads of `pool`.
     pub(crate) fn run(&self, pool: &mut ThreadPool) {
-        let &Workspace { hidden, normed, attn_out, inner, .. } = self.workspace;
+        let &Workspace { hidden, normed, attn_out, intermediate, .. } = self.workspace;
         self.embed(pool);
         for (index, layer) in self.weights.layers.iter().enumerate() {
             self.norm_all(pool, &layer.attention_norm);
@@ -46,8 +46,8 @@ impl Pass<'_> {
             self.attend(pool, index, layer);
             self.multiply(pool, &[self.product(attn_out, &layer.output, hidden, Then::Add)]);
             self.norm_all(pool, &layer.mlp_norm);
-            self.multiply(pool, &[self.product(normed, &layer.up, inner, layer.activation)]);
-            self.multiply(pool, &[self.product(inner, &layer.down, hidden, Then::Add)]);
+            self.multiply(pool, &[self.product(normed, &layer.up, intermediate, layer.activation)]);
+            self.multiply(pool, &[self.product(intermediate, &layer.down, hidden, Then::Add)]);
         }
         self.head(pool);
     }

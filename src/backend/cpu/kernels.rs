@@ -129,10 +129,10 @@ macro_rules! compile {
 
             $(#[target_feature(enable = $features)])?
             unsafe fn layer_norm(
-                x: *const f32, gain: *const f32, shift: *const f32, eps: f32, n: usize, out: *mut f32,
+                x: *const f32, weight: *const f32, bias: *const f32, eps: f32, n: usize, out: *mut f32,
             ) {
                 // SAFETY: as above.
-                unsafe { super::super::norm::layer_norm::<$lanes>(x, gain, shift, eps, n, out) }
+                unsafe { super::super::norm::layer_norm::<$lanes>(x, weight, bias, eps, n, out) }
             }
 
             $(#[target_feature(enable = $features)])?

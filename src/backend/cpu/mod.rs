@@ -321,17 +321,17 @@ impl Backend for CpuBackend {
             return Err(BackendError::InvalidBatch(what));
         }
         let CpuBackend { pool, workspace, spec, .. } = self;
-        let drawn: Vec<OnceLock<Result<Sampled, SampleError>>> = rows.iter().map(|_| OnceLock::new()).collect();
+        let sampled: Vec<OnceLock<Result<Sampled, SampleError>>> = rows.iter().map(|_| OnceLock::new()).collect();
         pool.parallel_for(rows.len(), |_, index| {
             // SAFETY: as in `logits`; rows were checked above.
             let logits = unsafe { workspace.logits_of(rows[index].logits_row, spec.vocab_size) };
             // Each index comes once.
-            let _ = drawn[index].set(sampling::sample(logits, &rows[index]));
+            let _ = sampled[index].set(sampling::sample(logits, &rows[index]));
         });
-        let drawn = drawn.into_iter().map(|drawn| drawn.into_inner().ok_or(BackendError::MissingSample));
-        let drawn = drawn.collect::<Result<Vec<_>, _>>()?;
-        self.sampled = drawn.iter().map(|drawn| drawn.as_ref().ok().map(|drawn| drawn.token)).collect();
-        self.started = Some(drawn);
+        let sampled = sampled.into_iter().map(|sampled| sampled.into_inner().ok_or(BackendError::MissingSample));
+        let sampled = sampled.collect::<Result<Vec<_>, _>>()?;
+        self.sampled = sampled.iter().map(|sampled| sampled.as_ref().ok().map(|sampled| sampled.token)).collect();
+        self.started = Some(sampled);
         Ok(())
     }
 

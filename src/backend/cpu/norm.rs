@@ -2,16 +2,16 @@
 
 use super::simd::{LANES, Lanes};
 
-/// `out = (x - mean) / √(variance + eps) · gain + shift`, all f32 `[n]`; the variance is the biased one, of the
+/// `out = (x - mean) / √(variance + eps) · weight + bias`, all f32 `[n]`; the variance is the biased one, of the
 /// differences from the mean (PyTorch's `nn.LayerNorm`).
 ///
 /// # Safety
-/// As [`Lanes`]; `x`, `gain` and `shift` hold `n` elements, `out` has room for them.
+/// As [`Lanes`]; `x`, `weight` and `bias` hold `n` elements, `out` has room for them.
 #[inline(always)]
 pub(crate) unsafe fn layer_norm<L: Lanes>(
     x: *const f32,
-    gain: *const f32,
-    shift: *const f32,
+    weight: *const f32,
+    bias: *const f32,
     eps: f32,
     n: usize,
     out: *mut f32,
@@ -43,12 +43,12 @@ pub(crate) unsafe fn layer_norm<L: Lanes>(
 
         for i in (0..whole).step_by(LANES) {
             let unit = L::load(x.add(i)).sub(L::splat(mean)).mul(scale);
-            unit.mul_add(L::load(gain.add(i)), L::load(shift.add(i))).store(out.add(i));
+            unit.mul_add(L::load(weight.add(i)), L::load(bias.add(i))).store(out.add(i));
         }
         if tail > 0 {
             let unit = L::load_first(x.add(whole), tail).sub(L::splat(mean)).mul(scale);
-            let gain = L::load_first(gain.add(whole), tail);
-            unit.mul_add(gain, L::load_first(shift.add(whole), tail)).store_first(out.add(whole), tail);
+            let weight = L::load_first(weight.add(whole), tail);
+            unit.mul_add(weight, L::load_first(bias.add(whole), tail)).store_first(out.add(whole), tail);
         }
     }
 }
@@ -64,7 +64,7 @@ mod tests {
         for n in [1, 2, 15, 16, 17, 48, 100, 3072] {
             // A mean far from 0 shows a variance taken as E[x²] - E[x]².
             let x: Vec<f32> = random.units(n).iter().map(|x| x + 100.0).collect();
-            let (gain, shift) = (random.units(n), random.units(n));
+            let (weight, bias) = (random.units(n), random.units(n));
             let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / n as f64;
             let variance = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n as f64;
             let mut bits: Vec<Vec<u32>> = Vec::new();
@@ -72,10 +72,10 @@ mod tests {
                 let mut out = vec![0.0; n];
                 let norm = Kernels::new(isa).unwrap().layer_norm;
                 // SAFETY: `n` elements each; `isa` is available.
-                unsafe { norm(x.as_ptr(), gain.as_ptr(), shift.as_ptr(), 1e-5, n, out.as_mut_ptr()) };
+                unsafe { norm(x.as_ptr(), weight.as_ptr(), bias.as_ptr(), 1e-5, n, out.as_mut_ptr()) };
                 for i in 0..n {
                     let unit = (f64::from(x[i]) - mean) / (variance + 1e-5).sqrt();
-                    let exact = unit * f64::from(gain[i]) + f64::from(shift[i]);
+                    let exact = unit * f64::from(weight[i]) + f64::from(bias[i]);
                     assert!((f64::from(out[i]) - exact).abs() < 1e-4, "{isa:?} n={n}: {} is not {exact}", out[i]);
                 }
                 if isa != Isa::Portable {

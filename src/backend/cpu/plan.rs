@@ -20,7 +20,7 @@ pub(crate) struct RowTile {
 
 /// The plan of one batch. Its memory is kept from batch to batch.
 pub(crate) struct Plan {
-    places: SlotMapping,
+    slots: SlotMapping,
     pub(crate) tiles: Vec<RowTile>,
 }
 
@@ -31,17 +31,17 @@ fn tile_rows(group: usize) -> usize {
 
 impl Plan {
     pub(crate) fn new(max_rows: usize, cache: &CacheGeometry) -> Plan {
-        Plan { places: SlotMapping::new(max_rows, cache), tiles: Vec::with_capacity(max_rows) }
+        Plan { slots: SlotMapping::new(max_rows, cache), tiles: Vec::with_capacity(max_rows) }
     }
 
     /// Each row's position.
     pub(crate) fn positions(&self) -> &[u32] {
-        &self.places.positions
+        &self.slots.positions
     }
 
     /// Where each row's key and value go in a group of the cache.
     pub(crate) fn rows(&self, group: usize) -> &[RowSlot] {
-        self.places.rows(group)
+        self.slots.rows(group)
     }
 
     /// Checks everything that the kernels rely on, then plans.
@@ -52,7 +52,7 @@ impl Plan {
         cache: &CacheGeometry,
     ) -> Result<(), BackendError> {
         self.tiles.clear();
-        self.places.make(batch, spec, cache)?;
+        self.slots.make(batch, spec, cache)?;
         let most = tile_rows(spec.group_size());
         for (index, sequence) in batch.sequences.iter().enumerate() {
             let rows = &sequence.rows;

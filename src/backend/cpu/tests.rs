@@ -23,7 +23,7 @@ struct Sizes {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
-    inner: usize,
+    intermediate: usize,
     window: Option<u32>,
     /// The window of every second layer, where that is another one.
     second_window: Option<Option<u32>>,
@@ -38,7 +38,7 @@ const SMALL: Sizes = Sizes {
     heads: 4,
     kv_heads: 2,
     head_dim: 16,
-    inner: 50,
+    intermediate: 50,
     window: Some(7),
     second_window: None,
     bias: true,
@@ -83,8 +83,8 @@ impl Model {
                 ("self_attn.k_proj", kv, hidden),
                 ("self_attn.v_proj", kv, hidden),
                 ("self_attn.o_proj", hidden, hidden),
-                ("mlp.c_fc", sizes.inner, hidden),
-                ("mlp.c_proj", hidden, sizes.inner),
+                ("mlp.c_fc", sizes.intermediate, hidden),
+                ("mlp.c_proj", hidden, sizes.intermediate),
             ] {
                 shapes.push((format!("{layer}.{name}.weight"), vec![rows, columns]));
                 if sizes.bias {
@@ -125,7 +125,7 @@ impl Model {
         let config = serde_json::json!({
             "architectures": ["Starcoder2ForCausalLM"], "model_type": "starcoder2",
             "hidden_size": hidden, "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads,
-            "num_key_value_heads": sizes.kv_heads, "intermediate_size": sizes.inner, "vocab_size": sizes.vocab,
+            "num_key_value_heads": sizes.kv_heads, "intermediate_size": sizes.intermediate, "vocab_size": sizes.vocab,
             "hidden_act": "gelu_pytorch_tanh", "rope_theta": THETA, "max_position_embeddings": 512,
             "sliding_window": sizes.window, "norm_epsilon": EPS, "use_bias": sizes.bias,
             "tie_word_embeddings": sizes.tied, "bos_token_id": 0, "eos_token_id": 0,
@@ -166,8 +166,8 @@ impl Model {
         let n = x.len() as f64;
         let mean = x.iter().sum::<f64>() / n;
         let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
-        let (gain, shift) = (self.weight(&format!("{name}.weight")), self.weight(&format!("{name}.bias")));
-        (0..x.len()).map(|i| (x[i] - mean) / (variance + EPS).sqrt() * gain[i] + shift[i]).collect()
+        let (weight, shift) = (self.weight(&format!("{name}.weight")), self.weight(&format!("{name}.bias")));
+        (0..x.len()).map(|i| (x[i] - mean) / (variance + EPS).sqrt() * weight[i] + shift[i]).collect()
     }
 
     fn rotated(&self, x: &[f64], position: usize) -> Vec<f64> {
@@ -219,11 +219,12 @@ impl Model {
                 }
                 let add = |hidden: &mut Vec<f64>, y: Vec<f64>| hidden.iter_mut().zip(y).for_each(|(h, y)| *h += y);
                 add(hidden, self.linear(&name("self_attn.o_proj"), &attn_out));
-                let mut inner = self.linear(&name("mlp.c_fc"), &self.norm(&name("post_attention_layernorm"), hidden));
-                for x in &mut inner {
+                let mut intermediate =
+                    self.linear(&name("mlp.c_fc"), &self.norm(&name("post_attention_layernorm"), hidden));
+                for x in &mut intermediate {
                     *x = 0.5 * *x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (*x + 0.044715 * x.powi(3))).tanh());
                 }
-                add(hidden, self.linear(&name("mlp.c_proj"), &inner));
+                add(hidden, self.linear(&name("mlp.c_proj"), &intermediate));
             }
         }
         let head = if self.sizes.tied { "model.embed_tokens" } else { "lm_head" };
@@ -319,8 +320,17 @@ fn log_probabilities_agree_with_f64() {
         Sizes { window: None, dtype: Dtype::F32, ..SMALL },
         Sizes { window: Some(1), dtype: Dtype::F16, bias: false, ..SMALL },
         Sizes { heads: 9, kv_heads: 1, head_dim: 8, tied: false, window: Some(70), ..SMALL },
-        Sizes { heads: 2, kv_heads: 2, head_dim: 34, inner: 17, window: Some(64), dtype: Dtype::F32, ..SMALL },
-        Sizes { heads: 12, kv_heads: 1, head_dim: 64, vocab: 97, inner: 131, layers: 1, window: Some(65), ..SMALL },
+        Sizes { heads: 2, kv_heads: 2, head_dim: 34, intermediate: 17, window: Some(64), dtype: Dtype::F32, ..SMALL },
+        Sizes {
+            heads: 12,
+            kv_heads: 1,
+            head_dim: 64,
+            vocab: 97,
+            intermediate: 131,
+            layers: 1,
+            window: Some(65),
+            ..SMALL
+        },
         Sizes { heads: 50, kv_heads: 1, head_dim: 4, layers: 1, dtype: Dtype::F16, ..SMALL },
         Sizes { heads: 4, kv_heads: 2, head_dim: 128, layers: 1, window: Some(32), ..SMALL },
         TWO_WINDOWS,

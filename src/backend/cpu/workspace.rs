@@ -38,7 +38,7 @@ pub(crate) struct Workspace {
     /// `[rows][heads * head_dim]`
     pub(crate) attn_out: Rows,
     /// `[rows][intermediate_size]`
-    pub(crate) inner: Rows,
+    pub(crate) intermediate: Rows,
     /// `[rows][head_dim / 2]`
     pub(crate) cos: Rows,
     /// `[rows][head_dim / 2]`
@@ -74,13 +74,13 @@ impl Workspace {
         let advice = "compute fewer rows at once (a smaller prefill chunk)";
         let memory = Memory::zeroed(&[floats], PageSize::Large, "activations", advice)?;
         let mut start = 0;
-        let [hidden, normed, qkv, attn_out, inner, cos, sin, logits, scratch] = shapes.map(|(rows, n)| {
+        let [hidden, normed, qkv, attn_out, intermediate, cos, sin, logits, scratch] = shapes.map(|(rows, n)| {
             // `wrapping_add`: stays inside the memory, as `floats` counted.
             let part = Rows { start: memory.as_ptr().wrapping_add(start), stride: stride(n) };
             start += rows * stride(n);
             part
         });
-        Ok(Workspace { hidden, normed, qkv, attn_out, inner, cos, sin, logits, scratch, memory })
+        Ok(Workspace { hidden, normed, qkv, attn_out, intermediate, cos, sin, logits, scratch, memory })
     }
 }
 

@@ -339,14 +339,16 @@ mod tests {
     /// Networks of every shape, small and odd.
     fn odd_specs() -> impl Strategy<Value = ModelSpec> {
         let sizes = (1usize..40, 1usize..40, 1usize..40, 0usize..3, (1usize..4, 1usize..4), 1usize..10);
-        (sizes, any::<bool>(), any::<bool>()).prop_map(|((vocab, hidden, inner, layers, heads, half), bias, tied)| {
-            let mut config = config(include_str!("../../../models/configs/starcoder2-3b.json"));
-            (config.vocab_size, config.hidden_size, config.intermediate_size) = (vocab, hidden, inner);
-            (config.num_hidden_layers, config.head_dim) = (layers, 2 * half);
-            (config.num_key_value_heads, config.num_attention_heads) = (heads.0, heads.0 * heads.1);
-            (config.use_bias, config.tie_word_embeddings) = (bias, tied);
-            ModelSpec::from_config(&config).unwrap()
-        })
+        (sizes, any::<bool>(), any::<bool>()).prop_map(
+            |((vocab, hidden, intermediate, layers, heads, half), bias, tied)| {
+                let mut config = config(include_str!("../../../models/configs/starcoder2-3b.json"));
+                (config.vocab_size, config.hidden_size, config.intermediate_size) = (vocab, hidden, intermediate);
+                (config.num_hidden_layers, config.head_dim) = (layers, 2 * half);
+                (config.num_key_value_heads, config.num_attention_heads) = (heads.0, heads.0 * heads.1);
+                (config.use_bias, config.tie_word_embeddings) = (bias, tied);
+                ModelSpec::from_config(&config).unwrap()
+            },
+        )
     }
 
     fn regions(layout: &Layout) -> Vec<Region> {

@@ -269,7 +269,7 @@ impl Algorithms {
     }
 
     /// Whether batch-invariant attention computes all rows.
-    pub(super) fn is_ordered(&self) -> bool {
+    pub(super) fn is_batch_invariant(&self) -> bool {
         self.decode == Some(AttentionAlgorithm::BatchInvariant)
     }
 
@@ -295,9 +295,9 @@ impl Algorithms {
         if self.prefill == Some(AttentionAlgorithm::Sm90) && !attention_prefill::has_warpgroups(device) {
             return needs_hopper(prefill, "sm90");
         }
-        let is_ordered = |algorithm| algorithm == Some(AttentionAlgorithm::BatchInvariant);
-        if is_ordered(self.decode) != is_ordered(self.prefill) {
-            let (one, other) = if is_ordered(self.decode) { (decode, prefill) } else { (prefill, decode) };
+        let is_batch_invariant = |algorithm| algorithm == Some(AttentionAlgorithm::BatchInvariant);
+        if is_batch_invariant(self.decode) != is_batch_invariant(self.prefill) {
+            let (one, other) = if is_batch_invariant(self.decode) { (decode, prefill) } else { (prefill, decode) };
             let reason = format!("one kernel computes all rows; set {other}=batch_invariant too");
             return Err(CudaError::Algorithm { switch: format!("{one}=batch_invariant"), reason });
         }

@@ -19,7 +19,7 @@ use crate::backend::cuda::kernels::norm::{NormShape, NormVariant};
 use crate::backend::cuda::kernels::paged::{Heads, Sequence};
 use crate::backend::cuda::kernels::sample::{LogprobsRow, LogprobsShape, RowParams, SampleShape};
 use crate::backend::cuda::layout::{LinearLayout, padded};
-use crate::backend::cuda::model::account::Part;
+use crate::backend::cuda::model::cost_model::Part;
 use crate::backend::cuda::model::{LinearOp, Op, row_launches};
 use crate::checkpoint::Dtype;
 use crate::model::{ModelSpec, WeightFormat};
@@ -110,7 +110,7 @@ pub enum What {
     },
 }
 
-/// LinearOp a token is chosen.
+/// How a token is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
     /// The likeliest.
@@ -189,19 +189,19 @@ impl What {
         match *op {
             Op::Embed { shape, .. } => few(shape.rows, What::Embed(shape)),
             Op::Norm { norm, .. } => few(norm.shape.rows, What::Norm(norm.shape, norm.variant)),
-            Op::Qkv { weights, shape, how: LinearOp::Plain(_) } => Some(What::Qkv(shape, bias(&weights))),
-            Op::Up { weights, shape, how: LinearOp::Plain(_) } => {
+            Op::Qkv { weights, shape, linear: LinearOp::Plain(_) } => Some(What::Qkv(shape, bias(&weights))),
+            Op::UpProj { weights, shape, linear: LinearOp::Plain(_) } => {
                 Some(What::Product(part, Epilogue::BiasGelu, shape, bias(&weights)))
             }
-            Op::Up { weights, shape, how: LinearOp::FusedNorm(norm) } => {
+            Op::UpProj { weights, shape, linear: LinearOp::FusedNorm(norm) } => {
                 Some(What::NormedProduct(norm.shape, norm.variant, shape, bias(&weights)))
             }
-            Op::AddProjection { weights, shape, .. } => {
+            Op::ResidualProj { weights, shape, .. } => {
                 Some(What::Product(part, Epilogue::BiasResidual, shape, bias(&weights)))
             }
-            Op::Head { shape, how: LinearOp::Plain(_), .. } => Some(What::Head(shape)),
+            Op::Head { shape, linear: LinearOp::Plain(_), .. } => Some(What::Head(shape)),
             // Of the kernels with a norm ahead the MLP's stands for all.
-            Op::Qkv { how: LinearOp::FusedNorm(_), .. } | Op::Head { how: LinearOp::FusedNorm(_), .. } => None,
+            Op::Qkv { linear: LinearOp::FusedNorm(_), .. } | Op::Head { linear: LinearOp::FusedNorm(_), .. } => None,
             Op::Decode(_) | Op::Prefill(_) | Op::BatchInvariant(_) => None,
         }
     }

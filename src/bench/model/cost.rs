@@ -101,13 +101,13 @@ impl Costs {
             }
             #[cfg(feature = "cuda")]
             Costs::Cuda { spec, options, device } => {
-                use cuda::model::account::{SequenceStep, StepDescription, account};
+                use cuda::model::cost_model::{SequenceStep, StepDescription, kernel_costs};
                 let Step { rows: Rows { rows, start }, batch, logits_rows } = *step;
                 let sequences = vec![SequenceStep { rows, start }; batch as usize];
                 let logits_rows = logits_rows as usize;
                 let step = StepDescription { sequences: &sequences, logits_rows, sampled_rows: logits_rows };
                 // The two element types cost the same.
-                let launches = account::<half::bf16>(spec, options, device, &step);
+                let launches = kernel_costs::<half::bf16>(spec, options, device, &step);
                 launches.into_iter().map(|launch| (launch.work.bytes(), launch.work.flops)).collect()
             }
         }

@@ -3,7 +3,7 @@
 //! | module | noun |
 //! |---|---|
 //! | `steps` | runs a prefill and decode steps on a GPU and has them watched |
-//! | `timeline` | [`Timeline`]: the launches of one step, with time and [account](crate::backend::cuda::model::account) |
+//! | `timeline` | [`Timeline`]: the launches of one step, with time and [cost](crate::backend::cuda::model::cost_model) |
 //! | `picture` | a timeline as SVG and HTML |
 
 mod picture;

@@ -245,7 +245,7 @@ mod tests {
     use super::*;
     use crate::backend::Determinism;
     use crate::backend::cuda::model::CudaOptions;
-    use crate::backend::cuda::model::account::{SequenceStep, StepDescription, account};
+    use crate::backend::cuda::model::cost_model::{SequenceStep, StepDescription, kernel_costs};
     use crate::backend::cuda::trace::TimedLaunch;
     use crate::backend::cuda::{Algorithms, ComputeCapability, Properties};
     use crate::bench::report::Ceilings;
@@ -273,17 +273,17 @@ mod tests {
             algorithms: Algorithms::default(),
         };
         let described = StepDescription { sequences, logits_rows: sequences.len(), sampled_rows: sequences.len() };
-        let account = account::<half::bf16>(&spec, &options, &card, &described);
+        let cost_model = cost_model::<half::bf16>(&spec, &options, &card, &described);
         let ceilings = Ceilings { bytes: Some(4e12), flops: Some(8e14) };
         let mut clock = 0.0;
         let mut ran = Vec::new();
-        for launch in &account {
+        for launch in &costs {
             let (least, _) = ceilings.min_us(launch.work.bytes(), launch.work.flops).unwrap();
             let us = 1.5 + least * (1.05 + 0.15 * launch.part as usize as f64 / 4.0);
             ran.push(TimedLaunch { kernel: launch.kernel.clone(), start_us: clock, us });
             clock += us + if launch.family == "norm" { 0.2 } else { 1.0 };
         }
-        Timeline::join(step, ("cupti", true), ran, &account, &ceilings).unwrap()
+        Timeline::join(step, ("cupti", true), ran, &kernel_costs, &ceilings).unwrap()
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::super::report::Ceilings;
 use super::timeline::{Mismatch, Step, Timeline};
 use crate::backend::cuda::kernels::Element;
-use crate::backend::cuda::model::account::{KernelCost, SequenceStep, StepDescription, account};
+use crate::backend::cuda::model::cost_model::{KernelCost, SequenceStep, StepDescription, kernel_costs};
 use crate::backend::cuda::model::{CudaBackend, CudaOptions};
 use crate::backend::cuda::trace::LaunchTimes;
 use crate::backend::{Backend, BackendError, Batch, Determinism, SequenceRows, Token};
@@ -142,7 +142,7 @@ fn watch<T: Element>(
     times: &mut dyn LaunchTimes,
     ceilings: &Ceilings,
 ) -> Result<Timeline, ProfileError> {
-    let account = account_of::<T>(backend, options, rows);
+    let costs = costs_of::<T>(backend, options, rows);
     for _ in 0..WARM_UP {
         sequences.run(backend, rows, Logits::Last)?;
     }
@@ -152,17 +152,17 @@ fn watch<T: Element>(
         times.begin(&stream)?;
         sequences.run(backend, rows, Logits::Last)?;
         let ran = times.end(&stream)?;
-        timelines.push(Timeline::join(step, (times.name(), times.sees_gaps()), ran, &account, ceilings)?);
+        timelines.push(Timeline::join(step, (times.name(), times.sees_gaps()), ran, &costs, ceilings)?);
     }
     timelines.sort_by(|a, b| a.wall_us().total_cmp(&b.wall_us()));
     Ok(timelines.swap_remove(WATCHED / 2))
 }
 
-fn account_of<T: Element>(backend: &CudaBackend<T>, options: &CudaOptions, rows: &[Rows]) -> Vec<KernelCost> {
+fn costs_of<T: Element>(backend: &CudaBackend<T>, options: &CudaOptions, rows: &[Rows]) -> Vec<KernelCost> {
     let sequence = |rows: &Rows| SequenceStep { rows: rows.rows as u32, start: rows.start as u32 };
     let sequences: Vec<SequenceStep> = rows.iter().map(sequence).collect();
     let step = StepDescription { sequences: &sequences, logits_rows: rows.len(), sampled_rows: rows.len() };
-    account::<T>(backend.spec(), options, backend.stream().device().properties(), &step)
+    kernel_costs::<T>(backend.spec(), options, backend.stream().device().properties(), &step)
 }
 
 /// Rows of a sequence to be computed.

@@ -5,7 +5,7 @@ use std::fmt;
 use super::super::report::{Ceilings, Limit, Row, Suite};
 use super::super::table::{Table, digits, percent};
 use super::super::times::Times;
-use crate::backend::cuda::model::account::{KernelCost, Part};
+use crate::backend::cuda::model::cost_model::{KernelCost, Part};
 use crate::backend::cuda::trace::{COPY, TimedLaunch};
 
 /// Which step it is.
@@ -83,9 +83,9 @@ impl Span {
     }
 }
 
-/// The launches that ran are not those that the account has.
+/// The launches that ran are not those that the cost model lists.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("launch {index} of the step is {found}, its account says {expected}; profile with nothing else on the GPU")]
+#[error("launch {index} of the step is {found}, the cost model says {expected}; profile with nothing else on the GPU")]
 pub struct Mismatch {
     /// Counted from 0, copies aside.
     pub index: usize,
@@ -138,7 +138,7 @@ impl PartTotal {
 }
 
 impl Timeline {
-    /// The launches that ran, each with its account.
+    /// The launches that ran, each with its declared cost.
     ///
     /// # Errors
     /// [`Mismatch`] where they are not the same launches.
@@ -146,14 +146,14 @@ impl Timeline {
         step: Step,
         source: (&'static str, bool),
         ran: Vec<TimedLaunch>,
-        account: &[KernelCost],
+        costs: &[KernelCost],
         ceilings: &Ceilings,
     ) -> Result<Timeline, Mismatch> {
-        let mut accounts = account.iter();
+        let mut declared = costs.iter();
         let mut spans = Vec::with_capacity(ran.len());
         let mut index = 0;
         for TimedLaunch { kernel, start_us, us } in ran {
-            let of = if kernel == COPY { None } else { Some(accounts.next()) };
+            let of = if kernel == COPY { None } else { Some(declared.next()) };
             let span = match of {
                 None => Span { kernel, part: None, layer: None, start_us, us, bytes: 0, flops: 0, least: None },
                 Some(Some(launch)) if launch.kernel == kernel => {
@@ -169,7 +169,7 @@ impl Timeline {
             };
             spans.push(span);
         }
-        match accounts.next() {
+        match declared.next() {
             None => Ok(Timeline { step, source: source.0, sees_gaps: source.1, spans }),
             Some(launch) => Err(Mismatch { index, found: "missing".to_owned(), expected: launch.kernel.clone() }),
         }
@@ -346,13 +346,13 @@ mod tests {
         TimedLaunch { kernel: kernel.to_owned(), start_us, us }
     }
 
-    fn timeline(ran: Vec<TimedLaunch>, account: &[KernelCost]) -> Result<Timeline, Mismatch> {
+    fn timeline(ran: Vec<TimedLaunch>, costs: &[KernelCost]) -> Result<Timeline, Mismatch> {
         // 1 MB and 1 MFLOP a microsecond.
         let ceilings = Ceilings { bytes: Some(1e12), flops: Some(1e12) };
-        Timeline::join(Step::Decode { batch: 1, depth: 7 }, ("cupti", true), ran, account, &ceilings)
+        Timeline::join(Step::Decode { batch: 1, depth: 7 }, ("cupti", true), ran, kernel_costs, &ceilings)
     }
 
-    fn account() -> [KernelCost; 3] {
+    fn kernel_costs() -> [KernelCost; 3] {
         let down_proj = launch("gemv", Part::DownProj, 2_000_000, 1_000);
         [launch("norm", Part::MlpNorm, 1_000_000, 0), launch("gemv", Part::UpProj, 0, 3_000_000), down_proj]
     }
@@ -360,7 +360,7 @@ mod tests {
     #[test]
     fn times_and_accounts_meet_in_order() {
         let seen = vec![ran("copy", 0.0, 1.0), ran("norm", 1.0, 2.0), ran("gemv", 4.0, 6.0), ran("gemv", 9.0, 4.0)];
-        let timeline = timeline(seen, &account()).unwrap();
+        let timeline = timeline(seen, &kernel_costs()).unwrap();
         assert_eq!((timeline.wall_us(), timeline.kernels_us()), (13.0, 13.0));
         // The last overlaps the one before it.
         assert_eq!((timeline.gaps(), timeline.idle_us()), (vec![(3.0, 4.0)], Some(1.0)));
@@ -385,20 +385,20 @@ mod tests {
 
     #[test]
     fn other_launches_are_told_from_the_steps() {
-        let error = |ran| timeline(ran, &account()).unwrap_err().to_string();
+        let error = |ran| timeline(ran, &kernel_costs()).unwrap_err().to_string();
         let other = error(vec![ran("norm", 0.0, 1.0), ran("gemm", 1.0, 1.0)]);
-        assert!(other.starts_with("launch 1 of the step is gemm, its account says gemv"), "{other}");
+        assert!(other.starts_with("launch 1 of the step is gemm, the cost model says gemv"), "{other}");
         let short = error(vec![ran("norm", 0.0, 1.0), ran("gemv", 1.0, 1.0)]);
-        assert!(short.starts_with("launch 2 of the step is missing, its account says gemv"), "{short}");
+        assert!(short.starts_with("launch 2 of the step is missing, the cost model says gemv"), "{short}");
         let all = vec![ran("norm", 0.0, 1.0), ran("gemv", 1.0, 1.0), ran("gemv", 2.0, 1.0), ran("x", 3.0, 1.0)];
-        assert!(error(all).contains("launch 3 of the step is x, its account says that it has ended"));
+        assert!(error(all).contains("launch 3 of the step is x, the cost model says that it has ended"));
     }
 
     #[test]
     fn events_see_no_gaps() {
         let seen = vec![ran("norm", 0.0, 2.0), ran("gemv", 2.0, 3.0), ran("gemv", 5.0, 1.0)];
         let step = Step::Prefill { rows: 9 };
-        let timeline = Timeline::join(step, ("events", false), seen, &account(), &Ceilings::default()).unwrap();
+        let timeline = Timeline::join(step, ("events", false), seen, &kernel_costs(), &Ceilings::default()).unwrap();
         assert_eq!((timeline.idle_us(), timeline.of_limit()), (None, None));
         assert!(timeline.summary().contains("gaps not seen"));
         assert!(timeline.rows().iter().all(|row| !row.values.contains_key("gap_us") && row.of_limit.is_none()));

@@ -147,7 +147,7 @@ impl<R: BufRead> State<'_, R> {
     fn drain(&mut self, generations: &mut Generations<'_>) {
         self.draining = true;
         let not_begun = self.open.values().filter(|line| !line.begun).map(|line| line.name.number);
-        let first = if self.sink.is_ordered() { not_begun.min() } else { None };
+        let first = if self.sink.is_batch_invariant() { not_begun.min() } else { None };
         let stays = |line: &OpenLine| line.begun && first.is_none_or(|first| line.name.number < first);
         self.open.retain(|_, line| stays(line));
         let open = &self.open;

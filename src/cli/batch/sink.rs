@@ -71,7 +71,7 @@ impl Sink {
         self.errors.path()
     }
 
-    pub fn is_ordered(&self) -> bool {
+    pub fn is_batch_invariant(&self) -> bool {
         self.window.is_some()
     }
 

@@ -224,8 +224,7 @@ mod cuda {
     }
 
     fn describe(properties: &Properties) -> Vec<String> {
-        let Properties { name, compute_capability, sm_count, shared_bytes, l2_bytes, memory_bytes, .. } =
-            properties;
+        let Properties { name, compute_capability, sm_count, shared_bytes, l2_bytes, memory_bytes, .. } = properties;
         let (memory, shared, l2) = (Size(*memory_bytes), Size((*shared_bytes).into()), Size(*l2_bytes));
         vec![
             format!("{name}, compute capability {compute_capability}, {memory} of memory"),

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::checkpoint::{Config, Dtype};
-use crate::engine::generation::{Generation, Replies};
+use crate::engine::generation::{EventSinks, Generation};
 use crate::engine::output::Verdict;
 use crate::engine::{Limits, Request};
 use crate::kv::{CacheGroup, KvFormat, PrefixCache};
@@ -47,8 +47,8 @@ fn asked() -> impl Strategy<Value = Asked> {
         .prop_map(|(prompt, max_tokens, n, scored)| Asked { prompt, max_tokens, n, scored })
 }
 
-/// A draw under way: whose, and how many drafts come before it.
-struct Draw {
+/// A pending under way: whose, and how many drafts come before it.
+struct InFlight {
     id: SequenceId,
     drafted: usize,
 }
@@ -58,7 +58,7 @@ fn sampled(token: u32) -> Sampled {
 }
 
 /// Checks a step that was just planned.
-fn check(scheduler: &Scheduler, limits: StepLimits, draws: &[Draw]) -> Result<(), TestCaseError> {
+fn check(scheduler: &Scheduler, limits: StepLimits, in_flight: &[InFlight]) -> Result<(), TestCaseError> {
     let (mut rows, mut logits) = (0, 0);
     for part in scheduler.parts() {
         let sequence = scheduler.get(part.id).expect("a live sequence");
@@ -66,9 +66,9 @@ fn check(scheduler: &Scheduler, limits: StepLimits, draws: &[Draw]) -> Result<()
         rows += part.rows.len();
         logits += wanted.len();
         prop_assert!(!part.rows.is_empty() && part.rows.start == sequence.computed());
-        prop_assert!(part.drafted == 0 || sequence.drawing.is_none() && !sequence.is_scoring());
+        prop_assert!(part.drafted == 0 || sequence.in_flight.is_none() && !sequence.is_scoring());
         // Nobody goes on from drafts that are not verified.
-        prop_assert!(draws.iter().all(|draw| draw.id != part.id || draw.drafted == 0));
+        prop_assert!(in_flight.iter().all(|pending| pending.id != part.id || pending.drafted == 0));
         let targets = sequence.targets(&part.rows).len();
         prop_assert!(targets == 0 || targets == wanted.len());
         prop_assert!(
@@ -134,11 +134,11 @@ proptest! {
         let of_step = StepLimits { rows, prompt_rows, logits_rows, sequences: sequences.min(rows).min(logits_rows) };
         let speculation = if drafts { Speculation::PromptLookup } else { Speculation::Off };
         let mut scheduler = Scheduler::new(of_step, cache, speculation);
-        let replies = Replies::default();
+        let sinks = EventSinks::default();
         let mut luck = luck.into_iter().cycle();
         let mut coming: VecDeque<(Asked, usize)> = requests.into();
         let mut waiting_for: Vec<Generation> = Vec::new();
-        let mut draws: Vec<Draw> = Vec::new();
+        let mut in_flight: Vec<InFlight> = Vec::new();
         for step in 0.. {
             prop_assert!(step < 40_000, "no end");
             while coming.front().is_some_and(|(_, after)| *after <= step) {
@@ -154,10 +154,10 @@ proptest! {
                     continue;
                 }
                 let (request, now) = (Arc::new(request), Instant::now());
-                let (reply, generation) = replies.open(asked.n);
+                let (sink, generation) = sinks.open(asked.n);
                 waiting_for.push(generation);
                 scheduler.submit(
-                    (0..asked.n).map(|i| Sequence::new(request.clone(), i, &limits, None, reply.clone(), now)),
+                    (0..asked.n).map(|i| Sequence::new(request.clone(), i, &limits, None, sink.clone(), now)),
                 );
             }
             if cancelled.contains(&step) && !waiting_for.is_empty() {
@@ -168,15 +168,15 @@ proptest! {
                 if coming.is_empty() {
                     break;
                 }
-                draws.clear();
+                in_flight.clear();
                 continue;
             }
             // As the worker does: tokens that are being drawn are waited for where they have to be known.
-            let waited = !draws.is_empty();
-            let finish = |scheduler: &mut Scheduler, draws: &mut Vec<Draw>, luck: &mut dyn Iterator<Item = u32>| {
-                for Draw { id, drafted } in draws.drain(..) {
+            let waited = !in_flight.is_empty();
+            let finish = |scheduler: &mut Scheduler, in_flight: &mut Vec<InFlight>, luck: &mut dyn Iterator<Item = u32>| {
+                for InFlight { id, drafted } in in_flight.drain(..) {
                     let Some(sequence) = scheduler.get_mut(id) else { continue };
-                    sequence.drawing = None;
+                    sequence.in_flight = None;
                     // Some drafts are right.
                     let right = (luck.next().unwrap_or(0) as usize).min(drafted);
                     let draft = sequence.lookup.as_ref().map_or(Vec::new(), |lookup| lookup.last_draft().to_vec());
@@ -194,33 +194,33 @@ proptest! {
                     }
                 }
             };
-            if !ahead || scheduler.speculates() || draws.iter().any(|draw| draw.drafted > 0) {
-                finish(&mut scheduler, &mut draws, &mut luck);
+            if !ahead || scheduler.speculates() || in_flight.iter().any(|pending| pending.drafted > 0) {
+                finish(&mut scheduler, &mut in_flight, &mut luck);
             }
             if scheduler.is_idle() {
                 continue;
             }
             scheduler.plan();
-            check(&scheduler, of_step, &draws)?;
+            check(&scheduler, of_step, &in_flight)?;
             prop_assert!(waited || !scheduler.parts().is_empty(), "no sequence can go on");
             let parts = scheduler.parts().to_vec();
-            let draws_after: Vec<bool> = parts
+            let samples_after: Vec<bool> = parts
                 .iter()
-                .map(|part| scheduler.get(part.id).is_some_and(|s| s.draws_after(&part.rows)))
+                .map(|part| scheduler.get(part.id).is_some_and(|s| s.samples_after(&part.rows)))
                 .collect();
             for part in &parts {
-                scheduler.given(part.id, part.rows.clone(), part.drafted);
+                scheduler.on_submitted(part.id, part.rows.clone(), part.drafted);
             }
-            finish(&mut scheduler, &mut draws, &mut luck);
-            for (part, draws_after) in parts.iter().zip(draws_after) {
+            finish(&mut scheduler, &mut in_flight, &mut luck);
+            for (part, samples_after) in parts.iter().zip(samples_after) {
                 let Some(sequence) = scheduler.get_mut(part.id) else { continue };
                 let targets = sequence.targets(&part.rows).len();
                 if targets > 0 {
                     sequence.report_prompt(vec![TokenLogprobs { target: None, top: Vec::new() }; targets]);
                 }
-                if draws_after {
-                    sequence.drawing = Some(draws.len() as u32);
-                    draws.push(Draw { id: part.id, drafted: part.drafted });
+                if samples_after {
+                    sequence.in_flight = Some(in_flight.len() as u32);
+                    in_flight.push(InFlight { id: part.id, drafted: part.drafted });
                 } else if sequence.request.max_tokens == 0 && sequence.has_prompt() && !sequence.is_scoring() {
                     sequence.output.prompt_done(Instant::now());
                     scheduler.remove(part.id);
@@ -228,7 +228,7 @@ proptest! {
             }
         }
         prop_assert_eq!(scheduler.cache.available(), scheduler.cache.pages());
-        replies.flush();
+        sinks.flush();
         for generation in waiting_for {
             prop_assert!(generation.wait_all().is_ok());
         }

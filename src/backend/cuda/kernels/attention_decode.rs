@@ -162,7 +162,7 @@ pub struct DecodeWorkspace<'a> {
     /// What it holds before and after means nothing.
     pub partials: SliceMut<'a, f32>,
     /// 0 before the first launch; each leaves them 0.
-    pub arrivals: SliceMut<'a, u32>,
+    pub tile_counters: SliceMut<'a, u32>,
 }
 
 impl DecodeShape {
@@ -175,7 +175,7 @@ impl DecodeShape {
     /// through memory, of a split or of a cluster's, and of clusters a counter for each sequence and query head.
     pub fn workspace_len(&self, variant: Variant) -> WorkspaceLen {
         let rows = self.sequences * self.heads.query;
-        let (partials, arrivals) = match (variant, self.splits()) {
+        let (partials, tile_counters) = match (variant, self.splits()) {
             (_, 0 | 1) => (0, 0),
             (Variant::Split, splits) => (splits, 0),
             (Variant::Cluster, splits) => match attention_decode_sm90::clusters(splits) {
@@ -183,7 +183,7 @@ impl DecodeShape {
                 clusters => (clusters, 1),
             },
         };
-        WorkspaceLen { partials: rows * partials * (self.heads.dim + 2), arrivals: rows * arrivals }
+        WorkspaceLen { partials: rows * partials * (self.heads.dim + 2), tile_counters: rows * tile_counters }
     }
 
     /// What it moves and computes in any variant: visible keys and values once, queries, tables, outputs; 2 products of
@@ -333,9 +333,9 @@ impl<T: Element> AttentionDecode<T> {
         CHECK.matrix("out", (&out).into(), shape.rows, heads.width())?;
         let needed = shape.workspace_len(self.variant);
         check_workspace(CHECK, needed.partials, workspace.partials.as_slice())?;
-        if workspace.arrivals.len() < needed.arrivals {
-            let expected = format_args!("at least {} elements", needed.arrivals);
-            return CHECK.fail("arrivals", workspace.arrivals.len(), expected);
+        if workspace.tile_counters.len() < needed.tile_counters {
+            let expected = format_args!("at least {} elements", needed.tile_counters);
+            return CHECK.fail("tile_counters", workspace.tile_counters.len(), expected);
         }
         let tile = RowTile::of(&heads);
         let mut launch = Launch::linear(splits, THREADS);
@@ -350,7 +350,7 @@ impl<T: Element> AttentionDecode<T> {
             .output(&workspace.partials);
         if self.variant == Variant::Cluster {
             attention_decode_sm90::gather(&mut launch, heads.group().min(tile.heads()), heads.dim);
-            arguments = arguments.output(&workspace.arrivals);
+            arguments = arguments.output(&workspace.tile_counters);
         }
         let Sizes { kv_heads, group, page_shift, window } = sizes;
         let arguments = arguments.input(inputs.sequences).input(inputs.block_tables);
@@ -465,7 +465,7 @@ mod tests {
             assert_eq!(partials(&shape, Variant::Split), rows(shape.workspace_len(Variant::Split)), "{split_len}");
             let len = shape.workspace_len(Variant::Cluster);
             assert_eq!(partials(&shape, Variant::Cluster), rows(len), "{split_len}");
-            assert_eq!(len.arrivals, if clusters > 1 { 2 * 48 } else { 0 }, "{split_len}");
+            assert_eq!(len.tile_counters, if clusters > 1 { 2 * 48 } else { 0 }, "{split_len}");
         }
     }
 }

@@ -18,7 +18,7 @@ const CHECK: Check = Check { kernel: KERNEL };
 const THREADS: u32 = constants::THREADS;
 
 /// An id with this bit stands for the token that was drawn in the place that its other bits name.
-pub const DRAWN: u32 = constants::DRAWN;
+pub const SAMPLED: u32 = constants::SAMPLED;
 
 /// Embedding lookup in tables of `T`.
 pub struct Embed<T> {
@@ -57,7 +57,7 @@ impl<T: Element> Embed<T> {
     }
 
     /// `out[r, :] = table[ids[r], :]`, with `ids` `[rows]`, `table` `[vocabulary, width]` and `out` `[rows, width]`.
-    /// An id of [`DRAWN`]` | i` stands for `draws[i]`. A row whose id is not below `vocabulary` becomes NaN.
+    /// An id of [`SAMPLED`]` | i` stands for `sampled[i]`. A row whose id is not below `vocabulary` becomes NaN.
     ///
     /// # Errors
     /// [`CudaError::Operand`] for a length that is not that of `shape`, no rows, a width that is no multiple of 8, or
@@ -67,13 +67,13 @@ impl<T: Element> Embed<T> {
         stream: &Stream,
         shape: EmbedShape,
         ids: Slice<'_, u32>,
-        draws: Option<Slice<'_, u32>>,
+        sampled: Option<Slice<'_, u32>>,
         table: Slice<'_, T>,
         out: SliceMut<'_, T>,
     ) -> Result<(), CudaError> {
         let EmbedShape { rows, vocabulary, width } = shape;
         let row_count = CHECK.size("rows", rows, i32::MAX as usize)?;
-        let vocabulary_size = CHECK.size("vocabulary", vocabulary, DRAWN as usize)?;
+        let vocabulary_size = CHECK.size("vocabulary", vocabulary, SAMPLED as usize)?;
         let row_width = CHECK.width("width", width, 65_535 * VECTOR * THREADS as usize)?;
         if ids.len() != rows {
             return CHECK.fail("ids", ids.len(), format_args!("{rows} elements"));
@@ -82,13 +82,13 @@ impl<T: Element> Embed<T> {
         CHECK.matrix("out", (&out).into(), rows, width)?;
         let mut launch = Launch::linear(row_count, THREADS);
         launch.grid[1] = row_width.div_ceil(VECTOR as u32 * THREADS);
-        let drawn = draws.map_or(0, |draws| u32::try_from(draws.len()).unwrap_or(u32::MAX));
+        let sampled_len = sampled.map_or(0, |sampled| u32::try_from(sampled.len()).unwrap_or(u32::MAX));
         let arguments = Arguments::new()
             .input(ids)
-            .optional_input(draws)
+            .optional_input(sampled)
             .input(table)
             .output(&out)
-            .scalar(drawn)
+            .scalar(sampled_len)
             .scalar(vocabulary_size)
             .scalar(row_width);
         // SAFETY: the arguments are those of embed_gather, checked above to have the lengths that it indexes; ids

@@ -131,15 +131,15 @@ pub struct WorkspaceLen {
     /// Partial results, in f32.
     pub partials: usize,
     /// Counters of partial results that have come, u32.
-    pub arrivals: usize,
+    pub tile_counters: usize,
 }
 
 impl WorkspaceLen {
     /// What serves either.
     #[must_use]
     pub fn max(self, other: WorkspaceLen) -> WorkspaceLen {
-        let WorkspaceLen { partials, arrivals } = self;
-        WorkspaceLen { partials: partials.max(other.partials), arrivals: arrivals.max(other.arrivals) }
+        let WorkspaceLen { partials, tile_counters } = self;
+        WorkspaceLen { partials: partials.max(other.partials), tile_counters: tile_counters.max(other.tile_counters) }
     }
 }
 

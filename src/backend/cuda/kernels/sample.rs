@@ -1,6 +1,6 @@
 //! `kernels/sample.cu` and `kernels/logprobs.cu`: a token for each row of a step, and log-probabilities.
 //!
-//! Everything that changes from step to step is in device memory ([`RowParams`], [`Change`]s, bitsets), so a launch for
+//! Everything that edits from step to step is in device memory ([`RowParams`], [`LogitEdit`]s, bitsets), so a launch for
 //! a number of rows can be recorded once and replayed; rows that a step does not use are [`RowParams::SKIP`].
 
 use bytemuck::{Pod, Zeroable};
@@ -42,7 +42,7 @@ pub const NO_TOKEN: u32 = constants::logprobs::NO_TOKEN;
 const NONE: u32 = constants::sample::NONE;
 
 const SKIP: u32 = constants::sample::SKIP;
-const INSERT: u32 = constants::sample::INSERT;
+const MARK_SEEN: u32 = constants::sample::MARK_SEEN;
 const LOGPROBS: u32 = constants::sample::LOGPROBS;
 const MORE: u32 = constants::sample::MORE;
 
@@ -68,7 +68,7 @@ pub struct RowParams {
     repetition_penalty: f32,
     seen: u32,
     first_change: u32,
-    changes: u32,
+    edits: u32,
     flags: u32,
     top: u32,
     unused: [u32; 2],
@@ -80,10 +80,10 @@ pub struct RowParams {
     reserved: [u32; 5],
 }
 
-/// What changes the logit of one token of a row, ahead of the repetition penalty and after it.
+/// What edits the logit of one token of a row, ahead of the repetition penalty and after it.
 #[repr(C, align(16))]
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-pub struct Change {
+pub struct LogitEdit {
     /// The token.
     pub id: u32,
     /// Added to its logit; -inf bans it.
@@ -93,36 +93,36 @@ pub struct Change {
     unused: u32,
 }
 
-impl Change {
+impl LogitEdit {
     /// A token that may not be chosen.
-    pub fn banned(token: TokenId) -> Change {
-        Change::biased(token, f32::NEG_INFINITY)
+    pub fn banned(token: TokenId) -> LogitEdit {
+        LogitEdit::biased(token, f32::NEG_INFINITY)
     }
 
     /// A token with a number added to its logit.
-    pub fn biased(token: TokenId, bias: f32) -> Change {
-        Change { id: token.0, bias, count: 0, unused: 0 }
+    pub fn biased(token: TokenId, bias: f32) -> LogitEdit {
+        LogitEdit { id: token.0, bias, count: 0, unused: 0 }
     }
 
     /// A token that was generated `count` times.
-    pub fn generated(token: TokenId, count: u32) -> Change {
-        Change { id: token.0, bias: 0.0, count, unused: 0 }
+    pub fn generated(token: TokenId, count: u32) -> LogitEdit {
+        LogitEdit { id: token.0, bias: 0.0, count, unused: 0 }
     }
 
-    /// Both changes of one token. Biases are added up; beside a ban no other bias counts.
+    /// Both edits of one token. Biases are added up; beside a ban no other bias counts.
     #[must_use]
-    pub fn and(self, other: Change) -> Change {
-        Change { bias: self.bias + other.bias, count: self.count.saturating_add(other.count), ..self }
+    pub fn and(self, other: LogitEdit) -> LogitEdit {
+        LogitEdit { bias: self.bias + other.bias, count: self.count.saturating_add(other.count), ..self }
     }
 }
 
 /// Whether the token drawn joins the row's bitset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Insertion {
+pub enum SeenUpdate {
     /// The bitset stays as it is.
     None,
     /// The kernel sets the token's bit. No other row of the launch may name the same bitset.
-    DrawnToken,
+    SampledToken,
 }
 
 impl RowParams {
@@ -139,7 +139,7 @@ impl RowParams {
         repetition_penalty: 1.0,
         seen: NONE,
         first_change: 0,
-        changes: 0,
+        edits: 0,
         flags: SKIP,
         top: 0,
         unused: [0; 2],
@@ -175,15 +175,15 @@ impl RowParams {
 
     /// With the bitset `slot` of the tokens seen so far, which a repetition penalty needs.
     #[must_use]
-    pub fn with_seen(self, slot: u32, insertion: Insertion) -> RowParams {
-        let insert = if insertion == Insertion::DrawnToken { INSERT } else { 0 };
-        RowParams { seen: slot, flags: self.flags & !INSERT | insert, ..self }
+    pub fn with_seen(self, slot: u32, insertion: SeenUpdate) -> RowParams {
+        let insert = if insertion == SeenUpdate::SampledToken { MARK_SEEN } else { 0 };
+        RowParams { seen: slot, flags: self.flags & !MARK_SEEN | insert, ..self }
     }
 
-    /// With `first .. first + count` of the launch's changes: each token once, in ascending order.
+    /// With `first .. first + count` of the launch's edits: each token once, in ascending order.
     #[must_use]
     pub fn with_changes(self, first: u32, count: u32) -> RowParams {
-        RowParams { first_change: first, changes: count, ..self }
+        RowParams { first_change: first, edits: count, ..self }
     }
 
     /// Only with the tokens of the bitset `slot`.
@@ -286,7 +286,7 @@ fn parts(sm_count: u32, rows: usize, vocabulary: usize) -> u32 {
 }
 
 impl SampleShape {
-    /// The bytes that a launch for these rows moves: their parameters, logits, changes and bitsets once. 1 FLOP for each
+    /// The bytes that a launch for these rows moves: their parameters, logits, edits and bitsets once. 1 FLOP for each
     /// token of a greedy row; of another one about 50, were all its tokens in the race. A greedy row is
     /// spread over more blocks where there are more SMs.
     pub fn work(&self, rows: &[RowParams], sm_count: u32) -> Work {
@@ -296,11 +296,11 @@ impl SampleShape {
         let mut work = Work::default();
         let mut logits_rows: Vec<u32> = Vec::with_capacity(rows.len());
         for row in rows {
-            // Flags, changes, temperature, logits row.
+            // Flags, edits, temperature, logits row.
             let (mut read, mut written, mut flops) = (28, 0, 0);
             if !row.is_skipped() {
                 logits_rows.push(row.logits_row);
-                read += size_of::<Change>() * row.changes as usize;
+                read += size_of::<LogitEdit>() * row.edits as usize;
                 if row.flags & MORE != 0 {
                     read += 16;
                 }
@@ -312,7 +312,7 @@ impl SampleShape {
                 if penalised {
                     read += 4 * words;
                 }
-                if row.seen != NONE && row.flags & INSERT != 0 {
+                if row.seen != NONE && row.flags & MARK_SEEN != 0 {
                     read += if penalised { 0 } else { 4 };
                     written += 4;
                 }
@@ -348,8 +348,8 @@ pub struct SampleInputs<'a> {
     pub rows: Slice<'a, RowParams>,
     /// `[logits_rows, pitch]`, written up to the next multiple of 4 past the vocabulary.
     pub logits: Slice<'a, f32>,
-    /// What changes logits, of any length; an id that is no token is passed over.
-    pub changes: Slice<'a, Change>,
+    /// What edits logits, of any length; an id that is no token is passed over.
+    pub edits: Slice<'a, LogitEdit>,
 }
 
 /// What [`Sample::launch`] writes.
@@ -359,7 +359,7 @@ pub struct SampleOutputs<'a> {
     /// `[rows]`, those of the rows that ask.
     pub logprobs: SliceMut<'a, RowLogprobs>,
     /// Bitsets of tokens that sequences hold already and of tokens that are allowed, `[set_slots,
-    /// set_words(vocabulary)]`; read, and written for [`Insertion::DrawnToken`].
+    /// set_words(vocabulary)]`; read, and written for [`SeenUpdate::SampledToken`].
     pub sets: SliceMut<'a, u32>,
     /// As many as [`Sample::partials`] says, or more; what it holds before and after means nothing.
     pub partials: SliceMut<'a, u64>,
@@ -395,12 +395,12 @@ impl Sample {
 
     /// Chooses one token for each of `inputs.rows`, the same that [`crate::sampling::sample`] chooses on the same
     /// logits where f32 arithmetic can tell the candidates apart, whatever the other rows are. A row gets [`NO_TOKEN`]
-    /// where its logits are not finite, or where it names a logits row, bitsets or changes that are not there.
+    /// where its logits are not finite, or where it names a logits row, bitsets or edits that are not there.
     ///
     /// # Errors
     /// [`CudaError::Operand`] for a length that is not that of `shape`, rows that are not 1 to [`MAX_ROWS`], a
     /// vocabulary that is not 1 to [`MAX_VOCABULARY`], a pitch below it or no multiple of 8, or a buffer that is not
-    /// aligned to 16 bytes; [`CudaError::LaunchLimit`] for a vocabulary whose changes do not fit shared memory.
+    /// aligned to 16 bytes; [`CudaError::LaunchLimit`] for a vocabulary whose edits do not fit shared memory.
     pub fn launch(
         &self,
         stream: &Stream,
@@ -420,11 +420,11 @@ impl Sample {
         let Ok(slot_count) = u32::try_from(set_slots) else {
             return CHECK.fail("set_slots", set_slots, "a number of 32 bits");
         };
-        let changes = inputs.changes.len();
-        let Ok(change_count) = u32::try_from(changes) else {
-            return CHECK.fail("changes", changes, "a number of 32 bits");
+        let edits = inputs.edits.len();
+        let Ok(change_count) = u32::try_from(edits) else {
+            return CHECK.fail("edits", edits, "a number of 32 bits");
         };
-        CHECK.matrix("changes", inputs.changes.into(), 1, changes)?;
+        CHECK.matrix("edits", inputs.edits.into(), 1, edits)?;
         let partials = rows * parts(self.sm_count, rows, vocabulary) as usize;
         if outputs.partials.len() < partials {
             return CHECK.fail("partials", outputs.partials.len(), format_args!("at least {partials} elements"));
@@ -439,7 +439,7 @@ impl Sample {
         let arguments = Arguments::new()
             .input(inputs.rows)
             .input(inputs.logits)
-            .input(inputs.changes)
+            .input(inputs.edits)
             .output(&outputs.sets)
             .output(&outputs.partials)
             .output(&outputs.counters)

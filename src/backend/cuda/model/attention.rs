@@ -1,4 +1,4 @@
-//! Which attention kernels take which sequences of a step.
+//! Chooses the attention kernel of each sequence of a step.
 
 use std::num::NonZeroU32;
 
@@ -12,17 +12,17 @@ use super::shapes::{batch_invariant_shape, decode_shape, heads, largest_bucket, 
 use crate::backend::Determinism;
 use crate::model::ModelSpec;
 
-/// A choice that depends on the network, the options and the device alone.
+/// Choice of attention kernels; depends only on the network, the options and the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AttentionPlan {
     /// Decode attention for sequences of one row, prefill attention for longer ones, in these variants.
     Fast { decode: attention_decode::Variant, prefill: attention_prefill::Variant },
-    /// Batch-invariant attention for all. Where the tiles of short sequences would leave SMs idle, their splits are
-    /// computed apart, which changes no bit.
+    /// Batch-invariant attention for all sequences. If the tiles of short sequences would leave SMs idle, their splits
+    /// get blocks of their own, which changes no bit.
     BatchInvariant {
-        /// The most tiles whose splits are computed apart.
+        /// Most tiles with split blocks.
         max_split: usize,
-        /// The most rows that those have room for together.
+        /// Most rows of those tiles together.
         split_room: usize,
     },
 }
@@ -30,24 +30,24 @@ pub(super) enum AttentionPlan {
 /// The tiles of a step.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct StepTiles {
-    /// Those whose splits are computed apart.
+    /// Tiles with one block per split.
     pub split: Vec<Tile>,
-    /// The most rows of one of them.
+    /// Most rows of one of them.
     pub split_rows: usize,
-    /// Those that a block computes.
+    /// Tiles with one block each.
     pub whole: Vec<Tile>,
-    /// Whether decode attention takes some sequence, of one row.
+    /// Whether decode attention takes any sequence.
     pub decodes: bool,
 }
 
 impl AttentionPlan {
     pub(super) fn new(spec: &ModelSpec, options: &CudaOptions, device: &Properties) -> AttentionPlan {
-        if !is_ordered(options.determinism, device) {
+        if !is_batch_invariant(options.determinism, device) {
             let (decode, prefill) = (attention_decode::Variant::of(device), attention_prefill::Variant::of(device));
             return AttentionPlan::Fast { decode, prefill };
         }
-        // Apart while there are fewer blocks than SMs: from there on partial results, a tenth of the bytes of
-        // keys and values, cost more than they gain. All steps of a bucket decide alike.
+        // Split while there are fewer blocks than SMs. Beyond that, partial results (a tenth of the bytes of keys and
+        // values) cost more than they gain. All steps of a bucket decide alike.
         let sm_count = device.sm_count as usize;
         let most = largest_bucket(sm_count.saturating_sub(1) / spec.kv_heads.max(1)).min(options.max_sequences);
         AttentionPlan::BatchInvariant {
@@ -56,7 +56,7 @@ impl AttentionPlan {
         }
     }
 
-    /// The tiles of `sequences` for layers with a window, which alone does not change how many there are, but their order.
+    /// The tiles of `sequences` for layers with a window. The window changes their order, not their number.
     pub(super) fn tiles(self, sequences: &[Sequence], spec: &ModelSpec, window: Option<NonZeroU32>) -> StepTiles {
         let (heads, window) = (heads(spec), window_len(window));
         let (max_split, split_room) = match self {
@@ -86,7 +86,7 @@ impl AttentionPlan {
         }
     }
 
-    /// LinearOp many tiles a step may have at the most: those whose splits are computed apart, and those that are not.
+    /// Most split tiles and most whole tiles of a step.
     pub(super) fn max_tiles(self, spec: &ModelSpec, options: &CudaOptions) -> (usize, usize) {
         let (rows, sequences) = (options.max_rows, options.max_sequences);
         match self {
@@ -97,15 +97,15 @@ impl AttentionPlan {
         }
     }
 
-    /// Elements of the workspace that serves any step and layer.
+    /// Workspace elements for any step and layer.
     pub(super) fn workspace_len(self, spec: &ModelSpec, options: &CudaOptions, device: &Properties) -> WorkspaceLen {
-        // The driver gives a buffer of no elements a byte, which the plan would not have.
-        let least = WorkspaceLen { partials: 1, arrivals: 1 };
+        // The driver allocates a byte for an empty buffer, which the plan would not count.
+        let least = WorkspaceLen { partials: 1, tile_counters: 1 };
         let windows = spec.windows().into_iter();
         windows.map(|window| self.workspace_of(spec, window, options, device)).fold(least, WorkspaceLen::max)
     }
 
-    /// Elements of the workspace that serves any step of layers with a window.
+    /// Workspace elements for any step of layers with a window.
     fn workspace_of(
         self,
         spec: &ModelSpec,
@@ -114,22 +114,22 @@ impl AttentionPlan {
         device: &Properties,
     ) -> WorkspaceLen {
         match self {
-            // Fewer sequences have more splits each: the largest workspace may be that of any number of them. With more
-            // sequences than blocks run at a time, two an SM, all have the same splits: the last has the most.
+            // Fewer sequences have more splits each, so the largest workspace may belong to any number of them. With
+            // more sequences than resident blocks (two per SM) all have equal splits: then the last one is the largest.
             AttentionPlan::Fast { decode, .. } => {
                 let len = |n| decode_shape(n, n, spec, window, device).workspace_len(decode);
                 let alike = 2 * device.sm_count as usize + 1;
                 let numbers = (1..=options.max_sequences.min(alike)).chain([options.max_sequences]);
                 numbers.map(len).fold(WorkspaceLen::default(), WorkspaceLen::max)
             }
-            // Tiles of more rows are fewer, and may see a split more.
+            // Larger tiles are fewer but may see one split more.
             AttentionPlan::BatchInvariant { split_room, .. } => {
                 let room = attention_batch_invariant::tile_rows(&heads(spec));
                 let division = |tile_rows| Division::Split { tile_rows };
                 let len = |rows| {
                     let partials =
                         batch_invariant_shape(0, split_room / rows, division(rows), spec, window).workspace_len();
-                    WorkspaceLen { partials, arrivals: 0 }
+                    WorkspaceLen { partials, tile_counters: 0 }
                 };
                 (1..=room).map(len).fold(WorkspaceLen::default(), WorkspaceLen::max)
             }
@@ -137,9 +137,10 @@ impl AttentionPlan {
     }
 }
 
-/// Whether batch-invariant attention computes all rows: for [`Determinism::BatchInvariant`], or because it was chosen by name.
-pub(super) fn is_ordered(determinism: Determinism, device: &Properties) -> bool {
-    determinism == Determinism::BatchInvariant || device.algorithms.is_ordered()
+/// Returns `true` if batch-invariant attention computes all rows, by [`Determinism::BatchInvariant`] or because it was
+/// chosen by name.
+pub(super) fn is_batch_invariant(determinism: Determinism, device: &Properties) -> bool {
+    determinism == Determinism::BatchInvariant || device.algorithms.is_batch_invariant()
 }
 
 #[cfg(test)]
@@ -147,17 +148,17 @@ mod tests {
     use super::*;
     use crate::checkpoint::Config;
 
-    /// Groups of 12: a tile of batch-invariant attention holds 5 rows.
+    /// Groups of 12 query heads: a tile of batch-invariant attention holds 5 rows.
     fn spec() -> ModelSpec {
         let json = br#"{"model_type":"starcoder2","vocab_size":50,"sliding_window":20,"max_position_embeddings":200,
             "hidden_size":1536,"num_attention_heads":24,"num_key_value_heads":2,"eos_token_id":1,"bos_token_id":1}"#;
         ModelSpec::from_config(&Config::parse(json, "config.json").unwrap()).unwrap()
     }
 
-    /// The sequence and the first row of each of some tiles.
+    /// Sequence and first row of each tile.
     type SlotMapping = Vec<(u32, u32)>;
 
-    /// Split tiles and their rows, and whole tiles.
+    /// Split tiles with their rows, and whole tiles.
     fn tiles(plan: AttentionPlan, rows: &[u32]) -> (SlotMapping, usize, SlotMapping) {
         let sequence = |rows: &u32| Sequence { rows: *rows, start: 7, ..Sequence::PADDING };
         let StepTiles { split, split_rows, whole, decodes } =
@@ -200,7 +201,7 @@ mod tests {
                 };
                 AttentionPlan::new(&spec, &options, device).workspace_len(&spec, &options, device)
             };
-            let mut worst = WorkspaceLen { partials: 1, arrivals: 1 };
+            let mut worst = WorkspaceLen { partials: 1, tile_counters: 1 };
             for n in 1..=1000 {
                 let variant = attention_decode::Variant::of(device);
                 let len = decode_shape(n, n, &spec, window, device).workspace_len(variant);

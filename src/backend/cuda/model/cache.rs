@@ -1,4 +1,4 @@
-//! Keys and values in device memory, page by page.
+//! The KV cache in device memory.
 
 use std::ops::Range;
 
@@ -15,14 +15,14 @@ use crate::model::ModelSpec;
 /// Keys and values of every layer, in the pages of its group, as bytes of their format.
 pub(super) struct Cache {
     groups: Vec<Group>,
-    /// Where each layer is.
+    /// Location of each layer.
     layers: Vec<LayerPlace>,
     geometry: CacheGeometry,
-    /// Bytes of a layer's keys in a page, and of its values.
+    /// Bytes of one layer's keys (or values) in a page.
     layer_page_bytes: usize,
 }
 
-/// Keys and values of the layers of one group, each `[pages, kv_heads, page_size, head_dim]`, layer after layer.
+/// Keys and values of a group's layers, each `[pages, kv_heads, page_size, head_dim]`, layer by layer.
 struct Group {
     keys: Buffer<u8>,
     values: Buffer<u8>,
@@ -51,7 +51,7 @@ impl Cache {
         self.layers[layer].group
     }
 
-    /// One layer, to be read by kernels that take dense keys and values of `T`.
+    /// One layer, for kernels that read dense keys and values of `T`.
     pub(super) fn layer<T: Element>(&self, layer: usize) -> Result<CacheView<'_, T>, CudaError> {
         let (range, group) = (self.range(layer), self.group(layer));
         let other = || self.other_format::<T>(group);
@@ -67,7 +67,7 @@ impl Cache {
         })
     }
 
-    /// Keys and values of one layer, to be written by such kernels.
+    /// Keys and values of one layer, for kernels that write dense `T`.
     pub(super) fn layer_mut<T: Element>(
         &mut self,
         layer: usize,
@@ -82,7 +82,7 @@ impl Cache {
         keys.zip(values).ok_or(other)
     }
 
-    /// The contents of a page of the cache, once the work given before is done.
+    /// Contents of a page, after all submitted work.
     pub(super) fn export(&self, stream: &Stream, group: usize, page: PageId) -> Result<Vec<u8>, CudaError> {
         let mut bytes = Vec::with_capacity(self.geometry.groups[group].page_bytes as usize);
         let Group { keys, values, .. } = &self.groups[group];
@@ -94,7 +94,7 @@ impl Cache {
         Ok(bytes)
     }
 
-    /// Fills a page of the cache with what another one held; `bytes` are as many as a page has.
+    /// Submits a write of a page; `bytes` has the length of a page.
     pub(super) fn import(
         &mut self,
         stream: &Stream,
@@ -107,7 +107,7 @@ impl Cache {
         let mut parts = bytes.chunks_exact(self.layer_page_bytes);
         for range in ranges {
             for buffer in [&mut *keys, &mut *values] {
-                // As many parts as there are ranges, twice.
+                // Equally many parts and ranges, twice.
                 let part = parts.next().unwrap_or_default();
                 stream.copy_from_host(part, buffer.planned_mut(range.clone())?)?;
             }
@@ -115,7 +115,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Fills a page of the cache with NaN in every layer: all ones are that in every format.
+    /// Fills a page with NaN in every layer: all ones is NaN in every format.
     pub(super) fn poison(&mut self, stream: &Stream, group: usize, page: PageId) -> Result<(), CudaError> {
         let ranges = self.page_ranges(group, page);
         let Group { keys, values, .. } = &mut self.groups[group];
@@ -134,7 +134,7 @@ impl Cache {
         self.geometry.groups[group].format == KvFormat::Dense(T::DTYPE)
     }
 
-    /// What a kernel says that does not take a group's format.
+    /// Error of a kernel that does not support the group's format.
     fn other_format<T: Element>(&self, group: usize) -> CudaError {
         CudaError::Operand {
             kernel: "attention",
@@ -144,14 +144,14 @@ impl Cache {
         }
     }
 
-    /// Where a layer lies in the keys and in the values of its group.
+    /// A layer's range in the keys and values of its group.
     fn range(&self, layer: usize) -> Range<usize> {
         let LayerPlace { group, index } = self.layers[layer];
         let bytes = self.pages(group) * self.layer_page_bytes;
         index * bytes..(index + 1) * bytes
     }
 
-    /// Where a page lies in the keys and in the values of its group, layer by layer.
+    /// A page's ranges in the keys and values of its group, layer by layer.
     fn page_ranges(&self, group: usize, page: PageId) -> impl Iterator<Item = Range<usize>> + use<> {
         let (pages, bytes) = (self.pages(group), self.layer_page_bytes);
         (0..self.groups[group].layers).map(move |index| {

@@ -1,4 +1,4 @@
-//! The forward pass: each [`Op`] of a step's [`Program`](super::program::Program) given to the stream, in order.
+//! The forward pass: submits each [`Op`] of a step's [`Program`](super::program::Program) to the stream.
 
 use std::ops::Range;
 
@@ -19,7 +19,7 @@ use super::super::kernels::paged::AttentionInputs;
 use super::super::layout::LinearLayout;
 use super::super::weights::{LinearWeights, RopeTable, Weights};
 use super::super::{Algorithms, Buffer, Device, Slice, Stream};
-use super::attention::is_ordered;
+use super::attention::is_batch_invariant;
 use super::cache::Cache;
 use super::program::{Launch, LinearOp, NormOp, Op, ResidualInput};
 use super::shapes::norm_variant;
@@ -28,17 +28,17 @@ use super::workspace::{Workspace, rows, rows_mut};
 use crate::backend::Determinism;
 use crate::model::ModelSpec;
 
-/// The kernels of attention.
+/// Attention kernels.
 enum Attention<T> {
-    /// By the number of a sequence's rows.
+    /// Decode or prefill, by the number of rows of a sequence.
     Fast { decode: AttentionDecode<T>, prefill: AttentionPrefill<T> },
-    /// One for all.
+    /// One kernel for all rows.
     BatchInvariant(AttentionBatchInvariant<T>),
 }
 
 impl<T: Element> Attention<T> {
     fn load(device: &Device, head_dim: usize, determinism: Determinism) -> Result<Attention<T>, CudaError> {
-        if is_ordered(determinism, device.properties()) {
+        if is_batch_invariant(determinism, device.properties()) {
             return AttentionBatchInvariant::load(device, head_dim).map(Attention::BatchInvariant);
         }
         let decode = AttentionDecode::load(device, head_dim)?;
@@ -46,17 +46,17 @@ impl<T: Element> Attention<T> {
     }
 }
 
-/// The loaded kernels of a forward pass.
+/// The kernels of a forward pass.
 pub(super) struct Kernels<T> {
     embed: Embed<T>,
     norm: Norm<T>,
-    /// Products that take the norm ahead of them along.
+    /// Linear layers fused with the norm before them.
     normed: NormedGemv<T>,
     qkv: QkvProjection<T>,
     attention: Attention<T>,
-    /// Into the MLP.
+    /// Up projection.
     gelu: Projection<T>,
-    /// Back into the residual stream: out of attention, and out of the MLP.
+    /// Output and down projection, added to the residual stream.
     residual: Projection<T>,
     head: Head<T>,
     algorithms: Algorithms,
@@ -64,7 +64,7 @@ pub(super) struct Kernels<T> {
 
 impl<T: Element> Kernels<T> {
     pub(super) fn load(device: &Device, spec: &ModelSpec, determinism: Determinism) -> Result<Kernels<T>, CudaError> {
-        // All norms are of one kind: others were refused.
+        // All norms of the network are of one kind; others were refused.
         let norm = norm_variant(spec.final_norm.kind);
         Ok(Kernels {
             embed: Embed::load(device)?,
@@ -80,53 +80,53 @@ impl<T: Element> Kernels<T> {
     }
 }
 
-/// One forward pass over one step, whose inputs are on the device when its first kernel runs.
-pub(super) struct Pass<'a, T> {
+/// One forward pass. Its inputs are on the device when the first kernel runs.
+pub(super) struct ForwardPass<'a, T> {
     pub(super) kernels: &'a Kernels<T>,
     pub(super) weights: &'a Weights<T>,
     pub(super) rope: &'a RopeTable,
     pub(super) cache: &'a mut Cache,
     pub(super) workspace: &'a mut Workspace<T>,
-    /// The step's inputs, laid out as `layout` says.
+    /// Inputs of the step in the layout `layout`.
     pub(super) inputs: &'a Buffer<u32>,
-    /// The tokens that were drawn last.
-    pub(super) draws: Slice<'a, u32>,
+    /// Tokens of the last sampling.
+    pub(super) sampled: Slice<'a, u32>,
     pub(super) shape: StepShape,
     pub(super) layout: &'a StepLayout,
 }
 
-impl<'a, T: Element> Pass<'a, T> {
-    /// Gives the step to the stream: the launches of its program.
+impl<'a, T: Element> ForwardPass<'a, T> {
+    /// Submits the launches.
     pub(super) fn run(&mut self, stream: &Stream, launches: &[Launch]) -> Result<(), CudaError> {
         launches.iter().try_for_each(|launch| self.launch(stream, launch))
     }
 
     fn launch(&mut self, stream: &Stream, launch: &Launch) -> Result<(), CudaError> {
-        // Attention and QKV belong to a layer.
+        // Only attention and QKV use it; they always have a layer.
         let layer = launch.layer.unwrap_or(0);
         match launch.op {
             Op::Embed { table, shape } => {
                 let ids = self.words(&self.layout.token_ids)?;
                 let hidden = rows_mut(&mut self.workspace.hidden, shape.rows, shape.width)?;
-                self.kernels.embed.gather(stream, shape, ids, Some(self.draws), self.weights.region(table), hidden)
+                self.kernels.embed.gather(stream, shape, ids, Some(self.sampled), self.weights.region(table), hidden)
             }
             Op::Norm { norm, gathers } => self.norm(stream, norm, gathers),
-            Op::Qkv { weights, shape, how } => self.qkv(stream, layer, weights, shape, how),
+            Op::Qkv { weights, shape, linear } => self.qkv(stream, layer, weights, shape, linear),
             Op::Decode(_) | Op::Prefill(_) | Op::BatchInvariant(_) => self.attention(stream, layer, launch.op),
-            Op::Up { weights, shape, how } => self.up(stream, weights, shape, how),
-            Op::AddProjection { input, weights, shape, algorithm } => {
+            Op::UpProj { weights, shape, linear } => self.up_proj(stream, weights, shape, linear),
+            Op::ResidualProj { input, weights, shape, algorithm } => {
                 let weights = self.weights.linear(weights);
-                let Workspace { hidden, attn_out, inner, .. } = &mut *self.workspace;
+                let Workspace { hidden, attn_out, intermediate, .. } = &mut *self.workspace;
                 let input = match input {
                     ResidualInput::Attention => attn_out,
-                    ResidualInput::Mlp => inner,
+                    ResidualInput::Mlp => intermediate,
                 };
                 self.kernels.algorithms.check_rows(shape.m)?;
                 let inputs = linear_inputs(rows(input, shape.m, shape.k)?, weights);
                 let out = rows_mut(hidden, shape.m, shape.n)?;
                 self.kernels.residual.launch_with(algorithm, stream, shape, inputs, out)
             }
-            Op::Head { weights, shape, how } => self.head(stream, weights, shape, how),
+            Op::Head { weights, shape, linear } => self.head(stream, weights, shape, linear),
         }
     }
 
@@ -141,7 +141,7 @@ impl<'a, T: Element> Pass<'a, T> {
         let gather = self.words(&self.layout.logits_rows)?;
         let hidden = rows(&self.workspace.hidden, self.shape.rows, width)?;
         let normed = rows_mut(&mut self.workspace.normed, shape.rows, width)?;
-        // SAFETY: the step's logits rows are rows of the step, checked as the batch was placed, or padding, which is 0.
+        // SAFETY: gathered rows are logits rows of the step, checked by the slot mapping, or padding, which is row 0.
         unsafe { self.kernels.norm.gather_and_normalise(stream, shape, hidden, gather, weights, normed) }
     }
 
@@ -151,10 +151,10 @@ impl<'a, T: Element> Pass<'a, T> {
         layer: usize,
         weights: LinearLayout,
         shape: QkvShape,
-        how: LinearOp,
+        linear: LinearOp,
     ) -> Result<(), CudaError> {
         let weights = self.weights.linear(weights);
-        let places = QkvRows {
+        let slots = QkvRows {
             positions: self.words(&self.layout.positions)?,
             row_pages: self.words(&self.group(layer).row_pages)?,
             rotations: self.rope.view(),
@@ -162,17 +162,17 @@ impl<'a, T: Element> Pass<'a, T> {
         let (keys, values) = self.cache.layer_mut(layer)?;
         let queries = rows_mut(&mut self.workspace.queries, shape.rows, self.workspace.sizes.attn_out)?;
         let out = QkvOutputs { queries, keys, values };
-        match how {
+        match linear {
             LinearOp::FusedNorm(norm) => {
                 let hidden = rows(&self.workspace.hidden, shape.rows, shape.k)?;
                 let normed = normed_rows(self.weights, hidden, None, norm);
                 // SAFETY: nothing is gathered.
-                unsafe { self.kernels.normed.qkv(stream, shape, normed, matrix(weights), places, out) }
+                unsafe { self.kernels.normed.qkv(stream, shape, normed, matrix(weights), slots, out) }
             }
             LinearOp::Plain(algorithm) => {
                 self.kernels.algorithms.check_rows(shape.rows)?;
                 let inputs = linear_inputs(rows(&self.workspace.normed, shape.rows, shape.k)?, weights);
-                self.kernels.qkv.launch_with(algorithm, stream, shape, inputs, places, out)
+                self.kernels.qkv.launch_with(algorithm, stream, shape, inputs, slots, out)
             }
         }
     }
@@ -183,15 +183,16 @@ impl<'a, T: Element> Pass<'a, T> {
         let GroupLayout { sequences, tiles, split_tiles, .. } = self.group(layer);
         let (whole, split) = (self.words(tiles)?, self.words(split_tiles)?);
         let (sequences, block_tables) = (self.words(sequences)?, self.words(&self.layout.block_tables)?);
-        let Workspace { queries, attn_out, partials, arrivals, .. } = &mut *self.workspace;
+        let Workspace { queries, attn_out, partials, tile_counters, .. } = &mut *self.workspace;
         let (queries, cache) = (rows(queries, count, width)?, self.cache.layer(layer)?);
         let inputs = AttentionInputs { queries, cache, sequences, block_tables };
         let out = rows_mut(attn_out, count, width)?;
-        // SAFETY of all: `Step` made sequences, tables and tiles of a batch that `SlotMapping` had checked; what is beyond is
-        // padding. No split tile has more rows than its division says.
+        // SAFETY: sequences, block tables and tiles come from a batch that `SlotMapping` checked; the rest is padding.
+        // No split tile has more rows than its division.
         match (op, &self.kernels.attention) {
             (Op::Decode(shape), Attention::Fast { decode, .. }) => {
-                let workspace = DecodeWorkspace { partials: partials.view_mut(), arrivals: arrivals.view_mut() };
+                let workspace =
+                    DecodeWorkspace { partials: partials.view_mut(), tile_counters: tile_counters.view_mut() };
                 // SAFETY: see above.
                 unsafe { decode.launch(stream, shape, inputs, workspace, out) }
             }
@@ -199,12 +200,12 @@ impl<'a, T: Element> Pass<'a, T> {
                 // SAFETY: see above.
                 unsafe { prefill.launch(stream, shape, inputs, whole, out) }
             }
-            (Op::BatchInvariant(shape), Attention::BatchInvariant(ordered)) => {
+            (Op::BatchInvariant(shape), Attention::BatchInvariant(attention)) => {
                 let tiles = if shape.division == Division::Whole { whole } else { split };
                 // SAFETY: see above.
-                unsafe { ordered.launch(stream, shape, inputs, tiles, partials.view_mut(), out) }
+                unsafe { attention.launch(stream, shape, inputs, tiles, partials.view_mut(), out) }
             }
-            // The program chooses by what the kernels were loaded by: a bug.
+            // Program and kernels are chosen by the same rule, so this is a bug.
             _ => Err(CudaError::Operand {
                 kernel: "attention",
                 what: "the step's plan",
@@ -214,11 +215,17 @@ impl<'a, T: Element> Pass<'a, T> {
         }
     }
 
-    fn up(&mut self, stream: &Stream, weights: LinearLayout, shape: GemmShape, how: LinearOp) -> Result<(), CudaError> {
+    fn up_proj(
+        &mut self,
+        stream: &Stream,
+        weights: LinearLayout,
+        shape: GemmShape,
+        linear: LinearOp,
+    ) -> Result<(), CudaError> {
         let weights = self.weights.linear(weights);
-        let Workspace { hidden, normed, inner, .. } = &mut *self.workspace;
-        let out = rows_mut(inner, shape.m, shape.n)?;
-        match how {
+        let Workspace { hidden, normed, intermediate, .. } = &mut *self.workspace;
+        let out = rows_mut(intermediate, shape.m, shape.n)?;
+        match linear {
             LinearOp::FusedNorm(norm) => {
                 let hidden = rows(hidden, shape.m, shape.k)?;
                 let normed = normed_rows(self.weights, hidden, None, norm);
@@ -233,23 +240,23 @@ impl<'a, T: Element> Pass<'a, T> {
         }
     }
 
-    /// Logits row `i` is that of row `logits_rows[i]`.
+    /// Logits row `i` belongs to row `logits_rows[i]`.
     fn head(
         &mut self,
         stream: &Stream,
         weights: LinearLayout,
         shape: GemmShape,
-        how: LinearOp,
+        linear: LinearOp,
     ) -> Result<(), CudaError> {
         let weights = self.weights.linear(weights).weight;
         let gather = self.words(&self.layout.logits_rows)?;
         let logits = rows_mut(&mut self.workspace.logits, shape.m, shape.n)?;
-        match how {
+        match linear {
             LinearOp::FusedNorm(norm) => {
                 let hidden = rows(&self.workspace.hidden, self.shape.rows, shape.k)?;
                 let normed = normed_rows(self.weights, hidden, Some(gather), norm);
-                // SAFETY: the step's logits rows are rows of the step, checked as the batch was placed, or padding,
-                // which is 0.
+                // SAFETY: gathered rows are logits rows of the step, checked by the slot mapping, or padding, which is
+                // row 0.
                 unsafe { self.kernels.normed.logits(stream, shape, normed, weights, logits) }
             }
             LinearOp::Plain(algorithm) => {
@@ -260,7 +267,7 @@ impl<'a, T: Element> Pass<'a, T> {
         }
     }
 
-    /// Where the inputs of the layer's group of the cache lie.
+    /// Layout of the inputs of the layer's cache group.
     fn group(&self, layer: usize) -> &'a GroupLayout {
         &self.layout.groups[self.cache.group(layer)]
     }
@@ -268,13 +275,13 @@ impl<'a, T: Element> Pass<'a, T> {
     /// One array of the step's inputs.
     fn words<U: Pod>(&self, range: &Range<usize>) -> Result<Slice<'a, U>, CudaError> {
         let inputs: &'a Buffer<u32> = self.inputs;
-        // Each array begins at 256 bytes and holds whole elements.
+        // Each array starts at a multiple of 256 bytes and holds whole elements.
         let short = CudaError::CopyLength { from: range.end, into: inputs.len() };
         inputs.planned(range.clone())?.cast().ok_or(short)
     }
 }
 
-/// The hidden state as a product takes it that normalises its rows itself.
+/// The residual stream as the input of a linear layer with a fused norm.
 fn normed_rows<'a, T: Element>(
     weights: &'a Weights<T>,
     hidden: Slice<'a, T>,

@@ -1,4 +1,4 @@
-//! CUDA graphs of decode steps, one for each bucket of rows.
+//! Graph cache: CUDA graphs of decode steps, one per bucket of rows.
 
 use std::cell::Cell;
 
@@ -11,28 +11,28 @@ use super::shapes::BUCKETS;
 use super::step::{StepLayout, StepShape};
 use crate::model::ModelSpec;
 
-/// A decode step of a fixed number of rows, one for each sequence, all with logits.
+/// A bucket: a decode step with a fixed number of rows, one per sequence, all with logits.
 pub(super) struct Bucket {
     pub(super) shape: StepShape,
     pub(super) layout: StepLayout,
     pub(super) graph: GraphState,
 }
 
-/// LinearOp far a bucket's step is known.
+/// State of a bucket's graph.
 pub(super) enum GraphState {
-    /// It is launched kernel by kernel: a switch says so, or the driver could not capture or replay it.
+    /// No graph: disabled, or the driver could not capture or replay it.
     Never,
-    /// It has not run yet. Kernels are loaded when they first run, which cannot be captured.
+    /// Not run yet. Kernels are loaded by their first launch, which cannot be captured.
     Cold,
-    /// It has run.
+    /// Run once, without capture.
     Warm,
-    /// It is captured.
+    /// Captured.
     Captured(Graph),
 }
 
 impl GraphState {
-    /// Runs `step`, which gives the same launches to the stream each time. A driver that cannot capture it, or cannot
-    /// replay what it captured, leaves this bucket launched kernel by kernel; `rows` and `failures` are for the warning.
+    /// Runs `step`, which must submit the same launches every time. If the driver cannot capture or replay it, the
+    /// bucket stays without a graph; `rows` and `failures` are for the warning.
     pub(super) fn run(
         &mut self,
         stream: &Stream,
@@ -41,7 +41,7 @@ impl GraphState {
         mut step: impl FnMut() -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
         if stream.trace().is_on() {
-            // Launches of a replay have no events between them.
+            // A replay has no events between its launches.
             return step();
         }
         let replayed = match self {
@@ -62,7 +62,7 @@ impl GraphState {
         match replayed {
             Err(error) if !error.is_final() => {
                 *self = GraphState::Never;
-                // The step itself may be at fault: then it fails here too, and with its own error.
+                // The step itself may be at fault; then it fails here with its own error.
                 step()?;
                 failures.report(rows, &error);
                 Ok(())
@@ -72,7 +72,7 @@ impl GraphState {
     }
 }
 
-/// Whether a capture has failed before: one warning says it for all buckets.
+/// Whether a capture has failed before, so that the warning is logged once.
 #[derive(Default)]
 pub(super) struct CaptureFailures(Cell<bool>);
 
@@ -106,14 +106,14 @@ impl GraphCache {
         GraphCache { buckets, failures: CaptureFailures::default() }
     }
 
-    /// The smallest bucket that a step of this shape fits into, where each of its sequences has one row.
+    /// The smallest bucket that fits a decode step of this shape.
     pub(super) fn bucket_for(&mut self, exact: StepShape) -> Option<(&mut Bucket, &CaptureFailures)> {
         let bucket = self.buckets.iter_mut().find(|bucket| takes(bucket.shape, exact))?;
         Some((bucket, &self.failures))
     }
 }
 
-/// The shapes of the buckets, in ascending order of rows.
+/// Shapes of the buckets, in ascending order of rows.
 pub(super) fn bucket_shapes(
     spec: &ModelSpec,
     options: &CudaOptions,
@@ -124,7 +124,7 @@ pub(super) fn bucket_shapes(
     BUCKETS.into_iter().filter(move |rows| *rows <= most).map(move |rows| shape(rows, spec, options, attention))
 }
 
-/// Whether a step of the shape `exact` fits into a bucket.
+/// Returns `true` if a step of the shape `exact` fits a bucket.
 pub(super) fn takes(bucket: StepShape, exact: StepShape) -> bool {
     exact.rows == exact.sequences
         && exact.rows <= bucket.rows
@@ -134,7 +134,7 @@ pub(super) fn takes(bucket: StepShape, exact: StepShape) -> bool {
         && exact.split_rows <= bucket.split_rows
 }
 
-/// A bucket's step: `rows` sequences of one row, each with as many blocks as it may see.
+/// Shape of a bucket: `rows` sequences of one row, with as many blocks as each may see.
 fn shape(rows: usize, spec: &ModelSpec, options: &CudaOptions, attention: AttentionPlan) -> StepShape {
     let (split_tiles, tiles, decodes) = match attention {
         AttentionPlan::Fast { .. } => (0, 0, true),

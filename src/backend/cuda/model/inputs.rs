@@ -1,10 +1,10 @@
-//! The way of a step's inputs to the device.
+//! Upload of a step's inputs.
 
 use super::super::error::CudaError;
 use super::super::{Buffer, Device, Pinned, Stream};
 
-/// Words on the device that each step's inputs are copied to, through two pinned buffers in turn: while one travels, the
-/// next step's are written into the other.
+/// Device words of a step's inputs, uploaded through two pinned buffers in turn: one is in transit while the next step
+/// is written into the other.
 pub(super) struct Inputs {
     pinned: [Pinned<u32>; 2],
     next: usize,
@@ -12,7 +12,7 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    /// Room for `words` words.
+    /// Capacity for `words` words.
     pub(super) fn new(device: &Device, stream: &Stream, words: usize) -> Result<Inputs, CudaError> {
         Ok(Inputs {
             pinned: [Pinned::zeroed(device, words)?, Pinned::zeroed(device, words)?],
@@ -21,7 +21,7 @@ impl Inputs {
         })
     }
 
-    /// Has `write` write the first `words` words, and gives their copy to the stream.
+    /// Calls `write` with the first `words` words and submits their copy.
     pub(super) fn send(
         &mut self,
         stream: &Stream,
@@ -31,12 +31,12 @@ impl Inputs {
         let pinned = &mut self.pinned[self.next];
         self.next = (self.next + 1) % 2;
         let destination = self.device.planned_mut(0..words)?;
-        // Both pinned buffers are as long as the one on the device.
+        // Both pinned buffers are as long as the device buffer.
         write(&mut pinned.as_mut_slice()?[..words]);
         stream.copy_from_pinned(pinned.planned(0..words)?, destination)
     }
 
-    /// The words on the device.
+    /// The device words.
     pub(super) fn words(&self) -> &Buffer<u32> {
         &self.device
     }

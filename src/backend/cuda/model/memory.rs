@@ -1,4 +1,4 @@
-//! What a model takes of the GPU's memory: planned line by line before anything is allocated, and allocated as planned.
+//! The memory plan: GPU memory of a model, planned line by line before anything is allocated, and allocated as planned.
 
 use std::fmt;
 
@@ -18,47 +18,46 @@ use super::sampler::Sampler;
 use super::step::{StepLayout, StepShape};
 use super::{CudaOptions, check_supported};
 
-/// What the driver takes for itself while a model runs, such as recorded steps: kept free, not allocated.
+/// Reserve for the driver while a model runs, such as CUDA graphs: kept free, not allocated.
 pub const DRIVER_BYTES: u64 = 256 << 20;
-/// The formats of a GPU's cache take as much: a plan needs none in particular.
+/// All formats of a GPU cache take equal space, so a plan may use any.
 const ANY_FORMAT: KvFormat = KvFormat::Dense(Dtype::Bf16);
-/// The most rows of logits of a step: f32 `[.., vocab]`, 48 MiB for the published vocabulary.
+/// Most logits rows in a step: f32 `[.., vocab]`, 48 MiB for the published vocabulary.
 const MAX_LOGITS_ROWS: usize = 256;
 
-/// Lengths of the buffers that live as long as the model, in elements. Widths are the padded ones.
+/// Lengths of the buffers that live as long as the model, in elements. Widths are padded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Sizes {
-    /// Rows of a step.
+    /// Rows in a step.
     pub rows: usize,
-    /// Logits rows of a step.
+    /// Logits rows in a step.
     pub logits_rows: usize,
     /// Elements of a row of the residual stream.
     pub hidden: usize,
-    /// Elements of a row of queries, and of what attention returns.
+    /// Elements of a row of queries or attention output.
     pub attn_out: usize,
-    /// Elements of a row inside the MLP.
-    pub inner: usize,
+    /// Elements of a row of MLP activations.
+    pub intermediate: usize,
     /// Elements of a row of logits.
     pub vocab: usize,
-    /// Keys and values.
+    /// The KV cache.
     pub cache: CacheGeometry,
-    /// Bytes of a layer's keys in a page, and of its values.
+    /// Bytes of one layer's keys (or values) in a page.
     pub layer_page_bytes: usize,
     /// 32-bit words of the largest step's inputs.
     pub step_words: usize,
-    /// Elements of attention's workspace.
+    /// Attention workspace.
     pub attention: WorkspaceLen,
     /// Bytes of the sampler's buffers.
     pub sampler_bytes: u64,
 }
 
-/// The cache of a model with these options, but for its number of pages.
+/// The cache's parameters except for its pages.
 fn cache_sizes(options: &CudaOptions, format: KvFormat) -> CacheSizes {
     CacheSizes { page_size: options.page_size, max_rows: options.max_rows, format }
 }
 
-/// The most entries of the block tables of one sequence, of all groups of the cache, in a step that computes `rows` of
-/// its rows.
+/// Most block-table entries of one sequence in all cache groups, in a step that computes `rows` of its rows.
 pub(super) fn blocks_of_sequence(spec: &ModelSpec, options: &CudaOptions, rows: usize) -> usize {
     let positions = u32::try_from(spec.max_positions).unwrap_or(u32::MAX);
     let rows = u32::try_from(rows).unwrap_or(u32::MAX);
@@ -66,7 +65,7 @@ pub(super) fn blocks_of_sequence(spec: &ModelSpec, options: &CudaOptions, rows: 
     spec.windows().into_iter().map(blocks).sum()
 }
 
-/// The largest step: what the inputs of any step fit into.
+/// The largest step; the inputs of any step fit.
 fn largest_step(spec: &ModelSpec, options: &CudaOptions, attention: AttentionPlan, logits_rows: usize) -> StepShape {
     let (split_tiles, tiles) = attention.max_tiles(spec, options);
     StepShape {
@@ -92,7 +91,7 @@ impl Sizes {
             logits_rows,
             hidden: padded(spec.hidden_size),
             attn_out: spec.heads * spec.head_dim,
-            inner: padded(spec.intermediate_size()),
+            intermediate: padded(spec.intermediate_size()),
             vocab: padded(spec.vocab_size),
             layer_page_bytes: format.bytes(u64::from(options.page_size.get()) * spec.kv_heads as u64, spec.head_dim)
                 as usize,
@@ -103,41 +102,40 @@ impl Sizes {
         }
     }
 
-    /// The most rows of logits of a step.
+    /// Most logits rows in a step.
     pub(super) fn logits_rows(options: &CudaOptions) -> usize {
         options.max_rows.min(MAX_LOGITS_ROWS)
     }
 
     fn activations(&self) -> usize {
-        self.rows * (2 * self.hidden + 2 * self.attn_out + self.inner)
+        self.rows * (2 * self.hidden + 2 * self.attn_out + self.intermediate)
     }
 }
 
 /// One line of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryLine {
-    /// What it is for.
+    /// Purpose.
     pub what: &'static str,
     /// Bytes of device memory.
     pub bytes: u64,
 }
 
-/// What a model takes of the GPU's memory.
+/// The memory plan of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// Allocated once, as long as the model lives.
+    /// Allocated once, for the model's lifetime.
     pub lines: Vec<MemoryLine>,
 }
 
 impl MemoryPlan {
-    /// What a model of `spec` with these options takes of a GPU like `gpu`: what loading it allocates there. No device is
-    /// needed.
+    /// The plan of a model of `spec` with these options on a GPU like `gpu`: what loading allocates. Needs no device.
     ///
     /// # Errors
-    /// A network or options that the kernels are not written for.
+    /// Unsupported network or options.
     pub fn of(spec: &ModelSpec, options: &CudaOptions, gpu: &Properties) -> Result<MemoryPlan, BackendError> {
         check_supported(spec, options)?;
-        // F16 takes as much.
+        // Same size in F16.
         let layout = Layout::new(spec, Dtype::Bf16);
         Ok(MemoryPlan::new(spec, &layout, &Sizes::new(spec, options, gpu, ANY_FORMAT)))
     }
@@ -152,22 +150,22 @@ impl MemoryPlan {
                 line("key/value cache", sizes.cache.bytes()),
                 line("activations", elements(sizes.activations())),
                 line("logits", (sizes.logits_rows * sizes.vocab * 4) as u64),
-                line("attention workspace", (4 * (sizes.attention.partials + sizes.attention.arrivals)) as u64),
+                line("attention workspace", (4 * (sizes.attention.partials + sizes.attention.tile_counters)) as u64),
                 line("step inputs", (sizes.step_words * 4) as u64),
                 line("sampler", sizes.sampler_bytes),
             ],
         }
     }
 
-    /// All lines together.
+    /// Total bytes.
     pub fn bytes(&self) -> u64 {
         self.lines.iter().map(|line| line.bytes).sum()
     }
 
-    /// Whether `free` bytes are enough, with some left for the driver.
+    /// Checks that `free` bytes suffice, with the driver's reserve.
     ///
     /// # Errors
-    /// [`BackendError::OutOfMemory`], which says what is needed, what is free and what makes it smaller.
+    /// [`BackendError::OutOfMemory`], with what is needed, what is free and how to reduce it.
     pub fn check(&self, free: u64) -> Result<(), BackendError> {
         if self.needed() <= free {
             return Ok(());
@@ -175,7 +173,7 @@ impl MemoryPlan {
         Err(self.shortage(&format!("{} are free on the GPU", Size(free))))
     }
 
-    /// All lines, and what is left for the driver.
+    /// All lines and the driver's reserve.
     pub fn needed(&self) -> u64 {
         self.bytes().saturating_add(DRIVER_BYTES)
     }
@@ -190,13 +188,12 @@ impl MemoryPlan {
     }
 }
 
-/// LinearOp many pages a model's cache may have on `device`, where the model may take `memory` bytes of what is free, or 90 %
-/// of it by default: those that fit beside all other lines of its [`MemoryPlan`] and what is left for the driver.
-/// `options.pages` is not looked at.
+/// Most pages that fit on `device` beside everything else, if the model may take `memory` bytes of its free memory (90
+/// % by default). Ignores `options.pages`.
 ///
 /// # Errors
-/// [`BackendError::OutOfMemory`] with every line where not even `least` pages fit; a network or options that the kernels
-/// are not written for; a failure of the device.
+/// [`BackendError::OutOfMemory`] with every line if not even `least` pages fit; unsupported network or options; device
+/// errors.
 pub fn pages_within(
     device: &Device,
     spec: &ModelSpec,
@@ -216,11 +213,11 @@ pub fn pages_within(
     }
 }
 
-/// LinearOp many pages a model's cache may have on a GPU like `gpu`, where the model may take `room` bytes, the driver's part
-/// included; none where not even all else fits. `options.pages` is not looked at.
+/// Most pages within `room` bytes on a GPU like `gpu`, driver reserve included. `None` if everything else does not fit.
+/// Ignores `options.pages`.
 ///
 /// # Errors
-/// A network or options that the kernels are not written for.
+/// Unsupported network or options.
 pub fn max_pages(
     gpu: &Properties,
     spec: &ModelSpec,
@@ -228,7 +225,7 @@ pub fn max_pages(
     room: u64,
 ) -> Result<Option<u32>, BackendError> {
     let rest = MemoryPlan::of(spec, &CudaOptions { pages: 0, ..options.clone() }, gpu)?.needed();
-    // The kernels number the slots of all heads in 32 bits.
+    // Kernels index the slots of all heads with 32 bits.
     let most = u32::MAX / options.page_size.get().saturating_mul(spec.kv_heads as u32).max(1);
     let left = room.checked_sub(rest);
     Ok(left.map(|left| cache_sizes(options, ANY_FORMAT).max_pages(spec, left).min(most)))

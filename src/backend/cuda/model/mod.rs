@@ -2,32 +2,42 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `mod` | the backend: loading, and what a batch goes through |
-//! | `memory` | what it takes of the GPU's memory, planned line by line |
-//! | `shapes` | the sizes of launches, of a network and a step |
-//! | `step`, `inputs` | a batch as the kernels are told of it, and its way to the device |
-//! | `attention` | which attention kernels take which sequences |
-//! | [`account`] | what each launch of the list moves and computes |
+//! | `mod`
+//! the backend |
+//! | `memory`
+//! the memory plan |
+//! | `shapes`
+//! launch shapes for a network and a step |
+//! | `step`, `inputs`
+//! a batch as kernel inputs, and their upload |
+//! | `attention`
+//! which attention kernel takes which sequences |
+//! | [`cost_model`]
+//! bytes and FLOPs of each launch |
 //! | `program` | a step as a list of launches |
-//! | `forward` | the pass from token ids to logits: the list given to a stream |
-//! | `workspace` | activations, logits and the cache |
-//! | `graphs` | decode steps recorded as graphs, one for each bucket of rows |
-//! | `source` | where the weights come from |
-//! | `sampler`, `changes` | draws and log-probabilities on the device |
+//! | `forward`
+//! runs the program: token ids to logits |
+//! | `workspace`
+//! activations and logits |
+//! | `graph_cache`
+//! CUDA graphs of decode steps, one per bucket of rows |
+//! | `source`
+//! sources of weights |
+//! | `sampler`, `logit_edits`
+//! sampling and log-probabilities on the device |
 //!
-//! A decode step, in which every sequence has one row, is padded to the next bucket, recorded the second time its bucket
-//! comes, and replayed from then on. Within it nothing is allocated, copied from the host or waited for; ahead of it
-//! goes one copy of the step's inputs from pinned memory. Its token ids may be those that the last sampling left on the
-//! device ([`Token::Sampled`]), so that a step can be given to the GPU before the ids of the step before have
-//! reached the host.
+//! A decode step, with one row per sequence, is padded to the next bucket. A bucket's second step is captured as a CUDA
+//! graph and replayed from then on. The graph allocates nothing, copies nothing from the host and waits for nothing;
+//! one copy of the step's inputs from pinned memory precedes it. Its token ids may still be on the device
+//! ([`Token::Sampled`]), so a step can be submitted before the host knows the tokens of the previous one.
 
-pub mod account;
 mod attention;
 mod cache;
-mod changes;
+pub mod cost_model;
 mod forward;
 mod graph_cache;
 mod inputs;
+mod logit_edits;
 mod memory;
 mod program;
 mod sampler;
@@ -62,7 +72,7 @@ use crate::sampling::{self, NotFinite, SampleError, SampleRow, Sampled, TokenLog
 use crate::text::TokenId;
 use attention::AttentionPlan;
 use cache::Cache;
-use forward::{Kernels, Pass};
+use forward::{ForwardPass, Kernels};
 use graph_cache::{Bucket, GraphCache};
 use inputs::Inputs;
 use memory::Sizes;
@@ -71,36 +81,35 @@ use sampler::{Logits, Sampler};
 use step::{Step, StepLayout, StepShape};
 use workspace::Workspace;
 
-/// LinearOp a [`CudaBackend`] is set up.
+/// Options of a [`CudaBackend`].
 #[derive(Debug, Clone)]
 pub struct CudaOptions {
-    /// Positions that a page of the cache holds: a power of two, 16 at least.
+    /// Positions per page: a power of two, at least 16.
     pub page_size: NonZeroU32,
-    /// Pages of the cache. Where layers have different windows, those of the layers with the widest one; the others have
-    /// as many as serve as many sequences.
+    /// Pages of the cache group with the widest window. The other groups get pages for as many sequences.
     pub pages: u32,
-    /// The most rows in a batch.
+    /// Most rows in a batch.
     pub max_rows: usize,
-    /// The most sequences in a batch.
+    /// Most sequences in a batch.
     pub max_sequences: usize,
-    /// Which kernels may be chosen between.
+    /// Determinism of the kernels.
     pub determinism: Determinism,
 }
 
-/// The most sequences of a step: a launch has a block for each along an axis of its grid that takes no more.
+/// Most sequences in a step: the limit of a grid axis with one block per sequence.
 pub const MAX_SEQUENCES: usize = 65_535;
 
-/// What of this network has no kernels for a GPU; `None` if everything has.
+/// The first feature of the network without GPU kernels. `None` if all are supported.
 pub fn lack(spec: &ModelSpec) -> Option<&'static str> {
     let erf = |layer: &Layer| layer.mlp.activation() == Some(Activation::GeluErf);
     spec.layers.iter().any(erf).then_some("hidden_act gelu (with erf) has no kernels for a GPU yet")
 }
 
-/// Brings the weights of `source` in `dtype`, F16 or BF16, onto `device`. `progress` is called while they travel.
+/// Loads the weights of `source` onto `device` in `dtype`, F16 or BF16. `progress` is called meanwhile.
 ///
 /// # Errors
-/// A network or options that the kernels are not written for; a tensor that is missing or misshapen; too little free
-/// memory, found before anything is loaded; a failure of the device.
+/// Unsupported network or options; a missing or misshapen tensor; too little free memory, found before anything is
+/// loaded; device errors.
 pub fn load<'a>(
     device: &Device,
     source: impl Into<WeightSource<'a>>,
@@ -118,23 +127,23 @@ pub fn load<'a>(
     })
 }
 
-/// One model on one GPU, with weights, activations and cache of `T`; sums, softmax, norm statistics and logits f32.
+/// One model on one GPU. Weights, activations and cache are of `T`; sums, softmax, norm statistics and logits are f32.
 pub struct CudaBackend<T> {
     stream: Stream,
     resident: Resident<T>,
     graphs: GraphCache,
     sampler: Sampler,
-    places: SlotMapping,
+    slots: SlotMapping,
     options: CudaOptions,
     attention: AttentionPlan,
     plan: MemoryPlan,
     /// Logits rows of the last forward pass.
     logits_rows: usize,
-    /// The row of logits that was asked for last.
+    /// The row of logits last copied to the host.
     host_logits: Vec<f32>,
 }
 
-/// What a forward pass uses.
+/// Device state of a forward pass.
 struct Resident<T> {
     spec: ModelSpec,
     kernels: Kernels<T>,
@@ -151,12 +160,12 @@ impl<T: Element> Resident<T> {
         Logits { values: self.workspace.logits.view(), rows, vocabulary: self.spec.vocab_size, pitch }
     }
 
-    fn pass<'a>(&'a mut self, draws: Slice<'a, u32>, shape: StepShape, layout: &'a StepLayout) -> Pass<'a, T> {
+    fn pass<'a>(&'a mut self, sampled: Slice<'a, u32>, shape: StepShape, layout: &'a StepLayout) -> ForwardPass<'a, T> {
         let Resident { kernels, weights, rope, cache, workspace, inputs, .. } = self;
-        Pass { kernels, weights, rope, cache, workspace, inputs: inputs.words(), draws, shape, layout }
+        ForwardPass { kernels, weights, rope, cache, workspace, inputs: inputs.words(), sampled, shape, layout }
     }
 
-    /// The launches of a step of this shape.
+    /// The launches of a step.
     fn launches(&self, options: &CudaOptions, device: &Device, shape: StepShape) -> Vec<Launch> {
         Program::new(&self.spec, self.weights.layout(), options, device.properties()).launches(shape)
     }
@@ -166,7 +175,7 @@ impl<T: Element> CudaBackend<T> {
     /// See [`load`].
     ///
     /// # Errors
-    /// Those of [`load`].
+    /// As for [`load`].
     pub fn new<'a>(
         device: &Device,
         source: impl Into<WeightSource<'a>>,
@@ -185,7 +194,7 @@ impl<T: Element> CudaBackend<T> {
 
         let stream = device.stream()?;
         Ok(CudaBackend {
-            // What is wrong with the kernels is found before the weights travel.
+            // Kernel errors come before the upload.
             resident: Resident {
                 kernels: Kernels::load(device, &spec, options.determinism)?,
                 cache: Cache::new(&stream, &spec, &sizes)?,
@@ -197,7 +206,7 @@ impl<T: Element> CudaBackend<T> {
             },
             graphs: GraphCache::new(&spec, options, device),
             sampler: Sampler::new(device, &stream, &spec, sizes.logits_rows)?,
-            places: SlotMapping::new(options.max_rows, &sizes.cache),
+            slots: SlotMapping::new(options.max_rows, &sizes.cache),
             options: options.clone(),
             attention: AttentionPlan::new(&spec, options, device.properties()),
             plan,
@@ -207,17 +216,17 @@ impl<T: Element> CudaBackend<T> {
         })
     }
 
-    /// The stream that its work runs on, for those who measure it.
+    /// The stream of all work, for measurements.
     pub fn stream(&self) -> &Stream {
         &self.stream
     }
 
-    /// What it has taken of the GPU's memory.
+    /// The memory it has taken.
     pub fn memory_plan(&self) -> &MemoryPlan {
         &self.plan
     }
 
-    /// That no draws are under way, whose results would be lost.
+    /// Checks that no sampling is in flight, whose results would be lost.
     fn check_finished(&self) -> Result<(), BackendError> {
         if self.sampler.is_started() {
             return Err(BackendError::InvalidBatch("draws were started and not finished".to_owned()));
@@ -269,7 +278,7 @@ impl<T: Element> Backend for CudaBackend<T> {
 
     fn forward(&mut self, batch: &Batch<'_>) -> Result<(), BackendError> {
         self.logits_rows = 0;
-        self.places.make(batch, &self.resident.spec, self.resident.cache.geometry())?;
+        self.slots.make(batch, &self.resident.spec, self.resident.cache.geometry())?;
         if batch.sequences.len() > self.options.max_sequences {
             let found = batch.sequences.len();
             let what = format!("{found} sequences, at most {} are allowed", self.options.max_sequences);
@@ -285,23 +294,23 @@ impl<T: Element> Backend for CudaBackend<T> {
             Token::Known(_) | Token::Sampled(_) => None,
         };
         if let Some(place) = batch.tokens.iter().find_map(beyond) {
-            return Err(BackendError::InvalidBatch(format!("the token drawn for row {place} of {max_logits}")));
+            return Err(BackendError::InvalidBatch(format!("the token sampled for row {place} of {max_logits}")));
         }
         if batch.tokens.is_empty() {
             return Ok(());
         }
-        let CudaBackend { stream, resident, graphs, sampler, places, options, .. } = self;
+        let CudaBackend { stream, resident, graphs, sampler, slots, options, .. } = self;
         let step = Step::new(batch, &resident.spec, resident.cache.geometry(), self.attention);
         let exact = step.shape(batch);
         let send = |inputs: &mut Inputs, layout: &StepLayout| {
-            inputs.send(stream, layout.words(), |words| step.write(words, layout, batch, places))
+            inputs.send(stream, layout.words(), |words| step.write(words, layout, batch, slots))
         };
         match graphs.bucket_for(exact) {
             Some((Bucket { shape, layout, graph }, failures)) => {
                 send(&mut resident.inputs, layout)?;
                 let run = || {
                     let launches = resident.launches(options, stream.device(), *shape);
-                    resident.pass(sampler.draws(), *shape, layout).run(stream, &launches)
+                    resident.pass(sampler.sampled_tokens(), *shape, layout).run(stream, &launches)
                 };
                 graph.run(stream, shape.rows, failures, run)?;
             }
@@ -309,7 +318,7 @@ impl<T: Element> Backend for CudaBackend<T> {
                 let layout = StepLayout::new(exact, resident.cache.geometry().groups.len());
                 send(&mut resident.inputs, &layout)?;
                 let launches = resident.launches(options, stream.device(), exact);
-                resident.pass(sampler.draws(), exact, &layout).run(stream, &launches)?;
+                resident.pass(sampler.sampled_tokens(), exact, &layout).run(stream, &launches)?;
             }
         }
         self.logits_rows = batch.logits_rows.len();
@@ -322,7 +331,7 @@ impl<T: Element> Backend for CudaBackend<T> {
         }
         let start = row * self.resident.workspace.sizes.vocab;
         let logits = self.resident.workspace.logits.slice(start..start + self.resident.spec.vocab_size);
-        // Inside the buffer, as there are that many logits rows.
+        // In range: there are that many logits rows.
         let logits = logits.ok_or_else(|| BackendError::InvalidBatch(format!("logits row {row}")))?;
         self.host_logits = self.stream.download(logits)?;
         Ok(&self.host_logits)
@@ -335,15 +344,15 @@ impl<T: Element> Backend for CudaBackend<T> {
             return Err(BackendError::InvalidBatch(what));
         }
         let on_host = self.sampler.start(&self.stream, self.resident.logits(), rows)?;
-        let mut drawn = Vec::with_capacity(on_host.len());
+        let mut sampled = Vec::with_capacity(on_host.len());
         for row in on_host.iter().map(|index| &rows[*index]) {
-            drawn.push(sampling::sample(self.logits(row.logits_row)?, row));
+            sampled.push(sampling::sample(self.logits(row.logits_row)?, row));
         }
-        Ok(self.sampler.put(&self.stream, &on_host, drawn)?)
+        Ok(self.sampler.put(&self.stream, &on_host, sampled)?)
     }
 
     fn finish_sampling(&mut self) -> Result<Vec<Result<Sampled, SampleError>>, BackendError> {
-        // A draw that the host did not come to make is one whose logits could not be had, which was reported then.
+        // A row that the host did not sample is one whose logits could not be read; that error was returned then.
         self.sampler.finish()?.into_iter().collect::<Option<Vec<_>>>().ok_or(BackendError::MissingSample)
     }
 
@@ -391,7 +400,7 @@ impl<T: Element> BackendHooks for CudaBackend<T> {
     }
 }
 
-/// The kernels are written for these networks and pages; the error says which number is another.
+/// Checks the network and the page size against the kernels' limits.
 fn check_supported(spec: &ModelSpec, options: &CudaOptions) -> Result<(), BackendError> {
     let page_size = options.page_size.get() as usize;
     let hidden = padded(spec.hidden_size);

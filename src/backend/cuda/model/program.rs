@@ -1,5 +1,5 @@
-//! A step as one list of launches. [`Program`] makes it of the network's layers and the shape of a step; `forward` runs it,
-//! [`account`](super::account) costs it. Which kernel computes what is decided here alone.
+//! A step as one list of launches. [`Program`] derives it from the network and the shape of the step; `forward` runs it
+//! and [`cost_model`](super::cost_model) costs it. Kernels are chosen here and nowhere else.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -21,36 +21,36 @@ use crate::backend::Determinism;
 use crate::checkpoint::Dtype;
 use crate::model::{Mlp, ModelSpec, Norm};
 
-/// The part of the network that a launch belongs to.
+/// The part of the network that a launch computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Part {
-    /// Rows of the embedding.
+    /// Embedding lookup.
     Embed,
-    /// The norm ahead of attention.
+    /// The norm before attention.
     AttentionNorm,
-    /// Queries, keys and values.
+    /// Query, key and value projection.
     Qkv,
-    /// Attention, and the merge of its splits.
+    /// Attention, including the merge of splits.
     Attention,
-    /// Attention's way back into the residual stream.
+    /// Output projection of attention, added to the residual stream.
     OProj,
-    /// The norm ahead of the MLP.
+    /// The norm before the MLP.
     MlpNorm,
-    /// The MLP's way in.
+    /// Up projection of the MLP.
     UpProj,
-    /// The MLP's way back into the residual stream.
+    /// Down projection of the MLP, added to the residual stream.
     DownProj,
-    /// The norm ahead of the head.
+    /// The final norm.
     FinalNorm,
     /// Logits.
     Head,
-    /// The draw of tokens.
+    /// Sampling.
     Sample,
 }
 
 impl Part {
-    /// All of them, in the order of a step.
+    /// All parts in the order of a step.
     pub const ALL: [Part; 11] = [
         Part::Embed,
         Part::AttentionNorm,
@@ -65,7 +65,7 @@ impl Part {
         Part::Sample,
     ];
 
-    /// Its name in tables and results.
+    /// Name in tables and results.
     pub fn name(self) -> &'static str {
         match self {
             Part::Embed => "embed",
@@ -89,16 +89,16 @@ impl fmt::Display for Part {
     }
 }
 
-/// What a projection adds to the residual stream.
+/// Input of a projection into the residual stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ResidualInput {
-    /// What attention returned, `[rows, heads * head_dim]`.
+    /// Attention output, `[rows, heads * head_dim]`.
     Attention,
-    /// Activations inside the MLP, `[rows, intermediate]`.
+    /// MLP activations, `[rows, intermediate]`.
     Mlp,
 }
 
-/// Where a norm's weights are, and its numbers.
+/// A norm: its weights and sizes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct NormOp {
     pub weights: NormLayout,
@@ -106,49 +106,50 @@ pub(crate) struct NormOp {
     pub shape: NormShape,
 }
 
-/// LinearOp a product is computed.
+/// How a linear layer is computed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[expect(clippy::large_enum_variant, reason = "made once for a shape of steps, some hundreds at a time")]
 pub(crate) enum LinearOp {
-    /// From rows as they are.
+    /// From its input as it is.
     Plain(GemmAlgorithm),
-    /// From rows that the same kernel normalises first.
+    /// From the residual stream, which the same kernel normalises first.
     FusedNorm(NormOp),
 }
 
-/// One launch, or the launches of one attention kernel.
+/// One launch; attention may launch a second kernel to merge splits.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Op {
     /// `hidden[r] = embedding[token_ids[r]]`
     Embed { table: Region, shape: EmbedShape },
-    /// `normed[r] = norm(hidden[r])`; of the rows that have logits where it gathers.
+    /// `normed[r] = norm(hidden[r])`; only of rows with logits if it gathers.
     Norm { norm: NormOp, gathers: bool },
-    /// Queries, and keys and values into the cache, rotated.
-    Qkv { weights: LinearLayout, shape: QkvShape, how: LinearOp },
-    /// Decode attention, of the sequences of one row.
+    /// Queries, keys and values, rotated; keys and values are written to the cache.
+    Qkv { weights: LinearLayout, shape: QkvShape, linear: LinearOp },
+    /// Decode attention over sequences of one row.
     Decode(DecodeShape),
-    /// Prefill attention, of the whole tiles.
+    /// Prefill attention over the whole tiles.
     Prefill(PrefillShape),
-    /// Batch-invariant attention, of the tiles of its division.
+    /// Batch-invariant attention over the tiles of its division.
     BatchInvariant(BatchInvariantShape),
-    /// `inner[r] = gelu(norm(hidden[r]) · Wᵀ + b)`
-    Up { weights: LinearLayout, shape: GemmShape, how: LinearOp },
+    /// `intermediate[r] = gelu(norm(hidden[r]) · Wᵀ + b)`
+    UpProj { weights: LinearLayout, shape: GemmShape, linear: LinearOp },
     /// `hidden[r] += input[r] · Wᵀ + b`
-    AddProjection { input: ResidualInput, weights: LinearLayout, shape: GemmShape, algorithm: GemmAlgorithm },
-    /// Logits of the rows that have them.
-    Head { weights: LinearLayout, shape: GemmShape, how: LinearOp },
+    ResidualProj { input: ResidualInput, weights: LinearLayout, shape: GemmShape, algorithm: GemmAlgorithm },
+    /// Logits of the rows that need them.
+    Head { weights: LinearLayout, shape: GemmShape, linear: LinearOp },
 }
 
-/// An [`Op`] and its place in the network.
+/// An [`Op`] and its part of the network.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Launch {
     pub op: Op,
     pub part: Part,
-    /// `None` ahead of the first layer and behind the last.
+    /// `None` before the first layer and after the last.
     pub layer: Option<usize>,
 }
 
-/// The launches beside attention of a step of `rows` rows, with logits of `logits_rows` of them: what kernel benches measure.
+/// The launches of a step of `rows` rows with `logits_rows` logits rows, attention excluded: what the kernel benchmarks
+/// measure.
 pub(crate) fn row_launches(
     spec: &ModelSpec,
     device: &Properties,
@@ -157,7 +158,7 @@ pub(crate) fn row_launches(
     rows: usize,
     logits_rows: usize,
 ) -> Vec<Launch> {
-    // Elements of either type take as much.
+    // Both element types have the same layout.
     let layout = Layout::new(spec, Dtype::Bf16);
     let (decode, prefill) = (attention_decode::Variant::of(device), attention_prefill::Variant::of(device));
     let attention = AttentionPlan::Fast { decode, prefill };
@@ -174,7 +175,7 @@ pub(crate) fn row_launches(
     })
 }
 
-/// What the launches of a step depend on besides its shape.
+/// Everything but the step's shape that determines its launches.
 pub(super) struct Program<'a> {
     spec: &'a ModelSpec,
     layout: &'a Layout,
@@ -196,7 +197,7 @@ impl<'a> Program<'a> {
         Program { spec, layout, device, determinism: options.determinism, page_size, attention }
     }
 
-    /// The launches of a step of this shape, in stream order.
+    /// The launches of a step, in stream order.
     pub(super) fn launches(&self, shape: StepShape) -> Vec<Launch> {
         let Program { spec, layout, .. } = self;
         let rows = shape.rows;
@@ -207,37 +208,37 @@ impl<'a> Program<'a> {
             let layer_index = Some(index);
             let mut push = |part, op| launches.push(Launch { op, part, layer: layer_index });
             let norm = self.norm(&layer.attention_norm, weights.attention_norm, rows);
-            self.behind_norm(norm, Part::AttentionNorm, false, &mut push, |how| {
+            self.behind_norm(norm, Part::AttentionNorm, false, &mut push, |linear| {
                 let shape = self.qkv_shape(rows, weights.qkv);
-                let how = how.unwrap_or_else(|| LinearOp::Plain(self.algorithm(shape.gemm_shape())));
-                (Part::Qkv, Op::Qkv { weights: weights.qkv, shape, how })
+                let linear = linear.unwrap_or_else(|| LinearOp::Plain(self.algorithm(shape.gemm_shape())));
+                (Part::Qkv, Op::Qkv { weights: weights.qkv, shape, linear })
             });
             self.attention(shape, layer.attention.window, &mut push);
-            push(Part::OProj, self.add_projection(rows, ResidualInput::Attention, weights.o_proj));
+            push(Part::OProj, self.residual_proj(rows, ResidualInput::Attention, weights.o_proj));
             let norm = self.norm(&layer.mlp_norm, weights.mlp_norm, rows);
-            // Networks with another MLP are refused before (`lack`, `check_network`).
+            // Other MLPs were refused on loading (`lack`, `check_network`).
             let (Mlp::Plain { .. }, [up, down]) = (&layer.mlp, &weights.mlp[..]) else { continue };
-            self.behind_norm(norm, Part::MlpNorm, false, &mut push, |how| {
+            self.behind_norm(norm, Part::MlpNorm, false, &mut push, |linear| {
                 let shape = gemm_shape(rows, *up);
-                let how = how.unwrap_or_else(|| LinearOp::Plain(self.algorithm(shape)));
-                (Part::UpProj, Op::Up { weights: *up, shape, how })
+                let linear = linear.unwrap_or_else(|| LinearOp::Plain(self.algorithm(shape)));
+                (Part::UpProj, Op::UpProj { weights: *up, shape, linear })
             });
-            push(Part::DownProj, self.add_projection(rows, ResidualInput::Mlp, *down));
+            push(Part::DownProj, self.residual_proj(rows, ResidualInput::Mlp, *down));
         }
         if shape.logits_rows > 0 {
             let norm = self.norm(&spec.final_norm, layout.final_norm, shape.logits_rows);
             let mut push = |part, op| launches.push(Launch { op, part, layer: None });
-            self.behind_norm(norm, Part::FinalNorm, true, &mut push, |how| {
+            self.behind_norm(norm, Part::FinalNorm, true, &mut push, |linear| {
                 let weights = LinearLayout { weight: layout.head, bias: None };
                 let shape = gemm_shape(shape.logits_rows, weights);
-                let how = how.unwrap_or_else(|| LinearOp::Plain(self.algorithm(shape)));
-                (Part::Head, Op::Head { weights, shape, how })
+                let linear = linear.unwrap_or_else(|| LinearOp::Plain(self.algorithm(shape)));
+                (Part::Head, Op::Head { weights, shape, linear })
             });
         }
         launches
     }
 
-    /// A norm and the product behind it: two launches, or one that does both.
+    /// A norm and the linear layer after it: two launches, or one fused launch.
     fn behind_norm(
         &self,
         norm: NormOp,
@@ -265,9 +266,9 @@ impl<'a> Program<'a> {
         QkvShape { rows, k: weights.weight.columns, heads, kv_heads, head_dim, page_size: self.page_size }
     }
 
-    fn add_projection(&self, rows: usize, input: ResidualInput, weights: LinearLayout) -> Op {
+    fn residual_proj(&self, rows: usize, input: ResidualInput, weights: LinearLayout) -> Op {
         let shape = gemm_shape(rows, weights);
-        Op::AddProjection { input, weights, shape, algorithm: self.algorithm(shape) }
+        Op::ResidualProj { input, weights, shape, algorithm: self.algorithm(shape) }
     }
 
     fn attention(&self, shape: StepShape, window: Option<NonZeroU32>, push: &mut impl FnMut(Part, Op)) {

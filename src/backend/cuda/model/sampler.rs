@@ -1,28 +1,26 @@
-//! Draws and log-probabilities on the device: what goes there, what comes back, and which rows the kernels are not
-//! written for.
+//! Sampling and log-probabilities on the device, and which rows fall back to the host.
 
 use super::super::error::CudaError;
 use super::super::kernels::sample::{
-    Change, Insertion, Logprobs, LogprobsRow, LogprobsShape, MAX_TOP, MAX_VOCABULARY, NO_TOKEN, RowLogprobs, RowParams,
-    Sample, SampleInputs, SampleOutputs, SampleShape, set_words,
+    LogitEdit, Logprobs, LogprobsRow, LogprobsShape, MAX_TOP, MAX_VOCABULARY, NO_TOKEN, RowLogprobs, RowParams, Sample,
+    SampleInputs, SampleOutputs, SampleShape, SeenUpdate, set_words,
 };
 use super::super::{Buffer, Device, Pinned, Properties, Slice, Stream};
-use super::changes;
+use super::logit_edits;
 use crate::model::ModelSpec;
 use crate::sampling::{NotFinite, SampleError, SampleRow, Sampled, SeenTokens, TokenLogprobs};
 use crate::text::TokenId;
 
-/// Room for the tokens whose logits the rows of one launch change, for each row. The rows share it, and one row alone
-/// can change every token.
-const CHANGES_OF_ROW: usize = 512;
-/// Bitsets for each row: tokens seen and tokens allowed.
-const SETS_OF_ROW: usize = 2;
+/// Capacity for logit edits per row. The rows of a launch share it, and one row alone can edit every token.
+const EDITS_PER_ROW: usize = 512;
+/// Token bitsets per row: seen and allowed tokens.
+const SETS_PER_ROW: usize = 2;
 
-/// Lengths of the buffers on the device, in elements.
+/// Buffer lengths in elements.
 struct Lengths {
     rows: usize,
     sets: usize,
-    changes: usize,
+    edits: usize,
     partials: usize,
 }
 
@@ -30,21 +28,21 @@ impl Lengths {
     fn new(gpu: &Properties, spec: &ModelSpec, rows: usize) -> Lengths {
         Lengths {
             rows,
-            sets: rows * SETS_OF_ROW * set_words(spec.vocab_size),
-            changes: spec.vocab_size.max(rows * CHANGES_OF_ROW),
-            // A row is spread over several blocks as long as there is no more than one for each SM in all.
+            sets: rows * SETS_PER_ROW * set_words(spec.vocab_size),
+            edits: spec.vocab_size.max(rows * EDITS_PER_ROW),
+            // A row is spread over several blocks as long as there is at most one block per SM in total.
             partials: rows.max(gpu.sm_count as usize),
         }
     }
 
     fn bytes(&self) -> usize {
-        // Parameters, tokens, counters, log-probabilities and their rows; bitsets, changes, partial results.
+        // Parameters, tokens, counters, log-probabilities and their rows; bitsets, edits, partial results.
         let row = size_of::<RowParams>() + 4 + 4 + size_of::<RowLogprobs>() + size_of::<LogprobsRow>();
-        self.rows * row + 4 * self.sets + size_of::<Change>() * self.changes + 8 * self.partials
+        self.rows * row + 4 * self.sets + size_of::<LogitEdit>() * self.edits + 8 * self.partials
     }
 }
 
-/// Host memory and device memory of the same length.
+/// A host buffer and a device buffer of the same length.
 struct Pair<T> {
     host: Pinned<T>,
     device: Buffer<T>,
@@ -55,18 +53,18 @@ impl<T: bytemuck::Pod> Pair<T> {
         Ok(Pair { host: Pinned::zeroed(device, len)?, device: stream.zeroed(len)? })
     }
 
-    /// Brings the first `len` elements to the device.
+    /// Uploads the first `len` elements.
     fn send(&mut self, stream: &Stream, len: usize) -> Result<(), CudaError> {
         stream.copy_from_pinned(self.host.planned(0..len)?, self.device.planned_mut(0..len)?)
     }
 
-    /// Has the first `len` elements brought to the host.
+    /// Downloads the first `len` elements.
     fn fetch(&mut self, stream: &Stream, len: usize) -> Result<(), CudaError> {
         stream.copy_to_pinned(self.device.planned(0..len)?, self.host.planned_mut(0..len)?)
     }
 }
 
-/// Logits on the device, `[rows, pitch]`, of which the first `vocabulary` of a row are the model's.
+/// Logits on the device, `[rows, pitch]`; the first `vocabulary` elements of a row are valid.
 #[derive(Clone, Copy)]
 pub(super) struct Logits<'a> {
     pub(super) values: Slice<'a, f32>,
@@ -75,58 +73,59 @@ pub(super) struct Logits<'a> {
     pub(super) pitch: usize,
 }
 
-/// A draw that was started and not yet asked for.
-enum Draw {
+/// A started sample.
+enum Started {
     /// On the device.
     Device {
-        /// Whether it wants log-probabilities.
+        /// Whether log-probabilities were requested.
         logprobs: bool,
     },
-    /// On the host, which may still be at it.
+    /// On the host; `None` while it is not sampled.
     Host(Option<Result<Sampled, SampleError>>),
 }
 
-/// What the rows of one launch share on the host, and how much of it they have taken.
+/// Host arrays shared by the rows of a launch, and how much of them is used.
 struct Shared<'a> {
-    changes: &'a mut [Change],
+    edits: &'a mut [LogitEdit],
     changes_taken: usize,
-    /// Two for each row that the kernel draws for.
+    /// Two for each row that the kernel samples.
     sets: &'a mut [u32],
     sets_taken: usize,
     set_words: usize,
     vocabulary: usize,
-    /// Changes of the row at hand.
-    gathered: &'a mut Vec<Change>,
+    /// Edits of the current row.
+    gathered: &'a mut Vec<LogitEdit>,
 }
 
 impl Shared<'_> {
-    /// The row as the kernel takes it, its changes and bitsets beside it; none where the kernel does not.
+    /// The row's kernel parameters, with its edits and bitsets added to the arrays. `None` if the kernel cannot sample
+    /// the row.
     fn prepare(&mut self, row: &SampleRow<'_>) -> Option<RowParams> {
         let takes = row.processor.is_none()
             && row.logprobs.is_none_or(|top| top <= MAX_TOP)
-            && changes::gather(row, self.vocabulary, self.gathered)
-            && self.gathered.len() <= self.changes.len() - self.changes_taken;
+            && logit_edits::gather(row, self.vocabulary, self.gathered)
+            && self.gathered.len() <= self.edits.len() - self.changes_taken;
         if !takes {
             return None;
         }
-        // Numbers of rows and of changes are small.
+        // Row and edit counts are small.
         let mut params = RowParams::new(row.params, row.logits_row as u32, row.position);
         if let Some(history) = row.history.filter(|_| row.params.repetition_penalty != 1.0) {
-            params = params.with_seen(self.add_set(history.seen()), Insertion::None);
+            params = params.with_seen(self.add_set(history.seen()), SeenUpdate::None);
         }
         if let Some(slot) = self.add_allowed(row) {
             params = params.with_allowed(slot);
         }
         let (first, count) = (self.changes_taken, self.gathered.len());
         if count > 0 {
-            self.changes[first..][..count].copy_from_slice(self.gathered);
+            self.edits[first..][..count].copy_from_slice(self.gathered);
             self.changes_taken += count;
             params = params.with_changes(first as u32, count as u32);
         }
         Some(row.logprobs.map_or(params, |top| params.with_logprobs(top as u32)))
     }
 
-    /// Puts the tokens that the row's list and its mask allow into a slot, where there is either.
+    /// Stores the tokens allowed by the row's list and mask in a bitset, if it has either.
     fn add_allowed(&mut self, row: &SampleRow<'_>) -> Option<u32> {
         let list = row.params.allowed_token_ids.as_ref();
         if list.is_none() && row.allowed_mask.is_none() {
@@ -147,7 +146,7 @@ impl Shared<'_> {
         Some(slot)
     }
 
-    /// Puts a bitset into the next slot, whose number is returned.
+    /// Stores a bitset in the next slot and returns its index.
     fn add_set(&mut self, tokens: &SeenTokens) -> u32 {
         let slot = self.next_slot();
         for (pair, word) in self.set_mut(slot).chunks_exact_mut(2).zip(tokens.words()) {
@@ -161,7 +160,7 @@ impl Shared<'_> {
         (self.sets_taken - 1) as u32
     }
 
-    /// The words of a slot: bit `t % 32` of word `t / 32` is token `t`'s.
+    /// Words of a slot: bit `t % 32` of word `t / 32` is token `t`.
     fn set_mut(&mut self, slot: u32) -> &mut [u32] {
         &mut self.sets[slot as usize * self.set_words..][..self.set_words]
     }
@@ -172,10 +171,10 @@ pub(super) struct Sampler {
     sample: Sample,
     logprobs: Logprobs,
     params: Pair<RowParams>,
-    changes: Pair<Change>,
+    edits: Pair<LogitEdit>,
     sets: Pair<u32>,
     tokens: Pair<u32>,
-    /// Tokens drawn on the host, on their way to their places among the others.
+    /// Tokens sampled on the host, on their way to the device.
     put: Pinned<u32>,
     scores: Pair<RowLogprobs>,
     targets: Pair<LogprobsRow>,
@@ -184,13 +183,13 @@ pub(super) struct Sampler {
     rows: usize,
     set_words: usize,
     vocabulary: usize,
-    started: Vec<Draw>,
-    /// Changes of the row at hand.
-    gathered: Vec<Change>,
+    started: Vec<Started>,
+    /// Edits of the current row.
+    gathered: Vec<LogitEdit>,
 }
 
 impl Sampler {
-    /// Bytes on the device for draws from up to `rows` rows of logits.
+    /// Device bytes for sampling up to `rows` rows of logits.
     pub(super) fn bytes(gpu: &Properties, spec: &ModelSpec, rows: usize) -> u64 {
         Lengths::new(gpu, spec, rows).bytes() as u64
     }
@@ -201,7 +200,7 @@ impl Sampler {
             sample: Sample::load(device)?,
             logprobs: Logprobs::load(device)?,
             params: Pair::new(device, stream, rows)?,
-            changes: Pair::new(device, stream, lengths.changes)?,
+            edits: Pair::new(device, stream, lengths.edits)?,
             sets: Pair::new(device, stream, lengths.sets)?,
             tokens: Pair::new(device, stream, rows)?,
             put: Pinned::zeroed(device, rows)?,
@@ -217,18 +216,18 @@ impl Sampler {
         })
     }
 
-    /// The tokens that were drawn last, in the order of the rows.
-    pub(super) fn draws(&self) -> Slice<'_, u32> {
+    /// Tokens of the last sampling in row order.
+    pub(super) fn sampled_tokens(&self) -> Slice<'_, u32> {
         self.tokens.device.view()
     }
 
-    /// Whether draws were started and not finished.
+    /// Returns `true` if sampling is in flight.
     pub(super) fn is_started(&self) -> bool {
         !self.started.is_empty()
     }
 
-    /// Gives draws to the stream and returns the indices, ascending, of the rows that the kernel is not written for:
-    /// for these the caller draws itself and [puts](Sampler::put) the results beside the others.
+    /// Starts sampling and returns the indices, ascending, of rows that the kernel cannot sample. The caller samples
+    /// those and [puts](Sampler::put) the results beside the others.
     pub(super) fn start(
         &mut self,
         stream: &Stream,
@@ -236,7 +235,7 @@ impl Sampler {
         rows: &[SampleRow<'_>],
     ) -> Result<Vec<usize>, CudaError> {
         let mut shared = Shared {
-            changes: self.changes.host.as_mut_slice()?,
+            edits: self.edits.host.as_mut_slice()?,
             changes_taken: 0,
             sets: self.sets.host.as_mut_slice()?,
             sets_taken: 0,
@@ -245,7 +244,7 @@ impl Sampler {
             gathered: &mut self.gathered,
         };
         let params = self.params.host.as_mut_slice()?;
-        let (mut draws, mut on_host) = (Vec::with_capacity(rows.len()), Vec::new());
+        let (mut samples, mut on_host) = (Vec::with_capacity(rows.len()), Vec::new());
         for (index, row) in rows.iter().enumerate() {
             let place = params.get_mut(index).filter(|_| self.vocabulary <= MAX_VOCABULARY);
             let prepared = place.and_then(|place| {
@@ -254,39 +253,39 @@ impl Sampler {
                 prepared
             });
             if prepared.is_some() {
-                draws.push(Draw::Device { logprobs: row.logprobs.is_some() });
+                samples.push(Started::Device { logprobs: row.logprobs.is_some() });
             } else {
-                draws.push(Draw::Host(None));
+                samples.push(Started::Host(None));
                 on_host.push(index);
             }
         }
         if on_host.len() < rows.len() {
-            let (count, changes, sets) = (rows.len().min(self.rows), shared.changes_taken, shared.sets_taken);
+            let (count, edits, sets) = (rows.len().min(self.rows), shared.changes_taken, shared.sets_taken);
             self.params.send(stream, count)?;
-            self.changes.send(stream, changes)?;
+            self.edits.send(stream, edits)?;
             self.sets.send(stream, sets * self.set_words)?;
             self.launch(stream, logits, count)?;
-            if draws.iter().any(|draw| matches!(draw, Draw::Device { logprobs: true })) {
+            if samples.iter().any(|started| matches!(started, Started::Device { logprobs: true })) {
                 self.scores.fetch(stream, count)?;
             }
         }
-        self.started = draws;
+        self.started = samples;
         Ok(on_host)
     }
 
-    /// Draws for the first `count` prepared rows, and has their tokens brought to the host.
+    /// Samples the first `count` prepared rows and downloads their tokens.
     fn launch(&mut self, stream: &Stream, logits: Logits<'_>, count: usize) -> Result<(), CudaError> {
         let shape = SampleShape {
             rows: count,
             logits_rows: logits.rows,
             vocabulary: logits.vocabulary,
             pitch: logits.pitch,
-            set_slots: self.rows * SETS_OF_ROW,
+            set_slots: self.rows * SETS_PER_ROW,
         };
         let inputs = SampleInputs {
             rows: self.params.device.planned(0..count)?,
             logits: logits.values,
-            changes: self.changes.device.view(),
+            edits: self.edits.device.view(),
         };
         let outputs = SampleOutputs {
             tokens: self.tokens.device.planned_mut(0..count)?,
@@ -299,24 +298,24 @@ impl Sampler {
         self.tokens.fetch(stream, count)
     }
 
-    /// Takes the draws of the rows that [`Sampler::start`] left to the host, in their order, and puts their tokens where
-    /// the next step looks for them.
+    /// Takes the results of the rows that [`Sampler::start`] left to the host, in order, and stores their tokens where
+    /// the next step reads them.
     pub(super) fn put(
         &mut self,
         stream: &Stream,
         on_host: &[usize],
-        drawn: Vec<Result<Sampled, SampleError>>,
+        sampled: Vec<Result<Sampled, SampleError>>,
     ) -> Result<(), CudaError> {
         let words = self.put.as_mut_slice()?;
-        for (&index, drawn) in on_host.iter().zip(drawn) {
+        for (&index, sampled) in on_host.iter().zip(sampled) {
             if let Some(word) = words.get_mut(index) {
-                *word = drawn.as_ref().map_or(NO_TOKEN, |drawn| drawn.token.0);
+                *word = sampled.as_ref().map_or(NO_TOKEN, |sampled| sampled.token.0);
             }
             if let Some(started) = self.started.get_mut(index) {
-                *started = Draw::Host(Some(drawn));
+                *started = Started::Host(Some(sampled));
             }
         }
-        // A row that is not of the device's has no place there.
+        // Not a row of this launch.
         let on_device = &on_host[..on_host.partition_point(|index| *index < self.rows)];
         for run in on_device.chunk_by(|index, next| index + 1 == *next) {
             let range = run[0]..run[0] + run.len();
@@ -325,23 +324,23 @@ impl Sampler {
         Ok(())
     }
 
-    /// The draws that were started, in their order, once they are made. None where none were.
+    /// The started samples in row order, once finished. Empty if none were started.
     pub(super) fn finish(&mut self) -> Result<Vec<Option<Result<Sampled, SampleError>>>, CudaError> {
         let started = std::mem::take(&mut self.started);
         let (tokens, scores) = (self.tokens.host.as_slice()?, self.scores.host.as_slice()?);
-        let draw = |(index, draw)| match draw {
-            Draw::Host(drawn) => drawn,
-            Draw::Device { logprobs } => Some(device_draw(tokens[index], logprobs.then_some(&scores[index]))),
+        let result = |(index, started)| match started {
+            Started::Host(sampled) => sampled,
+            Started::Device { logprobs } => Some(device_sample(tokens[index], logprobs.then_some(&scores[index]))),
         };
-        Ok(started.into_iter().enumerate().map(draw).collect())
+        Ok(started.into_iter().enumerate().map(result).collect())
     }
 
-    /// Whether the kernel scores that many rows with that many best tokens.
+    /// Returns `true` if the kernel scores this many rows with this many top tokens.
     pub(super) fn scores(&self, rows: usize, top: usize) -> bool {
         rows <= self.rows && top <= MAX_TOP && self.vocabulary <= MAX_VOCABULARY
     }
 
-    /// Log-probabilities of row `i`'s `targets[i]` and `top` best tokens, of sizes that it scores. Waits for them.
+    /// Log-probabilities of row `i`'s `targets[i]` and `top` most likely tokens. Waits for them.
     pub(super) fn logprobs(
         &mut self,
         stream: &Stream,
@@ -366,8 +365,8 @@ impl Sampler {
     }
 }
 
-/// A draw as the kernel leaves it.
-fn device_draw(token: u32, scores: Option<&RowLogprobs>) -> Result<Sampled, SampleError> {
+/// A sample as the kernel wrote it.
+fn device_sample(token: u32, scores: Option<&RowLogprobs>) -> Result<Sampled, SampleError> {
     if token == NO_TOKEN {
         return Err(NotFinite.into());
     }

@@ -1,4 +1,4 @@
-//! The sizes of launches, of a network and a step.
+//! Launch shapes for a network and a step.
 
 use std::num::NonZeroU32;
 
@@ -9,11 +9,11 @@ use super::super::kernels::norm::NormVariant;
 use super::super::kernels::paged::Heads;
 use crate::model::{ModelSpec, NormKind};
 
-/// Rows of a bucket. Up to 16 rows share one kind of product, whose cost is that of the weights; beyond, the distance
-/// bounds what is computed for padding.
+/// Rows of the buckets. Up to 16 rows use one kind of kernel, bound by reading the weights; beyond, the spacing limits
+/// padding.
 pub(super) const BUCKETS: [usize; 17] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256];
 
-/// The largest number of rows of a bucket that is no larger than `rows`; 1 for none.
+/// The largest bucket of at most `rows` rows; 1 if there is none.
 pub(super) fn largest_bucket(rows: usize) -> usize {
     BUCKETS.into_iter().rev().find(|bucket| *bucket <= rows).unwrap_or(1)
 }
@@ -23,12 +23,12 @@ pub(super) fn heads(spec: &ModelSpec) -> Heads {
     Heads { query: spec.heads, kv: spec.kv_heads, dim: spec.head_dim }
 }
 
-/// The window of a layer as the kernels' launchers take it.
+/// A layer's window as launchers take it.
 pub(super) fn window_len(window: Option<NonZeroU32>) -> Option<usize> {
     window.map(|window| window.get() as usize)
 }
 
-/// The norm kernel's variant of a norm.
+/// The norm kernel's variant.
 pub(super) fn norm_variant(kind: NormKind) -> NormVariant {
     match kind {
         NormKind::LayerNorm => NormVariant::Layer,
@@ -36,7 +36,7 @@ pub(super) fn norm_variant(kind: NormKind) -> NormVariant {
     }
 }
 
-/// Decode attention of a layer with a window, in a step of `rows` rows in `sequences` sequences.
+/// Decode attention for layers with a window, in a step of `rows` rows and `sequences` sequences.
 pub(super) fn decode_shape(
     rows: usize,
     sequences: usize,
@@ -50,7 +50,7 @@ pub(super) fn decode_shape(
     DecodeShape { rows, sequences, heads, window, positions, split_len }
 }
 
-/// Batch-invariant attention of a layer with a window, over `tiles` tiles of a step of `rows` rows.
+/// Batch-invariant attention for layers with a window, over `tiles` tiles of a step of `rows` rows.
 pub(super) fn batch_invariant_shape(
     rows: usize,
     tiles: usize,

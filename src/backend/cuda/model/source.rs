@@ -1,4 +1,4 @@
-//! Where a model's weights come from.
+//! Sources of weights.
 
 use std::time::Instant;
 
@@ -9,14 +9,14 @@ use crate::backend::{LoadProgress, LoadStage};
 use crate::checkpoint::Checkpoint;
 use crate::model::ModelSpec;
 
-/// Where a model's weights come from.
+/// Source of a model's weights.
 #[derive(Debug, Clone, Copy)]
 pub enum WeightSource<'a> {
-    /// Files: uploaded, and converted where they are stored in another dtype.
+    /// Files: uploaded, and converted if stored in another dtype.
     Checkpoint(&'a Checkpoint),
-    /// Made on the device, for measuring: no file is needed.
+    /// Random weights generated on the device, for measurements.
     Random {
-        /// Another seed, other weights.
+        /// Seed.
         seed: u32,
     },
 }
@@ -28,8 +28,7 @@ impl<'a> From<&'a Checkpoint> for WeightSource<'a> {
 }
 
 impl WeightSource<'_> {
-    /// Brings them to the device. Returns when they are there; `progress` is called at the end, and on the way where
-    /// they travel.
+    /// Loads them onto the device. `progress` is called at the end, and during an upload.
     pub(super) fn load<T: Element>(
         self,
         stream: &Stream,

@@ -1,12 +1,12 @@
-//! The inputs of one step: everything that varies from step to step, as one run of 32-bit words that is copied to the
-//! device ahead of the kernels, which read lengths and tables from it. So their grids and scalar arguments depend on
-//! the shape of a step alone, and a graph's step can be replayed for any batch of that shape.
+//! Kernel inputs of a step: everything that varies between steps of one shape, as a run of 32-bit words that is copied
+//! to the device before the kernels, which read lengths and block tables from it. Grids and scalar arguments thus
+//! depend on the shape alone, and a CUDA graph can be replayed for any batch of its shape.
 
 use std::num::NonZeroU32;
 use std::ops::Range;
 
 use super::super::kernels::attention_prefill::Tile;
-use super::super::kernels::embed::DRAWN;
+use super::super::kernels::embed::SAMPLED;
 use super::super::kernels::paged::Sequence;
 use super::attention::{AttentionPlan, StepTiles};
 use super::shapes::window_len;
@@ -15,53 +15,53 @@ use crate::backend::{Batch, SequenceRows, Token};
 use crate::kv::{BlockTable, CacheGeometry, CacheGroup, first_visible};
 use crate::model::ModelSpec;
 
-/// The page of a row whose key and value go nowhere.
+/// Page of a padding row; its key and value are not written.
 const NO_PAGE: u32 = u32::MAX;
 const SEQUENCE_WORDS: usize = size_of::<Sequence>() / 4;
 const TILE_WORDS: usize = size_of::<Tile>() / 4;
 /// 256 bytes.
 const ALIGNMENT_WORDS: usize = 64;
 
-/// LinearOp much of everything a step has, padding included.
+/// Sizes of a step, padding included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct StepShape {
     /// Rows.
     pub rows: usize,
     /// Sequences.
     pub sequences: usize,
-    /// Query tiles that a block computes; 0: no such sequence.
+    /// Whole query tiles, one block each; 0 if there are none.
     pub tiles: usize,
-    /// Query tiles whose splits are computed apart.
+    /// Split query tiles, one block per split.
     pub split_tiles: usize,
-    /// The most rows of one of those.
+    /// Most rows of a split tile.
     pub split_rows: usize,
-    /// Entries of all block tables together.
+    /// Entries of all block tables.
     pub blocks: usize,
     /// Rows with logits.
     pub logits_rows: usize,
-    /// Whether decode attention takes some sequence, of one row.
+    /// Whether decode attention takes any sequence.
     pub decodes: bool,
 }
 
-/// Where each array of a step lies among its words; each begins at a multiple of 256 bytes.
+/// Location of each array among the words of a step, each at a multiple of 256 bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StepLayout {
-    /// u32 `[rows]`: ids, or [`DRAWN`] and the place of a draw.
+    /// u32 `[rows]`: an id, or [`SAMPLED`] and the index of a sampled token.
     pub token_ids: Range<usize>,
     /// u32 `[rows]`.
     pub positions: Range<usize>,
-    /// u32 `[logits_rows]`: rows.
+    /// u32 `[logits_rows]`: row indices.
     pub logits_rows: Range<usize>,
-    /// One for each group of the cache.
+    /// One per cache group.
     pub groups: Vec<GroupLayout>,
-    /// u32 `[blocks]`: pages. Those of all sequences in all groups; each [`Sequence`] says where its own begin.
+    /// u32 `[blocks]`: pages. Block tables of all sequences and groups; each [`Sequence`] has the offset of its own.
     pub block_tables: Range<usize>,
 }
 
-/// What the layers of a group read.
+/// Inputs of the layers of one cache group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct GroupLayout {
-    /// u32 `[rows]`: the page of each row's key and value, all ones for none.
+    /// u32 `[rows]`: page of each row's key and value, all ones for padding.
     pub row_pages: Range<usize>,
     /// [`Sequence`] `[sequences]`.
     pub sequences: Range<usize>,
@@ -72,7 +72,7 @@ pub(super) struct GroupLayout {
 }
 
 impl StepLayout {
-    /// For a cache of so many groups.
+    /// Layout for a cache with this many groups.
     pub(super) fn new(shape: StepShape, groups: usize) -> StepLayout {
         let mut end = 0;
         let mut place = |words: usize| {
@@ -93,20 +93,20 @@ impl StepLayout {
         StepLayout { token_ids, positions, logits_rows, groups, block_tables: place(shape.blocks) }
     }
 
-    /// Words of the whole.
+    /// Number of words.
     pub(super) fn words(&self) -> usize {
         self.block_tables.end
     }
 }
 
-/// A batch that [`SlotMapping::make`] has accepted, as the kernels are told of it.
+/// A batch in the form the kernels read, accepted by [`SlotMapping::make`].
 pub(super) struct Step {
-    /// One for each group of the cache.
+    /// One per cache group.
     groups: Vec<GroupStep>,
     blocks: Vec<u32>,
 }
 
-/// A batch as the layers of a group see it.
+/// A batch as one cache group sees it.
 struct GroupStep {
     sequences: Vec<Sequence>,
     tiles: StepTiles,
@@ -127,9 +127,9 @@ impl Step {
         Step { groups, blocks }
     }
 
-    /// The shape that this step has without padding.
+    /// The shape of this step without padding.
     pub(super) fn shape(&self, batch: &Batch<'_>) -> StepShape {
-        // Those of all groups are as many.
+        // All groups have equally many tiles.
         let none = StepTiles::default();
         let tiles = self.groups.first().map_or(&none, |group| &group.tiles);
         StepShape {
@@ -144,17 +144,17 @@ impl Step {
         }
     }
 
-    /// Writes the inputs into `words`, laid out for this shape or a larger one; what is beyond the batch is padding.
-    pub(super) fn write(&self, words: &mut [u32], layout: &StepLayout, batch: &Batch<'_>, places: &SlotMapping) {
+    /// Writes the inputs into `words` in the layout of this shape or a larger one; the rest is padding.
+    pub(super) fn write(&self, words: &mut [u32], layout: &StepLayout, batch: &Batch<'_>, slots: &SlotMapping) {
         let ids = batch.tokens.iter().map(|token| match token {
             Token::Known(id) => id.0,
-            Token::Sampled(place) => DRAWN | place,
+            Token::Sampled(place) => SAMPLED | place,
         });
         put(words, &layout.token_ids, ids, 0);
-        put(words, &layout.positions, places.positions.iter().copied(), 0);
+        put(words, &layout.positions, slots.positions.iter().copied(), 0);
         put(words, &layout.logits_rows, batch.logits_rows.iter().map(|row| *row as u32), 0);
         for (index, (group, layout)) in self.groups.iter().zip(&layout.groups).enumerate() {
-            put(words, &layout.row_pages, places.rows(index).iter().map(|row| row.page), NO_PAGE);
+            put(words, &layout.row_pages, slots.rows(index).iter().map(|row| row.page), NO_PAGE);
             group.write(words, layout);
         }
         put(words, &layout.block_tables, self.blocks.iter().copied(), 0);
@@ -174,7 +174,7 @@ impl GroupStep {
     }
 }
 
-/// A sequence as the layers with a window see it; its pages are added to `blocks`.
+/// A sequence as the layers with a window see it. Appends its pages to `blocks`.
 fn sequence_of(
     rows: &SequenceRows<'_>,
     table: &BlockTable,
@@ -182,7 +182,7 @@ fn sequence_of(
     page_size: NonZeroU32,
     blocks: &mut Vec<u32>,
 ) -> Sequence {
-    // Numbers of rows and positions fit u32: the batch was checked.
+    // Rows and positions fit in u32: the batch was checked.
     let first_block = first_visible(rows.start, window) / page_size;
     let sequence = Sequence {
         first_row: rows.rows.start as u32,
@@ -193,13 +193,13 @@ fn sequence_of(
         ..Sequence::PADDING
     };
     let visible = sequence.visible_blocks(window_len(window), page_size.get() as usize) as usize;
-    // Pages before the first visible block are held still, or were; no kernel is told of them.
+    // Pages before the first visible block may still be held; kernels do not get them.
     let hidden = first_block.saturating_sub(table.first_block()) as usize;
     blocks.extend(table.pages().iter().skip(hidden).take(visible).map(|page| page.0));
     sequence
 }
 
-/// Fills the words of `range` with `values`, and what they leave over with `padding`.
+/// Fills the words of `range` with `values`, then `padding`.
 fn put(words: &mut [u32], range: &Range<usize>, values: impl Iterator<Item = u32>, padding: u32) {
     for (word, value) in words[range.clone()].iter_mut().zip(values.chain(std::iter::repeat(padding))) {
         *word = value;
@@ -251,8 +251,8 @@ mod tests {
         let mut tokens = Token::known(&ids);
         tokens[1] = Token::Sampled(2);
         let batch = Batch { tokens: &tokens, sequences: &sequences, logits_rows: &[0, 5] };
-        let mut places = SlotMapping::new(7, &cache);
-        places.make(&batch, &spec, &cache).unwrap();
+        let mut slots = SlotMapping::new(7, &cache);
+        slots.make(&batch, &spec, &cache).unwrap();
         let (decode, prefill) = (attention_decode::Variant::Split, attention_prefill::Variant::Warp);
         let step = Step::new(&batch, &spec, &cache, AttentionPlan::Fast { decode, prefill });
         let exact = StepShape {
@@ -271,8 +271,8 @@ mod tests {
         let layout = StepLayout::new(padded, 1);
         let group = &layout.groups[0];
         let mut words = vec![0xdead; layout.words()];
-        step.write(&mut words, &layout, &batch, &places);
-        assert_eq!(words[layout.token_ids.clone()], [10, DRAWN | 2, 12, 13, 14, 15, 0, 0]);
+        step.write(&mut words, &layout, &batch, &slots);
+        assert_eq!(words[layout.token_ids.clone()], [10, SAMPLED | 2, 12, 13, 14, 15, 0, 0]);
         assert_eq!(words[layout.positions.clone()], [40, 2, 3, 4, 5, 6, 0, 0]);
         assert_eq!(words[group.row_pages.clone()], [7, 3, 3, 3, 3, 3, NO_PAGE, NO_PAGE]);
         assert_eq!(words[layout.logits_rows.clone()], [0, 5, 0]);
@@ -293,7 +293,7 @@ mod tests {
         let layout = StepLayout::new(padded, 1);
         let group = &layout.groups[0];
         let mut words = vec![0xdead; layout.words()];
-        step.write(&mut words, &layout, &batch, &places);
+        step.write(&mut words, &layout, &batch, &slots);
         assert_eq!(words[group.tiles.clone()], [1, 4, 1, 3, 1, 2, 1, 1, 1, 0]);
         assert_eq!(words[group.split_tiles.clone()], [0, 0, u32::MAX, 0]);
     }
@@ -309,15 +309,15 @@ mod tests {
         ];
         let tokens = Token::known(&[TokenId(10), TokenId(11)]);
         let batch = Batch { tokens: &tokens, sequences: &sequences, logits_rows: &[0, 1] };
-        let mut places = SlotMapping::new(2, &cache);
-        places.make(&batch, &spec, &cache).unwrap();
+        let mut slots = SlotMapping::new(2, &cache);
+        slots.make(&batch, &spec, &cache).unwrap();
         let plan = AttentionPlan::BatchInvariant { max_split: 4, split_room: 4 };
         let step = Step::new(&batch, &spec, &cache, plan);
         let shape = step.shape(&batch);
         assert_eq!((shape.rows, shape.blocks, shape.split_tiles), (2, 3 + 4, 2));
         let layout = StepLayout::new(shape, 2);
         let mut words = vec![0xdead; layout.words()];
-        step.write(&mut words, &layout, &batch, &places);
+        step.write(&mut words, &layout, &batch, &slots);
         let sequence = |words: [u32; 5]| [&words[..], &[0; 3]].concat();
         let expected = [[[0, 1, 40, 1, 0], [1, 1, 3, 0, 2]], [[0, 1, 40, 0, 3], [1, 1, 3, 0, 6]]];
         for (group, expected) in layout.groups.iter().zip(expected) {

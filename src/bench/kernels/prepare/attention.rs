@@ -98,7 +98,7 @@ pub struct Decode<T> {
     shape: DecodeShape,
     step: Step,
     partials: Buffer<f32>,
-    arrivals: Buffer<u32>,
+    tile_counters: Buffer<u32>,
     sets: Vec<Set<T>>,
 }
 
@@ -117,8 +117,9 @@ impl<T: Element> Decode<T> {
         let variant = variant.unwrap_or_else(|| attention_decode::Variant::of(device.properties()));
         let kernels = AttentionDecode::load_variant(device, shape.heads.dim, variant)?;
         let needed = shape.workspace_len(kernels.variant());
-        let (partials, arrivals) = (filler.stream.zeroed(needed.partials)?, filler.stream.zeroed(needed.arrivals)?);
-        Ok(Decode { kernels, shape, step, partials, arrivals, sets })
+        let (partials, tile_counters) =
+            (filler.stream.zeroed(needed.partials)?, filler.stream.zeroed(needed.tile_counters)?);
+        Ok(Decode { kernels, shape, step, partials, tile_counters, sets })
     }
 }
 
@@ -128,10 +129,10 @@ impl<T: Element> Launches for Decode<T> {
     }
 
     fn launch(&mut self, stream: &Stream, set: usize) -> Result<(), CudaError> {
-        let Decode { kernels, shape, step, partials, arrivals, sets } = self;
+        let Decode { kernels, shape, step, partials, tile_counters, sets } = self;
         let Some(Set { queries, keys, values, out }) = set_of(sets, set) else { return Ok(()) };
         let inputs = step.inputs(queries, keys, values);
-        let workspace = DecodeWorkspace { partials: partials.view_mut(), arrivals: arrivals.view_mut() };
+        let workspace = DecodeWorkspace { partials: partials.view_mut(), tile_counters: tile_counters.view_mut() };
         // SAFETY: the case's sequences are rows of the step, and every block of theirs has an entry in the tables that
         // is below the number of pages.
         unsafe { kernels.launch(stream, *shape, inputs, workspace, out.view_mut()) }

@@ -85,8 +85,8 @@ pub struct Normed<T> {
     kernels: NormedGemv<T>,
     norm: NormShape,
     shape: GemmShape,
-    gains: Buffer<T>,
-    shifts: Buffer<T>,
+    weights: Buffer<T>,
+    biases: Buffer<T>,
     sets: Vec<(Operands<T>, Buffer<T>)>,
 }
 
@@ -106,8 +106,8 @@ impl<T: Element> Normed<T> {
             kernels: NormedGemv::load(filler.stream.device(), variant)?,
             norm,
             shape,
-            gains: filler.filled(norm.pitch(), 0, 4, 1.0, 0.1)?,
-            shifts: filler.filled(norm.pitch(), 0, 5, 0.0, spread::BIASES)?,
+            weights: filler.filled(norm.pitch(), 0, 4, 1.0, 0.1)?,
+            biases: filler.filled(norm.pitch(), 0, 5, 0.0, spread::BIASES)?,
             sets: (0..sets).map(set).collect::<Result<_, CudaError>>()?,
         })
     }
@@ -123,7 +123,7 @@ impl<T: Element> Launches for Normed<T> {
         let rows = NormedRows {
             hidden: x.view(),
             gather: None,
-            norm: NormWeights { weight: self.gains.view(), bias: Some(self.shifts.view()) },
+            norm: NormWeights { weight: self.weights.view(), bias: Some(self.biases.view()) },
             width: self.norm.width,
             epsilon: self.norm.epsilon,
         };

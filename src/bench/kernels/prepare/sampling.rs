@@ -1,7 +1,7 @@
 //! Draws and log-probabilities.
 
 use crate::backend::cuda::kernels::sample::{
-    Change, Logprobs, LogprobsRow, LogprobsShape, RowLogprobs, RowParams, Sample, SampleInputs, SampleOutputs,
+    LogitEdit, Logprobs, LogprobsRow, LogprobsShape, RowLogprobs, RowParams, Sample, SampleInputs, SampleOutputs,
     SampleShape,
 };
 use crate::backend::cuda::layout::padded;
@@ -31,7 +31,7 @@ pub struct Draws {
     kernel: Sample,
     shape: SampleShape,
     rows: Buffer<RowParams>,
-    changes: Buffer<Change>,
+    edits: Buffer<LogitEdit>,
     tokens: Buffer<u32>,
     logprobs: Buffer<RowLogprobs>,
     bitsets: Buffer<u32>,
@@ -54,7 +54,7 @@ impl Draws {
         Ok(Draws {
             shape,
             rows: stream.upload(&choice.rows(rows))?,
-            changes: stream.zeroed(0)?,
+            edits: stream.zeroed(0)?,
             tokens: stream.zeroed(rows)?,
             logprobs: stream.zeroed(rows)?,
             bitsets: stream.zeroed(0)?,
@@ -73,7 +73,7 @@ impl Launches for Draws {
 
     fn launch(&mut self, stream: &Stream, set: usize) -> Result<(), CudaError> {
         let Some(logits) = self.sets.get(set % self.sets.len().max(1)) else { return Ok(()) };
-        let inputs = SampleInputs { rows: self.rows.view(), logits: logits.view(), changes: self.changes.view() };
+        let inputs = SampleInputs { rows: self.rows.view(), logits: logits.view(), edits: self.edits.view() };
         let outputs = SampleOutputs {
             tokens: self.tokens.view_mut(),
             logprobs: self.logprobs.view_mut(),

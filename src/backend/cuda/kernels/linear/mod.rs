@@ -59,9 +59,7 @@ impl GemmAlgorithm {
         };
         match algorithm {
             LinearAlgorithm::GemvNormed | LinearAlgorithm::Gemv => GemmAlgorithm::Gemv,
-            LinearAlgorithm::SmallM => {
-                GemmAlgorithm::SmallM(gemm_small_m_sm90::Plan::choose(device.sm_count, shape))
-            }
+            LinearAlgorithm::SmallM => GemmAlgorithm::SmallM(gemm_small_m_sm90::Plan::choose(device.sm_count, shape)),
             LinearAlgorithm::Sm90 => GemmAlgorithm::Sm90(gemm_sm90::Plan::choose(device.sm_count, shape)),
             LinearAlgorithm::Sm80 => GemmAlgorithm::Sm80(Plan::choose(device.into(), shape)),
         }

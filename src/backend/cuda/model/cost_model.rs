@@ -1,8 +1,7 @@
-//! What a step costs: every launch of a forward pass and of the draws behind it, in order, with the bytes that it must
-//! move and the FLOPs that it must do, as the launchers declare them ([`Work`]). Needs no device, only what one is.
+//! The cost model: every launch of a step, in order, with the bytes it must move and the FLOPs it must do, as declared
+//! by its launcher ([`Work`]). Needs no device.
 //!
-//! The tests hold it against the launches that the interpreter counts, and against
-//! [`Counts`](crate::model::Counts), so that no two figures of one step disagree.
+//! Tests compare it with what the interpreter counts and with [`Counts`](crate::model::Counts).
 
 use super::super::kernels::attention_batch_invariant::{self, Division};
 use super::super::kernels::embed::{self, EmbedShape};
@@ -26,41 +25,41 @@ use crate::sampling::SamplingParams;
 /// One sequence's share of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SequenceStep {
-    /// Rows that the step computes of it.
+    /// Rows to compute.
     pub rows: u32,
-    /// The position of the first of them: as many positions are in the cache already.
+    /// Position of the first row; earlier positions are cached.
     pub start: u32,
 }
 
-/// A step, as far as its cost depends on it.
+/// A step as the cost model sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepDescription<'a> {
-    /// The sequences, in their order.
+    /// The sequences in batch order.
     pub sequences: &'a [SequenceStep],
-    /// Rows whose logits are wanted.
+    /// Number of logits rows.
     pub logits_rows: usize,
-    /// Rows for which a token is then drawn, greedily.
+    /// Number of rows sampled afterwards, greedily.
     pub sampled_rows: usize,
 }
 
-/// One launch of a step.
+/// Cost of one launch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelCost {
-    /// The kernel, by its name in the compiled image: `gemv_bias_gelu_bf16_8x16`.
+    /// Kernel name in the compiled image, such as `gemv_bias_gelu_bf16_8x16`.
     pub kernel: String,
-    /// Its family, as the kernel benches name it: `gemv`, `gemm`, `attention_decode`.
+    /// Kernel family in the benchmarks: `gemv`, `gemm`, `attention_decode`.
     pub family: &'static str,
-    /// What of the network it computes.
+    /// Part of the network.
     pub part: Part,
-    /// The layer; none ahead of the first and behind the last.
+    /// Layer. `None` before the first and after the last.
     pub layer: Option<usize>,
-    /// Bytes and FLOPs, of rows that pad a graph's step too: they are computed like the others.
+    /// Bytes and FLOPs, those of padding rows included.
     pub work: Work,
 }
 
-/// The launches of `step`, in the order in which a [`CudaBackend`](super::CudaBackend) of `T` with `options` gives them
-/// to a stream of `device`.
-pub fn account<T: Element>(
+/// Costs of the launches of `step`, in the order in which a [`CudaBackend`](super::CudaBackend) of `T` with `options`
+/// submits them on `device`.
+pub fn kernel_costs<T: Element>(
     spec: &ModelSpec,
     options: &CudaOptions,
     device: &Properties,
@@ -72,17 +71,17 @@ pub fn account<T: Element>(
     let layout = Layout::new(spec, T::DTYPE);
     let costs = Costs::new::<T>(spec, options, device, step);
     let launches = Program::new(spec, &layout, options, device).launches(costs.shape);
-    let mut accounts: Vec<KernelCost> = launches.iter().flat_map(|launch| costs.of(launch)).collect();
-    accounts.extend(sampling(spec, options, device, step.sampled_rows));
-    accounts
+    let mut costs: Vec<KernelCost> = launches.iter().flat_map(|launch| costs.of(launch)).collect();
+    costs.extend(sampling(spec, options, device, step.sampled_rows));
+    costs
 }
 
-/// A step, with everything that its launches' work depends on besides their shapes.
+/// A step with everything its launches' work depends on.
 struct Costs {
     element: &'static str,
-    /// As it runs, padding included.
+    /// The shape that runs, padding included.
     shape: StepShape,
-    /// Without.
+    /// The shape without padding.
     exact: StepShape,
     /// Padding included.
     sequences: Vec<Sequence>,
@@ -106,7 +105,7 @@ impl Costs {
         }
         let page_size = options.page_size.get() as usize;
         let attention = AttentionPlan::new(spec, options, device);
-        // What tiles cost together does not depend on their order.
+        // The total does not depend on the tiles' order.
         let tiles = attention.tiles(&sequences, spec, spec.window());
         let blocks = spec.windows().into_iter().flat_map(|window| {
             sequences.iter().map(move |sequence| sequence.visible_blocks(window_len(window), page_size))
@@ -126,66 +125,62 @@ impl Costs {
         Costs { element: T::NAME, shape, exact, sequences, tiles, attention, page_size }
     }
 
-    /// What a launch costs; attention kernels that merge their splits apart are two.
+    /// Costs of a launch; two if attention merges its splits in a second kernel.
     fn of(&self, launch: &Launch) -> Vec<KernelCost> {
         let Launch { op, part, layer } = *launch;
-        let account = |family, kernel, work| KernelCost { kernel, family, part, layer, work };
+        let cost = |family, kernel, work| KernelCost { kernel, family, part, layer, work };
         match op {
-            Op::Embed { shape, .. } => vec![account("embed", embed::KERNEL.to_owned(), self.embed(shape))],
+            Op::Embed { shape, .. } => vec![cost("embed", embed::KERNEL.to_owned(), self.embed(shape))],
             Op::Norm { norm, gathers } => {
-                vec![account("norm", norm.variant.kernel_name(self.element), self.norm(norm, gathers))]
+                vec![cost("norm", norm.variant.kernel_name(self.element), self.norm(norm, gathers))]
             }
-            Op::Qkv { weights, shape, how } => {
-                let (family, kernel) = self.kernel(how, BIAS_ROPE_KV, shape.rows);
-                vec![account(family, kernel, self.with_norm(how, self.qkv(shape, weights), false))]
+            Op::Qkv { weights, shape, linear } => {
+                let (family, kernel) = self.kernel(linear, BIAS_ROPE_KV, shape.rows);
+                vec![cost(family, kernel, self.with_norm(linear, self.qkv(shape, weights), false))]
             }
-            Op::Up { weights, shape, how } => {
-                let (family, kernel) = self.kernel(how, Epilogue::BiasGelu.name(), shape.m);
+            Op::UpProj { weights, shape, linear } => {
+                let (family, kernel) = self.kernel(linear, Epilogue::BiasGelu.name(), shape.m);
                 let work = shape.work(&weights.weight.format, Epilogue::BiasGelu, bias(weights));
-                vec![account(family, kernel, self.with_norm(how, work, false))]
+                vec![cost(family, kernel, self.with_norm(linear, work, false))]
             }
-            Op::AddProjection { weights, shape, algorithm, .. } => {
+            Op::ResidualProj { weights, shape, algorithm, .. } => {
                 let epilogue = Epilogue::BiasResidual;
                 let (family, kernel) = self.kernel(LinearOp::Plain(algorithm), epilogue.name(), shape.m);
-                vec![account(family, kernel, shape.work(&weights.weight.format, epilogue, bias(weights)))]
+                vec![cost(family, kernel, shape.work(&weights.weight.format, epilogue, bias(weights)))]
             }
-            Op::Head { weights, shape, how } => {
-                let (family, kernel) = self.kernel(how, LOGITS, shape.m);
-                vec![account(family, kernel, self.with_norm(how, shape.logits_work(&weights.weight.format), true))]
+            Op::Head { weights, shape, linear } => {
+                let (family, kernel) = self.kernel(linear, LOGITS, shape.m);
+                vec![cost(family, kernel, self.with_norm(linear, shape.logits_work(&weights.weight.format), true))]
             }
             Op::Decode(shape) => {
                 let AttentionPlan::Fast { decode, .. } = self.attention else { return Vec::new() };
                 let launches = shape.launches(decode, self.element, &self.sequences, self.page_size);
-                launches.into_iter().map(|(kernel, work)| account("attention_decode", kernel, work)).collect()
+                launches.into_iter().map(|(kernel, work)| cost("attention_decode", kernel, work)).collect()
             }
             Op::Prefill(shape) => {
                 let AttentionPlan::Fast { prefill, .. } = self.attention else { return Vec::new() };
                 let kernel = prefill.kernel_name(self.element, shape.heads.dim);
                 let work = shape.work(&self.sequences, &self.tiles.whole, self.page_size);
-                vec![account("attention_prefill", kernel, work)]
+                vec![cost("attention_prefill", kernel, work)]
             }
             Op::BatchInvariant(shape) => {
                 let whole = shape.division == Division::Whole;
                 let tiles = if whole { &self.tiles.whole } else { &self.tiles.split };
                 let kernel = attention_batch_invariant::kernel_name(self.element, shape.heads.dim);
                 let work = shape.work(&self.sequences, tiles, self.page_size);
-                let mut accounts = vec![account("attention_batch_invariant", kernel, work)];
+                let mut costs = vec![cost("attention_batch_invariant", kernel, work)];
                 if shape.splits() > 1 {
                     let kernel = attention_batch_invariant::merge_kernel_name(self.element, shape.heads.dim);
-                    accounts.push(account(
-                        "attention_batch_invariant",
-                        kernel,
-                        shape.merge_work(&self.sequences, tiles),
-                    ));
+                    costs.push(cost("attention_batch_invariant", kernel, shape.merge_work(&self.sequences, tiles)));
                 }
-                accounts
+                costs
             }
         }
     }
 
-    /// The family and the name of a product's kernel.
-    fn kernel(&self, how: LinearOp, epilogue: &str, rows: usize) -> (&'static str, String) {
-        match how {
+    /// Family and name of a linear layer's kernel.
+    fn kernel(&self, linear: LinearOp, epilogue: &str, rows: usize) -> (&'static str, String) {
+        match linear {
             LinearOp::Plain(algorithm) => (algorithm.family(), algorithm.kernel_name(epilogue, self.element, rows)),
             LinearOp::FusedNorm(norm) => {
                 ("gemv_normed", gemv_normed::kernel_name(norm.variant, epilogue, self.element))
@@ -193,9 +188,9 @@ impl Costs {
         }
     }
 
-    /// The work of a product, and of the norm that it takes along.
-    fn with_norm(&self, how: LinearOp, product: Work, gathers: bool) -> Work {
-        match how {
+    /// Work of a linear layer, including a fused norm.
+    fn with_norm(&self, linear: LinearOp, product: Work, gathers: bool) -> Work {
+        match linear {
             LinearOp::Plain(_) => product,
             LinearOp::FusedNorm(norm) => gemv_normed::work_of_both(self.norm(norm, gathers), product),
         }
@@ -203,7 +198,7 @@ impl Costs {
 
     fn embed(&self, shape: EmbedShape) -> Work {
         let mut work = shape.work();
-        // Rows of padding are all token 0.
+        // Padding rows are all token 0.
         work.bytes_read -= (self.padding().saturating_sub(1) * shape.width * ELEMENT_BYTES) as u64;
         work
     }
@@ -213,7 +208,7 @@ impl Costs {
         let mut work = norm.shape.work(norm.variant, bias);
         if gathers {
             let rows = norm.shape.rows;
-            // Padding gathers row 0, which is among the others where they are all the step's rows.
+            // Padding gathers row 0, which is already counted if every row has logits.
             let padding = rows - self.exact.logits_rows.max(1).min(rows);
             work.bytes_read -= (padding * padded(norm.shape.width) * ELEMENT_BYTES) as u64;
             work.bytes_read += 4 * rows as u64;
@@ -224,18 +219,18 @@ impl Costs {
     fn qkv(&self, shape: QkvShape, weights: LinearLayout) -> Work {
         let QkvShape { rows, kv_heads, head_dim, .. } = shape;
         let mut work = shape.work(&weights.weight.format, bias(weights));
-        // Keys and values of padding go nowhere, and rows at one position share its rotations.
+        // Padding writes no keys and values, and rows at one position share its rotations.
         work.bytes_written -= (self.padding() * 2 * kv_heads * head_dim * ELEMENT_BYTES) as u64;
         work.bytes_read -= ((rows - self.distinct_positions()) * head_dim * size_of::<f32>()) as u64;
         work
     }
 
-    /// Rows that pad a graph's step.
+    /// Number of padding rows.
     fn padding(&self) -> usize {
         self.shape.rows - self.exact.rows
     }
 
-    /// Positions at which rows stand, each once; padding stands at 0.
+    /// Number of distinct positions; padding is at 0.
     fn distinct_positions(&self) -> usize {
         let rows = self.sequences.iter().flat_map(|sequence| sequence.start..sequence.start + sequence.rows);
         let mut positions: Vec<u32> = rows.chain((self.padding() > 0).then_some(0)).collect();
@@ -249,7 +244,7 @@ fn bias(weights: LinearLayout) -> BiasTerm {
     if weights.bias.is_some() { BiasTerm::Present } else { BiasTerm::Absent }
 }
 
-/// The launch that draws a token for each of the first `rows` rows of logits.
+/// The sampling launch over the first `rows` rows of logits.
 fn sampling(spec: &ModelSpec, options: &CudaOptions, device: &Properties, rows: usize) -> Option<KernelCost> {
     let greedy = SamplingParams::default();
     let params: Vec<RowParams> = (0..rows).map(|row| RowParams::new(&greedy, row as u32, 0)).collect();

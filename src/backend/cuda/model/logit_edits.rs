@@ -1,16 +1,18 @@
-//! What changes a row's logits token by token, as the kernel takes it: one list by ascending id.
+//! A row's per-token logit edits as the kernel takes them: one list in ascending order of id.
 
-use super::super::kernels::sample::Change;
+use super::super::kernels::sample::LogitEdit;
 use crate::sampling::SampleRow;
 use crate::text::TokenId;
 
-/// The row's bans, biases and counted tokens, in `list`, whose old content goes; ids from `vocabulary` on are left out.
-/// `false` where a token has two biases, which the reference sampler adds one after the other and the kernel cannot.
-pub(super) fn gather(row: &SampleRow<'_>, vocabulary: usize, list: &mut Vec<Change>) -> bool {
+/// Replaces `list` with the row's bans, biases and penalised tokens; ids from `vocabulary` on are dropped. Returns
+/// `false` if a token has two biases, which the reference sampler adds one after the other and the kernel cannot.
+pub(super) fn gather(row: &SampleRow<'_>, vocabulary: usize, list: &mut Vec<LogitEdit>) -> bool {
     let params = row.params;
     let is_token = |token: TokenId| (token.0 as usize) < vocabulary;
     list.clear();
-    list.extend(params.logit_bias.iter().filter(|(id, _)| is_token(*id)).map(|(id, bias)| Change::biased(*id, *bias)));
+    list.extend(
+        params.logit_bias.iter().filter(|(id, _)| is_token(*id)).map(|(id, bias)| LogitEdit::biased(*id, *bias)),
+    );
     let biases = list.len();
     list.sort_unstable_by_key(|change| change.id);
     list.dedup_by_key(|change| change.id);
@@ -18,12 +20,12 @@ pub(super) fn gather(row: &SampleRow<'_>, vocabulary: usize, list: &mut Vec<Chan
         return false;
     }
     let banned = params.banned_token_ids.iter().chain(row.banned);
-    list.extend(banned.filter(|id| is_token(**id)).map(|id| Change::banned(*id)));
+    list.extend(banned.filter(|id| is_token(**id)).map(|id| LogitEdit::banned(*id)));
     if params.frequency_penalty != 0.0 || params.presence_penalty != 0.0 {
         let counts = row.history.into_iter().flat_map(|history| history.output_counts());
-        list.extend(counts.filter(|(id, _)| is_token(*id)).map(|(id, count)| Change::generated(id, count)));
+        list.extend(counts.filter(|(id, _)| is_token(*id)).map(|(id, count)| LogitEdit::generated(id, count)));
     }
-    // Stable: it finds the ascending runs.
+    // Stable, and detects ascending runs.
     list.sort_by_key(|change| change.id);
     list.dedup_by(|next, kept| {
         let same = next.id == kept.id;
@@ -47,7 +49,7 @@ mod tests {
     ) -> Option<Vec<(u32, f32, u32)>> {
         let banned: Vec<TokenId> = banned.iter().map(|id| TokenId(*id)).collect();
         let row = SampleRow { history, banned: &banned, ..SampleRow::new(0, params, 0) };
-        let mut list = vec![Change::banned(TokenId(1))];
+        let mut list = vec![LogitEdit::banned(TokenId(1))];
         gather(&row, 100, &mut list).then(|| list.iter().map(|c| (c.id, c.bias, c.count)).collect())
     }
 
@@ -64,7 +66,7 @@ mod tests {
         let no = f32::NEG_INFINITY;
         let expected = [(3, no, 1), (7, no, 0), (9, 0.0, 2), (50, 2.0, 1), (60, no, 0), (80, 1.0, 0)];
         assert_eq!(gathered(&params, &[7, 60], Some(&history)).unwrap(), expected);
-        // Counts that no penalty looks at stay where they are.
+        // Counts that no penalty uses are left out.
         let params = SamplingParams { presence_penalty: 0.0, repetition_penalty: 1.5, ..params };
         let expected = [(3, no, 0), (50, 2.0, 0), (60, no, 0), (80, 1.0, 0)];
         assert_eq!(gathered(&params, &[], Some(&history)).unwrap(), expected);

@@ -1,4 +1,4 @@
-//! The account of a step against the step: as many launches as the interpreter ran, the same kernels in the same order,
+//! The cost model of a step against the step: as many launches as the interpreter ran, the same kernels in the same order,
 //! and of each the bytes that it moved.
 
 mod common;
@@ -8,7 +8,7 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use rigel::backend::cuda::kernels::Element;
-use rigel::backend::cuda::model::account::{KernelCost, Part, SequenceStep, StepDescription, account};
+use rigel::backend::cuda::model::cost_model::{KernelCost, Part, SequenceStep, StepDescription, kernel_costs};
 use rigel::backend::cuda::model::{CudaBackend, CudaOptions};
 use rigel::backend::cuda::{GpuSpec, Properties};
 use rigel::backend::{Backend, Batch, Determinism, SequenceRows, Token};
@@ -54,7 +54,7 @@ fn assert_as_counted(declared: &[KernelCost], counted: &[LaunchCounters], place:
 }
 
 /// Steps of `(sequence, rows)`: prompts, chunks beside single rows, decode of 1 to 5 sequences, so that steps fit a
-/// bucket or are padded to one. Each is held against its account as it is launched, recorded and replayed.
+/// bucket or are padded to one. Each is held against its declared costs as it is launched, recorded and replayed.
 const STEPS: [&[(usize, u32)]; 8] = [
     &[(0, 40), (1, 9), (2, 3)],
     &[(0, 1)],
@@ -66,7 +66,7 @@ const STEPS: [&[(usize, u32)]; 8] = [
     &[(1, 1), (2, 1), (3, 1)],
 ];
 
-fn follows_its_account<T: Element>(bench: &common::Bench, name: &str, determinism: Determinism) {
+fn follows_its_cost_model<T: Element>(bench: &common::Bench, name: &str, determinism: Determinism) {
     let Some(interpreter) = bench.interpreter() else { return };
     let (checkpoint, spec) = common::golden(name);
     let options = options(determinism);
@@ -92,7 +92,7 @@ fn follows_its_account<T: Element>(bench: &common::Bench, name: &str, determinis
         let draws: Vec<SampleRow<'_>> = (0..ends.len()).map(|row| SampleRow::new(row, &params, 0)).collect();
         let step_description =
             StepDescription { sequences: &described, logits_rows: ends.len(), sampled_rows: ends.len() };
-        let declared = account::<T>(&spec, &options, bench.device().properties(), &step_description);
+        let declared = kernel_costs::<T>(&spec, &options, bench.device().properties(), &step_description);
         // Launched, recorded, replayed.
         for time in 0..3 {
             interpreter.clear_counters();
@@ -109,10 +109,10 @@ device_test! {
     fn every_launch_moves_what_its_account_says() {
         common::on_one_schedule(|bench| {
             for determinism in [Determinism::Fast, Determinism::BatchInvariant] {
-                follows_its_account::<bf16>(bench, "gqa9", determinism);
-                follows_its_account::<f16>(bench, "gqa2-d128", determinism);
+                follows_its_cost_model::<bf16>(bench, "gqa9", determinism);
+                follows_its_cost_model::<f16>(bench, "gqa2-d128", determinism);
             }
-            follows_its_account::<bf16>(bench, "nobias", Determinism::Fast);
+            follows_its_cost_model::<bf16>(bench, "nobias", Determinism::Fast);
         });
     }
 }
@@ -142,7 +142,7 @@ fn decode(spec: &ModelSpec, determinism: Determinism, rows: usize, start: u32) -
     };
     let sequences = vec![SequenceStep { rows: 1, start }; rows];
     let step = StepDescription { sequences: &sequences, logits_rows: rows, sampled_rows: rows };
-    account::<bf16>(spec, &options, &h200(), &step)
+    kernel_costs::<bf16>(spec, &options, &h200(), &step)
 }
 
 /// Products and attention itself; norms and merges have FLOPs that `Counts` does not count: a LayerNorm 7 an element.
