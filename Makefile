@@ -15,6 +15,7 @@ test:
 
 lint:
 	cargo fmt --all --check
+	tools/format-kernels --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --no-deps
 	cargo check --quiet --no-default-features

@@ -7,7 +7,7 @@
 static constexpr uint32_t kWarps = 4;
 static constexpr uint32_t kThreads = kWarps * 32;
 static constexpr uint32_t kQueries = kWarps * 16;  // of a tile
-static constexpr uint32_t kKeys = 64;              // of a tile, at a multiple of 64
+static constexpr uint32_t kKeys = 64;  // of a tile, at a multiple of 64
 static constexpr uint32_t kBuffers = 3;
 static constexpr uint32_t kPaddingTile = 0xffffffffu;
 
@@ -17,7 +17,7 @@ DEVICE float merge_value(float own, float other, const MergeFactors& factors) {
     return multiply_add_rounded(own, factors.own, multiply_rounded(other, factors.other));
 }
 DEVICE MergeFactors merge_rounded(SoftmaxState& state, const SoftmaxState& other) {
-    const float max = fmaxf(state.max, other.max), subtracted = reference(max);
+    const float max = fmaxf(state.max, other.max), subtracted = score_offset(max);
     const MergeFactors factors{exp2_approx(state.max - subtracted), exp2_approx(other.max - subtracted)};
     state = SoftmaxState{max, merge_value(state.sum, other.sum, factors)};
     return factors;
@@ -37,14 +37,14 @@ struct TileRows {
                         sequence.table};
     }
     // The keys that any of them sees.
-    DEVICE KeyRange seen(const TileRows& tile, uint32_t window) {
-        return KeyRange{first_visible(tile.first_position, window), tile.first_position + tile.rows};
+    METHOD KeyRange seen(uint32_t window) const {
+        return KeyRange{first_visible(first_position, window), first_position + rows};
     }
 };
 
-// out[r, h, :] = sum over keys k that row r sees of p[k] v[k, h / group, :],
+// Computes: out[r, h, :] = sum over keys k that row r sees of p[k] v[k, h / group, :],
 // p = softmax over k of q[r, h, :] . k[k, h / group, :] / sqrt(kHeadDim)
-//
+// Shapes:
 //   queries, out    T [rows, kv_heads group, kHeadDim]
 //   workspace       f32, see Partials, for gridDim.x tile_rows rows; touched with more than one split alone
 //   keys, values    T [pages, kv_heads, page_size, kHeadDim], page_size = 1 << page_shift >= 16; a row's own key and
@@ -70,17 +70,18 @@ struct TileRows {
 // sums of a split. Warps whose queries are all left over copy, and compute nothing. The way of keys and values is
 // attention_prefill's: a ring of three buffers of 64, two of them under way.
 //
-// Grid (tiles, kv_heads, splits), 128 threads. Shared memory: (64 + 3 x 64) kHeadDim x sizeof(T) + 64 x 4.
+// Grid: (tiles, kv_heads, splits), 128 threads.
+// Smem: (64 + 3 x 64) kHeadDim x sizeof(T) + 64 x 4.
 // Bytes: for each sequence and KV head the keys and values that its rows see, once (each tile reads them again, from
 // L2); queries; outputs, or for each row, head and split of its tile (kHeadDim + 2) x 4. FLOPs: 4 kHeadDim for each head
 // and pair of row and key that it sees.
 // Alignment: 16 bytes.
-// Registers: at most 192 (attention_ordered_bf16_64 attention_ordered_f16_64)
-// Registers: at most 248 (attention_ordered_bf16_128 attention_ordered_f16_128)
+// Registers: at most 192 (attention_batch_invariant_bf16_64 attention_batch_invariant_f16_64)
+// Registers: at most 248 (attention_batch_invariant_bf16_128 attention_batch_invariant_f16_128)
 template <class T, uint32_t kHeadDim, class Queries>
 DEVICE void attention_batch_invariant(const T* queries, const Cache<T>& cache, T* out, float* workspace,
-                              const Sequence* sequences, const uint2* tiles, uint32_t group, uint32_t window,
-                              uint32_t split_len, uint32_t tile_rows) {
+                                      const Sequence* sequences, const uint2* tiles, uint32_t group, uint32_t window,
+                                      uint32_t split_len, uint32_t tile_rows) {
     using Layout = TileLayout<kHeadDim>;
     SHARED_MEMORY(shared);
     const uint32_t query_tile = shared_address(shared), ring = query_tile + kQueries * Layout::kRowBytes;
@@ -94,7 +95,7 @@ DEVICE void attention_batch_invariant(const T* queries, const Cache<T>& cache, T
     if (own.rows == 0) return;
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, kv_head = blockIdx.y, splits = gridDim.z;
     const uint32_t last_position = own.first_position + own.rows - 1;
-    KeyRange visible = TileRows::seen(own, window);
+    KeyRange visible = own.seen(window);
     if (splits > 1) {
         const uint32_t first = (visible.first / split_len + blockIdx.z) * split_len;
         if (first >= visible.end) return;
@@ -121,7 +122,8 @@ DEVICE void attention_batch_invariant(const T* queries, const Cache<T>& cache, T
     copy(cache.values, first_tile, 1);
 
     // Of the split, and of the splits before it.
-    SoftmaxState states[1][2] = {{no_keys(), no_keys()}}, all_states[2] = {no_keys(), no_keys()};
+    SoftmaxState states[1][2] = {{SoftmaxState::none(), SoftmaxState::none()}},
+                 all_states[2] = {SoftmaxState::none(), SoftmaxState::none()};
     float sums[1][kHeadDim / 8][4] = {}, all_sums[kHeadDim / 8][4] = {};
 
     // Positions of all queries; those that are left over take the last row's.
@@ -131,7 +133,7 @@ DEVICE void attention_batch_invariant(const T* queries, const Cache<T>& cache, T
     copy_async_wait<1>();
     block_sync();
     Queries held;
-    Queries::fill(held, query_tile + warp * 16 * Layout::kRowBytes, lane);
+    held.fill(query_tile + warp * 16 * Layout::kRowBytes, lane);
     const bool computes = warp * 16 < own_queries;
 
     for (uint32_t tile = first_tile, buffer = 0; tile < end_tile; tile++) {
@@ -154,7 +156,7 @@ DEVICE void attention_batch_invariant(const T* queries, const Cache<T>& cache, T
                     mask_keys<kKeys>(scores[0], half, position, first_key, window);
                 }
             }
-            soften<kHeadDim, 1, kKeys>(scores, states, sums, kLog2Scale<kHeadDim>);
+            online_softmax_step<kHeadDim, 1, kKeys>(scores, states, sums, kLog2Scale<kHeadDim>);
             pack_weights<T, 1, kKeys>(weights, scores);
         }
         buffer = after(buffer);
@@ -166,11 +168,11 @@ DEVICE void attention_batch_invariant(const T* queries, const Cache<T>& cache, T
         buffer = after(buffer);
 
         if ((tile + 1) * kKeys % split_len != 0 && tile + 1 != end_tile) continue;
-        whole_rows(states);
+        reduce_rows(states);
 #pragma unroll
         for (uint32_t half = 0; half < 2; half++) {
             const MergeFactors factors = merge_rounded(all_states[half], states[0][half]);
-            states[0][half] = no_keys();
+            states[0][half] = SoftmaxState::none();
 #pragma unroll
             for (uint32_t n = 0; n < kHeadDim / 8; n++) {
 #pragma unroll
@@ -206,11 +208,11 @@ DEVICE void attention_batch_invariant(const T* queries, const Cache<T>& cache, T
     // its own lanes have read them before the last barrier.
 #pragma unroll
     for (uint32_t half = 0; half < 2; half++) {
-        const float factor = normaliser(all_states[half]);
+        const float factor = all_states[half].normaliser();
         const uint32_t p = warp * 16 + half * 8 + lane / 4;
 #pragma unroll
         for (uint32_t n = 0; n < kHeadDim / 8; n++) {
-            const float(&pair)[4] = all_sums[n];
+            const float (&pair)[4] = all_sums[n];
             *reinterpret_cast<uint32_t*>(shared + Layout::offset(p, n) + lane % 4 * 4) =
                 pack<T>(multiply_rounded(pair[2 * half], factor), multiply_rounded(pair[2 * half + 1], factor));
         }
@@ -226,19 +228,21 @@ DEVICE void attention_batch_invariant(const T* queries, const Cache<T>& cache, T
     }
 }
 
-// out[r, h, :] from what attention_batch_invariant left in `workspace` for `split_count` splits of gridDim.y tiles of up to
+// Computes: out[r, h, :] from what attention_batch_invariant left in `workspace` for `split_count` splits of gridDim.y tiles of up to
 // gridDim.z rows: the splits that the row's tile sees any of, merged one by one in ascending order.
-//
+// Shapes:
 //   out        T [rows, heads, kHeadDim]
 //   workspace, sequences, tiles, group, window, split_len   as there
 //
-// Grid (heads, tiles, tile_rows), 32 threads, each for kHeadDim / 32 columns of a row and head.
-// Bytes: (kHeadDim + 2) x 4 for each row, head and split of its tile, the outputs. FLOPs: 3 kHeadDim for each of them.
+// Grid: (heads, tiles, tile_rows), 32 threads, each for kHeadDim / 32 columns of a row and head.
+// Bytes: (kHeadDim + 2) x 4 for each row, head and split of its tile, the outputs.
+// FLOPs: 3 kHeadDim for each of them.
 // Alignment: 16 bytes.
 // Registers: at most 56 (attention_batch_invariant_merge_*)
 template <class T, uint32_t kHeadDim>
-DEVICE void attention_batch_invariant_merge(const float* workspace, T* out, const Sequence* sequences, const uint2* tiles,
-                                    uint32_t group, uint32_t window, uint32_t split_len, uint32_t split_count) {
+DEVICE void attention_batch_invariant_merge(const float* workspace, T* out, const Sequence* sequences,
+                                            const uint2* tiles, uint32_t group, uint32_t window, uint32_t split_len,
+                                            uint32_t split_count) {
     using Row = RowResult<kHeadDim>;
     const uint32_t heads = gridDim.x;
 
@@ -246,7 +250,7 @@ DEVICE void attention_batch_invariant_merge(const float* workspace, T* out, cons
     grid_dependency_wait();
     const TileRows own = TileRows::of(sequences, load_global_8(tiles + blockIdx.y), group);
     if (blockIdx.z >= own.rows) return;
-    const KeyRange seen = TileRows::seen(own, window);
+    const KeyRange seen = own.seen(window);
     const uint32_t count = min((seen.end - 1) / split_len - seen.first / split_len + 1, split_count);
     const size_t row = static_cast<size_t>(blockIdx.y) * gridDim.z + blockIdx.z;
     const size_t first = (row * heads + blockIdx.x) * split_count;
@@ -260,7 +264,7 @@ DEVICE void attention_batch_invariant_merge(const float* workspace, T* out, cons
         }
     });
 
-    const float factor = normaliser(result.state);
+    const float factor = result.state.normaliser();
     float quotients[Row::kOwn];
 #pragma unroll
     for (uint32_t i = 0; i < Row::kOwn; i++) quotients[i] = multiply_rounded(result.values[i], factor);
@@ -268,33 +272,33 @@ DEVICE void attention_batch_invariant_merge(const float* workspace, T* out, cons
     store_rounded(out + out_row + Row::first_column(), quotients);
 }
 
-#define ATTENTION_ORDERED_KERNEL(name, T, kHeadDim, Queries)                                                      \
-    KERNEL(name, kThreads, 2)                                                                                     \
-    (const T* queries, const T* keys, const T* values, T* out, float* workspace, const Sequence* sequences,       \
-     const uint32_t* block_tables, const uint2* tiles, uint32_t kv_heads, uint32_t group, uint32_t page_shift,    \
-     uint32_t window, uint32_t split_len, uint32_t tile_rows) {                                                   \
-        const Cache<T> cache{keys, values, block_tables, kv_heads, page_shift};                                   \
-        attention_batch_invariant<T, kHeadDim, Queries>(queries, cache, out, workspace, sequences, tiles, group, window,  \
-                                                split_len, tile_rows);                                            \
-    }                                                                                                             \
+#define ATTENTION_BATCH_INVARIANT_KERNEL(name, T, kHeadDim, Queries)                                             \
+    KERNEL(name, kThreads, 2)                                                                                    \
+    (const T* queries, const T* keys, const T* values, T* out, float* workspace, const Sequence* sequences,      \
+     const uint32_t* block_tables, const uint2* tiles, uint32_t kv_heads, uint32_t group, uint32_t page_shift,   \
+     uint32_t window, uint32_t split_len, uint32_t tile_rows) {                                                  \
+        const Cache<T> cache{keys, values, block_tables, kv_heads, page_shift};                                  \
+        attention_batch_invariant<T, kHeadDim, Queries>(queries, cache, out, workspace, sequences, tiles, group, \
+                                                        window, split_len, tile_rows);                           \
+    }                                                                                                            \
     REGISTER_KERNEL(name)
-#define ATTENTION_ORDERED_MERGE_KERNEL(name, T, kHeadDim)                                                         \
-    KERNEL(name, 32)                                                                                              \
-    (const float* workspace, T* out, const Sequence* sequences, const uint2* tiles, uint32_t group,               \
-     uint32_t window, uint32_t split_len, uint32_t split_count) {                                                 \
-        attention_batch_invariant_merge<T, kHeadDim>(workspace, out, sequences, tiles, group, window, split_len,          \
-                                             split_count);                                                        \
-    }                                                                                                             \
+#define ATTENTION_BATCH_INVARIANT_MERGE_KERNEL(name, T, kHeadDim)                                                    \
+    KERNEL(name, 32)                                                                                                 \
+    (const float* workspace, T* out, const Sequence* sequences, const uint2* tiles, uint32_t group, uint32_t window, \
+     uint32_t split_len, uint32_t split_count) {                                                                     \
+        attention_batch_invariant_merge<T, kHeadDim>(workspace, out, sequences, tiles, group, window, split_len,     \
+                                                     split_count);                                                   \
+    }                                                                                                                \
     REGISTER_KERNEL(name)
 
 // One word, for the macro.
 using Held64 = HeldQueries<64, 1>;
 
-#define ATTENTION_ORDERED_KERNELS(T)                                               \
-    ATTENTION_ORDERED_KERNEL(attention_ordered_##T##_64, T, 64, Held64)            \
-    ATTENTION_ORDERED_KERNEL(attention_ordered_##T##_128, T, 128, SharedQueries<128>) \
-    ATTENTION_ORDERED_MERGE_KERNEL(attention_batch_invariant_merge_##T##_64, T, 64)        \
-    ATTENTION_ORDERED_MERGE_KERNEL(attention_batch_invariant_merge_##T##_128, T, 128)
+#define ATTENTION_BATCH_INVARIANT_KERNELS(T)                                                          \
+    ATTENTION_BATCH_INVARIANT_KERNEL(attention_batch_invariant_##T##_64, T, 64, Held64)               \
+    ATTENTION_BATCH_INVARIANT_KERNEL(attention_batch_invariant_##T##_128, T, 128, SharedQueries<128>) \
+    ATTENTION_BATCH_INVARIANT_MERGE_KERNEL(attention_batch_invariant_merge_##T##_64, T, 64)           \
+    ATTENTION_BATCH_INVARIANT_MERGE_KERNEL(attention_batch_invariant_merge_##T##_128, T, 128)
 
-ATTENTION_ORDERED_KERNELS(bf16)
-ATTENTION_ORDERED_KERNELS(f16)
+ATTENTION_BATCH_INVARIANT_KERNELS(bf16)
+ATTENTION_BATCH_INVARIANT_KERNELS(f16)

@@ -3,10 +3,10 @@
 // keys of a sequence are split over blocks; a second kernel merges what the blocks found.
 #include "common/attention_decode.cuh"
 
-// Attention of the query row of each sequence that has one row in the step, over the keys of one split: its state and
+// Computes: Attention of the query row of each sequence that has one row in the step, over the keys of one split: its state and
 // weighted values, as attend_split says; and where the grid has one split a sequence, the quotient of the two,
 // out[h, :], at once.
-//
+// Shapes:
 //   queries, out    T [rows, heads, kHeadDim], heads = kv_heads group
 //   workspace       f32, see Partials; not touched where there is one split
 //   keys, values    T [pages, kv_heads, page_size, kHeadDim], page_size = 1 << page_shift >= 16
@@ -18,7 +18,8 @@
 // formed in which order depends on position, window and split_len alone: a row has the same bits in any batch, and with
 // any number of splits in the grid.
 //
-// Grid (splits, kv_heads ceil(group / (16 kRowTiles)), sequences), 128 threads. Shared memory: kRingBytes.
+// Grid: (splits, kv_heads ceil(group / (16 kRowTiles)), sequences), 128 threads.
+// Smem: kRingBytes.
 // Bytes: keys and values that rows see, queries, the blocks of tables that hold them, and for each head and split
 // (kHeadDim + 2) x 4 written, or the outputs. FLOPs: 4 kHeadDim for each head and key that it sees.
 // Alignment: 16 bytes; split_len a multiple of 64.
@@ -39,25 +40,25 @@ DEVICE void attention_decode_split(const T* queries, const Cache<T>& cache, T* o
     if (blockIdx.x >= splits.count) return;
     const size_t first_query = (static_cast<size_t>(sequence.first_row) * tile.layer_heads + tile.first) * kHeadDim;
     attend_split<T, kHeadDim, kRowTiles, kStages>(shared, queries + first_query, tile.heads, cache, tile.kv_head,
-                                                  sequence.table, Splits::keys(splits, blockIdx.x, split_len));
+                                                  sequence.table, splits.keys(blockIdx.x, split_len));
     block_sync();
     const size_t count = static_cast<size_t>(gridDim.z) * tile.layer_heads * gridDim.x;
     const auto partials = Partials<float>::in(workspace, count, kHeadDim);
     for (uint32_t row = threadIdx.x / 32; row < tile.heads; row += kWarps) {
-        const auto result = Results::merged(Results::in(shared), row);
+        const auto result = Results::in(shared).merged(row);
         if (gridDim.x == 1) {
-            Results::Row::finish(result, out + first_query + row * kHeadDim);
+            result.finish(out + first_query + row * kHeadDim);
         } else {
             const size_t head = static_cast<size_t>(blockIdx.z) * tile.layer_heads + tile.first + row;
-            Results::Row::store(result, partials, head * gridDim.x + blockIdx.x);
+            result.store(partials, head * gridDim.x + blockIdx.x);
         }
     }
 }
 
-// out[r, h, :] = sum over splits i of f[i] values[i, :] / sum over splits i of f[i] sum[i],
+// Computes: out[r, h, :] = sum over splits i of f[i] values[i, :] / sum over splits i of f[i] sum[i],
 // f[i] = exp2(max[i] - max over splits of max), for the row r of each sequence that has one row, from what
 // attention_decode_split left.
-//
+// Shapes:
 //   out        T [rows, heads, kHeadDim]
 //   workspace  f32, see Partials, for gridDim.y sequences, gridDim.x heads and `splits` splits; those that a row sees
 //              none of are not read
@@ -66,8 +67,10 @@ DEVICE void attention_decode_split(const T* queries, const Cache<T>& cache, T* o
 // A block merges the splits of one head: warp w takes splits w, w + 4, ... in ascending order, then the warps are merged
 // in theirs: the order depends on the number of splits that the row sees alone.
 //
-// Grid (heads, sequences), 128 threads. Shared memory: WarpResults of one row.
-// Bytes: (kHeadDim + 2) x 4 for each head and split, the outputs. FLOPs: 3 kHeadDim a head and split.
+// Grid: (heads, sequences), 128 threads.
+// Smem: WarpResults of one row.
+// Bytes: (kHeadDim + 2) x 4 for each head and split, the outputs.
+// FLOPs: 3 kHeadDim a head and split.
 // Alignment: 16 bytes.
 // Registers: at most 40 (attention_decode_merge_*)
 template <class T, uint32_t kHeadDim>
@@ -88,7 +91,7 @@ DEVICE void attention_decode_merge(const float* workspace, T* out, const Sequenc
     Row result = Row::none();
     const size_t first = head * split_count;
     Row::each(Partials<const float>::in(workspace, all, kHeadDim), first + warp, first + count, kWarps,
-              [&](const Row& split) { Row::add(result, split); });
+              [&](const Row& split) { result.add(split); });
 
     const auto results = Results::in(shared);
     if (lane == 0) results.states[warp] = result.state;
@@ -99,25 +102,25 @@ DEVICE void attention_decode_merge(const float* workspace, T* out, const Sequenc
     block_sync();
     if (warp != 0) return;
     const size_t row = static_cast<size_t>(sequence.first_row) * heads + blockIdx.x;
-    Row::finish(Results::merged(results, 0), out + row * kHeadDim);
+    results.merged(0).finish(out + row * kHeadDim);
 }
 
-#define ATTENTION_DECODE_SPLIT_KERNEL(name, T, kHeadDim, kRowTiles, kStages)                                          \
-    KERNEL(name, kThreads, 2)                                                                                         \
-    (const T* queries, const T* keys, const T* values, T* out, float* workspace, const Sequence* sequences,           \
-     const uint32_t* block_tables, uint32_t kv_heads, uint32_t group, uint32_t page_shift, uint32_t window,           \
-     uint32_t split_len) {                                                                                            \
-        const Cache<T> cache{keys, values, block_tables, kv_heads, page_shift};                                       \
-        attention_decode_split<T, kHeadDim, kRowTiles, kStages>(queries, cache, out, workspace, sequences, group,     \
-                                                                window, split_len);                                   \
-    }                                                                                                                 \
+#define ATTENTION_DECODE_SPLIT_KERNEL(name, T, kHeadDim, kRowTiles, kStages)                                      \
+    KERNEL(name, kThreads, 2)                                                                                     \
+    (const T* queries, const T* keys, const T* values, T* out, float* workspace, const Sequence* sequences,       \
+     const uint32_t* block_tables, uint32_t kv_heads, uint32_t group, uint32_t page_shift, uint32_t window,       \
+     uint32_t split_len) {                                                                                        \
+        const Cache<T> cache{keys, values, block_tables, kv_heads, page_shift};                                   \
+        attention_decode_split<T, kHeadDim, kRowTiles, kStages>(queries, cache, out, workspace, sequences, group, \
+                                                                window, split_len);                               \
+    }                                                                                                             \
     REGISTER_KERNEL(name)
-#define ATTENTION_DECODE_MERGE_KERNEL(name, T, kHeadDim)                                                              \
-    KERNEL(name, kThreads)                                                                                            \
-    (const float* workspace, T* out, const Sequence* sequences, uint32_t window, uint32_t split_len,                  \
-     uint32_t split_count) {                                                                                          \
-        attention_decode_merge<T, kHeadDim>(workspace, out, sequences, window, split_len, split_count);               \
-    }                                                                                                                 \
+#define ATTENTION_DECODE_MERGE_KERNEL(name, T, kHeadDim)                                                \
+    KERNEL(name, kThreads)                                                                              \
+    (const float* workspace, T* out, const Sequence* sequences, uint32_t window, uint32_t split_len,    \
+     uint32_t split_count) {                                                                            \
+        attention_decode_merge<T, kHeadDim>(workspace, out, sequences, window, split_len, split_count); \
+    }                                                                                                   \
     REGISTER_KERNEL(name)
 #define ATTENTION_DECODE_KERNELS(T)                                                  \
     ATTENTION_DECODE_SPLIT_KERNEL(attention_decode_split_##T##_64x16, T, 64, 1, 4)   \

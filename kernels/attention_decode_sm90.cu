@@ -18,34 +18,32 @@ template <uint32_t kHeadDim>
 struct Inbox {
     using Row = RowResult<kHeadDim>;
     static constexpr uint32_t kResultBytes = kHeadDim * sizeof(float) + sizeof(SoftmaxState);
-    float* values;          // [slots][kHeadDim]
-    SoftmaxState* states;   // [slots]
-    uint64_t* barrier;      // an mbarrier
+    float* values;  // [slots][kHeadDim]
+    SoftmaxState* states;  // [slots]
+    uint64_t* barrier;  // an mbarrier
     DEVICE Inbox in(uint8_t* place, uint32_t slots) {
         float* const values = reinterpret_cast<float*>(place);
         SoftmaxState* const states = reinterpret_cast<SoftmaxState*>(values + slots * kHeadDim);
         return Inbox{values, states, reinterpret_cast<uint64_t*>(states + slots)};
     }
-    DEVICE uint32_t barrier_of(const Inbox& inbox) { return shared_address(inbox.barrier); }
+    METHOD uint32_t barrier_address() const { return shared_address(barrier); }
     // This warp's result to a slot of another block, or of this one.
-    DEVICE void send(const Inbox& inbox, const Row& result, uint32_t slot, uint32_t rank) {
+    METHOD void send(const Row& result, uint32_t slot, uint32_t rank) const {
         const auto at = [&](const void* place) { return cluster_address(shared_address(place), rank); };
-        const uint32_t barrier = at(inbox.barrier);
-        store_columns_async(at(inbox.values + slot * kHeadDim + Row::first_column()), result.values, barrier);
-        if (threadIdx.x % 32 == 0) store_async_8(at(inbox.states + slot), words_of(result.state), barrier);
+        const uint32_t remote_barrier = at(barrier);
+        store_columns_async(at(values + slot * kHeadDim + Row::first_column()), result.values, remote_barrier);
+        if (threadIdx.x % 32 == 0) store_async_8(at(states + slot), words_of(result.state), remote_barrier);
     }
-    DEVICE Row received(const Inbox& inbox, uint32_t slot) {
-        return Row::load_shared(inbox.states[slot], inbox.values + slot * kHeadDim);
-    }
+    METHOD Row received(uint32_t slot) const { return Row::load_shared(states[slot], values + slot * kHeadDim); }
 };
 
-// Attention of the query row of each sequence that has one row in the step:
+// Attention of the query row of each sequence that has one row in the step.
 //
-//   out[h, :] = sum over keys k of p[k] v[k, h / group, :], p = softmax of q[h, :] . k[k, h / group, :] / sqrt(kHeadDim)
-//
+// Computes: out[h, :] = sum over keys k of p[k] v[k, h / group, :], p = softmax of q[h, :] . k[k, h / group, :] / sqrt(kHeadDim)
+// Shapes:
 //   queries, out    T [rows, heads, kHeadDim], heads = kv_heads group
 //   workspace       f32, see Partials, a split being a cluster's; not touched where a cluster has all splits of a row
-//   tile_counters        u32 [gridDim.z, heads], 0 before and after each launch; not touched where the workspace is not
+//   tile_counters   u32 [gridDim.z, heads], 0 before and after each launch; not touched where the workspace is not
 //   keys, values    T [pages, kv_heads, page_size, kHeadDim], page_size = 1 << page_shift >= 16
 //   sequences       [gridDim.z]; block_tables u32 [.]; see common/pages.cuh. One with rows != 1 is passed over.
 //   window          a row at position q sees keys q - window + 1 .. q; 2^31 for all up to q
@@ -66,8 +64,9 @@ struct Inbox {
 // barrier of the cluster (there is one at the start, while the work before still runs), and no block has to stay until
 // others have read it. Blocks without keys merge, if a row is theirs, or end.
 //
-// Grid (splits, a multiple of the cluster's; kv_heads ceil(group / (16 kRowTiles)); sequences) in clusters of 1 to 8
-// blocks along x, 128 threads. Shared memory: kRingBytes, then the Inbox of as many slots as the tile has heads, rounded
+// Grid: (splits, a multiple of the cluster's; kv_heads ceil(group / (16 kRowTiles)); sequences) in clusters of 1 to 8
+// blocks along x, 128 threads.
+// Smem: kRingBytes, then the Inbox of as many slots as the tile has heads, rounded
 // up to whole rounds of the cluster.
 // Bytes: keys and values that rows see, queries, the blocks of tables that hold them, the outputs, and where a row has
 // more than one cluster twice (kHeadDim + 2) x 4 for each head and cluster. FLOPs: 4 kHeadDim for each head and key that
@@ -89,7 +88,7 @@ DEVICE void attention_decode(const T* queries, const Cache<T>& cache, T* out, fl
     const Mail inbox = Mail::in(shared + kRingBytes<kHeadDim, kStages>, rounds * blocks);
 
     if (threadIdx.x == 0) {
-        mbarrier_init(Mail::barrier_of(inbox), 1);
+        mbarrier_init(inbox.barrier_address(), 1);
         mbarrier_init_fence();
     }
     warp_sync();
@@ -109,18 +108,18 @@ DEVICE void attention_decode(const T* queries, const Cache<T>& cache, T* out, fl
     const uint32_t present = min(split_count - first_split, blocks);  // blocks of the cluster that have keys
     if (merges && threadIdx.x == 0) {
         const uint32_t rows = (tile.heads - 1 - rank) / blocks + 1;
-        mbarrier_arrive_expect(Mail::barrier_of(inbox), rows * present * Mail::kResultBytes);
+        mbarrier_arrive_expect(inbox.barrier_address(), rows * present * Mail::kResultBytes);
     }
     if (attends) {
         attend_split<T, kHeadDim, kRowTiles, kStages>(shared, queries + first_query, tile.heads, cache, tile.kv_head,
-                                                      sequence.table, Splits::keys(splits, blockIdx.x, split_len));
+                                                      sequence.table, splits.keys(blockIdx.x, split_len));
         block_sync();
         for (uint32_t row = warp; row < tile.heads; row += kWarps) {
-            const Row result = Results::merged(Results::in(shared), row);
+            const Row result = Results::in(shared).merged(row);
             if (alone) {
-                Row::finish(result, out + first_query + row * kHeadDim);
+                result.finish(out + first_query + row * kHeadDim);
             } else {
-                Mail::send(inbox, result, row / blocks * blocks + rank, row % blocks);
+                inbox.send(result, row / blocks * blocks + rank, row % blocks);
             }
         }
     }
@@ -130,39 +129,37 @@ DEVICE void attention_decode(const T* queries, const Cache<T>& cache, T* out, fl
     const uint32_t seen = (split_count - 1) / blocks + 1;  // clusters that have keys
     const size_t count = static_cast<size_t>(gridDim.z) * tile.layer_heads * clusters;
     const auto partials = Partials<float>::in(workspace, count, kHeadDim);
-    mbarrier_wait_cluster(Mail::barrier_of(inbox), 0, "inbox");
+    mbarrier_wait_cluster(inbox.barrier_address(), 0, "inbox");
     for (uint32_t round = warp; round * blocks + rank < tile.heads; round += kWarps) {
         const uint32_t row = round * blocks + rank;
         Row result = Row::none();
-        for (uint32_t sender = 0; sender < present; sender++) {
-            Row::add(result, Mail::received(inbox, round * blocks + sender));
-        }
+        for (uint32_t sender = 0; sender < present; sender++) { result.add(inbox.received(round * blocks + sender)); }
         if (seen > 1) {
             const size_t head = static_cast<size_t>(blockIdx.z) * tile.layer_heads + tile.first + row;
-            Row::store(result, partials, head * clusters + cluster);
+            result.store(partials, head * clusters + cluster);
             if (!arrives_last(tile_counters + head, seen)) continue;
             result = Row::none();
             const size_t first = head * clusters;
-            Row::each(partials, first, first + seen, 1, [&](const Row& other) { Row::add(result, other); });
+            Row::each(partials, first, first + seen, 1, [&](const Row& other) { result.add(other); });
         }
-        Row::finish(result, out + first_query + row * kHeadDim);
+        result.finish(out + first_query + row * kHeadDim);
     }
 }
 
 #define ATTENTION_DECODE_KERNEL(name, T, kHeadDim, kRowTiles, kStages)                                                \
     KERNEL(name, kThreads, 2)                                                                                         \
-    (const T* queries, const T* keys, const T* values, T* out, float* workspace, uint32_t* tile_counters,                  \
+    (const T* queries, const T* keys, const T* values, T* out, float* workspace, uint32_t* tile_counters,             \
      const Sequence* sequences, const uint32_t* block_tables, uint32_t kv_heads, uint32_t group, uint32_t page_shift, \
      uint32_t window, uint32_t split_len) {                                                                           \
         const Cache<T> cache{keys, values, block_tables, kv_heads, page_shift};                                       \
-        attention_decode<T, kHeadDim, kRowTiles, kStages>(queries, cache, out, workspace, tile_counters, sequences, group, \
-                                                          window, split_len);                                         \
+        attention_decode<T, kHeadDim, kRowTiles, kStages>(queries, cache, out, workspace, tile_counters, sequences,   \
+                                                          group, window, split_len);                                  \
     }                                                                                                                 \
     REGISTER_KERNEL(name)
-#define ATTENTION_DECODE_KERNELS(T)                                            \
-    ATTENTION_DECODE_KERNEL(attention_decode_sm90_##T##_64x16, T, 64, 1, 4)    \
-    ATTENTION_DECODE_KERNEL(attention_decode_sm90_##T##_64x32, T, 64, 2, 4)    \
-    ATTENTION_DECODE_KERNEL(attention_decode_sm90_##T##_128x16, T, 128, 1, 3)  \
+#define ATTENTION_DECODE_KERNELS(T)                                           \
+    ATTENTION_DECODE_KERNEL(attention_decode_sm90_##T##_64x16, T, 64, 1, 4)   \
+    ATTENTION_DECODE_KERNEL(attention_decode_sm90_##T##_64x32, T, 64, 2, 4)   \
+    ATTENTION_DECODE_KERNEL(attention_decode_sm90_##T##_128x16, T, 128, 1, 3) \
     ATTENTION_DECODE_KERNEL(attention_decode_sm90_##T##_128x32, T, 128, 2, 3)
 
 ATTENTION_DECODE_KERNELS(bf16)

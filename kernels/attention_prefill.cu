@@ -11,9 +11,9 @@ static constexpr uint32_t kKeys = 64;                        // of a tile, at a 
 static constexpr uint32_t kBuffers = 3;
 static constexpr uint32_t kPaddingTile = 0xffffffffu;
 
-// out[r, h, :] = sum over keys k that row r sees of p[k] v[k, h / group, :],
+// Computes: out[r, h, :] = sum over keys k that row r sees of p[k] v[k, h / group, :],
 // p = softmax over k of q[r, h, :] . k[k, h / group, :] / sqrt(kHeadDim)
-//
+// Shapes:
 //   queries, out    T [rows, kv_heads group, kHeadDim]
 //   keys, values    T [pages, kv_heads, page_size, kHeadDim], page_size = 1 << page_shift >= 16; a row's own key and
 //                   value are there already
@@ -41,8 +41,8 @@ static constexpr uint32_t kPaddingTile = 0xffffffffu;
 // Order of a row's sums: tiles of keys ascending, 16 keys at a time. A tile of which the row sees nothing changes no
 // bit of it, so its bits depend on its position and window alone: not on the chunk, nor on the rows beside it.
 //
-// Grid (tiles, kv_heads), 128 threads. Longest tiles first, for the grid's end to be even.
-// Shared memory: (128 + 3 x 64) kHeadDim x sizeof(T) + 128 x 4.
+// Grid: (tiles, kv_heads), 128 threads. Longest tiles first, for the grid's end to be even.
+// Smem: (128 + 3 x 64) kHeadDim x sizeof(T) + 128 x 4.
 // Bytes: for each sequence and KV head the keys and values that its rows see, once (each tile reads them again, from
 // L2); queries and outputs. FLOPs: 4 kHeadDim for each head and pair of row and key that it sees.
 // Alignment: 16 bytes.
@@ -93,7 +93,7 @@ DEVICE void attention_prefill(const T* queries, const Cache<T>& cache, T* out, c
 #pragma unroll
     for (uint32_t m = 0; m < kRowTiles; m++) {
 #pragma unroll
-        for (uint32_t half = 0; half < 2; half++) states[m][half] = no_keys();
+        for (uint32_t half = 0; half < 2; half++) states[m][half] = SoftmaxState::none();
     }
 
     // Positions of all queries; those that are left over take the last row's.
@@ -101,7 +101,7 @@ DEVICE void attention_prefill(const T* queries, const Cache<T>& cache, T* out, c
     copy_async_wait<1>();
     block_sync();
     Queries own_queries;
-    Queries::fill(own_queries, query_tile + warp * kRowTiles * 16 * Layout::kRowBytes, lane);
+    own_queries.fill(query_tile + warp * kRowTiles * 16 * Layout::kRowBytes, lane);
 
     for (uint32_t tile = first_tile, buffer = 0; tile < end_tile; tile++) {
         // Both barriers: the oldest copy has come, and no warp reads the buffer behind it any more.
@@ -126,7 +126,7 @@ DEVICE void attention_prefill(const T* queries, const Cache<T>& cache, T* out, c
                 }
             }
         }
-        soften<kHeadDim, kRowTiles, kKeys>(scores, states, sums, kLog2Scale<kHeadDim>);
+        online_softmax_step<kHeadDim, kRowTiles, kKeys>(scores, states, sums, kLog2Scale<kHeadDim>);
         uint32_t weights[kRowTiles][kKeys / 16][4];
         pack_weights<T, kRowTiles, kKeys>(weights, scores);
 
@@ -139,16 +139,16 @@ DEVICE void attention_prefill(const T* queries, const Cache<T>& cache, T* out, c
 
     // Outputs take the place of this warp's queries, to be stored 16 bytes at a time. No other warp reads those, and
     // its own lanes have read them before the last barrier.
-    whole_rows(states);
+    reduce_rows(states);
 #pragma unroll
     for (uint32_t m = 0; m < kRowTiles; m++) {
 #pragma unroll
         for (uint32_t half = 0; half < 2; half++) {
-            const float factor = normaliser(states[m][half]);
+            const float factor = states[m][half].normaliser();
             const uint32_t p = (warp * kRowTiles + m) * 16 + half * 8 + lane / 4;
 #pragma unroll
             for (uint32_t n = 0; n < kHeadDim / 8; n++) {
-                const float(&pair)[4] = sums[m][n];
+                const float (&pair)[4] = sums[m][n];
                 *reinterpret_cast<uint32_t*>(shared + Layout::offset(p, n) + lane % 4 * 4) =
                     pack<T>(pair[2 * half] * factor, pair[2 * half + 1] * factor);
             }
@@ -165,21 +165,21 @@ DEVICE void attention_prefill(const T* queries, const Cache<T>& cache, T* out, c
     }
 }
 
-#define ATTENTION_PREFILL_KERNEL(name, T, kHeadDim, Queries)                                                    \
-    KERNEL(name, kThreads, 2)                                                                                   \
-    (const T* queries, const T* keys, const T* values, T* out, const Sequence* sequences,                       \
-     const uint32_t* block_tables, const uint2* tiles, uint32_t kv_heads, uint32_t group, uint32_t page_shift,  \
-     uint32_t window) {                                                                                         \
-        const Cache<T> cache{keys, values, block_tables, kv_heads, page_shift};                                 \
-        attention_prefill<T, kHeadDim, Queries>(queries, cache, out, sequences, tiles, group, window);          \
-    }                                                                                                           \
+#define ATTENTION_PREFILL_KERNEL(name, T, kHeadDim, Queries)                                                   \
+    KERNEL(name, kThreads, 2)                                                                                  \
+    (const T* queries, const T* keys, const T* values, T* out, const Sequence* sequences,                      \
+     const uint32_t* block_tables, const uint2* tiles, uint32_t kv_heads, uint32_t group, uint32_t page_shift, \
+     uint32_t window) {                                                                                        \
+        const Cache<T> cache{keys, values, block_tables, kv_heads, page_shift};                                \
+        attention_prefill<T, kHeadDim, Queries>(queries, cache, out, sequences, tiles, group, window);         \
+    }                                                                                                          \
     REGISTER_KERNEL(name)
 
 // One word, for the macro.
 using Held64 = HeldQueries<64, kRowTiles>;
 
-#define ATTENTION_PREFILL_KERNELS(T)                                       \
-    ATTENTION_PREFILL_KERNEL(attention_prefill_##T##_64, T, 64, Held64)    \
+#define ATTENTION_PREFILL_KERNELS(T)                                    \
+    ATTENTION_PREFILL_KERNEL(attention_prefill_##T##_64, T, 64, Held64) \
     ATTENTION_PREFILL_KERNEL(attention_prefill_##T##_128, T, 128, SharedQueries<128>)
 
 ATTENTION_PREFILL_KERNELS(bf16)

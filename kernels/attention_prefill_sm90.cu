@@ -2,7 +2,7 @@
 // Attention of many rows of a sequence over its paged cache, on Hopper: prompts, whole or in chunks.
 #include "common/key_tiles.cuh"
 #include "common/multiply_add.cuh"
-#include "common/ring.cuh"
+#include "common/pipeline.cuh"
 
 static constexpr uint32_t kWarpgroup = 128;                 // threads
 static constexpr uint32_t kConsumers = 2;                   // warpgroups that multiply
@@ -19,7 +19,7 @@ static constexpr uint32_t kPaddingTile = 0xffffffffu;
 static constexpr uint32_t kProducers = 1, kTurn = 2, kOwn = kTurn + kConsumers;
 
 // Each ring's readers: the consumers' warps.
-using Stages = Ring<kStages>;
+using Stages = Pipeline<kStages>;
 static constexpr uint32_t kReaders = kConsumers * kWarpgroup / 32;
 
 // A tile as wgmma reads it, and as tensor maps with a swizzle of 128 bytes write it: panels of 64 elements, one behind
@@ -47,14 +47,10 @@ struct Item {
     uint32_t first_position;  // and where it stands
     uint32_t kv_head;
     // Rows from the first query's to query p's; of those that are left over, to the last one's.
-    DEVICE uint32_t rows_to(const Item& item, uint32_t p, uint32_t group) {
-        return (item.skipped + min(p, item.queries - 1)) / group;
-    }
-    DEVICE uint32_t last_position(const Item& item, uint32_t group) {
-        return item.first_position + rows_to(item, kQueries - 1, group);
-    }
-    DEVICE KeyRange visible(const Item& item, uint32_t group, uint32_t window) {
-        return KeyRange{first_visible(item.first_position, window), last_position(item, group) + 1};
+    METHOD uint32_t rows_to(uint32_t p, uint32_t group) const { return (skipped + min(p, queries - 1)) / group; }
+    METHOD uint32_t last_position(uint32_t group) const { return first_position + rows_to(kQueries - 1, group); }
+    METHOD KeyRange visible(uint32_t group, uint32_t window) const {
+        return KeyRange{first_visible(first_position, window), last_position(group) + 1};
     }
 };
 
@@ -64,12 +60,12 @@ struct Memory {
     static constexpr uint32_t kTileBytes = PanelLayout<kHeadDim>::kBytes;
     static constexpr uint32_t kBarriers = 3 * kStages * kTileBytes, kItems = kBarriers + 3 * Stages::kBytes;
     uint32_t start;
-    DEVICE uint32_t queries(const Memory& memory, uint32_t stage) { return memory.start + stage * kTileBytes; }
-    DEVICE uint32_t keys(const Memory& memory, uint32_t stage) { return queries(memory, kStages + stage); }
-    DEVICE uint32_t values(const Memory& memory, uint32_t stage) { return queries(memory, 2 * kStages + stage); }
-    DEVICE uint32_t query_barriers(const Memory& memory) { return memory.start + kBarriers; }
-    DEVICE uint32_t key_barriers(const Memory& memory) { return query_barriers(memory) + Stages::kBytes; }
-    DEVICE uint32_t value_barriers(const Memory& memory) { return query_barriers(memory) + 2 * Stages::kBytes; }
+    METHOD uint32_t queries(uint32_t stage) const { return start + stage * kTileBytes; }
+    METHOD uint32_t keys(uint32_t stage) const { return queries(kStages + stage); }
+    METHOD uint32_t values(uint32_t stage) const { return queries(2 * kStages + stage); }
+    METHOD uint32_t query_barriers() const { return start + kBarriers; }
+    METHOD uint32_t key_barriers() const { return query_barriers() + Stages::kBytes; }
+    METHOD uint32_t value_barriers() const { return query_barriers() + 2 * Stages::kBytes; }
 };
 
 // What a launch is about, beside the tensor maps.
@@ -129,7 +125,7 @@ DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const Tensor
     const bool is_first = threadIdx.x == 0;
     const uint32_t in_box = min(1u << cache.page_shift, kKeys);
 
-    Stages::Place query_place, place;
+    Stages::State query_pipe, pipe;
     // What the four warps copied is there for wgmma, and for who waits at `full`.
     const auto hand_over = [&](uint32_t full) {
         fence_proxy_async_shared();
@@ -149,7 +145,7 @@ DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const Tensor
         next = find(cache, launch, item_number(round + 1));
         const Item& item = found.item;
         if (item.queries == 0) continue;
-        const KeyRange visible = Item::visible(item, launch.group, launch.window);
+        const KeyRange visible = item.visible(launch.group, launch.window);
         const uint32_t first_tile = visible.first / kKeys, end_tile = (visible.end + kKeys - 1) / kKeys;
         WarpPages pages = look_up(cache, found.table, visible, first_tile * (kKeys / kUnit), 1);
 
@@ -159,20 +155,19 @@ DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const Tensor
             const uint32_t first_key = tile * kKeys;
             const bool is_whole = first_key >= visible.first && first_key + kKeys <= visible.end;
             if (!is_whole) {
-                wait_together(Stages::empty(barriers, place), place.parity);
+                wait_together(Stages{barriers}.empty(pipe), pipe.parity);
                 copy_tile<T, kHeadDim, kWarpgroup, kKeys, Layout>(source, cache, item.kv_head, pages, visible, tile,
                                                                   first_tile, destination);
             } else if (warp == 0) {
-                if (lane == 0) Stages::begin_filling(barriers, place, Layout::kBytes);
+                if (lane == 0) Stages{barriers}.producer_acquire(pipe, Layout::kBytes);
                 for (uint32_t key = 0; key < kKeys; key += in_box) {
-                    const uint32_t page = page_of(pages, ((tile - first_tile) * kKeys + key) / kUnit);
-                    const uint32_t slot =
-                        first_slot(cache, page, item.kv_head) + slot_in_page(cache, first_key + key);
+                    const uint32_t page = pages.page_of(((tile - first_tile) * kKeys + key) / kUnit);
+                    const uint32_t slot = cache.first_slot(page, item.kv_head) + cache.slot_in_page(first_key + key);
                     if (lane == 0) {
 #pragma unroll
                         for (uint32_t panel = 0; panel < Layout::kPanels; panel++) {
                             tensor_load_2d(destination + panel * Layout::kPanelBytes + key * Layout::kRowBytes, map,
-                                           panel * 64, slot, Stages::full(barriers, place));
+                                           panel * 64, slot, Stages{barriers}.full(pipe));
                         }
                     }
                 }
@@ -181,15 +176,15 @@ DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const Tensor
             return is_whole;
         };
         const auto start_keys = [&](uint32_t tile) {
-            return start(M::keys(memory, place.stage), M::key_barriers(memory), key_map, cache.keys, tile);
+            return start(memory.keys(pipe.stage), memory.key_barriers(), key_map, cache.keys, tile);
         };
         const auto start_values = [&](uint32_t tile) {
-            return start(M::values(memory, place.stage), M::value_barriers(memory), value_map, cache.values, tile);
+            return start(memory.values(pipe.stage), memory.value_barriers(), value_map, cache.values, tile);
         };
 
-        wait_together(Stages::empty(M::query_barriers(memory), query_place), query_place.parity);
+        wait_together(Stages{memory.query_barriers()}.empty(query_pipe), query_pipe.parity);
         constexpr uint32_t kStep = kWarpgroup / Layout::kChunks;
-        const uint32_t query_tile = M::queries(memory, query_place.stage);
+        const uint32_t query_tile = memory.queries(query_pipe.stage);
 #pragma unroll 4
         for (uint32_t p = threadIdx.x / Layout::kChunks; p < kQueries; p += kStep) {
             const uint32_t chunk = threadIdx.x % Layout::kChunks;
@@ -200,14 +195,14 @@ DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const Tensor
         copy_async_commit();
         const bool keys_are_whole = start_keys(first_tile), values_are_whole = start_values(first_tile);
         copy_async_wait<2>();
-        if (is_first) items[query_place.stage] = item;
-        hand_over(Stages::full(M::query_barriers(memory), query_place));
-        Stages::Place::advance(query_place);
+        if (is_first) items[query_pipe.stage] = item;
+        hand_over(Stages{memory.query_barriers()}.full(query_pipe));
+        query_pipe.advance();
         copy_async_wait<1>();
-        if (!keys_are_whole) hand_over(Stages::full(M::key_barriers(memory), place));
+        if (!keys_are_whole) hand_over(Stages{memory.key_barriers()}.full(pipe));
         copy_async_wait<0>();
-        if (!values_are_whole) hand_over(Stages::full(M::value_barriers(memory), place));
-        Stages::Place::advance(place);
+        if (!values_are_whole) hand_over(Stages{memory.value_barriers()}.full(pipe));
+        pipe.advance();
 
         for (uint32_t tile = first_tile + 1; tile < end_tile; tile++) {
             if ((tile - first_tile) % (32 * kUnit / kKeys) == 0) {
@@ -215,19 +210,19 @@ DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const Tensor
             }
             if (!start_keys(tile)) {
                 copy_async_wait<0>();
-                hand_over(Stages::full(M::key_barriers(memory), place));
+                hand_over(Stages{memory.key_barriers()}.full(pipe));
             }
             if (!start_values(tile)) {
                 copy_async_wait<0>();
-                hand_over(Stages::full(M::value_barriers(memory), place));
+                hand_over(Stages{memory.value_barriers()}.full(pipe));
             }
-            Stages::Place::advance(place);
+            pipe.advance();
         }
     }
     if (is_first) {
-        mbarrier_wait(Stages::empty(M::query_barriers(memory), query_place), query_place.parity ^ 1, "queries empty");
-        items[query_place.stage] = Item{};
-        mbarrier_arrive(Stages::full(M::query_barriers(memory), query_place));
+        mbarrier_wait(Stages{memory.query_barriers()}.empty(query_pipe), query_pipe.parity ^ 1, "queries empty");
+        items[query_pipe.stage] = Item{};
+        mbarrier_arrive(Stages{memory.query_barriers()}.full(query_pipe));
     }
 }
 
@@ -242,20 +237,20 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
     using M = Memory<kHeadDim>;
     const uint32_t consumer = threadIdx.x / kWarpgroup - 1;
     const uint32_t warp = threadIdx.x % kWarpgroup / 32, lane = threadIdx.x % 32;
-    const uint32_t key_barriers = M::key_barriers(memory), value_barriers = M::value_barriers(memory);
+    const uint32_t key_barriers = memory.key_barriers(), value_barriers = memory.value_barriers();
     constexpr uint32_t kInTurn = kConsumers * kWarpgroup;
 
     // Consumer 0 is first.
     if (consumer == 1) barrier_arrive(kTurn, kInTurn);
-    Stages::Place query_place, place;
+    Stages::State query_pipe, pipe;
     for (;;) {
-        Stages::begin_reading(M::query_barriers(memory), query_place, "queries full");
-        const Item item = items[query_place.stage];
+        Stages{memory.query_barriers()}.consumer_wait(query_pipe, "queries full");
+        const Item item = items[query_pipe.stage];
         if (item.queries == 0) break;
-        const uint32_t first_position = item.first_position, last_position = Item::last_position(item, launch.group);
-        const KeyRange visible = Item::visible(item, launch.group, launch.window);
+        const uint32_t first_position = item.first_position, last_position = item.last_position(launch.group);
+        const KeyRange visible = item.visible(launch.group, launch.window);
         const uint32_t first_tile = visible.first / kKeys, end_tile = (visible.end + kKeys - 1) / kKeys;
-        const uint32_t query_tile = M::queries(memory, query_place.stage);
+        const uint32_t query_tile = memory.queries(query_pipe.stage);
         const uint64_t queries = matrix_descriptor_128(query_tile + consumer * kConsumerQueries * Layout::kRowBytes);
 
         // Of this lane's two queries.
@@ -263,17 +258,17 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
 #pragma unroll
         for (uint32_t half = 0; half < 2; half++) {
             const uint32_t p = consumer * kConsumerQueries + warp * 16 + half * 8 + lane / 4;
-            positions[half] = first_position + Item::rows_to(item, p, launch.group);
+            positions[half] = first_position + item.rows_to(p, launch.group);
         }
-        SoftmaxState states[1][2] = {{no_keys(), no_keys()}};
+        SoftmaxState states[1][2] = {{SoftmaxState::none(), SoftmaxState::none()}};
         float scores[1][kKeys / 8][4], sums[1][kHeadDim / 8][4] = {};
         uint32_t weights[1][kKeys / 16][4];
         // As wgmma takes them.
-        auto& flat_scores = reinterpret_cast<float(&)[kKeys / 2]>(scores);
-        auto& flat_sums = reinterpret_cast<float(&)[kHeadDim / 2]>(sums);
+        auto& flat_scores = reinterpret_cast<float (&)[kKeys / 2]>(scores);
+        auto& flat_sums = reinterpret_cast<float (&)[kHeadDim / 2]>(sums);
 
         const auto multiply_keys_of = [&](uint32_t stage) {
-            const uint64_t keys = matrix_descriptor_128(M::keys(memory, stage));
+            const uint64_t keys = matrix_descriptor_128(memory.keys(stage));
 #pragma unroll
             for (uint32_t step = 0; step < kHeadDim / 16; step++) {
                 const uint32_t offset = step / 4 * Layout::kPanelBytes + step % 4 * 32;
@@ -282,7 +277,7 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
             warpgroup_commit();
         };
         const auto multiply_values_of = [&](uint32_t stage) {
-            const uint64_t values = matrix_descriptor_128_mn(M::values(memory, stage), Layout::kPanelBytes);
+            const uint64_t values = matrix_descriptor_128_mn(memory.values(stage), Layout::kPanelBytes);
 #pragma unroll
             for (uint32_t step = 0; step < kKeys / 16; step++) {
                 multiply_add(T{}, flat_sums, weights[0][step], moved(values, step * 16 * Layout::kRowBytes));
@@ -299,59 +294,59 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
                     mask_keys<kKeys>(scores[0], half, positions[half], first_key, launch.window);
                 }
             }
-            return weigh<1, kKeys>(scores, states, factors, kLog2Scale<kHeadDim>);
+            return online_softmax_scores<1, kKeys>(scores, states, factors, kLog2Scale<kHeadDim>);
         };
-        const auto end_reading = [&](uint32_t barriers, const Stages::Place& read) {
-            if (lane == 0) Stages::end_reading(barriers, read);
+        const auto consumer_release = [&](uint32_t barriers, const Stages::State& read) {
+            if (lane == 0) Stages{barriers}.consumer_release(read);
         };
 
-        Stages::begin_reading(key_barriers, place, "keys full");
+        Stages{key_barriers}.consumer_wait(pipe, "keys full");
         warpgroup_fence();
-        multiply_keys_of(place.stage);
+        multiply_keys_of(pipe.stage);
         warpgroup_wait<0>();
-        end_reading(key_barriers, place);
+        consumer_release(key_barriers, pipe);
         weigh_tile(first_tile);
         pack_weights<T, 1, kKeys>(weights, scores);
 
         for (uint32_t tile = first_tile + 1; tile < end_tile; tile++) {
-            const Stages::Place before = place;
-            Stages::Place::advance(place);
-            Stages::begin_reading(key_barriers, place, "keys full");
+            const Stages::State before = pipe;
+            pipe.advance();
+            Stages{key_barriers}.consumer_wait(pipe, "keys full");
             barrier_sync(kTurn + consumer, kInTurn);
             warpgroup_fence();
-            multiply_keys_of(place.stage);
-            Stages::begin_reading(value_barriers, before, "values full");
+            multiply_keys_of(pipe.stage);
+            Stages{value_barriers}.consumer_wait(before, "values full");
             warpgroup_fence();
             multiply_values_of(before.stage);
             barrier_arrive(kTurn + 1 - consumer, kInTurn);
 
             warpgroup_wait<1>();
-            end_reading(key_barriers, place);
+            consumer_release(key_barriers, pipe);
             // Not one wait ahead of this branch: see below. Waits want all four warps to branch alike.
             if (barrier_any(kOwn + consumer, kWarpgroup, weigh_tile(tile))) {
                 warpgroup_wait<0>();
                 rescale<kHeadDim, 1>(sums, factors);
             }
             warpgroup_wait<0>();
-            end_reading(value_barriers, before);
+            consumer_release(value_barriers, before);
             pack_weights<T, 1, kKeys>(weights, scores);
         }
-        Stages::begin_reading(value_barriers, place, "values full");
+        Stages{value_barriers}.consumer_wait(pipe, "values full");
         warpgroup_fence();
-        multiply_values_of(place.stage);
-        whole_rows(states);
+        multiply_values_of(pipe.stage);
+        reduce_rows(states);
         warpgroup_wait<0>();
-        end_reading(value_barriers, place);
-        Stages::Place::advance(place);
+        consumer_release(value_barriers, pipe);
+        pipe.advance();
 
         // Outputs take the place of this warp's queries, once all four warps have multiplied those.
-        const float factor[2] = {normaliser(states[0][0]), normaliser(states[0][1])};
+        const float factor[2] = {states[0][0].normaliser(), states[0][1].normaliser()};
         const uint32_t own = consumer * kConsumerQueries + warp * 16;
         barrier_sync(kOwn + consumer, kWarpgroup);
 #pragma unroll
         for (uint32_t n = 0; n < kHeadDim / 8; n += 2) {
             // Matrices: rows 0-7 and 8-15 of chunk n, then of chunk n + 1.
-            const float(&low)[4] = sums[0][n], (&high)[4] = sums[0][n + 1];
+            const float (&low)[4] = sums[0][n], (&high)[4] = sums[0][n + 1];
             const uint32_t packed[4] = {
                 pack<T>(low[0] * factor[0], low[1] * factor[0]), pack<T>(low[2] * factor[1], low[3] * factor[1]),
                 pack<T>(high[0] * factor[0], high[1] * factor[0]), pack<T>(high[2] * factor[1], high[3] * factor[1])};
@@ -368,16 +363,16 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
             }
         }
         warp_sync();
-        end_reading(M::query_barriers(memory), query_place);
-        Stages::Place::advance(query_place);
+        consumer_release(memory.query_barriers(), query_pipe);
+        query_pipe.advance();
     }
     // What consumer 1 arrived at for a turn that does not come.
     if (consumer == 0) barrier_sync(kTurn, kInTurn);
 }
 
-// out[r, h, :] = sum over keys k that row r sees of p[k] v[k, h / group, :],
+// Computes: out[r, h, :] = sum over keys k that row r sees of p[k] v[k, h / group, :],
 // p = softmax over k of q[r, h, :] . k[k, h / group, :] / sqrt(kHeadDim)
-//
+// Shapes:
 //   queries, out    T [rows, kv_heads group, kHeadDim]
 //   keys, values    T [pages, kv_heads, page_size, kHeadDim], page_size = 1 << page_shift >= 16; a row's own key and
 //                   value are there already
@@ -426,7 +421,7 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
 // then the four. A tile of which the row sees nothing changes no bit of it, so its bits depend on its position and
 // window alone: not on the chunk, nor on the rows beside it, nor on the number of blocks.
 //
-// Shared memory: 2 x (3 x 128 kHeadDim x sizeof(T) + 3 x 16 + sizeof(Item)).
+// Smem: 2 x (3 x 128 kHeadDim x sizeof(T) + 3 x 16 + sizeof(Item)).
 // Bytes: for each sequence and KV head the keys and values that its rows see, once (each item reads them again, from
 // L2); queries and outputs. FLOPs: 4 kHeadDim for each head and pair of row and key that it sees.
 // Alignment: 16 bytes.
@@ -441,9 +436,9 @@ DEVICE void attention_prefill_sm90(const Cache<T>& cache, const Launch<T>& launc
     if (threadIdx.x == 0) {
         tensor_map_prefetch(key_map);
         tensor_map_prefetch(value_map);
-        Stages::init(M::query_barriers(memory), kReaders);
-        Stages::init(M::key_barriers(memory), kReaders);
-        Stages::init(M::value_barriers(memory), kReaders);
+        Stages{memory.query_barriers()}.init(kReaders);
+        Stages{memory.key_barriers()}.init(kReaders);
+        Stages{memory.value_barriers()}.init(kReaders);
         mbarrier_init_fence();
     }
     grid_dependency_launch();
@@ -458,16 +453,16 @@ DEVICE void attention_prefill_sm90(const Cache<T>& cache, const Launch<T>& launc
     }
 }
 
-#define ATTENTION_PREFILL_SM90_KERNEL(T, kHeadDim)                                                                     \
-    KERNEL(attention_prefill_sm90_##T##_##kHeadDim, kThreads, 1)                                                       \
-    (const T* queries, const T* keys, const T* values, T* out, const Sequence* sequences,                              \
-     const uint32_t* block_tables, const uint2* tiles, uint32_t tile_count, uint32_t kv_heads, uint32_t group,         \
-     uint32_t page_shift, uint32_t window, const __grid_constant__ TensorMap key_map,                                  \
-     const __grid_constant__ TensorMap value_map) {                                                                    \
-        const Cache<T> cache{keys, values, block_tables, kv_heads, page_shift};                                        \
-        const Launch<T> launch{queries, out, sequences, tiles, tile_count, group, window};                             \
-        attention_prefill_sm90<T, kHeadDim>(cache, launch, &key_map, &value_map);                                      \
-    }                                                                                                                  \
+#define ATTENTION_PREFILL_SM90_KERNEL(T, kHeadDim)                                                             \
+    KERNEL(attention_prefill_sm90_##T##_##kHeadDim, kThreads, 1)                                               \
+    (const T* queries, const T* keys, const T* values, T* out, const Sequence* sequences,                      \
+     const uint32_t* block_tables, const uint2* tiles, uint32_t tile_count, uint32_t kv_heads, uint32_t group, \
+     uint32_t page_shift, uint32_t window, const __grid_constant__ TensorMap key_map,                          \
+     const __grid_constant__ TensorMap value_map) {                                                            \
+        const Cache<T> cache{keys, values, block_tables, kv_heads, page_shift};                                \
+        const Launch<T> launch{queries, out, sequences, tiles, tile_count, group, window};                     \
+        attention_prefill_sm90<T, kHeadDim>(cache, launch, &key_map, &value_map);                              \
+    }                                                                                                          \
     REGISTER_KERNEL(attention_prefill_sm90_##T##_##kHeadDim)
 
 ATTENTION_PREFILL_SM90_KERNEL(bf16, 64)

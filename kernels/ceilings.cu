@@ -5,15 +5,16 @@
 static constexpr uint32_t kThreads = 256;
 static constexpr uint32_t kLoads = 8;
 
-// folded[w] = exclusive or of all words that warp w of the grid reads, so that no load can be left out. All warps
+// Computes: folded[w] = exclusive or of all words that warp w of the grid reads, so that no load can be left out. All warps
 // together read each word once.
-//
+// Shapes:
 //   source  u32 [4 vectors]
 //   folded  u32 [8 gridDim.x]
 //
 // Grid: a few blocks for each SM, 256 threads. A thread has 8 loads of 16 bytes under way; those of a block
 // lie next to each other in memory.
-// Bytes: 16 vectors read, 32 gridDim.x written. FLOPs: 0.
+// Bytes: 16 vectors read, 32 gridDim.x written.
+// FLOPs: 0.
 // Alignment: source 16 bytes.
 // Registers: at most 40 (read_words)
 KERNEL(read_words, kThreads)(const uint32_t* source, uint32_t* folded, uint64_t vectors) {
@@ -22,7 +23,8 @@ KERNEL(read_words, kThreads)(const uint32_t* source, uint32_t* folded, uint64_t 
     const uint64_t evict_first = l2_evict_first();
     const uint64_t stride = static_cast<uint64_t>(gridDim.x) * kThreads * kLoads;
     uint32_t sum = 0;
-    for (uint64_t first = static_cast<uint64_t>(blockIdx.x) * kThreads * kLoads + threadIdx.x; first < vectors; first += stride) {
+    for (uint64_t first = static_cast<uint64_t>(blockIdx.x) * kThreads * kLoads + threadIdx.x; first < vectors;
+         first += stride) {
         uint4 words[kLoads];
 #pragma unroll
         for (uint32_t load = 0; load < kLoads; load++) {
@@ -34,7 +36,8 @@ KERNEL(read_words, kThreads)(const uint32_t* source, uint32_t* folded, uint64_t 
             }
         }
 #pragma unroll
-        for (uint32_t load = 0; load < kLoads; load++) sum ^= words[load].x ^ words[load].y ^ words[load].z ^ words[load].w;
+        for (uint32_t load = 0; load < kLoads; load++)
+            sum ^= words[load].x ^ words[load].y ^ words[load].z ^ words[load].w;
     }
 #pragma unroll
     for (uint32_t distance = 16; distance > 0; distance /= 2) sum ^= shuffle_xor(sum, distance);
@@ -42,13 +45,14 @@ KERNEL(read_words, kThreads)(const uint32_t* source, uint32_t* folded, uint64_t 
 }
 REGISTER_KERNEL(read_words)
 
-// passed[0] = cycles, passed[1] = nanoseconds that go by while the grid's one thread waits for at least `nanoseconds`:
+// Computes: passed[0] = cycles, passed[1] = nanoseconds that go by while the grid's one thread waits for at least `nanoseconds`:
 // their quotient is the clock in GHz.
-//
+// Shapes:
 //   passed  u64 [2]
 //
-// Grid (1), 1 thread.
-// Bytes: 16 written. FLOPs: 0.
+// Grid: (1), 1 thread.
+// Bytes: 16 written.
+// FLOPs: 0.
 // Registers: at most 24 (wait_and_count)
 KERNEL(wait_and_count, 1)(uint64_t* passed, uint64_t nanoseconds) {
     // Not early: the clock is that of the work before.

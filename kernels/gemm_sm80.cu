@@ -7,23 +7,22 @@
 #include "common/weight_tiles.cuh"
 #include "ptx/ptx.cuh"
 
-// What a block computes: kRows x kColumns of the output, kDepth of k a turn, by warps of kWarpRows x kWarpColumns; kBlocks of
+// What a block computes: kTileM x kTileN of the output, kTileK of k per k tile, by warps of kWarpM x kWarpN; kBlocks of
 // them share an SM's registers.
-template <uint32_t kRows_, uint32_t kColumns_, uint32_t kDepth_, uint32_t kWarpRows_, uint32_t kWarpColumns_,
-          uint32_t kBlocks_>
+template <uint32_t kTileM_, uint32_t kTileN_, uint32_t kTileK_, uint32_t kWarpM_, uint32_t kWarpN_, uint32_t kBlocks_>
 struct Tile {
-    static constexpr uint32_t kRows = kRows_, kColumns = kColumns_, kDepth = kDepth_;
-    static constexpr uint32_t kWarpRows = kWarpRows_, kWarpColumns = kWarpColumns_, kBlocks = kBlocks_;
-    static constexpr uint32_t kWarpsAcross = kColumns / kWarpColumns;
-    static constexpr uint32_t kThreads = kRows / kWarpRows * kWarpsAcross * 32;
-    static constexpr uint32_t kRowBytes = kDepth * 2;  // of a row of 16-bit elements in a stage
-    static constexpr uint32_t kActivationBytes = kRows * kRowBytes;
-    static constexpr uint32_t kChunks = kDepth / kVector;        // 16-byte chunks of a row
+    static constexpr uint32_t kTileM = kTileM_, kTileN = kTileN_, kTileK = kTileK_;
+    static constexpr uint32_t kWarpM = kWarpM_, kWarpN = kWarpN_, kBlocks = kBlocks_;
+    static constexpr uint32_t kWarpsAcross = kTileN / kWarpN;
+    static constexpr uint32_t kThreads = kTileM / kWarpM * kWarpsAcross * 32;
+    static constexpr uint32_t kRowBytes = kTileK * 2;  // of a row of 16-bit elements in a stage
+    static constexpr uint32_t kActivationBytes = kTileM * kRowBytes;
+    static constexpr uint32_t kChunks = kTileK / kVector;        // 16-byte chunks of a row
     static constexpr uint32_t kRowsAtOnce = kThreads / kChunks;  // that all threads together copy, a chunk each
-    static_assert(kDepth == 32 || kDepth == 64, "the swizzles below are for rows of 64 and 128 bytes");
-    static_assert(kRows % kRowsAtOnce == 0 && kColumns % kRowsAtOnce == 0, "whole turns of copies");
-    static_assert(kRowsAtOnce % 8 == 0, "all rows of a thread are swizzled alike");
-    static_assert(kWarpRows % 16 == 0 && kWarpColumns % 32 == 0, "16 x 32 of the output is what a quad's stores need");
+    static_assert(kTileK == 32 || kTileK == 64, "the swizzles below are for m of 64 and 128 bytes");
+    static_assert(kTileM % kRowsAtOnce == 0 && kTileN % kRowsAtOnce == 0, "whole k_tiles of copies");
+    static_assert(kRowsAtOnce % 8 == 0, "all m of a thread are swizzled alike");
+    static_assert(kWarpM % 16 == 0 && kWarpN % 32 == 0, "16 x 32 of the output is what a quad's stores need");
 
     // What the number of a row's chunk is xored with: the 8 rows of a matrix that ldmatrix reads, at one chunk, then
     // lie in 8 different groups of 4 banks, and so do the chunks that 8 neighbouring threads of a copy write. Its
@@ -60,15 +59,15 @@ DEVICE void transpose_quad(uint32_t (&words)[4], uint32_t t) {
     }
 }
 
-// out[m, n] = epilogue(sum over k of x[m, k] weights[n, k])
-//
-//   x        T [rows, depth]      written by earlier work on the stream
-//   weights  [columns, depth] as Weights has them (DenseTile); written before this stream's work began
+// Computes: out[m, n] = epilogue(sum over k of x[m, k] weights[n, k])
+// Shapes:
+//   x        T [m, k]      written by earlier work on the stream
+//   weights  [n, k] as Weights has them (DenseTile); written before this stream's work began
 //   output   what the epilogue takes: see common/epilogue.cuh
 //   stages   3, 4, 6 or 8, of the ring in shared memory
 //   group    rows of tiles that are computed together, at least 1
 //
-// The way of the operands: a ring of `stages` stages in shared memory, each kDepth of k for all rows and columns of the
+// The way of the operands: a ring of `stages` stages in shared memory, each kTileK of k for all rows and columns of the
 // tile, filled by cp.async of 16 bytes while earlier stages are multiplied; ldmatrix, two sets of fragments deep, so
 // that the loads of one k = 16 run beside the multiplications of the last; m16n8k16. One barrier a stage: behind it,
 // the next stage is complete for all threads, and the one read before it is free.
@@ -96,10 +95,11 @@ DEVICE void transpose_quad(uint32_t (&words)[4], uint32_t t) {
 // tiles read all terms ahead of the main loop; the large ones those of columns, and the rest behind it, where the
 // fragments' registers are free, 16 rows ahead of those that are stored.
 //
-// Grid (ceil(rows / kRows) ceil(columns / kColumns)), Tile::kThreads threads. Shared memory: stages x kStageBytes.
-// Bytes: (columns depth + rows depth + rows columns + the epilogue's) x sizeof(T), each operand counted once.
-// FLOPs: 2 rows columns depth.
-// Alignment: columns and depth multiples of 8; all buffers 16 bytes.
+// Grid: (ceil(m / kTileM) ceil(n / kTileN)), Tile::kThreads threads.
+// Smem: stages x kStageBytes.
+// Bytes: (n k + m k + m n + the epilogue's) x sizeof(T), each operand counted once.
+// FLOPs: 2 m n k.
+// Alignment: n and k multiples of 8; all buffers 16 bytes.
 // Registers: at most 240 (gemm_logits_*_128x256 gemm_logits_*_128x128)
 // Registers: at most 240 (gemm_bias_gelu_*_128x128 gemm_bias_residual_*_128x128)
 // Registers: at most 254 (gemm_bias_gelu_*_128x256)
@@ -109,39 +109,39 @@ DEVICE void transpose_quad(uint32_t (&words)[4], uint32_t t) {
 // Registers: at most 96 (gemm_logits_*_32x64 gemm_bias_gelu_*_32x64)
 // Registers: at most 96 (gemm_bias_residual_*_32x64), 112 (gemm_bias_rope_kv_*_32x64)
 template <class Epilogue, class Tile, class Weights, class T>
-DEVICE void gemm(const T* x, const Weights& weights, const typename Epilogue::template Output<T>& output, uint32_t rows,
-                 uint32_t columns, uint32_t depth, uint32_t stages, uint32_t group) {
-    constexpr uint32_t kRowTiles = Tile::kWarpRows / 16, kColumnTiles = Tile::kWarpColumns / 8;  // of a warp
-    constexpr uint32_t kSteps = Tile::kDepth / 16;                                               // of a stage
-    constexpr uint32_t kStageBytes = Tile::kActivationBytes + Tile::kColumns * Weights::kRowBytes;
+DEVICE void gemm(const T* x, const Weights& weights, const typename Epilogue::template Output<T>& output, uint32_t m,
+                 uint32_t n, uint32_t k, uint32_t stages, uint32_t group) {
+    constexpr uint32_t kRowTiles = Tile::kWarpM / 16, kColumnTiles = Tile::kWarpN / 8;  // of a warp
+    constexpr uint32_t kSteps = Tile::kTileK / 16;                                               // of a stage
+    constexpr uint32_t kStageBytes = Tile::kActivationBytes + Tile::kTileN * Weights::kRowBytes;
     constexpr bool kTermsAhead = kRowTiles <= 2;  // there are registers for all terms beside the main loop
     SHARED_MEMORY(shared);
     const uint32_t ring = shared_address(shared);
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const uint32_t warp_row = warp / Tile::kWarpsAcross * Tile::kWarpRows;
-    const uint32_t warp_column = warp % Tile::kWarpsAcross * Tile::kWarpColumns;
+    const uint32_t warp_row = warp / Tile::kWarpsAcross * Tile::kWarpM;
+    const uint32_t warp_column = warp % Tile::kWarpsAcross * Tile::kWarpN;
 
-    const uint32_t down = (rows + Tile::kRows - 1) / Tile::kRows;
-    const uint32_t across = (columns + Tile::kColumns - 1) / Tile::kColumns;
+    const uint32_t down = (m + Tile::kTileM - 1) / Tile::kTileM;
+    const uint32_t across = (n + Tile::kTileN - 1) / Tile::kTileN;
     const TileIndex own = tile_index(blockIdx.x, down, across, group);
-    const uint32_t first_row = own.down * Tile::kRows, first_column = own.across * Tile::kColumns;
+    const uint32_t first_row = own.down * Tile::kTileM, first_column = own.across * Tile::kTileN;
 
     // Copies. A thread has one chunk of every kRowsAtOnce-th row. Rows and k past the end are filled with zeros, and
     // not read.
     const uint32_t chunk = threadIdx.x % Tile::kChunks, copied_row = threadIdx.x / Tile::kChunks;
     const uint32_t destination = ring + copied_row * Tile::kRowBytes + (chunk ^ Tile::swizzle(copied_row)) * 16;
     const uint32_t own_row = first_row + copied_row;
-    const T* const own_x = x + static_cast<size_t>(own_row) * depth + chunk * kVector;
-    const auto own_weights = Weights::part(weights, first_column, columns, depth, ring + Tile::kActivationBytes);
-    const auto copy_weights = [&](uint32_t stage, uint32_t turn) {
-        Weights::copy(own_weights, turn, stage * kStageBytes);
+    const T* const own_x = x + static_cast<size_t>(own_row) * k + chunk * kVector;
+    const auto own_weights = weights.part(first_column, n, k, ring + Tile::kActivationBytes);
+    const auto copy_weights = [&](uint32_t stage, uint32_t k_tile) {
+        Weights::copy(own_weights, k_tile, stage * kStageBytes);
     };
-    const auto copy_activations = [&](uint32_t stage, uint32_t turn) {
-        const uint32_t start = destination + stage * kStageBytes, k = turn * Tile::kDepth;
+    const auto copy_activations = [&](uint32_t stage, uint32_t k_tile) {
+        const uint32_t start = destination + stage * kStageBytes, at_k = k_tile * Tile::kTileK;
 #pragma unroll
-        for (uint32_t on = 0; on < Tile::kRows; on += Tile::kRowsAtOnce) {
-            const bool inside = own_row + on < rows && k + chunk * kVector < depth;
-            copy_async_16(start + on * Tile::kRowBytes, own_x + k + static_cast<size_t>(on) * depth, inside ? 16 : 0);
+        for (uint32_t on = 0; on < Tile::kTileM; on += Tile::kRowsAtOnce) {
+            const bool inside = own_row + on < m && at_k + chunk * kVector < k;
+            copy_async_16(start + on * Tile::kRowBytes, own_x + at_k + static_cast<size_t>(on) * k, inside ? 16 : 0);
         }
     };
 
@@ -157,9 +157,7 @@ DEVICE void gemm(const T* x, const Weights& weights, const typename Epilogue::te
             load_matrix_x4(a[set][i], stage_start + (a_lane ^ step * 32) + i * 16 * Tile::kRowBytes);
         }
 #pragma unroll
-        for (uint32_t j = 0; j < kColumnTiles / 2; j++) {
-            Weights::operands(b[set][j], stage_start, b_lane, step, j);
-        }
+        for (uint32_t j = 0; j < kColumnTiles / 2; j++) { Weights::operands(b[set][j], stage_start, b_lane, step, j); }
     };
 
     // All stages but one are under way before the first is needed, stages past the end as zeros.
@@ -170,10 +168,10 @@ DEVICE void gemm(const T* x, const Weights& weights, const typename Epilogue::te
     const uint32_t lane_column = first_column + warp_column + 2 * t, met_column = first_column + warp_column + 8 * t;
     const auto row_of = [&](uint32_t i, uint32_t half) { return lane_row + i * 16 + half * 8; };
     const auto read_column = [&](uint32_t j) {
-        return Epilogue::column_terms(output, min(lane_column + j * 8, columns - kVector + 2 * t));
+        return Epilogue::column_terms(output, min(lane_column + j * 8, n - kVector + 2 * t));
     };
     const auto read_row = [&](uint32_t i, uint32_t half) {
-        return Epilogue::row_terms(output, min(row_of(i, half), rows - 1));
+        return Epilogue::row_terms(output, min(row_of(i, half), m - 1));
     };
     decltype(read_column(0)) column_terms[kColumnTiles];
     decltype(read_row(0, 0)) row_terms[kRowTiles][2];
@@ -194,14 +192,14 @@ DEVICE void gemm(const T* x, const Weights& weights, const typename Epilogue::te
                 for (uint32_t four = 0; four < kColumnTiles / 4; four++) {
                     // Not past the end: another lane may be about to write what stands in for it.
                     const uint32_t column = met_column + four * 32;
-                    const bool inside = row_of(i, half) < rows && column < columns;
+                    const bool inside = row_of(i, half) < m && column < n;
                     const T* const place = Epilogue::place(output, row_terms[i][half], column);
                     before[i][half][four] = inside ? load_global_16(place) : zero_vector();
                 }
             } else {
 #pragma unroll
                 for (uint32_t j = 0; j < kColumnTiles; j++) {
-                    const uint32_t column = min(lane_column + j * 8, columns - kVector + 2 * t);
+                    const uint32_t column = min(lane_column + j * 8, n - kVector + 2 * t);
                     pair_terms[i][half][j] = Epilogue::pair_terms(output, row_terms[i][half], column);
                 }
             }
@@ -222,12 +220,12 @@ DEVICE void gemm(const T* x, const Weights& weights, const typename Epilogue::te
     }
 
     float sums[kRowTiles][kColumnTiles][4] = {};
-    const uint32_t turns = (depth + Tile::kDepth - 1) / Tile::kDepth;
+    const uint32_t k_tiles = (k + Tile::kTileK - 1) / Tile::kTileK;
     uint32_t read_stage = 0, write_stage = stages - 1;
     wait_for_next_stage(stages);
     block_sync();
     load_fragments(0, ring, 0);
-    for (uint32_t turn = 0; turn < turns; turn++) {
+    for (uint32_t k_tile = 0; k_tile < k_tiles; k_tile++) {
 #pragma unroll
         for (uint32_t step = 0; step < kSteps; step++) {
             if (step == kSteps - 1) {
@@ -238,8 +236,8 @@ DEVICE void gemm(const T* x, const Weights& weights, const typename Epilogue::te
             load_fragments((step + 1) % 2, ring + read_stage * kStageBytes, (step + 1) % kSteps);
             if (step == 0) {
                 // Up to one turn past the end, of zeros: the last turn loads fragments ahead of it.
-                const uint32_t ahead = turn + stages - 1;
-                if (ahead <= turns) {
+                const uint32_t ahead = k_tile + stages - 1;
+                if (ahead <= k_tiles) {
                     copy_weights(write_stage, ahead);
                     copy_activations(write_stage, ahead);
                 }
@@ -250,7 +248,7 @@ DEVICE void gemm(const T* x, const Weights& weights, const typename Epilogue::te
             for (uint32_t i = 0; i < kRowTiles; i++) {
 #pragma unroll
                 for (uint32_t j = 0; j < kColumnTiles; j++) {
-                    const uint32_t(&pair)[4] = b[step % 2][j / 2];
+                    const uint32_t (&pair)[4] = b[step % 2][j / 2];
                     const uint32_t columns_of_b[2] = {pair[j % 2 * 2], pair[j % 2 * 2 + 1]};
                     multiply_add(T{}, sums[i][j], a[step % 2][i], columns_of_b);
                 }
@@ -271,7 +269,7 @@ DEVICE void gemm(const T* x, const Weights& weights, const typename Epilogue::te
 #pragma unroll
         for (uint32_t half = 0; half < 2; half++) {
             const auto& row = row_terms[i][half];
-            const bool row_inside = row_of(i, half) < rows;
+            const bool row_inside = row_of(i, half) < m;
             // No lanes meet for f32, so that those past the end may leave.
             if constexpr (sizeof(Stored) == 4) {
                 if (!row_inside) continue;
@@ -295,7 +293,7 @@ DEVICE void gemm(const T* x, const Weights& weights, const typename Epilogue::te
                     }
                     if constexpr (sizeof(Stored) == 4) {
                         const uint32_t column = lane_column + j * 8;
-                        if (column < columns) store_pair<T>(Epilogue::place(output, row, column), pair);
+                        if (column < n) store_pair<T>(Epilogue::place(output, row, column), pair);
                     } else {
                         words[tile] = pack<T>(pair[0], pair[1]);
                     }
@@ -303,7 +301,7 @@ DEVICE void gemm(const T* x, const Weights& weights, const typename Epilogue::te
                 if constexpr (sizeof(Stored) == 2) {
                     transpose_quad(words, t);
                     const uint32_t column = met_column + four * 32;
-                    if (row_inside && column < columns) {
+                    if (row_inside && column < n) {
                         Stored* const place = Epilogue::place(output, row, column);
                         if (place != nullptr) store_global_16(place, uint4{words[0], words[1], words[2], words[3]});
                     }
@@ -319,22 +317,21 @@ using Tile64x64 = Tile<64, 64, 64, 32, 32, 3>;
 using Tile32x64 = Tile<32, 64, 64, 16, 32, 3>;
 
 // One kernel for each epilogue, type and tile; the launcher picks tile, stages and group.
-#define GEMM_KERNEL(name, Epilogue, FORM, T, Tile)                                                                \
-    KERNEL(name, Tile::kThreads, Tile::kBlocks)                                                                   \
-    (const T* x, const T* weights, FORM##_PARAMETERS(T), uint32_t stages, uint32_t group) {                       \
-        gemm<Epilogue, Tile>(x, DenseTile<T, Tile>{weights}, FORM##_OUTPUT(T), rows, columns, depth, stages,      \
-                             group);                                                                              \
-    }                                                                                                             \
+#define GEMM_KERNEL(name, Epilogue, FORM, T, Tile)                                                      \
+    KERNEL(name, Tile::kThreads, Tile::kBlocks)                                                         \
+    (const T* x, const T* weights, FORM##_PARAMETERS(T), uint32_t stages, uint32_t group) {             \
+        gemm<Epilogue, Tile>(x, DenseTile<T, Tile>{weights}, FORM##_OUTPUT(T), m, n, k, stages, group); \
+    }                                                                                                   \
     REGISTER_KERNEL(name)
-#define GEMM_TILES(name, Epilogue, FORM, T)                             \
-    GEMM_KERNEL(name##_##T##_128x256, Epilogue, FORM, T, Tile128x256)   \
-    GEMM_KERNEL(name##_##T##_128x128, Epilogue, FORM, T, Tile128x128)   \
-    GEMM_KERNEL(name##_##T##_64x64, Epilogue, FORM, T, Tile64x64)       \
+#define GEMM_TILES(name, Epilogue, FORM, T)                           \
+    GEMM_KERNEL(name##_##T##_128x256, Epilogue, FORM, T, Tile128x256) \
+    GEMM_KERNEL(name##_##T##_128x128, Epilogue, FORM, T, Tile128x128) \
+    GEMM_KERNEL(name##_##T##_64x64, Epilogue, FORM, T, Tile64x64)     \
     GEMM_KERNEL(name##_##T##_32x64, Epilogue, FORM, T, Tile32x64)
-#define GEMM_KERNELS(T)                                                   \
-    GEMM_TILES(gemm_bias_gelu, BiasGelu, MATRIX, T)                       \
-    GEMM_TILES(gemm_bias_residual, BiasResidual, MATRIX, T)               \
-    GEMM_TILES(gemm_bias_rope_kv, BiasRopeKv, QUERY_KEY_VALUE, T)         \
+#define GEMM_KERNELS(T)                                           \
+    GEMM_TILES(gemm_bias_gelu, BiasGelu, MATRIX, T)               \
+    GEMM_TILES(gemm_bias_residual, BiasResidual, MATRIX, T)       \
+    GEMM_TILES(gemm_bias_rope_kv, BiasRopeKv, QUERY_KEY_VALUE, T) \
     GEMM_TILES(gemm_logits, Logits, LOGITS, T)
 
 GEMM_KERNELS(bf16)

@@ -3,29 +3,29 @@
 #include "common/epilogue.cuh"
 #include "common/multiply_add.cuh"
 #include "common/tile_order.cuh"
-#include "common/ring.cuh"
+#include "common/pipeline.cuh"
 #include "common/vector.cuh"
 #include "ptx/ptx.cuh"
 
 // Warpgroups: one fills the ring, two multiply, half of the tile's rows each.
 static constexpr uint32_t kGroupThreads = 128, kConsumers = 2, kThreads = (1 + kConsumers) * kGroupThreads;
-static constexpr uint32_t kRows = 128, kGroupRows = kRows / kConsumers, kDepth = 64;
+static constexpr uint32_t kTileM = 128, kGroupRows = kTileM / kConsumers, kTileK = 64;
 static constexpr uint32_t kRowBytes = 128;  // of everything in shared memory: the width of its swizzle
-static constexpr uint32_t kActivationBytes = kRows * kRowBytes, kRingBytes = 192 << 10;
+static constexpr uint32_t kActivationBytes = kTileM * kRowBytes, kRingBytes = 192 << 10;
 static constexpr uint32_t kPieceBytes = kGroupRows * kRowBytes, kPieces = 2;  // of the output on its way out, a group's
-static_assert(kDepth * 2 == kRowBytes, "a row of a stage is what the swizzle spreads");
+static_assert(kTileK * 2 == kRowBytes, "a row of a stage is what the swizzle spreads");
 
-// kRows x kColumns of the output, and the shared memory of a block that computes it.
-template <uint32_t kColumns_>
+// kTileM x kTileN of the output, and the shared memory of a block that computes it.
+template <uint32_t kTileN_>
 struct Tile {
-    static constexpr uint32_t kColumns = kColumns_;
-    static constexpr uint32_t kStageBytes = kActivationBytes + kColumns * kRowBytes;
+    static constexpr uint32_t kTileN = kTileN_;
+    static constexpr uint32_t kStageBytes = kActivationBytes + kTileN * kRowBytes;
     static constexpr uint32_t kStages = kRingBytes / kStageBytes;
-    using Stages = Ring<kStages>;
-    static constexpr uint32_t kOutput = kStages * kStageBytes;                      // pieces of the output
+    using Stages = Pipeline<kStages>;
+    static constexpr uint32_t kOutput = kStages * kStageBytes;  // pieces of the output
     static constexpr uint32_t kBarriers = kOutput + kConsumers * kPieces * kPieceBytes;  // the ring's
-    static constexpr uint32_t kPieceBarriers = kBarriers + Stages::kBytes;          // one a piece
-    static_assert(kStageBytes % 1024 == 0, "the swizzle repeats every 8 rows");
+    static constexpr uint32_t kPieceBarriers = kBarriers + Stages::kBytes;  // one a piece
+    static_assert(kStageBytes % 1024 == 0, "the swizzle repeats every 8 m");
 };
 
 // Whether an output is a plain matrix of T, which the copy engine stores.
@@ -44,23 +44,23 @@ DEVICE uint32_t piece_offset(uint32_t row, uint32_t chunk) { return row * kRowBy
 // The same for f32, written 8 bytes a lane: 4 rows of 2 neighbouring chunks lie in 8 different groups.
 DEVICE uint32_t wide_piece_offset(uint32_t row, uint32_t chunk) { return row * kRowBytes + (chunk ^ row % 4 * 2) * 16; }
 
-// out[m, n] = epilogue(sum over k of x[m, k] weights[n, k])
-//
-//   x, weights  maps of T [rows, depth], written by earlier work on the stream, and of T [columns, depth], written
+// Computes: out[m, n] = epilogue(sum over k of x[m, k] weights[n, k])
+// Shapes:
+//   x, weights  maps of T [m, k], written by earlier work on the stream, and of T [n, k], written
 //               before this stream's work began; boxes of 64 k, 128 bytes with the swizzle of 128, and 128 rows of x,
-//               kColumns / cluster of weights
+//               kTileN / cluster of weights
 //   matrix      of an output that is a plain matrix of T: its map, boxes of 64 columns and 64 rows, the same swizzle
 //   output      what the epilogue takes: see common/epilogue.cuh. Of a plain matrix the bias alone
 //   group       rows of tiles (of a cluster's tiles) that are computed together, at least 1
 //
 // Roles. Warpgroup 0 fills a ring of stages by the copy engine: one thread asks for x and weights of 64 k a stage, and
-// runs ahead of the products, over the ends of tiles too. Warpgroups 1 and 2 multiply, 64 rows x kColumns each, by
+// runs ahead of the products, over the ends of tiles too. Warpgroups 1 and 2 multiply, 64 rows x kTileN each, by
 // wgmma of m64nNk16 from shared memory, four a stage. One stage's are under way while the next one's are given; a warp
 // hands a stage back once it has waited for its own. Blocks stay: a cluster computes tiles first, first + clusters, ...
 // so that the copies of a tile run under the end of the one before it.
 //
 // Registers. 168 x 384 threads is what an SM has of them (65,536) at the start; the filler gives back all
-// but 40, and the others take 232: 128 x 40 + 256 x 232 = 64,512. A lane has kColumns / 2 sums, 128 at the widest, and
+// but 40, and the others take 232: 128 x 40 + 256 x 232 = 64,512. A lane has kTileN / 2 sums, 128 at the widest, and
 // for a plain matrix the bias of as many columns, 32 pairs.
 //
 // Tiles. An m64n256k16 takes 128 cycles of the tensor cores (2048 multiply-adds a cycle) and reads 2 KiB of x and 8 KiB
@@ -91,15 +91,15 @@ DEVICE uint32_t wide_piece_offset(uint32_t row, uint32_t chunk) { return row * k
 //
 // Before the wait for earlier work: barriers, maps, and the weights of as many stages as there are.
 //
-// Grid (blocks), at most one an SM and at least one of a tile, in clusters of 1 or 2; kThreads threads.
-// Shared memory: kPieceBarriers + 32 bytes.
-// Bytes: (columns depth + rows depth + rows columns + the epilogue's) x sizeof(T), each operand counted once.
-// FLOPs: 2 rows columns depth.
-// Alignment: columns and depth multiples of 8; all buffers 16 bytes.
+// Grid: (blocks), at most one an SM and at least one of a tile, in clusters of 1 or 2; kThreads threads.
+// Smem: kPieceBarriers + 32 bytes.
+// Bytes: (n k + m k + m n + the epilogue's) x sizeof(T), each operand counted once.
+// FLOPs: 2 m n k.
+// Alignment: n and k multiples of 8; all buffers 16 bytes.
 // Registers: at most 168 (gemm_sm90_*)
 template <class Epilogue, class Tile, class T>
 DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* matrix,
-                 const typename Epilogue::template Output<T>& output, uint32_t rows, uint32_t columns, uint32_t depth,
+                 const typename Epilogue::template Output<T>& output, uint32_t m, uint32_t n, uint32_t k,
                  uint32_t group) {
     using Stages = typename Tile::Stages;
     using Stored = typename Epilogue::template Stored<T>;
@@ -111,7 +111,7 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
     const uint32_t cluster = cluster_blocks(), rank = cluster_rank();
 
     if (threadIdx.x == 0) {
-        Stages::init(barriers, cluster * kConsumers * 4);
+        Stages{barriers}.init(cluster * kConsumers * 4);
 #pragma unroll
         for (uint32_t piece = 0; piece < kConsumers * kPieces; piece++) {
             mbarrier_init(ring + Tile::kPieceBarriers + piece * 8, 1);
@@ -126,62 +126,62 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
     cluster_wait();
 
     // Tiles: the cluster's blocks have one column of tiles and neighbouring rows of them.
-    const uint32_t down = (rows + cluster * kRows - 1) / (cluster * kRows);
-    const uint32_t across = (columns + Tile::kColumns - 1) / Tile::kColumns, tiles = down * across;
+    const uint32_t down = (m + cluster * kTileM - 1) / (cluster * kTileM);
+    const uint32_t across = (n + Tile::kTileN - 1) / Tile::kTileN, tiles = down * across;
     const uint32_t first_tile = blockIdx.x / cluster, tile_step = gridDim.x / cluster;
-    const uint32_t turns = (depth + kDepth - 1) / kDepth;
+    const uint32_t k_tiles = (k + kTileK - 1) / kTileK;
     struct Place {
         uint32_t row, column;
     };
     const auto place_of = [&](uint32_t tile) {
         const TileIndex index = tile_index(tile, down, across, group);
-        return Place{(index.down * cluster + rank) * kRows, index.across * Tile::kColumns};
+        return Place{(index.down * cluster + rank) * kTileM, index.across * Tile::kTileN};
     };
 
     if (threadIdx.x < kGroupThreads) {
         warpgroup_registers_decrease<40>();
         // Each block of a cluster loads a part of the weights' rows, into all of them.
-        const uint32_t part = Tile::kColumns / cluster, part_bytes = part * kRowBytes;
+        const uint32_t part = Tile::kTileN / cluster, part_bytes = part * kRowBytes;
         const uint16_t everyone = static_cast<uint16_t>((1u << cluster) - 1);
-        const auto fill_weights = [&](const typename Stages::Place& place, uint32_t column, uint32_t turn) {
-            // As Ring::begin_filling, for readers of the whole cluster: copies go into stages of all its blocks.
-            mbarrier_wait_cluster_relaxed(Stages::empty(barriers, place), place.parity ^ 1, "empty");
-            const uint32_t full = Stages::full(barriers, place);
+        const auto fill_weights = [&](const typename Stages::State& pipe, uint32_t column, uint32_t k_tile) {
+            // As Pipeline::producer_acquire, for consumers in the whole cluster: copies go into stages of all its blocks.
+            mbarrier_wait_cluster_relaxed(Stages{barriers}.empty(pipe), pipe.parity ^ 1, "empty");
+            const uint32_t full = Stages{barriers}.full(pipe);
             mbarrier_arrive_expect(full, Tile::kStageBytes);
-            const uint32_t to = ring + place.stage * Tile::kStageBytes + kActivationBytes + rank * part_bytes;
-            const int k = static_cast<int>(turn * kDepth), row = static_cast<int>(column + rank * part);
+            const uint32_t to = ring + pipe.stage * Tile::kStageBytes + kActivationBytes + rank * part_bytes;
+            const int at_k = static_cast<int>(k_tile * kTileK), row = static_cast<int>(column + rank * part);
             if (cluster == 1) {
-                tensor_load_2d(to, &weights, k, row, full);
+                tensor_load_2d(to, &weights, at_k, row, full);
             } else {
-                tensor_load_2d_multicast(to, &weights, k, row, full, everyone);
+                tensor_load_2d_multicast(to, &weights, at_k, row, full, everyone);
             }
         };
         uint32_t ahead = 0;  // stages whose weights were asked for before the wait
         if (threadIdx.x == 0) {
             const uint32_t column = place_of(first_tile).column;
-            typename Stages::Place place;
+            typename Stages::State pipe;
 #pragma unroll 1
-            for (; ahead < min(turns, Tile::kStages); ahead++) {
-                fill_weights(place, column, ahead);
-                Stages::Place::advance(place);
+            for (; ahead < min(k_tiles, Tile::kStages); ahead++) {
+                fill_weights(pipe, column, ahead);
+                pipe.advance();
             }
         }
         grid_dependency_wait();
         if (threadIdx.x == 0) {
             fence_proxy_async_global();
-            typename Stages::Place place;
+            typename Stages::State pipe;
             for (uint32_t tile = first_tile; tile < tiles; tile += tile_step) {
                 const Place at = place_of(tile);
 #pragma unroll 1
-                for (uint32_t turn = 0; turn < turns; turn++) {
+                for (uint32_t k_tile = 0; k_tile < k_tiles; k_tile++) {
                     if (ahead > 0) {
                         ahead--;
                     } else {
-                        fill_weights(place, at.column, turn);
+                        fill_weights(pipe, at.column, k_tile);
                     }
-                    tensor_load_2d(ring + place.stage * Tile::kStageBytes, &x, static_cast<int>(turn * kDepth),
-                                   static_cast<int>(at.row), Stages::full(barriers, place));
-                    Stages::Place::advance(place);
+                    tensor_load_2d(ring + pipe.stage * Tile::kStageBytes, &x, static_cast<int>(k_tile * kTileK),
+                                   static_cast<int>(at.row), Stages{barriers}.full(pipe));
+                    pipe.advance();
                 }
             }
         }
@@ -198,15 +198,15 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
         const uint64_t first_b = matrix_descriptor_128(ring + kActivationBytes);
         // Lane b of each warp tells block b of the cluster that this warp has read a stage.
         const uint32_t reported = cluster_address(barriers, min(lane, cluster - 1));
-        const auto end_reading = [&](const typename Stages::Place& place) {
-            if (lane < cluster) mbarrier_arrive_cluster_relaxed(Stages::empty(reported, place));
+        const auto consumer_release = [&](const typename Stages::State& pipe) {
+            if (lane < cluster) mbarrier_arrive_cluster_relaxed(Stages{reported}.empty(pipe));
         };
         constexpr uint32_t kPieceColumns = kRowBytes / sizeof(Stored), kPieceTiles = kPieceColumns / 8;
-        constexpr uint32_t kAllTiles = Tile::kColumns / 8;
+        constexpr uint32_t kAllTiles = Tile::kTileN / 8;
 
         grid_dependency_wait();
         if (kAdds && elected) fence_proxy_async_global();
-        typename Stages::Place place;
+        typename Stages::State pipe;
         // The piece that is next, and a bit for each: the parity that its barrier is waited for.
         uint32_t piece = 0, piece_parities = 0;
         for (uint32_t tile = first_tile; tile < tiles; tile += tile_step) {
@@ -224,15 +224,13 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
 #pragma unroll
                     for (uint32_t i = 0; i < kPieces; i++) {
                         const uint32_t column = at.column + i * kPieceColumns;
-                        if (i * kPieceColumns < Tile::kColumns && column < columns) load_piece(piece ^ i, column);
+                        if (i * kPieceColumns < Tile::kTileN && column < n) load_piece(piece ^ i, column);
                     }
                 }
             }
             // What belongs to columns and rows is here before the products are.
-            const auto lane_column = [&](uint32_t i) {
-                return min(at.column + i * 8 + 2 * t, columns - kVector + 2 * t);
-            };
-            const auto read_row = [&](uint32_t row) { return Epilogue::row_terms(output, min(row, rows - 1)); };
+            const auto lane_column = [&](uint32_t i) { return min(at.column + i * 8 + 2 * t, n - kVector + 2 * t); };
+            const auto read_row = [&](uint32_t row) { return Epilogue::row_terms(output, min(row, m - 1)); };
             // Bias alone, all columns of it; where there is more to read, see below.
             using ColumnTerms = decltype(Epilogue::column_terms(output, 0u));
             ColumnTerms column_terms[kBulk ? kAllTiles : kPieceTiles];
@@ -249,23 +247,23 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
                 for (uint32_t i = 0; i < 4; i++) stored_row_terms[i] = read_row(warp_row + i * 4 + lane / 8);
             }
 
-            float sums[Tile::kColumns / 2];
-            typename Stages::Place before = place;
+            float sums[Tile::kTileN / 2];
+            typename Stages::State before = pipe;
 #pragma unroll 1
-            for (uint32_t turn = 0; turn < turns; turn++) {
-                Stages::begin_reading(barriers, place);
-                const uint64_t a = first_a + place.stage * (Tile::kStageBytes / 16);
-                const uint64_t b = first_b + place.stage * (Tile::kStageBytes / 16);
+            for (uint32_t k_tile = 0; k_tile < k_tiles; k_tile++) {
+                Stages{barriers}.consumer_wait(pipe);
+                const uint64_t a = first_a + pipe.stage * (Tile::kStageBytes / 16);
+                const uint64_t b = first_b + pipe.stage * (Tile::kStageBytes / 16);
                 warpgroup_fence();
 #pragma unroll
-                for (uint32_t step = 0; step < kDepth / 16; step++) {
-                    multiply_add(T{}, sums, a + step * 2, b + step * 2, step > 0 ? 1 : turn);
+                for (uint32_t step = 0; step < kTileK / 16; step++) {
+                    multiply_add(T{}, sums, a + step * 2, b + step * 2, step > 0 ? 1 : k_tile);
                 }
                 warpgroup_commit();
                 warpgroup_wait<1>();
-                if (turn > 0) end_reading(before);
-                before = place;
-                Stages::Place::advance(place);
+                if (k_tile > 0) consumer_release(before);
+                before = pipe;
+                pipe.advance();
             }
 
             // Of a piece, what belongs to pairs: for the next one while one is stored.
@@ -282,12 +280,12 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
             };
             if constexpr (!kBulk) read_terms(0);
             warpgroup_wait<0>();
-            end_reading(before);
+            consumer_release(before);
 
 #pragma unroll
-            for (uint32_t i = 0; i < Tile::kColumns / kPieceColumns; i++) {
+            for (uint32_t i = 0; i < Tile::kTileN / kPieceColumns; i++) {
                 const uint32_t column = at.column + i * kPieceColumns;
-                if (column >= columns) break;
+                if (column >= n) break;
                 if constexpr (kAdds) {
                     mbarrier_wait(piece_barriers + piece * 8, piece_parities >> piece & 1, "piece of the output");
                     piece_parities ^= 1u << piece;
@@ -334,14 +332,14 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
                         bulk_commit();
                         if constexpr (kAdds) {
                             const uint32_t next = column + kPieces * kPieceColumns;
-                            if (i + kPieces < Tile::kColumns / kPieceColumns && next < columns) {
+                            if (i + kPieces < Tile::kTileN / kPieceColumns && next < n) {
                                 bulk_wait_read<0>();
                                 load_piece(piece, next);
                             }
                         }
                     }
                 } else {
-                    if (i + 1 < Tile::kColumns / kPieceColumns) read_terms((i + 1) * kPieceTiles);
+                    if (i + 1 < Tile::kTileN / kPieceColumns) read_terms((i + 1) * kPieceTiles);
                     // 8 lanes store the 128 bytes of a row.
                     warp_sync();
 #pragma unroll
@@ -351,7 +349,7 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
                             sizeof(Stored) == 4 ? wide_piece_offset(row, chunk) : piece_offset(row, chunk);
                         const uint32_t chunk_column = column + chunk * (16 / sizeof(Stored));
                         const uint4 values = *reinterpret_cast<const uint4*>(strip_bytes + from);
-                        if (warp_row + row < rows && chunk_column < columns) {
+                        if (warp_row + row < m && chunk_column < n) {
                             Stored* const to = Epilogue::place(output, stored_row_terms[four], chunk_column);
                             if (to != nullptr) store_global_16(to, values);
                         }
@@ -384,19 +382,19 @@ using Tile64 = Tile<64>;
 #define QUERY_KEY_VALUE_MAP nullptr
 
 // One kernel for each epilogue, type and tile; the launcher picks tile, cluster, blocks and group.
-#define GEMM_KERNEL(name, Epilogue, FORM, T, Tile)                                                                    \
-    KERNEL(name, kThreads, 1)(FORM##_MAPS, FORM##_PARAMETERS(T), uint32_t group) {                                    \
-        gemm<Epilogue, Tile, T>(x, weights, FORM##_MAP, FORM##_OUTPUT(T), rows, columns, depth, group);               \
-    }                                                                                                                 \
+#define GEMM_KERNEL(name, Epilogue, FORM, T, Tile)                                         \
+    KERNEL(name, kThreads, 1)(FORM##_MAPS, FORM##_PARAMETERS(T), uint32_t group) {         \
+        gemm<Epilogue, Tile, T>(x, weights, FORM##_MAP, FORM##_OUTPUT(T), m, n, k, group); \
+    }                                                                                      \
     REGISTER_KERNEL(name)
-#define GEMM_TILES(name, Epilogue, FORM, T)                     \
+#define GEMM_TILES(name, Epilogue, FORM, T)                       \
     GEMM_KERNEL(name##_##T##_128x256, Epilogue, FORM, T, Tile256) \
     GEMM_KERNEL(name##_##T##_128x192, Epilogue, FORM, T, Tile192) \
     GEMM_KERNEL(name##_##T##_128x128, Epilogue, FORM, T, Tile128) \
     GEMM_KERNEL(name##_##T##_128x64, Epilogue, FORM, T, Tile64)
-#define GEMM_KERNELS(T)                                              \
-    GEMM_TILES(gemm_sm90_bias_gelu, BiasGelu, MATRIX, T)             \
-    GEMM_TILES(gemm_sm90_bias_residual, BiasResidual, MATRIX, T)     \
+#define GEMM_KERNELS(T)                                                \
+    GEMM_TILES(gemm_sm90_bias_gelu, BiasGelu, MATRIX, T)               \
+    GEMM_TILES(gemm_sm90_bias_residual, BiasResidual, MATRIX, T)       \
     GEMM_TILES(gemm_sm90_bias_rope_kv, BiasRopeKv, QUERY_KEY_VALUE, T) \
     GEMM_TILES(gemm_sm90_logits, Logits, LOGITS, T)
 

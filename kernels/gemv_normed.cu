@@ -5,7 +5,7 @@
 #include "common/norm.cuh"
 
 static constexpr uint32_t kMaxRows = 2;
-static constexpr uint32_t kPadding = 32;                          // elements behind a row: the two lie in different banks
+static constexpr uint32_t kPadding = 32;  // elements behind a row: the two lie in different banks
 static constexpr uint32_t kScratch = 2 * kNormMaxThreads / 32;  // floats, of a row
 
 // norm(x[r, :]) for the rows r = gather[0], gather[1], or where that is null 0 and 1, as norm.cu computes it.
@@ -33,60 +33,58 @@ struct NormedRows {
 
     // What lies in `shared`.
     struct Layout {
-        float* scratch;    // [kMaxRows][kScratch]
+        float* scratch;  // [kMaxRows][kScratch]
         T *weight, *bias;  // [depth] each
-        T* normed;         // [kMaxRows][depth + kPadding]
-        DEVICE Layout in(uint8_t* shared, uint32_t depth) {
+        T* normed;  // [kMaxRows][depth + kPadding]
+        DEVICE Layout in(uint8_t* shared, uint32_t k) {
             float* const scratch = reinterpret_cast<float*>(shared);
             T* const weight = reinterpret_cast<T*>(scratch + kMaxRows * kScratch);
-            return Layout{scratch, weight, weight + depth, weight + 2 * depth};
+            return Layout{scratch, weight, weight + k, weight + 2 * k};
         }
     };
 
-    DEVICE RowPart part(uint32_t depth) {
-        return RowPart{(depth / kVector + kNormVectors * 32 - 1) / (kNormVectors * 32) * 32};
+    DEVICE RowPart part(uint32_t k) {
+        return RowPart{(k / kVector + kNormVectors * 32 - 1) / (kNormVectors * 32) * 32};
     }
     // A thread reads back what it has written itself: no barrier.
-    DEVICE void ahead(const NormedRows& rows, uint32_t depth, uint8_t* shared) {
-        const Layout layout = Layout::in(shared, depth);
-        const RowPart part = NormedRows::part(depth);
+    METHOD void ahead(uint32_t k, uint8_t* shared) const {
+        const Layout layout = Layout::in(shared, k);
+        const RowPart part = NormedRows::part(k);
 #pragma unroll
         for (uint32_t v = 0; v < kNormVectors; v++) {
-            if (RowPart::holds(part, v, depth)) {
-                const uint32_t column = RowPart::column(part, v);
-                const uint4 weight = load_readonly_16(rows.weight + column);
-                const uint4 bias = rows.bias == nullptr ? zero_vector() : load_readonly_16(rows.bias + column);
-                *reinterpret_cast<uint4*>(layout.weight + column) = weight;
-                *reinterpret_cast<uint4*>(layout.bias + column) = bias;
+            if (part.holds(v, k)) {
+                const uint32_t column = part.column(v);
+                *reinterpret_cast<uint4*>(layout.weight + column) = load_readonly_16(weight + column);
+                *reinterpret_cast<uint4*>(layout.bias + column) =
+                    bias == nullptr ? zero_vector() : load_readonly_16(bias + column);
             }
         }
     }
     template <uint32_t kRowTiles>
-    DEVICE LaneRows<T, kRowTiles> begin(const NormedRows& rows, uint32_t row_count, uint32_t depth, uint32_t g,
-                                        uint8_t* shared) {
-        const Layout layout = Layout::in(shared, depth);
-        const RowPart part = NormedRows::part(depth);
-        const uint32_t pitch = depth + kPadding;
+    METHOD LaneRows<T, kRowTiles> begin(uint32_t row_count, uint32_t k, uint32_t g, uint8_t* shared) const {
+        const Layout layout = Layout::in(shared, k);
+        const RowPart part = NormedRows::part(k);
+        const uint32_t pitch = k + kPadding;
         // One after the other: the registers of both would not fit beside the weights'.
 #pragma unroll 1
         for (uint32_t r = 0; r < row_count; r++) {
-            const uint32_t number = rows.gather == nullptr ? r : load_global_4(rows.gather + r);
-            const T* const source = rows.x + static_cast<size_t>(number) * depth;
-            uint4 x[kNormVectors];
+            const uint32_t number = gather == nullptr ? r : load_global_4(gather + r);
+            const T* const source = x + static_cast<size_t>(number) * k;
+            uint4 own[kNormVectors];
 #pragma unroll
             for (uint32_t v = 0; v < kNormVectors; v++) {
-                const bool holds = RowPart::holds(part, v, depth);
-                x[v] = holds ? load_global_16(source + RowPart::column(part, v)) : zero_vector();
+                const bool holds = part.holds(v, k);
+                own[v] = holds ? load_global_16(source + part.column(v)) : zero_vector();
             }
             float* const scratch = layout.scratch + r * kScratch;
-            const auto row = RowStatistics<Norm, T>::of(part, x, rows.count, rows.epsilon, scratch);
+            const auto row = RowStatistics<Norm, T>::of(part, own, count, epsilon, scratch);
 #pragma unroll
             for (uint32_t v = 0; v < kNormVectors; v++) {
-                if (RowPart::holds(part, v, depth)) {
-                    const uint32_t column = RowPart::column(part, v);
-                    const uint4 weight = *reinterpret_cast<const uint4*>(layout.weight + column);
-                    const uint4 bias = *reinterpret_cast<const uint4*>(layout.bias + column);
-                    const uint4 y = RowStatistics<Norm, T>::apply(row, x[v], weight, bias);
+                if (part.holds(v, k)) {
+                    const uint32_t column = part.column(v);
+                    const uint4 norm_weight = *reinterpret_cast<const uint4*>(layout.weight + column);
+                    const uint4 norm_bias = *reinterpret_cast<const uint4*>(layout.bias + column);
+                    const uint4 y = row.apply(own[v], norm_weight, norm_bias);
                     *reinterpret_cast<uint4*>(layout.normed + r * pitch + column) = y;
                 }
             }
@@ -99,22 +97,24 @@ struct NormedRows {
 
 // out[m, n] = epilogue(sum over k of norm(x[m, :])[k] weights[n, k]), by common/gemv.cuh.
 //
-// Grid (ceil(columns / 16)), 256 threads, which hold depth <= 8192. Shared memory: that of gemv, 2 x 2 x 16 floats, and
+// Grid: (ceil(n / 16)), 256 threads, which hold depth <= 8192.
+// Smem: that of gemv, 2 x 2 x 16 floats, and
 // (4 depth + 2 x 32) x sizeof(T): the norm's weights, read ahead, and both rows.
-// Bytes: (columns depth + 2 depth + rows depth + rows columns + the epilogue's) x sizeof(T). FLOPs: 2 rows columns depth, and
+// Bytes: (n k + 2 depth + m k + rows columns + the epilogue's) x sizeof(T).
+// FLOPs: 2 m n k, and
 // about 8 for each element of x.
 // Registers: at most 124 (gemv_normed_*)
-#define GEMV_NORMED_KERNEL(name, Norm, Epilogue, FORM, T)                                                           \
-    KERNEL(name, kThreads, 2)                                                                                       \
-    (const T* x, const uint32_t* gather, const T* norm_weight, const T* norm_bias, uint32_t count, float epsilon,   \
-     const T* weights, FORM##_PARAMETERS(T)) {                                                                      \
-        const NormedRows<Norm, T> normed{x, gather, norm_weight, norm_bias, count, epsilon};                        \
-        gemv<Epilogue, 1, 1>(normed, DenseWeights<T>{weights}, FORM##_OUTPUT(T), rows, columns, depth);             \
-    }                                                                                                               \
+#define GEMV_NORMED_KERNEL(name, Norm, Epilogue, FORM, T)                                                         \
+    KERNEL(name, kThreads, 2)                                                                                     \
+    (const T* x, const uint32_t* gather, const T* norm_weight, const T* norm_bias, uint32_t count, float epsilon, \
+     const T* weights, FORM##_PARAMETERS(T)) {                                                                    \
+        const NormedRows<Norm, T> normed{x, gather, norm_weight, norm_bias, count, epsilon};                      \
+        gemv<Epilogue, 1, 1>(normed, DenseWeights<T>{weights}, FORM##_OUTPUT(T), m, n, k);                        \
+    }                                                                                                             \
     REGISTER_KERNEL(name)
-#define GEMV_NORMED_KERNELS(form, Norm, T)                                                                          \
-    GEMV_NORMED_KERNEL(gemv_normed_bias_gelu_##form##_##T, Norm, BiasGelu, MATRIX, T)                                \
-    GEMV_NORMED_KERNEL(gemv_normed_bias_rope_kv_##form##_##T, Norm, BiasRopeKv, QUERY_KEY_VALUE, T)                  \
+#define GEMV_NORMED_KERNELS(form, Norm, T)                                                          \
+    GEMV_NORMED_KERNEL(gemv_normed_bias_gelu_##form##_##T, Norm, BiasGelu, MATRIX, T)               \
+    GEMV_NORMED_KERNEL(gemv_normed_bias_rope_kv_##form##_##T, Norm, BiasRopeKv, QUERY_KEY_VALUE, T) \
     GEMV_NORMED_KERNEL(gemv_normed_logits_##form##_##T, Norm, Logits, LOGITS, T)
 
 GEMV_NORMED_KERNELS(layer, LayerNorm, bf16)

@@ -8,14 +8,15 @@ struct alignas(16) LogprobsRow {
     uint32_t logits_row, target, top, unused;
 };
 
-// out[r] = the log-probabilities of row r's target and of its `top` best tokens: common/logprobs.cuh. A row that names
+// Computes: out[r] = the log-probabilities of row r's target and of its `top` best tokens: common/logprobs.cuh. A row that names
 // a logits row that is not there gets out[r].top = kNoToken.
-//
+// Shapes:
 //   rows    LogprobsRow [gridDim.x]         written by earlier work on the stream, as are the logits up to the next
 //   logits  f32 [logits_rows, pitch]        multiple of 4 past the vocabulary
 //   out     RowLogprobs [gridDim.x]
 //
-// Grid (rows), 512 threads. Shared memory: SelectMemory.
+// Grid: (rows), 512 threads.
+// Smem: SelectMemory.
 // Bytes: 16 + 4 vocabulary read, 8 + 8 top written for each row; all visits after the first are of L2.
 // FLOPs: about 15 a token.
 // Alignment: pitch a multiple of 4; logits and rows 16 bytes.

@@ -15,17 +15,18 @@ DEVICE uint32_t mix(uint32_t x) {
     return x;
 }
 
-// out[r, c] = centre + range (2 u(s columns + c) - 1), rounded to T, where s is the row that row r takes its values from,
+// Computes: out[r, c] = centre + range (2 u(s columns + c) - 1), rounded to T, where s is the row that row r takes its values from,
 // and u(i) the upper 24 bits of mix(i ^ mix(seed)) as a fraction of 1. With `head_dim` 0, s = r; otherwise rows are
 // those of heads whose pairs are interleaved: s = h head_dim + p and h head_dim + p + head_dim / 2 for the rows
 // h head_dim + 2 p and the one behind it.
-//
+// Shapes:
 //   out  T [rows, columns], `stride` elements from a row to the next; what lies between the rows is not touched
 //
 // Every operation is rounded by itself: 2 u - 1 is exact, and the product cannot be fused with the sum.
 //
 // Grid: any; each thread takes every (grid x 256)th element. 256 threads.
-// Bytes: rows x columns x 2 written. FLOPs: 4 an element.
+// Bytes: rows x columns x 2 written.
+// FLOPs: 4 an element.
 // Alignment: 2 bytes. rows x columns below 2^32.
 // Registers: at most 24 (random_fill_*)
 template <class T>
@@ -52,12 +53,12 @@ DEVICE void random_fill(T* out, uint64_t stride, uint32_t elements, uint32_t col
     }
 }
 
-#define RANDOM_KERNEL(name, T)                                                                                       \
-    KERNEL(name, kThreads)                                                                                           \
-    (T * out, uint64_t stride, uint32_t elements, uint32_t columns, uint32_t head_dim, uint32_t seed, float centre,  \
-     float range) {                                                                                                  \
-        random_fill<T>(out, stride, elements, columns, head_dim, seed, centre, range);                               \
-    }                                                                                                                \
+#define RANDOM_KERNEL(name, T)                                                                                      \
+    KERNEL(name, kThreads)                                                                                          \
+    (T * out, uint64_t stride, uint32_t elements, uint32_t columns, uint32_t head_dim, uint32_t seed, float centre, \
+     float range) {                                                                                                 \
+        random_fill<T>(out, stride, elements, columns, head_dim, seed, centre, range);                              \
+    }                                                                                                               \
     REGISTER_KERNEL(name)
 
 RANDOM_KERNEL(random_fill_bf16, bf16)

@@ -22,8 +22,8 @@ struct alignas(16) SampleRow {
     } choice;
     struct alignas(16) LogitEdits {
         float repetition_penalty;
-        uint32_t seen;         // which of the bitsets, kNone without
-        uint32_t first, count; // of the list of edits
+        uint32_t seen;  // which of the bitsets, kNone without
+        uint32_t first, count;  // of the list of edits
     } edits;
     struct alignas(16) Wants {
         uint32_t flags, top, unused[2];
@@ -55,7 +55,7 @@ DEVICE SampleRow::More read(const SampleRow::More& source) {
 // What edits one token's logit: LogitEdit of the launcher.
 struct alignas(16) LogitEdit {
     uint32_t id;
-    float bias;      // added to it, -inf for a banned token
+    float bias;  // added to it, -inf for a banned token
     uint32_t count;  // how often the token was generated, where that is penalised
     uint32_t unused;
 };
@@ -66,9 +66,9 @@ DEVICE LogitEdit read(const LogitEdit& source) {
 
 // What few rows have, in shared memory: it takes no registers of the others.
 struct alignas(16) Rare {
-    const LogitEdit* edits;    // by ascending id
+    const LogitEdit* edits;  // by ascending id
     const uint32_t* allowed;  // a bit for each token
-    uint32_t count;           // of the edits
+    uint32_t count;  // of the edits
     float frequency_penalty, presence_penalty;
     uint32_t unused;
 };
@@ -337,7 +337,7 @@ DEVICE uint32_t draw(SelectMemory& memory, const Processed& processed, const Sam
     return race(memory, draws, kept, read(row.place), best.id);
 }
 
-// tokens[r] = the token drawn for row r of the step, kNoToken where its logits are not finite (NaN, +inf, or nothing
+// Computes: tokens[r] = the token sampled for row r of the step, kNoToken where its logits are not finite (NaN, +inf, or nothing
 // above -inf, before or after what edits them) or where the row names a logits row, bitsets or edits that are not
 // there. Rows with kSkip do nothing. With kMarkSeen the token joins the row's bitset of seen tokens; then no other row of
 // the launch may name that bitset. With kLogprobs logprobs[r] gets the log-probabilities of the token and of row.top
@@ -352,8 +352,9 @@ DEVICE uint32_t draw(SelectMemory& memory, const Processed& processed, const Sam
 //
 // The list of edits has each id once, in ascending order.
 //
+// Shapes:
 //   rows      SampleRow [gridDim.y]        logits    f32 [logits_rows, pitch]
-//   edits   LogitEdit [changes_length]      sets      u32 [set_slots, set_words], a bit for each token
+//   edits     LogitEdit [changes_length]      sets      u32 [set_slots, set_words], a bit for each token
 //   partials  u64 [gridDim.y, gridDim.x]   counters  u32 [gridDim.y], 0 before and after
 //   tokens    u32 [gridDim.y]              logprobs  RowLogprobs [gridDim.y]
 //
@@ -365,16 +366,17 @@ DEVICE uint32_t draw(SelectMemory& memory, const Processed& processed, const Sam
 // the maximum and for the race; with top-k, up to 512, or top-p, 2, for the maximum and for the list of what may be
 // kept. Where more is kept than can be sorted: 1 for each turn of keep_first until the list has room, and the race.
 //
-// Grid (parts, rows), 512 threads. Shared memory: SelectMemory, Rare, and ChangedTokens for each 256 tokens. A row
-// without list, bitset of allowed tokens and penalties of what was generated does not touch the last two.
+// Grid: (parts, rows), 512 threads.
+// Smem: SelectMemory, Rare, and ChangedTokens for each 256 tokens. A row without
+// list, bitset of allowed tokens and penalties of what was generated does not touch the last two.
 // Bytes: 64 rows, 16 more for one with kMore, 4 vocabulary for each row's logits, its bitsets, 16 for each edit.
 // FLOPs: 1 a token greedy; about 10 for each visit otherwise, 60 for a variate.
 // Alignment: pitch a multiple of 4; logits and rows 16 bytes.
 // Registers: at most 120 (sample_rows)
 KERNEL(sample_rows, kBlock, 1)
 (const SampleRow* rows, const float* logits, const LogitEdit* edits, uint32_t* sets, uint64_t* partials,
- uint32_t* counters, uint32_t* tokens, RowLogprobs* logprobs, uint32_t logits_rows, uint32_t vocabulary,
- uint32_t pitch, uint32_t changes_length, uint32_t set_slots, uint32_t set_words) {
+ uint32_t* counters, uint32_t* tokens, RowLogprobs* logprobs, uint32_t logits_rows, uint32_t vocabulary, uint32_t pitch,
+ uint32_t changes_length, uint32_t set_slots, uint32_t set_words) {
     SHARED_MEMORY(shared);
     SelectMemory& memory = *reinterpret_cast<SelectMemory*>(shared);
     const uint32_t part = blockIdx.x, parts = gridDim.x, index = blockIdx.y;
@@ -400,8 +402,12 @@ KERNEL(sample_rows, kBlock, 1)
     }
     const float* const own_logits = logits + static_cast<size_t>(logits_row) * pitch;
     uint32_t* const own_seen = own.seen == kNone ? nullptr : sets + static_cast<size_t>(own.seen) * set_words;
-    const Processed processed{own_logits, own.repetition_penalty != 1.0f ? own_seen : nullptr, own.repetition_penalty,
-                              vocabulary, own.count > 0, more.allowed != kNone};
+    const Processed processed{own_logits,
+                              own.repetition_penalty != 1.0f ? own_seen : nullptr,
+                              own.repetition_penalty,
+                              vocabulary,
+                              own.count > 0,
+                              more.allowed != kNone};
     if (processed.edits || processed.limits) {
         if (threadIdx.x == 0) {
             const uint32_t* const allowed = sets + static_cast<size_t>(processed.limits ? more.allowed : 0) * set_words;

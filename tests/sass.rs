@@ -546,10 +546,10 @@ fn prefill_on_hopper_multiplies_by_warpgroups_with_the_softmax_under_the_values(
 /// all of its keys; for head_dim 64 the queries' four are outside of the loop. Warps without queries jump over them, so
 /// the loop is no one piece of code.
 const ORDERED: [(&str, [usize; 2]); 4] = [
-    ("attention_ordered_bf16_64", [64, 32 + 4]),
-    ("attention_ordered_f16_64", [64, 32 + 4]),
-    ("attention_ordered_bf16_128", [128, 32 + 32 + 8]),
-    ("attention_ordered_f16_128", [128, 32 + 32 + 8]),
+    ("attention_batch_invariant_bf16_64", [64, 32 + 4]),
+    ("attention_batch_invariant_f16_64", [64, 32 + 4]),
+    ("attention_batch_invariant_bf16_128", [128, 32 + 32 + 8]),
+    ("attention_batch_invariant_f16_128", [128, 32 + 32 + 8]),
 ];
 
 #[test]

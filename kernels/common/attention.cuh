@@ -38,9 +38,9 @@ struct SharedQueries {
     DEVICE SharedQueries at(uint32_t tile, uint32_t lane) {
         return SharedQueries{tile + TileLayout<kHeadDim>::offset(lane % 16, lane / 16)};
     }
-    DEVICE void fill(SharedQueries& queries, uint32_t tile, uint32_t lane) { queries = at(tile, lane); }
-    DEVICE void read(const SharedQueries& queries, uint32_t row_tile, uint32_t step, uint32_t (&fragment)[4]) {
-        load_matrix_x4(fragment, (queries.lane_address ^ step * 32) + row_tile * 16 * TileLayout<kHeadDim>::kRowBytes);
+    METHOD void fill(uint32_t tile, uint32_t lane) { *this = at(tile, lane); }
+    METHOD void read(uint32_t row_tile, uint32_t step, uint32_t (&fragment)[4]) const {
+        load_matrix_x4(fragment, (lane_address ^ step * 32) + row_tile * 16 * TileLayout<kHeadDim>::kRowBytes);
     }
 };
 
@@ -48,19 +48,17 @@ struct SharedQueries {
 template <uint32_t kHeadDim, uint32_t kRowTiles>
 struct HeldQueries {
     uint32_t fragments[kRowTiles][kHeadDim / 16][4];
-    DEVICE void fill(HeldQueries& queries, uint32_t tile, uint32_t lane) {
+    METHOD void fill(uint32_t tile, uint32_t lane) {
         const auto shared = SharedQueries<kHeadDim>::at(tile, lane);
 #pragma unroll
         for (uint32_t m = 0; m < kRowTiles; m++) {
 #pragma unroll
-            for (uint32_t step = 0; step < kHeadDim / 16; step++) {
-                SharedQueries<kHeadDim>::read(shared, m, step, queries.fragments[m][step]);
-            }
+            for (uint32_t step = 0; step < kHeadDim / 16; step++) { shared.read(m, step, fragments[m][step]); }
         }
     }
-    DEVICE void read(const HeldQueries& queries, uint32_t row_tile, uint32_t step, uint32_t (&fragment)[4]) {
+    METHOD void read(uint32_t row_tile, uint32_t step, uint32_t (&fragment)[4]) const {
 #pragma unroll
-        for (uint32_t i = 0; i < 4; i++) fragment[i] = queries.fragments[row_tile][step][i];
+        for (uint32_t i = 0; i < 4; i++) fragment[i] = fragments[row_tile][step][i];
     }
 };
 
@@ -84,7 +82,7 @@ DEVICE void multiply_keys(float (&scores)[kRowTiles][kKeys / 8][4], const Querie
     for (uint32_t step = 0; step < kHeadDim / 16; step++) {
         uint32_t query[kRowTiles][4];
 #pragma unroll
-        for (uint32_t m = 0; m < kRowTiles; m++) Queries::read(queries, m, step, query[m]);
+        for (uint32_t m = 0; m < kRowTiles; m++) queries.read(m, step, query[m]);
 #pragma unroll
         for (uint32_t pair = 0; pair < kKeys / 16; pair++) {
             uint32_t key[4];
@@ -100,28 +98,28 @@ DEVICE void multiply_keys(float (&scores)[kRowTiles][kKeys / 8][4], const Querie
 }
 
 // Turns scores into weights exp2(scale score - max) and adds them to the states of their rows. `scale` is
-// log2(e) / sqrt(head_dim). A state's sum is that of this lane's columns alone (its max is the row's): whole_rows adds
+// log2(e) / sqrt(head_dim). A state's sum is that of this lane's columns alone (its max is the row's): reduce_rows adds
 // up the four lanes of a row at the end. Returns whether `factors`, which the rows' weighted sums are to be multiplied
 // by, are other than 1 in any lane of the warp.
 template <uint32_t kRowTiles, uint32_t kKeys>
-DEVICE bool weigh(float (&scores)[kRowTiles][kKeys / 8][4], SoftmaxState (&states)[kRowTiles][2],
-                  float (&factors)[kRowTiles][2], float scale) {
+DEVICE bool online_softmax_scores(float (&scores)[kRowTiles][kKeys / 8][4], SoftmaxState (&states)[kRowTiles][2],
+                                  float (&factors)[kRowTiles][2], float scale) {
     bool rescaled = false;
 #pragma unroll
     for (uint32_t m = 0; m < kRowTiles; m++) {
 #pragma unroll
         for (uint32_t half = 0; half < 2; half++) {
-            float most = kMasked;
+            float max_score = kMasked;
 #pragma unroll
             for (uint32_t n = 0; n < kKeys / 8; n++) {
-                most = fmaxf(most, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
+                max_score = fmaxf(max_score, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
             }
-            most = fmaxf(most, shuffle_xor(most, 1));
-            most = fmaxf(most, shuffle_xor(most, 2));
+            max_score = fmaxf(max_score, shuffle_xor(max_score, 1));
+            max_score = fmaxf(max_score, shuffle_xor(max_score, 2));
             SoftmaxState& state = states[m][half];
-            factors[m][half] = raise(state, most * scale);
+            factors[m][half] = state.update_max(max_score * scale);
             rescaled = rescaled || factors[m][half] != 1.0f;
-            const float subtracted = reference(state.max);
+            const float subtracted = score_offset(state.max);
 #pragma unroll
             for (uint32_t n = 0; n < kKeys / 8; n++) {
 #pragma unroll
@@ -151,10 +149,11 @@ DEVICE void rescale(float (&sums)[kRowTiles][kHeadDim / 8][4], const float (&fac
 // Both. Most often no max rises, and the largest part of the softmax's arithmetic is saved; a product with 1 changes no
 // bit.
 template <uint32_t kHeadDim, uint32_t kRowTiles, uint32_t kKeys>
-DEVICE void soften(float (&scores)[kRowTiles][kKeys / 8][4], SoftmaxState (&states)[kRowTiles][2],
-                   float (&sums)[kRowTiles][kHeadDim / 8][4], float scale) {
+DEVICE void online_softmax_step(float (&scores)[kRowTiles][kKeys / 8][4], SoftmaxState (&states)[kRowTiles][2],
+                                float (&sums)[kRowTiles][kHeadDim / 8][4], float scale) {
     float factors[kRowTiles][2];
-    if (weigh<kRowTiles, kKeys>(scores, states, factors, scale)) rescale<kHeadDim, kRowTiles>(sums, factors);
+    if (online_softmax_scores<kRowTiles, kKeys>(scores, states, factors, scale))
+        rescale<kHeadDim, kRowTiles>(sums, factors);
 }
 
 // Weights rounded to T, as the left operands of their product with the values.
@@ -165,7 +164,7 @@ DEVICE void pack_weights(uint32_t (&packed)[kRowTiles][kKeys / 16][4],
     for (uint32_t m = 0; m < kRowTiles; m++) {
 #pragma unroll
         for (uint32_t step = 0; step < kKeys / 16; step++) {
-            const float(&low)[4] = weights[m][2 * step], (&high)[4] = weights[m][2 * step + 1];
+            const float (&low)[4] = weights[m][2 * step], (&high)[4] = weights[m][2 * step + 1];
             packed[m][step][0] = pack<T>(low[0], low[1]);
             packed[m][step][1] = pack<T>(low[2], low[3]);
             packed[m][step][2] = pack<T>(high[0], high[1]);
@@ -200,7 +199,7 @@ DEVICE void multiply_values(float (&sums)[kRowTiles][kHeadDim / 8][4],
 
 // Adds up the sums of the four lanes that hold a row.
 template <uint32_t kRowTiles>
-DEVICE void whole_rows(SoftmaxState (&states)[kRowTiles][2]) {
+DEVICE void reduce_rows(SoftmaxState (&states)[kRowTiles][2]) {
 #pragma unroll
     for (uint32_t m = 0; m < kRowTiles; m++) {
 #pragma unroll

@@ -21,9 +21,9 @@ struct Splits {
         return Splits{visible, first, (visible.end - 1 - first) / split_len + 1};
     }
     // The visible keys of split `index`, which is below `count`.
-    DEVICE KeyRange keys(const Splits& splits, uint32_t index, uint32_t split_len) {
-        const uint32_t first = splits.first + index * split_len;
-        return KeyRange{max(splits.visible.first, first), min(splits.visible.end, first + split_len)};
+    METHOD KeyRange keys(uint32_t index, uint32_t split_len) const {
+        const uint32_t begin = first + index * split_len;
+        return KeyRange{max(visible.first, begin), min(visible.end, begin + split_len)};
     }
 };
 
@@ -33,19 +33,19 @@ struct WarpResults {
     using Row = RowResult<kHeadDim>;
     static constexpr uint32_t kPitch = kHeadDim + 8;  // floats; the 8 spread the rows of a fragment over the banks
     static constexpr uint32_t kBytes = kWarps * kRows * (kPitch * sizeof(float) + sizeof(SoftmaxState));
-    float* values;         // [kWarps][kRows][kPitch]
+    float* values;  // [kWarps][kRows][kPitch]
     SoftmaxState* states;  // [kWarps][kRows]
     DEVICE WarpResults in(uint8_t* shared) {
         float* const values = reinterpret_cast<float*>(shared);
         return WarpResults{values, reinterpret_cast<SoftmaxState*>(values + kWarps * kRows * kPitch)};
     }
     // One row over all warps, merged in their order.
-    DEVICE Row merged(const WarpResults& results, uint32_t row) {
+    METHOD Row merged(uint32_t row) const {
         Row result = Row::none();
 #pragma unroll
         for (uint32_t warp = 0; warp < kWarps; warp++) {
             const uint32_t at = warp * kRows + row;
-            Row::add(result, Row::load_shared(results.states[at], results.values + at * kPitch));
+            result.add(Row::load_shared(states[at], values + at * kPitch));
         }
         return result;
     }
@@ -102,14 +102,14 @@ DEVICE void attend_split(uint8_t* shared, const T* queries, uint32_t heads, cons
     // Starts to copy keys and values of unit number `i`; those that the row does not see become zeros and are not read.
     const auto copy = [&](uint32_t i, uint32_t stage) {
         if (i < units) {
-            const uint32_t page = page_of(pages, i);
+            const uint32_t page = pages.page_of(i);
             const uint32_t position = (first_unit + i * kWarps) * kUnit + first_row;
-            const size_t slot = first_slot(cache, page, kv_head) + slot_in_page(cache, position);
+            const size_t slot = cache.first_slot(page, kv_head) + cache.slot_in_page(position);
             const size_t source = Kv::template at<kHeadDim>(slot, chunk);
             const uint32_t target = stages + stage * kStageBytes;
 #pragma unroll
             for (uint32_t row = 0; row < kUnit; row += kStep) {
-                const uint32_t bytes = KeyRange::contains(keys, position + row) ? 16 : 0;
+                const uint32_t bytes = keys.contains(position + row) ? 16 : 0;
                 const uint32_t shared_chunk = target + Layout::offset(first_row + row, chunk);
                 Kv::copy(shared_chunk, cache.keys + source + row * kHeadDim, bytes);
                 Kv::copy(shared_chunk + kUnitBytes, cache.values + source + row * kHeadDim, bytes);
@@ -123,12 +123,12 @@ DEVICE void attend_split(uint8_t* shared, const T* queries, uint32_t heads, cons
     copy_async_wait<kStages - 1>();
     warp_sync();
     HeldQueries<kHeadDim, kRowTiles> held;
-    HeldQueries<kHeadDim, kRowTiles>::fill(held, stages + (kStages - 1) * kStageBytes, lane);
+    held.fill(stages + (kStages - 1) * kStageBytes, lane);
 
     SoftmaxState states[kRowTiles][2];
     float sums[kRowTiles][kHeadDim / 8][4] = {};
 #pragma unroll
-    for (uint32_t m = 0; m < kRowTiles; m++) states[m][0] = states[m][1] = no_keys();
+    for (uint32_t m = 0; m < kRowTiles; m++) states[m][0] = states[m][1] = SoftmaxState::none();
     uint32_t stage = 0, free_stage = kStages - 1;
     for (uint32_t i = 0; i < units; i++) {
         // The oldest copy has come for all lanes, and none reads the stage before it, or the queries, any more.
@@ -148,20 +148,20 @@ DEVICE void attend_split(uint8_t* shared, const T* queries, uint32_t heads, cons
             for (uint32_t n = 0; n < kUnit / 8; n++) {
 #pragma unroll
                 for (uint32_t e = 0; e < 4; e++) {
-                    const bool seen = KeyRange::contains(keys, first_key + n * 8 + lane % 4 * 2 + e % 2);
+                    const bool seen = keys.contains(first_key + n * 8 + lane % 4 * 2 + e % 2);
 #pragma unroll
                     for (uint32_t m = 0; m < kRowTiles; m++) scores[m][n][e] = seen ? scores[m][n][e] : kMasked;
                 }
             }
         }
-        soften<kHeadDim, kRowTiles, kUnit>(scores, states, sums, kLog2Scale<kHeadDim>);
+        online_softmax_step<kHeadDim, kRowTiles, kUnit>(scores, states, sums, kLog2Scale<kHeadDim>);
         uint32_t weights[kRowTiles][1][4];
         pack_weights<T, kRowTiles, kUnit>(weights, scores);
         multiply_values<T, kHeadDim, kRowTiles, kUnit>(sums, weights, unit + kUnitBytes);
         stage = stage == kStages - 1 ? 0 : stage + 1;
     }
 
-    whole_rows(states);
+    reduce_rows(states);
     copy_async_wait_all();
     block_sync();
     const auto results = Results::in(shared);

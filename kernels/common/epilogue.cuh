@@ -20,12 +20,12 @@
 // Nothing to read.
 struct NoTerms {};
 
-// Where a product usually goes: `data` is [rows, columns]; `bias` has one element a column, null for none.
+// Where a product usually goes: `data` is [m, n]; `bias` has one element a column, null for none.
 template <class T>
 struct Matrix {
     const T* bias;
     T* data;
-    uint32_t columns;
+    uint32_t n;
 };
 
 // The bias of two columns, packed; zeros without one.
@@ -54,7 +54,7 @@ struct Bias {
     // The start of the row.
     template <class T>
     DEVICE T* row_terms(const Matrix<T>& output, uint32_t row) {
-        return output.data + static_cast<size_t>(row) * output.columns;
+        return output.data + static_cast<size_t>(row) * output.n;
     }
     template <class T>
     DEVICE NoTerms pair_terms(const Matrix<T>&, const T*, uint32_t) {
@@ -101,10 +101,10 @@ struct BiasResidual : Bias {
     }
 };
 
-// f32 [rows, columns].
+// f32 [m, n].
 struct LogitsMatrix {
     float* data;
-    uint32_t columns;
+    uint32_t n;
 };
 
 // The sums as they are.
@@ -118,7 +118,7 @@ struct Logits {
     DEVICE NoTerms column_terms(const LogitsMatrix&, uint32_t) { return {}; }
     // The start of the row.
     DEVICE float* row_terms(const LogitsMatrix& output, uint32_t row) {
-        return output.data + static_cast<size_t>(row) * output.columns;
+        return output.data + static_cast<size_t>(row) * output.n;
     }
     DEVICE NoTerms pair_terms(const LogitsMatrix&, const float*, uint32_t) { return {}; }
     template <class T>
@@ -180,12 +180,12 @@ struct BiasRopeKv {
         return float2{__uint_as_float(bits.x), __uint_as_float(bits.y)};
     }
     template <class T>
-    DEVICE void apply(float (&sum)[2], const Column& column, float2 turn) {
+    DEVICE void apply(float (&sum)[2], const Column& column, float2 rotation) {
         add_pair<T>(sum, column.bias);
         const float x = sum[0], y = sum[1];
         if (column.turned) {
-            sum[0] = x * turn.x - y * turn.y;
-            sum[1] = y * turn.x + x * turn.y;
+            sum[0] = x * rotation.x - y * rotation.y;
+            sum[1] = y * rotation.x + x * rotation.y;
         }
     }
     template <class T>
@@ -214,18 +214,18 @@ DEVICE void store_pair(float* place, const float (&pair)[2]) {
 }
 
 // The parameters of a kernel for each form of output, behind `x` and `weights`, and the output made of them.
-#define MATRIX_PARAMETERS(T) const T *bias, T *out, uint32_t rows, uint32_t columns, uint32_t depth
+#define MATRIX_PARAMETERS(T) const T *bias, T *out, uint32_t m, uint32_t n, uint32_t k
 #define MATRIX_OUTPUT(T) \
-    Matrix<T> { bias, out, columns }
-#define LOGITS_PARAMETERS(T) float *out, uint32_t rows, uint32_t columns, uint32_t depth
+    Matrix<T> { bias, out, n }
+#define LOGITS_PARAMETERS(T) float *out, uint32_t m, uint32_t n, uint32_t k
 #define LOGITS_OUTPUT(T) \
-    LogitsMatrix { out, columns }
-#define QUERY_KEY_VALUE_PARAMETERS(T)                                                                             \
-    const T *bias, T *queries, T *keys, T *values, const uint32_t *positions, const uint32_t *row_pages,          \
-        const float *rotations, uint32_t table_rows, uint32_t pages, uint32_t heads, uint32_t kv_heads,           \
-        uint32_t head_bits, uint32_t page_bits, uint32_t rows, uint32_t columns, uint32_t depth
-#define QUERY_KEY_VALUE_OUTPUT(T)                                                                                 \
-    QueryKeyValue<T> {                                                                                            \
-        bias, queries, keys, values, positions, row_pages, rotations, table_rows, pages, heads, kv_heads,         \
-            head_bits, page_bits                                                                                  \
+    LogitsMatrix { out, n }
+#define QUERY_KEY_VALUE_PARAMETERS(T)                                                                    \
+    const T *bias, T *queries, T *keys, T *values, const uint32_t *positions, const uint32_t *row_pages, \
+        const float *rotations, uint32_t table_rows, uint32_t pages, uint32_t heads, uint32_t kv_heads,  \
+        uint32_t head_bits, uint32_t page_bits, uint32_t m, uint32_t n, uint32_t k
+#define QUERY_KEY_VALUE_OUTPUT(T)                                                                                    \
+    QueryKeyValue<T> {                                                                                               \
+        bias, queries, keys, values, positions, row_pages, rotations, table_rows, pages, heads, kv_heads, head_bits, \
+            page_bits                                                                                                \
     }

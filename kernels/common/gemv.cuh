@@ -7,9 +7,9 @@
 
 static constexpr uint32_t kWarps = 8;
 static constexpr uint32_t kThreads = kWarps * 32;
-static constexpr uint32_t kStep = 32;          // of k: 4 lanes x 8 elements
-static constexpr uint32_t kSlab = 4 * kStep;   // consecutive k of one warp, before the next warp's turn
-static constexpr uint32_t kLoads = 8;          // 16-byte loads of weights that a thread has in flight
+static constexpr uint32_t kStep = 32;  // of k: 4 lanes x 8 elements
+static constexpr uint32_t kSlab = 4 * kStep;  // consecutive k of one warp, before the next warp's turn
+static constexpr uint32_t kLoads = 8;  // 16-byte loads of weights that a thread has in flight
 
 // Where gemv finds its activations. A type of them has
 //   Element                                          their type, and that of the tensor cores' operands
@@ -22,22 +22,22 @@ template <class T, uint32_t kRowTiles>
 struct LaneRows {
     const T* of[kRowTiles];
     DEVICE LaneRows in(const T* first, size_t pitch, uint32_t count, uint32_t g) {
-        LaneRows rows;
+        LaneRows m;
 #pragma unroll
-        for (uint32_t tile = 0; tile < kRowTiles; tile++) rows.of[tile] = first + min(tile * 8 + g, count - 1) * pitch;
-        return rows;
+        for (uint32_t tile = 0; tile < kRowTiles; tile++) m.of[tile] = first + min(tile * 8 + g, count - 1) * pitch;
+        return m;
     }
 };
 
-// T [rows, depth], written by earlier work on the stream.
+// T [m, k], written by earlier work on the stream.
 template <class T>
 struct RowsInMemory {
     using Element = T;
     const T* x;
-    DEVICE void ahead(const RowsInMemory&, uint32_t, uint8_t*) {}
+    METHOD void ahead(uint32_t, uint8_t*) const {}
     template <uint32_t kRowTiles>
-    DEVICE LaneRows<T, kRowTiles> begin(const RowsInMemory& rows, uint32_t count, uint32_t depth, uint32_t g, uint8_t*) {
-        return LaneRows<T, kRowTiles>::in(rows.x, depth, count, g);
+    METHOD LaneRows<T, kRowTiles> begin(uint32_t count, uint32_t k, uint32_t g, uint8_t*) const {
+        return LaneRows<T, kRowTiles>::in(x, k, count, g);
     }
     DEVICE uint4 load(const T* from) { return load_global_16(from); }
 };
@@ -50,16 +50,14 @@ struct RowsInMemory {
 //   none()                         in their place, zeros
 //   operands(g, g8, even, odd)     from those of rows g and g + 8, the A operands of two m16n8k16: of the first and third
 //                                  pair of k, and of the second and fourth
-// Dense: T [columns, depth].
+// Dense: T [n, k].
 template <class T>
 struct DenseWeights {
     using Row = const T*;
     using Loaded = uint4;
     const T* weights;
-    DEVICE Row row(const DenseWeights& weights, uint32_t row, uint32_t depth) {
-        return weights.weights + static_cast<size_t>(row) * depth;
-    }
-    DEVICE Loaded load(Row row, uint32_t k, uint64_t policy) { return load_once_16(row + k, policy); }
+    METHOD Row row(uint32_t row, uint32_t k) const { return weights + static_cast<size_t>(row) * k; }
+    DEVICE Loaded load(Row row, uint32_t at_k, uint64_t policy) { return load_once_16(row + at_k, policy); }
     DEVICE Loaded none() { return zero_vector(); }
     DEVICE void operands(const Loaded& low, const Loaded& high, uint32_t (&even)[4], uint32_t (&odd)[4]) {
         even[0] = low.x, even[1] = high.x, even[2] = low.y, even[3] = high.y;
@@ -67,10 +65,10 @@ struct DenseWeights {
     }
 };
 
-// out[m, n] = epilogue(sum over k of x[m, k] weights[n, k])
-//
-//   x        the rows, T [rows, depth], from memory (RowsInMemory) or normalised by the block itself (gemv_normed.cu)
-//   weights  [columns, depth] as Weights has them (DenseWeights); written before this stream's work began
+// Computes: out[m, n] = epilogue(sum over k of x[m, k] weights[n, k])
+// Shapes:
+//   x        the rows, T [m, k], from memory (RowsInMemory) or normalised by the block itself (gemv_normed.cu)
+//   weights  [n, k] as Weights has them (DenseWeights); written before this stream's work began
 //   output   what the epilogue takes: see common/epilogue.cuh
 //
 // A block computes 16 kColumnTiles columns for up to 8 kRowTiles rows with the tensor cores, the weights as their A
@@ -92,25 +90,26 @@ struct DenseWeights {
 // is read ahead: what belongs to columns before the wait, the rest before the main loop. A row's position, behind which
 // its rotation lies, is asked for ahead of the activations, so that it is there when they are.
 //
-// Grid (ceil(columns / (16 kColumnTiles))), 256 threads. Shared memory: 8 x 8 kRowTiles x (16 kColumnTiles + 4) floats.
-// Bytes: (columns depth + rows depth + rows columns + the epilogue's) x sizeof(T), activations counted once.
-// FLOPs: 2 rows columns depth.
-// Alignment: columns and depth multiples of 8; all buffers 16 bytes.
+// Grid: (ceil(n / (16 kColumnTiles))), 256 threads.
+// Smem: 8 x 8 kRowTiles x (16 kColumnTiles + 4) floats.
+// Bytes: (n k + m k + m n + the epilogue's) x sizeof(T), activations counted once.
+// FLOPs: 2 m n k.
+// Alignment: n and k multiples of 8; all buffers 16 bytes.
 template <class Epilogue, uint32_t kRowTiles, uint32_t kColumnTiles, class Rows, class Weights>
 DEVICE void gemv(const Rows& x, const Weights& weights,
-                 const typename Epilogue::template Output<typename Rows::Element>& output, uint32_t rows,
-                 uint32_t columns, uint32_t depth) {
+                 const typename Epilogue::template Output<typename Rows::Element>& output, uint32_t m, uint32_t n,
+                 uint32_t k) {
     using T = typename Rows::Element;
     constexpr uint32_t kSlots = kLoads / (2 * kColumnTiles);  // steps in flight
-    constexpr uint32_t kRows = 8 * kRowTiles, kColumns = 16 * kColumnTiles;
-    constexpr uint32_t kPitch = kColumns + 4;  // floats; the 4 spread a fragment's rows over the banks
-    constexpr uint32_t kPairs = kRows * kColumns / 2;
+    constexpr uint32_t kTileM = 8 * kRowTiles, kTileN = 16 * kColumnTiles;
+    constexpr uint32_t kPitch = kTileN + 4;  // floats; the 4 spread a fragment's rows over the banks
+    constexpr uint32_t kPairs = kTileM * kTileN / 2;
     static_assert(kPairs <= kThreads, "a thread finishes at most one pair");
     SHARED_MEMORY(shared);
     float* const partial = reinterpret_cast<float*>(shared);
 
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const uint32_t first_column = blockIdx.x * kColumns;
+    const uint32_t first_column = blockIdx.x * kTileN;
     const uint64_t evict_first = l2_evict_first();
 
     // Rows past the end read the last one instead; what comes of them is not stored.
@@ -119,8 +118,8 @@ DEVICE void gemv(const Rows& x, const Weights& weights,
     for (uint32_t tile = 0; tile < kColumnTiles; tile++) {
 #pragma unroll
         for (uint32_t half = 0; half < 2; half++) {
-            const uint32_t column = min(first_column + tile * 16 + half * 8 + g, columns - 1);
-            weight_rows[tile][half] = Weights::row(weights, column, depth);
+            const uint32_t column = min(first_column + tile * 16 + half * 8 + g, n - 1);
+            weight_rows[tile][half] = weights.row(column, k);
         }
     }
     // The first k of this warp's step number `step`, and this lane's.
@@ -131,13 +130,13 @@ DEVICE void gemv(const Rows& x, const Weights& weights,
 
     typename Weights::Loaded a[kSlots][kColumnTiles][2];
     uint4 b[kSlots][kRowTiles];
-    const auto load_weights = [&](uint32_t slot, uint32_t k) {
+    const auto load_weights = [&](uint32_t slot, uint32_t at_k) {
 #pragma unroll
         for (uint32_t tile = 0; tile < kColumnTiles; tile++) {
 #pragma unroll
             for (uint32_t half = 0; half < 2; half++) {
                 a[slot][tile][half] =
-                    k < depth ? Weights::load(weight_rows[tile][half], k, evict_first) : Weights::none();
+                    at_k < k ? Weights::load(weight_rows[tile][half], at_k, evict_first) : Weights::none();
             }
         }
     };
@@ -147,18 +146,18 @@ DEVICE void gemv(const Rows& x, const Weights& weights,
     grid_dependency_launch();
 
     // This thread's pair of the block's output; without one, it has the last row and columns as far as reading goes.
-    const uint32_t own_row = threadIdx.x / (kColumns / 2), own_pair = 2 * (threadIdx.x % (kColumns / 2));
-    const uint32_t row = min(own_row, rows - 1), column = min(first_column + own_pair, columns - 2);
+    const uint32_t own_row = threadIdx.x / (kTileN / 2), own_pair = 2 * (threadIdx.x % (kTileN / 2));
+    const uint32_t row = min(own_row, m - 1), column = min(first_column + own_pair, n - 2);
     const auto column_terms = Epilogue::column_terms(output, column);
-    uint8_t* const behind_partials = shared + kWarps * kRows * kPitch * sizeof(float);
-    Rows::ahead(x, depth, behind_partials);
+    uint8_t* const behind_partials = shared + kWarps * kTileM * kPitch * sizeof(float);
+    x.ahead(k, behind_partials);
     grid_dependency_wait();
     const auto row_terms = Epilogue::row_terms(output, row);
-    const auto activations = Rows::template begin<kRowTiles>(x, rows, depth, g, behind_partials);
-    const auto load_activations = [&](uint32_t slot, uint32_t k) {
+    const auto activations = x.template begin<kRowTiles>(m, k, g, behind_partials);
+    const auto load_activations = [&](uint32_t slot, uint32_t at_k) {
 #pragma unroll
         for (uint32_t tile = 0; tile < kRowTiles; tile++) {
-            b[slot][tile] = k < depth ? Rows::load(activations.of[tile] + k) : zero_vector();
+            b[slot][tile] = at_k < k ? Rows::load(activations.of[tile] + at_k) : zero_vector();
         }
     };
 #pragma unroll
@@ -167,7 +166,7 @@ DEVICE void gemv(const Rows& x, const Weights& weights,
 
     float sums[kRowTiles][kColumnTiles][4] = {};
     // The same number of turns for the whole warp: all lanes stay together.
-    for (uint32_t first = 0; first_k(first) < depth; first += kSlots) {
+    for (uint32_t first = 0; first_k(first) < k; first += kSlots) {
 #pragma unroll
         for (uint32_t slot = 0; slot < kSlots; slot++) {
 #pragma unroll
@@ -182,9 +181,9 @@ DEVICE void gemv(const Rows& x, const Weights& weights,
                     multiply_add(T{}, sums[row_tile][tile], odd, right_odd);
                 }
             }
-            const uint32_t k = lane_k(first + kSlots + slot);
-            load_weights(slot, k);
-            load_activations(slot, k);
+            const uint32_t at_k = lane_k(first + kSlots + slot);
+            load_weights(slot, at_k);
+            load_activations(slot, at_k);
         }
     }
 
@@ -196,16 +195,16 @@ DEVICE void gemv(const Rows& x, const Weights& weights,
 #pragma unroll
             for (uint32_t i = 0; i < 4; i++) {
                 const uint32_t row = row_tile * 8 + 2 * t + i % 2, column = tile * 16 + i / 2 * 8 + g;
-                partial[(warp * kRows + row) * kPitch + column] = sums[row_tile][tile][i];
+                partial[(warp * kTileM + row) * kPitch + column] = sums[row_tile][tile][i];
             }
         }
     }
     block_sync();
-    if (own_row >= rows || first_column + own_pair >= columns) return;
+    if (own_row >= m || first_column + own_pair >= n) return;
     float sum[2] = {};
 #pragma unroll
     for (uint32_t w = 0; w < kWarps; w++) {
-        const float* const of_warp = partial + (w * kRows + own_row) * kPitch + own_pair;
+        const float* const of_warp = partial + (w * kTileM + own_row) * kPitch + own_pair;
         const float2 pair = *reinterpret_cast<const float2*>(of_warp);
         sum[0] += pair.x;
         sum[1] += pair.y;

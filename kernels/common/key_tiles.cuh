@@ -33,11 +33,11 @@ DEVICE void copy_tile(const T* source, const Cache<T>& cache, uint32_t kv_head, 
     const T* const column = source + chunk * kVector;
 #pragma unroll
     for (uint32_t i = 0; i < kKeys / kStep; i++) {
-        const uint32_t page = page_of(pages, (tile - first_tile) * (kKeys / kUnit) + i * kStep / kUnit);
+        const uint32_t page = pages.page_of((tile - first_tile) * (kKeys / kUnit) + i * kStep / kUnit);
         const uint32_t position = tile * kKeys + i * kStep + first;
-        const uint32_t slot = first_slot(cache, page, kv_head) + slot_in_page(cache, position);
+        const uint32_t slot = cache.first_slot(page, kv_head) + cache.slot_in_page(position);
         Cache<T>::Kv::copy(shared + i * kStep * Layout::kRowBytes, column + static_cast<size_t>(slot) * kHeadDim,
-                           KeyRange::contains(visible, position) ? 16 : 0);
+                           visible.contains(position) ? 16 : 0);
     }
 }
 

@@ -5,7 +5,7 @@
 #include "common/vector.cuh"
 #include "ptx/ptx.cuh"
 
-static constexpr uint32_t kNormVectors = 4;      // of a thread
+static constexpr uint32_t kNormVectors = 4;  // of a thread
 static constexpr uint32_t kNormMaxThreads = 512;  // width <= 512 x 4 x 8 = 16384
 
 // y = (x - mean(x)) / sqrt(var(x) + epsilon) weight + bias, var the biased variance, as torch.nn.LayerNorm.
@@ -21,10 +21,8 @@ struct RmsNorm {
 // Threads beyond hold nothing, and take part in the sums alone.
 struct RowPart {
     uint32_t threads;
-    DEVICE uint32_t column(const RowPart& part, uint32_t vector) { return (vector * part.threads + threadIdx.x) * kVector; }
-    DEVICE bool holds(const RowPart& part, uint32_t vector, uint32_t width) {
-        return threadIdx.x < part.threads && RowPart::column(part, vector) < width;
-    }
+    METHOD uint32_t column(uint32_t vector) const { return (vector * threads + threadIdx.x) * kVector; }
+    METHOD bool holds(uint32_t vector, uint32_t width) const { return threadIdx.x < threads && column(vector) < width; }
 };
 
 // The statistics of a row, and the row with them: mean first, then the squares of the differences from it, sums of f32
@@ -33,7 +31,8 @@ struct RowPart {
 template <class Norm, class T>
 struct RowStatistics {
     float mean, inverse;
-    DEVICE RowStatistics of(const RowPart& part, const uint4 (&x)[kNormVectors], uint32_t count, float epsilon, float* scratch) {
+    DEVICE RowStatistics of(const RowPart& part, const uint4 (&x)[kNormVectors], uint32_t count, float epsilon,
+                            float* scratch) {
         // Within 2^-22 of 1 / count: a division would call a subroutine, around which registers are spilled.
         const float share = reciprocal_approx(static_cast<float>(count));
         float total = 0.0f;
@@ -53,7 +52,7 @@ struct RowStatistics {
             unpack<T>(x[v], values);
 #pragma unroll
             for (uint32_t i = 0; i < kVector; i++) {
-                const float difference = RowPart::column(part, v) + i < count ? values[i] - row.mean : 0.0f;
+                const float difference = part.column(v) + i < count ? values[i] - row.mean : 0.0f;
                 squares += difference * difference;
             }
         }
@@ -63,13 +62,13 @@ struct RowStatistics {
         return row;
     }
     // Eight elements, normalised and rounded.
-    DEVICE uint4 apply(const RowStatistics& row, const uint4& packed, const uint4& weight, const uint4& bias) {
+    METHOD uint4 apply(const uint4& packed, const uint4& weight, const uint4& bias) const {
         float x[kVector], weights[kVector], biases[kVector], y[kVector];
         unpack<T>(packed, x);
         unpack<T>(weight, weights);
         unpack<T>(bias, biases);
 #pragma unroll
-        for (uint32_t i = 0; i < kVector; i++) y[i] = (x[i] - row.mean) * row.inverse * weights[i] + biases[i];
+        for (uint32_t i = 0; i < kVector; i++) y[i] = (x[i] - mean) * inverse * weights[i] + biases[i];
         return pack<T>(y);
     }
 };

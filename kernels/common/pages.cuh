@@ -42,9 +42,7 @@ DEVICE uint32_t first_visible(uint32_t query, uint32_t window) { return query < 
 struct KeyRange {
     uint32_t first;
     uint32_t end;
-    DEVICE bool contains(const KeyRange& range, uint32_t position) {
-        return position - range.first < range.end - range.first;
-    }
+    METHOD bool contains(uint32_t position) const { return position - first < end - first; }
 };
 
 // How keys and values lie in the pages of the cache. A type of it has
@@ -73,19 +71,14 @@ struct Cache {
     const uint32_t* block_tables;
     uint32_t kv_heads;
     uint32_t page_shift;
+
+    // Row of `keys` and `values` that holds the first slot of a head in a page.
+    METHOD uint32_t first_slot(uint32_t page, uint32_t kv_head) const {
+        return (page * kv_heads + kv_head) << page_shift;
+    }
+    // Slot of a position in its page.
+    METHOD uint32_t slot_in_page(uint32_t position) const { return position & ((1u << page_shift) - 1); }
 };
-
-// Row of `keys` and of `values` in which a page's first slot of one head lies.
-template <class T>
-DEVICE uint32_t first_slot(const Cache<T>& cache, uint32_t page, uint32_t kv_head) {
-    return (page * cache.kv_heads + kv_head) << cache.page_shift;
-}
-
-// The slot of a position in its page.
-template <class T>
-DEVICE uint32_t slot_in_page(const Cache<T>& cache, uint32_t position) {
-    return position & ((1u << cache.page_shift) - 1);
-}
 
 // Positions of 16 aligned keys are the unit in which pages are looked up: no page is smaller. A warp keeps the pages of
 // 32 such units, one a lane, so that a lookup is a shuffle and memory is waited for once in 32 units. Unit i of the
@@ -94,6 +87,8 @@ static constexpr uint32_t kUnit = 16;
 
 struct WarpPages {
     uint32_t page;
+    // The page of the warp's unit `index` modulo 32. All lanes call it with the same index.
+    METHOD uint32_t page_of(uint32_t index) const { return shuffle_from(page, index % 32); }
 };
 
 // Looks up units first, first + stride, ... of a sequence for the lanes of a warp, `table` as in its Span. Positions
@@ -106,5 +101,3 @@ DEVICE WarpPages look_up(const Cache<T>& cache, uint32_t table, const KeyRange& 
     // In 32 bits: `table` may stand for an entry before the first.
     return WarpPages{load_global_4(cache.block_tables + (table + (clamped >> cache.page_shift)))};
 }
-// The page of the warp's unit `index` modulo 32. All lanes call it with the same index.
-DEVICE uint32_t page_of(const WarpPages& pages, uint32_t index) { return shuffle_from(pages.page, index % 32); }

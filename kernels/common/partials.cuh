@@ -72,7 +72,7 @@ struct RowResult {
     float values[kOwn];
 
     DEVICE uint32_t first_column() { return threadIdx.x % 32 * kOwn; }
-    DEVICE RowResult none() { return RowResult{no_keys(), {}}; }
+    DEVICE RowResult none() { return RowResult{SoftmaxState::none(), {}}; }
     // From shared memory: the state and the values of the row.
     DEVICE RowResult load_shared(const SoftmaxState& state, const float* values) {
         RowResult result{state, {}};
@@ -86,17 +86,15 @@ struct RowResult {
         load_columns(partials.values + index * kHeadDim + first_column(), result.values);
         return result;
     }
-    DEVICE void store(const RowResult& result, const Partials<float>& partials, size_t index) {
-        store_columns(partials.values + index * kHeadDim + first_column(), result.values);
-        if (threadIdx.x % 32 == 0) store_global_8(partials.states + index * 2, words_of(result.state));
+    METHOD void store(const Partials<float>& partials, size_t index) const {
+        store_columns(partials.values + index * kHeadDim + first_column(), values);
+        if (threadIdx.x % 32 == 0) store_global_8(partials.states + index * 2, words_of(state));
     }
     // Adds the keys of `other` to `result`.
-    DEVICE void add(RowResult& result, const RowResult& other) {
-        const MergeFactors factors = merge(result.state, other.state);
+    METHOD void add(const RowResult& other) {
+        const MergeFactors factors = state.merge(other.state);
 #pragma unroll
-        for (uint32_t i = 0; i < kOwn; i++) {
-            result.values[i] = result.values[i] * factors.own + other.values[i] * factors.other;
-        }
+        for (uint32_t i = 0; i < kOwn; i++) { values[i] = values[i] * factors.own + other.values[i] * factors.other; }
     }
     // Calls `visit` with partial results first, first + stride, ... below `end`, in this order; a few are asked for at a
     // time, and behind the last come some of no keys, which change nothing.
@@ -116,11 +114,11 @@ struct RowResult {
     }
     // The attention of the row, all of whose keys `result` holds, into T row [kHeadDim].
     template <class T>
-    DEVICE void finish(const RowResult& result, T* row) {
-        const float factor = normaliser(result.state);
+    METHOD void finish(T* row) const {
+        const float factor = state.normaliser();
         float quotients[kOwn];
 #pragma unroll
-        for (uint32_t i = 0; i < kOwn; i++) quotients[i] = result.values[i] * factor;
+        for (uint32_t i = 0; i < kOwn; i++) quotients[i] = values[i] * factor;
         store_rounded(row + first_column(), quotients);
     }
 };

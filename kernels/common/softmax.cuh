@@ -1,37 +1,18 @@
-// Softmax over scores that come piece by piece, as a state that pieces are merged into. Prefill, decode and the merge
-// of a decode's splits share it.
+// Online softmax as a mergeable state, shared by prefill, decode and the merge of splits.
 //
-// Scores are in the log2 domain: the softmax of scores s in base e is that of s log2(e) in base 2, and exp2 is one
-// instruction. A state stands for a set of keys: max = their largest score, sum = sum of exp2(score - max). The
-// weighted sum of values that goes with it is relative to the same max; where a state's max rises, its sum and its
-// weighted values are multiplied by exp2(old max - new max).
+// Scores are in the log2 domain: softmax in base e of s is softmax in base 2 of s log2(e), and exp2 is one instruction. A
+// state stands for a set of keys: max = their largest score, sum = sum of exp2(score - max). The weighted sum of values is
+// kept relative to the same max; when the max rises, both are multiplied by exp2(old max - new max).
 //
-// A masked score is -infinity. A state of no visible key, max = -infinity and sum = 0, is a neutral element: nothing
-// here makes NaN of it, and what is merged with it keeps its bits.
+// A masked score is -infinity. The state of no keys (max = -infinity, sum = 0) is the neutral element: it never produces
+// NaN, and merging it changes no bit.
 #pragma once
 #include "ptx/ptx.cuh"
 
 static constexpr float kMasked = -__builtin_inff();
 
-struct SoftmaxState {
-    float max;
-    float sum;
-};
-
-DEVICE SoftmaxState no_keys() { return SoftmaxState{kMasked, 0.0f}; }
-
-// What scores are taken relative to: the max, or 0 where there is none, so that exp2(-infinity - 0) = 0 and not
-// exp2(-infinity + infinity) = NaN.
-DEVICE float reference(float max) { return max == kMasked ? 0.0f : max; }
-
-// Raises the max of `state` to that of more scores and rescales the sum. Returns the factor for weighted values.
-DEVICE float raise(SoftmaxState& state, float max_score) {
-    const float raised = fmaxf(state.max, max_score);
-    const float factor = exp2_approx(state.max - reference(raised));
-    state.max = raised;
-    state.sum *= factor;
-    return factor;
-}
+// Subtracted from scores before exp2: the max, or 0 if there is none, because exp2(-infinity + infinity) is NaN.
+DEVICE float score_offset(float max) { return max == kMasked ? 0.0f : max; }
 
 // Factors for the weighted values of the two sides of a merge.
 struct MergeFactors {
@@ -39,13 +20,30 @@ struct MergeFactors {
     float other;
 };
 
-// Adds the keys of `other` to `state`.
-DEVICE MergeFactors merge(SoftmaxState& state, const SoftmaxState& other) {
-    const float own = raise(state, other.max);
-    const float factor = exp2_approx(other.max - reference(state.max));
-    state.sum += factor * other.sum;
-    return MergeFactors{own, factor};
-}
+struct SoftmaxState {
+    float max;
+    float sum;
 
-// What the weighted values of a finished state are multiplied by; 0 where there was no key.
-DEVICE float normaliser(const SoftmaxState& state) { return state.sum > 0.0f ? reciprocal_approx(state.sum) : 0.0f; }
+    // The neutral element.
+    DEVICE SoftmaxState none() { return SoftmaxState{kMasked, 0.0f}; }
+
+    // Raises the max to `max_score` if larger, and rescales the sum. Returns the factor for the weighted values.
+    METHOD float update_max(float max_score) {
+        const float raised = fmaxf(max, max_score);
+        const float factor = exp2_approx(max - score_offset(raised));
+        max = raised;
+        sum *= factor;
+        return factor;
+    }
+
+    // Adds the keys of `other`.
+    METHOD MergeFactors merge(const SoftmaxState& other) {
+        const float own = update_max(other.max);
+        const float factor = exp2_approx(other.max - score_offset(max));
+        sum += factor * other.sum;
+        return MergeFactors{own, factor};
+    }
+
+    // Factor that normalises the weighted values: 1 / sum, or 0 if there was no key.
+    METHOD float normaliser() const { return sum > 0.0f ? reciprocal_approx(sum) : 0.0f; }
+};

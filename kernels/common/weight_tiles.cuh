@@ -4,38 +4,38 @@
 #include "ptx/ptx.cuh"
 
 // How gemm_sm80 has its weights, for a Tile. A type of them has
-//   kRowBytes                               bytes of a stage for the kDepth weights of a column
+//   kRowBytes                               bytes of a stage for the kTileK weights of a column
 //   Part                                    what a thread copies of every stage
 //   part(weights, first, columns, depth, stage)  its part of the columns from `first` on, of `columns` in all; the first
 //                                           stage's weights are at address `stage`
-//   copy(part, turn, offset)                starts to copy it, for k from kDepth `turn` on, to the stage `offset` bytes behind
+//   copy(part, turn, offset)                starts to copy it, for k from kTileK `turn` on, to the stage `offset` bytes behind
 //                                           the first; zeros, and nothing read, past the last column and k
 //   place(warp_column, lane)                where in a stage's weights a lane finds operands of the warp's columns
 //   operands(b, stage, place, step, pair)   the B operands of two m16n8k16: k from 16 `step` on, of 16 columns, the
 //                                           `pair`-th such of the warp
-// Dense: T [columns, depth], copied 16 bytes at a time, and read by ldmatrix.
+// Dense: T [n, k], copied 16 bytes at a time, and read by ldmatrix.
 template <class T, class Tile>
 struct DenseTile {
     const T* weights;
 
     static constexpr uint32_t kRowBytes = Tile::kRowBytes;
     struct Part {
-        uint32_t chunk, column, end, depth;
+        uint32_t chunk, column, end, k;
         uint32_t to;
         const T* from;
     };
-    DEVICE Part part(const DenseTile& weights, uint32_t first, uint32_t columns, uint32_t depth, uint32_t stage) {
+    METHOD Part part(uint32_t first, uint32_t n, uint32_t k, uint32_t stage) const {
         const uint32_t chunk = threadIdx.x % Tile::kChunks, row = threadIdx.x / Tile::kChunks;
         const uint32_t to = stage + row * kRowBytes + (chunk ^ Tile::swizzle(row)) * 16;
-        const T* const from = weights.weights + static_cast<size_t>(first + row) * depth + chunk * kVector;
-        return Part{chunk, first + row, columns, depth, to, from};
+        const T* const from = weights + static_cast<size_t>(first + row) * k + chunk * kVector;
+        return Part{chunk, first + row, n, k, to, from};
     }
-    DEVICE void copy(const Part& part, uint32_t turn, uint32_t offset) {
-        const uint32_t k = turn * Tile::kDepth;
+    DEVICE void copy(const Part& part, uint32_t k_tile, uint32_t offset) {
+        const uint32_t at_k = k_tile * Tile::kTileK;
 #pragma unroll
-        for (uint32_t on = 0; on < Tile::kColumns; on += Tile::kRowsAtOnce) {
-            const bool inside = part.column + on < part.end && k + part.chunk * kVector < part.depth;
-            copy_async_16(part.to + offset + on * kRowBytes, part.from + k + static_cast<size_t>(on) * part.depth,
+        for (uint32_t on = 0; on < Tile::kTileN; on += Tile::kRowsAtOnce) {
+            const bool inside = part.column + on < part.end && at_k + part.chunk * kVector < part.k;
+            copy_async_16(part.to + offset + on * kRowBytes, part.from + at_k + static_cast<size_t>(on) * part.k,
                           inside ? 16 : 0);
         }
     }

@@ -4,11 +4,11 @@
 #include "ptx/ptx.cuh"
 
 // All lanes of four blocks update out[0] with their input; each writes the old value it saw to out[32 + thread].
-#define ATOMIC_KERNEL(name)                                                 \
-    KERNEL(conform_##name, 32)(const uint32_t* in, uint32_t* out) {         \
-        const uint32_t thread = blockIdx.x * 32 + threadIdx.x;              \
-        out[32 + thread] = name(out, in[thread]);                           \
-    }                                                                       \
+#define ATOMIC_KERNEL(name)                                         \
+    KERNEL(conform_##name, 32)(const uint32_t* in, uint32_t* out) { \
+        const uint32_t thread = blockIdx.x * 32 + threadIdx.x;      \
+        out[32 + thread] = name(out, in[thread]);                   \
+    }                                                               \
     REGISTER_KERNEL(conform_##name)
 ATOMIC_KERNEL(atomic_add_relaxed)
 ATOMIC_KERNEL(atomic_add_acq_rel)

@@ -23,7 +23,8 @@ DEVICE uint32_t barrier_behind(uint32_t bytes, uint32_t arrivals) {
 // Shared memory to `out`, 16 bytes a thread at a time.
 DEVICE void copy_out(uint32_t* out, uint32_t bytes) {
     SHARED_MEMORY(shared);
-    for (uint32_t i = threadIdx.x; i < bytes / 4; i += 128) out[blockIdx.x * (bytes / 4) + i] = reinterpret_cast<uint32_t*>(shared)[i];
+    for (uint32_t i = threadIdx.x; i < bytes / 4; i += 128)
+        out[blockIdx.x * (bytes / 4) + i] = reinterpret_cast<uint32_t*>(shared)[i];
 }
 
 // For a kernel that copies them: words that this one stores in the ordinary way.
@@ -93,19 +94,19 @@ REGISTER_KERNEL(conform_mbarrier_arrive)
 
 // ---- boxes: `map` is of `in`; what arrives goes to `out` as it lies in shared memory ----
 
-#define LOAD_BOX(name, kBytes, ...)                                                                        \
-    KERNEL(conform_##name, 128)                                                                            \
-    (const uint32_t*, uint32_t* out, const __grid_constant__ TensorMap map) {                              \
-        SHARED_MEMORY(shared);                                                                             \
-        const uint32_t barrier = barrier_behind(kBytes, 1), tile = shared_address(shared);                 \
-        if (threadIdx.x == 0) {                                                                            \
-            tensor_map_prefetch(&map);                                                                     \
-            mbarrier_arrive_expect(barrier, kBytes);                                                       \
-            name(tile, &map, __VA_ARGS__);                                                                 \
-        }                                                                                                  \
-        mbarrier_wait(barrier, 0);                                                                         \
-        copy_out(out, kBytes);                                                                             \
-    }                                                                                                      \
+#define LOAD_BOX(name, kBytes, ...)                                                        \
+    KERNEL(conform_##name, 128)                                                            \
+    (const uint32_t*, uint32_t* out, const __grid_constant__ TensorMap map) {              \
+        SHARED_MEMORY(shared);                                                             \
+        const uint32_t barrier = barrier_behind(kBytes, 1), tile = shared_address(shared); \
+        if (threadIdx.x == 0) {                                                            \
+            tensor_map_prefetch(&map);                                                     \
+            mbarrier_arrive_expect(barrier, kBytes);                                       \
+            name(tile, &map, __VA_ARGS__);                                                 \
+        }                                                                                  \
+        mbarrier_wait(barrier, 0);                                                         \
+        copy_out(out, kBytes);                                                             \
+    }                                                                                      \
     REGISTER_KERNEL(conform_##name)
 // Boxes that reach out of the tensor: see the test's tensors.
 LOAD_BOX(tensor_load_2d, 2048, 16, -3, barrier)
@@ -150,7 +151,8 @@ KERNEL(conform_box_outside_multicast, 128)(const uint32_t*, uint32_t* out, const
     const uint32_t barrier = barrier_behind(4096, 1), rank = cluster_rank();
     if (threadIdx.x == 0) {
         mbarrier_arrive_expect(barrier, 4096);
-        tensor_load_2d_multicast(shared_address(shared) + rank * 2048, &map, 0, static_cast<int>(rank * 512), barrier, 3);
+        tensor_load_2d_multicast(shared_address(shared) + rank * 2048, &map, 0, static_cast<int>(rank * 512), barrier,
+                                 3);
     }
     mbarrier_wait(barrier, 0);
     copy_out(out, 4096);
@@ -159,19 +161,19 @@ KERNEL(conform_box_outside_multicast, 128)(const uint32_t*, uint32_t* out, const
 REGISTER_KERNEL(conform_box_outside_multicast)
 
 // The words of `in`, 512 of them, as a box to the map's tensor, which is `out`.
-#define STORE_BOX(name, ...)                                                                               \
-    KERNEL(conform_##name, 128)                                                                            \
-    (const uint32_t* in, uint32_t*, const __grid_constant__ TensorMap map) {                               \
-        SHARED_MEMORY(shared);                                                                             \
-        for (uint32_t i = threadIdx.x; i < 512; i += 128) reinterpret_cast<uint32_t*>(shared)[i] = in[i];  \
-        fence_proxy_async_shared();                                                                        \
-        block_sync();                                                                                      \
-        if (threadIdx.x == 0) {                                                                            \
-            name(&map, __VA_ARGS__, shared_address(shared));                                               \
-            bulk_commit();                                                                                 \
-            bulk_wait_read<0>();                                                                           \
-        }                                                                                                  \
-    }                                                                                                      \
+#define STORE_BOX(name, ...)                                                                              \
+    KERNEL(conform_##name, 128)                                                                           \
+    (const uint32_t* in, uint32_t*, const __grid_constant__ TensorMap map) {                              \
+        SHARED_MEMORY(shared);                                                                            \
+        for (uint32_t i = threadIdx.x; i < 512; i += 128) reinterpret_cast<uint32_t*>(shared)[i] = in[i]; \
+        fence_proxy_async_shared();                                                                       \
+        block_sync();                                                                                     \
+        if (threadIdx.x == 0) {                                                                           \
+            name(&map, __VA_ARGS__, shared_address(shared));                                              \
+            bulk_commit();                                                                                \
+            bulk_wait_read<0>();                                                                          \
+        }                                                                                                 \
+    }                                                                                                     \
     REGISTER_KERNEL(conform_##name)
 STORE_BOX(tensor_store_2d, 16, -3)
 STORE_BOX(tensor_store_3d, 8, 3, 1)
@@ -226,22 +228,23 @@ KERNEL(conform_load_cluster_4, 128)(const uint32_t* in, uint32_t* out) {
     const uint32_t own = blockIdx.x * 128 + threadIdx.x;
     reinterpret_cast<uint32_t*>(shared)[threadIdx.x] = in[own];
     cluster_sync();
-    out[own] = load_cluster_4(cluster_address(shared_address(shared) + threadIdx.x * 4, cluster_rank() ^ 1)) + cluster_blocks();
+    out[own] = load_cluster_4(cluster_address(shared_address(shared) + threadIdx.x * 4, cluster_rank() ^ 1)) +
+               cluster_blocks();
     cluster_sync();
 }
 REGISTER_KERNEL(conform_load_cluster_4)
 
 // Each thread sends its words to its partner in the other block, where they are counted as they come.
-#define STORE_ASYNC(function, Words, kBytes)                                                                             \
-    KERNEL(conform_##function, 128)(const Words* in, Words* out) {                                                       \
-        SHARED_MEMORY(shared);                                                                                           \
-        const uint32_t barrier = barrier_behind(2048, 1), own = blockIdx.x * 128 + threadIdx.x;                          \
-        const uint32_t place = shared_address(shared) + threadIdx.x * kBytes, other = cluster_rank() ^ 1;                \
-        if (threadIdx.x == 0) mbarrier_arrive_expect(barrier, 128 * kBytes);                                             \
-        function(cluster_address(place, other), in[own], cluster_address(barrier, other));                               \
-        mbarrier_wait_cluster(barrier, 0);                                                                               \
-        out[own] = reinterpret_cast<const Words*>(shared)[threadIdx.x];                                                  \
-    }                                                                                                                    \
+#define STORE_ASYNC(function, Words, kBytes)                                                              \
+    KERNEL(conform_##function, 128)(const Words* in, Words* out) {                                        \
+        SHARED_MEMORY(shared);                                                                            \
+        const uint32_t barrier = barrier_behind(2048, 1), own = blockIdx.x * 128 + threadIdx.x;           \
+        const uint32_t place = shared_address(shared) + threadIdx.x * kBytes, other = cluster_rank() ^ 1; \
+        if (threadIdx.x == 0) mbarrier_arrive_expect(barrier, 128 * kBytes);                              \
+        function(cluster_address(place, other), in[own], cluster_address(barrier, other));                \
+        mbarrier_wait_cluster(barrier, 0);                                                                \
+        out[own] = reinterpret_cast<const Words*>(shared)[threadIdx.x];                                   \
+    }                                                                                                     \
     REGISTER_KERNEL(conform_##function)
 STORE_ASYNC(store_async_16, uint4, 16)
 STORE_ASYNC(store_async_8, uint2, 8)
@@ -271,16 +274,16 @@ REGISTER_KERNEL(conform_mbarrier_cluster_relaxed)
 
 // ---- stmatrix: four warps, each four matrices of 128 bytes; in: fragments, register by register, 32 lanes each ----
 
-#define STORE_KERNEL(name)                                                                                 \
-    KERNEL(conform_##name, 128)(const uint32_t* in, uint32_t* out) {                                       \
-        SHARED_MEMORY(shared);                                                                             \
-        const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;                                   \
-        uint32_t fragment[4];                                                                              \
-        for (uint32_t m = 0; m < 4; m++) fragment[m] = in[warp * 128 + m * 32 + lane];                     \
-        name(shared_address(shared) + warp * 512 + lane * 16, fragment);                                   \
-        block_sync();                                                                                      \
-        copy_out(out, 2048);                                                                               \
-    }                                                                                                      \
+#define STORE_KERNEL(name)                                                             \
+    KERNEL(conform_##name, 128)(const uint32_t* in, uint32_t* out) {                   \
+        SHARED_MEMORY(shared);                                                         \
+        const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;               \
+        uint32_t fragment[4];                                                          \
+        for (uint32_t m = 0; m < 4; m++) fragment[m] = in[warp * 128 + m * 32 + lane]; \
+        name(shared_address(shared) + warp * 512 + lane * 16, fragment);               \
+        block_sync();                                                                  \
+        copy_out(out, 2048);                                                           \
+    }                                                                                  \
     REGISTER_KERNEL(conform_##name)
 STORE_KERNEL(store_matrix_x4)
 STORE_KERNEL(store_matrix_x4_transposed)

@@ -3,11 +3,11 @@
 // give, on the interpreter and on a GPU.
 #include "ptx/ptx.cuh"
 
-#define APPROXIMATE_KERNEL(name)                                            \
-    KERNEL(conform_##name, 32)(const uint32_t* in, uint32_t* out) {         \
-        const uint32_t lane = threadIdx.x;                                  \
-        out[lane] = __float_as_uint(name(__uint_as_float(in[lane])));       \
-    }                                                                       \
+#define APPROXIMATE_KERNEL(name)                                      \
+    KERNEL(conform_##name, 32)(const uint32_t* in, uint32_t* out) {   \
+        const uint32_t lane = threadIdx.x;                            \
+        out[lane] = __float_as_uint(name(__uint_as_float(in[lane]))); \
+    }                                                                 \
     REGISTER_KERNEL(conform_##name)
 APPROXIMATE_KERNEL(exp2_approx)
 APPROXIMATE_KERNEL(log2_approx)

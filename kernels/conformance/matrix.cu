@@ -16,10 +16,8 @@ DEVICE void load_matrices(const uint32_t* in, uint32_t* out) {
     for (int m = 0; m < kMatrices; m++) out[m * 32 + threadIdx.x] = fragment[m];
 }
 
-#define LOAD_KERNEL(name, kMatrices)                                            \
-    KERNEL(conform_##name, 32)(const uint32_t* in, uint32_t* out) {             \
-        load_matrices<kMatrices, name>(in, out);                                \
-    }                                                                           \
+#define LOAD_KERNEL(name, kMatrices)                                                                           \
+    KERNEL(conform_##name, 32)(const uint32_t* in, uint32_t* out) { load_matrices<kMatrices, name>(in, out); } \
     REGISTER_KERNEL(conform_##name)
 LOAD_KERNEL(load_matrix_x1, 1)
 LOAD_KERNEL(load_matrix_x1_transposed, 1)
@@ -29,7 +27,8 @@ LOAD_KERNEL(load_matrix_x4, 4)
 LOAD_KERNEL(load_matrix_x4_transposed, 4)
 
 // in: the fragments a, b and c, register by register, 32 lanes each; out: d likewise.
-template <int kA, int kB, void (*product)(float (&)[4], const uint32_t (&)[kA], const uint32_t (&)[kB], const float (&)[4])>
+template <int kA, int kB,
+          void (*product)(float (&)[4], const uint32_t (&)[kA], const uint32_t (&)[kB], const float (&)[4])>
 DEVICE void multiply(const uint32_t* in, uint32_t* out) {
     const uint32_t lane = threadIdx.x;
     uint32_t a[kA], b[kB];
@@ -41,10 +40,8 @@ DEVICE void multiply(const uint32_t* in, uint32_t* out) {
     for (int i = 0; i < 4; i++) out[i * 32 + lane] = __float_as_uint(d[i]);
 }
 
-#define MULTIPLY_KERNEL(name, kA, kB)                                           \
-    KERNEL(conform_##name, 32)(const uint32_t* in, uint32_t* out) {             \
-        multiply<kA, kB, name>(in, out);                                        \
-    }                                                                           \
+#define MULTIPLY_KERNEL(name, kA, kB)                                                                  \
+    KERNEL(conform_##name, 32)(const uint32_t* in, uint32_t* out) { multiply<kA, kB, name>(in, out); } \
     REGISTER_KERNEL(conform_##name)
 MULTIPLY_KERNEL(multiply_m16n8k16_bf16, 4, 2)
 MULTIPLY_KERNEL(multiply_m16n8k16_f16, 4, 2)

@@ -10,14 +10,10 @@ KERNEL(conform_release_acquire, 32)(const uint32_t* in, uint32_t* out) {
     if (blockIdx.x == 0) {
         out[lane] = in[lane] + 1;
         block_sync();
-        if (lane == 0) {
-            store_release_gpu(out + 32, 1u);
-        }
+        if (lane == 0) { store_release_gpu(out + 32, 1u); }
     } else {
         uint32_t flag = 0;
-        if (lane == 0) {
-            flag = load_acquire_gpu(out + 32);
-        }
+        if (lane == 0) { flag = load_acquire_gpu(out + 32); }
         const bool ready = shuffle_from(flag, 0u) != 0;
         block_sync();
         out[64 + lane] = ready ? out[lane] : in[lane] + 1;

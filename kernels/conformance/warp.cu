@@ -3,11 +3,11 @@
 // give, on the interpreter and on a GPU.
 #include "ptx/ptx.cuh"
 
-#define SHUFFLE_KERNEL(name)                                                \
-    KERNEL(conform_##name, 32)(const uint32_t* in, uint32_t* out) {         \
-        const uint32_t lane = threadIdx.x;                                  \
-        out[lane] = name(in[lane], in[32]);                                 \
-    }                                                                       \
+#define SHUFFLE_KERNEL(name)                                        \
+    KERNEL(conform_##name, 32)(const uint32_t* in, uint32_t* out) { \
+        const uint32_t lane = threadIdx.x;                          \
+        out[lane] = name(in[lane], in[32]);                         \
+    }                                                               \
     REGISTER_KERNEL(conform_##name)
 SHUFFLE_KERNEL(shuffle_xor)
 SHUFFLE_KERNEL(shuffle_from)
@@ -44,11 +44,11 @@ KERNEL(conform_warp_all, 32)(const uint32_t* in, uint32_t* out) {
 }
 REGISTER_KERNEL(conform_warp_all)
 
-#define REDUCE_KERNEL(name)                                                 \
-    KERNEL(conform_##name, 32)(const uint32_t* in, uint32_t* out) {         \
-        const uint32_t lane = threadIdx.x;                                  \
-        out[lane] = name(in[lane]);                                         \
-    }                                                                       \
+#define REDUCE_KERNEL(name)                                         \
+    KERNEL(conform_##name, 32)(const uint32_t* in, uint32_t* out) { \
+        const uint32_t lane = threadIdx.x;                          \
+        out[lane] = name(in[lane]);                                 \
+    }                                                               \
     REGISTER_KERNEL(conform_##name)
 REDUCE_KERNEL(warp_sum_u32)
 REDUCE_KERNEL(warp_min_u32)

@@ -32,7 +32,9 @@ struct MatricesOfK {
 // A row of 64 elements of M or N for each k; 16 of k, then the next 64 elements.
 struct RowsOfMN {
     static constexpr int kMajor = kMajorMN;
-    DEVICE uint32_t at(uint32_t r, uint32_t k) { return r / 64 * 2048 + k / 8 * 1024 + k % 8 * 128 + (r % 64 / 8 ^ k % 8) * 16 + r % 8 * 2; }
+    DEVICE uint32_t at(uint32_t r, uint32_t k) {
+        return r / 64 * 2048 + k / 8 * 1024 + k % 8 * 128 + (r % 64 / 8 ^ k % 8) * 16 + r % 8 * 2;
+    }
     DEVICE uint64_t descriptor(uint32_t address) { return matrix_descriptor_128_mn(address, 2048); }
 };
 
@@ -41,7 +43,8 @@ static constexpr uint32_t kBAt = 8192;  // bytes, of the second operand
 template <class Layout>
 DEVICE void lay_out(uint8_t* shared, const uint32_t* in, uint32_t rows) {
     const uint16_t* const elements = reinterpret_cast<const uint16_t*>(in);
-    for (uint32_t i = threadIdx.x; i < rows * 16; i += 128) *reinterpret_cast<uint16_t*>(shared + Layout::at(i / 16, i % 16)) = elements[i];
+    for (uint32_t i = threadIdx.x; i < rows * 16; i += 128)
+        *reinterpret_cast<uint16_t*>(shared + Layout::at(i / 16, i % 16)) = elements[i];
 }
 
 template <int N>
@@ -53,58 +56,60 @@ DEVICE void put_out(uint32_t* out, const float (&d)[N]) {
 #define MULTIPLY_bf16 warpgroup_multiply_bf16
 #define MULTIPLY_f16 warpgroup_multiply_f16
 
-#define SHARED_A(name, TYPE, N, LayoutA, LayoutB)                                                                         \
-    KERNEL(conform_##name##_##TYPE##_##N, 128)(const uint32_t* in, uint32_t* out) {                                        \
-        SHARED_MEMORY(shared);                                                                                            \
-        lay_out<LayoutA>(shared, in, 64);                                                                                 \
-        lay_out<LayoutB>(shared + kBAt, in + 512, N);                                                                     \
-        fence_proxy_async_shared();                                                                                       \
-        block_sync();                                                                                                     \
-        const uint64_t a = LayoutA::descriptor(shared_address(shared)), b = LayoutB::descriptor(shared_address(shared) + kBAt); \
-        float d[N / 2];                                                                                                   \
-        _Pragma("unroll") for (int i = 0; i < N / 2; i++) d[i] = 7.0f;                                                   \
-        warpgroup_fence();                                                                                                \
-        MULTIPLY_##TYPE<LayoutA::kMajor, LayoutB::kMajor>(d, a, b, 0);                                          \
-        warpgroup_commit();                                                                                               \
-        warpgroup_wait<0>();                                                                                              \
-        put_out(out, d);                                                                                                  \
-        warpgroup_fence();                                                                                                \
-        MULTIPLY_##TYPE<LayoutA::kMajor, LayoutB::kMajor>(d, a, b, 1);                                          \
-        warpgroup_commit();                                                                                               \
-        warpgroup_wait<0>();                                                                                              \
-        put_out(out + N / 2 * 128, d);                                                                                    \
-    }                                                                                                                     \
+#define SHARED_A(name, TYPE, N, LayoutA, LayoutB)                                   \
+    KERNEL(conform_##name##_##TYPE##_##N, 128)(const uint32_t* in, uint32_t* out) { \
+        SHARED_MEMORY(shared);                                                      \
+        lay_out<LayoutA>(shared, in, 64);                                           \
+        lay_out<LayoutB>(shared + kBAt, in + 512, N);                               \
+        fence_proxy_async_shared();                                                 \
+        block_sync();                                                               \
+        const uint64_t a = LayoutA::descriptor(shared_address(shared)),             \
+                       b = LayoutB::descriptor(shared_address(shared) + kBAt);      \
+        float d[N / 2];                                                             \
+        _Pragma("unroll") for (int i = 0; i < N / 2; i++) d[i] = 7.0f;              \
+        warpgroup_fence();                                                          \
+        MULTIPLY_##TYPE<LayoutA::kMajor, LayoutB::kMajor>(d, a, b, 0);              \
+        warpgroup_commit();                                                         \
+        warpgroup_wait<0>();                                                        \
+        put_out(out, d);                                                            \
+        warpgroup_fence();                                                          \
+        MULTIPLY_##TYPE<LayoutA::kMajor, LayoutB::kMajor>(d, a, b, 1);              \
+        warpgroup_commit();                                                         \
+        warpgroup_wait<0>();                                                        \
+        put_out(out + N / 2 * 128, d);                                              \
+    }                                                                               \
     REGISTER_KERNEL(conform_##name##_##TYPE##_##N)
 
-#define REGISTER_A(name, TYPE, N, LayoutB)                                                                                \
-    KERNEL(conform_##name##_##TYPE##_##N, 128)(const uint32_t* in, uint32_t* out) {                                        \
-        SHARED_MEMORY(shared);                                                                                            \
-        lay_out<LayoutB>(shared + kBAt, in + 512, N);                                                                     \
-        fence_proxy_async_shared();                                                                                       \
-        block_sync();                                                                                                     \
-        const uint64_t b = LayoutB::descriptor(shared_address(shared) + kBAt);                                            \
-        const uint32_t row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, pair = threadIdx.x % 4;                        \
-        const uint32_t a[4] = {in[row * 8 + pair], in[(row + 8) * 8 + pair], in[row * 8 + 4 + pair], in[(row + 8) * 8 + 4 + pair]}; \
-        float d[N / 2];                                                                                                   \
-        _Pragma("unroll") for (int i = 0; i < N / 2; i++) d[i] = 7.0f;                                                   \
-        warpgroup_fence();                                                                                                \
-        MULTIPLY_##TYPE<LayoutB::kMajor>(d, a, b, 0);                                                           \
-        warpgroup_commit();                                                                                               \
-        warpgroup_wait<0>();                                                                                              \
-        put_out(out, d);                                                                                                  \
-        warpgroup_fence();                                                                                                \
-        MULTIPLY_##TYPE<LayoutB::kMajor>(d, a, b, 1);                                                           \
-        warpgroup_commit();                                                                                               \
-        warpgroup_wait<0>();                                                                                              \
-        put_out(out + N / 2 * 128, d);                                                                                    \
-    }                                                                                                                     \
+#define REGISTER_A(name, TYPE, N, LayoutB)                                                           \
+    KERNEL(conform_##name##_##TYPE##_##N, 128)(const uint32_t* in, uint32_t* out) {                  \
+        SHARED_MEMORY(shared);                                                                       \
+        lay_out<LayoutB>(shared + kBAt, in + 512, N);                                                \
+        fence_proxy_async_shared();                                                                  \
+        block_sync();                                                                                \
+        const uint64_t b = LayoutB::descriptor(shared_address(shared) + kBAt);                       \
+        const uint32_t row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, pair = threadIdx.x % 4;   \
+        const uint32_t a[4] = {in[row * 8 + pair], in[(row + 8) * 8 + pair], in[row * 8 + 4 + pair], \
+                               in[(row + 8) * 8 + 4 + pair]};                                        \
+        float d[N / 2];                                                                              \
+        _Pragma("unroll") for (int i = 0; i < N / 2; i++) d[i] = 7.0f;                               \
+        warpgroup_fence();                                                                           \
+        MULTIPLY_##TYPE<LayoutB::kMajor>(d, a, b, 0);                                                \
+        warpgroup_commit();                                                                          \
+        warpgroup_wait<0>();                                                                         \
+        put_out(out, d);                                                                             \
+        warpgroup_fence();                                                                           \
+        MULTIPLY_##TYPE<LayoutB::kMajor>(d, a, b, 1);                                                \
+        warpgroup_commit();                                                                          \
+        warpgroup_wait<0>();                                                                         \
+        put_out(out + N / 2 * 128, d);                                                               \
+    }                                                                                                \
     REGISTER_KERNEL(conform_##name##_##TYPE##_##N)
 
 // Every number of columns in every form; each layout once.
-#define COLUMNS(N)                                              \
-    SHARED_A(k_k, bf16, N, RowsOfK128, RowsOfK128)              \
-    SHARED_A(k_k, f16, N, RowsOfK128, RowsOfK128)               \
-    REGISTER_A(registers_k, bf16, N, RowsOfK128)                \
+#define COLUMNS(N)                                 \
+    SHARED_A(k_k, bf16, N, RowsOfK128, RowsOfK128) \
+    SHARED_A(k_k, f16, N, RowsOfK128, RowsOfK128)  \
+    REGISTER_A(registers_k, bf16, N, RowsOfK128)   \
     REGISTER_A(registers_k, f16, N, RowsOfK128)
 COLUMNS(8)
 COLUMNS(16)

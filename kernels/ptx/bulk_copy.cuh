@@ -47,7 +47,8 @@ DEVICE void tensor_map_prefetch(const TensorMap* map) {
 // `bytes` consecutive ones (a multiple of 16; source and destination aligned to 16), counted at `barrier`.
 DEVICE void bulk_load(uint32_t shared_destination, const void* global_source, uint32_t bytes, uint32_t barrier) {
 #if ON_GPU
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_destination),
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_destination),
                  "l"(global_source), "r"(bytes), "r"(barrier)
                  : "memory");
 #else
@@ -55,11 +56,14 @@ DEVICE void bulk_load(uint32_t shared_destination, const void* global_source, ui
 #endif
 }
 // The same with a policy of L2: l2_evict_first, l2_evict_last.
-DEVICE void bulk_load_hinted(uint32_t shared_destination, const void* global_source, uint32_t bytes, uint32_t barrier, uint64_t policy) {
+DEVICE void bulk_load_hinted(uint32_t shared_destination, const void* global_source, uint32_t bytes, uint32_t barrier,
+                             uint64_t policy) {
 #if ON_GPU
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(shared_destination),
-                 "l"(global_source), "r"(bytes), "r"(barrier), "l"(policy)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+            "r"(shared_destination),
+        "l"(global_source), "r"(bytes), "r"(barrier), "l"(policy)
+        : "memory");
 #else
     static_cast<void>(policy);
     interpreter::bulk_load(shared_destination, global_source, bytes, barrier);
@@ -71,19 +75,24 @@ DEVICE void bulk_load_hinted(uint32_t shared_destination, const void* global_sou
 // for a map with a swizzle to 8 rows of it: 256, 512 or 1024 bytes.
 DEVICE void tensor_load_2d(uint32_t shared_destination, const TensorMap* map, int x, int y, uint32_t barrier) {
 #if ON_GPU
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
-                 ::"r"(shared_destination), "l"(map), "r"(x), "r"(y), "r"(barrier)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
+        "[%4];" ::"r"(shared_destination),
+        "l"(map), "r"(x), "r"(y), "r"(barrier)
+        : "memory");
 #else
     const int at[] = {x, y};
     interpreter::tensor_load(shared_destination, map, at, 2, barrier);
 #endif
 }
-DEVICE void tensor_load_2d_hinted(uint32_t shared_destination, const TensorMap* map, int x, int y, uint32_t barrier, uint64_t policy) {
+DEVICE void tensor_load_2d_hinted(uint32_t shared_destination, const TensorMap* map, int x, int y, uint32_t barrier,
+                                  uint64_t policy) {
 #if ON_GPU
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;"
-                 ::"r"(shared_destination), "l"(map), "r"(x), "r"(y), "r"(barrier), "l"(policy)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, "
+        "{%2, %3}], [%4], %5;" ::"r"(shared_destination),
+        "l"(map), "r"(x), "r"(y), "r"(barrier), "l"(policy)
+        : "memory");
 #else
     static_cast<void>(policy);
     const int at[] = {x, y};
@@ -93,19 +102,24 @@ DEVICE void tensor_load_2d_hinted(uint32_t shared_destination, const TensorMap* 
 
 DEVICE void tensor_load_3d(uint32_t shared_destination, const TensorMap* map, int x, int y, int z, uint32_t barrier) {
 #if ON_GPU
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];"
-                 ::"r"(shared_destination), "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
+        "[%5];" ::"r"(shared_destination),
+        "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
+        : "memory");
 #else
     const int at[] = {x, y, z};
     interpreter::tensor_load(shared_destination, map, at, 3, barrier);
 #endif
 }
-DEVICE void tensor_load_3d_hinted(uint32_t shared_destination, const TensorMap* map, int x, int y, int z, uint32_t barrier, uint64_t policy) {
+DEVICE void tensor_load_3d_hinted(uint32_t shared_destination, const TensorMap* map, int x, int y, int z,
+                                  uint32_t barrier, uint64_t policy) {
 #if ON_GPU
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6;"
-                 ::"r"(shared_destination), "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "l"(policy)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, "
+        "{%2, %3, %4}], [%5], %6;" ::"r"(shared_destination),
+        "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier), "l"(policy)
+        : "memory");
 #else
     static_cast<void>(policy);
     const int at[] = {x, y, z};
@@ -113,21 +127,27 @@ DEVICE void tensor_load_3d_hinted(uint32_t shared_destination, const TensorMap* 
 #endif
 }
 
-DEVICE void tensor_load_4d(uint32_t shared_destination, const TensorMap* map, int x, int y, int z, int w, uint32_t barrier) {
+DEVICE void tensor_load_4d(uint32_t shared_destination, const TensorMap* map, int x, int y, int z, int w,
+                           uint32_t barrier) {
 #if ON_GPU
-    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
-                 ::"r"(shared_destination), "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, "
+        "%5}], [%6];" ::"r"(shared_destination),
+        "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier)
+        : "memory");
 #else
     const int at[] = {x, y, z, w};
     interpreter::tensor_load(shared_destination, map, at, 4, barrier);
 #endif
 }
-DEVICE void tensor_load_4d_hinted(uint32_t shared_destination, const TensorMap* map, int x, int y, int z, int w, uint32_t barrier, uint64_t policy) {
+DEVICE void tensor_load_4d_hinted(uint32_t shared_destination, const TensorMap* map, int x, int y, int z, int w,
+                                  uint32_t barrier, uint64_t policy) {
 #if ON_GPU
-    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, %4, %5}], [%6], %7;"
-                 ::"r"(shared_destination), "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier), "l"(policy)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, "
+        "{%2, %3, %4, %5}], [%6], %7;" ::"r"(shared_destination),
+        "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier), "l"(policy)
+        : "memory");
 #else
     static_cast<void>(policy);
     const int at[] = {x, y, z, w};
@@ -137,11 +157,14 @@ DEVICE void tensor_load_4d_hinted(uint32_t shared_destination, const TensorMap* 
 
 // The same into every block of the cluster whose bit is set in `blocks`: at the same place of its shared memory, and the
 // bytes are counted by its own barrier at `barrier`'s place.
-DEVICE void tensor_load_2d_multicast(uint32_t shared_destination, const TensorMap* map, int x, int y, uint32_t barrier, uint16_t blocks) {
+DEVICE void tensor_load_2d_multicast(uint32_t shared_destination, const TensorMap* map, int x, int y, uint32_t barrier,
+                                     uint16_t blocks) {
 #if ON_GPU
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;"
-                 ::"r"(shared_destination), "l"(map), "r"(x), "r"(y), "r"(barrier), "h"(blocks)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+        "[%1, {%2, %3}], [%4], %5;" ::"r"(shared_destination),
+        "l"(map), "r"(x), "r"(y), "r"(barrier), "h"(blocks)
+        : "memory");
 #else
     const int at[] = {x, y};
     interpreter::tensor_load_multicast(shared_destination, map, at, 2, barrier, blocks);
@@ -153,8 +176,8 @@ DEVICE void tensor_load_2d_multicast(uint32_t shared_destination, const TensorMa
 // The map's box from shared memory, laid out as a load would; elements outside of the tensor are not written.
 DEVICE void tensor_store_2d(const TensorMap* map, int x, int y, uint32_t shared_source) {
 #if ON_GPU
-    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];"
-                 ::"l"(map), "r"(x), "r"(y), "r"(shared_source)
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(x),
+                 "r"(y), "r"(shared_source)
                  : "memory");
 #else
     const int at[] = {x, y};
@@ -164,8 +187,8 @@ DEVICE void tensor_store_2d(const TensorMap* map, int x, int y, uint32_t shared_
 
 DEVICE void tensor_store_3d(const TensorMap* map, int x, int y, int z, uint32_t shared_source) {
 #if ON_GPU
-    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%1, %2, %3}], [%4];"
-                 ::"l"(map), "r"(x), "r"(y), "r"(z), "r"(shared_source)
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(map),
+                 "r"(x), "r"(y), "r"(z), "r"(shared_source)
                  : "memory");
 #else
     const int at[] = {x, y, z};
@@ -176,7 +199,8 @@ DEVICE void tensor_store_3d(const TensorMap* map, int x, int y, int z, uint32_t 
 // `bytes` consecutive ones (a multiple of 16; source and destination aligned to 16).
 DEVICE void bulk_store(void* global_destination, uint32_t shared_source, uint32_t bytes) {
 #if ON_GPU
-    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global_destination), "r"(shared_source), "r"(bytes)
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global_destination),
+                 "r"(shared_source), "r"(bytes)
                  : "memory");
 #else
     interpreter::bulk_store(global_destination, shared_source, bytes);

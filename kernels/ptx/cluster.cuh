@@ -64,7 +64,10 @@ DEVICE uint32_t load_cluster_4(uint32_t cluster_address) {
 // Both addresses come from cluster_address. This block may end at once.
 DEVICE void store_async_16(uint32_t address, uint4 value, uint32_t barrier) {
 #if ON_GPU
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(barrier) : "memory");
+    asm volatile(
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
+        "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(barrier)
+        : "memory");
 #else
     interpreter::store_async(address, &value, sizeof value, barrier);
 #endif
@@ -72,7 +75,9 @@ DEVICE void store_async_16(uint32_t address, uint4 value, uint32_t barrier) {
 // The same of 8 bytes.
 DEVICE void store_async_8(uint32_t address, uint2 value, uint32_t barrier) {
 #if ON_GPU
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(address), "r"(value.x), "r"(value.y), "r"(barrier) : "memory");
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(address),
+                 "r"(value.x), "r"(value.y), "r"(barrier)
+                 : "memory");
 #else
     interpreter::store_async(address, &value, sizeof value, barrier);
 #endif

@@ -14,7 +14,7 @@
 // What the host says, and which thread writes the record: one for each module.
 struct MbarrierTrap {
     volatile uint32_t* record;  // kRecordWords words of host memory; null: there is none, and a wait only traps
-    uint32_t taken;             // 1: a thread writes the record, or has
+    uint32_t taken;  // 1: a thread writes the record, or has
 };
 extern "C" {
 __device__ MbarrierTrap rigel_mbarrier_trap;
@@ -54,36 +54,38 @@ DEVICE void mbarrier_trap(uint32_t barrier, uint32_t parity, const char* name, u
 }
 
 // The clock is read only once the first try has failed. A try by itself waits some time.
-#define MBARRIER_WAIT(form, scope, order)                                                             \
-    for (uint32_t began = 0;;) {                                                                      \
-        uint32_t ended;                                                                               \
-        asm volatile(                                                                                 \
-            "{\n"                                                                                     \
-            ".reg .pred ended;\n"                                                                     \
-            "mbarrier.try_wait.parity" form ".shared::cta.b64 ended, [%1], %2;\n"                     \
-            "selp.u32 %0, 1, 0, ended;\n"                                                             \
-            "}"                                                                                       \
-            : "=r"(ended)                                                                             \
-            : "r"(barrier), "r"(parity)                                                               \
-            : "memory");                                                                              \
-        if (ended) break;                                                                             \
-        const uint32_t now = static_cast<uint32_t>(global_nanoseconds()) | 1u;                        \
-        if (began == 0) began = now;                                                                  \
-        if (now - began > RIGEL_MBARRIER_TRAP_NS) mbarrier_trap(barrier, parity, name, now - began);  \
+#define MBARRIER_WAIT(form, scope, order)                                                            \
+    for (uint32_t began = 0;;) {                                                                     \
+        uint32_t ended;                                                                              \
+        asm volatile(                                                                                \
+            "{\n"                                                                                    \
+            ".reg .pred ended;\n"                                                                    \
+            "mbarrier.try_wait.parity" form                                                          \
+            ".shared::cta.b64 ended, [%1], %2;\n"                                                    \
+            "selp.u32 %0, 1, 0, ended;\n"                                                            \
+            "}"                                                                                      \
+            : "=r"(ended)                                                                            \
+            : "r"(barrier), "r"(parity)                                                              \
+            : "memory");                                                                             \
+        if (ended) break;                                                                            \
+        const uint32_t now = static_cast<uint32_t>(global_nanoseconds()) | 1u;                       \
+        if (began == 0) began = now;                                                                 \
+        if (now - began > RIGEL_MBARRIER_TRAP_NS) mbarrier_trap(barrier, parity, name, now - began); \
     }
 
 #elif ON_GPU
 
-#define MBARRIER_WAIT(form, scope, order)                                                             \
-    static_cast<void>(name);                                                                          \
-    asm volatile(                                                                                     \
-        "{\n"                                                                                         \
-        ".reg .pred ended;\n"                                                                         \
-        "again_%=:\n"                                                                                 \
-        "mbarrier.try_wait.parity" form ".shared::cta.b64 ended, [%0], %1;\n"                         \
-        "@!ended bra again_%=;\n"                                                                     \
-        "}" ::"r"(barrier),                                                                           \
-        "r"(parity)                                                                                   \
+#define MBARRIER_WAIT(form, scope, order)     \
+    static_cast<void>(name);                  \
+    asm volatile(                             \
+        "{\n"                                 \
+        ".reg .pred ended;\n"                 \
+        "again_%=:\n"                         \
+        "mbarrier.try_wait.parity" form       \
+        ".shared::cta.b64 ended, [%0], %1;\n" \
+        "@!ended bra again_%=;\n"             \
+        "}" ::"r"(barrier),                   \
+        "r"(parity)                           \
         : "memory")
 
 #elif defined(RIGEL_MBARRIER_TRAP_NS)

@@ -7,7 +7,10 @@
 DEVICE uint4 load_global_16(const void* address) {
 #if ON_GPU
     uint4 value;
-    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "l"(address) : "memory");
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(address)
+                 : "memory");
     return value;
 #else
     return interpreter::load_global<uint4>(address, interpreter::Path::Coherent);
@@ -17,7 +20,9 @@ DEVICE uint4 load_global_16(const void* address) {
 DEVICE uint4 load_readonly_16(const void* address) {
 #if ON_GPU
     uint4 value;
-    asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w) : "l"(address));
+    asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+        : "l"(address));
     return value;
 #else
     return interpreter::load_global<uint4>(address, interpreter::Path::ReadOnly);
@@ -38,7 +43,9 @@ DEVICE uint4 load_once_16(const void* address, uint64_t evict_first) {
 }
 DEVICE void store_global_16(void* address, uint4 value) {
 #if ON_GPU
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w) : "memory");
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(value.x), "r"(value.y), "r"(value.z),
+                 "r"(value.w)
+                 : "memory");
 #else
     interpreter::store_global(address, value);
 #endif
@@ -109,9 +116,7 @@ DEVICE uint32_t load_readonly_4(const void* address) {
 DEVICE uint32_t load_once_4(const void* address, uint64_t evict_first) {
 #if ON_GPU
     uint32_t value;
-    asm("ld.global.nc.L1::no_allocate.L2::cache_hint.u32 %0, [%1], %2;"
-        : "=r"(value)
-        : "l"(address), "l"(evict_first));
+    asm("ld.global.nc.L1::no_allocate.L2::cache_hint.u32 %0, [%1], %2;" : "=r"(value) : "l"(address), "l"(evict_first));
     return value;
 #else
     static_cast<void>(evict_first);

@@ -6,22 +6,22 @@
 static constexpr uint32_t kAllLanes = 0xffffffffu;
 
 #if ON_GPU
-#define RIGEL_SHUFFLE(mode, value, operand, clamp, lanes)                                                             \
-    uint32_t bits, result;                                                                                            \
-    memcpy(&bits, &value, 4);                                                                                         \
-    asm volatile("shfl.sync." mode ".b32 %0, %1, %2, %3, %4;"                                                         \
-                 : "=r"(result)                                                                                       \
-                 : "r"(bits), "r"(operand), "n"(clamp), "r"(lanes));                                                  \
-    T out;                                                                                                            \
-    memcpy(&out, &result, 4);                                                                                         \
+#define RIGEL_SHUFFLE(mode, value, operand, clamp, lanes)            \
+    uint32_t bits, result;                                           \
+    memcpy(&bits, &value, 4);                                        \
+    asm volatile("shfl.sync." mode ".b32 %0, %1, %2, %3, %4;"        \
+                 : "=r"(result)                                      \
+                 : "r"(bits), "r"(operand), "n"(clamp), "r"(lanes)); \
+    T out;                                                           \
+    memcpy(&out, &result, 4);                                        \
     return out
 #else
-#define RIGEL_SHUFFLE(mode, value, operand, clamp, lanes)                                                             \
-    uint32_t bits;                                                                                                    \
-    __builtin_memcpy(&bits, &value, 4);                                                                               \
-    bits = interpreter::shuffle(mode, bits, operand, clamp, lanes);                                                   \
-    T out;                                                                                                            \
-    __builtin_memcpy(&out, &bits, 4);                                                                                 \
+#define RIGEL_SHUFFLE(mode, value, operand, clamp, lanes)           \
+    uint32_t bits;                                                  \
+    __builtin_memcpy(&bits, &value, 4);                             \
+    bits = interpreter::shuffle(mode, bits, operand, clamp, lanes); \
+    T out;                                                          \
+    __builtin_memcpy(&out, &bits, 4);                               \
     return out
 #endif
 

@@ -152,28 +152,30 @@ DEVICE uint64_t matrix_descriptor_128_mn(uint32_t address, uint32_t leading_byte
 #define RIGEL_SUMS_124 RIGEL_SUMS_120, "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123])
 #define RIGEL_SUMS_128 RIGEL_SUMS_124, "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
 
-#define RIGEL_MULTIPLY_SHARED(TYPE, N, R, P0, P1, P2, P3, P4)                                                          \
-    template <int MajorA, int MajorB>                                                                                  \
-    DEVICE void warpgroup_multiply_##TYPE(float (&d)[R], uint64_t a, uint64_t b, uint32_t accumulate) {                 \
-        asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, " P2 ", 0;\n"                                \
-                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." #TYPE "." #TYPE " {" RIGEL_TEXT_##R "}, " P0    \
-                     ", " P1 ", accumulate, 1, 1, " P3 ", " P4 ";\n}"                                                  \
-                     : RIGEL_SUMS_##R                                                                                  \
-                     : "l"(a), "l"(b), "r"(accumulate), "n"(MajorA), "n"(MajorB));                                     \
+#define RIGEL_MULTIPLY_SHARED(TYPE, N, R, P0, P1, P2, P3, P4)                                              \
+    template <int MajorA, int MajorB>                                                                      \
+    DEVICE void warpgroup_multiply_##TYPE(float (&d)[R], uint64_t a, uint64_t b, uint32_t accumulate) {    \
+        asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, " P2                              \
+                     ", 0;\n"                                                                              \
+                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." #TYPE "." #TYPE " {" RIGEL_TEXT_##R \
+                     "}, " P0 ", " P1 ", accumulate, 1, 1, " P3 ", " P4 ";\n}"                             \
+                     : RIGEL_SUMS_##R                                                                      \
+                     : "l"(a), "l"(b), "r"(accumulate), "n"(MajorA), "n"(MajorB));                         \
     }
-#define RIGEL_MULTIPLY_REGISTERS(TYPE, N, R, P0, P1, P2, P3, P4, P5, P6)                                               \
-    template <int MajorB>                                                                                              \
-    DEVICE void warpgroup_multiply_##TYPE(float (&d)[R], const uint32_t (&a)[4], uint64_t b, uint32_t accumulate) {     \
-        asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, " P5 ", 0;\n"                                \
-                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." #TYPE "." #TYPE " {" RIGEL_TEXT_##R "}, {" P0   \
-                     ", " P1 ", " P2 ", " P3 "}, " P4 ", accumulate, 1, 1, " P6 ";\n}"                                 \
-                     : RIGEL_SUMS_##R                                                                                  \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(MajorB));              \
+#define RIGEL_MULTIPLY_REGISTERS(TYPE, N, R, P0, P1, P2, P3, P4, P5, P6)                                            \
+    template <int MajorB>                                                                                           \
+    DEVICE void warpgroup_multiply_##TYPE(float (&d)[R], const uint32_t (&a)[4], uint64_t b, uint32_t accumulate) { \
+        asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, " P5                                       \
+                     ", 0;\n"                                                                                       \
+                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." #TYPE "." #TYPE " {" RIGEL_TEXT_##R          \
+                     "}, {" P0 ", " P1 ", " P2 ", " P3 "}, " P4 ", accumulate, 1, 1, " P6 ";\n}"                    \
+                     : RIGEL_SUMS_##R                                                                               \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(MajorB));           \
     }
-#define RIGEL_SHAPE(N, R, P0, P1, P2, P3, P4, P5, P6)                                                                  \
-    RIGEL_MULTIPLY_SHARED(bf16, N, R, P0, P1, P2, P3, P4)                                                              \
-    RIGEL_MULTIPLY_SHARED(f16, N, R, P0, P1, P2, P3, P4)                                                               \
-    RIGEL_MULTIPLY_REGISTERS(bf16, N, R, P0, P1, P2, P3, P4, P5, P6)                                                   \
+#define RIGEL_SHAPE(N, R, P0, P1, P2, P3, P4, P5, P6)                \
+    RIGEL_MULTIPLY_SHARED(bf16, N, R, P0, P1, P2, P3, P4)            \
+    RIGEL_MULTIPLY_SHARED(f16, N, R, P0, P1, P2, P3, P4)             \
+    RIGEL_MULTIPLY_REGISTERS(bf16, N, R, P0, P1, P2, P3, P4, P5, P6) \
     RIGEL_MULTIPLY_REGISTERS(f16, N, R, P0, P1, P2, P3, P4, P5, P6)
 
 // Columns, registers of sums, the places of the operands behind them.

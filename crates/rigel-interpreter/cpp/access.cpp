@@ -10,7 +10,8 @@ namespace interpreter {
 
 namespace {
 const char* name_of(Does does) {
-    static const char* const names[] = {"read", "read", "read", "write", "atomic read", "atomic write", "atomic update"};
+    static const char* const names[] = {"read",        "read",         "read",         "write",
+                                        "atomic read", "atomic write", "atomic update"};
     return names[static_cast<int>(does)];
 }
 
@@ -31,14 +32,16 @@ void check_global(const void* address, size_t bytes, const Access& access) {
     Region& memory = device_memory;
     const size_t at = memory.offset(address);
     if (at >= memory.bytes)
-        fail(access.site, text("%s of %zu bytes at %p, which is not global memory", name_of(access.does), bytes, address));
+        fail(access.site,
+             text("%s of %zu bytes at %p, which is not global memory", name_of(access.does), bytes, address));
     if (!memory.all_written(at, bytes)) {
         if (!allocations.inside(at, bytes))
             fail(access.site, text("out-of-bounds global %s of %zu bytes at %p", name_of(access.does), bytes, address),
                  {allocations.nearest(at)});
         if (access.reads() && access.does != Does::CopyRead)
-            fail(access.site, text("uninitialised global %s of %zu bytes at %p: no one has written them",
-                                   name_of(access.does), bytes, address),
+            fail(access.site,
+                 text("uninitialised global %s of %zu bytes at %p: no one has written them", name_of(access.does),
+                      bytes, address),
                  {allocations.nearest(at)});
         if (access.writes()) std::memset(memory.written + at, 1, bytes);
     }
@@ -68,13 +71,15 @@ void check_shared(const void* address, size_t bytes, const Access& access) {
     Region& memory = shared_memory;
     const size_t at = memory.offset(address);
     const Block* found = owner(at, *access.thread->warp->block);
-    if (!found) fail(access.site, text("%s of %zu bytes in the shared memory of another block", name_of(access.does), bytes));
+    if (!found)
+        fail(access.site, text("%s of %zu bytes in the shared memory of another block", name_of(access.does), bytes));
     const Block& block = *found;
     const size_t in_arena = at - block.arena * kArenaBytes;
     const size_t in_block = in_arena - kArenaMargin;
     if (in_arena < kArenaMargin || in_block + bytes > block.grid->shared_bytes)
-        fail(access.site, text("out-of-bounds shared %s of %zu bytes at byte %td of the %u bytes that the launch gave",
-                               name_of(access.does), bytes, static_cast<ptrdiff_t>(in_block), block.grid->shared_bytes));
+        fail(access.site,
+             text("out-of-bounds shared %s of %zu bytes at byte %td of the %u bytes that the launch gave",
+                  name_of(access.does), bytes, static_cast<ptrdiff_t>(in_block), block.grid->shared_bytes));
     if (access.reads()) {
         if (!memory.all_written(at, bytes))
             fail(access.site, text("uninitialised shared %s of %zu bytes at byte %zu: no thread has written them",

@@ -36,14 +36,16 @@ void copy_async(uint32_t shared_destination, const void* global_source, uint32_t
     const Site site = RIGEL_CALLER;
     Thread& thread = *current;
     if (bytes_read > bytes) fail(site, text("cp.async of %u bytes reads %u", bytes, bytes_read));
-    AsyncCopy copy{shared_pointer(shared_destination, site), static_cast<const uint8_t*>(global_source), bytes, bytes_read};
+    AsyncCopy copy{shared_pointer(shared_destination, site), static_cast<const uint8_t*>(global_source), bytes,
+                   bytes_read};
     check_alignment(copy.destination, bytes, "cp.async destination", site);
     check_alignment(copy.source, bytes, "cp.async source", site);
-    if (++thread.copies_issued > kLastClock) fail(site, "a thread has issued more copies than the race checker can count");
+    if (++thread.copies_issued > kLastClock)
+        fail(site, "a thread has issued more copies than the race checker can count");
     if (bytes_read) check_global(copy.source, bytes_read, {&thread, Agent::AsyncCopy, Does::Read, site});
     check_shared(copy.destination, bytes, {&thread, Agent::AsyncCopy, Does::Write, site});
-    const bool at_once = settings.async == AsyncPolicy::Eager ||
-                         (settings.async == AsyncPolicy::Random && shuffle_source.below(2) == 0);
+    const bool at_once =
+        settings.async == AsyncPolicy::Eager || (settings.async == AsyncPolicy::Random && shuffle_source.below(2) == 0);
     if (at_once) {
         carry_out(copy);
         copy.bytes = copy.bytes_read = 0;

@@ -57,7 +57,8 @@ T update(T* address, Order order, Site site, Change change) {
 
 void forget_messages(const void* from, size_t bytes) {
     for (auto at = published.begin(); at != published.end();)
-        at = at->first >= from && at->first < static_cast<const uint8_t*>(from) + bytes ? published.erase(at) : std::next(at);
+        at = at->first >= from && at->first < static_cast<const uint8_t*>(from) + bytes ? published.erase(at)
+                                                                                        : std::next(at);
 }
 
 uint32_t load_u32(const uint32_t* address, Order order) {

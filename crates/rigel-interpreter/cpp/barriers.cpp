@@ -46,13 +46,15 @@ void arrive_at(uint32_t id, uint32_t expected, BarrierUse use, Value value, cons
              {"other lanes: at " + source_line(warp_site)});
     if (barrier.arrived) {
         if (barrier.expected != expected)
-            fail(site, text("barrier %u: this thread expects %u threads, others expect %u", id, expected, barrier.expected),
+            fail(site,
+                 text("barrier %u: this thread expects %u threads, others expect %u", id, expected, barrier.expected),
                  {"the others: at " + source_line(barrier.site)});
         if (expected == 0 && !same_line(barrier.site, site))
             fail(site, "divergent barrier: threads of the block wait at different block_sync calls",
                  {"other threads: at " + source_line(barrier.site)});
         if (barrier.reduces != (value != Value::None))
-            fail(site, text("barrier %u: some of its threads bring a value and some none", id), {"the others: at " + source_line(barrier.site)});
+            fail(site, text("barrier %u: some of its threads bring a value and some none", id),
+                 {"the others: at " + source_line(barrier.site)});
     } else {
         barrier.reduces = value != Value::None;
         barrier.expected = expected;
@@ -76,7 +78,8 @@ void block_sync() { arrive_at(0, 0, BarrierUse::Wait, Value::None, "block_sync",
 
 namespace {
 void check_named(uint32_t id, uint32_t threads, Site site) {
-    if (threads == 0 || threads % 32) fail(site, text("barrier %u: %u threads is not a multiple of the warp size", id, threads));
+    if (threads == 0 || threads % 32)
+        fail(site, text("barrier %u: %u threads is not a multiple of the warp size", id, threads));
     if (id == 0) fail(site, "barrier 0 belongs to block_sync; name one of 1 to 15");
 }
 }  // namespace
@@ -100,7 +103,8 @@ void leave_barriers(Thread& thread) {
         const uint32_t lanes = thread.warp->barrier_lanes[id];
         if (lanes && !(lanes >> thread.lane & 1))
             fail(thread.warp->barrier_site[id],
-                 text("divergent barrier: lane %u returns, while lanes %08x of its warp are at the barrier", thread.lane, lanes));
+                 text("divergent barrier: lane %u returns, while lanes %08x of its warp are at the barrier",
+                      thread.lane, lanes));
     }
     Barrier& all = block.barriers[0];
     if (all.arrived && all.arrived == block.live_threads) open_barrier(block, all);

@@ -61,14 +61,16 @@ void complete(BulkCopy& copy) {
         if (copy.kind == Kind::Store) continue;
         // The engine that copies tells every block alike; a store of another block is known to a wait of the cluster's scope.
         const Scope scope = copy.kind == Kind::FromRegisters && target.block != &own ? Scope::Cluster : Scope::Block;
-        mbarrier_complete(*target.block, target.barrier, copy.bytes, message_of_agent(own, agent, copy.clock), scope, copy.site);
+        mbarrier_complete(*target.block, target.barrier, copy.bytes, message_of_agent(own, agent, copy.clock), scope,
+                          copy.site);
     }
     current = running;
     copy.targets.clear();
 }
 
 void forget_completed() {
-    under_way.erase(std::remove_if(under_way.begin(), under_way.end(), [](const auto& copy) { return copy->done; }), under_way.end());
+    under_way.erase(std::remove_if(under_way.begin(), under_way.end(), [](const auto& copy) { return copy->done; }),
+                    under_way.end());
 }
 
 void remove(size_t index) { under_way.erase(under_way.begin() + static_cast<ptrdiff_t>(index)); }
@@ -92,7 +94,8 @@ std::shared_ptr<BulkCopy> make_copy(Kind kind, Site site) {
     Warp& warp = *current->warp;
     copy->turn = warp.bulk_turn = (warp.bulk_turn + 1) % Agents::kBulkTurns;
     copy->clock = ++warp.bulk_clocks[copy->turn];
-    if (copy->clock + 1 >= kLastClock) fail(site, "a warp has asked for more bulk copies than the race checker can count");
+    if (copy->clock + 1 >= kLastClock)
+        fail(site, "a warp has asked for more bulk copies than the race checker can count");
     return copy;
 }
 
@@ -104,9 +107,11 @@ void check_shared_side(const BulkCopy& copy, uint8_t* place, Site site) {
 
 void check_map(const EncodedTensorMap& map, const void* at, int dimensions, uint32_t shared, Site site) {
     if (map.mark != EncodedTensorMap::kMark) fail(site, text("%p is not a tensor map", at));
-    if (map.dimensions != dimensions) fail(site, text("%d coordinates for a tensor map of %u dimensions", dimensions, map.dimensions));
+    if (map.dimensions != dimensions)
+        fail(site, text("%d coordinates for a tensor map of %u dimensions", dimensions, map.dimensions));
     const uint32_t alignment = map.swizzle ? 128u << map.swizzle : 128;
-    if (shared % alignment) fail(site, text("a box at shared address %#x, which is not aligned to %u for its swizzle", shared, alignment));
+    if (shared % alignment)
+        fail(site, text("a box at shared address %#x, which is not aligned to %u for its swizzle", shared, alignment));
 }
 
 // The box at `corner`, row by row: `visit(bytes from the box's start, global address or nullptr, bytes)`, of stretches that
@@ -135,7 +140,8 @@ void walk_box(const EncodedTensorMap& map, const int* corner, Visit visit) {
             visit(start, nullptr, row_bytes);
             continue;
         }
-        const auto ahead = static_cast<uint32_t>(in_first - first) * bytes, within = static_cast<uint32_t>(in_end - in_first) * bytes;
+        const auto ahead = static_cast<uint32_t>(in_first - first) * bytes,
+                   within = static_cast<uint32_t>(in_end - in_first) * bytes;
         if (ahead) visit(start, nullptr, ahead);
         visit(start + ahead, reinterpret_cast<uint8_t*>(address + static_cast<uint64_t>(in_first) * bytes), within);
         if (ahead + within < row_bytes) visit(start + ahead + within, nullptr, row_bytes - ahead - within);
@@ -149,8 +155,8 @@ uint32_t box_bytes(const EncodedTensorMap& map) {
 }
 
 // Cuts a stretch of the box into pieces that the swizzle keeps together.
-void add_pieces(std::vector<BulkCopy::Piece>& pieces, const EncodedTensorMap& map, uint8_t* arena, uint32_t shared, uint32_t start,
-                uint8_t* global, uint32_t bytes) {
+void add_pieces(std::vector<BulkCopy::Piece>& pieces, const EncodedTensorMap& map, uint8_t* arena, uint32_t shared,
+                uint32_t start, uint8_t* global, uint32_t bytes) {
     while (bytes > 0) {
         const uint32_t address = shared + start;
         const uint32_t here = map.swizzle ? std::min(bytes, 16 - address % 16) : bytes;
@@ -164,11 +170,14 @@ void add_pieces(std::vector<BulkCopy::Piece>& pieces, const EncodedTensorMap& ma
 // Earlier grids store in the ordinary way, for all that a kernel knows of them.
 void check_fence_behind_wait(Site site) {
     if (current->waited_without_fence)
-        fail(site, "missing proxy fence: a bulk load behind grid_dependency_wait, of what earlier work may have stored in the ordinary way",
+        fail(site,
+             "missing proxy fence: a bulk load behind grid_dependency_wait, of what earlier work may have stored in "
+             "the ordinary way",
              {"fence_proxy_async_global comes between the two, in the thread that asks for the load"});
 }
 
-void load_box(uint32_t shared, const void* map_address, const int* at, int dimensions, uint32_t barrier, uint32_t blocks, Site site) {
+void load_box(uint32_t shared, const void* map_address, const int* at, int dimensions, uint32_t barrier,
+              uint32_t blocks, Site site) {
     EncodedTensorMap map;
     std::memcpy(&map, map_address, sizeof map);
     check_map(map, map_address, dimensions, without_rank(shared), site);
@@ -200,7 +209,8 @@ uint32_t only_block(uint32_t shared, Site site) { return 1u << block_of_address(
 
 void check_bulk(const void* global, uint32_t shared, uint32_t bytes, Site site) {
     if (bytes == 0 || bytes % 16 || shared % 16 || reinterpret_cast<uintptr_t>(global) % 16)
-        fail(site, text("a bulk copy of %u bytes between %p and shared address %#x: all must be multiples of 16", bytes, global, shared));
+        fail(site, text("a bulk copy of %u bytes between %p and shared address %#x: all must be multiples of 16", bytes,
+                        global, shared));
 }
 
 }  // namespace
@@ -223,7 +233,8 @@ void bulk_load(uint32_t shared, const void* global, uint32_t bytes, uint32_t bar
     uint8_t* const place = shared_pointer(shared, site);
     check_shared_side(*copy, place, site);
     check_mbarrier_for_copies(block, barrier, site);
-    copy->targets.push_back({&block, without_rank(barrier), {{place, static_cast<uint8_t*>(const_cast<void*>(global)), bytes}}});
+    copy->targets.push_back(
+        {&block, without_rank(barrier), {{place, static_cast<uint8_t*>(const_cast<void*>(global)), bytes}}});
     begin(copy);
 }
 
@@ -232,14 +243,16 @@ void tensor_load(uint32_t shared, const void* map, const int* at, int dimensions
     load_box(shared, map, at, dimensions, barrier, only_block(shared, site), site);
 }
 
-void tensor_load_multicast(uint32_t shared, const void* map, const int* at, int dimensions, uint32_t barrier, uint32_t blocks) {
+void tensor_load_multicast(uint32_t shared, const void* map, const int* at, int dimensions, uint32_t barrier,
+                           uint32_t blocks) {
     load_box(shared, map, at, dimensions, barrier, blocks, RIGEL_CALLER);
 }
 
 void store_async(uint32_t shared, const void* value, uint32_t bytes, uint32_t barrier) {
     const Site site = RIGEL_CALLER;
     Block& block = block_of_address(shared, site);
-    if (&block_of_address(barrier, site) != &block) fail(site, "the place and the mbarrier of a store_async lie in different blocks");
+    if (&block_of_address(barrier, site) != &block)
+        fail(site, "the place and the mbarrier of a store_async lie in different blocks");
     auto copy = make_copy(Kind::FromRegisters, site);
     copy->bytes = bytes;
     std::memcpy(copy->value, value, bytes);
@@ -333,7 +346,8 @@ bool complete_a_bulk_copy() {
 }
 
 void complete_bulk_copies_at_random() {
-    if (settings.async == AsyncPolicy::Random && !under_way.empty() && shuffle_source.below(4) == 0) complete_a_bulk_copy();
+    if (settings.async == AsyncPolicy::Random && !under_way.empty() && shuffle_source.below(4) == 0)
+        complete_a_bulk_copy();
 }
 
 void check_bulk_copies_at_end(const Block& block) {
@@ -345,9 +359,12 @@ void check_bulk_copies_at_end(const Block& block) {
     }
     forget_completed();
     for (const auto& copy : under_way) {
-        const bool reaches = std::any_of(copy->targets.begin(), copy->targets.end(), [&](const auto& target) { return target.block == &block; });
+        const bool reaches = std::any_of(copy->targets.begin(), copy->targets.end(),
+                                         [&](const auto& target) { return target.block == &block; });
         if (!copy->done && (reaches || copy->issuer->warp->block == &block))
-            fail(copy->site, copy->kind == Kind::FromRegisters ? "the block ends while this store is on its way to it" : "the block ends while this bulk load is under way",
+            fail(copy->site,
+                 copy->kind == Kind::FromRegisters ? "the block ends while this store is on its way to it"
+                                                   : "the block ends while this bulk load is under way",
                  {"someone must wait at its mbarrier"});
     }
 }

@@ -26,7 +26,8 @@ Collective* arrive(const char* what, uint32_t lanes, Alignment alignment, void* 
     Thread& thread = *current;
     Warp& warp = *thread.warp;
     const uint32_t own = 1u << thread.lane;
-    if (!(lanes & own)) fail(site, text("%s: its mask (%s) lacks the calling lane %u", what, mask(lanes).c_str(), thread.lane));
+    if (!(lanes & own))
+        fail(site, text("%s: its mask (%s) lacks the calling lane %u", what, mask(lanes).c_str(), thread.lane));
     if (lanes & ~warp.existing)
         fail(site, text("%s: its mask (%s) names lanes that this warp does not have (%s)", what, mask(lanes).c_str(),
                         mask(warp.existing).c_str()));
@@ -42,9 +43,12 @@ Collective* arrive(const char* what, uint32_t lanes, Alignment alignment, void* 
         const bool same_place = alignment == Alignment::AnyPlace || collective.site == site ||
                                 source_line(collective.site) == source_line(site);
         if (collective.what != what || collective.lanes != lanes || !same_place)
-            fail(site, text("divergent warp: lane %u is at %s (%s) while others wait", thread.lane, what, mask(lanes).c_str()),
-                 {text("lanes %08x are at %s (%s), at ", collective.arrived, collective.what, mask(collective.lanes).c_str()) +
-                  source_line(collective.site)});
+            fail(
+                site,
+                text("divergent warp: lane %u is at %s (%s) while others wait", thread.lane, what, mask(lanes).c_str()),
+                {text("lanes %08x are at %s (%s), at ", collective.arrived, collective.what,
+                      mask(collective.lanes).c_str()) +
+                 source_line(collective.site)});
     }
     collective.operands[thread.lane] = operands;
     collective.arrived |= own;
@@ -62,8 +66,9 @@ void release(Collective& collective) {
 void check_collectives_at_exit(Thread& thread) {
     for (auto& collective : thread.warp->collectives)
         if (collective->arrived && (collective->lanes >> thread.lane & 1))
-            fail(collective->site, text("divergent warp: lane %u returns while lanes %08x wait for it at %s (%s)", thread.lane,
-                                        collective->arrived, collective->what, mask(collective->lanes).c_str()));
+            fail(collective->site,
+                 text("divergent warp: lane %u returns while lanes %08x wait for it at %s (%s)", thread.lane,
+                      collective->arrived, collective->what, mask(collective->lanes).c_str()));
 }
 
 // ---- shuffles, votes, reductions -------------------------------------------------------------------------------------
@@ -93,7 +98,8 @@ uint32_t shuffle(const char* mode, uint32_t value, uint32_t operand, uint32_t cl
     Shuffle own{value, operand, clamp, 0};
     together(name, lanes, Alignment::AnyPlace, own, site, [&](Shuffle** of) {
         for (uint32_t left = lanes; left; left &= left - 1) {
-            const uint32_t lane = static_cast<uint32_t>(__builtin_ctz(left)), source = source_lane(mode[0], lane, *of[lane]);
+            const uint32_t lane = static_cast<uint32_t>(__builtin_ctz(left)),
+                           source = source_lane(mode[0], lane, *of[lane]);
             if (!(lanes >> source & 1))
                 fail(site, text("%s: lane %u reads from lane %u, which its mask (%s) leaves out", name, lane, source,
                                 mask(lanes).c_str()));
@@ -134,7 +140,7 @@ uint32_t reduce(Reduction reduction, uint32_t value, uint32_t lanes) {
         uint32_t result = of[__builtin_ctz(lanes)]->value;
         for (uint32_t left = lanes & (lanes - 1); left; left &= left - 1) {
             const uint32_t next = of[__builtin_ctz(left)]->value;
-            result = reduction == Reduction::Add ? result + next
+            result = reduction == Reduction::Add   ? result + next
                      : reduction == Reduction::Min ? (next < result ? next : result)
                                                    : (next > result ? next : result);
         }

@@ -36,7 +36,8 @@ bool play_environment() {
     played.device = &kSm90;
     if (const char* device = std::getenv("RIGEL_INTERPRETER_DEVICE")) {
         if (play_device(static_cast<uint32_t>(std::atoi(device))) != 0)
-            std::fprintf(stderr, "rigel interpreter: RIGEL_INTERPRETER_DEVICE=%s is not one of 0, 75, 80, 86, 90\n", device);
+            std::fprintf(stderr, "rigel interpreter: RIGEL_INTERPRETER_DEVICE=%s is not one of 0, 75, 80, 86, 90\n",
+                         device);
     }
     if (const char* version = std::getenv("RIGEL_INTERPRETER_DRIVER")) played.version = std::atoi(version);
     if (const char* mebibytes = std::getenv("RIGEL_INTERPRETER_MEMORY")) {
@@ -45,8 +46,10 @@ bool play_environment() {
     if (const char* refused = std::getenv("RIGEL_INTERPRETER_REFUSE")) {
         const std::string pair = refused;
         const size_t sign = pair.find('=');
-        if (sign == std::string::npos) std::fprintf(stderr, "rigel interpreter: RIGEL_INTERPRETER_REFUSE=%s: expected CALL=NUMBER\n", refused);
-        else set_refusal(pair.substr(0, sign).c_str(), static_cast<CUresult>(std::atoi(pair.c_str() + sign + 1)));
+        if (sign == std::string::npos)
+            std::fprintf(stderr, "rigel interpreter: RIGEL_INTERPRETER_REFUSE=%s: expected CALL=NUMBER\n", refused);
+        else
+            set_refusal(pair.substr(0, sign).c_str(), static_cast<CUresult>(std::atoi(pair.c_str() + sign + 1)));
     }
     return true;
 }
@@ -95,10 +98,21 @@ CONTROL int rigel_interpreter_counters_of(uint64_t launch, CountersOut* out) {
     std::lock_guard<std::recursive_mutex> guard(driver_lock);
     if (launch >= finished_launches.size()) return -1;
     const auto& [kernel, bytes_read, bytes_written, of, request] = finished_launches[launch];
-    *out = {bytes_read, bytes_written, of.requested_read, of.requested_written,
-            of.matrix_instructions, of.barriers, of.matrix_load_rows, of.matrix_load_conflicts,
-            of.matrix_store_rows, of.matrix_store_conflicts, of.warpgroup_instructions,
-            request->programmatic, static_cast<uint64_t>(request->carveout + 1), request->recorded, {}};
+    *out = {bytes_read,
+            bytes_written,
+            of.requested_read,
+            of.requested_written,
+            of.matrix_instructions,
+            of.barriers,
+            of.matrix_load_rows,
+            of.matrix_load_conflicts,
+            of.matrix_store_rows,
+            of.matrix_store_conflicts,
+            of.warpgroup_instructions,
+            request->programmatic,
+            static_cast<uint64_t>(request->carveout + 1),
+            request->recorded,
+            {}};
     std::strncpy(out->kernel, kernel.c_str(), sizeof out->kernel - 1);
     return 0;
 }

@@ -15,7 +15,7 @@ struct Counted {
 
 template <class T>
 class Ref {
-   public:
+  public:
     Ref() = default;
     explicit Ref(T* object) : object_(object) { take(); }
     Ref(const Ref& other) : object_(other.object_) { take(); }
@@ -30,7 +30,7 @@ class Ref {
     T& operator*() const { return *object_; }
     explicit operator bool() const { return object_ != nullptr; }
 
-   private:
+  private:
     void take() {
         if (object_) object_->references++;
     }

@@ -11,7 +11,8 @@ uint64_t* TouchedBytes::find(size_t number) {
 uint64_t TouchedBytes::count() const {
     uint64_t count = 0;
     for (const auto& [number, page] : pages_)
-        for (size_t word = 0; word < kPageBytes / 64; word++) count += static_cast<uint64_t>(__builtin_popcountll(page[word]));
+        for (size_t word = 0; word < kPageBytes / 64; word++)
+            count += static_cast<uint64_t>(__builtin_popcountll(page[word]));
     return count;
 }
 

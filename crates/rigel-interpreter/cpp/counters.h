@@ -9,11 +9,11 @@ namespace interpreter {
 
 // The set of device-memory bytes that a launch has touched: one bit a byte, in pages made when first touched.
 class TouchedBytes {
-   public:
+  public:
     void add(size_t offset, size_t bytes);
     uint64_t count() const;
 
-   private:
+  private:
     static constexpr size_t kPageBytes = 1 << 16;
 
     uint64_t* page(size_t number) {

@@ -12,7 +12,8 @@ template <class T>
 T load_global(const void* address, Path path) {
     const Site site = RIGEL_CALLER;
     check_alignment(address, sizeof(T), "read", site);
-    check_global(address, sizeof(T), {current, Agent::Thread, path == Path::ReadOnly ? Does::ReadOnlyLoad : Does::Read, site});
+    check_global(address, sizeof(T),
+                 {current, Agent::Thread, path == Path::ReadOnly ? Does::ReadOnlyLoad : Does::Read, site});
     T value;
     std::memcpy(&value, address, sizeof(T));
     return value;
@@ -39,8 +40,6 @@ uint64_t global_nanoseconds() {
     return static_cast<uint64_t>(duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count());
 }
 
-uint64_t sm_cycles() {
-    return 2 * global_nanoseconds();
-}
+uint64_t sm_cycles() { return 2 * global_nanoseconds(); }
 
 }  // namespace interpreter

@@ -31,12 +31,12 @@ inline void aligned_hook(const void* address, size_t bytes, Does does, const voi
 }  // namespace
 
 #define CALLER __builtin_return_address(0)
-#define HOOKS(n)                                                                                              \
-    void __tsan_read##n(void* p) { aligned_hook(p, n, Does::Read, CALLER); }                                           \
-    void __tsan_write##n(void* p) { aligned_hook(p, n, Does::Write, CALLER); }                                \
-    void __tsan_unaligned_read##n(void* p) { hook(p, n, Does::Read, CALLER); }                                         \
-    void __tsan_unaligned_write##n(void* p) { hook(p, n, Does::Write, CALLER); }                              \
-    void __tsan_volatile_read##n(void* p) { aligned_hook(p, n, Does::Read, CALLER); }                                  \
+#define HOOKS(n)                                                                      \
+    void __tsan_read##n(void* p) { aligned_hook(p, n, Does::Read, CALLER); }          \
+    void __tsan_write##n(void* p) { aligned_hook(p, n, Does::Write, CALLER); }        \
+    void __tsan_unaligned_read##n(void* p) { hook(p, n, Does::Read, CALLER); }        \
+    void __tsan_unaligned_write##n(void* p) { hook(p, n, Does::Write, CALLER); }      \
+    void __tsan_volatile_read##n(void* p) { aligned_hook(p, n, Does::Read, CALLER); } \
     void __tsan_volatile_write##n(void* p) { aligned_hook(p, n, Does::Write, CALLER); }
 
 #pragma GCC visibility push(hidden)
@@ -66,8 +66,8 @@ struct TypeMismatch {
 };
 void __ubsan_handle_type_mismatch_v1(TypeMismatch* data, uintptr_t pointer) {
     if (!current) return;
-    check_alignment(reinterpret_cast<void*>(pointer), size_t{1} << data->log_alignment, data->kind == 1 ? "write" : "read",
-                    site_of(CALLER));
+    check_alignment(reinterpret_cast<void*>(pointer), size_t{1} << data->log_alignment,
+                    data->kind == 1 ? "write" : "read", site_of(CALLER));
 }
 }
 #pragma GCC visibility pop

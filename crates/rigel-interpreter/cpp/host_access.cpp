@@ -23,7 +23,8 @@ CopyEngine& copy_engine() {
 void check(const void* address, size_t bytes, Does does) {
     Thread& thread = copy_engine().thread;
     const size_t at = device_memory.offset(address);
-    check_races(device_memory.cells, at, bytes, {&thread, Agent::Thread, does, 0}, thread.view->finished->floor, Memory::Global, at);
+    check_races(device_memory.cells, at, bytes, {&thread, Agent::Thread, does, 0}, thread.view->finished->floor,
+                Memory::Global, at);
 }
 }  // namespace
 

@@ -7,7 +7,7 @@ namespace interpreter {
 // Work that a stream runs besides grids. Between its construction and its end, read and write check and remember the
 // accesses. A failed check throws CheckFailed.
 class HostWork {
-   public:
+  public:
     HostWork(const char* name, uint32_t stream, uint64_t sequence, const Ref<const FinishedWork>& known);
     ~HostWork();
     void write(void* address, size_t bytes);
@@ -15,7 +15,7 @@ class HostWork {
     void read(const void* address, size_t bytes);
     uint64_t identity() const { return identity_; }
 
-   private:
+  private:
     uint64_t identity_;
 };
 

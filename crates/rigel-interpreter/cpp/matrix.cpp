@@ -61,7 +61,8 @@ void gather(Multiply** of, float (&a)[16][K], float (&b)[K][8], Format format) {
         const Multiply& own = *of[lane];
         const unsigned g = lane / 4, t = lane % 4 * 2;
         for (unsigned i = 0; i < K / 4; i++)
-            for (unsigned half = 0; half < 2; half++) a[g + i % 2 * 8][t + i / 2 * 8 + half] = widen_pair(own.a[i], half, format);
+            for (unsigned half = 0; half < 2; half++)
+                a[g + i % 2 * 8][t + i / 2 * 8 + half] = widen_pair(own.a[i], half, format);
         for (unsigned i = 0; i < K / 8; i++)
             for (unsigned half = 0; half < 2; half++) b[t + i * 8 + half][g] = widen_pair(own.b[i], half, format);
     }
@@ -128,7 +129,8 @@ void load_matrix(uint32_t* fragment, int count, Layout layout, uint32_t shared_r
             for (unsigned lane = 0; lane < 32; lane++) {
                 const unsigned g = lane / 4, t = lane % 4 * 2;
                 const bool turned = layout == Layout::Transposed;
-                const uint16_t low = turned ? matrix[t][g] : matrix[g][t], high = turned ? matrix[t + 1][g] : matrix[g][t + 1];
+                const uint16_t low = turned ? matrix[t][g] : matrix[g][t],
+                               high = turned ? matrix[t + 1][g] : matrix[g][t + 1];
                 of[lane]->fragment[m] = low | static_cast<uint32_t>(high) << 16;
             }
         }

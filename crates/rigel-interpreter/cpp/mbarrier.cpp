@@ -23,7 +23,8 @@ constexpr uint32_t kMaxTileCounters = (1u << 20) - 1;
 constexpr int64_t kMaxBytes = (1 << 20) - 1;
 
 uint64_t bits_of(const Mbarrier& barrier) {
-    return barrier.pending | static_cast<uint64_t>(barrier.arrivals) << 20 | static_cast<uint64_t>(barrier.parity) << 62 | 1ull << 63;
+    return barrier.pending | static_cast<uint64_t>(barrier.arrivals) << 20 |
+           static_cast<uint64_t>(barrier.parity) << 62 | 1ull << 63;
 }
 
 uint8_t* place_of(const Block& block, uint32_t address) {
@@ -35,10 +36,12 @@ uint32_t in_block(uint32_t address) { return without_rank(address) - static_cast
 
 Mbarrier& find(Block& block, uint32_t address, Site site) {
     const auto at = block.mbarriers.find(without_rank(address));
-    if (at == block.mbarriers.end()) fail(site, text("there is no mbarrier at byte %u: no one has called mbarrier_init", in_block(address)));
+    if (at == block.mbarriers.end())
+        fail(site, text("there is no mbarrier at byte %u: no one has called mbarrier_init", in_block(address)));
     uint64_t bits;
     std::memcpy(&bits, place_of(block, address), sizeof bits);
-    if (bits != bits_of(at->second)) fail(site, text("the mbarrier at byte %u has been overwritten", in_block(address)));
+    if (bits != bits_of(at->second))
+        fail(site, text("the mbarrier at byte %u has been overwritten", in_block(address)));
     return at->second;
 }
 
@@ -79,10 +82,14 @@ void arrive(Block& block, uint32_t address, uint32_t expected_bytes, Order order
     Mbarrier& barrier = find(block, address, site);
     check_shared(place, 8, {&thread, Agent::Thread, Does::AtomicUpdate, site});
     if (barrier.pending == 0)
-        fail(site, text("the mbarrier at byte %u counts %u arrivals a phase, and this is one more", in_block(address), barrier.arrivals),
+        fail(site,
+             text("the mbarrier at byte %u counts %u arrivals a phase, and this is one more", in_block(address),
+                  barrier.arrivals),
              {text("the phase still expects %ld bytes", static_cast<long>(barrier.bytes))});
     barrier.bytes += expected_bytes;
-    if (barrier.bytes > kMaxBytes) fail(site, text("the mbarrier at byte %u expects more than %ld bytes", in_block(address), static_cast<long>(kMaxBytes)));
+    if (barrier.bytes > kMaxBytes)
+        fail(site, text("the mbarrier at byte %u expects more than %ld bytes", in_block(address),
+                        static_cast<long>(kMaxBytes)));
     barrier.pending--;
     Ref<const Message>& gathering = &block == thread.warp->block ? barrier.gathering : barrier.gathering_from_cluster;
     const Ref<const Message> message = publish(thread);
@@ -108,8 +115,10 @@ void mbarrier_init(uint32_t address, uint32_t arrivals) {
     uint8_t* const place = place_of(block, address);
     check_alignment(place, 8, "mbarrier", site);
     check_shared(place, 8, {current, Agent::Thread, Does::Write, site});
-    if (arrivals == 0 || arrivals > kMaxTileCounters) fail(site, text("mbarrier_init: %u arrivals, 1 to %u can be counted", arrivals, kMaxTileCounters));
-    if (block.mbarriers.count(without_rank(address))) fail(site, text("there is an mbarrier at byte %u already", in_block(address)));
+    if (arrivals == 0 || arrivals > kMaxTileCounters)
+        fail(site, text("mbarrier_init: %u arrivals, 1 to %u can be counted", arrivals, kMaxTileCounters));
+    if (block.mbarriers.count(without_rank(address)))
+        fail(site, text("there is an mbarrier at byte %u already", in_block(address)));
     Mbarrier& barrier = block.mbarriers[without_rank(address)];
     barrier.arrivals = barrier.pending = arrivals;
     barrier.initialised = make_stamp(block.first + Agents::thread(current->index), current->clock, kStampWrite);
@@ -160,7 +169,9 @@ bool wait_at(uint32_t address, uint32_t parity, Scope scope, Order order, Site s
 
 uint64_t mbarrier_trap[2] = {};
 
-void mbarrier_wait(uint32_t address, uint32_t parity, Scope scope, Order order) { wait_at(address, parity, scope, order, RIGEL_CALLER); }
+void mbarrier_wait(uint32_t address, uint32_t parity, Scope scope, Order order) {
+    wait_at(address, parity, scope, order, RIGEL_CALLER);
+}
 
 void mbarrier_wait_or_trap(uint32_t address, uint32_t parity, Scope scope, Order order, const char* name) {
     const Site site = RIGEL_CALLER;
@@ -175,12 +186,24 @@ void mbarrier_wait_or_trap(uint32_t address, uint32_t parity, Scope scope, Order
         const Grid& grid = *block.grid;
         const dim3 size = grid.size;
         const auto index = static_cast<uint32_t>(block.index);
-        const uint32_t words[] = {1, in_block(address), parity, index % size.x, index / size.x % size.y, index / size.x / size.y,
-                                  size.x, size.y, size.z, thread.index, static_cast<uint32_t>(block.threads.size()), grid.shared_bytes, 50};
+        const uint32_t words[] = {1,
+                                  in_block(address),
+                                  parity,
+                                  index % size.x,
+                                  index / size.x % size.y,
+                                  index / size.x / size.y,
+                                  size.x,
+                                  size.y,
+                                  size.z,
+                                  thread.index,
+                                  static_cast<uint32_t>(block.threads.size()),
+                                  grid.shared_bytes,
+                                  50};
         std::memcpy(record, words, sizeof words);
         std::strncpy(reinterpret_cast<char*>(record + 13), name, 31);
     }
-    fail(site, text("trap: the wait for %s, the mbarrier at byte %u, parity %u, cannot end", name, in_block(address), parity));
+    fail(site, text("trap: the wait for %s, the mbarrier at byte %u, parity %u, cannot end", name, in_block(address),
+                    parity));
 }
 
 void check_mbarrier_for_copies(Block& block, uint32_t address, Site site) {
@@ -189,18 +212,25 @@ void check_mbarrier_for_copies(Block& block, uint32_t address, Site site) {
     check_alignment(place, 8, "mbarrier", site);
     check_shared(place, 8, {current, Agent::BulkCopy, Does::AtomicUpdate, site});
     if (!ready_for_async_proxy(barrier.initialised, Memory::Shared, *current))
-        fail(site, text("missing proxy fence: a copy counts at the mbarrier at byte %u before its initialisation is known to it", in_block(address)),
-             {"initialised" + at_line(barrier.initialised_at), "the thread that did must call mbarrier_init_fence before the barrier that orders the two"});
+        fail(site,
+             text("missing proxy fence: a copy counts at the mbarrier at byte %u before its initialisation is known to "
+                  "it",
+                  in_block(address)),
+             {"initialised" + at_line(barrier.initialised_at),
+              "the thread that did must call mbarrier_init_fence before the barrier that orders the two"});
 }
 
-void mbarrier_complete(Block& block, uint32_t address, uint32_t bytes, const Ref<const Message>& message, Scope scope, Site site) {
+void mbarrier_complete(Block& block, uint32_t address, uint32_t bytes, const Ref<const Message>& message, Scope scope,
+                       Site site) {
     Mbarrier& barrier = find(block, address, site);
     barrier.bytes -= bytes;
     barrier.came = site;
-    if (barrier.bytes < -kMaxBytes) fail(site, text("the mbarrier at byte %u has counted more bytes than it can", in_block(address)));
+    if (barrier.bytes < -kMaxBytes)
+        fail(site, text("the mbarrier at byte %u has counted more bytes than it can", in_block(address)));
     // Bytes may come before the arrival that expects them; not in a phase that no arrival is left for.
     if (barrier.bytes < 0 && barrier.pending == 0)
-        fail(site, text("%ld bytes more have come to the mbarrier at byte %u than its phase expects", -static_cast<long>(barrier.bytes), in_block(address)));
+        fail(site, text("%ld bytes more have come to the mbarrier at byte %u than its phase expects",
+                        -static_cast<long>(barrier.bytes), in_block(address)));
     Ref<const Message>& gathering = scope == Scope::Block ? barrier.gathering : barrier.gathering_from_cluster;
     gathering = join(gathering, message);
     settle(block, address, barrier);
@@ -210,7 +240,9 @@ void check_mbarriers_at_end(const Block& block) {
     for (const auto& [address, barrier] : block.mbarriers)
         for (const Site came : {barrier.came, barrier.came_unseen})
             if (came)
-                fail(came, text("the block ends before anyone has waited at the mbarrier at byte %u for what this brought", in_block(address)),
+                fail(came,
+                     text("the block ends before anyone has waited at the mbarrier at byte %u for what this brought",
+                          in_block(address)),
                      {"under another schedule it comes when the block's shared memory is gone"});
 }
 
@@ -218,8 +250,9 @@ std::string describe_mbarriers(const Block& block) {
     std::string described;
     for (const auto& [address, barrier] : block.mbarriers)
         if (!barrier.waiting.empty())
-            described += text("\n    the mbarrier at byte %u, in a phase of parity %u, lacks %u of %u arrivals and %ld bytes",
-                              in_block(address), barrier.parity, barrier.pending, barrier.arrivals, static_cast<long>(barrier.bytes));
+            described += text(
+                "\n    the mbarrier at byte %u, in a phase of parity %u, lacks %u of %u arrivals and %ld bytes",
+                in_block(address), barrier.parity, barrier.pending, barrier.arrivals, static_cast<long>(barrier.bytes));
     return described;
 }
 

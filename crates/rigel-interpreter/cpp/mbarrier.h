@@ -8,7 +8,8 @@ namespace interpreter {
 void check_mbarrier_for_copies(Block& block, uint32_t address, Site site);
 // `bytes` of a copy have come for the barrier at this address of the block; `message` is what the copy publishes to waits
 // of this scope.
-void mbarrier_complete(Block& block, uint32_t address, uint32_t bytes, const Ref<const Message>& message, Scope scope, Site site);
+void mbarrier_complete(Block& block, uint32_t address, uint32_t bytes, const Ref<const Message>& message, Scope scope,
+                       Site site);
 
 // `rigel_mbarrier_trap` of every module: the address of a record, and whether a thread writes it.
 extern uint64_t mbarrier_trap[2];

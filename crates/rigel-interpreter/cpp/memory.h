@@ -15,7 +15,7 @@ struct Region {
     uint8_t* base = nullptr;
     size_t bytes = 0;
     uint8_t* written = nullptr;  // a byte a byte: 1 when it has been written since it was allocated
-    Cells cells;                 // the last accesses
+    Cells cells;  // the last accesses
 
     void reserve(size_t size);
     bool holds(const void* p) const { return offset(p) < bytes; }
@@ -39,14 +39,14 @@ extern Region device_memory;
 // Allocations in device memory. Addresses are 256-byte aligned; at least 256 bytes that belong to no one follow each, and
 // freed addresses are not reused before the whole region has been, so that stray accesses meet unowned bytes.
 class Allocations {
-   public:
+  public:
     void* allocate(size_t bytes);  // nullptr: the region is full
-    bool free(void* base);         // false: not the start of an allocation
+    bool free(void* base);  // false: not the start of an allocation
     bool inside(size_t offset, size_t bytes);
     size_t size_of(const void* base) const;
     std::string nearest(size_t offset) const;  // for reports
 
-   private:
+  private:
     std::map<size_t, size_t> by_start_;  // offset → bytes
     size_t next_ = 256;
     size_t last_start_ = 0, last_end_ = 0;  // the allocation found last

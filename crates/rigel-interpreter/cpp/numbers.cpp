@@ -40,7 +40,8 @@ uint16_t round_to_f16(float value) {
     return static_cast<uint16_t>(sign | (rebiased + 0xfff + (rebiased >> 13 & 1)) >> 13);
 }
 float widen_f16(uint16_t bits) {
-    const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 0x3ff;
+    const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, exponent = bits >> 10 & 31,
+                   fraction = bits & 0x3ff;
     if (exponent == 31) return float_of(sign | 0x7f800000 | fraction << 13);
     if (exponent == 0) return std::copysign(static_cast<float>(fraction) * 0x1p-24f, float_of(sign | 0x3f800000));
     return float_of(sign | (exponent + 112) << 23 | fraction << 13);

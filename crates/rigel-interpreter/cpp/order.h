@@ -22,11 +22,11 @@ using Serial = uint64_t;
 
 // Which work is known to have finished.
 struct FinishedWork : Counted {
-    std::vector<uint64_t> through;   // by stream: all of its work up to this sequence number
-    std::vector<uint64_t> besides;   // identities of further finished work (programmatic dependent launch)
-    Serial floor = 0;                // every agent with a smaller serial belongs to finished work
+    std::vector<uint64_t> through;  // by stream: all of its work up to this sequence number
+    std::vector<uint64_t> besides;  // identities of further finished work (programmatic dependent launch)
+    Serial floor = 0;  // every agent with a smaller serial belongs to finished work
 
-    size_t floor_work = 0;           // index of the oldest work not known to have finished
+    size_t floor_work = 0;  // index of the oldest work not known to have finished
 
     bool knows(uint32_t stream, uint64_t sequence, uint64_t identity) const;
     bool covers(const FinishedWork& other) const;

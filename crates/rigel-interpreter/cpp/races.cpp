@@ -57,7 +57,8 @@ Clock known_clock(const Thread& thread, Serial first, Serial agent) {
 __attribute__((noinline)) bool ready_for_async_proxy(Stamp old, Memory memory, const Thread& reader) {
     const BlockOfWork& written_by = history.block_of(serial_of(old));
     if (written_by.work != reader.warp->block->grid->work) return true;
-    const Block* block = written_by.first == reader.warp->block->first ? reader.warp->block : scheduler.find_block(written_by.first);
+    const Block* block =
+        written_by.first == reader.warp->block->first ? reader.warp->block : scheduler.find_block(written_by.first);
     if (!block) return true;
     const Serial agent = serial_of(old) - written_by.first;
     if (!block->agents().of_generic_proxy(agent)) return true;
@@ -65,9 +66,9 @@ __attribute__((noinline)) bool ready_for_async_proxy(Stamp old, Memory memory, c
     const Thread& writer = block->threads[agent / 2];
     // The first fence behind the store: both of its clocks only rise.
     const auto& fences = writer.proxy_fences[static_cast<int>(memory)];
-    const auto fence = std::lower_bound(fences.begin(), fences.end(), clock_of(old), [copy](const ProxyFence& of, Clock stored) {
-        return (copy ? of.copies : of.clock) < stored;
-    });
+    const auto fence =
+        std::lower_bound(fences.begin(), fences.end(), clock_of(old),
+                         [copy](const ProxyFence& of, Clock stored) { return (copy ? of.copies : of.clock) < stored; });
     if (fence == fences.end()) return false;
     return &writer == &reader || fence->clock <= known_clock(reader, written_by.first, Agents::thread(writer.index));
 }
@@ -97,7 +98,9 @@ std::string whose(Agent agent) {
     else if (other.work == own.work)
         why = "no barrier reaches across blocks, and no fence and flag (or release and acquire) order the two";
     else if (history.work(other.work).stream == history.work(own.work).stream)
-        why = "the earlier grid has not been waited for: griddepcontrol.wait must come first (in every grid between, too)";
+        why =
+            "the earlier grid has not been waited for: griddepcontrol.wait must come first (in every grid between, "
+            "too)";
     else
         why = "the two are in different streams, and no event or synchronisation orders them";
     const Block& block = *access.thread->warp->block;
@@ -138,12 +141,16 @@ inline void visit(Cell& cell, Stamp mine, const Access& access, Serial floor, Me
         if (conflict && of_async_proxy(access.agent) && (old & kStampWrite) && !(old & kStampAtomic) &&
             !ready_for_async_proxy(old, memory, *access.thread))
             fail(access.site,
-                 text("missing proxy fence: the asynchronous proxy %s byte %zu of %s memory, which an ordinary store wrote",
+                 text("missing proxy fence: the asynchronous proxy %s byte %zu of %s memory, which an ordinary store "
+                      "wrote",
                       writes ? "writes" : "reads", offset, name_of(memory)),
                  {"the store: " + history.describe_agent(serial_of(old)) + at_line(cell.site[slot]),
-                  whose(access.agent) + "the thread that stored must call " + (memory == Memory::Shared ? "fence_proxy_async_shared (for an mbarrier mbarrier_init_fence)" : "fence_proxy_async_global") +
-                       " before the barrier that orders the two"});
-        if (access.does == Does::ReadOnlyLoad && (old & kStampWrite) && common && serial_of(old) >= access.thread->warp->block->first &&
+                  whose(access.agent) + "the thread that stored must call " +
+                      (memory == Memory::Shared ? "fence_proxy_async_shared (for an mbarrier mbarrier_init_fence)"
+                                                : "fence_proxy_async_global") +
+                      " before the barrier that orders the two"});
+        if (access.does == Does::ReadOnlyLoad && (old & kStampWrite) && common &&
+            serial_of(old) >= access.thread->warp->block->first &&
             history.block_of(serial_of(old)).work == history.block_of(serial_of(mine)).work)
             fail(access.site, "a read-only load (ld.global.nc) of bytes that this grid has written",
                  {"the write: " + history.describe_agent(serial_of(old)) + at_line(cell.site[slot])});
@@ -156,15 +163,16 @@ inline void visit(Cell& cell, Stamp mine, const Access& access, Serial floor, Me
     if (place < 0) {
         place = static_cast<int>(shuffle_source.below(kSlots));
         if (!writes)
-            for (int tries = 0; tries < kSlots && (cell.stamp[place] & kStampWrite); tries++) place = (place + 1) % kSlots;
+            for (int tries = 0; tries < kSlots && (cell.stamp[place] & kStampWrite); tries++)
+                place = (place + 1) % kSlots;
     }
     cell.stamp[place] = mine;
     cell.site[place] = access.site;
 }
 
 // Part of 16 bytes, or all of them where their cells are split.
-__attribute__((noinline)) void visit_cells(Cell& first, Cell* others, size_t offset, size_t bytes, Stamp mine, const Access& access,
-                                           Serial floor, Memory memory, size_t reported_offset) {
+__attribute__((noinline)) void visit_cells(Cell& first, Cell* others, size_t offset, size_t bytes, Stamp mine,
+                                           const Access& access, Serial floor, Memory memory, size_t reported_offset) {
     if (!first.split) {
         first.split = 1;
         std::fill_n(others, kCellsOfGranule - 1, first);
@@ -173,7 +181,8 @@ __attribute__((noinline)) void visit_cells(Cell& first, Cell* others, size_t off
         const size_t number = at / kCellBytes, in_cell = at % kCellBytes;
         const size_t here = std::min(kCellBytes - in_cell, offset + bytes - at);
         const Stamp mask = ((1u << here) - 1) << in_cell;
-        visit(number == 0 ? first : others[number - 1], mine | mask, access, floor, memory, reported_offset + at - offset);
+        visit(number == 0 ? first : others[number - 1], mine | mask, access, floor, memory,
+              reported_offset + at - offset);
         at += here;
     }
     if (bytes < kGranuleBytes) return;
@@ -215,8 +224,8 @@ void check_races(const Cells& cells, size_t offset, size_t bytes, const Access& 
         if (here == kGranuleBytes && !first.split)
             visit(first, mine | kStampBytes, access, floor, memory, reported_offset);
         else
-            visit_cells(first, cells.others + granule * (kCellsOfGranule - 1), in_granule, here, mine, access, floor, memory,
-                        reported_offset);
+            visit_cells(first, cells.others + granule * (kCellsOfGranule - 1), in_granule, here, mine, access, floor,
+                        memory, reported_offset);
         offset += here;
         reported_offset += here;
     }

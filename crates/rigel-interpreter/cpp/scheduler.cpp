@@ -53,7 +53,8 @@ void prepare(Grid& grid) {
     std::iota(grid.order.begin(), grid.order.end(), 0u);
     uint32_t most = std::min(kMaxResidentBlocks, std::max(2u, kMaxResidentThreads / threads));
     if (settings.seed != 0) {
-        for (size_t i = grid.order.size(); i > 1; i--) std::swap(grid.order[i - 1], grid.order[shuffle_source.below(i)]);
+        for (size_t i = grid.order.size(); i > 1; i--)
+            std::swap(grid.order[i - 1], grid.order[shuffle_source.below(i)]);
         most = 1 + static_cast<uint32_t>(shuffle_source.below(most));
     }
     most = std::max(most, static_cast<uint32_t>(count(grid.cluster_size)));
@@ -64,7 +65,8 @@ void prepare(Grid& grid) {
 
 bool Scheduler::run(const std::vector<Grid*>& chain) {
     if (free_arenas_.empty())
-        for (uint32_t arena = 0; arena < kArenas; arena++) free_arenas_.push_back(static_cast<uint32_t>(kArenas) - 1 - arena);
+        for (uint32_t arena = 0; arena < kArenas; arena++)
+            free_arenas_.push_back(static_cast<uint32_t>(kArenas) - 1 - arena);
     watch_for_stack_overflow();
     chain_ = chain;
     failed_ = false;
@@ -77,7 +79,8 @@ bool Scheduler::run(const std::vector<Grid*>& chain) {
         if (ready_.empty() && finish_a_bulk_copy()) continue;
         if (ready_.empty() && wake_one_that_gives_up()) continue;
         if (ready_.empty()) {
-            if (!std::all_of(chain_.begin(), chain_.end(), [](Grid* grid) { return grid->done(); })) report_stuck("deadlock");
+            if (!std::all_of(chain_.begin(), chain_.end(), [](Grid* grid) { return grid->done(); }))
+                report_stuck("deadlock");
             break;
         }
         current = pick();
@@ -131,7 +134,8 @@ void Scheduler::start_blocks() {
     for (size_t position = 0; position < chain_.size() && may_start(position); position++) {
         Grid& grid = *chain_[position];
         const auto blocks = static_cast<uint32_t>(count(grid.cluster_size));
-        while (grid.started < grid.blocks && grid.resident + blocks <= grid.max_resident && free_arenas_.size() >= blocks)
+        while (grid.started < grid.blocks && grid.resident + blocks <= grid.max_resident &&
+               free_arenas_.size() >= blocks)
             start_cluster(grid);
     }
 }
@@ -144,7 +148,8 @@ void Scheduler::start_cluster(Grid& grid) {
     cluster->first = history.next_serial();
     for (uint64_t rank = 0; rank < count(each); rank++) {
         const uint3 in_cluster = coordinates(rank, each);
-        const uint64_t x = at.x * each.x + in_cluster.x, y = at.y * each.y + in_cluster.y, z = at.z * each.z + in_cluster.z;
+        const uint64_t x = at.x * each.x + in_cluster.x, y = at.y * each.y + in_cluster.y,
+                       z = at.z * each.z + in_cluster.z;
         start_block(grid, x + (y + z * grid.size.y) * grid.size.x, cluster);
     }
 }
@@ -390,9 +395,10 @@ void Scheduler::report_stuck(const char* kind) {
         message += describe_mbarriers(*block);
     }
     if (unstarted)
-        message += text("\n  %lu blocks have not started: a device runs as many at a time as fit, so a block may wait for "
-                        "another only in a cooperative launch",
-                        static_cast<unsigned long>(unstarted));
+        message += text(
+            "\n  %lu blocks have not started: a device runs as many at a time as fit, so a block may wait for "
+            "another only in a cooperative launch",
+            static_cast<unsigned long>(unstarted));
     report(message);
 }
 

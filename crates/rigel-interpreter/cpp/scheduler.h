@@ -16,7 +16,7 @@ extern Thread* current;  // the running thread; nullptr outside of kernels
 struct CheckFailed {};
 
 class Scheduler {
-   public:
+  public:
     // Runs grids to their end. Each but the first was launched to start early: once every block of the grid before it has
     // called griddepcontrol.launch_dependents or ended. False: a check failed, and a report was made.
     bool run(const std::vector<Grid*>& chain);
@@ -38,7 +38,7 @@ class Scheduler {
     // The block whose agents begin with this serial; nullptr: it has ended.
     const Block* find_block(Serial first) const;
 
-   private:
+  private:
     void start_blocks();
     void start_cluster(Grid& grid);
     void start_block(Grid& grid, uint64_t index, const std::shared_ptr<Cluster>& cluster);
@@ -60,8 +60,8 @@ class Scheduler {
     std::vector<uint32_t> free_arenas_;
     Warp* running_warp_ = nullptr;
     size_t cursor_ = 0;
-    bool leave_warp_ = false;    // the next pick is of another warp
-    bool starts_due_ = false;    // the main loop must look for blocks to start
+    bool leave_warp_ = false;  // the next pick is of another warp
+    bool starts_due_ = false;  // the main loop must look for blocks to start
     bool failed_ = false;
     uint64_t idle_yields_ = 0;
     void* main_stack_ = nullptr;

@@ -14,7 +14,7 @@ extern Settings settings;
 
 // xorshift64*: shuffling needs speed and repeatability, not quality.
 class Random {
-   public:
+  public:
     void reseed(uint64_t seed) { state_ = seed * 0x9e3779b97f4a7c15ull + 0x2545f4914f6cdd1dull; }
     uint64_t next() {
         state_ ^= state_ >> 12;
@@ -24,7 +24,7 @@ class Random {
     }
     uint64_t below(uint64_t limit) { return next() % limit; }
 
-   private:
+  private:
     uint64_t state_ = 1;
 };
 extern Random shuffle_source;

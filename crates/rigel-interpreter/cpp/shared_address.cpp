@@ -9,14 +9,16 @@ namespace interpreter {
 uint32_t shared_address(const void* pointer) {
     const Block& block = *current->warp->block;
     const size_t in_arena = shared_memory.offset(pointer) - block.arena * kArenaBytes;
-    if (in_arena >= kArenaBytes) fail(RIGEL_CALLER, text("shared_address of %p, which is not in this block's shared memory", pointer));
+    if (in_arena >= kArenaBytes)
+        fail(RIGEL_CALLER, text("shared_address of %p, which is not in this block's shared memory", pointer));
     return static_cast<uint32_t>(in_arena);
 }
 
 Block& block_of_address(uint32_t address, Site site) {
     Block& own = *current->warp->block;
     const uint32_t rank_and_one = address >> kRankShift;
-    if (without_rank(address) >= kArenaBytes) fail(site, text("shared address %#x is outside of the shared window", address));
+    if (without_rank(address) >= kArenaBytes)
+        fail(site, text("shared address %#x is outside of the shared window", address));
     if (rank_and_one == 0) return own;
     const auto& blocks = own.cluster->blocks;
     if (rank_and_one > blocks.size())

@@ -39,7 +39,8 @@ std::string ask_addr2line(Site site) {
     if (!dladdr(reinterpret_cast<const void*>(__ehdr_start), &library)) return "an unknown line";
     char command[4200];
     // One byte back: the return address may already belong to the next line.
-    std::snprintf(command, sizeof command, "LD_PRELOAD= addr2line -i -e '%s' %#x 2>/dev/null", library.dli_fname, site - 1);
+    std::snprintf(command, sizeof command, "LD_PRELOAD= addr2line -i -e '%s' %#x 2>/dev/null", library.dli_fname,
+                  site - 1);
     FILE* output = popen(command, "r");
     if (!output) return "an unknown line";
     std::vector<std::string> frames;

@@ -65,7 +65,8 @@ void continue_with_report(ucontext_t& context) {
 // In the C library, which may hold a lock that the report would wait for.
 [[noreturn]] void end_the_process() {
     char message[256];
-    const int length = std::snprintf(message, sizeof message, "rigel interpreter: stack overflow in %s, in a function of the C library\n",
+    const int length = std::snprintf(message, sizeof message,
+                                     "rigel interpreter: stack overflow in %s, in a function of the C library\n",
                                      current->warp->block->grid->kernel->name);
     if (length > 0 && write(STDERR_FILENO, message, static_cast<size_t>(length)) < 0) _exit(134);
     _exit(134);  // as after an abort
@@ -87,7 +88,8 @@ void on_fault(int signal, siginfo_t* info, void* context) {
         return continue_with_report(where);
     }
     if (handler_before.sa_flags & SA_SIGINFO) return handler_before.sa_sigaction(signal, info, context);
-    if (handler_before.sa_handler != SIG_DFL && handler_before.sa_handler != SIG_IGN) return handler_before.sa_handler(signal);
+    if (handler_before.sa_handler != SIG_DFL && handler_before.sa_handler != SIG_IGN)
+        return handler_before.sa_handler(signal);
     sigaction(signal, &handler_before, nullptr);  // returns to the instruction, which faults again
 }
 }  // namespace

@@ -62,7 +62,8 @@ Outcome run_launches(Stream& stream) {
         const Grid& grid = *grids[index];
         stream.finished = join(stream.finished, with_finished(grid.known_at_end, grid.work));
         const LaunchCounters& counters = grid.counters;
-        finished_launches.push_back({grid.kernel->name, counters.read.count(), counters.written.count(), counters, requests[index]});
+        finished_launches.push_back(
+            {grid.kernel->name, counters.read.count(), counters.written.count(), counters, requests[index]});
     }
     return fine ? Outcome::Fine : Outcome::CheckFailed;
 }
@@ -87,9 +88,7 @@ Outcome run_next(Stream& stream) {
     HostWork work(operation.name, stream.number, ++stream.sequence, stream.finished);
     try {
         operation.host_action(work);
-    } catch (const CheckFailed&) {
-        return Outcome::CheckFailed;
-    }
+    } catch (const CheckFailed&) { return Outcome::CheckFailed; }
     stream.finished = with_finished(stream.finished, work.identity());
     return Outcome::Fine;
 }
@@ -118,8 +117,9 @@ void submit(Stream& stream, Operation operation) {
     if (!stream.finished) stream.finished = nothing_finished();
     // The default stream waits for the streams that wait for it, and they for it.
     for (Stream* other : streams) {
-        const bool waits = other != &stream && (&stream == &default_stream ? other->waits_for_default_stream
-                                                                            : stream.waits_for_default_stream && other == &default_stream);
+        const bool waits = other != &stream &&
+                           (&stream == &default_stream ? other->waits_for_default_stream
+                                                       : stream.waits_for_default_stream && other == &default_stream);
         if (!waits || other->queue.empty()) continue;
         Operation wait;
         wait.waits_for = mark(*other);

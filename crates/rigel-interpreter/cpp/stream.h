@@ -39,22 +39,22 @@ struct Mark {
 };
 
 struct Operation {
-    std::shared_ptr<const LaunchRequest> launch;       // a grid,
-    std::function<void(HostWork&)> host_action;        // or a copy or fill,
-    const char* name = nullptr;                        //   so named in reports,
-    std::shared_ptr<Mark> reaches, waits_for;          // or an event
+    std::shared_ptr<const LaunchRequest> launch;  // a grid,
+    std::function<void(HostWork&)> host_action;  // or a copy or fill,
+    const char* name = nullptr;  //   so named in reports,
+    std::shared_ptr<Mark> reaches, waits_for;  // or an event
     Ref<const FinishedWork> known_by_host;
 };
 
 struct Stream {
     uint32_t number = 0;
     bool waits_for_default_stream = false;  // created without CU_STREAM_NON_BLOCKING
-    uint64_t submitted = 0, run = 0;        // operations
-    uint64_t sequence = 0;                  // of the last work begun
+    uint64_t submitted = 0, run = 0;  // operations
+    uint64_t sequence = 0;  // of the last work begun
     std::deque<Operation> queue;
     Ref<const FinishedWork> finished;  // known before the next operation
     std::shared_ptr<Recording> recording;  // what it is given goes there instead,
-    size_t branch = 0;                     //   to this branch
+    size_t branch = 0;  //   to this branch
 };
 
 extern Stream default_stream;

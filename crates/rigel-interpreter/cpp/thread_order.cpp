@@ -83,7 +83,8 @@ void acquire(Thread& thread, const Message& message) {
             continue;
         }
         Ref<BlockClocks> own(new BlockClocks(*view->own_block));
-        for (size_t agent = 0; agent < own->of.size(); agent++) own->of[agent] = std::max(own->of[agent], news.clocks->of[agent]);
+        for (size_t agent = 0; agent < own->of.size(); agent++)
+            own->of[agent] = std::max(own->of[agent], news.clocks->of[agent]);
         view->own_block = Ref<const BlockClocks>(own.get());
     }
     view->finished = join(view->finished, message.finished);

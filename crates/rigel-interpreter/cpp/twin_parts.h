@@ -4,7 +4,8 @@
 
 namespace interpreter {
 
-std::string describe_mbarriers(const Block& block);  // mbarrier.cpp: those that threads wait at, for the report of a deadlock
+std::string describe_mbarriers(
+    const Block& block);  // mbarrier.cpp: those that threads wait at, for the report of a deadlock
 void finish_copies(Thread& thread);               // async_copy.cpp: a thread's copies end before it does
 void check_collectives_at_exit(Thread& thread);   // collectives.cpp: no one may be waiting for this lane
 void leave_barriers(Thread& thread);              // barriers.cpp: barriers no longer wait for this thread

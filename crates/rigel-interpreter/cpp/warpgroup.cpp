@@ -29,7 +29,8 @@ void all_together(const char* what, Operands& operands, Site site, Compute compu
     Block& block = own_block();
     Warpgroup& group = own_warpgroup();
     const uint32_t first = thread.index / 128 * 128;
-    if (first + 128 > block.threads.size()) fail(site, text("%s: threads %u and up are not a whole warpgroup", what, first));
+    if (first + 128 > block.threads.size())
+        fail(site, text("%s: threads %u and up are not a whole warpgroup", what, first));
     for (uint32_t warp = first / 32; warp < first / 32 + 4; warp++)
         if (block.warps[warp].exited) fail(site, text("%s: threads of the warpgroup have returned", what));
     if (group.arrived == 0) {
@@ -59,7 +60,9 @@ void compute_through(Warpgroup& group, Clock clock) {
 
 // ---- registers -------------------------------------------------------------------------------------------------------
 
-bool overlap(const MatrixRegisters& of, const uint8_t* begin, size_t bytes) { return begin < of.begin + of.bytes && of.begin < begin + bytes; }
+bool overlap(const MatrixRegisters& of, const uint8_t* begin, size_t bytes) {
+    return begin < of.begin + of.bytes && of.begin < begin + bytes;
+}
 
 // The registers are handed to an instruction, which writes them where `use` is its clock.
 void hand_over(Thread& thread, const void* registers, size_t bytes, Clock use, const char* what, Site site) {
@@ -70,7 +73,8 @@ void hand_over(Thread& thread, const void* registers, size_t bytes, Clock use, c
         if (of.written && overlap(of, begin, bytes))
             fail(site, text("missing warpgroup_fence: %s have been written since the last one", what));
     // What lay at the same place of the stack before is gone.
-    known.erase(std::remove_if(known.begin(), known.end(), [&](const auto& of) { return overlap(of, begin, bytes); }), known.end());
+    known.erase(std::remove_if(known.begin(), known.end(), [&](const auto& of) { return overlap(of, begin, bytes); }),
+                known.end());
     known.push_back({begin, bytes, use, false});
 }
 
@@ -84,12 +88,14 @@ void check_operand(const Thread& reader, uint64_t descriptor, int major, uint32_
     const uint32_t row_step = major == kMajorK ? 1 : 8, k_step = major == kMajorK ? 8 : 1;
     const Access access{const_cast<Thread*>(&reader), Agent::Matrix, Does::Read, site};
     for (uint32_t r = first; r < end; r += row_step)
-        for (uint32_t k = 0; k < kMatrixDepth; k += k_step) check_shared(arena + operand_address(descriptor, major, r, k), 16, access);
+        for (uint32_t k = 0; k < kMatrixDepth; k += k_step)
+            check_shared(arena + operand_address(descriptor, major, r, k), 16, access);
 }
 
 void check_descriptor(uint64_t descriptor, int major, const char* operand, Site site) {
     if (const char* problem = descriptor_problem(descriptor, major))
-        fail(site, text("wgmma: the descriptor of %s (%#lx) has %s", operand, static_cast<unsigned long>(descriptor), problem));
+        fail(site, text("wgmma: the descriptor of %s (%#lx) has %s", operand, static_cast<unsigned long>(descriptor),
+                        problem));
 }
 
 struct Multiplication {
@@ -104,7 +110,8 @@ void multiply(Multiplication own, uint32_t columns, int major_a, int major_b, El
         Block& block = own_block();
         Warpgroup& group = own_warpgroup();
         Thread* const threads = &block.threads[current->index / 128 * 128];
-        if (++group.issued > kLastClock) fail(site, "a warpgroup has issued more matrix instructions than the race checker can count");
+        if (++group.issued > kLastClock)
+            fail(site, "a warpgroup has issued more matrix instructions than the race checker can count");
         watching_registers = true;
         auto operation = std::make_shared<MatrixOperation>();
         operation->a_in_registers = own.a_registers != nullptr;
@@ -121,7 +128,9 @@ void multiply(Multiplication own, uint32_t columns, int major_a, int major_b, El
         for (uint32_t index = 0; index < 128; index++) {
             const Multiplication& its = *of[index];
             if (its.a != own.a || its.b != own.b || its.accumulate != own.accumulate)
-                fail(site, text("wgmma: descriptors or the accumulate flag of threads %u and %u of the warpgroup differ", index, last->index % 128));
+                fail(site,
+                     text("wgmma: descriptors or the accumulate flag of threads %u and %u of the warpgroup differ",
+                          index, last->index % 128));
             current = &threads[index];
             hand_over(threads[index], its.d, columns / 2 * sizeof(float), group.issued, "its sums", site);
             operation->sums[index] = its.d;
@@ -136,11 +145,13 @@ void multiply(Multiplication own, uint32_t columns, int major_a, int major_b, El
             const Thread& reader = threads[32 * warp];
             if (!operation->a_in_registers) check_operand(reader, own.a, major_a, 16 * warp, 16 * warp + 16, site);
             // Warps that know the same need not be asked again.
-            if (warp == 0 || reader.view.get() != threads[0].view.get()) check_operand(reader, own.b, major_b, 0, columns, site);
+            if (warp == 0 || reader.view.get() != threads[0].view.get())
+                check_operand(reader, own.b, major_b, 0, columns, site);
         }
         group.pending.push_back(std::move(operation));
         block.grid->counters.warpgroup_instructions++;
-        if (settings.async == AsyncPolicy::Eager || (settings.async == AsyncPolicy::Random && shuffle_source.below(2) == 0))
+        if (settings.async == AsyncPolicy::Eager ||
+            (settings.async == AsyncPolicy::Random && shuffle_source.below(2) == 0))
             compute_through(group, group.issued);
     });
 }
@@ -149,8 +160,8 @@ struct Nothing {};
 
 }  // namespace
 
-void warpgroup_multiply(float* d, uint32_t columns, uint64_t a, uint64_t b, uint32_t accumulate, int major_a, int major_b,
-                        Element element) {
+void warpgroup_multiply(float* d, uint32_t columns, uint64_t a, uint64_t b, uint32_t accumulate, int major_a,
+                        int major_b, Element element) {
     multiply({d, nullptr, a, b, accumulate}, columns, major_a, major_b, element, RIGEL_CALLER);
 }
 void warpgroup_multiply(float* d, uint32_t columns, const uint32_t* a, uint64_t b, uint32_t accumulate, int major_b,
@@ -163,7 +174,8 @@ void check_registers(const void* address, size_t bytes, bool writes, Site site) 
     for (MatrixRegisters& of : thread.matrix_registers) {
         if (!overlap(of, static_cast<const uint8_t*>(address), bytes)) continue;
         if (of.last_use > thread.matrix_seen)
-            fail(site, text("%s of a wgmma's sums before a warpgroup_wait that covers it", writes ? "a write" : "a read"));
+            fail(site,
+                 text("%s of a wgmma's sums before a warpgroup_wait that covers it", writes ? "a write" : "a read"));
         if (writes) of.written = true;
     }
 }
@@ -196,8 +208,11 @@ void warpgroup_wait(int pending) {
 void leave_warpgroup(Thread& thread) {
     const Block& block = *thread.warp->block;
     const Warpgroup& group = block.warpgroups[thread.index / 128];
-    if (group.arrived) fail(group.site, text("divergent warpgroup: thread %u returns while %u threads wait at %s", thread.index, group.arrived, group.what));
-    if (group.issued > thread.matrix_seen) fail(0, "a thread returns before its warpgroup's matrix instructions have been waited for");
+    if (group.arrived)
+        fail(group.site, text("divergent warpgroup: thread %u returns while %u threads wait at %s", thread.index,
+                              group.arrived, group.what));
+    if (group.issued > thread.matrix_seen)
+        fail(0, "a thread returns before its warpgroup's matrix instructions have been waited for");
 }
 
 // ---- setmaxnreg ------------------------------------------------------------------------------------------------------
@@ -207,14 +222,17 @@ namespace {
 uint32_t registers_at_start(const Block& block) {
     return std::min<uint32_t>(256, (65536 / static_cast<uint32_t>(block.threads.size())) & ~7u);
 }
-uint32_t registers_of(const Block& block, const Warpgroup& group) { return group.registers ? group.registers : registers_at_start(block); }
+uint32_t registers_of(const Block& block, const Warpgroup& group) {
+    return group.registers ? group.registers : registers_at_start(block);
+}
 }  // namespace
 
 void warpgroup_registers(uint32_t registers, RegisterChange change) {
     const Site site = RIGEL_CALLER;
     Nothing none;
     const char* const name = change == RegisterChange::Increase ? "setmaxnreg.inc" : "setmaxnreg.dec";
-    if (registers < 24 || registers > 256 || registers % 8) fail(site, text("%s: %u registers, multiples of 8 from 24 to 256 are allowed", name, registers));
+    if (registers < 24 || registers > 256 || registers % 8)
+        fail(site, text("%s: %u registers, multiples of 8 from 24 to 256 are allowed", name, registers));
     all_together(name, none, site, [&](Nothing**) {
         const Block& block = own_block();
         const uint32_t now = registers_of(block, own_warpgroup());

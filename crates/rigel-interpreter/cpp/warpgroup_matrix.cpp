@@ -50,8 +50,8 @@ void fetch(const uint8_t* arena, uint64_t descriptor, int major, uint32_t rows, 
     }
 }
 
-__attribute__((target_clones("avx2", "default"))) void multiply(const float (*a)[kMatrixDepth], const float (*b)[256], float (*d)[256],
-                                                                uint32_t columns) {
+__attribute__((target_clones("avx2", "default"))) void multiply(const float (*a)[kMatrixDepth], const float (*b)[256],
+                                                                float (*d)[256], uint32_t columns) {
     for (uint32_t row = 0; row < 64; row++) {
         float* const sums = d[row];
         for (uint32_t column = 0; column < columns; column++) sums[column] = 0.0f;
@@ -71,12 +71,15 @@ void compute_in(const MatrixOperation& of) {
             const uint32_t row = thread / 32 * 16 + thread % 32 / 4, k = thread % 4 * 2;
             for (uint32_t i = 0; i < 4; i++)
                 for (uint32_t half = 0; half < 2; half++)
-                    a[row + i % 2 * 8][k + i / 2 * 8 + half] = widen<element>(static_cast<uint16_t>(of.a_registers[thread][i] >> 16 * half));
+                    a[row + i % 2 * 8][k + i / 2 * 8 + half] =
+                        widen<element>(static_cast<uint16_t>(of.a_registers[thread][i] >> 16 * half));
         }
     } else {
-        fetch<element>(of.arena, of.a, of.major_a, 64, [](uint32_t row, uint32_t k, float value) { a[row][k] = value; });
+        fetch<element>(of.arena, of.a, of.major_a, 64,
+                       [](uint32_t row, uint32_t k, float value) { a[row][k] = value; });
     }
-    fetch<element>(of.arena, of.b, of.major_b, of.columns, [](uint32_t column, uint32_t k, float value) { b[k][column] = value; });
+    fetch<element>(of.arena, of.b, of.major_b, of.columns,
+                   [](uint32_t column, uint32_t k, float value) { b[k][column] = value; });
     multiply(a, b, d, of.columns);
     for (uint32_t thread = 0; thread < 128; thread++) {
         const uint32_t row = thread / 32 * 16 + thread % 32 / 4, column = thread % 4 * 2;
@@ -95,8 +98,9 @@ uint32_t operand_address(uint64_t descriptor, int major, uint32_t r, uint32_t k)
     // Canonical layouts of the PTX ISA, for elements of two bytes.
     if (of.swizzle == 0) return of.start + r / 8 * of.stride + k / 8 * of.leading + r % 8 * 16 + k % 8 * 2;
     const uint32_t row = 16u << of.swizzle, in_row = row / 2;  // bytes, elements
-    const uint32_t address = major == kMajorK ? of.start + r / 8 * of.stride + r % 8 * row + k * 2
-                                              : of.start + r / in_row * of.leading + k / 8 * of.stride + k % 8 * row + r % in_row * 2;
+    const uint32_t address =
+        major == kMajorK ? of.start + r / 8 * of.stride + r % 8 * row + k * 2
+                         : of.start + r / in_row * of.leading + k / 8 * of.stride + k % 8 * row + r % in_row * 2;
     return swizzled(address, of.swizzle);
 }
 
@@ -107,7 +111,8 @@ const char* descriptor_problem(uint64_t descriptor, int major) {
     // The address may be moved along k inside of the first row of an atom, not to another row.
     if (of.swizzle && major == kMajorK && of.start % (128u << of.swizzle) >= (16u << of.swizzle))
         return "a start that is not in the first row of a swizzled atom";
-    if (of.swizzle && major != kMajorK && of.start % (128u << of.swizzle)) return "a start that is not that of a swizzled atom";
+    if (of.swizzle && major != kMajorK && of.start % (128u << of.swizzle))
+        return "a start that is not that of a swizzled atom";
     return nullptr;
 }
 

@@ -48,7 +48,8 @@ std::string History::describe_agent(Serial serial) const {
     else if (agent >= agents.bulk_copies(0, 0))
         who = "bulk copies of warp " + std::to_string(agents.warp_of_bulk_copies(agent));
     else
-        who = std::string(agent % 2 ? "the asynchronous copy of " : "") + "thread " + coordinates(agent / 2, of.block_size);
+        who = std::string(agent % 2 ? "the asynchronous copy of " : "") + "thread " +
+              coordinates(agent / 2, of.block_size);
     return who + " of block " + coordinates(block.index, of.grid_size) + " of " + of.name + " (work " +
            std::to_string(of.identity) + ")";
 }

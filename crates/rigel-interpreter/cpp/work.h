@@ -25,7 +25,7 @@ struct BlockOfWork {
 };
 
 class History {
-   public:
+  public:
     uint64_t begin_work(uint32_t stream, uint64_t sequence, std::string name, dim3 grid_size, dim3 block_size);
     Serial begin_block(uint64_t work, uint64_t index, uint32_t agents);
     const Work& work(uint64_t identity) const { return works_[identity]; }
@@ -34,7 +34,7 @@ class History {
     const BlockOfWork& block_of(Serial serial) const;
     std::string describe_agent(Serial serial) const;  // "thread (3,0,0) of block (1,0,0)", "... cp.async of thread ..."
 
-   private:
+  private:
     std::vector<Work> works_;
     std::vector<BlockOfWork> blocks_;
     Serial next_ = 2;  // stamp 0 means an empty slot

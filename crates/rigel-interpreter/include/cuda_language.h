@@ -23,11 +23,15 @@ struct dim3 {
     unsigned x = 1, y = 1, z = 1;
 };
 
-#define RIGEL_VECTOR2(T, name) \
-    struct alignas(2 * sizeof(T)) name { T x, y; }; \
+#define RIGEL_VECTOR2(T, name)           \
+    struct alignas(2 * sizeof(T)) name { \
+        T x, y;                          \
+    };                                   \
     static inline name make_##name(T x, T y) { return {x, y}; }
-#define RIGEL_VECTOR4(T, name) \
-    struct alignas(4 * sizeof(T)) name { T x, y, z, w; }; \
+#define RIGEL_VECTOR4(T, name)           \
+    struct alignas(4 * sizeof(T)) name { \
+        T x, y, z, w;                    \
+    };                                   \
     static inline name make_##name(T x, T y, T z, T w) { return {x, y, z, w}; }
 RIGEL_VECTOR2(float, float2)
 RIGEL_VECTOR4(float, float4)

@@ -92,8 +92,8 @@ void fence_proxy_async_global();
 void bulk_load(uint32_t shared_destination, const void* global_source, uint32_t bytes, uint32_t barrier);
 void bulk_store(void* global_destination, uint32_t shared_source, uint32_t bytes);
 void tensor_load(uint32_t shared_destination, const void* map, const int* at, int dimensions, uint32_t barrier);
-void tensor_load_multicast(uint32_t shared_destination, const void* map, const int* at, int dimensions, uint32_t barrier,
-                           uint32_t blocks);
+void tensor_load_multicast(uint32_t shared_destination, const void* map, const int* at, int dimensions,
+                           uint32_t barrier, uint32_t blocks);
 void tensor_store(const void* map, const int* at, int dimensions, uint32_t shared_source);
 void bulk_commit();
 void bulk_wait(int pending, BulkWait until);
@@ -113,8 +113,8 @@ void warpgroup_fence();
 void warpgroup_commit();
 void warpgroup_wait(int pending);
 void warpgroup_registers(uint32_t registers, RegisterChange change);
-void warpgroup_multiply(float* d, uint32_t columns, uint64_t a, uint64_t b, uint32_t accumulate, int major_a, int major_b,
-                        Element element);
+void warpgroup_multiply(float* d, uint32_t columns, uint64_t a, uint64_t b, uint32_t accumulate, int major_a,
+                        int major_b, Element element);
 void warpgroup_multiply(float* d, uint32_t columns, const uint32_t* a, uint64_t b, uint32_t accumulate, int major_b,
                         Element element);
 
@@ -156,7 +156,8 @@ struct Registration<void (*)(A...)> {
     static constexpr unsigned alignments[sizeof...(A) + 1] = {alignof(A)..., 0};
     // Not instrumented: the array of pointers is the driver's, not the kernel's.
     template <size_t... I>
-    __attribute__((no_sanitize("thread"))) static void unpack(void (*function)(A...), void** arguments, std::index_sequence<I...>) {
+    __attribute__((no_sanitize("thread"))) static void unpack(void (*function)(A...), void** arguments,
+                                                              std::index_sequence<I...>) {
         static_cast<void>(arguments);
         function(*static_cast<A*>(arguments[I])...);
     }

@@ -1,7 +1,7 @@
 // targets: sm_90a
 // Kernels with one mistake each in the use of bulk copies, mbarriers, matrix instructions of a warpgroup and clusters.
 // A tile is 64 rows of 64 k of bf16, with the swizzle of 128 bytes: 8 KiB.
-#include "common/ring.cuh"
+#include "common/pipeline.cuh"
 #include "common/dtypes.cuh"
 
 static constexpr uint32_t kTile = 8192;
@@ -310,33 +310,33 @@ REGISTER_KERNEL(planted_fence_missing)
 ON_TILES(planted_wait_too_weak_for_stage, 160) {
     SHARED_MEMORY(shared);
     const uint32_t tiles = shared_address(shared), barriers = tiles + 2 * kTile;
-    using One = Ring<1>;
+    using One = Pipeline<1>;
     if (threadIdx.x == 0) {
-        One::init(barriers, 128);
+        One{barriers}.init(128);
         mbarrier_init_fence();
     }
     block_sync();
-    One::Place place;
+    One::State pipe;
     if (threadIdx.x >= 128) {
         if (threadIdx.x > 128) return;
         for (uint32_t turn = 0; turn < 2; turn++) {
-            One::begin_filling(barriers, place, 2 * kTile);
-            tensor_load_2d(tiles, &in, 0, 0, One::full(barriers, place));  // BUG wait too weak for stage
-            tensor_load_2d(tiles + kTile, &in, 64, 0, One::full(barriers, place));
-            One::Place::advance(place);
+            One{barriers}.producer_acquire(pipe, 2 * kTile);
+            tensor_load_2d(tiles, &in, 0, 0, One{barriers}.full(pipe));  // BUG wait too weak for stage
+            tensor_load_2d(tiles + kTile, &in, 64, 0, One{barriers}.full(pipe));
+            pipe.advance();
         }
         return;
     }
     float sums[32];
     clear(sums);
     for (uint32_t turn = 0; turn < 2; turn++) {
-        One::begin_reading(barriers, place);
+        One{barriers}.consumer_wait(pipe);
         warpgroup_fence();
         multiply_tile(sums, tiles, tiles + kTile);
         warpgroup_commit();
         warpgroup_wait<1>();
-        One::end_reading(barriers, place);
-        One::Place::advance(place);
+        One{barriers}.consumer_release(pipe);
+        pipe.advance();
     }
     warpgroup_wait<0>();
     store_sums(y, sums);
@@ -462,36 +462,36 @@ REGISTER_KERNEL(planted_sent_and_not_waited)
 // One warp fills a ring of two stages, a warpgroup multiplies; then through stmatrix and a bulk store.
 ON_TILES(correct_ring, 160) {
     SHARED_MEMORY(shared);
-    using Two = Ring<2>;
+    using Two = Pipeline<2>;
     const uint32_t stages = shared_address(shared), staging = stages + 4 * kTile, barriers = staging + kTile;
     if (threadIdx.x == 0) {
-        Two::init(barriers, 4);
+        Two{barriers}.init(4);
         mbarrier_init_fence();
     }
     block_sync();
-    Two::Place place;
+    Two::State pipe;
     if (threadIdx.x >= 128) {
         if (threadIdx.x > 128) return;
         for (uint32_t turn = 0; turn < 6; turn++) {
-            const uint32_t stage = stages + place.stage * 2 * kTile;
-            Two::begin_filling(barriers, place, 2 * kTile);
-            tensor_load_2d(stage, &in, static_cast<int>(turn % 2 * 64), 0, Two::full(barriers, place));
-            tensor_load_2d(stage + kTile, &in, 64 - static_cast<int>(turn % 2 * 64), 0, Two::full(barriers, place));
-            Two::Place::advance(place);
+            const uint32_t stage = stages + pipe.stage * 2 * kTile;
+            Two{barriers}.producer_acquire(pipe, 2 * kTile);
+            tensor_load_2d(stage, &in, static_cast<int>(turn % 2 * 64), 0, Two{barriers}.full(pipe));
+            tensor_load_2d(stage + kTile, &in, 64 - static_cast<int>(turn % 2 * 64), 0, Two{barriers}.full(pipe));
+            pipe.advance();
         }
         return;
     }
     float sums[32];
     clear(sums);
     for (uint32_t turn = 0; turn < 6; turn++) {
-        const uint32_t stage = stages + place.stage * 2 * kTile;
-        Two::begin_reading(barriers, place);
+        const uint32_t stage = stages + pipe.stage * 2 * kTile;
+        Two{barriers}.consumer_wait(pipe);
         warpgroup_fence();
         multiply_tile(sums, stage, stage + kTile);
         warpgroup_commit();
         warpgroup_wait<0>();
-        if (threadIdx.x % 32 == 0) Two::end_reading(barriers, place);
-        Two::Place::advance(place);
+        if (threadIdx.x % 32 == 0) Two{barriers}.consumer_release(pipe);
+        pipe.advance();
     }
     store_sums(y, sums);
     const uint32_t lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane % 16;

@@ -88,8 +88,8 @@ inline Stream& stream_of(void* handle) {
 }  // namespace interpreter
 
 // Takes the lock, and passes on an earlier error.
-#define LOCK_DRIVER                                                                   \
-    std::lock_guard<std::recursive_mutex> guard(::interpreter::driver_lock);          \
+#define LOCK_DRIVER                                                          \
+    std::lock_guard<std::recursive_mutex> guard(::interpreter::driver_lock); \
     if (::interpreter::sticky_error != CUDA_SUCCESS) return ::interpreter::sticky_error
 // At the head of every function that does work: the same, and answers as a test wants it to.
 #define BEGIN_DRIVER_CALL \

@@ -31,8 +31,10 @@ CUresult refusal_of(const char* call) {
     return found == refusals.end() ? CUDA_SUCCESS : found->second;
 }
 void set_refusal(const char* call, CUresult error) {
-    if (error == CUDA_SUCCESS) all_refusals().erase(call);
-    else all_refusals()[call] = error;
+    if (error == CUDA_SUCCESS)
+        all_refusals().erase(call);
+    else
+        all_refusals()[call] = error;
 }
 
 CUresult refuse(CUresult error, const std::string& why) {
@@ -71,7 +73,8 @@ const ErrorText kErrors[] = {
     {CUDA_ERROR_INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
     {CUDA_ERROR_INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
     {CUDA_ERROR_INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
-    {CUDA_ERROR_NO_BINARY_FOR_GPU, "CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available for execution on the device"},
+    {CUDA_ERROR_NO_BINARY_FOR_GPU, "CUDA_ERROR_NO_BINARY_FOR_GPU",
+     "no kernel image is available for execution on the device"},
     {CUDA_ERROR_UNSUPPORTED_PTX_VERSION, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
      "the provided PTX was compiled with an unsupported toolchain."},
     {CUDA_ERROR_INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
@@ -80,7 +83,8 @@ const ErrorText kErrors[] = {
     {CUDA_ERROR_NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},
     {CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE, "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE",
      "too many blocks in cooperative launch"},
-    {CUDA_ERROR_LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure (the interpreter's report says why)"},
+    {CUDA_ERROR_LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED",
+     "unspecified launch failure (the interpreter's report says why)"},
     {CUDA_ERROR_NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
     {CUDA_ERROR_SYSTEM_DRIVER_MISMATCH, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
      "system has unsupported display driver / cuda driver combination"},
@@ -90,9 +94,9 @@ const ErrorText kErrors[] = {
      "operation failed due to a previous error during capture"},
     {CUDA_ERROR_STREAM_CAPTURE_MERGE, "CUDA_ERROR_STREAM_CAPTURE_MERGE",
      "operation would result in a merge of separate capture sequences"},
-    {CUDA_ERROR_STREAM_CAPTURE_UNMATCHED, "CUDA_ERROR_STREAM_CAPTURE_UNMATCHED", "capture was not ended in the same stream as it began"},
-    {CUDA_ERROR_STREAM_CAPTURE_UNJOINED, "CUDA_ERROR_STREAM_CAPTURE_UNJOINED",
-     "capturing stream has unjoined work"},
+    {CUDA_ERROR_STREAM_CAPTURE_UNMATCHED, "CUDA_ERROR_STREAM_CAPTURE_UNMATCHED",
+     "capture was not ended in the same stream as it began"},
+    {CUDA_ERROR_STREAM_CAPTURE_UNJOINED, "CUDA_ERROR_STREAM_CAPTURE_UNJOINED", "capturing stream has unjoined work"},
     {CUDA_ERROR_STREAM_CAPTURE_ISOLATION, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION",
      "dependency created on uncaptured work in another stream"},
     {CUDA_ERROR_STREAM_CAPTURE_IMPLICIT, "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT",
@@ -152,17 +156,23 @@ DRIVER_API cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
     const PlayedDevice& is = *played.device;
     switch (attribute) {
         case 1: *value = 1024; break;                            // threads per block
-        case 2: case 3: *value = 1024; break;                    // block x, y
+        case 2:
+        case 3: *value = 1024; break;                    // block x, y
         case 4: *value = 64; break;                              // block z
         case 5: *value = 2147483647; break;                      // grid x
-        case 6: case 7: *value = 65535; break;                   // grid y, z
+        case 6:
+        case 7: *value = 65535; break;                   // grid y, z
         case 8: *value = 48 << 10; break;                        // shared memory per block without opting in
         case 9: *value = 64 << 10; break;                        // constant memory
         case 10: *value = 32; break;                             // warp size
-        case 12: case 82: *value = 65536; break;                 // registers per block, per SM
+        case 12:
+        case 82: *value = 65536; break;                 // registers per block, per SM
         case 13: *value = 1000000; break;                        // clock, kHz
         case 16: *value = is.sm_count; break;
-        case 31: case 41: case 95: case 115: *value = 1; break;  // concurrent kernels, unified addresses, cooperative, pools
+        case 31:
+        case 41:
+        case 95:
+        case 115: *value = 1; break;  // concurrent kernels, unified addresses, cooperative, pools
         case 36: *value = 1000000; break;                        // memory clock, kHz
         case 37: *value = 4096; break;                           // memory bus, bits
         case 38: *value = is.l2_bytes; break;

@@ -27,7 +27,8 @@ struct EntryHeader {
     uint32_t architecture;  // 80, 86, 90
 };
 constexpr uint32_t kFatbinMagic = 0xba55ed50;
-constexpr uint32_t kNoImage = 0;  // a placeholder: whoever launches kernels that nvcc never saw, as tests of planted bugs do
+constexpr uint32_t kNoImage =
+    0;  // a placeholder: whoever launches kernels that nvcc never saw, as tests of planted bugs do
 constexpr uint16_t kPtx = 1, kMachineCode = 2;
 
 // Attributes in a cubin's section .nv.info.<kernel>: one byte form, one byte kind, a 16-bit value, which in form 4 is the
@@ -101,7 +102,8 @@ void read_cubin(Bytes cubin, Image* image) {
         const Bytes symbols = bytes_of(one), texts = bytes_of(section(one.sh_link));
         for (uint64_t at = 0; at + sizeof(Elf64_Sym) <= symbols.length; at += sizeof(Elf64_Sym)) {
             const auto symbol = symbols.at<Elf64_Sym>(at, "a symbol");
-            if (ELF64_ST_TYPE(symbol.st_info) == STT_OBJECT) image->globals.insert(texts.string_at(symbol.st_name, "a symbol's name"));
+            if (ELF64_ST_TYPE(symbol.st_info) == STT_OBJECT)
+                image->globals.insert(texts.string_at(symbol.st_name, "a symbol's name"));
         }
     }
     image->kernels = std::move(kernels);
@@ -140,7 +142,8 @@ CUresult read_image(const void* data, Image* image) {
     uint32_t magic;
     std::memcpy(&magic, data, sizeof magic);
     if (magic == kNoImage) return CUDA_SUCCESS;
-    if (magic != kFatbinMagic) return refuse(CUDA_ERROR_INVALID_IMAGE, text("the image starts with %#x, not as a fatbin does", magic));
+    if (magic != kFatbinMagic)
+        return refuse(CUDA_ERROR_INVALID_IMAGE, text("the image starts with %#x, not as a fatbin does", magic));
     if (played.version < 13000)
         return refuse(CUDA_ERROR_UNSUPPORTED_PTX_VERSION, "the driver is older than the toolkit that built the image");
     // The driver is told no length: the header's is all that there is.
@@ -148,11 +151,11 @@ CUresult read_image(const void* data, Image* image) {
     std::memcpy(&header, data, sizeof header);
     const uint32_t device = static_cast<uint32_t>(played.device->major * 10 + played.device->minor);
     try {
-        if (has_code_for({static_cast<const uint8_t*>(data), header.header_bytes + header.bytes}, device, image)) return CUDA_SUCCESS;
-    } catch (const Damaged& damage) {
-        return refuse(CUDA_ERROR_INVALID_IMAGE, "the image is damaged: " + damage.why);
-    }
-    return refuse(CUDA_ERROR_NO_BINARY_FOR_GPU, text("the image has nothing for compute capability %u.%u", device / 10, device % 10));
+        if (has_code_for({static_cast<const uint8_t*>(data), header.header_bytes + header.bytes}, device, image))
+            return CUDA_SUCCESS;
+    } catch (const Damaged& damage) { return refuse(CUDA_ERROR_INVALID_IMAGE, "the image is damaged: " + damage.why); }
+    return refuse(CUDA_ERROR_NO_BINARY_FOR_GPU,
+                  text("the image has nothing for compute capability %u.%u", device / 10, device % 10));
 }
 
 std::string compare_with_image(const Image& image, const Kernel& kernel) {
@@ -161,7 +164,8 @@ std::string compare_with_image(const Image& image, const Kernel& kernel) {
     if (at == image.kernels.end()) return text("kernel %s is not in the module's machine code", kernel.name);
     const std::vector<uint32_t>& sizes = at->second;
     if (sizes.size() != kernel.arguments)
-        return text("kernel %s takes %u arguments, %zu in the module's machine code", kernel.name, kernel.arguments, sizes.size());
+        return text("kernel %s takes %u arguments, %zu in the module's machine code", kernel.name, kernel.arguments,
+                    sizes.size());
     for (unsigned i = 0; i < kernel.arguments; i++)
         if (sizes[i] != kernel.argument_bytes[i])
             return text("kernel %s: argument %u has %u bytes, %u in the module's machine code", kernel.name, i,

@@ -95,9 +95,11 @@ DRIVER_API cuStreamEndCapture(void* stream, Graph** graph) {
     const std::shared_ptr<Recording> recording = stream_of(stream).recording;
     if (!recording) return CUDA_ERROR_ILLEGAL_STATE;
     if (recording->thread != std::this_thread::get_id())
-        return invalidate(*recording, CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD, "a recording ends on another thread than it began on");
+        return invalidate(*recording, CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD,
+                          "a recording ends on another thread than it began on");
     if (stream_of(stream).branch != 0)
-        return invalidate(*recording, CUDA_ERROR_STREAM_CAPTURE_UNMATCHED, "a recording ends on another stream than it began on");
+        return invalidate(*recording, CUDA_ERROR_STREAM_CAPTURE_UNMATCHED,
+                          "a recording ends on another stream than it began on");
     recording->ended = true;
     for (Branch& branch : recording->branches)
         if (branch.stream) branch.stream->recording.reset();
@@ -117,8 +119,8 @@ DRIVER_API cuStreamIsCapturing(void* stream, int* status) {
     *status = !recording ? kNone : recording->valid ? kActive : kInvalidated;
     return CUDA_SUCCESS;
 }
-DRIVER_API cuStreamGetCaptureInfo_v3(void* stream, int* status, uint64_t* id, Graph** graph, const void** nodes, const void** edges,
-                                     size_t* count) {
+DRIVER_API cuStreamGetCaptureInfo_v3(void* stream, int* status, uint64_t* id, Graph** graph, const void** nodes,
+                                     const void** edges, size_t* count) {
     if (const CUresult error = cuStreamIsCapturing(stream, status)) return error;
     std::lock_guard<std::recursive_mutex> guard(driver_lock);
     const auto& recording = stream_of(stream).recording;
@@ -142,9 +144,12 @@ DRIVER_API cuGraphLaunch(Graph* executable, void* onto) {
     BEGIN_DRIVER_CALL;
     Stream& stream = stream_of(onto);
     if (stream.recording)
-        return invalidate(*stream.recording, CUDA_ERROR_NOT_SUPPORTED, "the interpreter records no graphs within graphs");
+        return invalidate(*stream.recording, CUDA_ERROR_NOT_SUPPORTED,
+                          "the interpreter records no graphs within graphs");
     const auto& operations = executable->operations;
-    const auto stream_of_branch = [&](size_t branch) -> Stream& { return branch == 0 ? stream : *executable->besides[branch - 1]; };
+    const auto stream_of_branch = [&](size_t branch) -> Stream& {
+        return branch == 0 ? stream : *executable->besides[branch - 1];
+    };
     // Operations that another branch, or the work after the graph, waits for.
     std::vector<bool> is_awaited(operations.size(), false);
     for (const RecordedOperation& recorded : operations)

@@ -50,21 +50,25 @@ CUresult check_shape(const Function& function, dim3 size, dim3 block_size, unsig
     const uint64_t threads = static_cast<uint64_t>(block_size.x) * block_size.y * block_size.z;
     const uint64_t blocks = static_cast<uint64_t>(size.x) * size.y * size.z;
     if (threads == 0 || threads > 1024 || block_size.z > 64)
-        return refuse(CUDA_ERROR_INVALID_VALUE, text("%s: a block of (%u,%u,%u) threads", name, block_size.x, block_size.y, block_size.z));
+        return refuse(CUDA_ERROR_INVALID_VALUE,
+                      text("%s: a block of (%u,%u,%u) threads", name, block_size.x, block_size.y, block_size.z));
     if (threads > function.kernel->max_threads)
-        return refuse(CUDA_ERROR_INVALID_VALUE, text("%s: %lu threads in a block, its launch bounds allow %u", name,
-                                                     static_cast<unsigned long>(threads), function.kernel->max_threads));
+        return refuse(CUDA_ERROR_INVALID_VALUE,
+                      text("%s: %lu threads in a block, its launch bounds allow %u", name,
+                           static_cast<unsigned long>(threads), function.kernel->max_threads));
     if (blocks == 0 || size.x > 2147483647u || size.y > 65535 || size.z > 65535)
         return refuse(CUDA_ERROR_INVALID_VALUE, text("%s: a grid of (%u,%u,%u) blocks", name, size.x, size.y, size.z));
     if (static_cast<int>(shared_bytes) > function.max_shared_bytes)
-        return refuse(CUDA_ERROR_INVALID_VALUE,
-                      text("%s: %u bytes of shared memory, the function's limit is %d (raise it with MAX_DYNAMIC_SHARED_SIZE_BYTES)",
-                           name, shared_bytes, function.max_shared_bytes));
-    const uint64_t fit = static_cast<uint64_t>(resident_blocks(function, static_cast<unsigned>(threads), shared_bytes)) *
-                         static_cast<uint64_t>(played.device->sm_count);
+        return refuse(CUDA_ERROR_INVALID_VALUE, text("%s: %u bytes of shared memory, the function's limit is %d (raise "
+                                                     "it with MAX_DYNAMIC_SHARED_SIZE_BYTES)",
+                                                     name, shared_bytes, function.max_shared_bytes));
+    const uint64_t fit =
+        static_cast<uint64_t>(resident_blocks(function, static_cast<unsigned>(threads), shared_bytes)) *
+        static_cast<uint64_t>(played.device->sm_count);
     if (cooperative && blocks > fit)
-        return refuse(CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE, text("%s: %lu blocks in a cooperative launch, %lu fit on the device", name,
-                                                                    static_cast<unsigned long>(blocks), static_cast<unsigned long>(fit)));
+        return refuse(CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE,
+                      text("%s: %lu blocks in a cooperative launch, %lu fit on the device", name,
+                           static_cast<unsigned long>(blocks), static_cast<unsigned long>(fit)));
     return CUDA_SUCCESS;
 }
 
@@ -76,10 +80,11 @@ CUresult check_cluster(const Function& function, dim3 size, dim3 cluster) {
         return refuse(CUDA_ERROR_INVALID_VALUE, text("%s: clusters need compute capability 9.0", name));
     // 8 is what every device has; more must be asked for, which nothing here does.
     if (blocks == 0 || blocks > 8)
-        return refuse(CUDA_ERROR_INVALID_VALUE, text("%s: a cluster of (%u,%u,%u) blocks", name, cluster.x, cluster.y, cluster.z));
+        return refuse(CUDA_ERROR_INVALID_VALUE,
+                      text("%s: a cluster of (%u,%u,%u) blocks", name, cluster.x, cluster.y, cluster.z));
     if (size.x % cluster.x || size.y % cluster.y || size.z % cluster.z)
-        return refuse(CUDA_ERROR_INVALID_VALUE, text("%s: a grid of (%u,%u,%u) blocks in clusters of (%u,%u,%u)", name, size.x, size.y,
-                                                     size.z, cluster.x, cluster.y, cluster.z));
+        return refuse(CUDA_ERROR_INVALID_VALUE, text("%s: a grid of (%u,%u,%u) blocks in clusters of (%u,%u,%u)", name,
+                                                     size.x, size.y, size.z, cluster.x, cluster.y, cluster.z));
     return CUDA_SUCCESS;
 }
 
@@ -99,7 +104,8 @@ CUresult launch(Function* function, const unsigned* grid, const unsigned* block,
     request->programmatic = starts_early;
     request->carveout = carveout;
     request->recorded = stream_of(stream).recording != nullptr;
-    if (const CUresult error = check_shape(*function, request->size, request->block_size, shared_bytes, cooperative)) return error;
+    if (const CUresult error = check_shape(*function, request->size, request->block_size, shared_bytes, cooperative))
+        return error;
     if (const CUresult error = check_cluster(*function, request->size, cluster)) return error;
     const Kernel& kernel = *function->kernel;
     if (kernel.arguments) {
@@ -117,13 +123,13 @@ CUresult launch(Function* function, const unsigned* grid, const unsigned* block,
 }
 }  // namespace
 
-DRIVER_API cuLaunchKernel(Function* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                          unsigned shared_bytes, void* stream, void** arguments, void**) {
+DRIVER_API cuLaunchKernel(Function* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                          unsigned bz, unsigned shared_bytes, void* stream, void** arguments, void**) {
     const unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
     return launch(function, grid, block, {}, shared_bytes, stream, arguments, false, false);
 }
-DRIVER_API cuLaunchCooperativeKernel(Function* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
-                                     unsigned bz, unsigned shared_bytes, void* stream, void** arguments) {
+DRIVER_API cuLaunchCooperativeKernel(Function* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
+                                     unsigned by, unsigned bz, unsigned shared_bytes, void* stream, void** arguments) {
     const unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
     return launch(function, grid, block, {}, shared_bytes, stream, arguments, true, false);
 }
@@ -139,7 +145,8 @@ DRIVER_API cuLaunchKernelEx(const LaunchConfig* config, Function* function, void
             cluster = {attribute.value.words[0], attribute.value.words[1], attribute.value.words[2]};
         // In percent of what an SM has.
         if (attribute.id == kAttributeCarveout) {
-            if (attribute.value.words[0] > 100) return refuse(CUDA_ERROR_INVALID_VALUE, text("a carve-out of %u percent", attribute.value.words[0]));
+            if (attribute.value.words[0] > 100)
+                return refuse(CUDA_ERROR_INVALID_VALUE, text("a carve-out of %u percent", attribute.value.words[0]));
             carveout = static_cast<int>(attribute.value.words[0]);
         }
     }
@@ -149,8 +156,8 @@ DRIVER_API cuLaunchKernelEx(const LaunchConfig* config, Function* function, void
         if (const CUresult error = refusal_of("programmatic")) return error;
     if (carveout >= 0)
         if (const CUresult error = refusal_of("carveout")) return error;
-    return launch(function, config->grid, config->block, cluster, config->shared_bytes, config->stream, arguments, cooperative,
-                  starts_early, carveout);
+    return launch(function, config->grid, config->block, cluster, config->shared_bytes, config->stream, arguments,
+                  cooperative, starts_early, carveout);
 }
 
 // By shared memory and threads, as for blocks; where the SMs of a GPU lie apart, fewer fit.
@@ -159,8 +166,10 @@ DRIVER_API cuOccupancyMaxActiveClusters(int* clusters, Function* function, const
     uint32_t blocks = 1;
     for (unsigned i = 0; i < config->attribute_count; i++)
         if (config->attributes[i].id == kAttributeClusterDimension)
-            blocks = config->attributes[i].value.words[0] * config->attributes[i].value.words[1] * config->attributes[i].value.words[2];
+            blocks = config->attributes[i].value.words[0] * config->attributes[i].value.words[1] *
+                     config->attributes[i].value.words[2];
     const unsigned threads = config->block[0] * config->block[1] * config->block[2];
-    *clusters = resident_blocks(*function, threads, config->shared_bytes) * played.device->sm_count / static_cast<int>(blocks);
+    *clusters =
+        resident_blocks(*function, threads, config->shared_bytes) * played.device->sm_count / static_cast<int>(blocks);
     return CUDA_SUCCESS;
 }

@@ -45,13 +45,15 @@ bool is_pinned(const void* host, size_t bytes) {
 CUresult check_range(CUdeviceptr address, size_t bytes, const char* call) {
     const size_t at = device_memory.offset(pointer(address));
     if (at < device_memory.bytes && allocations.inside(at, bytes)) return CUDA_SUCCESS;
-    return refuse(CUDA_ERROR_INVALID_VALUE, text("%s: %zu bytes at %p are not within one allocation", call, bytes, pointer(address)));
+    return refuse(CUDA_ERROR_INVALID_VALUE,
+                  text("%s: %zu bytes at %p are not within one allocation", call, bytes, pointer(address)));
 }
 
 CUresult free_now(CUdeviceptr address) {
     const size_t bytes = allocations.size_of(pointer(address));
     if (!allocations.free(pointer(address)))
-        return refuse(CUDA_ERROR_INVALID_VALUE, text("free of %p, which is not the start of an allocation", pointer(address)));
+        return refuse(CUDA_ERROR_INVALID_VALUE,
+                      text("free of %p, which is not the start of an allocation", pointer(address)));
     forget_messages(pointer(address), bytes);
     allocated_bytes -= bytes;
     return CUDA_SUCCESS;
@@ -73,7 +75,8 @@ CUresult refuse_recording(void* stream, const char* call) {
 
 // Pinned memory of a recording may be gone when the copy runs.
 void check_still_pinned(const void* host, size_t bytes) {
-    if (!is_pinned(host, bytes)) fail(0, text("a copy of %zu bytes from or to pinned host memory that has been freed", bytes));
+    if (!is_pinned(host, bytes))
+        fail(0, text("a copy of %zu bytes from or to pinned host memory that has been freed", bytes));
 }
 
 void fetch(HostWork& work, void* host, const void* device, size_t bytes) {
@@ -118,9 +121,12 @@ DRIVER_API cuMemAllocFromPoolAsync(CUdeviceptr* address, size_t bytes, Pool*, vo
 }
 DRIVER_API cuMemFreeAsync(CUdeviceptr address, void* stream) {
     BEGIN_DRIVER_CALL;
-    if (const CUresult error = refuse_recording(stream, "the release of memory that was allocated outside of the recording")) return error;
+    if (const CUresult error =
+            refuse_recording(stream, "the release of memory that was allocated outside of the recording"))
+        return error;
     if (allocations.size_of(pointer(address)) == 0)
-        return refuse(CUDA_ERROR_INVALID_VALUE, text("free of %p, which is not the start of an allocation", pointer(address)));
+        return refuse(CUDA_ERROR_INVALID_VALUE,
+                      text("free of %p, which is not the start of an allocation", pointer(address)));
     // Whoever uses the memory after this point of the stream, or beside it, meets unowned bytes or a race.
     const size_t bytes = allocations.size_of(pointer(address));
     return submit_host_work(stream, "cuMemFreeAsync", [address, bytes](HostWork& work) {
@@ -210,8 +216,12 @@ CUresult fill(CUdeviceptr to, T value, size_t count, void* stream) {
     });
 }
 }  // namespace
-DRIVER_API cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t count, void* s) { return fill(to, value, count, s); }
-DRIVER_API cuMemsetD16Async(CUdeviceptr to, unsigned short value, size_t count, void* s) { return fill(to, value, count, s); }
+DRIVER_API cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t count, void* s) {
+    return fill(to, value, count, s);
+}
+DRIVER_API cuMemsetD16Async(CUdeviceptr to, unsigned short value, size_t count, void* s) {
+    return fill(to, value, count, s);
+}
 DRIVER_API cuMemsetD32Async(CUdeviceptr to, unsigned value, size_t count, void* s) { return fill(to, value, count, s); }
 DRIVER_API cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_t count) { return fill(to, value, count, nullptr); }
 DRIVER_API cuMemsetD32_v2(CUdeviceptr to, unsigned value, size_t count) { return fill(to, value, count, nullptr); }
@@ -255,7 +265,9 @@ DRIVER_API cuMemPoolSetAttribute(Pool* pool, int attribute, void* value) {
 }
 DRIVER_API cuMemPoolGetAttribute(Pool* pool, int attribute, void* value) {
     enum { ReleaseThreshold = 4, ReservedCurrent = 5 };
-    const uint64_t stored = attribute == ReleaseThreshold ? pool->release_threshold : attribute == ReservedCurrent ? reserved() : allocated_bytes;
+    const uint64_t stored = attribute == ReleaseThreshold  ? pool->release_threshold
+                            : attribute == ReservedCurrent ? reserved()
+                                                           : allocated_bytes;
     std::memcpy(value, &stored, 8);
     return CUDA_SUCCESS;
 }

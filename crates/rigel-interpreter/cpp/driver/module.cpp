@@ -24,7 +24,9 @@ DRIVER_API cuModuleLoadData(Module** module, const void* data) {
     *module = made.release();
     return CUDA_SUCCESS;
 }
-DRIVER_API cuModuleLoadDataEx(Module** module, const void* data, unsigned, int*, void**) { return cuModuleLoadData(module, data); }
+DRIVER_API cuModuleLoadDataEx(Module** module, const void* data, unsigned, int*, void**) {
+    return cuModuleLoadData(module, data);
+}
 DRIVER_API cuModuleLoadFatBinary(Module** module, const void* data) { return cuModuleLoadData(module, data); }
 DRIVER_API cuModuleUnload(Module* module) {
     BEGIN_DRIVER_CALL;
@@ -34,7 +36,8 @@ DRIVER_API cuModuleUnload(Module* module) {
 DRIVER_API cuModuleGetFunction(Function** function, Module* module, const char* name) {
     BEGIN_DRIVER_CALL;
     const Kernel* kernel = find_kernel(name);
-    if (!kernel) return refuse(CUDA_ERROR_NOT_FOUND, text("no kernel %s is registered (is REGISTER_KERNEL missing?)", name));
+    if (!kernel)
+        return refuse(CUDA_ERROR_NOT_FOUND, text("no kernel %s is registered (is REGISTER_KERNEL missing?)", name));
     const std::string mismatch = compare_with_image(module->image, *kernel);
     if (!mismatch.empty()) {
         report(mismatch);
@@ -65,8 +68,9 @@ DRIVER_API cuFuncSetAttribute(Function* function, int attribute, int value) {
     BEGIN_DRIVER_CALL;
     if (attribute == kMaxDynamicSharedBytes) {
         if (value < 0 || value > played.device->shared_opt_in)
-            return refuse(CUDA_ERROR_INVALID_VALUE, text("%s: %d bytes of shared memory asked for, the device gives a block %d",
-                                                         function->kernel->name, value, played.device->shared_opt_in));
+            return refuse(CUDA_ERROR_INVALID_VALUE,
+                          text("%s: %d bytes of shared memory asked for, the device gives a block %d",
+                               function->kernel->name, value, played.device->shared_opt_in));
         function->max_shared_bytes = value;
     }
     return CUDA_SUCCESS;
@@ -74,7 +78,8 @@ DRIVER_API cuFuncSetAttribute(Function* function, int attribute, int value) {
 DRIVER_API cuFuncGetAttribute(int* value, int attribute, Function* function) {
     switch (attribute) {
         case 0: *value = static_cast<int>(function->kernel->max_threads); break;
-        case 5: case 6: *value = played.device->major * 10 + played.device->minor; break;  // PTX, binary version
+        case 5:
+        case 6: *value = played.device->major * 10 + played.device->minor; break;  // PTX, binary version
         case kMaxDynamicSharedBytes: *value = function->max_shared_bytes; break;
         default: *value = 0;  // no registers, no local, constant or static shared memory
     }
@@ -85,8 +90,8 @@ DRIVER_API cuFuncGetName(const char** name, Function* function) {
     *name = function->kernel->name;
     return CUDA_SUCCESS;
 }
-DRIVER_API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, Function* function, int threads, size_t shared,
-                                                                unsigned) {
+DRIVER_API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, Function* function, int threads,
+                                                                size_t shared, unsigned) {
     *blocks = resident_blocks(*function, static_cast<unsigned>(threads), shared);
     return CUDA_SUCCESS;
 }

@@ -19,7 +19,7 @@ struct RecordedOperation {
 };
 
 struct Branch {
-    Stream* stream;             // nullptr: it was destroyed
+    Stream* stream;  // nullptr: it was destroyed
     std::vector<size_t> front;  // what its next operation follows
 };
 

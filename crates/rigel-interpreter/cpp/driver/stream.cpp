@@ -17,7 +17,8 @@ namespace {
 // What the host must not ask of a stream that records, or of an event in a recording: neither stands for work to be run.
 CUresult refuse_while_recording(const Stream& stream) {
     if (!stream.recording) return CUDA_SUCCESS;
-    return invalidate(*stream.recording, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "the host waits for a stream that records");
+    return invalidate(*stream.recording, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+                      "the host waits for a stream that records");
 }
 CUresult refuse_recorded(const Event& event) {
     if (!event.recording) return CUDA_SUCCESS;
@@ -27,15 +28,19 @@ CUresult refuse_recorded(const Event& event) {
 // `stream` records, or is to, what comes after an event of a recording.
 CUresult follow(Stream& stream, const Event& event) {
     Recording& recording = *event.recording;
-    if (recording.ended) return refuse(CUDA_ERROR_CAPTURED_EVENT, "a stream waits for an event of a recording that has ended");
+    if (recording.ended)
+        return refuse(CUDA_ERROR_CAPTURED_EVENT, "a stream waits for an event of a recording that has ended");
     if (!recording.valid) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
     if (stream.recording && stream.recording != event.recording) {
-        invalidate(*stream.recording, CUDA_ERROR_STREAM_CAPTURE_MERGE, "a stream waits for an event of another recording than its own");
-        return invalidate(recording, CUDA_ERROR_STREAM_CAPTURE_MERGE, "a stream of another recording waits for an event of this one");
+        invalidate(*stream.recording, CUDA_ERROR_STREAM_CAPTURE_MERGE,
+                   "a stream waits for an event of another recording than its own");
+        return invalidate(recording, CUDA_ERROR_STREAM_CAPTURE_MERGE,
+                          "a stream of another recording waits for an event of this one");
     }
     if (!stream.recording) {
         if (&stream == &default_stream)
-            return invalidate(recording, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT, "the default stream waits for an event of a recording");
+            return invalidate(recording, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT,
+                              "the default stream waits for an event of a recording");
         stream.recording = event.recording;
         stream.branch = recording.branches.size();
         recording.branches.push_back({&stream, {}});

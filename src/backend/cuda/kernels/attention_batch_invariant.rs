@@ -49,7 +49,7 @@ pub fn plan_tiles(
 
 /// The kernel of [`AttentionBatchInvariant::first`].
 pub fn kernel_name(element: &str, head_dim: usize) -> String {
-    format!("attention_ordered_{element}_{head_dim}")
+    format!("attention_batch_invariant_{element}_{head_dim}")
 }
 
 /// The kernel of [`AttentionBatchInvariant::merge`].

@@ -20,10 +20,10 @@ pub(super) const CHECK: Check = Check { kernel: "gemm" };
 const IMAGE: &str = "gemm_sm90";
 
 /// Rows of the output that a block computes at a time, and those of each of its two halves.
-const TILE_M: u32 = constants::ROWS;
+const TILE_M: u32 = constants::TILE_M;
 const HALF_TILE_M: u32 = constants::GROUP_ROWS;
 /// Elements of k in a stage, and columns of the output tile stored at a time: rows of 128 bytes in shared memory.
-const BOX_ELEMENTS: u32 = constants::DEPTH;
+const BOX_ELEMENTS: u32 = constants::TILE_K;
 const THREADS: u32 = constants::THREADS;
 /// Of the stages together, of the output's pieces, and of barriers: two a stage, and one a piece.
 const RING_BYTES: u32 = constants::RING_BYTES;

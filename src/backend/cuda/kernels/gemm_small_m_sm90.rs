@@ -19,7 +19,7 @@ pub(super) const CHECK: Check = Check { kernel: "gemm" };
 const IMAGE: &str = "gemm_small_m_sm90";
 
 const TILE_N: usize = constants::TILE as usize;
-const TILE_K: usize = constants::DEPTH as usize;
+const TILE_K: usize = constants::TILE_K as usize;
 /// Threads of a block.
 pub const THREADS: u32 = constants::THREADS;
 /// Bytes of a row of either operand in a stage, and of the two barriers of one.
