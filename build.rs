@@ -52,7 +52,7 @@ fn run() -> Result<(), String> {
             let all = [Source::all(&kernels, &kernels)?, Source::all(&conformance, &kernels)?];
             let [sources, conformance] = Source::wanted(all)?;
             nvcc.compile(&sources, &kernels, &out)?;
-            // Tests read these from where they lie (tests/kernels_conformance.rs); the binary has none of them.
+            // Tests read these from where they lie (tests/kernels/conformance.rs); the binary has none of them.
             nvcc.compile(&conformance, &kernels, &out.join("conformance"))?;
             table(Some(&nvcc), &sources, &out)
         }

@@ -20,16 +20,19 @@ fn python(code: &str) -> String {
 
 #[test]
 fn packed_tests_find_their_files_by_the_variable() {
-    let packed = "from gpu_check.pack import TESTS; from pathlib import Path; \
-                  print(*[p.stem for p in Path('tests').glob('*.rs') if TESTS.fullmatch(p.stem)])";
-    let names = python(packed);
-    let names: Vec<&str> = names.split_whitespace().collect();
-    for one in ["kernels_norm", "kernels_conformance", "cuda_parity", "cuda_backend", "device_layer"] {
-        assert!(names.contains(&one), "{one} is not packed: {names:?}");
+    let folders = python("from gpu_check.pack import TESTS; print(*TESTS)");
+    let unpacked = python("from gpu_check.pack import INTERPRETER_ONLY; print(*INTERPRETER_ONLY)");
+    let unpacked: Vec<&str> = unpacked.split_whitespace().map(|module| module.trim_end_matches("::")).collect();
+    let mut files = Vec::new();
+    for folder in folders.split_whitespace().chain(["common"]) {
+        let entries = fs::read_dir(Path::new(ROOT).join("tests").join(folder)).unwrap();
+        files.extend(entries.map(|entry| entry.unwrap().path()));
     }
-    let files = names.iter().map(|name| format!("tests/{name}.rs"));
-    for file in files.chain(["attention", "goldens", "mod", "product"].map(|name| format!("tests/common/{name}.rs"))) {
-        let text = fs::read_to_string(Path::new(ROOT).join(&file)).unwrap();
+    files.retain(|file| !file.ends_with("common/root.rs") && !file.ends_with("common/ledger.rs"));
+    files.retain(|file| !unpacked.iter().any(|module| file.file_stem().unwrap() == *module));
+    assert!(files.len() > 30, "{files:?}");
+    for file in files {
+        let (text, file) = (fs::read_to_string(&file).unwrap(), file.display());
         for place in ["CARGO_MANIFEST_DIR", "OUT_DIR", "CARGO_BIN_EXE"] {
             assert!(!text.contains(place), "{file} names {place}: away from here it is not there; use common::root()");
         }
@@ -79,12 +82,12 @@ fn pack(folder: &Path) {
         copy(&Path::new(ROOT).join("tools").join(name), &folder.join("tools").join(name));
     }
     program(&folder.join("bin/rigel"), "#!/bin/sh\necho rigel 0.1.0\n");
-    program(&folder.join("bin/tests/kernels_norm"), "#!/bin/sh\necho 'layer_norm: test'\n");
+    program(&folder.join("bin/tests/kernels"), "#!/bin/sh\necho 'norm::layer_norm: test'\n");
     let manifest = json!({
         "schema": "rigel-gpu-check-1",
         "commit": "0123456789ab",
         "files": {"bin/rigel": fs::metadata(folder.join("bin/rigel")).unwrap().len()},
-        "tests": {"kernels_norm": ["layer_norm"]},
+        "tests": {"kernels": ["norm::layer_norm"]},
         "ignored": {},
     });
     fs::write(folder.join("manifest.json"), manifest.to_string()).unwrap();
@@ -113,10 +116,10 @@ fn what_is_wrong_with_a_pack_is_one_line() {
     assert!(said.contains("pack of commit 0123456789ab: 1 files whole; rigel 0.1.0 starts; 1 test binaries"), "{said}");
     assert!(said.contains("no peers: "), "{said}");
 
-    program(&folder.path().join("bin/tests/kernels_norm"), "#!/bin/sh\necho 'rms_norm: test'\n");
+    program(&folder.path().join("bin/tests/kernels"), "#!/bin/sh\necho 'norm::rms_norm: test'\n");
     refused(folder.path(), "has other tests than the manifest says");
-    program(&folder.path().join("bin/tests/kernels_norm"), "#!/bin/sh\nexit 127\n");
-    refused(folder.path(), "bin/tests/kernels_norm does not start here");
+    program(&folder.path().join("bin/tests/kernels"), "#!/bin/sh\nexit 127\n");
+    refused(folder.path(), "bin/tests/kernels does not start here");
     program(&folder.path().join("bin/rigel"), "#!/bin/sh\n");
     refused(folder.path(), "unpack the archive again");
     fs::write(folder.path().join("manifest.json"), "{\"schema\": \"other\"}").unwrap();
@@ -136,16 +139,14 @@ fn checks() -> Vec<(String, String, String)> {
 
 #[test]
 fn every_check_has_its_tests_and_they_are_packed() {
-    let packed = python(
-        "from gpu_check.pack import TESTS; from pathlib import Path; \
-         print(*[p.stem for p in Path('tests').glob('*.rs') if TESTS.fullmatch(p.stem)])",
-    );
+    let packed = python("from gpu_check.pack import TESTS; print(*TESTS)");
     let checks = checks();
     assert!(checks.len() > 15, "{checks:?}");
     for (binary, start, _) in checks {
         assert!(packed.split_whitespace().any(|name| name == binary), "{binary} is not packed");
-        let text = fs::read_to_string(Path::new(ROOT).join(format!("tests/{binary}.rs"))).unwrap();
-        assert!(text.contains(&format!("fn {start}")), "{binary} has no test {start}…");
+        let (module, function) = start.split_once("::").expect("a module");
+        let text = fs::read_to_string(Path::new(ROOT).join(format!("tests/{binary}/{module}.rs"))).unwrap();
+        assert!(text.contains(&format!("fn {function}")), "{binary} has no test {start}…");
     }
 }
 

@@ -1,5 +1,5 @@
 // targets: sm_80 compute_80 sm_90
-// One tiny kernel for each function of kernels/ptx/convert.cuh: tests/kernels_conformance.rs says what it must
+// One tiny kernel for each function of kernels/ptx/convert.cuh: tests/kernels/conformance.rs says what it must
 // give, on the interpreter and on a GPU.
 #include "ptx/ptx.cuh"
 

@@ -1,5 +1,5 @@
 // targets: sm_80 compute_80 sm_90
-// Kernels with which tests/device_layer.rs tries the device layer.
+// Kernels with which tests/cuda/device_layer.rs tries the device layer.
 #include "ptx/ptx.cuh"
 
 // to[i] = from[i] + 1, 32 threads a block; `to` may be `from`.

@@ -1,5 +1,5 @@
 // targets: sm_80 compute_80 sm_90
-// One tiny kernel for each function that sampling is made of: tests/kernels_sample.rs says what it must give, on the
+// One tiny kernel for each function that sampling is made of: tests/kernels/sample.rs says what it must give, on the
 // interpreter and on a GPU. Those with `count` take that many inputs, one a thread.
 #include "common/elementary.cuh"
 #include "common/float_key.cuh"

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod batch;
+mod batch_kill;
 mod bench;
 mod chat;
 mod checkpoints;

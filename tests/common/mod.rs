@@ -44,8 +44,14 @@ pub fn in_own_process_with(test: &str, variables: &[(&str, &str)], body: impl Fn
     print!("{out}");
 }
 
+/// The name of a test function as the test binary lists it: with its module.
+macro_rules! test_name {
+    ($name:ident) => {
+        concat!(module_path!(), "::", stringify!($name)).split_once("::").map_or("", |(_, name)| name)
+    };
+}
+
 /// A test of kernels, in a process of its own; skipped by name where there are none.
-#[macro_export]
 macro_rules! device_test {
     ($(#[$attribute:meta])* fn $name:ident() $body:block) => {
         #[test]
@@ -55,7 +61,7 @@ macro_rules! device_test {
                 eprintln!("{}: skipped, this build has no kernels; run tools/install-nvcc", stringify!($name));
                 return;
             }
-            common::in_own_process(stringify!($name), || $body);
+            crate::common::in_own_process(test_name!($name), || $body);
         }
     };
 }

@@ -8,7 +8,7 @@ use rigel::backend::cuda::kernels::attention_prefill::{AttentionPrefill, Prefill
 use rigel::backend::cuda::kernels::paged::{AttentionInputs, Heads, Sequence};
 use rigel::backend::cuda::{Buffer, CudaError};
 
-use super::attention::{OnDevice, Step, World, assert_no_bank_conflicts, bits};
+use super::attention_reference::{OnDevice, Step, World, assert_no_bank_conflicts, bits};
 use super::common::{self, Bench, Half};
 
 pub fn heads(group: usize, kv: usize, dim: usize) -> Heads {

@@ -32,77 +32,77 @@ class Check:
 CHECKS = (
     Check(
         "each instruction does what it says",
-        (("kernels_conformance", ""), ("kernels_conformance_hopper", "")),
+        (("kernels", "conformance::"), ("kernels", "conformance_hopper::")),
         "the test names the function of kernels/ptx/; every kernel that calls it is suspect: RIGEL_CUDA_GEMM=sm80, "
         "RIGEL_CUDA_ATTENTION_DECODE=sm80 and RIGEL_CUDA_ATTENTION_PREFILL=sm80 leave out what Hopper alone has",
     ),
     Check(
         "boxes wholly outside of a tensor bring zeros",
-        (("kernels_conformance_hopper", "boxes_wholly_outside"),),
+        (("kernels", "conformance_hopper::boxes_wholly_outside"),),
         "small-M gemm and gemm_sm90 load such boxes: RIGEL_CUDA_GEMM=sm80",
     ),
     Check(
         "2^0 is 1 and 2^-infinity is 0",
-        (("kernels_conformance", "powers_of_two_of_zero"),),
+        (("kernels", "conformance::powers_of_two_of_zero"),),
         f"attention leaves out rescaling by 2^0 (kernels/common/attention.cuh); {NO_SWITCH}",
     ),
     Check(
         "a wait that never ends traps and names its barrier",
-        (("kernels_mbarrier_trap", ""),),
+        (("kernels", "mbarrier_trap::"),),
         "a build with RIGEL_TRAP_MBARRIER=1 will not name what hangs: use RIGEL_CUDA_SYNC=1, which names the kernel",
     ),
     Check(
         "programmatic edges survive the capture of a graph",
-        (("cuda_switches", "programmatic_edges"),),
+        (("cuda", "switches::programmatic_edges"),),
         "steps are right but slower: compare RIGEL_CUDA_GRAPHS=0 with RIGEL_CUDA_PDL=0 (measured below)",
     ),
     Check(
         "early starts, graphs and carve-outs change no bit",
-        (("cuda_switches", "overlap_graphs_and_carveout"), ("cuda_backend", "a_recorded_step")),
+        (("cuda", "switches::overlap_graphs_and_carveout"), ("cuda", "backend::a_recorded_step")),
         "RIGEL_CUDA_PDL=0 where steps that are not captured differ, RIGEL_CUDA_GRAPHS=0 where captured ones do",
     ),
     Check(
         "every algorithm by name gives the same model",
-        (("cuda_switches", "linear_layers"), ("cuda_switches", "attention_is_computed")),
+        (("cuda", "switches::linear_layers"), ("cuda", "switches::attention_is_computed")),
         "the test names the algorithm: choose another by the same switch",
     ),
     Check(
         "gemm_sm90 and small-M gemm agree with float64",
-        (("kernels_gemm_sm90", ""), ("kernels_gemm_small_m", "")),
+        (("kernels", "gemm_sm90::"), ("kernels", "gemm_small_m::")),
         "RIGEL_CUDA_GEMM=sm80",
     ),
     Check(
         "the clusters that a plan wants run at one time",
-        (("kernels_gemm_small_m", "the_clusters_of_a_plan"),),
+        (("kernels", "gemm_small_m::the_clusters_of_a_plan"),),
         "results are right, some clusters wait for a second round; compare RIGEL_CUDA_GEMM=sm80, and put the number that "
         "the test prints into Plan::choose",
     ),
     Check(
         "arrivals across a cluster, many times, beside other work",
-        (("kernels_gemm_small_m", "a_product_has_the_same_bits"), ("kernels_gemm_sm90", "a_product_has_the_same_bits")),
+        (("kernels", "gemm_small_m::a_product_has_the_same_bits"), ("kernels", "gemm_sm90::a_product_has_the_same_bits")),
         "a lost arrival or a missing fence: RIGEL_CUDA_GEMM=sm80; compute-sanitizer's racecheck on the same test",
         seconds=300,
         repeats=200_000,
     ),
     Check(
         "prefill attention on Hopper agrees with float64",
-        (("kernels_attention_prefill_sm90", ""),),
+        (("kernels", "attention_prefill_sm90::"),),
         "RIGEL_CUDA_ATTENTION_PREFILL=sm80",
     ),
     Check(
         "prefill attention hands over from copies to boxes, many times",
-        (("kernels_attention_prefill_sm90", "attention_has_the_same_bits"),),
+        (("kernels", "attention_prefill_sm90::attention_has_the_same_bits"),),
         "a lost proxy fence: RIGEL_CUDA_ATTENTION_PREFILL=sm80",
         repeats=2_000,
     ),
     Check(
         "decode attention agrees with float64",
-        (("kernels_attention_decode", ""),),
+        (("kernels", "attention_decode::"),),
         "RIGEL_CUDA_ATTENTION_DECODE=sm80",
     ),
     Check(
         "graphs of every bucket fit into what the plan leaves the driver",
-        (("cuda_backend", "graphs_of_every_bucket"),),
+        (("cuda", "backend::graphs_of_every_bucket"),),
         "results are right, memory may run out: fewer --max-seqs, or RIGEL_CUDA_GRAPHS=0",
     ),
 )

@@ -14,7 +14,6 @@ The pack is one folder laid out as the repository is, so that the same paths wor
 import json
 import lzma
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -27,8 +26,9 @@ import report
 SCHEMA = "rigel-gpu-check-1"
 FOLDER = "rigel-gpu-check"
 MAX_BYTES = 50 << 20
-# cuda_cost_model is about what the interpreter counts.
-TESTS = re.compile(r"kernels_\w+|cuda_(?!account)\w+|bench_kernels|bench_model|device_layer")
+TESTS = ("kernels", "cuda")
+# Modules of tests that are about the interpreter.
+INTERPRETER_ONLY = ("cost_model::", "faked_drivers::", "interpreter_speed::")
 BENCHES = ("kernels",)
 DATA = ("tests/goldens", "crates/rigel-nano/model", "models/configs", "kernels/ptx", "kernels/conformance", "tools/peers")
 DATA += ("tools/gpu_check", "tools/gpu-check", "LICENSE")
@@ -73,8 +73,7 @@ def conformance(messages):
 
 def build_all(root):
     """Builds all, and returns {path in the pack: file}."""
-    names = sorted(path.stem for path in (root / "tests").glob("*.rs") if TESTS.fullmatch(path.stem))
-    messages = cargo(root, "test", "--no-run", *(word for name in names for word in ("--test", name)))
+    messages = cargo(root, "test", "--no-run", *(word for name in TESTS for word in ("--test", name)))
     tests, fatbins = executables(messages, "test"), conformance(messages)
     files = {f"bin/tests/{name}": path for name, path in tests.items()}
     files |= {f"conformance/{path.name}": path for path in fatbins.glob("*.fatbin")}
@@ -98,7 +97,8 @@ def names_of_tests(binary, *options):
     done = subprocess.run([binary, "--list", "--format", "terse", *options], capture_output=True, text=True)
     if done.returncode:
         raise Refused(f"{binary} --list ended with {done.returncode}: {done.stderr.strip()}")
-    return [line[: -len(": test")] for line in done.stdout.splitlines() if line.endswith(": test")]
+    names = [line[: -len(": test")] for line in done.stdout.splitlines() if line.endswith(": test")]
+    return [name for name in names if not name.startswith(INTERPRETER_ONLY)]
 
 
 def lay_out(files, folder):

@@ -16,7 +16,7 @@ NAMES = ["checks", "tests", "parity", "sanitizer", "kernels", "model", "generate
 STAGE_SECONDS = 530
 TEST_SECONDS, SANITIZER_SECONDS = 240, 120
 # By the beginnings of their names.
-ORDER = ("kernels_conformance", "device_layer", "kernels_", "cuda_parity", "")
+ORDER = ("kernels::conformance", "cuda::device_layer", "kernels::", "cuda::parity", "")
 # Enough of each for every kernel to have been launched; all of conformance.
 SANITIZED_TESTS = 3
 SANITIZERS = ("memcheck", "racecheck")
@@ -84,7 +84,8 @@ def last_lines(output, count=3):
 def judge_test(name, test):
     def judge(code, output, seconds):
         values = {"passed": float(code == 0 and "1 passed" in output), "seconds": round(seconds, 2)}
-        skips = [line for line in output.splitlines() if line.startswith(f"{test}: skipped")]
+        function = test.split("::")[-1]
+        skips = [line for line in output.splitlines() if line.startswith(f"{function}: skipped")]
         if skips:
             return report.row("tests", name, "rigel", missing=skips[0])
         marks = [] if values["passed"] else [last_lines(output)]
@@ -93,27 +94,31 @@ def judge_test(name, test):
     return judge
 
 
-def binaries(places):
-    """Test binaries and their tests: single instructions first, whole models last."""
+def packed_tests(places):
+    """(binary, test) of every packed test: single instructions first, whole models last."""
     place = lambda name: next(i for i, start in enumerate(ORDER) if name.startswith(start))
-    return sorted(places.manifest["tests"].items(), key=lambda binary: (place(binary[0]), binary[0]))
+    names = [(binary, test) for binary, tests in places.manifest["tests"].items() for test in tests]
+    return sorted(names, key=lambda name: (place("::".join(name)), "::".join(name)))
+
+
+def is_ignored(places, binary, test):
+    return test in places.manifest["ignored"].get(binary, [])
 
 
 def tests(places):
     items = []
-    for binary, names in binaries(places):
-        ignored = set(places.manifest["ignored"].get(binary, []))
-        for test in names:
-            name = f"{binary}::{test}"
-            item = Item(
-                key=f"tests/{name}",
-                command=[str(places.root / "bin/tests" / binary), "--exact", test, "--nocapture"],
-                seconds=TEST_SECONDS,
-                environment={"RIGEL_TEST_DEVICE": "cuda", "RIGEL_TEST_ROOT": str(places.root)},
-                judge=judge_test(name, test),
-            )
-            item.missing = "ignored: it prints figures for a person" if test in ignored else None
-            items.append(item)
+    for binary, test in packed_tests(places):
+        name = f"{binary}::{test}"
+        item = Item(
+            key=f"tests/{name}",
+            command=[str(places.root / "bin/tests" / binary), "--exact", test, "--nocapture"],
+            seconds=TEST_SECONDS,
+            environment={"RIGEL_TEST_DEVICE": "cuda", "RIGEL_TEST_ROOT": str(places.root)},
+            judge=judge_test(name, test),
+        )
+        ignored = is_ignored(places, binary, test)
+        item.missing = "ignored: it prints figures for a person" if ignored else None
+        items.append(item)
     return Stage("tests", "tests of kernels, device layer and backend", items, jobs=min(4, os.cpu_count() or 1))
 
 
@@ -135,29 +140,33 @@ def judge_sanitizer(name):
 def sanitizer(places):
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     items = []
-    for binary, names in binaries(places):
-        if not binary.startswith(("kernels_", "device_layer")):
+    taken = {}
+    for binary, test in packed_tests(places):
+        area = f"{binary}::{test}".rsplit("::", 1)[0]
+        if not area.startswith(("kernels::", "cuda::device_layer")):
             continue
-        ignored = set(places.manifest["ignored"].get(binary, []))
-        able = [test for test in names if test not in ignored and test != "no_function_is_left_out"]
-        for test in able if binary.startswith("kernels_conformance") else able[:SANITIZED_TESTS]:
-            for check in SANITIZERS:
-                name = f"{check} {binary}::{test}"
-                words = [tool or "compute-sanitizer", "--tool", check, "--error-exitcode", str(SANITIZER_FOUND)]
-                # Tests of what the driver refuses make it refuse.
-                words += ["--report-api-errors", "no"] if check == "memcheck" else []
-                words += ["--print-limit", "5", str(places.root / "bin/tests" / binary), "--exact", test, "--nocapture"]
-                # The test's own process is the one that is watched.
-                environment = {"RIGEL_TEST_DEVICE": "cuda", "RIGEL_TEST_ROOT": str(places.root)}
-                environment["RIGEL_TEST_CHILD"] = test
-                item = Item(f"sanitizer/{name}", words, SANITIZER_SECONDS, environment, judge=judge_sanitizer(name))
-                item.missing = None if tool else "compute-sanitizer is not installed here"
-                items.append(item)
-    # First one tool on one test of each binary, and so on: the stage may end before all are through.
+        if is_ignored(places, binary, test) or test.endswith("::no_function_is_left_out"):
+            continue
+        taken[area] = taken.get(area, 0) + 1
+        if taken[area] > SANITIZED_TESTS and not area.startswith("kernels::conformance"):
+            continue
+        for check in SANITIZERS:
+            name = f"{check} {binary}::{test}"
+            words = [tool or "compute-sanitizer", "--tool", check, "--error-exitcode", str(SANITIZER_FOUND)]
+            # Tests of what the driver refuses make it refuse.
+            words += ["--report-api-errors", "no"] if check == "memcheck" else []
+            words += ["--print-limit", "5", str(places.root / "bin/tests" / binary), "--exact", test, "--nocapture"]
+            # The test's own process is the one that is watched.
+            environment = {"RIGEL_TEST_DEVICE": "cuda", "RIGEL_TEST_ROOT": str(places.root)}
+            environment["RIGEL_TEST_CHILD"] = test
+            item = Item(f"sanitizer/{name}", words, SANITIZER_SECONDS, environment, judge=judge_sanitizer(name))
+            item.missing = None if tool else "compute-sanitizer is not installed here"
+            items.append(item)
+    # First one tool on one test of each area, and so on: the stage may end before all are through.
     place = {}
     for item in items:
-        kind = item.key.split("::")[0]
-        place[item.key] = sum(other.split("::")[0] == kind for other in place)
+        kind = item.key.rsplit("::", 1)[0]
+        place[item.key] = sum(other.rsplit("::", 1)[0] == kind for other in place)
     items.sort(key=lambda item: place[item.key])
     return Stage("sanitizer", "compute-sanitizer on kernel tests", items, jobs=min(3, os.cpu_count() or 1))
 

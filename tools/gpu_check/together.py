@@ -1,6 +1,6 @@
 """Runs the tests of a check, which lie in one binary or in several: each command must pass as many as are said with it.
 
-    python3 together.py '[{"passes": 1, "command": ["bin/tests/kernels_norm", "--exact", "layer_norm"]}, …]'
+    python3 together.py '[{"passes": 1, "command": ["bin/tests/kernels", "--exact", "norm::layer_norm"]}, …]'
 """
 
 import json

@@ -273,7 +273,7 @@ mod tests {
             algorithms: Algorithms::default(),
         };
         let described = StepDescription { sequences, logits_rows: sequences.len(), sampled_rows: sequences.len() };
-        let cost_model = cost_model::<half::bf16>(&spec, &options, &card, &described);
+        let costs = kernel_costs::<half::bf16>(&spec, &options, &card, &described);
         let ceilings = Ceilings { bytes: Some(4e12), flops: Some(8e14) };
         let mut clock = 0.0;
         let mut ran = Vec::new();
@@ -283,7 +283,7 @@ mod tests {
             ran.push(TimedLaunch { kernel: launch.kernel.clone(), start_us: clock, us });
             clock += us + if launch.family == "norm" { 0.2 } else { 1.0 };
         }
-        Timeline::join(step, ("cupti", true), ran, &kernel_costs, &ceilings).unwrap()
+        Timeline::join(step, ("cupti", true), ran, &costs, &ceilings).unwrap()
     }
 
     #[test]

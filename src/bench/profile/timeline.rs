@@ -349,7 +349,7 @@ mod tests {
     fn timeline(ran: Vec<TimedLaunch>, costs: &[KernelCost]) -> Result<Timeline, Mismatch> {
         // 1 MB and 1 MFLOP a microsecond.
         let ceilings = Ceilings { bytes: Some(1e12), flops: Some(1e12) };
-        Timeline::join(Step::Decode { batch: 1, depth: 7 }, ("cupti", true), ran, kernel_costs, &ceilings)
+        Timeline::join(Step::Decode { batch: 1, depth: 7 }, ("cupti", true), ran, costs, &ceilings)
     }
 
     fn kernel_costs() -> [KernelCost; 3] {

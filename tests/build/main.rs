@@ -1,0 +1,4 @@
+//! `build.rs`, and what the compiler made of the kernels.
+
+mod build_script;
+mod sass;

@@ -1,0 +1,4 @@
+//! The engine over a mock backend, and OpenAI's request and response bodies.
+
+mod mock_backend;
+mod openai;
