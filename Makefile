@@ -11,7 +11,7 @@ run:
 test:
 	tools/install-nvcc --if-missing
 	cargo test --workspace
-	cargo test --no-default-features --lib --test engine --test floors
+	cargo test --no-default-features --lib --test engine --test layering
 
 lint:
 	cargo fmt --all --check

@@ -11,40 +11,51 @@
 //! # }
 //! ```
 //!
-//! [`engine::Engine`] runs any number of requests together; [`checkpoint::Checkpoint`], [`text::Tokenizer`] and
-//! [`model::ModelSpec`] are of use alone. More to start from is in `examples/`: embedding, batches, a logits processor,
-//! infill.
+//! [`engine::Engine`] runs any number of requests together. [`checkpoint::Checkpoint`], [`text::Tokenizer`] and
+//! [`model::ModelSpec`] are useful on their own. `examples/` has more: embedding, batches, a logits processor, infill.
 //!
-//! # The house
+//! # Layers
 //!
-#![doc = include_str!("../docs/house.svg")]
+#![doc = include_str!("../docs/layers.svg")]
 //!
-//! Each floor imports only from those below it (`tests/floors.rs` holds the crate to it):
+//! Each module imports only from the layers below its own (checked by `tests/layering.rs`). `docs/architecture.md` follows a
+//! request through them and says which file does what.
 //!
-//! | floor | room | what lives there |
+//! | layer | module | contents |
 //! |---|---|---|
-//! | 6 | `main.rs`, `cli/` | the `rigel` command: arguments, progress bars, printing |
-//! | 5 | [`bench`](mod@bench) | measuring: reports, kernels against their limits, models in llama-bench's terms; imports from `engine` |
-//! | 5 | [`openai`] | OpenAI's wire types, turned into requests and back; imports from `engine`, on its own floor |
-//! | 5 | [`engine`] | [`engine::Engine`], [`engine::Request`], [`engine::Event`]: the only generation loop |
+//! | 6 | `main.rs`, `cli/` | the `rigel` command: arguments, progress bars, output |
+//! | 5 | [`bench`](mod@bench) | measurements: reports, kernels against their limits, models in llama-bench's terms; imports from `engine` |
+//! | 5 | [`openai`] | OpenAI's request and response bodies; imports from `engine` |
+//! | 5 | [`engine`] | [`engine::Engine`], [`engine::Request`], [`engine::Event`]: scheduling and the generation loop |
 //! | 4 | [`backend`] | one forward pass over a ragged batch: the trait, [`backend::cpu`] and `backend::cuda` |
-//! | 3 | [`kv`] | pages, block tables, window eviction; [`sampling`]: parameters, processors, draws |
-//! | 2 | [`model`] | what the network is: shapes and counts; [`text`]: tokenizer, chat template, infill, stops |
-//! | 2 | `hub` | downloads models from the Hugging Face hub into its local cache |
-//! | 1 | [`checkpoint`] | config.json and safetensors over a memory map, checked, never copied |
-//! | 0 | [`host`] | what the machine and its container give: memory, and the kind of a file system |
+//! | 3 | [`kv`] | the paged KV cache: pages, block tables, window eviction, prefix cache |
+//! | 3 | [`sampling`] | sampling parameters, logits processors, the reference sampler |
+//! | 2 | [`model`] | networks as data: layers, shapes, counts |
+//! | 2 | [`text`] | tokenizer, chat template, infill, stop strings |
+//! | 2 | `hub` | downloads from the Hugging Face hub into its local cache |
+//! | 1 | [`checkpoint`] | config.json and memory-mapped safetensors, checked, never copied |
+//! | 0 | [`host`] | memory limits and file systems of the machine and its container |
 
 #![warn(missing_docs)]
+// `backend`, `bench` and `checkpoint` have unsafe code: kernels, devices and memory maps.
 
 pub mod backend;
 pub mod bench;
 pub mod checkpoint;
+#[forbid(unsafe_code)]
 pub mod engine;
+#[forbid(unsafe_code)]
 pub mod host;
 #[cfg(feature = "hub")]
+#[forbid(unsafe_code)]
 pub mod hub;
+#[forbid(unsafe_code)]
 pub mod kv;
+#[forbid(unsafe_code)]
 pub mod model;
+#[forbid(unsafe_code)]
 pub mod openai;
+#[forbid(unsafe_code)]
 pub mod sampling;
+#[forbid(unsafe_code)]
 pub mod text;

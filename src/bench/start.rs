@@ -81,7 +81,7 @@ impl Clock {
 /// steps. `process_us` is how long it took until this could be called, in microseconds.
 ///
 /// # Errors
-/// Those of [`EngineBuilder::build`].
+/// As for [`EngineBuilder::build`].
 pub fn measure(
     source: ModelSource,
     device: Device,

@@ -39,7 +39,7 @@ pub enum CheckpointError {
     /// An address of the hub where a hub id was expected.
     #[error("{url} is an address; give {id}")]
     HubAddress {
-        /// What was asked for.
+        /// What was requested.
         url: String,
         /// The hub id in it.
         id: String,
@@ -47,7 +47,7 @@ pub enum CheckpointError {
     /// Weights are needed, and the model's name stands for a configuration alone.
     #[error("{model} is a shape without weights; give a checkpoint")]
     NoWeights {
-        /// What was asked for.
+        /// What was requested.
         model: String,
     },
     /// The path exists, but is no directory.
@@ -57,7 +57,7 @@ pub enum CheckpointError {
         path: String,
         /// What it is.
         found: &'static str,
-        /// What to do.
+        /// What to do about it.
         advice: &'static str,
     },
     /// The weights are not those of a plain network: quantised, an adapter's, or in another program's layout.
@@ -67,7 +67,7 @@ pub enum CheckpointError {
         model: String,
         /// What it is, and what gives it away.
         found: String,
-        /// What to do.
+        /// What to do about it.
         advice: &'static str,
     },
     /// The bundled model, in a program that was built without it.
@@ -132,7 +132,7 @@ pub enum CheckpointError {
         found: String,
         /// What it should hold.
         expected: String,
-        /// What to do.
+        /// What to do about it.
         advice: &'static str,
     },
     /// A field with an impossible value.
@@ -170,7 +170,7 @@ pub enum CheckpointError {
         found: String,
         /// What it should hold.
         expected: String,
-        /// What to do.
+        /// What to do about it.
         advice: &'static str,
     },
 }

@@ -52,7 +52,7 @@ impl Mapping {
     /// Reads the whole file at `path` into memory of this process: nothing that happens to the file later matters.
     ///
     /// # Errors
-    /// Those of [`Mapping::open`]; no address space; a file that changes while it is read.
+    /// As for [`Mapping::open`]; no address space; a file that changes while it is read.
     pub fn read(path: &Path, file: String, reader: &mut Reader<'_>) -> Result<Mapping, CheckpointError> {
         let (opened, metadata) = open(path, &file)?;
         let map = reader.read(&opened, &metadata, &file)?;

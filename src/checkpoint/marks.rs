@@ -18,7 +18,7 @@ pub(super) struct Mark {
     parts: &'static [&'static str],
     /// What the checkpoint is.
     pub what: &'static str,
-    /// What to do.
+    /// What to do about it.
     pub advice: &'static str,
 }
 

@@ -165,7 +165,7 @@ impl Checkpoint {
     /// The same with options, such as weights that are read and not mapped.
     ///
     /// # Errors
-    /// Those of [`Checkpoint::open`]; weights that are to be read and do not fit the memory that this process can have.
+    /// As for [`Checkpoint::open`]; weights that are to be read and do not fit the memory that this process can have.
     pub fn open_with(source: &ModelSource, options: OpenOptions<'_>) -> Result<Checkpoint, CheckpointError> {
         Checkpoint::read(source, options)
     }

@@ -51,7 +51,7 @@ impl ModelSource {
     /// The same for what needs the shapes only: the hub id of a published network need not be in the cache.
     ///
     /// # Errors
-    /// Those of [`ModelSource::resolve`].
+    /// As for [`ModelSource::resolve`].
     pub fn resolve_shape(model: &str) -> Result<ModelSource, CheckpointError> {
         match (ModelSource::resolve(model), published::find_repo(model)) {
             (Err(CheckpointError::NotInCache { .. }), Some(network)) => Ok(ModelSource::published(network)),

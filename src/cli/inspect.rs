@@ -54,7 +54,7 @@ impl Inspect {
     }
 }
 
-/// What `--json` prints.
+/// The record that `--json` prints.
 #[derive(Serialize)]
 struct Record<'a> {
     #[serde(flatten)]

@@ -64,6 +64,7 @@ mod respond;
 mod running;
 mod sampling_args;
 mod score;
+#[cfg_attr(unix, expect(unsafe_code, reason = "sigaction tells whether a signal is ignored"))]
 mod signals;
 mod synth;
 mod tokenize;

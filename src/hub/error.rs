@@ -43,7 +43,7 @@ pub enum HubError {
         repo: String,
         /// The hub's host.
         host: String,
-        /// What was asked for.
+        /// What was requested.
         revision: String,
     },
     /// The model's licence has to be accepted first.

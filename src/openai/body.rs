@@ -42,7 +42,7 @@ pub struct ChatBody {
     pub max_tokens: Option<u32>,
     /// `logprobs` and `top_logprobs`: log-probabilities of the tokens and of this many best ones.
     pub logprobs: Option<usize>,
-    /// `add_generation_prompt`: does the prompt end with the header of the assistant's turn?
+    /// `add_generation_prompt`: whether the prompt ends with the header of the assistant's turn.
     pub add_generation_prompt: bool,
     /// What both bodies may say.
     pub options: Options,

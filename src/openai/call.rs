@@ -20,9 +20,9 @@ pub struct Identity {
 pub struct Call {
     /// What to run, one request a prompt.
     pub requests: Vec<Request>,
-    /// Is the answer to be streamed?
+    /// Whether to stream the answer.
     pub stream: bool,
-    /// Does a stream end with the usage?
+    /// Whether a stream ends with the usage.
     pub include_usage: bool,
     format: Format,
     special_output: SpecialOutput,

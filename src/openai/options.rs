@@ -21,7 +21,7 @@ pub struct Defaults {
     pub stop: Vec<String>,
     /// Tokens that end a generation where the body has no `stop_token_ids`.
     pub stop_token_ids: Vec<TokenId>,
-    /// Do generations go on after an end-of-sequence token?
+    /// Whether generation continues after an end-of-sequence token.
     pub ignore_eos: bool,
     /// Log-probabilities of the tokens and of this many best ones, where a body has no `logprobs`.
     pub logprobs: Option<usize>,

@@ -1,7 +1,7 @@
 //! The counter-based generator behind every draw: Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random
 //! numbers: as easy as 1, 2, 3", SC 2011).
 //!
-//! A token is drawn by an exponential race: each kept token gets an exponential variate `e` of its own and the
+//! A token is sampled by an exponential race: each kept token gets an exponential variate `e` of its own and the
 //! largest `p / e` wins, which picks token `i` with probability `p_i`. The variate is a pure function of
 //! (seed, position, token id), so a draw needs no state, no order of tokens and no neighbour: a thread a token on a
 //! GPU computes the same as a loop here.
@@ -26,7 +26,7 @@ pub fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 
 /// The logarithm of the exponential variate of `token` at `position` under `seed`.
 ///
-/// `position` is that of the token being drawn, counted from the start of the prompt. Four neighbouring ids share
+/// `position` is that of the token being sampled, counted from the start of the prompt. Four neighbouring ids share
 /// one Philox block. The uniform lies in (0, 1): `(bits >> 8 + 1/2) / 2^24`, rounded to f32 but not up to 1, where the
 /// variate would be 0 and its token would win whatever its probability.
 pub fn log_exponential(seed: u64, position: u32, token: u32) -> f32 {

@@ -8,14 +8,14 @@ use super::{
     LogitsContext, LogitsProcessor, SampleError, SamplingParams, SeenTokens, TokenHistory, TokenLogprobs, noise,
 };
 
-/// What is to be drawn from one row of logits.
+/// How to sample from one row of logits.
 #[derive(Debug, Clone)]
 pub struct SampleRow<'a> {
     /// Index among the logits rows of the last forward pass.
     pub logits_row: usize,
     /// How to choose.
     pub params: &'a SamplingParams,
-    /// Position of the token to draw, counted from the start of the prompt.
+    /// Position of the token to sample, counted from the start of the prompt.
     pub position: u32,
     /// Prompt and output so far. Needed where [`SamplingParams::has_penalties`]; without it there are none.
     pub history: Option<&'a TokenHistory>,
@@ -45,7 +45,7 @@ impl<'a> SampleRow<'a> {
         }
     }
 
-    /// Does anything change the logits that the choice is made from?
+    /// Returns `true` if anything changes the logits before sampling.
     fn changes_logits(&self) -> bool {
         let params = self.params;
         params.allowed_token_ids.is_some()
@@ -58,7 +58,7 @@ impl<'a> SampleRow<'a> {
     }
 }
 
-/// One token drawn.
+/// A sampled token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampled {
     /// The token.
@@ -67,7 +67,7 @@ pub struct Sampled {
     pub logprobs: Option<TokenLogprobs>,
 }
 
-/// Draws one token from f32 logits `[vocab_size]`. Ids at or above the vocabulary size are passed over.
+/// Samples one token from f32 logits `[vocab_size]`. Ids at or above the vocabulary size are passed over.
 ///
 /// # Errors
 /// [`SampleError::NotFinite`] where the logits hold NaN or +∞ or nothing above −∞, as they come or once they are

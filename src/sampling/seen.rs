@@ -22,7 +22,7 @@ impl SeenTokens {
         }
     }
 
-    /// Is the token in the set?
+    /// Returns `true` if the token is in the set.
     pub fn contains(&self, token: TokenId) -> bool {
         self.words.get(token.0 as usize / 64).is_some_and(|word| word >> (token.0 % 64) & 1 == 1)
     }

@@ -19,7 +19,7 @@ pub struct FittedPrompt {
 }
 
 impl FittedPrompt {
-    /// Is the prompt the whole one?
+    /// Whether the prompt is whole.
     pub fn is_whole(&self) -> bool {
         (self.prefix_cut, self.suffix_cut, self.files_cut) == (0, 0, 0)
     }

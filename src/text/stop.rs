@@ -27,7 +27,7 @@ pub(super) struct Piece<'a> {
     pub special: usize,
 }
 
-/// Does a stop string that this piece completes count?
+/// Whether a stop string completed by this piece counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Heed {
     Yes,

@@ -10,7 +10,7 @@ pub struct StopStrings {
     /// The texts. They may span tokens, and they are looked for in the text *with* special tokens, whether those are
     /// shown or not: `<file_sep>` stops at that token.
     pub stop: Vec<String>,
-    /// Does the text keep the stop string?
+    /// Whether the text keeps the stop string.
     pub stop_text: StopText,
     /// A stop string that is complete within so many tokens is ordinary text; one that begins there and ends later
     /// stops.

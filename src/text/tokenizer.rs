@@ -145,7 +145,7 @@ impl Tokenizer {
     /// [`encode`](Self::encode) for it.
     ///
     /// # Errors
-    /// Those of [`encode`](Self::encode).
+    /// As for [`encode`](Self::encode).
     pub fn encode_prompt(&self, text: &str, special: SpecialTokens) -> Result<Vec<TokenId>, TextError> {
         Ok(self.with_special_tokens(self.encode(text, special)?))
     }

@@ -6,7 +6,7 @@
 //! in ascending order of position. All of that depends on the query's position alone, not on the rows that share
 //! the tile, the pages or the chunk: the bits are the same in any company.
 //!
-//! What a query does not see never enters its determinism: not its value, and of its score only a comparison's worth
+//! What a query does not see never enters its arithmetic: not its value, and of its score only a comparison's worth
 //! that is overwritten before use. A slot that holds NaN harms only those who see it.
 
 // Loops over the constant sizes of a tile become registers; indices say which.
@@ -58,7 +58,7 @@ pub(crate) struct Scratch {
     /// `[MAX_QUERIES][LANES]`
     sums: *mut f32,
     /// `[MAX_QUERIES]`
-    highest: *mut f32,
+    max: *mut f32,
     /// `[MAX_QUERIES][head_dim]`
     acc: *mut f32,
 }
@@ -75,8 +75,8 @@ impl Scratch {
         // SAFETY: the four parts are those that `floats` adds up.
         unsafe {
             let sums = at.add(MAX_QUERIES * BLOCK);
-            let highest = sums.add(MAX_QUERIES * LANES);
-            Scratch { weights: at, sums, highest, acc: highest.add(MAX_QUERIES) }
+            let max = sums.add(MAX_QUERIES * LANES);
+            Scratch { weights: at, sums, max, acc: max.add(MAX_QUERIES) }
         }
     }
 }
@@ -97,7 +97,7 @@ pub(crate) unsafe fn attend<L: Lanes>(tile: &Tile<'_>, scratch: Scratch) {
         scratch.acc.write_bytes(0, queries * head_dim);
         scratch.sums.write_bytes(0, queries * LANES);
         for m in 0..queries {
-            *scratch.highest.add(m) = f32::NEG_INFINITY;
+            *scratch.max.add(m) = f32::NEG_INFINITY;
         }
         let mut block = first - first % BLOCK;
         while block < end {
@@ -117,7 +117,7 @@ pub(crate) unsafe fn attend<L: Lanes>(tile: &Tile<'_>, scratch: Scratch) {
             for m in 0..queries {
                 let (low, high) = visible(tile, m / tile.heads, block);
                 if low < high {
-                    soften::<L>(scratch, m, low, high, head_dim);
+                    online_softmax_step::<L>(scratch, m, low, high, head_dim);
                 }
             }
             accumulate::<L>(tile, &values, block, scratch);
@@ -196,7 +196,7 @@ unsafe fn score_rows<L: Lanes, const M: usize, const N: usize>(
 /// One step of query `m`'s online softmax: scores at `low..high` of the block become weights (0 elsewhere), the
 /// running maximum and sum take them in, and what was accumulated is rescaled.
 #[inline(always)]
-unsafe fn soften<L: Lanes>(scratch: Scratch, m: usize, low: usize, high: usize, head_dim: usize) {
+unsafe fn online_softmax_step<L: Lanes>(scratch: Scratch, m: usize, low: usize, high: usize, head_dim: usize) {
     // SAFETY: the caller's promise; `m` is a query, `low..high` lies in the block.
     unsafe {
         let weights = scratch.weights.add(m * BLOCK);
@@ -204,18 +204,18 @@ unsafe fn soften<L: Lanes>(scratch: Scratch, m: usize, low: usize, high: usize, 
             *weights.add(slot) = f32::NEG_INFINITY;
         }
         let scale = L::splat(1.0 / (head_dim as f32).sqrt());
-        let before = *scratch.highest.add(m);
-        let mut highest = L::splat(before);
+        let before = *scratch.max.add(m);
+        let mut max = L::splat(before);
         for slot in (0..BLOCK).step_by(LANES) {
             let score = L::load(weights.add(slot)).mul(scale);
             score.store(weights.add(slot));
-            highest = score.max(highest);
+            max = score.max(max);
         }
-        let highest = highest.largest();
-        *scratch.highest.add(m) = highest;
+        let max = max.largest();
+        *scratch.max.add(m) = max;
         let mut sums = L::load(scratch.sums.add(m * LANES));
-        if highest != before {
-            let shrink = exp(L::splat(before).sub(L::splat(highest)));
+        if max != before {
+            let shrink = exp(L::splat(before).sub(L::splat(max)));
             sums = sums.mul(shrink);
             let acc = scratch.acc.add(m * head_dim);
             let mut d = 0;
@@ -226,7 +226,7 @@ unsafe fn soften<L: Lanes>(scratch: Scratch, m: usize, low: usize, high: usize, 
             }
         }
         for slot in (0..BLOCK).step_by(LANES) {
-            let weight = exp(L::load(weights.add(slot)).sub(L::splat(highest)));
+            let weight = exp(L::load(weights.add(slot)).sub(L::splat(max)));
             weight.store(weights.add(slot));
             sums = sums.add(weight);
         }

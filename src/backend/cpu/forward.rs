@@ -3,7 +3,7 @@
 use super::attention::{self, MAX_QUERIES, Tile};
 use super::cache::Cache;
 use super::kernels::Kernels;
-use super::matmul::{self, Product, Then};
+use super::matmul::{self, Epilogue, Gemm};
 use super::plan::Plan;
 use super::rope;
 use super::thread_pool::ThreadPool;
@@ -20,7 +20,7 @@ const ROWS_PER_TASK: usize = 4;
 ///
 /// The plan was made for the batch, so every index below is in range; tasks of a region write apart from each other
 /// and read what earlier regions wrote. Each `SAFETY` below rests on these two facts.
-pub(crate) struct Pass<'a> {
+pub(crate) struct ForwardPass<'a> {
     pub(crate) spec: &'a ModelSpec,
     pub(crate) inv_freq: &'a [f32],
     pub(crate) kernels: &'a Kernels,
@@ -34,20 +34,20 @@ pub(crate) struct Pass<'a> {
     pub(crate) threads: usize,
 }
 
-impl Pass<'_> {
+impl ForwardPass<'_> {
     /// All of it, on the threads of `pool`.
     pub(crate) fn run(&self, pool: &mut ThreadPool) {
         let &Workspace { hidden, normed, attn_out, intermediate, .. } = self.workspace;
         self.embed(pool);
         for (index, layer) in self.weights.layers.iter().enumerate() {
-            self.norm_all(pool, &layer.attention_norm);
+            self.norm_rows(pool, &layer.attention_norm);
             self.project_qkv(pool, layer);
-            self.rotate_and_keep(pool, index);
+            self.rotate_and_cache(pool, index);
             self.attend(pool, index, layer);
-            self.multiply(pool, &[self.product(attn_out, &layer.output, hidden, Then::Add)]);
-            self.norm_all(pool, &layer.mlp_norm);
-            self.multiply(pool, &[self.product(normed, &layer.up, intermediate, layer.activation)]);
-            self.multiply(pool, &[self.product(intermediate, &layer.down, hidden, Then::Add)]);
+            self.multiply(pool, &[self.gemm(attn_out, &layer.output, hidden, Epilogue::Add)]);
+            self.norm_rows(pool, &layer.mlp_norm);
+            self.multiply(pool, &[self.gemm(normed, &layer.up, intermediate, layer.activation)]);
+            self.multiply(pool, &[self.gemm(intermediate, &layer.down, hidden, Epilogue::Add)]);
         }
         self.head(pool);
     }
@@ -65,7 +65,7 @@ impl Pass<'_> {
                 let id = self.token_ids[row].0 as usize;
                 let stored = &embedding.bytes[id * embedding.row_bytes()..][..embedding.row_bytes()];
                 let position = self.plan.positions()[row];
-                // SAFETY: see `Pass`.
+                // SAFETY: see `ForwardPass`.
                 unsafe {
                     let to = self.workspace.hidden.row(row);
                     (embedding.kernels.widen)(stored.as_ptr(), self.spec.hidden_size, to);
@@ -78,14 +78,14 @@ impl Pass<'_> {
     }
 
     /// `normed[row] = norm(hidden[row])` for every row.
-    fn norm_all(&self, pool: &mut ThreadPool, norm: &Norm) {
+    fn norm_rows(&self, pool: &mut ThreadPool, norm: &Norm) {
         pool.parallel_for_rows(self.rows(), ROWS_PER_TASK, |rows| rows.for_each(|row| self.norm_row(norm, row, row)));
     }
 
     /// `normed[to] = norm(hidden[row])`.
     fn norm_row(&self, norm: &Norm, row: usize, to: usize) {
         let n = self.spec.hidden_size;
-        // SAFETY: see `Pass`; weight and bias have the length of a row.
+        // SAFETY: see `ForwardPass`; weight and bias have the length of a row.
         unsafe {
             let x = self.workspace.hidden.row(row);
             let out = self.workspace.normed.row(to);
@@ -93,11 +93,11 @@ impl Pass<'_> {
         }
     }
 
-    /// `out = then(x · linearᵀ)` over all rows.
-    fn product<'b>(&self, x: Rows, linear: &'b Linear, out: Rows, then: Then) -> Product<'b> {
+    /// `out = epilogue(x · linearᵀ)` over all rows.
+    fn gemm<'b>(&self, x: Rows, linear: &'b Linear, out: Rows, epilogue: Epilogue) -> Gemm<'b> {
         // SAFETY: no pointer is followed here, and the buffers have a first row whenever the product has rows.
         let (x_start, out_start) = unsafe { (x.row(0), out.row(0)) };
-        Product {
+        Gemm {
             x: x_start,
             x_stride: x.stride,
             rows: self.rows(),
@@ -105,7 +105,7 @@ impl Pass<'_> {
             bias: linear.bias(),
             out: out_start,
             out_stride: out.stride,
-            then,
+            epilogue,
         }
     }
 
@@ -113,50 +113,50 @@ impl Pass<'_> {
         let &Workspace { normed, qkv, .. } = self.workspace;
         let head_dim = self.spec.head_dim;
         let part = |linear, first_head: usize| {
-            let product = self.product(normed, linear, qkv, Then::Store);
+            let gemm = self.gemm(normed, linear, qkv, Epilogue::Store);
             // SAFETY: the heads of a row lie one after the other in `qkv`.
-            let out = unsafe { product.out.add(first_head * head_dim) };
-            Product { out, ..product }
+            let out = unsafe { gemm.out.add(first_head * head_dim) };
+            Gemm { out, ..gemm }
         };
         let (keys, values) = (self.spec.heads, self.spec.heads + self.spec.kv_heads);
         self.multiply(pool, &[part(&layer.query, 0), part(&layer.key, keys), part(&layer.value, values)]);
     }
 
-    /// Matrix products in one region: blocks of weight rows go to whoever is free.
-    fn multiply<const N: usize>(&self, pool: &mut ThreadPool, products: &[Product<'_>; N]) {
-        let blocks = products.each_ref().map(|product| product.block_rows(self.threads));
+    /// Matrix gemms in one region: blocks of weight rows go to whoever is free.
+    fn multiply<const N: usize>(&self, pool: &mut ThreadPool, gemms: &[Gemm<'_>; N]) {
+        let blocks = gemms.each_ref().map(|gemm| gemm.block_rows(self.threads));
         let mut tasks = 0;
-        for (product, block) in products.iter().zip(blocks) {
-            tasks += product.weight.rows().div_ceil(block);
+        for (gemm, block) in gemms.iter().zip(blocks) {
+            tasks += gemm.weight.rows().div_ceil(block);
         }
         pool.parallel_for(tasks, |thread, mut task| {
             // SAFETY: each thread's scratch begins with room for this.
             let scratch = unsafe { matmul::Scratch::new(self.scratch(thread)) };
-            for (product, block) in products.iter().zip(blocks) {
-                let rows = product.weight.rows();
+            for (gemm, block) in gemms.iter().zip(blocks) {
+                let rows = gemm.weight.rows();
                 let here = rows.div_ceil(block);
                 if task < here {
                     let range = task * block..rows.min((task + 1) * block);
                     // The blocks in between go to the others.
                     let next = range.start + self.threads * block;
-                    // SAFETY: see `Pass`; the block lies inside the weight, and `scratch` is this thread's.
-                    return unsafe { (product.weight.kernels.product_block)(product, range, next, scratch) };
+                    // SAFETY: see `ForwardPass`; the block lies inside the weight, and `scratch` is this thread's.
+                    return unsafe { (gemm.weight.kernels.gemm_block)(gemm, range, next, scratch) };
                 }
                 task -= here;
             }
         });
     }
 
-    /// Rotates queries in place, and rotates keys into the cache; copies values there.
-    fn rotate_and_keep(&self, pool: &mut ThreadPool, layer: usize) {
+    /// Rotates queries in slot, and rotates keys into the cache; copies values there.
+    fn rotate_and_cache(&self, pool: &mut ThreadPool, layer: usize) {
         let head_dim = self.spec.head_dim;
-        let places = self.plan.rows(self.cache.group(layer));
+        let slots = self.plan.rows(self.cache.group(layer));
         let half = head_dim / 2;
         let (heads, kv_heads) = (self.spec.heads, self.spec.kv_heads);
         pool.parallel_for_rows(self.rows(), ROWS_PER_TASK, |rows| {
             for row in rows {
-                let place = places[row];
-                // SAFETY: see `Pass`; no two rows of a batch share a slot.
+                let slot = slots[row];
+                // SAFETY: see `ForwardPass`; no two rows of a batch share a slot.
                 unsafe {
                     let (cos, sin) = (self.workspace.cos.row(row), self.workspace.sin.row(row));
                     let qkv = self.workspace.qkv.row(row);
@@ -166,7 +166,7 @@ impl Pass<'_> {
                     }
                     for head in 0..kv_heads {
                         let (keys, values) = self.cache.head(layer, head);
-                        let at = place.page as usize * self.cache.page_stride() + place.slot as usize * head_dim;
+                        let at = slot.page as usize * self.cache.page_stride() + slot.slot as usize * head_dim;
                         let key = qkv.add((heads + head) * head_dim);
                         (self.kernels.rotate)(key, cos, sin, half, keys.add(at));
                         let value = qkv.add((heads + kv_heads + head) * head_dim);
@@ -187,7 +187,7 @@ impl Pass<'_> {
         let splits = group.div_ceil(heads);
         let &Workspace { qkv, attn_out, .. } = self.workspace;
         pool.parallel_for(tiles.len() * spec.kv_heads * splits, |thread, task| {
-            // SAFETY: behind the room for matrix products lies that for attention.
+            // SAFETY: behind the room for matrix gemms lies that for attention.
             let scratch = unsafe { attention::Scratch::new(self.scratch(thread).add(matmul::Scratch::FLOATS)) };
             // The last rows see the most keys: the long tasks first.
             let rows = tiles[tiles.len() - 1 - task / (spec.kv_heads * splits)];
@@ -196,7 +196,7 @@ impl Pass<'_> {
             let table = &self.batch.sequences[rows.sequence].tables[self.cache.group(index)];
             let first_head = kv_head * group + split * heads;
             let (keys, values) = self.cache.head(index, kv_head);
-            // SAFETY: see `Pass`; the cache was written in the region before, `scratch` is this thread's.
+            // SAFETY: see `ForwardPass`; the cache was written in the region before, `scratch` is this thread's.
             unsafe {
                 let tile = Tile {
                     queries: qkv.row(rows.row).add(first_head * spec.head_dim),
@@ -227,8 +227,8 @@ impl Pass<'_> {
             range.for_each(|i| self.norm_row(&self.weights.final_norm, wanted[i], i));
         });
         let &Workspace { normed, logits, .. } = self.workspace;
-        let product = self.product(normed, &self.weights.head, logits, Then::Store);
-        self.multiply(pool, &[Product { rows: wanted.len(), ..product }]);
+        let gemm = self.gemm(normed, &self.weights.head, logits, Epilogue::Store);
+        self.multiply(pool, &[Gemm { rows: wanted.len(), ..gemm }]);
     }
 
     /// A thread's working memory.

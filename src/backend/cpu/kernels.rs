@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::attention::{self, Tile};
-use super::matmul::{self, Product};
+use super::matmul::{self, Gemm};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
 use super::simd::{Bf16, F16, F32, Portable, Weight};
@@ -66,14 +66,14 @@ impl Isa {
     }
 }
 
-type ProductBlock = unsafe fn(&Product<'_>, Range<usize>, usize, matmul::Scratch);
+type GemmBlock = unsafe fn(&Gemm<'_>, Range<usize>, usize, matmul::Scratch);
 type Widen = unsafe fn(*const u8, usize, *mut f32);
 
 /// Entry points of one weight format. Each is as unsafe as the kernel that it is named after.
 pub(crate) struct WeightKernels {
     pub(crate) format: WeightFormat,
-    /// [`product_block`](matmul::product_block)
-    pub(crate) product_block: ProductBlock,
+    /// [`gemm_block`](matmul::gemm_block)
+    pub(crate) gemm_block: GemmBlock,
     /// [`widen`](matmul::widen)
     pub(crate) widen: Widen,
 }
@@ -98,9 +98,9 @@ macro_rules! compile {
             use super::*;
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn product_block(product: &Product<'_>, block: Range<usize>, next: usize, scratch: matmul::Scratch) {
+            unsafe fn gemm_block(gemm: &Gemm<'_>, block: Range<usize>, next: usize, scratch: matmul::Scratch) {
                 // SAFETY: the caller's promise.
-                unsafe { matmul::product_block::<$lanes, $weight>(product, block, next, scratch) }
+                unsafe { matmul::gemm_block::<$lanes, $weight>(gemm, block, next, scratch) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -110,7 +110,7 @@ macro_rules! compile {
             }
 
             pub(super) const KERNELS: WeightKernels =
-                WeightKernels { format: <$weight>::FORMAT, product_block, widen };
+                WeightKernels { format: <$weight>::FORMAT, gemm_block, widen };
         }
     };
     ($module:ident, $lanes:ty $(, $features:literal)?) => {

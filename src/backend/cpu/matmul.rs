@@ -1,10 +1,10 @@
-//! Matrix products with weights as they are stored: `out[row] = then(x[row] · weightᵀ + bias)`.
+//! GEMM with weights as stored: `out[row] = epilogue(x[row] · weightᵀ + bias)`.
 //!
-//! Each output is one dot product along K, always in the same order: lane `l` adds up `k ≡ l (mod 16)` from the
-//! first to the last, then the lanes are added as [`Lanes::sum`]'s tree. How many rows share a pass over the
-//! weights, and how the outputs are cut into tiles and blocks, changes no bit of any of them.
+//! Each output is one dot product along k, always in the same order: lane `l` sums `k ≡ l (mod 16)` from first to last,
+//! then the lanes are added in the tree order of [`Lanes::sum`]. Neither the number of rows that share a pass over the
+//! weights nor the blocking changes any bit.
 
-// Loops over the constant sizes of a tile become registers; indices say which.
+// Loops over the constant sizes of a tile become registers; the index relates them.
 #![allow(clippy::needless_range_loop)]
 
 use std::ops::Range;
@@ -13,68 +13,67 @@ use super::activation::{gelu_erf, gelu_tanh};
 use super::kernels::WeightKernels;
 use super::simd::{LANES, Lanes, Weight};
 
-/// The most weight rows in a block.
-const MAX_BLOCK: usize = 256;
-/// The most activation rows that share a load of weights.
-const MAX_PANEL: usize = 6;
+/// Most weight rows in a block.
+const MAX_NC: usize = 256;
+/// Most activation rows of a micro-kernel: they share each load of weights.
+const MAX_MR: usize = 6;
 
-// More rows than a panel's: the same weights are used again and again, arithmetic is the limit, and what is used again
-// should be near. For each group of rows in turn, for each stretch of K in turn, every panel of the group passes over
-// that stretch of the block. Near are then a panel's activations (24 KB of first-level cache), the block's stretch
-// and the group's unfinished sums (128 + 192 KB of L2).
+// More than MAX_MR rows: weights are reused many times and arithmetic is the limit, so reused data should stay in
+// cache. For each block of MC rows, for each K block of KC, the micro-kernel runs over the rows of the block. In L1:
+// the activations of a micro-kernel (24 KB). In L2: the weights of the K block and the partial sums (128 + 192 KB).
 
 /// Weight rows in a block.
-const GROUP_BLOCK: usize = 64;
-/// Activation rows in a group.
-const GROUP: usize = 48;
-/// Elements of K in a stretch.
-const STRETCH: usize = 1024;
+const NC: usize = 64;
+/// Activation rows in a block.
+const MC: usize = 48;
+/// Elements of k in a K block.
+const KC: usize = 1024;
 
-// Up to a panel of rows: memory is the limit, and a block is read in the order in which it lies there.
+// Up to MAX_MR rows: memory is the limit, and a block is read in storage order.
 
-/// Bytes of a block that one row passes over: a long read, since each begins with a wait.
+/// Bytes of a block read by a single row: long, because every read starts with a latency.
 const STREAM_BYTES: usize = 2 << 20;
-/// Bytes of a block that more than one panel may pass over: the second finds it in L2.
+/// Bytes of a block read by more than one micro-kernel: the second finds them in L2.
 const SHARED_BYTES: usize = 256 << 10;
 
-/// One thread's working memory for products.
+/// Working memory of one thread.
 #[derive(Clone, Copy)]
 pub(crate) struct Scratch {
-    /// Finished dot products, `[MAX_PANEL][MAX_BLOCK]`.
+    /// Finished dot products, `[MAX_MR][MAX_NC]`.
     dots: *mut f32,
-    /// Sums that wait for the next stretch of K, `[GROUP][GROUP_BLOCK][LANES]`.
+    /// Partial sums between K blocks, `[MC][NC][LANES]`.
     partial: *mut f32,
 }
 
 impl Scratch {
-    /// Elements that a thread needs.
-    pub(crate) const FLOATS: usize = MAX_PANEL * MAX_BLOCK + GROUP * GROUP_BLOCK * LANES;
+    /// Elements needed per thread.
+    pub(crate) const FLOATS: usize = MAX_MR * MAX_NC + MC * NC * LANES;
 
     /// # Safety
     /// `at` holds [`Scratch::FLOATS`] elements.
     pub(crate) unsafe fn new(at: *mut f32) -> Scratch {
         // SAFETY: the two parts are those that `FLOATS` adds up.
-        Scratch { dots: at, partial: unsafe { at.add(MAX_PANEL * MAX_BLOCK) } }
+        Scratch { dots: at, partial: unsafe { at.add(MAX_MR * MAX_NC) } }
     }
 }
 
-/// What becomes of `x · weightᵀ + bias`.
+/// Applied to `x · weightᵀ + bias`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Then {
-    /// It is stored.
+pub(crate) enum Epilogue {
+    /// Store it.
     Store,
-    /// Its GELU in the tanh form is stored.
+    /// Store its GELU (tanh approximation).
     GeluTanh,
-    /// Its GELU by definition, with erf, is stored.
+    /// Store its GELU (exact, with erf).
     GeluErf,
-    /// It is added to what is there.
+    /// Add it to the output.
     Add,
 }
 
-/// A weight matrix as it is stored, `[rows, columns]`, row after row.
+/// A weight matrix as stored, `[rows, columns]`, row-major.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a> {
-    /// Those of its format.
+    /// Kernels of its format.
     pub kernels: &'static WeightKernels,
     /// Little-endian, of any alignment.
     pub bytes: &'a [u8],
@@ -93,9 +92,9 @@ impl Matrix<'_> {
     }
 }
 
-/// One matrix product over all rows of a batch.
+/// A GEMM over all rows of a batch.
 #[derive(Clone, Copy)]
-pub(crate) struct Product<'a> {
+pub(crate) struct Gemm<'a> {
     /// Activations, f32 `[rows, weight.columns]`, rows `x_stride` apart.
     pub x: *const f32,
     pub x_stride: usize,
@@ -106,69 +105,70 @@ pub(crate) struct Product<'a> {
     /// Results, f32 `[rows, weight.rows()]`, rows `out_stride` apart.
     pub out: *mut f32,
     pub out_stride: usize,
-    pub then: Then,
+    pub epilogue: Epilogue,
 }
 
-// SAFETY: its pointers are followed by `product_block` alone, whose caller promises that accesses do not race.
-unsafe impl Sync for Product<'_> {}
+// SAFETY: its pointers are followed by `gemm_block` alone, whose caller promises that accesses do not race.
+unsafe impl Sync for Gemm<'_> {}
 
-impl Product<'_> {
-    /// Weight rows to a block: as above, but at least two blocks to a thread, and whole tiles.
+impl Gemm<'_> {
+    /// Weight rows per block: as above, with at least two blocks per thread, in whole tiles.
     pub(crate) fn block_rows(&self, threads: usize) -> usize {
         let (fit, most) = match self.rows {
-            0..=1 => (STREAM_BYTES / self.weight.row_bytes(), MAX_BLOCK),
-            2..=MAX_PANEL => (SHARED_BYTES / self.weight.row_bytes(), MAX_BLOCK),
-            _ => (GROUP_BLOCK, GROUP_BLOCK),
+            0..=1 => (STREAM_BYTES / self.weight.row_bytes(), MAX_NC),
+            2..=MAX_MR => (SHARED_BYTES / self.weight.row_bytes(), MAX_NC),
+            _ => (NC, NC),
         };
         let fair = self.weight.rows().div_ceil(2 * threads);
         (fit.min(fair) / 8 * 8).clamp(8, most)
     }
 
-    fn grouped(&self) -> bool {
-        self.rows > MAX_PANEL
+    fn blocked(&self) -> bool {
+        self.rows > MAX_MR
     }
 }
 
-/// Computes outputs `block` (weight rows) of every activation row. `next` is the weight row where the thread will
-/// probably go on; nothing but time depends on it.
+/// Computes outputs `block` (weight rows) of every activation row. `next` is the weight row where this thread probably
+/// continues; only prefetching depends on it.
 ///
 /// # Safety
-/// As [`Lanes`]; `W` is the weight's format; `product.x` and `product.out` are as documented and disjoint, nobody else
+/// As [`Lanes`]; `W` is the weight's format; `gemm.x` and `gemm.out` are as documented and disjoint, nobody else
 /// touches `out[.., block]` meanwhile; `block` lies inside the weight's rows, is not empty and no longer than
-/// [`Product::block_rows`] said; `scratch` is this thread's own.
+/// [`Gemm::block_rows`] said; `scratch` is this thread's own.
 #[inline(always)]
-pub(crate) unsafe fn product_block<L: Lanes, W: Weight>(
-    product: &Product<'_>,
+pub(crate) unsafe fn gemm_block<L: Lanes, W: Weight>(
+    gemm: &Gemm<'_>,
     block: Range<usize>,
     next: usize,
     scratch: Scratch,
 ) {
-    let k = product.weight.columns;
-    let (group, stretch) = if product.grouped() { (GROUP, STRETCH) } else { (MAX_PANEL, k) };
+    let k = gemm.weight.columns;
+    let (group, kc) = if gemm.blocked() { (MC, KC) } else { (MAX_MR, k) };
     let mut first = 0;
-    while first < product.rows {
-        let last = product.rows.min(first + group);
+    while first < gemm.rows {
+        let last = gemm.rows.min(first + group);
         let mut start = 0;
         while start < k {
-            let end = k.min(start + stretch);
-            // What comes after this stretch: the next one, or the first one for the next group or of the next block.
-            let ahead = match (end < k, last < product.rows) {
+            let end = k.min(start + kc);
+            // What follows this K block: the next one, or the first one for the next MC rows, or that of the next
+            // block.
+            let ahead = match (end < k, last < gemm.rows) {
                 (true, _) => (block.start, end),
                 (false, true) => (block.start, 0),
                 (false, false) => (next, 0),
             };
-            let pass = Pass { block: block.clone(), start, end, ahead, group: first..last };
+            let k_block = KBlock { block: block.clone(), start, end, ahead, group: first..last };
             let mut row = first;
             while row < last {
                 // SAFETY: the caller's promise; the rows taken exist.
                 unsafe {
                     row += match (L::WIDE, last - row) {
-                        (true, 6..) => panel::<L, W, 6, 4>(product, row, &pass, scratch),
-                        (true, 4..) => panel::<L, W, 4, 4>(product, row, &pass, scratch),
-                        (true, 2..) => panel::<L, W, 2, 4>(product, row, &pass, scratch),
-                        (true, _) => panel::<L, W, 1, 2>(product, row, &pass, scratch),
-                        (false, 3..) => panel::<L, W, 3, 2>(product, row, &pass, scratch),
-                        (false, _) => panel::<L, W, 1, 2>(product, row, &pass, scratch),
+                        (true, 6..) => micro_kernel::<L, W, 6, 4>(gemm, row, &k_block, scratch),
+                        (true, 4..) => micro_kernel::<L, W, 4, 4>(gemm, row, &k_block, scratch),
+                        (true, 2..) => micro_kernel::<L, W, 2, 4>(gemm, row, &k_block, scratch),
+                        (true, _) => micro_kernel::<L, W, 1, 2>(gemm, row, &k_block, scratch),
+                        (false, 3..) => micro_kernel::<L, W, 3, 2>(gemm, row, &k_block, scratch),
+                        (false, _) => micro_kernel::<L, W, 1, 2>(gemm, row, &k_block, scratch),
                     };
                 }
             }
@@ -178,63 +178,63 @@ pub(crate) unsafe fn product_block<L: Lanes, W: Weight>(
     }
 }
 
-/// A group of rows over a stretch of a block.
-struct Pass {
+/// A block of rows and a K block of weights.
+struct KBlock {
     block: Range<usize>,
     start: usize,
     end: usize,
-    /// Weight row and element where the pass after this one begins.
+    /// Weight row and element where the next pass begins, for prefetching.
     ahead: (usize, usize),
     /// Activation rows.
     group: Range<usize>,
 }
 
-/// `M` activation rows against a stretch of a block of weights, `N` weight rows at a time. Returns `M`.
+/// `M` activation rows times a K block of weights, `N` weight rows at a time. Returns `M`.
 #[inline(always)]
-unsafe fn panel<L: Lanes, W: Weight, const M: usize, const N: usize>(
-    product: &Product<'_>,
+unsafe fn micro_kernel<L: Lanes, W: Weight, const M: usize, const N: usize>(
+    gemm: &Gemm<'_>,
     row: usize,
-    pass: &Pass,
+    k_block: &KBlock,
     scratch: Scratch,
 ) -> usize {
-    let k = product.weight.columns;
+    let k = gemm.weight.columns;
     let stride = W::bytes(k);
-    let Pass { start, end, ref block, .. } = *pass;
-    let grouped = product.grouped();
-    // The share of the next pass's weights that this panel asks for: bytes `from..to` of each row's stretch.
-    let ahead = pass.ahead.0 * stride + W::bytes(pass.ahead.1);
+    let KBlock { start, end, ref block, .. } = *k_block;
+    let blocked = gemm.blocked();
+    // This micro-kernel's share of the prefetches for the next pass: bytes `from..to` of each weight row.
+    let ahead = k_block.ahead.0 * stride + W::bytes(k_block.ahead.1);
     let bytes = W::bytes(end - start);
-    let from = bytes * (row - pass.group.start) / pass.group.len();
-    let to = bytes * (row + M - pass.group.start) / pass.group.len();
+    let from = bytes * (row - k_block.group.start) / k_block.group.len();
+    let to = bytes * (row + M - k_block.group.start) / k_block.group.len();
     // SAFETY: the caller's promise; weight rows stay inside `block`, activation rows inside `row..row + M`. A prefetch
     // may point anywhere.
     unsafe {
-        let weights = product.weight.bytes.as_ptr();
-        let mut x = [product.x; M];
+        let weights = gemm.weight.bytes.as_ptr();
+        let mut x = [gemm.x; M];
         for (m, x) in x.iter_mut().enumerate() {
-            *x = product.x.add((row + m) * product.x_stride);
+            *x = gemm.x.add((row + m) * gemm.x_stride);
         }
         let mut n = block.start;
         while n < block.end {
-            // Beyond the block the last row again, for results that nobody reads.
+            // Past the end of the block, the last row again; its results are not used.
             let mut w = [weights; N];
             for (i, w) in w.iter_mut().enumerate() {
                 *w = weights.add((n + i).min(block.end - 1) * stride);
             }
             let at = n - block.start;
-            let partial = scratch.partial.add(((row - pass.group.start) * GROUP_BLOCK + at * M) * LANES);
+            let partial = scratch.partial.add(((row - k_block.group.start) * NC + at * M) * LANES);
             let mut acc = Accumulators::<L, M, N>::zero();
             if start > 0 {
                 acc.load(partial);
             }
-            // The weights of the next tile. Ungrouped, they are the next in memory, whose rows are as one.
-            let (next, next_stride) = match (n + N < block.end, grouped) {
+            // The weights of the next tile. Unblocked, they follow in memory as one run.
+            let (next, next_stride) = match (n + N < block.end, blocked) {
                 (true, true) => ((n + N) * stride + W::bytes(start), stride),
-                (true, false) => ((n + N) * stride, W::bytes(STRETCH)),
+                (true, false) => ((n + N) * stride, W::bytes(KC)),
                 (false, true) => (block.start * stride + W::bytes(start), stride),
-                (false, false) => (ahead, W::bytes(STRETCH)),
+                (false, false) => (ahead, W::bytes(KC)),
             };
-            if grouped {
+            if blocked {
                 for i in 0..N {
                     let mut line = from;
                     while line < to {
@@ -244,7 +244,7 @@ unsafe fn panel<L: Lanes, W: Weight, const M: usize, const N: usize>(
                 }
             }
             let next = weights.wrapping_add(next);
-            if grouped {
+            if blocked {
                 acc.add_ahead::<W, false>(x, w, start..end, next, next_stride);
             } else {
                 acc.add_ahead::<W, true>(x, w, start..end, next, next_stride);
@@ -252,20 +252,20 @@ unsafe fn panel<L: Lanes, W: Weight, const M: usize, const N: usize>(
             if end < k {
                 acc.store(partial);
             } else {
-                acc.sum(scratch.dots.add(at), MAX_BLOCK);
+                acc.sum(scratch.dots.add(at), MAX_NC);
             }
             n += N;
         }
         if end == k {
             for m in 0..M {
-                finish::<L>(product, row + m, block.clone(), scratch.dots.add(m * MAX_BLOCK));
+                finish::<L>(gemm, row + m, block.clone(), scratch.dots.add(m * MAX_NC));
             }
         }
     }
     M
 }
 
-/// `M × N` dot products under way, sixteen lanes each.
+/// `M × N` dot products in progress, sixteen lanes each.
 ///
 /// # Safety
 /// As [`Lanes`], for every function.
@@ -278,7 +278,7 @@ impl<L: Lanes, const M: usize, const N: usize> Accumulators<L, M, N> {
         Accumulators([[unsafe { L::splat(0.0) }; N]; M])
     }
 
-    /// Takes up what [`Accumulators::store`] put down.
+    /// Continues from what [`Accumulators::store`] saved.
     #[inline(always)]
     unsafe fn load(&mut self, from: *const f32) {
         for m in 0..M {
@@ -317,20 +317,20 @@ impl<L: Lanes, const M: usize, const N: usize> Accumulators<L, M, N> {
         }
     }
 
-    /// [`Accumulators::add`], asking for as many weights from `ahead` on, a stretch of each of `N` rows that are
-    /// `ahead_stride` bytes apart. With `FURTHER`, which is for whole rows, it asks for as many behind those too, into
-    /// L2: a core has room for few lines that are on their way to its first level, for more to its second.
+    /// As [`Accumulators::add`], and prefetches as many weights from `ahead` on, KC elements of each of `N` rows
+    /// `ahead_stride` bytes apart. With `FURTHER`, for whole rows, it also prefetches the following ones into L2: a
+    /// core has few outstanding L1 misses and more for L2.
     #[inline(always)]
     unsafe fn add_ahead<W: Weight, const FURTHER: bool>(
         &mut self,
         x: [*const f32; M],
         w: [*const u8; N],
-        stretch: Range<usize>,
+        k_block: Range<usize>,
         ahead: *const u8,
         ahead_stride: usize,
     ) {
-        let lines_in_row = W::bytes(STRETCH) / 64;
-        let Range { start: mut k, end } = stretch;
+        let lines_in_row = W::bytes(KC) / 64;
+        let Range { start: mut k, end } = k_block;
         let whole = end - end % LANES;
         let mut line = 0;
         // SAFETY: the caller's promise; a prefetch may point anywhere.
@@ -393,13 +393,13 @@ impl<L: Lanes, const M: usize, const N: usize> Accumulators<L, M, N> {
     }
 }
 
-/// Bias and what comes after, over the outputs `block` of one row.
+/// Bias and epilogue over the outputs `block` of one row.
 #[inline(always)]
-unsafe fn finish<L: Lanes>(product: &Product<'_>, row: usize, block: Range<usize>, dots: *const f32) {
+unsafe fn finish<L: Lanes>(gemm: &Gemm<'_>, row: usize, block: Range<usize>, dots: *const f32) {
     // SAFETY: the caller's promise; `i < block.len()`.
     unsafe {
-        let out = product.out.add(row * product.out_stride + block.start);
-        let bias = product.bias.map(|bias| bias.as_ptr().add(block.start));
+        let out = gemm.out.add(row * gemm.out_stride + block.start);
+        let bias = gemm.bias.map(|bias| bias.as_ptr().add(block.start));
         let mut i = 0;
         while i < block.len() {
             let n = LANES.min(block.len() - i);
@@ -407,11 +407,11 @@ unsafe fn finish<L: Lanes>(product: &Product<'_>, row: usize, block: Range<usize
             if let Some(bias) = bias {
                 y = y.add(L::load_first(bias.add(i), n));
             }
-            match product.then {
-                Then::Store => {}
-                Then::GeluTanh => y = gelu_tanh(y),
-                Then::GeluErf => y = gelu_erf(y),
-                Then::Add => y = L::load_first(out.add(i), n).add(y),
+            match gemm.epilogue {
+                Epilogue::Store => {}
+                Epilogue::GeluTanh => y = gelu_tanh(y),
+                Epilogue::GeluErf => y = gelu_erf(y),
+                Epilogue::Add => y = L::load_first(out.add(i), n).add(y),
             }
             y.store_first(out.add(i), n);
             i += LANES;
@@ -465,14 +465,14 @@ mod tests {
         }
 
         /// Outputs over `block`, 7.0 in the others and beforehand.
-        fn run(&self, isa: Isa, rows: Range<usize>, block: Range<usize>, then: Then) -> Vec<f32> {
+        fn run(&self, isa: Isa, rows: Range<usize>, block: Range<usize>, epilogue: Epilogue) -> Vec<f32> {
             let weight = Matrix {
                 kernels: Kernels::new(isa).unwrap().of_format(WeightFormat::dense(self.dtype)).unwrap(),
                 bytes: &self.bytes[1..1 + self.n * self.k * self.dtype.size()],
                 columns: self.k,
             };
             let mut out = vec![7.0; rows.len() * self.n];
-            let product = Product {
+            let gemm = Gemm {
                 x: self.x[rows.start * self.k..].as_ptr(),
                 x_stride: self.k,
                 rows: rows.len(),
@@ -480,13 +480,13 @@ mod tests {
                 bias: Some(&self.bias),
                 out: out.as_mut_ptr(),
                 out_stride: self.n,
-                then,
+                epilogue,
             };
             let mut scratch = vec![f32::NAN; Scratch::FLOATS];
             // SAFETY: buffers are as long as said; `isa` is available.
             unsafe {
                 let scratch = Scratch::new(scratch.as_mut_ptr());
-                (weight.kernels.product_block)(&product, block, self.n, scratch);
+                (weight.kernels.gemm_block)(&gemm, block, self.n, scratch);
             }
             out
         }
@@ -514,9 +514,9 @@ mod tests {
                             let case = Case::new(&mut random, dtype, rows, n, k);
                             let start = random.below(n);
                             let block = start..start + 1 + random.below(n - start);
-                            let stored = case.run(isa, 0..rows, block.clone(), Then::Store);
-                            let added = case.run(isa, 0..rows, block.clone(), Then::Add);
-                            let gelu = case.run(isa, 0..rows, block.clone(), Then::GeluTanh);
+                            let stored = case.run(isa, 0..rows, block.clone(), Epilogue::Store);
+                            let added = case.run(isa, 0..rows, block.clone(), Epilogue::Add);
+                            let gelu = case.run(isa, 0..rows, block.clone(), Epilogue::GeluTanh);
                             for i in 0..rows * n {
                                 if !block.contains(&(i % n)) {
                                     assert!([stored[i], added[i], gelu[i]] == [7.0; 3], "wrote outside its block");
@@ -544,10 +544,9 @@ mod tests {
         let mut random = Random(2);
         for isa in Isa::available() {
             for dtype in DTYPES {
-                for (rows, n, k) in [(13, 21, 100), (7, 8, 16), (9, 5, 37), (50, 6, STRETCH + 17), (4, 9, 2 * STRETCH)]
-                {
+                for (rows, n, k) in [(13, 21, 100), (7, 8, 16), (9, 5, 37), (50, 6, KC + 17), (4, 9, 2 * KC)] {
                     let case = Case::new(&mut random, dtype, rows, n, k);
-                    for then in [Then::Store, Then::GeluTanh, Then::GeluErf, Then::Add] {
+                    for then in [Epilogue::Store, Epilogue::GeluTanh, Epilogue::GeluErf, Epilogue::Add] {
                         let whole = case.run(isa, 0..rows, 0..n, then);
                         for row in 0..rows {
                             let last = row + 1 + random.below(rows - row);
@@ -573,7 +572,7 @@ mod tests {
         for dtype in DTYPES {
             for (rows, n, k) in [(7, 13, 75), (1, 9, 16), (12, 16, 130)] {
                 let case = Case::new(&mut random, dtype, rows, n, k);
-                for then in [Then::Store, Then::GeluTanh, Then::GeluErf, Then::Add] {
+                for then in [Epilogue::Store, Epilogue::GeluTanh, Epilogue::GeluErf, Epilogue::Add] {
                     let [a, b] = [Isa::Avx2, Isa::Avx512].map(|isa| case.run(isa, 0..rows, 0..n, then));
                     assert!(a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits()));
                 }

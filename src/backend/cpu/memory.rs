@@ -15,7 +15,7 @@ unsafe impl Send for Memory {}
 // SAFETY: through `&Memory` one gets a raw pointer; whoever uses it promises that accesses do not race.
 unsafe impl Sync for Memory {}
 
-/// In what portions the system should hand out memory. Nothing but time depends on it.
+/// In what page_size the system should hand out memory. Nothing but time depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PageSize {
     /// Its smallest pages: what is never used is never taken.
@@ -28,7 +28,7 @@ impl Memory {
     /// `shape`'s product of zeros. Address space alone until it is written.
     pub(crate) fn zeroed(
         shape: &[usize],
-        portions: PageSize,
+        page_size: PageSize,
         what: &'static str,
         advice: &str,
     ) -> Result<Memory, BackendError> {
@@ -37,7 +37,7 @@ impl Memory {
         // Rust's allocations end at `isize::MAX`, and a mapping is not empty.
         let bytes = isize::try_from(needed).map_err(|_| out_of_memory())?.max(4) as usize;
         let mut map = MmapMut::map_anon(bytes).map_err(|_| out_of_memory())?;
-        if portions == PageSize::Large {
+        if page_size == PageSize::Large {
             // Refused where the system has none: then small pages do.
             #[cfg(target_os = "linux")]
             let _ = map.advise(memmap2::Advice::HugePage);
@@ -62,8 +62,8 @@ mod tests {
 
     #[test]
     fn memory_is_zeroed_and_aligned() {
-        for portions in [PageSize::Small, PageSize::Large] {
-            let memory = Memory::zeroed(&[3, 7], portions, "a test", "").unwrap();
+        for page_size in [PageSize::Small, PageSize::Large] {
+            let memory = Memory::zeroed(&[3, 7], page_size, "a test", "").unwrap();
             assert_eq!(memory.as_ptr() as usize % 64, 0);
             assert_eq!(memory.len(), 21);
             // SAFETY: 21 elements, and nobody else has them.

@@ -10,7 +10,7 @@
 //! | `plan` | a batch, checked and cut into tasks |
 //! | `thread_pool`, `parallel_region`, `sync` | the threads, and how they share work |
 //! | `weights`, `cache`, `workspace`, `memory` | what lives longer than a batch |
-//! | `matmul`, `attention`, `norm`, `rope`, `activation` | the determinism, over any instruction set |
+//! | `matmul`, `attention`, `norm`, `rope`, `activation` | the arithmetic, over any instruction set |
 //! | `simd`, `kernels` | sixteen lanes, and the choice of an instruction set |
 //!
 //! `RIGEL_CPU_ISA` (`portable`, `avx2`, `avx512`) overrides that choice.
@@ -54,7 +54,7 @@ use crate::model::ModelSpec;
 use crate::sampling::{self, SampleError, SampleRow, Sampled};
 use crate::text::TokenId;
 use cache::Cache;
-use forward::Pass;
+use forward::ForwardPass;
 use kernels::Kernels;
 use plan::Plan;
 use thread_pool::ThreadPool;
@@ -287,7 +287,7 @@ impl Backend for CpuBackend {
         self.logits_rows = 0;
         self.find_tokens(batch)?;
         self.plan.make(batch, &self.spec, self.cache.geometry())?;
-        let pass = Pass {
+        let pass = ForwardPass {
             spec: &self.spec,
             inv_freq: &self.inv_freq,
             kernels: self.kernels,

@@ -1,4 +1,4 @@
-//! What the tests of this room share: random numbers and storage formats.
+//! What the tests of this module share: random numbers and storage formats.
 
 use crate::checkpoint::Dtype;
 

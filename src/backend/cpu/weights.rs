@@ -2,7 +2,7 @@
 //! stored dtype, small vectors widened to f32.
 
 use super::kernels::{Kernels, WeightKernels};
-use super::matmul::{Matrix, Then};
+use super::matmul::{Epilogue, Matrix};
 use crate::backend::{BackendError, check_tensors};
 use crate::checkpoint::{Checkpoint, Dtype, Tensor};
 use crate::model::{self, Activation, ModelSpec, TensorRows, WeightFormat};
@@ -55,7 +55,7 @@ pub(crate) struct Layer {
     pub(crate) output: Linear,
     pub(crate) mlp_norm: Norm,
     pub(crate) up: Linear,
-    pub(crate) activation: Then,
+    pub(crate) activation: Epilogue,
     pub(crate) down: Linear,
 }
 
@@ -99,8 +99,8 @@ impl Reader<'_> {
             return Err(BackendError::Unavailable("the MLP cannot be computed".to_owned()));
         };
         let activation = match activation {
-            Activation::GeluTanh => Then::GeluTanh,
-            Activation::GeluErf => Then::GeluErf,
+            Activation::GeluTanh => Epilogue::GeluTanh,
+            Activation::GeluErf => Epilogue::GeluErf,
             Activation::Silu => return Err(BackendError::Unavailable("SiLU cannot be computed".to_owned())),
         };
         Ok(Layer {

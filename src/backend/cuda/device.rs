@@ -55,7 +55,7 @@ impl Properties {
 /// Reads the properties of one GPU without taking any of its memory, also of one that is too old.
 ///
 /// # Errors
-/// Those of [`driver::device_count`], and [`CudaError::NoSuchDevice`].
+/// As for [`driver::device_count`], and [`CudaError::NoSuchDevice`].
 pub fn properties(ordinal: usize) -> Result<Properties, CudaError> {
     let count = driver::device_count()?;
     let handle = i32::try_from(ordinal).ok().filter(|_| ordinal < count);

@@ -126,7 +126,7 @@ pub enum CudaError {
     Refused {
         /// The kernel.
         kernel: String,
-        /// What was asked for.
+        /// What was requested.
         what: String,
         /// The driver's answer, by name and in words.
         answer: String,

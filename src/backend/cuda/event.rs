@@ -13,7 +13,7 @@ impl Event {
     /// Whether the work before it is done.
     ///
     /// # Errors
-    /// That of the work, where it failed.
+    /// Errors of submitted work.
     pub fn is_complete(&self) -> Result<bool, CudaError> {
         self.0.try_is_complete().named("cuEventQuery")
     }
@@ -21,7 +21,7 @@ impl Event {
     /// Waits on the host until the work before it is done.
     ///
     /// # Errors
-    /// That of the work, where it failed.
+    /// Errors of submitted work.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         self.0.synchronize().named("cuEventSynchronize")
     }
@@ -29,7 +29,7 @@ impl Event {
     /// Milliseconds from `self` to `later` on the device's clock (resolution about 0.5 µs). Waits for both.
     ///
     /// # Errors
-    /// That of the work, where it failed.
+    /// Errors of submitted work.
     pub fn milliseconds_until(&self, later: &Event) -> Result<f32, CudaError> {
         self.0.elapsed_ms(&later.0).named("cuEventElapsedTime")
     }

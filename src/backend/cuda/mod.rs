@@ -1,6 +1,6 @@
 //! The device layer: one GPU behind safe types, and the launchers of the kernels in `kernels/`.
 //!
-//! Everything unsafe about CUDA stays in this room: device pointers never leave it, buffers know their length, and a
+//! Everything unsafe about CUDA stays in this module: device pointers never leave it, buffers know their length, and a
 //! launch is checked against the compiled kernel's own parameters. It speaks the driver API through cudarc, which
 //! opens the driver's library at run time, so that one binary starts on machines with and without a GPU. The tests'
 //! interpreter (`crates/rigel-interpreter/`) is such a library too: nothing here knows of it.

@@ -36,7 +36,7 @@ impl Stream {
     /// Waits on the host until all its work is done.
     ///
     /// # Errors
-    /// That of the work, where it failed.
+    /// Errors of submitted work.
     pub fn synchronize(&self) -> Result<(), CudaError> {
         self.inner.synchronize().named("cuStreamSynchronize")
     }
@@ -63,7 +63,7 @@ impl Stream {
     /// A buffer of `len` elements, all bytes zero.
     ///
     /// # Errors
-    /// Those of [`Stream::alloc`].
+    /// As for [`Stream::alloc`].
     pub fn zeroed<T: Pod>(&self, len: usize) -> Result<Buffer<T>, CudaError> {
         let mut buffer = self.alloc(len)?;
         self.fill_bytes(buffer.view_mut(), 0)?;
@@ -73,7 +73,7 @@ impl Stream {
     /// A buffer with the elements of `source`.
     ///
     /// # Errors
-    /// Those of [`Stream::alloc`].
+    /// As for [`Stream::alloc`].
     pub fn upload<T: Pod>(&self, source: &[T]) -> Result<Buffer<T>, CudaError> {
         let mut buffer = self.alloc(source.len())?;
         self.copy_from_host(source, buffer.view_mut())?;
@@ -83,7 +83,7 @@ impl Stream {
     /// The elements of `source`, on the host. Waits for all work before.
     ///
     /// # Errors
-    /// That of the work, where it failed.
+    /// Errors of submitted work.
     pub fn download<T: Pod>(&self, source: Slice<'_, T>) -> Result<Vec<T>, CudaError> {
         self.not_while_capturing("a copy to host memory")?;
         let mut elements = vec![T::zeroed(); source.len()];

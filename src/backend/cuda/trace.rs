@@ -38,7 +38,7 @@ pub trait LaunchTimes {
     /// Waits for the stream's work; what ran since `begin`, in order.
     ///
     /// # Errors
-    /// That of the work, where it failed.
+    /// Errors of submitted work.
     fn end(&mut self, stream: &Stream) -> Result<Vec<TimedLaunch>, CudaError>;
 }
 

@@ -69,7 +69,7 @@ impl<T: Element> Weights<T> {
     /// [`Weights::load`] with buffers and threads of one's choice.
     ///
     /// # Errors
-    /// Those of [`Weights::load`].
+    /// As for [`Weights::load`].
     pub fn load_through(
         ring: Ring,
         stream: &Stream,

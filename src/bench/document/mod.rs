@@ -67,7 +67,7 @@ impl Source {
     /// Reads a result.
     ///
     /// # Errors
-    /// Those of [`Report::read`].
+    /// As for [`Report::read`].
     pub fn read(path: &Path) -> Result<Source, ReportError> {
         // As it is typed in the repository, on every system.
         let file = path.display().to_string().replace('\\', "/");

@@ -1,4 +1,4 @@
-//! What is measured: every kernel at the shapes that the published models give it. Pure determinism, no device.
+//! What is measured: every kernel at the shapes that the published models give it. Pure arithmetic, no device.
 
 use std::collections::BTreeMap;
 

@@ -24,7 +24,7 @@ pub struct AppendFile {
     /// Bytes of the file; once repaired, of whole lines.
     length: u64,
     last_sync: Option<Instant>,
-    /// Are there records that may not be on the disk?
+    /// Whether some records may not be on disk yet.
     unsynced: bool,
 }
 

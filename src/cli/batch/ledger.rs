@@ -89,7 +89,7 @@ impl Ledger {
         self.shard.holds(line) && self.recorded.get(word).is_some_and(|bits| bits & bit == 0)
     }
 
-    /// Does this line have this id, as it did when the ids were read?
+    /// Returns `true` if the line still has the id it had when the ids were read.
     pub fn knows(&self, id: &str, line: u32) -> bool {
         self.ids.line(id) == Some(line)
     }

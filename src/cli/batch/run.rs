@@ -107,7 +107,7 @@ struct OpenLine {
     outputs: Vec<Option<Output>>,
     /// Requests that have not ended.
     waiting: usize,
-    /// Has anything of it been computed?
+    /// Whether any of it has been computed.
     begun: bool,
     /// Tokens generated.
     tokens: u64,

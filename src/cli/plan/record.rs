@@ -6,7 +6,7 @@ use rigel::backend::CpuPlan;
 use rigel::host::MemoryLimit;
 use serde::Serialize;
 
-/// What `--json` prints.
+/// The record that `--json` prints.
 #[derive(Debug, Serialize)]
 pub(super) struct Record<'a> {
     pub(super) model: &'a str,

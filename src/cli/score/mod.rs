@@ -82,7 +82,7 @@ pub struct Score {
     top: Option<usize>,
 }
 
-/// What `--json` prints.
+/// The record that `--json` prints.
 #[derive(Serialize)]
 struct Record<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]

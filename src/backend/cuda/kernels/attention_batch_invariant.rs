@@ -215,7 +215,7 @@ impl<T: Element> AttentionBatchInvariant<T> {
     /// two.
     ///
     /// # Errors
-    /// Those of [`AttentionBatchInvariant::first`] and [`AttentionBatchInvariant::merge`].
+    /// As for [`AttentionBatchInvariant::first`] and [`AttentionBatchInvariant::merge`].
     ///
     /// # Safety
     /// When the launch runs, `inputs.sequences` and `inputs.block_tables` hold what [`AttentionInputs`] says of them,

@@ -34,7 +34,7 @@ impl Ceilings {
     /// Loads the kernels.
     ///
     /// # Errors
-    /// Those of [`Device::module`].
+    /// As for [`Device::module`].
     pub fn load(device: &Device) -> Result<Ceilings, CudaError> {
         let module = device.module("ceilings")?;
         let blocks = device.properties().sm_count.max(1).saturating_mul(BLOCKS);

@@ -50,7 +50,7 @@ impl<T: Element> Embed<T> {
     /// Loads the kernel.
     ///
     /// # Errors
-    /// Those of [`Device::module`].
+    /// As for [`Device::module`].
     pub fn load(device: &Device) -> Result<Embed<T>, CudaError> {
         let gather = device.module("embed")?.kernel(KERNEL)?;
         Ok(Embed { gather, element: PhantomData })

@@ -113,7 +113,7 @@ impl From<&Properties> for Limits {
     }
 }
 
-/// How a product is cut into blocks. It changes no bit of the output.
+/// How a GEMM is tiled. It changes no bit of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
     /// What a block computes.

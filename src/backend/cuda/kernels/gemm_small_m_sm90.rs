@@ -1,5 +1,5 @@
 //! `kernels/gemm_small_m_sm90.cu`: 17 to 256 rows of activations times a weight matrix, on compute capability 9.0 alone.
-//! How a product is cut is decided here, by a [`Plan`] that depends on the sizes and on the number of SMs
+//! The tiling is decided here, by a [`Plan`] that depends on the sizes and on the number of SMs
 //! alone; into how many parts k is cut, on `n`, `k` and the device alone.
 
 use super::super::buffer::Slice;
@@ -90,7 +90,7 @@ impl Tile {
     }
 }
 
-/// How a product is cut into blocks, each of 128 columns and one split of k. Blocks whose parts are added up, and two
+/// How a GEMM is tiled, each of 128 columns and one split of k. Blocks whose parts are added up, and two
 /// tiles side by side that share activations, are one cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {

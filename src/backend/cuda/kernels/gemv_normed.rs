@@ -92,7 +92,7 @@ impl<T: Element> NormedGemv<T> {
     /// Loads the kernels.
     ///
     /// # Errors
-    /// Those of [`Device::module`].
+    /// As for [`Device::module`].
     pub fn load(device: &Device, variant: NormVariant) -> Result<NormedGemv<T>, CudaError> {
         let module = device.module("gemv_normed")?;
         let kernel = |epilogue| module.kernel(&kernel_name(variant, epilogue, T::NAME));

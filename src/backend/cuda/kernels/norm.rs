@@ -113,7 +113,7 @@ impl<T: Element> Norm<T> {
     /// Loads the kernel.
     ///
     /// # Errors
-    /// Those of [`Device::module`].
+    /// As for [`Device::module`].
     pub fn load(device: &Device, variant: NormVariant) -> Result<Norm<T>, CudaError> {
         let kernel = device.module("norm")?.kernel(&variant.kernel_name(T::NAME))?;
         Ok(Norm { kernel, variant, element: PhantomData })

@@ -53,7 +53,7 @@ impl<T: Element> Random<T> {
     /// Loads the kernel.
     ///
     /// # Errors
-    /// Those of [`Device::module`].
+    /// As for [`Device::module`].
     pub fn load(device: &Device) -> Result<Random<T>, CudaError> {
         let fill = device.module("random")?.kernel(&format!("random_fill_{}", T::NAME))?;
         Ok(Random { fill, element: PhantomData })

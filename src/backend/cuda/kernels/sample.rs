@@ -377,7 +377,7 @@ impl Sample {
     /// Loads the kernel.
     ///
     /// # Errors
-    /// Those of [`Device::module`].
+    /// As for [`Device::module`].
     pub fn load(device: &Device) -> Result<Sample, CudaError> {
         let kernel = device.module("sample")?.kernel(KERNEL)?;
         Ok(Sample { kernel, sm_count: device.properties().sm_count })
@@ -492,7 +492,7 @@ impl Logprobs {
     /// Loads the kernel.
     ///
     /// # Errors
-    /// Those of [`Device::module`].
+    /// As for [`Device::module`].
     pub fn load(device: &Device) -> Result<Logprobs, CudaError> {
         Ok(Logprobs { kernel: device.module("logprobs")?.kernel("logprobs_rows")? })
     }

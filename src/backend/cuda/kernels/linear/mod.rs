@@ -233,7 +233,7 @@ impl<T: Element> Projection<T> {
     /// Loads the kernels.
     ///
     /// # Errors
-    /// Those of [`Device::module`].
+    /// As for [`Device::module`].
     pub fn load(device: &Device, epilogue: Epilogue) -> Result<Projection<T>, CudaError> {
         LinearKernels::load(device, epilogue.name()).map(Projection)
     }
@@ -295,7 +295,7 @@ impl<T: Element> Head<T> {
     /// Loads the kernels.
     ///
     /// # Errors
-    /// Those of [`Device::module`].
+    /// As for [`Device::module`].
     pub fn load(device: &Device) -> Result<Head<T>, CudaError> {
         LinearKernels::load(device, LOGITS).map(Head)
     }

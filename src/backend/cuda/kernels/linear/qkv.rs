@@ -144,7 +144,7 @@ impl<T: Element> QkvProjection<T> {
     /// Loads the kernels.
     ///
     /// # Errors
-    /// Those of [`Device::module`].
+    /// As for [`Device::module`].
     pub fn load(device: &Device) -> Result<QkvProjection<T>, CudaError> {
         LinearKernels::load(device, BIAS_ROPE_KV).map(QkvProjection)
     }

@@ -1,9 +1,9 @@
-//! The house stands: each room imports only from the floors below its own (the table in `src/lib.rs`).
+//! Each module imports only from the layers below its own (the table in `src/lib.rs`).
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const FLOORS: [(&str, u32); 13] = [
+const LAYERS: [(&str, u32); 13] = [
     ("host", 0),
     ("checkpoint", 1),
     ("hub", 2),
@@ -19,12 +19,12 @@ const FLOORS: [(&str, u32); 13] = [
     ("cli", 6),
 ];
 
-/// `openai` turns bodies into the engine's requests and `bench` times an engine's start: the rooms that import from their
-/// own floor.
+/// `openai` turns bodies into the engine's requests and `bench` times an engine's start: the modules that import from
+/// their own layer.
 const BESIDE: [(&str, &str); 2] = [("openai", "engine"), ("bench", "engine")];
 
-fn floor(room: &str) -> Option<u32> {
-    FLOORS.iter().find(|(name, _)| *name == room).map(|(_, floor)| *floor)
+fn layer(module: &str) -> Option<u32> {
+    LAYERS.iter().find(|(name, _)| *name == module).map(|(_, layer)| *layer)
 }
 
 fn rust_files(folder: &Path, files: &mut Vec<PathBuf>) {
@@ -38,9 +38,9 @@ fn rust_files(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// Rooms named after `crate::` in a line of code. `crate::{a, b}` would hide names from this reader, so the crate
+/// Modules named after `crate::` in a line of code. `crate::{a, b}` would hide names from this reader, so the crate
 /// does not write it.
-fn rooms_named(line: &str) -> Vec<&str> {
+fn modules_named(line: &str) -> Vec<&str> {
     let code = line.split("//").next().unwrap_or("");
     code.split("crate::")
         .skip(1)
@@ -70,7 +70,7 @@ fn the_engine_names_no_device() {
 }
 
 #[test]
-fn each_floor_imports_only_from_below() {
+fn each_layer_imports_only_from_below() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
     rust_files(&source, &mut files);
@@ -78,17 +78,17 @@ fn each_floor_imports_only_from_below() {
     let mut wrong = Vec::new();
     for file in files {
         let relative = file.strip_prefix(&source).unwrap();
-        let room = relative.components().next().unwrap().as_os_str().to_str().unwrap();
-        // lib.rs and main.rs stand above every floor.
-        let Some(own) = floor(room) else { continue };
+        let module = relative.components().next().unwrap().as_os_str().to_str().unwrap();
+        // lib.rs and main.rs stand above every layer.
+        let Some(own) = layer(module) else { continue };
         let text = fs::read_to_string(&file).unwrap();
-        // Tests at a file's end may build what they test from any floor.
+        // Tests at a file's end may build what they test from any layer.
         let code = text.split("#[cfg(test)]").next().unwrap();
         for (number, line) in code.lines().enumerate() {
-            for named in rooms_named(line) {
+            for named in modules_named(line) {
                 imports += 1;
-                let beside = BESIDE.contains(&(room, named));
-                let allowed = named == room || beside || floor(named).is_some_and(|below| below < own);
+                let beside = BESIDE.contains(&(module, named));
+                let allowed = named == module || beside || layer(named).is_some_and(|below| below < own);
                 if !allowed {
                     wrong.push(format!("src/{}:{}: {}", relative.display(), number + 1, line.trim()));
                 }
@@ -96,5 +96,5 @@ fn each_floor_imports_only_from_below() {
         }
     }
     assert!(imports > 20, "the reader of imports found only {imports}");
-    assert!(wrong.is_empty(), "imports from the same floor or above:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "imports from the same layer or above:\n{}", wrong.join("\n"));
 }
