@@ -8,9 +8,9 @@ use std::process::Command;
 /// What cargo writes into a packaged crate.
 const VCS_INFO: &str = ".cargo_vcs_info.json";
 
-/// Sets `RIGEL_COMMIT` for the crate: the variable of that name, else what git says of `root` where it is a checkout, else
-/// what cargo noted when it packaged the crate. Of a checkout without optimisation nobody measures, and asking would rebuild
-/// everything after each commit: then, and where nobody has an answer, it is not set.
+/// Sets `RIGEL_COMMIT` for the crate: the variable of that name, else what git says of `root` where it is a checkout,
+/// else what cargo noted when it packaged the crate. Of a checkout without optimisation nobody measures, and asking
+/// would rebuild everything after each commit: then, and where nobody has an answer, it is not set.
 pub fn announce(root: &Path) {
     println!("cargo::rerun-if-env-changed=RIGEL_COMMIT");
     let given = env::var("RIGEL_COMMIT").ok().filter(|commit| !commit.is_empty());

@@ -15,8 +15,8 @@ use super::sources::{for_each, key, make_once, reach};
 /// Flags of every kernel. ptxas's report is kept for the tests.
 const FLAGS: [&str; 5] = ["--fatbin", "-std=c++17", "-O3", "-Werror=all-warnings", "-Xptxas=-v"];
 
-/// Releases have their kernels compressed, to about a sixth: the driver reads that, the interpreter, which tests run on,
-/// does not.
+/// Releases have their kernels compressed, to about a sixth: the driver reads that, the interpreter, which tests run
+/// on, does not.
 fn compression() -> &'static str {
     if env::var_os("PROFILE").is_some_and(|profile| profile == "release") {
         "--compress-mode=size"
@@ -216,8 +216,8 @@ impl Source {
     }
 
     /// Every group with the targets that `RIGEL_CUDA_ARCHS` names (`sm_90,sm_90a`), of those that a file names and of
-    /// [`BESIDES`], and without the sources that are left with none. Where it is not set, what the files name. A name that
-    /// fits no source of any group is an error.
+    /// [`BESIDES`], and without the sources that are left with none. Where it is not set, what the files name. A name
+    /// that fits no source of any group is an error.
     pub fn wanted<const N: usize>(groups: [Vec<Source>; N]) -> Result<[Vec<Source>; N], String> {
         println!("cargo::rerun-if-env-changed=RIGEL_CUDA_ARCHS");
         let Some(wanted) = env::var("RIGEL_CUDA_ARCHS").ok().filter(|wanted| !wanted.is_empty()) else {

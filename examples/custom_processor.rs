@@ -1,5 +1,5 @@
-//! A program's own rule over the logits: here every token with an upper-case letter is forbidden, and the text is held to
-//! a number of lines.
+//! A program's own rule over the logits: here every token with an upper-case letter is forbidden, and the text is held
+//! to a number of lines.
 //!
 //!     cargo run --release --example custom_processor
 

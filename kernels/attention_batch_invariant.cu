@@ -73,8 +73,8 @@ struct TileRows {
 // Grid: (tiles, kv_heads, splits), 128 threads.
 // Smem: (64 + 3 x 64) kHeadDim x sizeof(T) + 64 x 4.
 // Bytes: for each sequence and KV head the keys and values that its rows see, once (each tile reads them again, from
-// L2); queries; outputs, or for each row, head and split of its tile (kHeadDim + 2) x 4. FLOPs: 4 kHeadDim for each head
-// and pair of row and key that it sees.
+// L2); queries; outputs, or for each row, head and split of its tile (kHeadDim + 2) x 4. FLOPs: 4 kHeadDim for each
+// head and pair of row and key that it sees.
 // Alignment: 16 bytes.
 // Registers: at most 192 (attention_batch_invariant_bf16_64 attention_batch_invariant_f16_64)
 // Registers: at most 248 (attention_batch_invariant_bf16_128 attention_batch_invariant_f16_128)
@@ -228,8 +228,8 @@ DEVICE void attention_batch_invariant(const T* queries, const Cache<T>& cache, T
     }
 }
 
-// Computes: out[r, h, :] from what attention_batch_invariant left in `workspace` for `split_count` splits of gridDim.y tiles of up to
-// gridDim.z rows: the splits that the row's tile sees any of, merged one by one in ascending order.
+// Computes: out[r, h, :] from what attention_batch_invariant left in `workspace` for `split_count` splits of gridDim.y
+// tiles of up to gridDim.z rows: the splits that the row's tile sees any of, merged one by one in ascending order.
 // Shapes:
 //   out        T [rows, heads, kHeadDim]
 //   workspace, sequences, tiles, group, window, split_len   as there

@@ -3,10 +3,9 @@
 // keys of a sequence are split over blocks; a second kernel merges what the blocks found.
 #include "common/attention_decode.cuh"
 
-// Computes: Attention of the query row of each sequence that has one row in the step, over the keys of one split: its state and
-// weighted values, as attend_split says; and where the grid has one split a sequence, the quotient of the two,
-// out[h, :], at once.
-// Shapes:
+// Computes: Attention of the query row of each sequence that has one row in the step, over the keys of one split: its
+// state and weighted values, as attend_split says; and where the grid has one split a sequence, the quotient of the
+// two, out[h, :], at once. Shapes:
 //   queries, out    T [rows, heads, kHeadDim], heads = kv_heads group
 //   workspace       f32, see Partials; not touched where there is one split
 //   keys, values    T [pages, kv_heads, page_size, kHeadDim], page_size = 1 << page_shift >= 16
@@ -64,8 +63,8 @@ DEVICE void attention_decode_split(const T* queries, const Cache<T>& cache, T* o
 //              none of are not read
 //   sequences, window, split_len   as there
 //
-// A block merges the splits of one head: warp w takes splits w, w + 4, ... in ascending order, then the warps are merged
-// in theirs: the order depends on the number of splits that the row sees alone.
+// A block merges the splits of one head: warp w takes splits w, w + 4, ... in ascending order, then the warps are
+// merged in theirs: the order depends on the number of splits that the row sees alone.
 //
 // Grid: (heads, sequences), 128 threads.
 // Smem: WarpResults of one row.

@@ -39,8 +39,8 @@ struct Inbox {
 
 // Attention of the query row of each sequence that has one row in the step.
 //
-// Computes: out[h, :] = sum over keys k of p[k] v[k, h / group, :], p = softmax of q[h, :] . k[k, h / group, :] / sqrt(kHeadDim)
-// Shapes:
+// Computes: out[h, :] = sum over keys k of p[k] v[k, h / group, :], p = softmax of q[h, :] . k[k, h / group, :] /
+// sqrt(kHeadDim) Shapes:
 //   queries, out    T [rows, heads, kHeadDim], heads = kv_heads group
 //   workspace       f32, see Partials, a split being a cluster's; not touched where a cluster has all splits of a row
 //   tile_counters   u32 [gridDim.z, heads], 0 before and after each launch; not touched where the workspace is not
@@ -50,11 +50,11 @@ struct Inbox {
 // all written by earlier work on the stream.
 //
 // Block x takes split x of those that the row sees (see Splits), as attend_split says, and merges its warps in their
-// order. Row h of the tile is then merged by a warp of block h % blocks of the cluster, from what all blocks send there,
-// in the order of the splits. Where other clusters have splits of the row too, that is a partial result: it goes to the
-// workspace, and the warp that comes last for the row merges those, in the order of the clusters. So which sums are formed
-// in which order depends on position, window and split_len alone, where clusters have 8 blocks for more than 8 splits: a
-// row has the same bits in any batch, and with any number of splits in the grid.
+// order. Row h of the tile is then merged by a warp of block h % blocks of the cluster, from what all blocks send
+// there, in the order of the splits. Where other clusters have splits of the row too, that is a partial result: it goes
+// to the workspace, and the warp that comes last for the row merges those, in the order of the clusters. So which sums
+// are formed in which order depends on position, window and split_len alone, where clusters have 8 blocks for more than
+// 8 splits: a row has the same bits in any batch, and with any number of splits in the grid.
 //
 // Why so. A KV head's results are heads x splits x (kHeadDim + 2) x 4 bytes, 206 KB for 12 heads over 33 splits. One
 // block that reads them all from L2, at 64 bytes a cycle, takes 1.8 us, as long as a kernel for it and the boundary
@@ -69,8 +69,8 @@ struct Inbox {
 // Smem: kRingBytes, then the Inbox of as many slots as the tile has heads, rounded
 // up to whole rounds of the cluster.
 // Bytes: keys and values that rows see, queries, the blocks of tables that hold them, the outputs, and where a row has
-// more than one cluster twice (kHeadDim + 2) x 4 for each head and cluster. FLOPs: 4 kHeadDim for each head and key that
-// it sees; the merge's are left out.
+// more than one cluster twice (kHeadDim + 2) x 4 for each head and cluster. FLOPs: 4 kHeadDim for each head and key
+// that it sees; the merge's are left out.
 // Alignment: 16 bytes; split_len a multiple of 64.
 // Registers: at most 120 (attention_decode_sm90_*_64x16), 184 (attention_decode_sm90_*_64x32)
 // Registers: at most 176 (attention_decode_sm90_*_128x16), 255 (attention_decode_sm90_*_128x32)

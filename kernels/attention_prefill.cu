@@ -1,5 +1,5 @@
 // targets: sm_80 compute_80 sm_90
-// Attention of many rows of a sequence over its paged cache: prompts, whole or in chunks.
+// Prefill attention: many rows of a sequence (a whole prompt or a chunk) over the paged cache.
 #include "common/key_tiles.cuh"
 
 static constexpr uint32_t kWarps = 4;
@@ -20,26 +20,26 @@ static constexpr uint32_t kPaddingTile = 0xffffffffu;
 //   sequences       [.]; block_tables u32 [.]; see common/pages.cuh
 //   tiles           [gridDim.x] (sequence, first row within the sequence); sequence 0xffffffff: nothing to do
 //   window          a row at position q sees keys q - window + 1 .. q; 2^31 for all up to q
-// all written by earlier work on the stream.
+// All inputs are written by earlier work on the stream.
 //
-// A tile is 128 queries: the heads of one KV head for floor(128 / group) rows from its first row on, query p being row
-// p / group, head p % group. So a group's keys and values are loaded once for all of its heads, its queries are one
-// stretch of memory for each row, and a mask depends on p / group alone. Filled: 128 of 128 queries for group 1 and 2,
-// 126 for 9, 120 for 12 and 24. Queries that are left over are zeros, computed and not stored.
+// Query tile: 128 queries, the heads of one KV head for floor(128 / group) rows; query p is row p / group, head p %
+// group. All heads of a group thus share each load of keys and values, the queries of a row are contiguous, and masks
+// depend on p / group alone. Used queries of 128: 128 for groups of 1 and 2, 126 for 9, 120 for 12 and 24. Unused
+// queries are zero, computed and not stored.
 //
-// A warp has 32 of them, as 2 tiles of 16 rows: each fragment of keys or values that it reads from shared memory is
-// multiplied twice. (With 16 rows a warp would read 2 x 16 KiB of shared memory for 2 x 64 x 16 x 128 multiply-adds:
-// as many cycles for the one as for the other, at 128 bytes and 1024 multiply-adds a cycle.) Weights stay in registers,
-// and with them scores and sums: 64 + 128 of the 255 registers, so for kHeadDim 128 the queries, 64 more, are read
-// again from shared memory for each tile of keys. Positions of rows, which only tiles at an edge need, lie there too.
+// Warp: 32 queries as two m16 tiles, so each fragment of keys or values read from shared memory is multiplied twice.
+// (With 16 queries per warp, shared memory and tensor cores would take equally long: 2 x 16 KiB at 128 bytes per cycle,
+// 2 x 64 x 16 x 128 multiply-adds at 1024 per cycle.) Scores, softmax weights and accumulators stay in registers: 64 +
+// 128 of 255. With kHeadDim 128 the queries (64 more registers) are read again from shared memory for each key tile.
+// Row positions, needed only by tiles at a mask edge, are in shared memory too.
 //
-// Tiles of 64 keys start at multiples of 64 positions. Tiles of keys of which no row sees any are not touched; of the
-// others the keys that no row sees are not read. Keys and values take turns in a ring of three buffers: while one is
-// multiplied, the two behind it are under way. One barrier for each. 80.5 KiB of shared memory (kHeadDim 64: 40.5)
-// leave room for two blocks on an SM with 164 KiB, and registers for no more.
+// Key tiles: 64 keys, aligned to multiples of 64 positions. Key tiles that no row sees are skipped; in the others, keys
+// that no row sees are not read. Keys and values alternate in three buffers: one is multiplied while the next two are
+// copied, with one barrier each. 80.5 KiB of shared memory (40.5 with kHeadDim 64) allow two blocks on an SM with 164
+// KiB; so do the registers.
 //
-// Order of a row's sums: tiles of keys ascending, 16 keys at a time. A tile of which the row sees nothing changes no
-// bit of it, so its bits depend on its position and window alone: not on the chunk, nor on the rows beside it.
+// Order of sums: key tiles ascending, 16 keys at a time. A key tile that a row does not see changes none of its bits,
+// so a row's bits depend on its position and window alone, not on the chunk or on other rows.
 //
 // Grid: (tiles, kv_heads), 128 threads. Longest tiles first, for the grid's end to be even.
 // Smem: (128 + 3 x 64) kHeadDim x sizeof(T) + 128 x 4.
@@ -69,7 +69,7 @@ DEVICE void attention_prefill(const T* queries, const Cache<T>& cache, T* out, c
     const uint32_t first_position = sequence.start + own.y, last_position = first_position + rows - 1;
     const KeyRange visible{first_visible(first_position, window), last_position + 1};
     const uint32_t first_tile = visible.first / kKeys, end_tile = (visible.end + kKeys - 1) / kKeys;
-    // Query p of the tile begins at this element of `queries` and `out`.
+    // Query p of the tile starts at this element of `queries` and `out`.
     const uint32_t first_row = sequence.first_row + own.y;
     const auto element = [&](uint32_t p) {
         const size_t row = first_row + p / group;
@@ -96,7 +96,7 @@ DEVICE void attention_prefill(const T* queries, const Cache<T>& cache, T* out, c
         for (uint32_t half = 0; half < 2; half++) states[m][half] = SoftmaxState::none();
     }
 
-    // Positions of all queries; those that are left over take the last row's.
+    // Position of each query; unused queries take the last row's.
     positions[threadIdx.x] = first_position + min(threadIdx.x / group, rows - 1);
     copy_async_wait<1>();
     block_sync();
@@ -104,7 +104,7 @@ DEVICE void attention_prefill(const T* queries, const Cache<T>& cache, T* out, c
     own_queries.fill(query_tile + warp * kRowTiles * 16 * Layout::kRowBytes, lane);
 
     for (uint32_t tile = first_tile, buffer = 0; tile < end_tile; tile++) {
-        // Both barriers: the oldest copy has come, and no warp reads the buffer behind it any more.
+        // Both barriers: the oldest copy is complete, and no warp still reads the buffer that is filled next.
         copy_async_wait<1>();
         block_sync();
         if ((tile + 1 - first_tile) % (32 * kUnit / kKeys) == 0) {
@@ -137,8 +137,8 @@ DEVICE void attention_prefill(const T* queries, const Cache<T>& cache, T* out, c
         buffer = after(buffer);
     }
 
-    // Outputs take the place of this warp's queries, to be stored 16 bytes at a time. No other warp reads those, and
-    // its own lanes have read them before the last barrier.
+    // Outputs replace this warp's queries in shared memory, so that they are stored 16 bytes at a time. No other warp
+    // reads those queries, and this warp's lanes read them before the last barrier.
     reduce_rows(states);
 #pragma unroll
     for (uint32_t m = 0; m < kRowTiles; m++) {
@@ -175,7 +175,7 @@ DEVICE void attention_prefill(const T* queries, const Cache<T>& cache, T* out, c
     }                                                                                                          \
     REGISTER_KERNEL(name)
 
-// One word, for the macro.
+// One token, for the macro.
 using Held64 = HeldQueries<64, kRowTiles>;
 
 #define ATTENTION_PREFILL_KERNELS(T)                                    \

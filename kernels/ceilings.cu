@@ -5,9 +5,8 @@
 static constexpr uint32_t kThreads = 256;
 static constexpr uint32_t kLoads = 8;
 
-// Computes: folded[w] = exclusive or of all words that warp w of the grid reads, so that no load can be left out. All warps
-// together read each word once.
-// Shapes:
+// Computes: folded[w] = exclusive or of all words that warp w of the grid reads, so that no load can be left out. All
+// warps together read each word once. Shapes:
 //   source  u32 [4 vectors]
 //   folded  u32 [8 gridDim.x]
 //
@@ -45,9 +44,8 @@ KERNEL(read_words, kThreads)(const uint32_t* source, uint32_t* folded, uint64_t 
 }
 REGISTER_KERNEL(read_words)
 
-// Computes: passed[0] = cycles, passed[1] = nanoseconds that go by while the grid's one thread waits for at least `nanoseconds`:
-// their quotient is the clock in GHz.
-// Shapes:
+// Computes: passed[0] = cycles, passed[1] = nanoseconds that go by while the grid's one thread waits for at least
+// `nanoseconds`: their quotient is the clock in GHz. Shapes:
 //   passed  u64 [2]
 //
 // Grid: (1), 1 thread.

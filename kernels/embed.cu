@@ -6,17 +6,17 @@
 static constexpr uint32_t kThreads = 128;
 static constexpr uint32_t kSampled = 1u << 31;  // SAMPLED of the launcher
 
-// Computes: out[r, :] = table[id, :], where id is ids[r], or, where that has its highest bit set, sampled[ids[r] without the bit]: the
-// token that `sample` wrote there in the step before, so that a step can be given to the stream before that token has
-// reached the host. A row whose id is not below `vocabulary` becomes NaN, which the sampler reports for that row alone.
-// Shapes:
-//   ids    u32 [rows]                  written by earlier work on the stream
-//   sampled  u32 [sampled_len]                 written by earlier work on the stream; null where `sampled_len` is 0
-//   table  16-bit [vocabulary, width]  bf16 or f16: elements are only copied
-//   out    16-bit [rows, width]
+// Computes: out[r, :] = table[id, :], where id is ids[r], or, where that has its highest bit set, sampled[ids[r]
+// without the bit]: the token that `sample` wrote there in the step before, so that a step can be given to the stream
+// before that token has reached the host. A row whose id is not below `vocabulary` becomes NaN, which the sampler
+// reports for that row alone. Shapes:
+//   ids      u32 [rows]                  written by earlier work on the stream
+//   sampled  u32 [sampled_len]           written by earlier work on the stream; null where `sampled_len` is 0
+//   table    16-bit [vocabulary, width]  bf16 or f16: elements are only copied
+//   out      16-bit [rows, width]
 //
 // Grid: (rows, ceil(width / 8 / 128)), 128 threads, one 16-byte vector a thread.
-// Bytes: rows x (4 + 2 width) read, 4 more for each sampled_len id, rows x 2 width written.
+// Bytes: rows x (4 + 2 width) read, 4 more for each sampled id, rows x 2 width written.
 // FLOPs: 0.
 // Alignment: width a multiple of 8; table and out 16 bytes.
 // Registers: at most 24 (embed_gather)

@@ -145,8 +145,8 @@ DEVICE void gemm(const T* x, const Weights& weights, const typename Epilogue::te
         }
     };
 
-    // Fragments. Of the activations a lane addresses row lane % 16, chunk lane / 16 of 16 rows x 16 k. A step further along
-    // k is two chunks: an xor of the swizzled address with 32 bytes.
+    // Fragments. Of the activations a lane addresses row lane % 16, chunk lane / 16 of 16 rows x 16 k. A step further
+    // along k is two chunks: an xor of the swizzled address with 32 bytes.
     const uint32_t a_row = lane % 16;
     const uint32_t a_lane = (warp_row + a_row) * Tile::kRowBytes + (lane / 16 ^ Tile::swizzle(a_row)) * 16;
     const uint32_t b_lane = Tile::kActivationBytes + Weights::place(warp_column, lane);

@@ -144,7 +144,8 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
         const uint32_t part = Tile::kTileN / cluster, part_bytes = part * kRowBytes;
         const uint16_t everyone = static_cast<uint16_t>((1u << cluster) - 1);
         const auto fill_weights = [&](const typename Stages::State& pipe, uint32_t column, uint32_t k_tile) {
-            // As Pipeline::producer_acquire, for consumers in the whole cluster: copies go into stages of all its blocks.
+            // As Pipeline::producer_acquire, for consumers in the whole cluster: copies go into stages of all its
+            // blocks.
             mbarrier_wait_cluster_relaxed(Stages{barriers}.empty(pipe), pipe.parity ^ 1, "empty");
             const uint32_t full = Stages{barriers}.full(pipe);
             mbarrier_arrive_expect(full, Tile::kStageBytes);

@@ -1,5 +1,5 @@
 // targets: sm_80 compute_80 sm_90
-// A few rows of activations times a weight matrix: decode, bound by the bytes of the weights, read once.
+// GEMV for a few rows of activations: decode, bound by reading the weights once.
 #include "common/gemv.cuh"
 
 // out[m, n] = epilogue(sum over k of x[m, k] weights[n, k]), x [m, k]: see common/gemv.cuh. One kernel for each

@@ -1,6 +1,5 @@
 // targets: sm_80 compute_80 sm_90
-// One or two rows, normalised and multiplied with a weight matrix: the first products of decode's attention and MLP, and
-// the logits, without a kernel for the norm.
+// GEMV of one or two rows with a fused norm: decode's QKV projection, up projection and logits.
 #include "common/gemv.cuh"
 #include "common/norm.cuh"
 
@@ -10,18 +9,18 @@ static constexpr uint32_t kScratch = 2 * kNormMaxThreads / 32;  // floats, of a 
 
 // norm(x[r, :]) for the rows r = gather[0], gather[1], or where that is null 0 and 1, as norm.cu computes it.
 //
-//   x             T [., depth]   written by earlier work on the stream
+//   x             T [., k]       written by earlier work on the stream
 //   gather        u32 [rows]     written by earlier work on the stream, each a row of x; or null
-//   weight, bias  T [depth]      written before this stream's work began; null bias: none
+//   weight, bias  T [k]          written before this stream's work began; null bias: none
 //   count         elements of a row that are normalised; those behind are zeros in all of them
 //
-// Every block normalises the rows for itself, into shared memory: 2 x depth x sizeof(T) bytes from L2 and one more wait
-// for memory, between griddepcontrol.wait and the first product, while the weights' first 32 KiB are on their way anyway.
-// That takes the place of a kernel between two, which costs the end of the one ahead, a start, and its own two waits for
-// memory. Beyond two rows the sums would keep the weights waiting.
+// Every block normalises the rows itself, into shared memory: 2 x k x sizeof(T) bytes from L2 and one more memory
+// latency between griddepcontrol.wait and the first MMA, while the first 32 KiB of weights are in flight anyway. This
+// replaces a kernel of its own, which would cost a drain, a launch and two memory latencies. With more than two rows
+// the norm would delay the weights.
 //
-// Threads: as many as norm.cu has for the width hold a row, so that its sums have the same order: a row has the bits that
-// norm.cu and gemv.cu give it.
+// The threads that norm.cu would use for this width hold a row, so sums have the same order and a row has the bits of
+// norm.cu followed by gemv.cu.
 template <class Norm, class T>
 struct NormedRows {
     using Element = T;
@@ -31,11 +30,11 @@ struct NormedRows {
     uint32_t count;
     float epsilon;
 
-    // What lies in `shared`.
+    // Layout of `shared`.
     struct Layout {
         float* scratch;  // [kMaxRows][kScratch]
-        T *weight, *bias;  // [depth] each
-        T* normed;  // [kMaxRows][depth + kPadding]
+        T *weight, *bias;  // [k] each
+        T* normed;  // [kMaxRows][k + kPadding]
         DEVICE Layout in(uint8_t* shared, uint32_t k) {
             float* const scratch = reinterpret_cast<float*>(shared);
             T* const weight = reinterpret_cast<T*>(scratch + kMaxRows * kScratch);
@@ -46,7 +45,7 @@ struct NormedRows {
     DEVICE RowPart part(uint32_t k) {
         return RowPart{(k / kVector + kNormVectors * 32 - 1) / (kNormVectors * 32) * 32};
     }
-    // A thread reads back what it has written itself: no barrier.
+    // Each thread reads back what it wrote: no barrier.
     METHOD void ahead(uint32_t k, uint8_t* shared) const {
         const Layout layout = Layout::in(shared, k);
         const RowPart part = NormedRows::part(k);
@@ -65,7 +64,7 @@ struct NormedRows {
         const Layout layout = Layout::in(shared, k);
         const RowPart part = NormedRows::part(k);
         const uint32_t pitch = k + kPadding;
-        // One after the other: the registers of both would not fit beside the weights'.
+        // One row after the other: the registers of both would not fit beside the weights'.
 #pragma unroll 1
         for (uint32_t r = 0; r < row_count; r++) {
             const uint32_t number = gather == nullptr ? r : load_global_4(gather + r);
@@ -97,10 +96,10 @@ struct NormedRows {
 
 // out[m, n] = epilogue(sum over k of norm(x[m, :])[k] weights[n, k]), by common/gemv.cuh.
 //
-// Grid: (ceil(n / 16)), 256 threads, which hold depth <= 8192.
+// Grid: (ceil(n / 16)), 256 threads, which hold k <= 8192.
 // Smem: that of gemv, 2 x 2 x 16 floats, and
-// (4 depth + 2 x 32) x sizeof(T): the norm's weights, read ahead, and both rows.
-// Bytes: (n k + 2 depth + m k + rows columns + the epilogue's) x sizeof(T).
+// (4 k + 2 x 32) x sizeof(T): the norm's weights, read ahead, and both rows.
+// Bytes: (n k + 2 k + m k + m n + the epilogue's) x sizeof(T).
 // FLOPs: 2 m n k, and
 // about 8 for each element of x.
 // Registers: at most 124 (gemv_normed_*)

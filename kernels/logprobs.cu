@@ -8,9 +8,8 @@ struct alignas(16) LogprobsRow {
     uint32_t logits_row, target, top, unused;
 };
 
-// Computes: out[r] = the log-probabilities of row r's target and of its `top` best tokens: common/logprobs.cuh. A row that names
-// a logits row that is not there gets out[r].top = kNoToken.
-// Shapes:
+// Computes: out[r] = the log-probabilities of row r's target and of its `top` best tokens: common/logprobs.cuh. A row
+// that names a logits row that is not there gets out[r].top = kNoToken. Shapes:
 //   rows    LogprobsRow [gridDim.x]         written by earlier work on the stream, as are the logits up to the next
 //   logits  f32 [logits_rows, pitch]        multiple of 4 past the vocabulary
 //   out     RowLogprobs [gridDim.x]

@@ -2,12 +2,11 @@
 // Normalisation of rows, LayerNorm or RMSNorm, in one pass over memory.
 #include "common/norm.cuh"
 
-// Computes: out[r, :] = normalise(hidden[r, :]), or of row gather[r] where `gather` is given. The statistics are sums of f32 over
-// registers: mean first, then the squares of the differences from it.
+// Computes: out[r, :] = normalise(hidden[r, :]), or of row gather[r] where `gather` is given. The statistics are sums
+// of f32 over registers: mean first, then the squares of the differences from it.
 //
-// A row has `width` elements, the first `count` of which are the model's; the rest are padding: zero in `hidden`, `weight`
-// and `bias`, and so in `out`.
-// Shapes:
+// A row has `width` elements, the first `count` of which are the model's; the rest are padding: zero in `hidden`,
+// `weight` and `bias`, and so in `out`. Shapes:
 //   hidden        T [., width]      written by earlier work on the stream
 //   gather        u32 [rows]        written by earlier work on the stream, each a row of `hidden`; or null
 //   weight, bias  T [width]         written before this stream's work began; null bias: none

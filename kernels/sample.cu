@@ -1,6 +1,6 @@
 // targets: sm_80 compute_80 sm_90
-// One token for each row of a step: allowed and banned tokens, biases, penalties, temperature, min-p, top-k, top-p, draw;
-// or the largest logit. The tokens are those of src/sampling/sampler.rs.
+// One token for each row of a step: allowed and banned tokens, biases, penalties, temperature, min-p, top-k, top-p,
+// draw; or the largest logit. The tokens are those of src/sampling/sampler.rs.
 #include "common/arrival.cuh"
 #include "common/logprobs.cuh"
 #include "common/philox.cuh"
@@ -337,11 +337,11 @@ DEVICE uint32_t draw(SelectMemory& memory, const Processed& processed, const Sam
     return race(memory, draws, kept, read(row.place), best.id);
 }
 
-// Computes: tokens[r] = the token sampled for row r of the step, kNoToken where its logits are not finite (NaN, +inf, or nothing
-// above -inf, before or after what edits them) or where the row names a logits row, bitsets or edits that are not
-// there. Rows with kSkip do nothing. With kMarkSeen the token joins the row's bitset of seen tokens; then no other row of
-// the launch may name that bitset. With kLogprobs logprobs[r] gets the log-probabilities of the token and of row.top
-// best ones, from the logits as they are in memory.
+// Computes: tokens[r] = the token sampled for row r of the step, kNoToken where its logits are not finite (NaN, +inf,
+// or nothing above -inf, before or after what edits them) or where the row names a logits row, bitsets or edits that
+// are not there. Rows with kSkip do nothing. With kMarkSeen the token joins the row's bitset of seen tokens; then no
+// other row of the launch may name that bitset. With kLogprobs logprobs[r] gets the log-probabilities of the token and
+// of row.top best ones, from the logits as they are in memory.
 //
 // Ahead of the temperature the logit x of a token becomes, step by step, each rounded to f32:
 //

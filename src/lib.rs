@@ -18,8 +18,8 @@
 //!
 #![doc = include_str!("../docs/layers.svg")]
 //!
-//! Each module imports only from the layers below its own (checked by `tests/layering.rs`). `docs/architecture.md` follows a
-//! request through them and says which file does what.
+//! Each module imports only from the layers below its own (checked by `tests/layering.rs`). `docs/architecture.md`
+//! follows a request through them and says which file does what.
 //!
 //! | layer | module | contents |
 //! |---|---|---|

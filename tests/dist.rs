@@ -1,5 +1,5 @@
-//! tools/dist: what it says about a binary is what binutils says, and it lists the licences of what is linked. Releases are
-//! made on x86-64 Linux.
+//! tools/dist: what it says about a binary is what binutils says, and it lists the licences of what is linked. Releases
+//! are made on x86-64 Linux.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 use std::collections::BTreeSet;

@@ -1,8 +1,7 @@
-//! Ten thousand random requests through the engine on nano, over caches far too small for them: prompts that begin alike,
-//! every kind of sampling, samples, stops, log-probabilities, deadlines, bad requests, and consumers that leave; with and
-//! without a queue that is computed late, and drafts. All
-//! come to their end, each answer has the bits of the answer that the request gets alone, no page leaks, and whoever
-//! reads a page that was freed reads NaN.
+//! Ten thousand random requests through the engine on nano, over caches far too small for them: prompts that begin
+//! alike, every kind of sampling, samples, stops, log-probabilities, deadlines, bad requests, and consumers that leave;
+//! with and without a queue that is computed late, and drafts. All come to their end, each answer has the bits of the
+//! answer that the request gets alone, no page leaks, and whoever reads a page that was freed reads NaN.
 
 use std::fs;
 use std::num::{NonZeroU32, NonZeroUsize};

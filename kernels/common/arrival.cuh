@@ -1,9 +1,9 @@
-// Which of several warps, of any blocks, comes last: it goes on with what all of them have stored.
+// Last-arriver test for several warps of any blocks: the last one continues with what all of them stored.
 #pragma once
 #include "ptx/ptx.cuh"
 
-// Whether this warp is the last of `count` that arrive at `counter`, which is 0 before the first and after the last. What
-// each stored before it arrived is visible to all lanes of the last one. All lanes call it.
+// Returns whether this warp is the last of `count` to arrive at `counter`, which is 0 before the first and after the
+// last. What each warp stored before arriving is visible to all lanes of the last one. All lanes call it.
 DEVICE bool arrives_last(uint32_t* counter, uint32_t count) {
     warp_sync();
     uint32_t arrived = 0;

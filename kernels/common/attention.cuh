@@ -1,20 +1,20 @@
-// The two products of flash attention on tensor cores, and the softmax between them, for the rows of one warp: shared
-// by prefill and decode.
+// Flash attention for the rows of one warp, on tensor cores: q k^T, online softmax, and the product with the values.
+// Shared by prefill and decode.
 //
-// A row here is one query head at one position. A warp holds 16 kRowTiles of them in fragments of m16n8k16: with
-// g = lane / 4 and t = lane % 4, element i of a 16 x 8 fragment is row g + 8 (i / 2), column 2 t + i % 2. Scores become
-// weights in place, and two neighbouring 16 x 8 fragments of weights are, once packed, the 16 x 16 left operand of the
-// product with the values: weights never leave the registers.
+// A row is one query head at one position. A warp holds 16 kRowTiles rows in m16n8k16 fragments: with g = lane / 4 and
+// t = lane % 4, element i of a 16 x 8 fragment is row g + 8 (i / 2), column 2 t + i % 2. Scores become softmax weights
+// in place, and two neighbouring fragments, packed, are the 16 x 16 A operand of the product with the values: weights
+// never leave registers.
 //
-// Tiles in shared memory are rows of kHeadDim 16-bit elements, in chunks of 16 bytes; chunk c of row r lies at chunk
-// c ^ (r % 8). Eight rows of one chunk, which is what ldmatrix reads at a time, so lie in all 32 banks once, and so do
-// eight neighbouring chunks of a row, which is what cp.async writes.
+// Tiles in shared memory are rows of kHeadDim 16-bit elements in 16-byte chunks; chunk c of row r is stored at chunk c
+// ^ (r % 8). Eight rows of one chunk (an ldmatrix read) thus cover all 32 banks, and so do eight neighbouring chunks of
+// a row (a cp.async write).
 #pragma once
 #include "common/multiply_add.cuh"
 #include "common/softmax.cuh"
 #include "common/vector.cuh"
 
-// log2(e) / sqrt(head_dim): from a product of query and key to a score in the log2 domain.
+// log2(e) / sqrt(head_dim): converts q . k to a score in the log2 domain.
 template <uint32_t kHeadDim>
 static constexpr float kLog2Scale = 0.0f;
 template <>
@@ -26,12 +26,12 @@ template <uint32_t kHeadDim>
 struct TileLayout {
     static constexpr uint32_t kRowBytes = kHeadDim * 2;
     static constexpr uint32_t kChunks = kHeadDim / kVector;  // of a row
-    // Bytes from the tile's start, which is aligned to kRowBytes, to a chunk.
+    // Byte offset of a chunk in the tile, which is aligned to kRowBytes.
     DEVICE uint32_t offset(uint32_t row, uint32_t chunk) { return row * kRowBytes + (chunk ^ row % 8) * 16; }
 };
 
-// Rows of queries in shared memory, read fragment by fragment. `lane_address` is that of this lane's row in ldmatrix's
-// first step: matrices of rows 0-7 and 8-15 of chunk 0, then of chunk 1.
+// Queries in shared memory, read by fragment. `lane_address` is this lane's row of the first ldmatrix: matrices of rows
+// 0-7 and 8-15 of chunk 0, then of chunk 1.
 template <uint32_t kHeadDim>
 struct SharedQueries {
     uint32_t lane_address;
@@ -44,7 +44,7 @@ struct SharedQueries {
     }
 };
 
-// Rows of queries in registers.
+// Queries in registers.
 template <uint32_t kHeadDim, uint32_t kRowTiles>
 struct HeldQueries {
     uint32_t fragments[kRowTiles][kHeadDim / 16][4];
@@ -62,8 +62,8 @@ struct HeldQueries {
     }
 };
 
-// scores[m][n][i] = query row . key for kKeys keys, whose tile lies at `keys` in shared memory. Products are added in
-// ascending order of head_dim, 16 at a time.
+// scores[m][n][i] = query . key for the kKeys keys at `keys` in shared memory, summed in ascending order of head_dim,
+// 16 at a time.
 template <class T, uint32_t kHeadDim, uint32_t kRowTiles, uint32_t kKeys, class Queries>
 DEVICE void multiply_keys(float (&scores)[kRowTiles][kKeys / 8][4], const Queries& queries, uint32_t keys) {
     using Layout = TileLayout<kHeadDim>;
@@ -97,10 +97,9 @@ DEVICE void multiply_keys(float (&scores)[kRowTiles][kKeys / 8][4], const Querie
     }
 }
 
-// Turns scores into weights exp2(scale score - max) and adds them to the states of their rows. `scale` is
-// log2(e) / sqrt(head_dim). A state's sum is that of this lane's columns alone (its max is the row's): reduce_rows adds
-// up the four lanes of a row at the end. Returns whether `factors`, which the rows' weighted sums are to be multiplied
-// by, are other than 1 in any lane of the warp.
+// Online softmax: turns scores into weights exp2(scale score - max) and adds them to the states of their rows. `scale`
+// is log2(e) / sqrt(head_dim). A state's max is its row's; its sum covers this lane's columns only, until reduce_rows.
+// Returns whether any of `factors`, by which the accumulators must be rescaled, differs from 1 in any lane of the warp.
 template <uint32_t kRowTiles, uint32_t kKeys>
 DEVICE bool online_softmax_scores(float (&scores)[kRowTiles][kKeys / 8][4], SoftmaxState (&states)[kRowTiles][2],
                                   float (&factors)[kRowTiles][2], float scale) {
@@ -133,7 +132,7 @@ DEVICE bool online_softmax_scores(float (&scores)[kRowTiles][kKeys / 8][4], Soft
     return warp_any(rescaled);
 }
 
-// Multiplies the weighted sums of rows by their factors.
+// Rescales the accumulators of each row.
 template <uint32_t kHeadDim, uint32_t kRowTiles>
 DEVICE void rescale(float (&sums)[kRowTiles][kHeadDim / 8][4], const float (&factors)[kRowTiles][2]) {
 #pragma unroll
@@ -146,8 +145,8 @@ DEVICE void rescale(float (&sums)[kRowTiles][kHeadDim / 8][4], const float (&fac
     }
 }
 
-// Both. Most often no max rises, and the largest part of the softmax's arithmetic is saved; a product with 1 changes no
-// bit.
+// Both steps. Usually no max rises and rescaling, the larger part of the arithmetic, is skipped; multiplying by 1 would
+// change no bit.
 template <uint32_t kHeadDim, uint32_t kRowTiles, uint32_t kKeys>
 DEVICE void online_softmax_step(float (&scores)[kRowTiles][kKeys / 8][4], SoftmaxState (&states)[kRowTiles][2],
                                 float (&sums)[kRowTiles][kHeadDim / 8][4], float scale) {
@@ -156,7 +155,7 @@ DEVICE void online_softmax_step(float (&scores)[kRowTiles][kKeys / 8][4], Softma
         rescale<kHeadDim, kRowTiles>(sums, factors);
 }
 
-// Weights rounded to T, as the left operands of their product with the values.
+// Weights rounded to T, as A operands of the product with the values.
 template <class T, uint32_t kRowTiles, uint32_t kKeys>
 DEVICE void pack_weights(uint32_t (&packed)[kRowTiles][kKeys / 16][4],
                          const float (&weights)[kRowTiles][kKeys / 8][4]) {
@@ -197,7 +196,7 @@ DEVICE void multiply_values(float (&sums)[kRowTiles][kHeadDim / 8][4],
     }
 }
 
-// Adds up the sums of the four lanes that hold a row.
+// Sums each state over the four lanes that share a row.
 template <uint32_t kRowTiles>
 DEVICE void reduce_rows(SoftmaxState (&states)[kRowTiles][2]) {
 #pragma unroll

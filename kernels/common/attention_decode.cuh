@@ -1,5 +1,5 @@
-// Attention of one row a sequence over one split of its keys, by a block: what decode shares on all devices. How splits
-// are merged is each file's own.
+// Decode attention of one split of a sequence's keys, by a block; shared by all devices. Each kernel file merges splits
+// in its own way.
 #pragma once
 #include "common/attention.cuh"
 #include "common/pages.cuh"
@@ -8,9 +8,9 @@
 static constexpr uint32_t kWarps = 4;
 static constexpr uint32_t kThreads = kWarps * 32;
 
-// Keys that a query at the end of `sequence` sees, and the splits that they are cut into: split i holds positions
-// first + i split_len .. first + (i + 1) split_len. `first` is that of the first visible key's unit, so that a window
-// has as many splits wherever it stands.
+// The keys that a query at the end of `sequence` sees, and their splits: split i is positions first + i split_len ..
+// first + (i + 1) split_len. `first` is the start of the first visible key's 16-key unit, so a window always has
+// equally many splits.
 struct Splits {
     KeyRange visible;
     uint32_t first;
@@ -27,7 +27,7 @@ struct Splits {
     }
 };
 
-// The results of the block's warps, in shared memory.
+// Results of the block's warps, in shared memory.
 template <uint32_t kHeadDim, uint32_t kRows>
 struct WarpResults {
     using Row = RowResult<kHeadDim>;
@@ -39,7 +39,7 @@ struct WarpResults {
         float* const values = reinterpret_cast<float*>(shared);
         return WarpResults{values, reinterpret_cast<SoftmaxState*>(values + kWarps * kRows * kPitch)};
     }
-    // One row over all warps, merged in their order.
+    // One row, merged over all warps in order.
     METHOD Row merged(uint32_t row) const {
         Row result = Row::none();
 #pragma unroll
@@ -51,27 +51,26 @@ struct WarpResults {
     }
 };
 
-// Bytes of a block's ring: each warp's stages, of a unit of keys and one of values.
+// Bytes of a block's pipeline: the stages of each warp, a unit of keys and a unit of values each.
 template <uint32_t kHeadDim, uint32_t kStages>
 static constexpr uint32_t kRingBytes = kWarps * kStages * 2 * kUnit * TileLayout<kHeadDim>::kRowBytes;
 
-// The results of the block's warps over `keys`, for `heads` query rows, one after the other from `queries` on, that
-// share `kv_head`: left in `shared`, of kRingBytes, to be read behind a block_sync.
+// Attends `heads` consecutive query rows from `queries` on, which share `kv_head`, to `keys`. Leaves the warps' results
+// in `shared` (kRingBytes), to be read after a block_sync.
 //
 //   values[row, :] = sum over keys k of exp2(s[k] - m) v[k, :]
 //   state[row] = (m, sum over keys k of exp2(s[k] - m))
 //   s[k] = q[row, :] . k[k, :] log2(e) / sqrt(kHeadDim), m = max over keys k of s[k]
 //
-// A warp takes units of 16 keys: unit u of the split goes to warp u % 4. A warp multiplies and softens its own keys
-// alone, no barrier in the loop.
+// Unit u of the split, 16 keys, goes to warp u % 4. Each warp has its own online softmax; the loop has no barrier.
 //
-// All query heads of a KV head, up to 16 kRowTiles, are the rows of m16n8k16 tiles: keys and values are read once for
-// the whole group. Rows that are left over are zeros, computed and not used.
+// All query heads of a KV head, up to 16 kRowTiles, are rows of m16n8k16 tiles, so keys and values are read once for
+// the group. Unused rows are zero, computed and not used.
 //
-// Bytes in flight: each warp has kStages units under way, of 2 x 16 x kHeadDim elements, 8 KiB (kHeadDim 64: 4), and
-// waits with kStages - 1 of them asked for: 4 x 2 x 8 = 64 KiB a block (4 x 3 x 4 = 48), two blocks an SM.
-// (H200: 4.8 TB/s x 0.7 us / 132 SMs = 25 KiB keep memory busy.) The queries, once, come through the last
-// stage, which is filled after them.
+// Bytes in flight: each warp has kStages units of 2 x 16 x kHeadDim elements, 8 KiB (4 with kHeadDim 64), of which
+// kStages - 1 are in flight while it waits: 4 x 2 x 8 = 64 KiB a block (4 x 3 x 4 = 48), two blocks per SM. (H200: 4.8
+// TB/s x 0.7 us / 132 SMs = 25 KiB saturate memory.) The queries are copied once, through the last stage before its
+// first use.
 template <class T, uint32_t kHeadDim, uint32_t kRowTiles, uint32_t kStages>
 DEVICE void attend_split(uint8_t* shared, const T* queries, uint32_t heads, const Cache<T>& cache, uint32_t kv_head,
                          uint32_t table, const KeyRange& keys) {
@@ -85,12 +84,12 @@ DEVICE void attend_split(uint8_t* shared, const T* queries, uint32_t heads, cons
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const uint32_t stages = shared_address(shared) + warp * kStages * kStageBytes;  // of this warp
 
-    // Unit number i of this warp is first_unit + i kWarps of the sequence.
+    // This warp's unit i is unit first_unit + i kWarps of the sequence.
     const uint32_t first_unit = keys.first / kUnit + warp, last_unit = (keys.end - 1) / kUnit;
     const uint32_t units = first_unit > last_unit ? 0 : (last_unit - first_unit) / kWarps + 1;
     WarpPages pages = look_up(cache, table, keys, first_unit, kWarps);
 
-    // Copies of this warp go row by row: lane l has chunk l % kChunks of rows l / kChunks, + kStep, ...
+    // Copies by row: lane l copies chunk l % kChunks of rows l / kChunks, + kStep, ...
     constexpr uint32_t kStep = 32 / Layout::kChunks;
     const uint32_t chunk = lane % Layout::kChunks, first_row = lane / Layout::kChunks;
 #pragma unroll
@@ -99,7 +98,7 @@ DEVICE void attend_split(uint8_t* shared, const T* queries, uint32_t heads, cons
         copy_async_16(stages + (kStages - 1) * kStageBytes + Layout::offset(row, chunk), source, row < heads ? 16 : 0);
     }
     copy_async_commit();
-    // Starts to copy keys and values of unit number `i`; those that the row does not see become zeros and are not read.
+    // Starts to copy keys and values of unit `i`; keys that the row does not see become zero and are not read.
     const auto copy = [&](uint32_t i, uint32_t stage) {
         if (i < units) {
             const uint32_t page = pages.page_of(i);
@@ -131,7 +130,7 @@ DEVICE void attend_split(uint8_t* shared, const T* queries, uint32_t heads, cons
     for (uint32_t m = 0; m < kRowTiles; m++) states[m][0] = states[m][1] = SoftmaxState::none();
     uint32_t stage = 0, free_stage = kStages - 1;
     for (uint32_t i = 0; i < units; i++) {
-        // The oldest copy has come for all lanes, and none reads the stage before it, or the queries, any more.
+        // The oldest copy is complete in all lanes, and no lane still reads the previous stage or the queries.
         copy_async_wait<kStages - 2>();
         warp_sync();
         const uint32_t next = i + kStages - 1;
@@ -180,13 +179,13 @@ DEVICE void attend_split(uint8_t* shared, const T* queries, uint32_t heads, cons
     }
 }
 
-// The query heads that a block computes, of a grid (splits, tiles of heads, sequences): those of one KV head, or a part.
+// The query heads of a block in a grid (splits, head tiles, sequences): all or some heads of one KV head.
 struct HeadTile {
     uint32_t kv_head;
     uint32_t first;  // of the layer's query heads
     uint32_t heads;
     uint32_t layer_heads;
-    // Tile blockIdx.y of kRows heads at the most.
+    // Tile blockIdx.y, of at most kRows heads.
     template <uint32_t kRows, class T>
     DEVICE HeadTile of(const Cache<T>& cache, uint32_t group) {
         const uint32_t tiles = gridDim.y / cache.kv_heads, kv_head = blockIdx.y / tiles;

@@ -13,8 +13,8 @@ static constexpr uint32_t kLoads = 8;  // 16-byte loads of weights that a thread
 
 // Where gemv finds its activations. A type of them has
 //   Element                                          their type, and that of the tensor cores' operands
-//   ahead(rows, depth, shared)                       reads ahead of grid_dependency_wait() what no kernel writes
-//   begin<kRowTiles>(rows, count, depth, g, shared)  afterwards: of each tile the row that lane group g multiplies, its
+//   ahead(k, shared)                                 reads ahead of grid_dependency_wait() what no kernel writes
+//   begin<kRowTiles>(count, k, g, shared)            afterwards: of each tile the row that lane group g multiplies, its
 //                                                    first element; of rows past the end the last
 //   load(pointer)                                    eight elements of it
 // `shared` is theirs.
@@ -45,7 +45,7 @@ struct RowsInMemory {
 // Where gemv finds its weights, and how they become operands. A type of them has
 //   Row                            what a lane keeps of a row
 //   Loaded                         what it loads for kVector consecutive k of a row
-//   row(weights, row, depth)       a row of them
+//   row(row, k)                    a row of them
 //   load(row, k, policy)           those from k on, read once
 //   none()                         in their place, zeros
 //   operands(g, g8, even, odd)     from those of rows g and g + 8, the A operands of two m16n8k16: of the first and third
@@ -77,7 +77,7 @@ struct DenseWeights {
 // stands in which of its slots is free as long as A and B agree, and no shared memory or shuffle is needed.
 //
 // Order of the sum: k is cut into slabs of 128, dealt to the 8 warps in turn; each warp adds its slabs in ascending
-// order, 32 k a step, then the 8 partial sums are added in the order of the warps. It depends on `depth` alone: a row
+// order, 32 k a step, then the 8 partial sums are added in the order of the warps. It depends on `k` alone: a row
 // has the same bits with any number of rows beside it and in either tile shape.
 //
 // Bytes in flight: a lane holds kLoads = 8 slots of 16 bytes of weights and loads a slot's next bytes right after
@@ -165,7 +165,7 @@ DEVICE void gemv(const Rows& x, const Weights& weights,
     const auto pair_terms = Epilogue::pair_terms(output, row_terms, column);
 
     float sums[kRowTiles][kColumnTiles][4] = {};
-    // The same number of turns for the whole warp: all lanes stay together.
+    // Equally many iterations for the whole warp: all lanes stay together.
     for (uint32_t first = 0; first_k(first) < k; first += kSlots) {
 #pragma unroll
         for (uint32_t slot = 0; slot < kSlots; slot++) {

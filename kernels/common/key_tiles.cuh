@@ -1,11 +1,11 @@
-// Tiles of queries, and of keys or values of the paged cache, on their way to shared memory, as attention.cuh or wgmma reads
-// them; and the rows that see none of some keys.
+// Copies of query tiles, key tiles and value tiles from the paged cache to shared memory in the layout that
+// attention.cuh or wgmma reads, and masks.
 #pragma once
 #include "common/attention.cuh"
 #include "common/pages.cuh"
 
-// Starts to copy kQueries queries to shared memory, by a block of kThreads: query p from element `element(p)` of `queries` on,
-// and zeros from query `count` on.
+// Starts to copy kQueries queries to shared memory, by a block of kThreads: query p from `element(p)` of `queries` on;
+// queries from `count` on are zero.
 template <uint32_t kHeadDim, uint32_t kThreads, uint32_t kQueries, class T, class ElementOf>
 DEVICE void copy_queries(uint32_t destination, const T* queries, uint32_t count, const ElementOf& element) {
     using Layout = TileLayout<kHeadDim>;
@@ -20,9 +20,9 @@ DEVICE void copy_queries(uint32_t destination, const T* queries, uint32_t count,
 }
 
 // Starts to copy rows `tile` kKeys .. of keys or values to shared memory, by a block of kThreads. Rows outside of
-// `visible` become zeros and are not read: their slots may hold anything, and a weight of 0 times NaN is NaN. `pages`
-// are those of the units of 16 keys from the first of tile `first_tile` on. In a layout the rows of a tile lie kRowBytes
-// apart, swizzled alike every 8 rows.
+// `visible` become zero and are not read: their slots may hold NaN, and a weight of 0 times NaN is NaN. `pages` are
+// those of the 16-key units from the first one of `first_tile` on. Rows of a tile are kRowBytes apart, with a swizzle
+// of period 8.
 template <class T, uint32_t kHeadDim, uint32_t kThreads, uint32_t kKeys, class Layout = TileLayout<kHeadDim>>
 DEVICE void copy_tile(const T* source, const Cache<T>& cache, uint32_t kv_head, const WarpPages& pages,
                       const KeyRange& visible, uint32_t tile, uint32_t first_tile, uint32_t destination) {
@@ -41,8 +41,8 @@ DEVICE void copy_tile(const T* source, const Cache<T>& cache, uint32_t kv_head, 
     }
 }
 
-// Masks, in a 16 x kKeys tile of scores, the keys from `first_key` on that the row at `position` does not see: the row
-// with g, or where half is 1 with g + 8, of this lane.
+// Masks keys that the row at `position` does not see in a 16 x kKeys tile of scores whose first key is `first_key`: row
+// g of this lane, or g + 8 where half is 1.
 template <uint32_t kKeys>
 DEVICE void mask_keys(float (&scores)[kKeys / 8][4], uint32_t half, uint32_t position, uint32_t first_key,
                       uint32_t window) {

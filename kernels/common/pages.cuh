@@ -1,10 +1,10 @@
-// The paged cache of keys and values: where a sequence's positions lie. Mirrored by src/backend/cuda/kernels/paged.rs.
+// The paged KV cache as kernels see it. Mirrored by src/backend/cuda/kernels/paged.rs.
 #pragma once
 #include "common/vector.cuh"
 
-// One sequence of a step: its rows are rows first_row .. first_row + rows of the step and stand at positions
-// start .. start + rows. No rows: padding. Logical block b, positions b page_size .., lies in page
-// block_tables[table + b - first_block]; blocks before first_block are gone.
+// One sequence of a step: rows first_row .. first_row + rows of the step, at positions start .. start + rows. Padding
+// has no rows. Logical block b, with positions from b page_size on, is in page block_tables[table + b - first_block];
+// earlier blocks have left the window.
 struct Sequence {
     uint32_t first_row;
     uint32_t rows;
@@ -15,7 +15,7 @@ struct Sequence {
 };
 static_assert(sizeof(Sequence) == 32, "as paged.rs lays it out");
 
-// Which rows a sequence has in the step and where, and its entry of block_tables for logical block 0, were it there.
+// A sequence's rows and positions, and the (virtual) entry of block_tables for its logical block 0.
 struct Span {
     uint32_t first_row;
     uint32_t rows;
@@ -28,11 +28,11 @@ DEVICE Span load_span(const Sequence* sequences, uint32_t index) {
     return Span{head.x, head.y, head.z, table - head.w};
 }
 
-// A window that sees everything; also the widest one.
+// The window of full attention; also the widest one.
 static constexpr uint32_t kNoWindow = 0x80000000u;
 
-// Whether a query sees a key: not later than itself and less than `window` before it. Positions are below 2^31, so a
-// later key's distance wraps to at least 2^31.
+// Whether a query sees a key: the key is not later, and less than `window` before it. Positions are below 2^31, so the
+// distance of a later key wraps to at least 2^31.
 DEVICE bool is_visible(uint32_t query, uint32_t key, uint32_t window) { return query - key < window; }
 
 // The first key that a query sees.
@@ -80,24 +80,24 @@ struct Cache {
     METHOD uint32_t slot_in_page(uint32_t position) const { return position & ((1u << page_shift) - 1); }
 };
 
-// Positions of 16 aligned keys are the unit in which pages are looked up: no page is smaller. A warp keeps the pages of
-// 32 such units, one a lane, so that a lookup is a shuffle and memory is waited for once in 32 units. Unit i of the
-// warp holds positions 16 (first + i stride) ...
+// Pages are looked up in units of 16 aligned keys, the smallest page size. A warp holds the pages of 32 units, one per
+// lane: a lookup is a shuffle, and memory is read once per 32 units. Unit i of the warp is positions 16 (first + i
+// stride) ...
 static constexpr uint32_t kUnit = 16;
 
 struct WarpPages {
     uint32_t page;
-    // The page of the warp's unit `index` modulo 32. All lanes call it with the same index.
+    // The page of unit `index` modulo 32. All lanes call it with the same index.
     METHOD uint32_t page_of(uint32_t index) const { return shuffle_from(page, index % 32); }
 };
 
-// Looks up units first, first + stride, ... of a sequence for the lanes of a warp, `table` as in its Span. Positions
-// are clamped to `visible`, so that no block is looked up that may be gone or not there yet.
+// Looks up the pages of units first, first + stride, ... of a sequence, one per lane; `table` is as in its Span.
+// Positions are clamped to `visible`, so that only held blocks are looked up.
 template <class T>
 DEVICE WarpPages look_up(const Cache<T>& cache, uint32_t table, const KeyRange& visible, uint32_t first,
                          uint32_t stride) {
     const uint32_t position = (first + threadIdx.x % 32 * stride) * kUnit;
     const uint32_t clamped = min(max(position, visible.first), visible.end - 1);
-    // In 32 bits: `table` may stand for an entry before the first.
+    // In 32 bits: `table` may be virtual, before the array's start.
     return WarpPages{load_global_4(cache.block_tables + (table + (clamped >> cache.page_shift)))};
 }

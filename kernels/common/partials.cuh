@@ -1,4 +1,4 @@
-// What the splits of an attention hand to their merge: results of rows over some of their keys.
+// Partial results of attention: what splits leave for their merge.
 #pragma once
 #include "common/softmax.cuh"
 #include "common/vector.cuh"
@@ -57,14 +57,14 @@ DEVICE void store_rounded(T* target, const float (&columns)[4]) {
     store_global_8(target, packed);
 }
 
-// (max, sum) as they are moved.
+// (max, sum), packed.
 DEVICE uint2 words_of(const SoftmaxState& state) {
     const float pair[2] = {state.max, state.sum};
     return words_of(pair);
 }
 
-// The result of one row over some keys, spread over a warp: all lanes have the state, lane l the weighted values of
-// columns kOwn l .. kOwn (l + 1).
+// The result of one row over some keys, distributed over a warp: every lane has the state, lane l the weighted values
+// of columns kOwn l .. kOwn (l + 1).
 template <uint32_t kHeadDim>
 struct RowResult {
     static constexpr uint32_t kOwn = kHeadDim / 32;
@@ -73,7 +73,7 @@ struct RowResult {
 
     DEVICE uint32_t first_column() { return threadIdx.x % 32 * kOwn; }
     DEVICE RowResult none() { return RowResult{SoftmaxState::none(), {}}; }
-    // From shared memory: the state and the values of the row.
+    // Reads a row's state and values from shared memory.
     DEVICE RowResult load_shared(const SoftmaxState& state, const float* values) {
         RowResult result{state, {}};
         load_shared_columns(values + first_column(), result.values);
@@ -90,14 +90,14 @@ struct RowResult {
         store_columns(partials.values + index * kHeadDim + first_column(), values);
         if (threadIdx.x % 32 == 0) store_global_8(partials.states + index * 2, words_of(state));
     }
-    // Adds the keys of `other` to `result`.
+    // Adds the keys of `other`.
     METHOD void add(const RowResult& other) {
         const MergeFactors factors = state.merge(other.state);
 #pragma unroll
         for (uint32_t i = 0; i < kOwn; i++) { values[i] = values[i] * factors.own + other.values[i] * factors.other; }
     }
-    // Calls `visit` with partial results first, first + stride, ... below `end`, in this order; a few are asked for at a
-    // time, and behind the last come some of no keys, which change nothing.
+    // Calls `visit` with partial results first, first + stride, ... below `end`, in this order. A few loads are in
+    // flight at a time; past the end, empty results are passed, which change nothing.
     template <class Float, class Visit>
     DEVICE void each(const Partials<Float>& partials, size_t first, size_t end, uint32_t stride, const Visit& visit) {
         constexpr uint32_t kAhead = 4;
@@ -112,7 +112,7 @@ struct RowResult {
             for (uint32_t i = 0; i < kAhead; i++) visit(others[i]);
         }
     }
-    // The attention of the row, all of whose keys `result` holds, into T row [kHeadDim].
+    // Normalises the row and writes it to T row [kHeadDim].
     template <class T>
     METHOD void finish(T* row) const {
         const float factor = state.normaliser();

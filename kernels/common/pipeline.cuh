@@ -1,6 +1,6 @@
-// A pipeline of stages in shared memory between one producer thread, which fills them by asynchronous copies, and consumer
-// warps. Each stage has two mbarriers: `full` completes with the bytes of the copies; `empty` completes when every
-// consumer has released the stage. Producer and consumers each keep a PipelineState and meet nowhere else.
+// A pipeline of stages in shared memory between one producer thread, which fills them by asynchronous copies, and
+// consumer warps. Each stage has two mbarriers: `full` completes with the bytes of the copies; `empty` completes when
+// every consumer has released the stage. Producer and consumers each keep a PipelineState and meet nowhere else.
 #pragma once
 #include "ptx/ptx.cuh"
 

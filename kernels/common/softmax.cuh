@@ -1,11 +1,11 @@
 // Online softmax as a mergeable state, shared by prefill, decode and the merge of splits.
 //
-// Scores are in the log2 domain: softmax in base e of s is softmax in base 2 of s log2(e), and exp2 is one instruction. A
-// state stands for a set of keys: max = their largest score, sum = sum of exp2(score - max). The weighted sum of values is
-// kept relative to the same max; when the max rises, both are multiplied by exp2(old max - new max).
+// Scores are in the log2 domain: softmax in base e of s is softmax in base 2 of s log2(e), and exp2 is one instruction.
+// A state stands for a set of keys: max = their largest score, sum = sum of exp2(score - max). The weighted sum of
+// values is kept relative to the same max; when the max rises, both are multiplied by exp2(old max - new max).
 //
-// A masked score is -infinity. The state of no keys (max = -infinity, sum = 0) is the neutral element: it never produces
-// NaN, and merging it changes no bit.
+// A masked score is -infinity. The state of no keys (max = -infinity, sum = 0) is the neutral element: it never
+// produces NaN, and merging it changes no bit.
 #pragma once
 #include "ptx/ptx.cuh"
 

@@ -6,9 +6,9 @@
 // How gemm_sm80 has its weights, for a Tile. A type of them has
 //   kRowBytes                               bytes of a stage for the kTileK weights of a column
 //   Part                                    what a thread copies of every stage
-//   part(weights, first, columns, depth, stage)  its part of the columns from `first` on, of `columns` in all; the first
+//   part(first, n, k, stage)                  its part of the columns from `first` on, of `n` in all; the first
 //                                           stage's weights are at address `stage`
-//   copy(part, turn, offset)                starts to copy it, for k from kTileK `turn` on, to the stage `offset` bytes behind
+//   copy(part, k_tile, offset)              starts to copy it, for k from kTileK `k_tile` on, to the stage `offset` bytes behind
 //                                           the first; zeros, and nothing read, past the last column and k
 //   place(warp_column, lane)                where in a stage's weights a lane finds operands of the warp's columns
 //   operands(b, stage, place, step, pair)   the B operands of two m16n8k16: k from 16 `step` on, of 16 columns, the
@@ -39,8 +39,8 @@ struct DenseTile {
                           inside ? 16 : 0);
         }
     }
-    // A lane addresses row lane % 8 + lane / 16 * 8, chunk lane / 8 % 2, which makes the two halves of b for 8 columns, then
-    // for 8 more. A step further along k is two chunks: an xor of the swizzled address with 32 bytes.
+    // A lane addresses row lane % 8 + lane / 16 * 8, chunk lane / 8 % 2, which makes the two halves of b for 8 columns,
+    // then for 8 more. A step further along k is two chunks: an xor of the swizzled address with 32 bytes.
     DEVICE uint32_t place(uint32_t warp_column, uint32_t lane) {
         const uint32_t row = lane % 8 + lane / 16 * 8;
         return (warp_column + row) * kRowBytes + (lane / 8 % 2 ^ Tile::swizzle(row)) * 16;

@@ -1,6 +1,6 @@
 // targets: sm_80 compute_80 sm_90
-// One tiny kernel for each function of kernels/ptx/async_copy.cuh and address.cuh: tests/kernels/conformance.rs says what it must
-// give, on the interpreter and on a GPU.
+// One tiny kernel for each function of kernels/ptx/async_copy.cuh and address.cuh: tests/kernels/conformance.rs says
+// what it must give, on the interpreter and on a GPU.
 #include "ptx/ptx.cuh"
 
 // Every third lane reads half of its bytes (4: none), the rest is zero.

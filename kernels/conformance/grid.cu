@@ -1,6 +1,6 @@
 // targets: sm_80 compute_80 sm_90
-// One tiny kernel for each function of kernels/ptx/grid_dependency.cuh and time.cuh: tests/kernels/conformance.rs says what it must
-// give, on the interpreter and on a GPU.
+// One tiny kernel for each function of kernels/ptx/grid_dependency.cuh and time.cuh: tests/kernels/conformance.rs says
+// what it must give, on the interpreter and on a GPU.
 #include "ptx/ptx.cuh"
 
 // One step of a chain of grids, each launched to start early.

@@ -1,7 +1,7 @@
 // targets: sm_90a
 // Tiny kernels for the functions of kernels/ptx/{mbarrier,bulk_copy,cluster}.cuh, and for stmatrix and setmaxnreg:
-// tests/kernels/conformance_hopper.rs says what they must give, on the interpreter and on a GPU. Each has one block of 128
-// threads, or a cluster of two.
+// tests/kernels/conformance_hopper.rs says what they must give, on the interpreter and on a GPU. Each has one block of
+// 128 threads, or a cluster of two.
 #include "ptx/ptx.cuh"
 
 DEVICE void cluster_sync() {

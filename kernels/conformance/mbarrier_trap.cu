@@ -1,6 +1,6 @@
 // targets: sm_90
-// A wait that never ends, in a file that is always built to trap: tests/kernels/mbarrier_trap.rs says what the host must
-// then report, on the interpreter and on a GPU.
+// A wait that never ends, in a file that is always built to trap: tests/kernels/mbarrier_trap.rs says what the host
+// must then report, on the interpreter and on a GPU.
 #undef RIGEL_MBARRIER_TRAP_NS
 #define RIGEL_MBARRIER_TRAP_NS 50000000u
 #include "ptx/ptx.cuh"

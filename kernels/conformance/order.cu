@@ -3,8 +3,8 @@
 // give, on the interpreter and on a GPU.
 #include "ptx/ptx.cuh"
 
-// Block 0 writes out[0..32] and raises the flag out[32]. Block 1 copies that to out[64..96] when it sees the flag; when it
-// comes too early it works the same values out itself, since a block must not wait for another.
+// Block 0 writes out[0..32] and raises the flag out[32]. Block 1 copies that to out[64..96] when it sees the flag; when
+// it comes too early it works the same values out itself, since a block must not wait for another.
 KERNEL(conform_release_acquire, 32)(const uint32_t* in, uint32_t* out) {
     const uint32_t lane = threadIdx.x;
     if (blockIdx.x == 0) {

@@ -1,9 +1,10 @@
 // targets: sm_90a
-// One tiny kernel for each form of the matrix instruction in kernels/ptx/warpgroup.cuh: tests/kernels/conformance_hopper.rs
-// says what it must give, on the interpreter and on a GPU.
+// One tiny kernel for each form of the matrix instruction in kernels/ptx/warpgroup.cuh:
+// tests/kernels/conformance_hopper.rs says what it must give, on the interpreter and on a GPU.
 //
-// in: A [64][16], then B [N][16], 16-bit elements in pairs; out: the sums, register by register, 128 threads each: those of
-// d = A B^T, then of d = A B^T + d. Operands are laid out in shared memory here, element by element, as the PTX ISA draws it.
+// in: A [64][16], then B [N][16], 16-bit elements in pairs; out: the sums, register by register, 128 threads each:
+// those of d = A B^T, then of d = A B^T + d. Operands are laid out in shared memory here, element by element, as the
+// PTX ISA draws it.
 #include "ptx/ptx.cuh"
 
 // Bytes from the start of an operand to element (r, k): rows of 128 bytes, their 16-byte pieces xored with the row.

@@ -2,10 +2,10 @@
 // row or tile. PTX ISA: Data Movement and Conversion, cp.async.bulk, cp.async.bulk.tensor, prefetch.tensormap.
 //
 // Copies belong to the asynchronous proxy. Loads count their bytes at an mbarrier, and are there for whoever has waited
-// for its phase; stores form groups that the thread which asked for them waits for. What ordinary stores wrote into shared
-// memory is read by a bulk store, or by wgmma, only behind fence_proxy_async_shared of the thread that wrote it, and then
-// a barrier. Behind a load that was waited for no such fence is needed. What earlier grids stored into global memory is
-// loaded only behind grid_dependency_wait and then fence_proxy_async_global of the thread that asks for it.
+// for its phase; stores form groups that the thread which asked for them waits for. What ordinary stores wrote into
+// shared memory is read by a bulk store, or by wgmma, only behind fence_proxy_async_shared of the thread that wrote it,
+// and then a barrier. Behind a load that was waited for no such fence is needed. What earlier grids stored into global
+// memory is loaded only behind grid_dependency_wait and then fence_proxy_async_global of the thread that asks for it.
 #pragma once
 #include "language.cuh"
 
@@ -23,8 +23,8 @@ DEVICE void fence_proxy_async_shared() {
     interpreter::fence_proxy_async_shared();
 #endif
 }
-// The same for global memory; and behind grid_dependency_wait, what earlier grids stored comes before this thread's later
-// bulk loads.
+// The same for global memory; and behind grid_dependency_wait, what earlier grids stored comes before this thread's
+// later bulk loads.
 DEVICE void fence_proxy_async_global() {
 #if ON_GPU
     asm volatile("fence.proxy.async.global;" ::: "memory");
@@ -71,8 +71,8 @@ DEVICE void bulk_load_hinted(uint32_t shared_destination, const void* global_sou
 }
 
 // The map's box with its first element at x (the dimension of consecutive elements), y, ...; elements outside of the
-// tensor, coordinates below zero included, arrive as zeros, and are counted. The destination is aligned to 128 bytes, and
-// for a map with a swizzle to 8 rows of it: 256, 512 or 1024 bytes.
+// tensor, coordinates below zero included, arrive as zeros, and are counted. The destination is aligned to 128 bytes,
+// and for a map with a swizzle to 8 rows of it: 256, 512 or 1024 bytes.
 DEVICE void tensor_load_2d(uint32_t shared_destination, const TensorMap* map, int x, int y, uint32_t barrier) {
 #if ON_GPU
     asm volatile(
@@ -155,8 +155,8 @@ DEVICE void tensor_load_4d_hinted(uint32_t shared_destination, const TensorMap* 
 #endif
 }
 
-// The same into every block of the cluster whose bit is set in `blocks`: at the same place of its shared memory, and the
-// bytes are counted by its own barrier at `barrier`'s place.
+// The same into every block of the cluster whose bit is set in `blocks`: at the same place of its shared memory, and
+// the bytes are counted by its own barrier at `barrier`'s place.
 DEVICE void tensor_load_2d_multicast(uint32_t shared_destination, const TensorMap* map, int x, int y, uint32_t barrier,
                                      uint16_t blocks) {
 #if ON_GPU

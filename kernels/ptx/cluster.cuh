@@ -23,7 +23,8 @@ DEVICE uint32_t cluster_blocks() {
     return interpreter::cluster_blocks();
 #endif
 }
-// All threads of the cluster arrive; what they did before is visible behind cluster_wait. All threads of a warp together.
+// All threads of the cluster arrive; what they did before is visible behind cluster_wait. All threads of a warp
+// together.
 DEVICE void cluster_arrive() {
 #if ON_GPU
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
@@ -39,7 +40,8 @@ DEVICE void cluster_wait() {
     interpreter::cluster_wait();
 #endif
 }
-// The address, for instructions that take one of the cluster, of what has `shared_address` in this block, in block `rank`.
+// The address, for instructions that take one of the cluster, of what has `shared_address` in this block, in block
+// `rank`.
 DEVICE uint32_t cluster_address(uint32_t shared_address, uint32_t rank) {
 #if ON_GPU
     uint32_t address;
@@ -59,9 +61,9 @@ DEVICE uint32_t load_cluster_4(uint32_t cluster_address) {
     return interpreter::load_cluster(cluster_address);
 #endif
 }
-// Stores 16 bytes to the shared memory of any block of the cluster, which must not end before they are there; then counts
-// 16 at an mbarrier of that block, a wait for which (mbarrier_wait_cluster) acquires them and nothing else of this thread.
-// Both addresses come from cluster_address. This block may end at once.
+// Stores 16 bytes to the shared memory of any block of the cluster, which must not end before they are there; then
+// counts 16 at an mbarrier of that block, a wait for which (mbarrier_wait_cluster) acquires them and nothing else of
+// this thread. Both addresses come from cluster_address. This block may end at once.
 DEVICE void store_async_16(uint32_t address, uint4 value, uint32_t barrier) {
 #if ON_GPU
     asm volatile(

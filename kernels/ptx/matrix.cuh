@@ -74,8 +74,8 @@ DEVICE void load_matrix_x4_transposed(uint32_t (&fragment)[4], uint32_t shared_r
 #endif
 }
 
-// stmatrix (sm_90) is ldmatrix the other way: lane l gives of each matrix m, in register m, the elements that ldmatrix would
-// hand it, and lane 8 m + r the address that row r of matrix m goes to.
+// stmatrix (sm_90) is ldmatrix the other way: lane l gives of each matrix m, in register m, the elements that ldmatrix
+// would hand it, and lane 8 m + r the address that row r of matrix m goes to.
 
 DEVICE void store_matrix_x4(uint32_t shared_row_address, const uint32_t (&fragment)[4]) {
 #if ON_GPU

@@ -2,9 +2,9 @@
 // PTX ISA: Parallel Synchronization and Communication, mbarrier.
 //
 // A barrier is 8 bytes of shared memory, aligned to 8. It goes through phases, the first of parity 0. A phase ends when
-// as many arrivals have come as mbarrier_init said, and as many bytes as were expected; then the next begins. A wait for
-// parity p ends when a phase of that parity has: so a wait for 1 on a new barrier ends at once. Arrivals release, waits
-// acquire: what a thread did before its arrival is visible behind the wait.
+// as many arrivals have come as mbarrier_init said, and as many bytes as were expected; then the next begins. A wait
+// for parity p ends when a phase of that parity has: so a wait for 1 on a new barrier ends at once. Arrivals release,
+// waits acquire: what a thread did before its arrival is visible behind the wait.
 //
 // A wait takes a name for its barrier. Only builds with RIGEL_MBARRIER_TRAP_NS use it: see mbarrier_trap.cuh.
 #pragma once
@@ -52,8 +52,8 @@ DEVICE void mbarrier_arrive_cluster(uint32_t barrier) {
     interpreter::mbarrier_arrive_cluster(barrier, interpreter::Order::Release);
 #endif
 }
-// The same, and releases nothing, which spares a fence of the whole device: for who has but read what copies brought, and
-// waited for those reads.
+// The same, and releases nothing, which spares a fence of the whole device: for who has but read what copies brought,
+// and waited for those reads.
 DEVICE void mbarrier_arrive_cluster_relaxed(uint32_t barrier) {
 #if ON_GPU
     asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");

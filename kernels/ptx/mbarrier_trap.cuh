@@ -1,9 +1,9 @@
-// How a wait at an mbarrier waits: for ever, or, in builds with RIGEL_MBARRIER_TRAP_NS, so many nanoseconds. A wait that
-// lasts longer writes a record and traps, so that a kernel that hangs becomes an error that names the barrier.
+// How a wait at an mbarrier waits: for ever, or, in builds with RIGEL_MBARRIER_TRAP_NS, so many nanoseconds. A wait
+// that lasts longer writes a record and traps, so that a kernel that hangs becomes an error that names the barrier.
 //
-// A trap ends the context: what printf has written and copies from the device are lost. So the record lies in page-locked
-// host memory, which stays readable. The host allocates it and writes its address into `rigel_mbarrier_trap` when it
-// loads the module (src/backend/cuda/mbarrier_trap.rs).
+// A trap ends the context: what printf has written and copies from the device are lost. So the record lies in
+// page-locked host memory, which stays readable. The host allocates it and writes its address into
+// `rigel_mbarrier_trap` when it loads the module (src/backend/cuda/mbarrier_trap.rs).
 #pragma once
 #include "language.cuh"
 
@@ -20,8 +20,8 @@ extern "C" {
 __device__ MbarrierTrap rigel_mbarrier_trap;
 }
 
-// Records where the thread waits, and traps. Where another thread of the module writes the record, waits for that one to
-// trap. It never returns, so that no register has to be kept over it.
+// Records where the thread waits, and traps. Where another thread of the module writes the record, waits for that one
+// to trap. It never returns, so that no register has to be kept over it.
 //   word 0      1 once the record is whole
 //   word 1      the barrier: bytes from the start of the block's dynamic shared memory
 //   word 2      the parity that is waited for

@@ -1,8 +1,9 @@
 // Everything a kernel may use beyond plain C++: one inline function for each PTX instruction.
 //
 // A kernel file includes this header and files of kernels/common/, nothing else. Each function has two bodies: under
-// nvcc one inline-assembly statement, under the host compiler one call into the interpreter (crates/rigel-interpreter/),
-// whose twin of the instruction works on the CPU. kernels/conformance/ has a tiny kernel for every function.
+// nvcc one inline-assembly statement, under the host compiler one call into the interpreter
+// (crates/rigel-interpreter/), whose twin of the instruction works on the CPU. kernels/conformance/ has a tiny kernel
+// for every function.
 //
 //   file                 instructions                                                      needs
 //   language.cuh         KERNEL, REGISTER_KERNEL, SHARED_MEMORY, DEVICE                    -

@@ -2,7 +2,8 @@
 #pragma once
 #include "language.cuh"
 
-// Nanoseconds of the device's global timer. Its steps may be as coarse as 1 µs. PTX ISA: Special Registers, %globaltimer.
+// Nanoseconds of the device's global timer. Its steps may be as coarse as 1 µs. PTX ISA: Special Registers,
+// %globaltimer.
 DEVICE uint64_t global_nanoseconds() {
 #if ON_GPU
     uint64_t time;

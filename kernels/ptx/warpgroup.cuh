@@ -61,14 +61,15 @@ DEVICE void warpgroup_registers_increase() {
 #endif
 }
 
-// Where an operand lies in shared memory, for a matrix instruction (PTX ISA, Matrix Descriptor Format). The swizzles are
-// those of tensor maps: 16-byte pieces of a row of 128 bytes are xored with the row's number modulo 8 (64: half of it).
+// Where an operand lies in shared memory, for a matrix instruction (PTX ISA, Matrix Descriptor Format). The swizzles
+// are those of tensor maps: 16-byte pieces of a row of 128 bytes are xored with the row's number modulo 8 (64: half of
+// it).
 //
-// Major K: row r (of M or N) has its k consecutive. Rows of 128 bytes are 64 of k, 8 rows make an atom of 1024 bytes, and
-// atoms follow each other down the rows. A step of 16 along k inside a row adds 32 bytes to the address.
-// Major MN: each k has a row of 64 (32) elements along M or N; 8 such rows make an atom. `stride_bytes` from 8 of k to the
-// next 8, `leading_bytes` from 64 (32) elements along M or N to the next. A step of 16 along k adds two atoms.
-// `address` is aligned to 1024 bytes but for steps along k.
+// Major K: row r (of M or N) has its k consecutive. Rows of 128 bytes are 64 of k, 8 rows make an atom of 1024 bytes,
+// and atoms follow each other down the rows. A step of 16 along k inside a row adds 32 bytes to the address. Major MN:
+// each k has a row of 64 (32) elements along M or N; 8 such rows make an atom. `stride_bytes` from 8 of k to the next
+// 8, `leading_bytes` from 64 (32) elements along M or N to the next. A step of 16 along k adds two atoms. `address` is
+// aligned to 1024 bytes but for steps along k.
 DEVICE uint64_t matrix_descriptor(uint32_t address, uint32_t leading_bytes, uint32_t stride_bytes, uint64_t swizzle) {
     return (address & 0x3ffff) >> 4 | static_cast<uint64_t>(leading_bytes >> 4) << 16 |
            static_cast<uint64_t>(stride_bytes >> 4) << 32 | swizzle << 62;
@@ -82,8 +83,8 @@ DEVICE uint64_t matrix_descriptor_128_mn(uint32_t address, uint32_t leading_byte
     return matrix_descriptor(address, leading_bytes, 1024, 1);
 }
 
-// warpgroup_multiply_bf16<kMajorA, kMajorB>(d, a, b, accumulate): d = a b + (accumulate ? d : 0), N twice the length of d.
-// a and b are descriptors, the same for all threads, or a is four registers and the template argument kMajorB alone.
+// warpgroup_multiply_bf16<kMajorA, kMajorB>(d, a, b, accumulate): d = a b + (accumulate ? d : 0), N twice the length of
+// d. a and b are descriptors, the same for all threads, or a is four registers and the template argument kMajorB alone.
 // And warpgroup_multiply_f16.
 #if ON_GPU
 

@@ -43,15 +43,15 @@ pub struct BackendOptions {
     /// The dtype of the weights on a GPU. On the CPU, which uses them as they are stored, anything but
     /// [`WeightDtype::Auto`] is an error.
     pub dtype: WeightDtype,
-    /// Threads of the CPU backend; one for each core that the process may use ([`cpu::available_cores`]) by default. More
-    /// are capped at that, with a warning.
+    /// Threads of the CPU backend; one for each core that the process may use ([`cpu::available_cores`]) by default.
+    /// More are capped at that, with a warning.
     pub threads: Option<NonZeroUsize>,
     /// Positions per page.
     pub page_size: Option<NonZeroU32>,
     /// Context length, prompt and completion together. The model's own by default, and at most, with a warning.
     pub context: Option<NonZeroU32>,
-    /// Bytes that the model may take of its device: weights, cache and workspace on a GPU; cache and workspace on the CPU.
-    /// The default is 90 % of what is free on a GPU, and on the CPU half of what this process can have.
+    /// Bytes that the model may take of its device: weights, cache and workspace on a GPU; cache and workspace on the
+    /// CPU. The default is 90 % of what is free on a GPU, and on the CPU half of what this process can have.
     pub memory: Option<NonZeroU64>,
     /// The most sequences computed in one step; 32 on the CPU and 256 on a GPU by default.
     pub max_sequences: Option<NonZeroUsize>,

@@ -29,8 +29,8 @@ impl Pair<'_> {
     }
 }
 
-/// The rows of the same key by the same hand, in the first report's order; where no two are by the same, those of the same
-/// key, such as ours beside a peer's. Of rows that a report has twice, the last counts.
+/// The rows of the same key by the same hand, in the first report's order; where no two are by the same, those of the
+/// same key, such as ours beside a peer's. Of rows that a report has twice, the last counts.
 pub fn pairs<'a>(first: &'a Report, second: &'a Report) -> Vec<Pair<'a>> {
     let key = |row: &'a Row| (row.key(), row.by.as_str());
     let of_second: BTreeMap<_, &Row> = second.rows.iter().map(|row| (key(row), row)).collect();

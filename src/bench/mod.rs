@@ -1,7 +1,7 @@
 //! Measuring: what `rigel bench`, `rigel profile` and the benches of this crate share.
 //!
-//! Every figure is a [`Row`] of a [`Report`], with the device, the commit and the command that it came from, the work it
-//! had to do and the share of the limit that the same run measured. Peers (PyTorch and others) write the same rows.
+//! Every figure is a [`Row`] of a [`Report`], with the device, the commit and the command that it came from, the work
+//! it had to do and the share of the limit that the same run measured. Peers (PyTorch and others) write the same rows.
 //!
 //! | module | noun |
 //! |---|---|

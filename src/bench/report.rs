@@ -377,8 +377,8 @@ pub enum ReportError {
     },
 }
 
-/// The commit that this program was built from, with `-dirty` behind it where files were changed; `unknown` where the build
-/// could not tell, as that of a checkout without optimisation.
+/// The commit that this program was built from, with `-dirty` behind it where files were changed; `unknown` where the
+/// build could not tell, as that of a checkout without optimisation.
 pub fn commit() -> &'static str {
     option_env!("RIGEL_COMMIT").filter(|commit| !commit.is_empty()).unwrap_or("unknown")
 }

@@ -1,4 +1,5 @@
-//! Networks to measure without a checkpoint: by the name of a published one, by a config.json, or by a model that has one.
+//! Networks to measure without a checkpoint: by the name of a published one, by a config.json, or by a model that has
+//! one.
 
 use crate::checkpoint::{CheckpointError, Config, ModelSource, PUBLISHED};
 use crate::model::ModelSpec;

@@ -373,8 +373,8 @@ mod tests {
     fn what_is_written_opens_as_the_checkpoint_in_memory() {
         let root = tempfile::tempdir().unwrap();
         let shapes = shapes();
-        // All in one; the embedding of 5.1 MB with what fits behind it, the rest of the layers, the head of 5.1 MB; each
-        // tensor by itself: 16 a layer, two of the last norm, embedding and head.
+        // All in one; the embedding of 5.1 MB with what fits behind it, the rest of the layers, the head of 5.1 MB;
+        // each tensor by itself: 16 a layer, two of the last norm, embedding and head.
         for (dtype, shard_bytes, shards) in
             [(Dtype::Bf16, u64::MAX, 1), (Dtype::F16, 5_200_000, 3), (Dtype::F32, 1, 36)]
         {

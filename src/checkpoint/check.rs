@@ -14,12 +14,12 @@ impl Checkpoint {
     /// Checks that every expected tensor is there, with its shape and in a supported dtype. Returns the names of the
     /// tensors that nobody expects, sorted: worth a warning, no error (a tied checkpoint may carry `lm_head.weight`).
     ///
-    /// The tensors alone decide: what config.json says about a quantisation is an error only where they are not those of
-    /// a plain network.
+    /// The tensors alone decide: what config.json says about a quantisation is an error only where they are not those
+    /// of a plain network.
     ///
     /// # Errors
-    /// The first expected tensor that is missing, misshaped, or of another dtype: as the form that the checkpoint is in,
-    /// where its tensors give that away.
+    /// The first expected tensor that is missing, misshaped, or of another dtype: as the form that the checkpoint is
+    /// in, where its tensors give that away.
     pub fn check(&self, expected: &[ExpectedTensor]) -> Result<Vec<String>, CheckpointError> {
         for expected in expected {
             self.check_one(expected).map_err(|error| self.other_form(error))?;

@@ -1,9 +1,9 @@
 //! config.json: the numbers that say what the network is, with Hugging Face's defaults, checked before anything else
 //! is opened.
 //!
-//! Keys that Hugging Face's own code does not read are ignored here too, whatever their values: the published 7B carries
-//! `activation_function`, an old 15B revision a stray `rms_norm_eps`, and transformers does not look at `layer_types` of
-//! a StarCoder2. What the numbers mean for the forward pass is said one floor up, in `model`.
+//! Keys that Hugging Face's own code does not read are ignored here too, whatever their values: the published 7B
+//! carries `activation_function`, an old 15B revision a stray `rms_norm_eps`, and transformers does not look at
+//! `layer_types` of a StarCoder2. What the numbers mean for the forward pass is said one floor up, in `model`.
 
 use std::num::NonZeroU32;
 
@@ -223,8 +223,8 @@ fn head_dim(object: &Object, hidden_size: usize, heads: usize) -> Result<usize, 
 }
 
 /// The base of the rotary embedding and the divisor of its frequencies. As in transformers 5, the old `rope_scaling`
-/// stands for the whole of the new `rope_parameters` where it is there and not empty, and a `rope_theta` inside is taken
-/// before that beside it.
+/// stands for the whole of the new `rope_parameters` where it is there and not empty, and a `rope_theta` inside is
+/// taken before that beside it.
 fn rope(object: &Object) -> Result<(f64, f64), CheckpointError> {
     let (mut theta, mut factor) = (None, 1.0);
     for field in ["rope_scaling", "rope_parameters"] {

@@ -1,7 +1,8 @@
 //! generation_config.json: where to stop, and the author's suggestions for sampling.
 //!
-//! The end ids are read with the model; a suggestion is read when somebody asks for it ([`GenerationConfig::sampling`]).
-//! Only types are checked here. Whether `top_p: 7` means anything is for the room that samples to say.
+//! The end ids are read with the model; a suggestion is read when somebody asks for it
+//! ([`GenerationConfig::sampling`]). Only types are checked here. Whether `top_p: 7` means anything is for the room
+//! that samples to say.
 
 use std::sync::Arc;
 

@@ -14,8 +14,8 @@ use crate::host::{self, Size};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WeightLoading {
     /// Mapped: read as they are used, in memory that processes share and that the system may take back. Where somebody
-    /// truncates the file, or its disk or server fails, the process ends ([`name_files_on_sigbus`]); where somebody writes
-    /// to it, results change.
+    /// truncates the file, or its disk or server fails, the process ends ([`name_files_on_sigbus`]); where somebody
+    /// writes to it, results change.
     ///
     /// [`name_files_on_sigbus`]: super::name_files_on_sigbus
     #[default]
@@ -74,8 +74,8 @@ impl<'a> Loader<'a> {
 }
 
 impl Checkpoint {
-    /// A weight file that is mapped from a network file system, and the kind of that, such as `nfs4`. `None` where there is
-    /// none, and where the system does not say.
+    /// A weight file that is mapped from a network file system, and the kind of that, such as `nfs4`. `None` where
+    /// there is none, and where the system does not say.
     pub fn network_file(&self) -> Option<(&str, &str)> {
         self.mappings().into_iter().find_map(|mapping| Some((mapping.file(), mapping.network()?)))
     }
@@ -89,12 +89,13 @@ impl Checkpoint {
         }))
     }
 
-    /// Reads the weight files in as far as they are not in memory, and locks them there (mlock), of F64 tensors what they
-    /// are narrowed to: the system then never takes their pages back. Returns how many bytes; the bundled model, being part of the program, has none.
+    /// Reads the weight files in as far as they are not in memory, and locks them there (mlock), of F64 tensors what
+    /// they are narrowed to: the system then never takes their pages back. Returns how many bytes; the bundled model,
+    /// being part of the program, has none.
     ///
     /// # Errors
-    /// What is locked stays so. The limit is mostly RLIMIT_MEMLOCK. Files that are mapped and for which there is not enough
-    /// memory are not begun with: no page could be taken back when it runs out.
+    /// What is locked stays so. The limit is mostly RLIMIT_MEMLOCK. Files that are mapped and for which there is not
+    /// enough memory are not begun with: no page could be taken back when it runs out.
     pub fn lock_weights(&self) -> Result<u64, LockError> {
         let mappings = distinct(self.tensors.values().filter_map(|stored| match stored {
             Stored::Usable(tensor) => Some(&tensor.mapping),

@@ -1,5 +1,5 @@
-//! The bytes of one weight file: a read-only memory map of it, a copy of it in memory, memory that was made in its place,
-//! or a slice that is part of the program.
+//! The bytes of one weight file: a read-only memory map of it, a copy of it in memory, memory that was made in its
+//! place, or a slice that is part of the program.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -90,8 +90,8 @@ impl Mapping {
         }
     }
 
-    /// Reads all pages in and keeps them in memory for as long as this lives. Returns how many bytes; none of a slice of
-    /// the program.
+    /// Reads all pages in and keeps them in memory for as long as this lives. Returns how many bytes; none of a slice
+    /// of the program.
     ///
     /// # Errors
     /// The system's: mostly RLIMIT_MEMLOCK.
@@ -169,7 +169,8 @@ fn is_absent(map: &memmap2::Mmap, offset: usize) -> bool {
 pub(super) fn absent_bytes(map: &memmap2::Mmap) -> u64 {
     let page = rustix::param::page_size();
     let mut pages = vec![0u8; map.len().div_ceil(page)];
-    // SAFETY: the range is that of a live mapping, which begins at a page, and `pages` has a byte for each of its pages.
+    // SAFETY: the range is that of a live mapping, which begins at a page, and `pages` has a byte for each of its
+    // pages.
     let done = unsafe { libc::mincore(map.as_ptr().cast_mut().cast(), map.len(), pages.as_mut_ptr()) };
     let absent = pages.iter().filter(|page| **page & 1 == 0).count() * page;
     if done == 0 { absent as u64 } else { 0 }

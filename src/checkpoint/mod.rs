@@ -1,8 +1,9 @@
 //! A Hugging Face checkpoint directory: config.json and safetensors over a memory map, checked, never copied.
 //!
-//! [`ModelSource`] finds the files (a directory, the local Hugging Face cache ([`hub`]), or the bundled nano). [`Checkpoint`]
-//! parses config.json and the headers of the weight files and maps them: opening 32 GB of shards reads a few pages of
-//! each. [`Tensor`]s are handles on the mapped bytes, in their stored dtype, unaligned; F64 alone is narrowed to F32.
+//! [`ModelSource`] finds the files (a directory, the local Hugging Face cache ([`hub`]), or the bundled nano).
+//! [`Checkpoint`] parses config.json and the headers of the weight files and maps them: opening 32 GB of shards reads a
+//! few pages of each. [`Tensor`]s are handles on the mapped bytes, in their stored dtype, unaligned; F64 alone is
+//! narrowed to F32.
 //!
 //! Which form the tensors come in (safetensors, or memory) is a `TensorSource`'s affair.
 //!

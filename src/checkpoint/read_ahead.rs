@@ -1,8 +1,8 @@
 //! Pages of mapped weight files that are not in memory, read before they are used.
 //!
-//! A token needs all weights. Where a file is not in the page cache, the first token would bring it in one page fault after
-//! the other; read in order, by several threads, it comes as fast as the disk gives it, and progress can be told. Takes no
-//! memory but the page cache, which the system gives to whoever needs it.
+//! A token needs all weights. Where a file is not in the page cache, the first token would bring it in one page fault
+//! after the other; read in order, by several threads, it comes as fast as the disk gives it, and progress can be told.
+//! Takes no memory but the page cache, which the system gives to whoever needs it.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,9 +19,9 @@ use crate::host::{self, Size};
 const CHUNK: usize = 4 << 20;
 
 impl Checkpoint {
-    /// Reads mapped weights that are not in memory, and calls `report` on this thread with the bytes of them that are and
-    /// the bytes that there were to read, a few times a second and once when all are there. Does nothing, and does not call
-    /// `report`, where all are in memory, where memory cannot hold them, and where the system does not say.
+    /// Reads mapped weights that are not in memory, and calls `report` on this thread with the bytes of them that are
+    /// and the bytes that there were to read, a few times a second and once when all are there. Does nothing, and does
+    /// not call `report`, where all are in memory, where memory cannot hold them, and where the system does not say.
     pub fn read_ahead(&self, report: &mut dyn FnMut(u64, u64)) {
         let mappings = self.mappings();
         let of = |mapping| Mapping::absent_chunks(mapping, CHUNK).into_iter().map(move |range| (mapping, range));
@@ -73,8 +73,8 @@ pub(crate) mod testing {
     use std::fs::File;
     use std::path::Path;
 
-    /// Drops the file's pages from the page cache, but for the few that some process has touched in a mapping. `false` where
-    /// the file system keeps more of them.
+    /// Drops the file's pages from the page cache, but for the few that some process has touched in a mapping. `false`
+    /// where the file system keeps more of them.
     pub(crate) fn drop_pages(path: &Path) -> bool {
         let file = File::open(path).unwrap();
         file.sync_all().unwrap();

@@ -86,8 +86,8 @@ impl Renaming {
         (!parts.is_empty()).then(|| parts.join(", "))
     }
 
-    /// The new names of `names`, in their order. A name stays as it is where its new one is that of another; equal names,
-    /// of a tensor that is stored twice, stay equal.
+    /// The new names of `names`, in their order. A name stays as it is where its new one is that of another; equal
+    /// names, of a tensor that is stored twice, stay equal.
     pub fn apply_all<'a>(&self, names: &[&'a str]) -> Vec<String> {
         let mut taken: HashSet<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut renamed: HashMap<&'a str, String> = HashMap::new();

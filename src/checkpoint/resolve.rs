@@ -21,8 +21,8 @@ impl ModelSource {
     /// * a hub id `ORG/NAME` or `ORG/NAME@REVISION` in the local Hugging Face cache.
     ///
     /// # Errors
-    /// Nothing of that name; for a hub id the message says the command that downloads it. A path or a cache that may not be
-    /// read.
+    /// Nothing of that name; for a hub id the message says the command that downloads it. A path or a cache that may
+    /// not be read.
     pub fn resolve(model: &str) -> Result<ModelSource, CheckpointError> {
         ModelSource::resolve_in(model, hub::cache_directory().as_deref())
     }
@@ -75,8 +75,8 @@ impl ModelSource {
     }
 }
 
-/// The content of the file at `path` where that may be a config.json: an object with a `model_type`, or a malformed one in
-/// a `.json`, which whoever parses it says.
+/// The content of the file at `path` where that may be a config.json: an object with a `model_type`, or a malformed one
+/// in a `.json`, which whoever parses it says.
 fn read_config(path: &Path) -> Option<Vec<u8>> {
     if !path.is_file() {
         return None;

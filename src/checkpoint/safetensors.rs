@@ -139,8 +139,8 @@ fn parse_entries(text: &str) -> Result<Vec<(String, RawEntry)>, Fault> {
     }
 }
 
-/// Reads the header's object in order, so that a name given twice is seen twice. The first entry of another form is left
-/// in the reference.
+/// Reads the header's object in order, so that a name given twice is seen twice. The first entry of another form is
+/// left in the reference.
 struct Entries<'a>(&'a mut Option<Fault>);
 
 impl<'de> Visitor<'de> for Entries<'_> {

@@ -1,16 +1,16 @@
-//! SIGBUS, which a mapped file raises when pages of it are gone: truncated by somebody, or lost by a disk or a server. The
-//! process cannot go on, but it can say which file it was.
+//! SIGBUS, which a mapped file raises when pages of it are gone: truncated by somebody, or lost by a disk or a server.
+//! The process cannot go on, but it can say which file it was.
 //!
-//! A handler may call next to nothing and take no lock, so all that it needs is laid out before: a list of slots that only
-//! grows, each with the address range of a mapping and the text about it, in atomics. A slot whose mapping is gone holds
-//! an empty range and is used again.
+//! A handler may call next to nothing and take no lock, so all that it needs is laid out before: a list of slots that
+//! only grows, each with the address range of a mapping and the text about it, in atomics. A slot whose mapping is gone
+//! holds an empty range and is used again.
 
-/// From here on a SIGBUS from a mapped weight file ends the process with a line on stderr, `error: FILE: …; ADVICE`, and
-/// the exit code 128 + SIGBUS, 135 on Linux. Any other SIGBUS goes to the handler that was there before.
+/// From here on a SIGBUS from a mapped weight file ends the process with a line on stderr, `error: FILE: …; ADVICE`,
+/// and the exit code 128 + SIGBUS, 135 on Linux. Any other SIGBUS goes to the handler that was there before.
 ///
 /// For programs: a library that embeds this one leaves signals to its program. The handler is installed with the first
-/// file that is mapped, or now if there is one. A second call does nothing. Where there is no SIGBUS, nothing happens: on
-/// Windows a mapped file cannot be truncated.
+/// file that is mapped, or now if there is one. A second call does nothing. Where there is no SIGBUS, nothing happens:
+/// on Windows a mapped file cannot be truncated.
 pub fn name_files_on_sigbus(advice: &'static str) {
     imp::name_files(advice);
 }
@@ -155,7 +155,8 @@ mod imp {
             action.sa_sigaction = on_sigbus as extern "C" fn(_, _, _) as usize;
             // On the thread's signal stack where it has one: the handler before it may be that of a stack overflow.
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-            // SAFETY: `action` is whole: a handler of three arguments, as its flags say, and a set that is emptied here.
+            // SAFETY: `action` is whole: a handler of three arguments, as its flags say, and a set that is emptied
+            // here.
             let installed = unsafe {
                 libc::sigemptyset(&mut action.sa_mask);
                 libc::sigaction(libc::SIGBUS, &action, ptr::null_mut())
@@ -210,8 +211,8 @@ mod imp {
             }
         }
         let length = slot.length.load(Ordering::Relaxed).min(TEXT);
-        // One call, so that no other thread's output comes between; the system reads the text, which nobody writes while
-        // its mapping lives.
+        // One call, so that no other thread's output comes between; the system reads the text, which nobody writes
+        // while its mapping lives.
         let advice = ADVICE.get().copied().unwrap_or("");
         let mut parts = [slot.text.as_ptr().cast::<u8>(), "; ".as_ptr(), advice.as_ptr(), "\n".as_ptr()]
             .map(|start| libc::iovec { iov_base: start.cast_mut().cast(), iov_len: 1 });
@@ -232,8 +233,8 @@ mod imp {
             // For a signal that a process sent; the system does not let the other kind be ignored.
             libc::SIG_IGN => {}
             libc::SIG_DFL => {
-                // SAFETY: zeros are the default action without flags. The signal is blocked until this handler returns, and
-                // then ends the process.
+                // SAFETY: zeros are the default action without flags. The signal is blocked until this handler returns,
+                // and then ends the process.
                 unsafe {
                     let action: libc::sigaction = std::mem::zeroed();
                     libc::sigaction(signal, &action, ptr::null_mut());

@@ -1,5 +1,5 @@
-//! [`TensorSource`]: a form that a model's weights come in, as named tensors and the configuration that belongs to them.
-//! Nothing above `checkpoint` knows which form it was.
+//! [`TensorSource`]: a form that a model's weights come in, as named tensors and the configuration that belongs to
+//! them. Nothing above `checkpoint` knows which form it was.
 
 use std::sync::Arc;
 

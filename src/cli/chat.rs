@@ -222,8 +222,8 @@ impl Conversation {
         Ok(answer.printed)
     }
 
-    /// The conversation as the template writes it, without as many of the oldest exchanges as leave no room; and how many
-    /// those are.
+    /// The conversation as the template writes it, without as many of the oldest exchanges as leave no room; and how
+    /// many those are.
     fn prompt(&self) -> Result<(Vec<TokenId>, usize), CliError> {
         let positions = self.engine.spec().max_positions;
         // An answer shrinks to what is left: history is worth more than the last of many tokens asked for.
@@ -313,7 +313,8 @@ impl Interrupts {
     }
 }
 
-/// The next event. `None` at the end, and once Ctrl-C was pressed, which is noticed while a long prompt is computed, too.
+/// The next event. `None` at the end, and once Ctrl-C was pressed, which is noticed while a long prompt is computed,
+/// too.
 fn next_event(generation: &mut Generation, interrupts: &Interrupts) -> Option<Event> {
     const LOOK_EVERY: Duration = Duration::from_millis(50);
     while !generation.is_done() && !interrupts.interrupted.load(Ordering::SeqCst) {

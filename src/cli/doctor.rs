@@ -42,8 +42,8 @@ JSON object of --json; null where something is not known or not there:
 
 /// Check what this binary and this machine can do
 ///
-/// Prints what was compiled in and what was found, and under each thing that is missing what to do about it. Exits with 1
-/// where there is a GPU that cannot be used, or a variable of the environment has a wrong value or names no model.
+/// Prints what was compiled in and what was found, and under each thing that is missing what to do about it. Exits with
+/// 1 where there is a GPU that cannot be used, or a variable of the environment has a wrong value or names no model.
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub struct Doctor {

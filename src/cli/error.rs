@@ -175,7 +175,8 @@ impl CliError {
         Some(option_names::of_settings(&without_numbers(&one_line(&line))))
     }
 
-    /// [`CliError::line`] as a command ends with it: it names the variables of the environment that set the options at fault.
+    /// [`CliError::line`] as a command ends with it: it names the variables of the environment that set the options at
+    /// fault.
     pub fn line_with_origins(&self) -> Option<String> {
         let line = self.line()?;
         let origins = match self {

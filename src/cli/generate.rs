@@ -35,9 +35,9 @@ Lines of --prompts, one object each:
 /// Continue a prompt
 ///
 /// The text is printed as it comes. The prompt is an argument, a file, or what is piped in; it is taken byte for byte:
-/// no template, nothing trimmed but a byte order mark at the start of a file or of stdin, and nothing added but the special
-/// tokens that the model's tokenizer puts around every prompt (StarCoder2's puts none). Special tokens written in it, such
-/// as <fim_prefix>, become those tokens unless --no-special is given.
+/// no template, nothing trimmed but a byte order mark at the start of a file or of stdin, and nothing added but the
+/// special tokens that the model's tokenizer puts around every prompt (StarCoder2's puts none). Special tokens written
+/// in it, such as <fim_prefix>, become those tokens unless --no-special is given.
 #[derive(Debug, Args)]
 #[command(override_usage = "\
 rigel generate [OPTIONS] <PROMPT>
@@ -119,8 +119,8 @@ struct Printing {
 }
 
 impl Printing {
-    /// The prompts of a file, one after the other; goes on after those that fail. Text is parted by headers, as `head` and
-    /// `tail` part files.
+    /// The prompts of a file, one after the other; goes on after those that fail. Text is parted by headers, as `head`
+    /// and `tail` part files.
     fn all(&self, engine: &Engine, prompts: Prompts, out: &mut Output) -> Result<(), CliError> {
         let origin = prompts.origin().to_owned();
         let (mut before, mut lines, mut failed, mut warned) = ("", 0, 0, false);

@@ -16,8 +16,8 @@ pub fn origin(path: &str) -> String {
     if path == STDIN { "stdin".to_owned() } else { path.to_owned() }
 }
 
-/// All of a file, or of stdin where `path` is `-`, without a byte order mark: that mark is no text, and a model that reads
-/// one is led astray.
+/// All of a file, or of stdin where `path` is `-`, without a byte order mark: that mark is no text, and a model that
+/// reads one is led astray.
 pub fn read_text(path: &str) -> Result<String, CliError> {
     let text = read_exact(path)?;
     Ok(text.strip_prefix(BYTE_ORDER_MARK).map(str::to_owned).unwrap_or(text))
@@ -35,8 +35,8 @@ pub fn read_exact(path: &str) -> Result<String, CliError> {
     utf8(bytes.map_err(error)?, &origin(path))
 }
 
-/// An argument as it is. Where it is `-`, and where there is none and no person at a terminal writes it, what `read` makes
-/// of stdin. None where nobody gave anything. Warns of an argument that is the name of a file.
+/// An argument as it is. Where it is `-`, and where there is none and no person at a terminal writes it, what `read`
+/// makes of stdin. None where nobody gave anything. Warns of an argument that is the name of a file.
 pub fn text_or_stdin(
     argument: Option<String>,
     read: impl Fn(&str) -> Result<String, CliError>,

@@ -20,9 +20,9 @@ Examples:
 
 /// Describe a checkpoint from its headers alone
 ///
-/// Prints shapes, the exact number of parameters, the bytes that a decoded token reads and adds to the cache, the bytes of
-/// the weights on a GPU, the window, dtypes and files.
-/// Every tensor's name, shape and dtype is checked; no weight is read.
+/// Prints shapes, the exact number of parameters, the bytes that a decoded token reads and adds to the cache, the bytes
+/// of the weights on a GPU, the window, dtypes and files. Every tensor's name, shape and dtype is checked; no weight is
+/// read.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Inspect {

@@ -44,8 +44,8 @@ fn wrong(origin: &str, kind: &str) -> CliError {
     CliError::Usage(format!("expected JSON lines, one object a line; found {kind}")).at(origin)
 }
 
-/// Refuses what is read once, as stdin is, by its first bytes. How many these are is the writer's doing: nothing is said
-/// that more of them could prove wrong.
+/// Refuses what is read once, as stdin is, by its first bytes. How many these are is the writer's doing: nothing is
+/// said that more of them could prove wrong.
 pub fn check_head(origin: &str, head: &[u8]) -> Result<(), CliError> {
     if let Some(kind) = kind_of(head) {
         return Err(wrong(origin, kind));

@@ -21,8 +21,8 @@ const COMMIT_DIGITS: usize = 8;
 
 /// List the models in the Hugging Face cache
 ///
-/// Prints each model's revisions, their size on disk, and whether Rigel runs them, judged by config.json and the headers of
-/// the weights.
+/// Prints each model's revisions, their size on disk, and whether Rigel runs them, judged by config.json and the
+/// headers of the weights.
 #[cfg_attr(feature = "hub", doc = "`rigel pull` fetches models, `rigel remove` removes them.")]
 #[cfg_attr(not(feature = "hub"), doc = "`rigel remove` removes models.")]
 #[derive(Debug, Args)]

@@ -26,8 +26,8 @@ impl LoadBar {
         if quiet { LoadBar::Hidden } else { LoadBar::Shown }
     }
 
-    /// What draws it: a function for every piece of news, the bar gone with the last one or with the function. What is read
-    /// and then uploaded has a bar for each.
+    /// What draws it: a function for every piece of news, the bar gone with the last one or with the function. What is
+    /// read and then uploaded has a bar for each.
     pub fn drawer(self) -> impl FnMut(LoadProgress) + Send + 'static {
         let mut bar = None;
         move |progress| {

@@ -1,4 +1,5 @@
-//! Warnings of the library and of the commands, one line each on stderr: `warning: …`. `RUST_LOG` and `--verbose` say which.
+//! Warnings of the library and of the commands, one line each on stderr: `warning: …`. `RUST_LOG` and `--verbose` say
+//! which.
 
 use std::fmt;
 

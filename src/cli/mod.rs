@@ -218,8 +218,8 @@ fn parse<T: Into<OsString>>(
 }
 
 /// Runs the command that the process was started with. Exit codes: 0, 1 for what fails while running, 2 for bad
-/// input; 128 and the signal's number where a signal ended it: Ctrl-C, SIGTERM, SIGHUP, or SIGBUS for a weight file that
-/// is gone.
+/// input; 128 and the signal's number where a signal ended it: Ctrl-C, SIGTERM, SIGHUP, or SIGBUS for a weight file
+/// that is gone.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let cli = match parse(std::env::args_os()) {

@@ -19,7 +19,8 @@ pub const MODEL_VARIABLE: &str = "RIGEL_MODEL";
 /// `--model`, for commands that read files only.
 #[derive(Debug, Args)]
 pub struct ModelArg {
-    /// Checkpoint directory, or hub id (ORG/NAME, ORG/NAME@REVISION) that `rigel pull` fetched [default: the bundled nano]
+    /// Checkpoint directory, or hub id (ORG/NAME, ORG/NAME@REVISION) that `rigel pull` fetched [default: the bundled
+    /// nano]
     #[arg(long, short, env = MODEL_VARIABLE, hide_env = true, value_name = "DIR|ID", help_heading = "Model")]
     model: Option<String>,
 }
@@ -117,8 +118,8 @@ pub struct SizeOptions {
     #[arg(long, aliases = ["max-num-batched-tokens", "ubatch-size"], env = "RIGEL_PREFILL_CHUNK", hide_env = true)]
     #[arg(value_name = "TOKENS", value_parser = count::<NonZeroU32>, help_heading = "Model", allow_negative_numbers = true)]
     prefill_chunk: Option<NonZeroU32>,
-    /// Memory that the model may take of its device, such as 20GiB; on the CPU without the weights [default: 90 % of what is
-    /// free on a GPU, on the CPU half of what the machine and the container leave]
+    /// Memory that the model may take of its device, such as 20GiB; on the CPU without the weights [default: 90 % of
+    /// what is free on a GPU, on the CPU half of what the machine and the container leave]
     #[arg(long, env = "RIGEL_MEMORY", hide_env = true, value_name = "SIZE", value_parser = bytes)]
     #[arg(help_heading = "Model", allow_negative_numbers = true)]
     pub memory: Option<NonZeroU64>,
@@ -143,7 +144,8 @@ impl SizeOptions {
 /// `--batch-invariant`.
 #[derive(Debug, Args)]
 pub struct DeterminismOption {
-    /// On a GPU, give a request the same log-probabilities, bit for bit, in any company, at some cost. The CPU always does
+    /// On a GPU, give a request the same log-probabilities, bit for bit, in any company, at some cost. The CPU always
+    /// does
     #[arg(long, env = "RIGEL_BATCH_INVARIANT", hide_env = true, value_parser = flag(), help_heading = "Model")]
     batch_invariant: bool,
 }
@@ -169,8 +171,8 @@ pub struct ModelArgs {
     threads: Option<NonZeroUsize>,
     #[command(flatten)]
     size: SizeOptions,
-    /// Read the weight files into memory at the start instead of mapping them: for files on a network, or that may change
-    /// or vanish meanwhile. On a GPU the memory is given back once the weights are there
+    /// Read the weight files into memory at the start instead of mapping them: for files on a network, or that may
+    /// change or vanish meanwhile. On a GPU the memory is given back once the weights are there
     #[arg(long, env = "RIGEL_NO_MMAP", hide_env = true, value_parser = flag(), help_heading = "Model")]
     no_mmap: bool,
     /// Keep the weights in memory: read them at the start and never let the system take them back. Where it refuses, a

@@ -62,8 +62,8 @@ pub fn count<T: Count>(text: &str) -> Result<T, String> {
     }
 }
 
-/// Parses a size in bytes: a decimal number and a unit. `k m g t`, alone or as `KiB MiB GiB TiB`, are powers of 1024, as
-/// GPUs' memory is counted; `kB MB GB TB` are powers of 1000. No unit is bytes.
+/// Parses a size in bytes: a decimal number and a unit. `k m g t`, alone or as `KiB MiB GiB TiB`, are powers of 1024,
+/// as GPUs' memory is counted; `kB MB GB TB` are powers of 1000. No unit is bytes.
 pub fn bytes(text: &str) -> Result<NonZeroU64, String> {
     let (digits, unit) = split_unit(text);
     parse_bytes(digits, unit)

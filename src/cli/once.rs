@@ -1,5 +1,5 @@
-//! Inputs that are given twice. Of an option that sets something the last one counts, so that an alias of a shell can be
-//! overridden; of two files nobody means one alone.
+//! Inputs that are given twice. Of an option that sets something the last one counts, so that an alias of a shell can
+//! be overridden; of two files nobody means one alone.
 
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command};

@@ -24,8 +24,8 @@ const SETTINGS: [(&str, &str, &str); 10] = [
 /// same arguments needs the feature `hub`.
 const DOWNLOAD: (&str, &str) = ("`hf download ", if cfg!(feature = "hub") { "`rigel pull " } else { "`hf download " });
 
-/// A message of the library with its settings under the names of their options, where the command that runs has them, and
-/// its commands under those of this program.
+/// A message of the library with its settings under the names of their options, where the command that runs has them,
+/// and its commands under those of this program.
 pub fn of_settings(message: &str) -> String {
     let settings =
         SETTINGS.iter().filter(|(name, ..)| running::has(name)).map(|&(_, setting, option)| (setting, option));

@@ -35,8 +35,8 @@ const MEMORY_HELP: &str = "Memory that the model may take, such as 70GiB [defaul
 
 /// Say whether a model fits a GPU, and how many sequences
 ///
-/// Needs neither the GPU nor the weights: the same code that loads a model counts, line by line. A sequence counts with its
-/// whole context. Exits with 1 where the model does not start, or where --max-seqs sequences do not fit at once.
+/// Needs neither the GPU nor the weights: the same code that loads a model counts, line by line. A sequence counts with
+/// its whole context. Exits with 1 where the model does not start, or where --max-seqs sequences do not fit at once.
 #[derive(Debug, Args)]
 #[command(
     after_help = EXAMPLES,
@@ -84,7 +84,8 @@ struct Network {
     config: Config,
     /// Whose head a checkpoint may untie.
     spec: ModelSpec,
-    /// Bytes of the weight files, which the CPU maps: of the checkpoint's files, or computed from the configuration's dtype.
+    /// Bytes of the weight files, which the CPU maps: of the checkpoint's files, or computed from the configuration's
+    /// dtype.
     stored_bytes: u64,
 }
 
@@ -154,8 +155,8 @@ impl Plan {
         refusal(&record).map_or(Ok(()), |line| Err(CliError::Failed(line)))
     }
 
-    /// What it is called, its configuration, the network, whose head a checkpoint may untie, and the bytes that it takes as
-    /// stored.
+    /// What it is called, its configuration, the network, whose head a checkpoint may untie, and the bytes that it
+    /// takes as stored.
     fn network(&self) -> Result<Network, CliError> {
         let source = self.model.shape_or_source()?;
         match Checkpoint::open(&source) {
@@ -228,7 +229,8 @@ fn limits(
     GpuSpec::all().into_iter().map(limit).collect()
 }
 
-/// The plan of as many sequences as were asked for; else of as many as fit at once, up to the default, one at the least.
+/// The plan of as many sequences as were asked for; else of as many as fit at once, up to the default, one at the
+/// least.
 fn planned(
     max_seqs: Option<NonZeroUsize>,
     options: &BackendOptions,

@@ -19,10 +19,10 @@ Examples:
 
 /// Show where a step's time on a GPU goes, kernel by kernel
 ///
-/// Runs one prefill and one decode step on a GPU, and prints each kernel's time, bytes, FLOPs and share of its own limit.
-/// Where NVIDIA's library CUPTI is found, each kernel's start and end are recorded, also in replayed CUDA graphs, and so
-/// the gaps between kernels. Without CUPTI an event follows each launch: kernels are launched one by one, and a gap counts
-/// to the launch after it.
+/// Runs one prefill and one decode step on a GPU, and prints each kernel's time, bytes, FLOPs and share of its own
+/// limit. Where NVIDIA's library CUPTI is found, each kernel's start and end are recorded, also in replayed CUDA
+/// graphs, and so the gaps between kernels. Without CUPTI an event follows each launch: kernels are launched one by
+/// one, and a gap counts to the launch after it.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Profile {

@@ -35,8 +35,8 @@ const NAMES: usize = 4;
 
 /// Download a model from the Hugging Face hub
 ///
-/// Downloads into the Hugging Face cache, where `--model ORG/NAME` and Hugging Face's own tools find the model. Fetches what
-/// Rigel reads: config.json, tokenizer files, chat templates, safetensors. The same command resumes an interrupted
+/// Downloads into the Hugging Face cache, where `--model ORG/NAME` and Hugging Face's own tools find the model. Fetches
+/// what Rigel reads: config.json, tokenizer files, chat templates, safetensors. The same command resumes an interrupted
 /// download; every file is checked against the hub's hash. Prints the directory.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]

@@ -69,8 +69,8 @@ fn no_revision(model: &CachedModel, revision: &str) -> CliError {
     CliError::Usage(format!("the cache has no revision {revision:?} of {}; it has {has}", model.id))
 }
 
-/// `bigcode/starcoder2-3b, 2 revisions, 11.3 GiB`, of a whole model. Without a revision there are files of a download that
-/// did not end, or nothing.
+/// `bigcode/starcoder2-3b, 2 revisions, 11.3 GiB`, of a whole model. Without a revision there are files of a download
+/// that did not end, or nothing.
 fn describe_model(name: &str, removal: &Removal) -> String {
     match (removal.commits.len(), removal.bytes) {
         (0, 0) => format!("{name}, an empty folder: no revision and no file"),

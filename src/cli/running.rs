@@ -1,5 +1,5 @@
-//! The command that runs: which options it has, and which of them the environment sets. Messages name no other option, and
-//! say where a value that nobody typed comes from.
+//! The command that runs: which options it has, and which of them the environment sets. Messages name no other option,
+//! and say where a value that nobody typed comes from.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -40,8 +40,8 @@ pub fn has(name: &str) -> bool {
     RUNNING.get().is_none_or(|running| running.options.contains(name))
 }
 
-/// Of the options that the message speaks of, those that variables set: `; --context comes from the environment variable
-/// RIGEL_CONTEXT`. Empty if there are none.
+/// Of the options that the message speaks of, those that variables set: `; --context comes from the environment
+/// variable RIGEL_CONTEXT`. Empty if there are none.
 pub fn origins(message: &str) -> String {
     RUNNING.get().map_or_else(String::new, |running| running.origins(message, &[]))
 }

@@ -25,8 +25,8 @@ Examples:
 
 /// Write a checkpoint of random weights
 ///
-/// Writes config.json and safetensors shards, as the Hugging Face hub has them. Equal seeds give equal weights, also those
-/// of --dummy-weights. The files are written into DIR.unfinished, which is renamed to DIR once they are complete.
+/// Writes config.json and safetensors shards, as the Hugging Face hub has them. Equal seeds give equal weights, also
+/// those of --dummy-weights. The files are written into DIR.unfinished, which is renamed to DIR once they are complete.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Synth {

@@ -32,8 +32,8 @@ Bytes that are no text by themselves have a name such as bytes:\\xc3.";
 pub struct Tokenize {
     #[command(flatten)]
     model: ModelArg,
-    /// Text; - reads it from stdin, as does no text at all where stdin is a pipe or a file. It is taken byte for byte, a byte
-    /// order mark included, which `generate` leaves out
+    /// Text; - reads it from stdin, as does no text at all where stdin is a pipe or a file. It is taken byte for byte,
+    /// a byte order mark included, which `generate` leaves out
     text: Option<String>,
     /// Put the text through the chat template first, as one turn of a user
     #[arg(long, help_heading = "Input", conflicts_with = "no_special")]

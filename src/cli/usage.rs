@@ -80,8 +80,8 @@ fn command<'a>(root: &'a clap::Command, arguments: &[OsString]) -> &'a clap::Com
     command
 }
 
-/// What is wrong, and the nearest command. Without clap's usage, its guess at an option, which may be one that help does
-/// not show, and its advice to write `-- -x` for every unknown option.
+/// What is wrong, and the nearest command. Without clap's usage, its guess at an option, which may be one that help
+/// does not show, and its advice to write `-- -x` for every unknown option.
 fn usage_line(rendered: &str) -> String {
     let paragraphs =
         rendered.split("\n\n").take_while(|p| !p.starts_with("Usage:") && !p.starts_with("For more information"));

@@ -1,5 +1,5 @@
-//! What the name of an option's value says of the value: whether it names a file, a directory or a model. Shells complete
-//! such a value accordingly, and nothing has an empty name.
+//! What the name of an option's value says of the value: whether it names a file, a directory or a model. Shells
+//! complete such a value accordingly, and nothing has an empty name.
 
 use std::any::TypeId;
 use std::path::PathBuf;

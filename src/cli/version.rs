@@ -8,7 +8,8 @@ use rigel::bench::report::commit;
 /// `0.2.0`
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// `0.2.0 (commit 40b70d3ab8b0, kernels by nvcc 13.0.88 for sm_80 sm_90a, cpu avx512)`: what every report of a fault needs.
+/// `0.2.0 (commit 40b70d3ab8b0, kernels by nvcc 13.0.88 for sm_80 sm_90a, cpu avx512)`: what every report of a fault
+/// needs.
 pub fn long() -> &'static str {
     static LONG: OnceLock<String> = OnceLock::new();
     LONG.get_or_init(|| format!("{VERSION} (commit {}, {}, cpu {})", commit(), kernels(), isa()))

@@ -98,8 +98,8 @@ impl fmt::Debug for OnLoad {
 }
 
 impl EngineBuilder {
-    /// A directory, a hub id (`ORG/NAME`, `ORG/NAME@REVISION`) found in the local Hugging Face cache, or `nano`, the bundled
-    /// model; see [`ModelSource::resolve`]. The default is the bundled model.
+    /// A directory, a hub id (`ORG/NAME`, `ORG/NAME@REVISION`) found in the local Hugging Face cache, or `nano`, the
+    /// bundled model; see [`ModelSource::resolve`]. The default is the bundled model.
     pub fn model(mut self, model: impl Into<String>) -> Self {
         self.weights = Some(ModelWeights::Named(model.into()));
         self
@@ -112,8 +112,8 @@ impl EngineBuilder {
     }
 
     /// No files: random weights for the network that `config` describes, to measure with. On a GPU they are made there,
-    /// in the dtype of [`EngineBuilder::dtype`]; on the CPU in memory, by all threads. Either way, equal seeds give equal
-    /// weights. [`WeightDtype::Auto`] is F16 where `config` says so, else BF16. There is no tokenizer.
+    /// in the dtype of [`EngineBuilder::dtype`]; on the CPU in memory, by all threads. Either way, equal seeds give
+    /// equal weights. [`WeightDtype::Auto`] is F16 where `config` says so, else BF16. There is no tokenizer.
     pub fn dummy_weights(mut self, config: Config, seed: u32) -> Self {
         self.weights = Some(ModelWeights::Random { config: Box::new(config), seed });
         self
@@ -132,34 +132,34 @@ impl EngineBuilder {
         self
     }
 
-    /// Calls `report` a few times a second while weights are loaded, and once when all are there, on the thread that calls
-    /// [`EngineBuilder::build`]; its [`stage`](LoadProgress::stage) says what is done to them. They are uploaded to a GPU.
-    /// Before that, [`WeightLoading::Read`] reads them into this process. On the CPU, pages of mapped files that are not in
-    /// memory are read ahead of the first token; where all are, `report` is not called.
+    /// Calls `report` a few times a second while weights are loaded, and once when all are there, on the thread that
+    /// calls [`EngineBuilder::build`]; its [`stage`](LoadProgress::stage) says what is done to them. They are uploaded
+    /// to a GPU. Before that, [`WeightLoading::Read`] reads them into this process. On the CPU, pages of mapped files
+    /// that are not in memory are read ahead of the first token; where all are, `report` is not called.
     pub fn on_load(mut self, report: impl FnMut(LoadProgress) + Send + 'static) -> Self {
         self.on_load = OnLoad(Some(Box::new(report)));
         self
     }
 
-    /// How the weight files come to this process: mapped, by default, or read into memory of its own, which nothing that
-    /// happens to the files later can change. Memory for [`WeightLoading::Read`] is checked before; on a GPU it is given
-    /// back when the weights are there. A file that is mapped from a network file system is warned of, with the tracing
-    /// target `rigel::network_file_system`.
+    /// How the weight files come to this process: mapped, by default, or read into memory of its own, which nothing
+    /// that happens to the files later can change. Memory for [`WeightLoading::Read`] is checked before; on a GPU it is
+    /// given back when the weights are there. A file that is mapped from a network file system is warned of, with the
+    /// tracing target `rigel::network_file_system`.
     pub fn weight_loading(mut self, loading: WeightLoading) -> Self {
         self.backend.weight_loading = loading;
         self
     }
 
-    /// Reads the weights in at once and locks them in memory (mlock), mapped or not, so that the system never takes their
-    /// pages back. Where it refuses, a warning says what to raise, and the model runs unlocked. Of no effect on a GPU, whose
-    /// memory is never paged out.
+    /// Reads the weights in at once and locks them in memory (mlock), mapped or not, so that the system never takes
+    /// their pages back. Where it refuses, a warning says what to raise, and the model runs unlocked. Of no effect on a
+    /// GPU, whose memory is never paged out.
     pub fn mlock(mut self) -> Self {
         self.backend.mlock = true;
         self
     }
 
-    /// Threads of the CPU backend; one for each core that the process may use by default. More are capped at that, with a
-    /// warning: threads that wait for each other's cores make a step many times slower.
+    /// Threads of the CPU backend; one for each core that the process may use by default. More are capped at that, with
+    /// a warning: threads that wait for each other's cores make a step many times slower.
     pub fn threads(mut self, threads: NonZeroUsize) -> Self {
         self.backend.threads = Some(threads);
         self
@@ -177,17 +177,17 @@ impl EngineBuilder {
         self
     }
 
-    /// Positions to make room for, prompt and completion together. The default is the model's own number, which more are
-    /// capped at, with a warning. Fewer make the cache smaller.
+    /// Positions to make room for, prompt and completion together. The default is the model's own number, which more
+    /// are capped at, with a warning. Fewer make the cache smaller.
     pub fn context(mut self, positions: NonZeroU32) -> Self {
         self.backend.context = Some(positions);
         self
     }
 
     /// Bytes of memory that the engine may take of its device: weights, cache and workspace on a GPU; cache and
-    /// workspace on the CPU, without the weights, mapped or read. What is left after weights and workspace is the cache, up
-    /// to what [`EngineBuilder::max_sequences`] sequences of the whole context can use. The default is 90 % of what is
-    /// free on a GPU, and on the CPU half of what this process can have
+    /// workspace on the CPU, without the weights, mapped or read. What is left after weights and workspace is the
+    /// cache, up to what [`EngineBuilder::max_sequences`] sequences of the whole context can use. The default is 90 %
+    /// of what is free on a GPU, and on the CPU half of what this process can have
     /// ([`available_memory`](crate::host::available_memory): the limit of its container counts).
     pub fn memory(mut self, bytes: NonZeroU64) -> Self {
         self.backend.memory = Some(bytes);

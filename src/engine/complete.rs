@@ -25,8 +25,8 @@ impl Engine {
     /// [`SpecialTokens::Parse`] and give the ids to [`Request::new`].
     ///
     /// # Errors
-    /// [`RequestError::NoTokenizer`] if the checkpoint has none, [`RequestError::Text`] if the tokenizer cannot encode the
-    /// text. That it is empty or too long is for [`Engine::generate`] to say.
+    /// [`RequestError::NoTokenizer`] if the checkpoint has none, [`RequestError::Text`] if the tokenizer cannot encode
+    /// the text. That it is empty or too long is for [`Engine::generate`] to say.
     pub fn request(&self, prompt: &str) -> Result<Request, RequestError> {
         let tokenizer = self.limits.tokenizer.as_ref();
         let tokenizer =

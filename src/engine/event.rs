@@ -11,8 +11,8 @@ use super::request::RequestError;
 /// One thing that happened to a request.
 ///
 /// Prompt events come first, in order. Then each sample ([`super::Request::n`]) has one event a token and one
-/// [`Event::Finished`]; the last sample's is the last event. [`Event::Failed`] ends all samples at once, and is the last
-/// event where it comes.
+/// [`Event::Finished`]; the last sample's is the last event. [`Event::Failed`] ends all samples at once, and is the
+/// last event where it comes.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Event {

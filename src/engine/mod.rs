@@ -143,7 +143,8 @@ impl Engine {
         &self.limits.spec
     }
 
-    /// The device that the model runs on: what [`Device::Auto`](crate::backend::Device::Auto) came to, and the dtype of the weights there.
+    /// The device that the model runs on: what [`Device::Auto`](crate::backend::Device::Auto) came to, and the dtype of
+    /// the weights there.
     pub fn device(&self) -> &DeviceInfo {
         &self.device
     }

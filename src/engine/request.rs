@@ -10,8 +10,8 @@ use crate::text::{SpecialOutput, StopText, TextError, TokenId};
 
 /// One prompt and what to do with it.
 ///
-/// Later versions may have more fields: begin with [`Request::new`] or [`super::Engine::request`], and change what is to
-/// differ through the setters, or with `Request { max_tokens: 64, ..Request::new(prompt) }`.
+/// Later versions may have more fields: begin with [`Request::new`] or [`super::Engine::request`], and change what is
+/// to differ through the setters, or with `Request { max_tokens: 64, ..Request::new(prompt) }`.
 ///
 /// ```
 /// use rigel::engine::Request;
@@ -72,7 +72,8 @@ pub enum EosTokens {
     #[default]
     Completion,
     /// For an assistant's turn: those of generation_config.json, of config.json and of the tokenizer together. A chat
-    /// fine-tune often names its end of turn in one of the three alone; vLLM and llama.cpp stop at the tokenizer's, too.
+    /// fine-tune often names its end of turn in one of the three alone; vLLM and llama.cpp stop at the tokenizer's,
+    /// too.
     Chat,
 }
 

@@ -1,8 +1,9 @@
-//! What the process's memory cgroups leave: those of a container, a pod, a systemd slice. Both versions, and both at once.
+//! What the process's memory cgroups leave: those of a container, a pod, a systemd slice. Both versions, and both at
+//! once.
 //!
-//! Every cgroup from the process's own up to the root of the hierarchy may limit it, and each with what its other members
-//! use. A container sees no further up than its own root, in one of two ways: its mount begins there (`root` of the mount
-//! is then a prefix of the path in /proc/self/cgroup), or a cgroup namespace does (the path is then `/`).
+//! Every cgroup from the process's own up to the root of the hierarchy may limit it, and each with what its other
+//! members use. A container sees no further up than its own root, in one of two ways: its mount begins there (`root` of
+//! the mount is then a prefix of the path in /proc/self/cgroup), or a cgroup namespace does (the path is then `/`).
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -97,7 +98,8 @@ impl Version {
         Some(limit.saturating_sub(usage.unwrap_or(0).saturating_sub(inactive.unwrap_or(0))))
     }
 
-    /// Whether the cgroup's limit holds for its children as well: always, but for version 1 of old, where it was asked for.
+    /// Whether the cgroup's limit holds for its children as well: always, but for version 1 of old, where it was asked
+    /// for.
     fn counts_children(self, directory: &Path) -> bool {
         let asked_for = || fs::read_to_string(directory.join("memory.use_hierarchy"));
         self == Version::V2 || !asked_for().is_ok_and(|text| text.trim() == "0")

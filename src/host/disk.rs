@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-/// Bytes that the file system of `path` has left for this user; `None` where there is no such path or the system does not
-/// say.
+/// Bytes that the file system of `path` has left for this user; `None` where there is no such path or the system does
+/// not say.
 #[cfg(unix)]
 pub fn free_disk_bytes(path: &Path) -> Option<u64> {
     let answer = rustix::fs::statvfs(path).ok()?;

@@ -1,5 +1,5 @@
-//! The table of mounts, /proc/self/mountinfo (proc_pid_mountinfo(5)): where a cgroup hierarchy is, and whether a file is on
-//! a network file system.
+//! The table of mounts, /proc/self/mountinfo (proc_pid_mountinfo(5)): where a cgroup hierarchy is, and whether a file
+//! is on a network file system.
 
 #![cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "only Linux has the table"))]
 
@@ -132,8 +132,8 @@ fn network_kind(table: &str, device: &str) -> Option<String> {
     mount.is_network().then(|| mount.kind.to_owned())
 }
 
-/// The kind of the network file system that holds the file with this metadata, such as `nfs4` or `fuse.sshfs`. `None` for
-/// a local one, and where the system has no table of mounts.
+/// The kind of the network file system that holds the file with this metadata, such as `nfs4` or `fuse.sshfs`. `None`
+/// for a local one, and where the system has no table of mounts.
 #[cfg(target_os = "linux")]
 pub(crate) fn network_file_system(metadata: &Metadata) -> Option<String> {
     use std::os::linux::fs::MetadataExt;

@@ -170,8 +170,8 @@ impl Client {
             (404, "RevisionNotFound") => {
                 HubError::NoRevision { repo, host: hub, revision: subject.revision.to_owned() }
             }
-            // The hub does not tell strangers apart what is private and what is not there: without a token it answers 401
-            // for both, and names no code.
+            // The hub does not tell strangers apart what is private and what is not there: without a token it answers
+            // 401 for both, and names no code.
             (401 | 404, "RepoNotFound" | "") if subject.file.is_none() && !is_token_invalid => {
                 let token = if has_token { "the token in use may not read it" } else { "set HF_TOKEN" };
                 HubError::NotFound { repo, host: hub, token }

@@ -1,5 +1,5 @@
-//! A file that is not whole yet: `blobs/<hash>.incomplete`, whose bytes are the first ones of the content at any time, so
-//! that a process which ends at any moment leaves what the next one resumes.
+//! A file that is not whole yet: `blobs/<hash>.incomplete`, whose bytes are the first ones of the content at any time,
+//! so that a process which ends at any moment leaves what the next one resumes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write as _};
@@ -74,8 +74,8 @@ impl PartialFile {
         Ok(())
     }
 
-    /// Appends what `stream` has, up to the length of the file; `progress` hears how many bytes there are, and says whether
-    /// to go on.
+    /// Appends what `stream` has, up to the length of the file; `progress` hears how many bytes there are, and says
+    /// whether to go on.
     ///
     /// # Errors
     /// The file cannot be written.

@@ -95,8 +95,8 @@ impl Hub {
         Ok(Hub { client: Client::new(settings)?, cache })
     }
 
-    /// Asks for the files of `id` and chooses those that match one of the patterns (`*`, `?`); without patterns those that
-    /// Rigel reads. Downloads none.
+    /// Asks for the files of `id` and chooses those that match one of the patterns (`*`, `?`); without patterns those
+    /// that Rigel reads. Downloads none.
     ///
     /// # Errors
     /// No such model or revision, no access, nothing to fetch, a name that is unsafe; the network.
@@ -145,8 +145,8 @@ impl Hub {
         Ok(PullPlan { id: id.clone(), commit, files, left_out, missing_bytes, by_patterns: !patterns.is_empty() })
     }
 
-    /// Fetches what is missing, and returns the snapshot's directory. A process that ends meanwhile leaves what the next
-    /// pull resumes. Where patterns chose the files, the revision's reference stays at the commit that it names.
+    /// Fetches what is missing, and returns the snapshot's directory. A process that ends meanwhile leaves what the
+    /// next pull resumes. Where patterns chose the files, the revision's reference stays at the commit that it names.
     ///
     /// # Errors
     /// A disk that is full; content that is not what the hub says; the network, the file system.

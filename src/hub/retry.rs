@@ -36,8 +36,8 @@ impl From<HubError> for Failure {
     }
 }
 
-/// Whether a server that answers with this status may answer otherwise later: too slow, too busy or broken. What it does
-/// not implement (501, 505) it will not implement then.
+/// Whether a server that answers with this status may answer otherwise later: too slow, too busy or broken. What it
+/// does not implement (501, 505) it will not implement then.
 pub(super) fn is_temporary(status: u16) -> bool {
     matches!(status, 408 | 429 | 500..=599) && !matches!(status, 501 | 505)
 }

@@ -1,5 +1,5 @@
-//! What the environment says, in huggingface_hub's variables: HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HOME, HF_HUB_OFFLINE,
-//! and SSL_CERT_FILE or REQUESTS_CA_BUNDLE for networks with a certificate authority of their own.
+//! What the environment says, in huggingface_hub's variables: HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HOME,
+//! HF_HUB_OFFLINE, and SSL_CERT_FILE or REQUESTS_CA_BUNDLE for networks with a certificate authority of their own.
 
 use std::ffi::OsString;
 use std::fs;

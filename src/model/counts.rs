@@ -96,8 +96,8 @@ fn unread(mlp: &Mlp) -> Unread {
 }
 
 impl Counts {
-    /// Parameters that one decoded token reads: all layers, but of experts only those that it passes, the final norm, the
-    /// head, one row of the embeddings.
+    /// Parameters that one decoded token reads: all layers, but of experts only those that it passes, the final norm,
+    /// the head, one row of the embeddings.
     pub fn parameters_read_per_token(&self) -> u64 {
         self.read
     }

@@ -1,8 +1,8 @@
 //! What the network is: its layers as data, and how many bytes and FLOPs a token costs.
 //!
-//! [`ModelSpec`] is derived from config.json once, by the file of its family in `family`; [`ModelSpec::tensors`] says what
-//! a checkpoint must hold, [`Counts`] what it costs, [`Description`] all of it for people, and [`Uniform`] random weights
-//! in its place. Nothing here computes a forward pass, reads a weight, or knows a device.
+//! [`ModelSpec`] is derived from config.json once, by the file of its family in `family`; [`ModelSpec::tensors`] says
+//! what a checkpoint must hold, [`Counts`] what it costs, [`Description`] all of it for people, and [`Uniform`] random
+//! weights in its place. Nothing here computes a forward pass, reads a weight, or knows a device.
 
 mod counts;
 mod description;

@@ -54,8 +54,8 @@ impl Uniform {
 
     /// The element at `index`, counted row by row. To be rounded to the tensor's dtype, to nearest even.
     ///
-    /// The upper 24 bits of the mixed index are a fraction `u` of 1; `centre + range (2 u - 1)`, product and sum rounded
-    /// by themselves.
+    /// The upper 24 bits of the mixed index are a fraction `u` of 1; `centre + range (2 u - 1)`, product and sum
+    /// rounded by themselves.
     pub fn value(&self, index: u32) -> f32 {
         let bits = mix(index ^ mix(self.seed));
         // Exact, all three: 24 bits fit, and so does the difference.
@@ -115,8 +115,8 @@ mod tests {
     fn hashes_are_the_published_ones() {
         // FNV's own test vectors.
         assert_eq!([b"".as_slice(), b"a", b"foobar"].map(fnv1a), [0x811c_9dc5, 0xe40c_292c, 0xbf9c_f968]);
-        // One to one, and 0 is its only fixed point among these; every bit of a difference reaches every bit half of the
-        // time: the mean over single-bit changes of how many bits turn.
+        // One to one, and 0 is its only fixed point among these; every bit of a difference reaches every bit half of
+        // the time: the mean over single-bit changes of how many bits turn.
         assert_eq!(mix(0), 0);
         let turned: u32 =
             (0..32u32).flat_map(|bit| (1..200).map(move |x| (mix(x) ^ mix(x ^ 1 << bit)).count_ones())).sum();

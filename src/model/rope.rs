@@ -77,8 +77,8 @@ mod tests {
 
     #[test]
     fn linear_scaling_divides_every_frequency() {
-        // transformers 5.23's rotary embedding of a Starcoder2Config with head_dim 128, rope_theta 10000 and factor 2 or
-        // 3, pairs 0, 1, 2, 32 and 63.
+        // transformers 5.23's rotary embedding of a Starcoder2Config with head_dim 128, rope_theta 10000 and factor 2
+        // or 3, pairs 0, 1, 2, 32 and 63.
         let expected = [
             (2.0, [0.5, 0.43298218, 0.3749471, 0.005, 5.773_909_7e-5]),
             (3.0, [0.33333334, 0.28865477, 0.24996473, 0.003_333_333_2, 3.849_273e-5]),

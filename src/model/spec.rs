@@ -1,5 +1,5 @@
-//! [`ModelSpec`]: the network as data. A family ([`family`](super::family)) writes it down once; tensors, counts, memory
-//! plans, cost models and both backends are folds over it.
+//! [`ModelSpec`]: the network as data. A family ([`family`](super::family)) writes it down once; tensors, counts,
+//! memory plans, cost models and both backends are folds over it.
 
 use std::num::NonZeroU32;
 
@@ -387,7 +387,8 @@ impl ModelSpec {
         windows
     }
 
-    /// The widest window: keys that the queries of some layer see, the query's own included. `None` if a layer sees all.
+    /// The widest window: keys that the queries of some layer see, the query's own included. `None` if a layer sees
+    /// all.
     pub fn window(&self) -> Option<NonZeroU32> {
         let windows = self.layers.iter().map(|layer| layer.attention.window);
         windows.reduce(|widest, window| widest.zip(window).map(|(a, b)| a.max(b))).flatten()

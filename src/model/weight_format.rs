@@ -6,8 +6,8 @@ use crate::checkpoint::Dtype;
 
 /// How the weights of a matrix `[rows, columns]` are stored: a code each, and numbers that groups of them share.
 ///
-/// With code `q` and `C` what it stands for, a weight is `scale * (C(q) - zero)` or `scale * C(q) - min`. Without scales
-/// it is `C(q)`: dense.
+/// With code `q` and `C` what it stands for, a weight is `scale * (C(q) - zero)` or `scale * C(q) - min`. Without
+/// scales it is `C(q)`: dense.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WeightFormat {
     /// What a code is.

@@ -11,8 +11,8 @@
 //! | 4 | samples → the response | [`Call::response`] → [`ResponseBody`] |
 //! | at each | what is wrong, under the field's name | [`ApiError`] → [`ErrorBody`] |
 //!
-//! As clients need it: fields that are not known ([`is_known_field`]) are ignored, an explicit `null` is an absent field, and a field that
-//! is known but not supported is refused by name, unless its value asks for nothing.
+//! As clients need it: fields that are not known ([`is_known_field`]) are ignored, an explicit `null` is an absent
+//! field, and a field that is known but not supported is refused by name, unless its value asks for nothing.
 
 mod body;
 mod call;

@@ -85,7 +85,8 @@ impl ServedModel {
         };
         let (mut requests, mut echoes, mut added_before) = (Vec::new(), Vec::new(), Vec::new());
         for (index, prompt) in prompts.into_iter().enumerate() {
-            // What the tokenizer puts around a text counts as its tokens, and is never cut off. Ids are taken as they are.
+            // What the tokenizer puts around a text counts as its tokens, and is never cut off. Ids are taken as they
+            // are.
             let is_text = matches!(prompt, PromptBody::Text(_));
             let added =
                 if is_text && infill.is_none() { self.tokenizer()?.with_special_tokens(Vec::new()).len() } else { 0 };

@@ -16,8 +16,8 @@ pub struct InvalidParam {
 
 /// How a token is chosen from a row of logits. The default is greedy: the largest logit, the lowest id among equals.
 ///
-/// Later versions may have more fields: begin with the default, and change what is to differ through the setters, or with
-/// `SamplingParams { temperature: 0.8, ..SamplingParams::default() }`.
+/// Later versions may have more fields: begin with the default, and change what is to differ through the setters, or
+/// with `SamplingParams { temperature: 0.8, ..SamplingParams::default() }`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
     /// Logits are divided by it; 0 is greedy, and makes `min_p`, `top_k`, `top_p` and `seed` idle.

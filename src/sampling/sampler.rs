@@ -19,8 +19,8 @@ pub struct SampleRow<'a> {
     pub position: u32,
     /// Prompt and output so far. Needed where [`SamplingParams::has_penalties`]; without it there are none.
     pub history: Option<&'a TokenHistory>,
-    /// The tokens that may be chosen, of those in [`SamplingParams::allowed_token_ids`] where there is such a list: token
-    /// `t` where bit `t % 32` of word `t / 32` is 1, and none beyond the last word. `None`: all.
+    /// The tokens that may be chosen, of those in [`SamplingParams::allowed_token_ids`] where there is such a list:
+    /// token `t` where bit `t % 32` of word `t / 32` is 1, and none beyond the last word. `None`: all.
     pub allowed_mask: Option<&'a [u32]>,
     /// Tokens that may not be chosen, beside [`SamplingParams::banned_token_ids`].
     pub banned: &'a [TokenId],

@@ -86,8 +86,8 @@ impl TokenizerConfig {
     /// for a file that is absent.
     ///
     /// # Errors
-    /// [`TextError::Source`] or [`TextError::InvalidFile`] if one is not a JSON object. Its fields are checked where they
-    /// are asked for.
+    /// [`TextError::Source`] or [`TextError::InvalidFile`] if one is not a JSON object. Its fields are checked where
+    /// they are asked for.
     pub fn from_bytes(
         tokenizer_config: Option<(&[u8], &str)>,
         special_tokens_map: Option<(&[u8], &str)>,

@@ -26,8 +26,8 @@ impl FittedPrompt {
 }
 
 impl Infill {
-    /// The prompt of [`Infill::prompt`] in at most `max_tokens` tokens. Where the whole has more, context files are left
-    /// out, the last one first; then the start of the prefix and the end of the suffix. Of the room for code the
+    /// The prompt of [`Infill::prompt`] in at most `max_tokens` tokens. Where the whole has more, context files are
+    /// left out, the last one first; then the start of the prefix and the end of the suffix. Of the room for code the
     /// prefix has three quarters and the suffix one; what either does not need is the other's. Cuts are at line breaks,
     /// unless a line is so long that half of the code would go with it. Names and paths always stay.
     ///

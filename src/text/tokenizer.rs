@@ -174,8 +174,8 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`TextError::Encode`], also for a run of more than half a million white-space characters; with
-    /// [`SpecialTokens::AsText`] also [`TextError::SpecialFromText`], when the vocabulary would write part of the text as
-    /// a special token even so (an `unk_token` that is special).
+    /// [`SpecialTokens::AsText`] also [`TextError::SpecialFromText`], when the vocabulary would write part of the text
+    /// as a special token even so (an `unk_token` that is special).
     pub fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<TokenId>, TextError> {
         let run = longest_white_space(text);
         if run > MAX_WHITE_SPACE {
@@ -332,8 +332,8 @@ fn pieces(processor: &PostProcessorWrapper) -> tokenizers::Result<Option<Vec<Pie
     Ok((pieces != [Piece::Text]).then_some(pieces))
 }
 
-/// Why `bytes`, the content of the file `origin`, are no tokenizer, in other words than `reason`, the crate's, where those
-/// are of its own types.
+/// Why `bytes`, the content of the file `origin`, are no tokenizer, in other words than `reason`, the crate's, where
+/// those are of its own types.
 fn explained(bytes: &[u8], origin: &str, reason: String) -> String {
     let json = match json::parse(bytes, origin) {
         Ok(json) => json,

@@ -1,5 +1,5 @@
-//! vocab.json and merges.txt, the files of GPT-2's byte-level BPE from before tokenizer.json, made into a tokenizer.json.
-//! Knows nothing of special tokens.
+//! vocab.json and merges.txt, the files of GPT-2's byte-level BPE from before tokenizer.json, made into a
+//! tokenizer.json. Knows nothing of special tokens.
 
 use std::collections::HashSet;
 

@@ -358,11 +358,13 @@ fn gemm_for_hopper_multiplies_by_warpgroups_and_leaves_copies_to_the_copy_engine
         // Of two warps that share a tensor core each has columns / 2 cycles for an instruction's turn, four times.
         assert!(body.len() - 4 <= 72, "{place}: {} instructions in the main loop", body.len());
 
-        // Of a plain matrix a lane's columns, in pieces of 64: the copy engine stores each, and loads those to be added to.
+        // Of a plain matrix a lane's columns, in pieces of 64: the copy engine stores each, and loads those to be added
+        // to.
         let is_matrix = !kernel.contains("_rope_kv_") && !kernel.contains("_logits_");
         let (pieces, adds) = (columns / 64, kernel.contains("_residual_"));
         assert_eq!(count(code, "UTMASTG.2D"), if is_matrix { pieces } else { 0 }, "{place}: stores of pieces");
-        // Weights before and behind the wait, alone and for a cluster; activations; pieces, all but the first two on the way.
+        // Weights before and behind the wait, alone and for a cluster; activations; pieces, all but the first two on
+        // the way.
         let loaded_pieces = if adds { pieces } else { 0 };
         assert_eq!(count(code, "UTMALDG.2D"), 5 + loaded_pieces, "{place}: loads by the copy engine");
         assert_eq!(count(code, "UTMALDG.2D.MULTICAST"), 2, "{place}: loads for a cluster");
@@ -488,8 +490,8 @@ fn decode_on_hopper_sends_its_results_from_registers_without_a_fence() {
     }
 }
 
-/// Matrix instructions of a warpgroup in a turn of prefill's main loop, 128 keys for 64 queries of a consumer: scores of
-/// 16 elements of head_dim each, and weighted values of 16 keys each.
+/// Matrix instructions of a warpgroup in a turn of prefill's main loop, 128 keys for 64 queries of a consumer: scores
+/// of 16 elements of head_dim each, and weighted values of 16 keys each.
 const WARPGROUP_PREFILL: [(&str, [usize; 2], &str); 2] = [("_64", [4, 8], "64x64x16"), ("_128", [8, 8], "64x128x16")];
 
 #[test]
@@ -542,9 +544,9 @@ fn prefill_on_hopper_multiplies_by_warpgroups_with_the_softmax_under_the_values(
     }
 }
 
-/// Matrix instructions and loads of fragments of batch-invariant attention in all, half of prefill's for half of its queries and
-/// all of its keys; for head_dim 64 the queries' four are outside of the loop. Warps without queries jump over them, so
-/// the loop is no one piece of code.
+/// Matrix instructions and loads of fragments of batch-invariant attention in all, half of prefill's for half of its
+/// queries and all of its keys; for head_dim 64 the queries' four are outside of the loop. Warps without queries jump
+/// over them, so the loop is no one piece of code.
 const ORDERED: [(&str, [usize; 2]); 4] = [
     ("attention_batch_invariant_bf16_64", [64, 32 + 4]),
     ("attention_batch_invariant_f16_64", [64, 32 + 4]),
@@ -657,8 +659,8 @@ fn ptxas_reports_no_spills_no_stack_and_the_registers_that_each_header_promises(
             assert_eq!(limits.len(), 1, "{place}: its .cu must promise its registers once");
             assert!(registers <= limits[0], "{place}: {registers} registers, {} promised", limits[0]);
             assert!(limits[0] - registers <= 16, "{place}: {registers} registers; promise fewer than {}", limits[0]);
-            // With fewer at the start, what setmaxnreg gives away would not be enough for those that take: they would wait
-            // for ever.
+            // With fewer at the start, what setmaxnreg gives away would not be enough for those that take: they would
+            // wait for ever.
             let moves_registers = ["attention_prefill_sm90_", "gemm_sm90_"].iter().any(|file| kernel.starts_with(file));
             assert!(!moves_registers || registers == 168, "{place}: {registers} registers at the start, not 168");
         }

@@ -1,5 +1,5 @@
-//! `--device` on every kind of machine. Those with a driver are played by the tests' interpreter, which LD_PRELOAD puts in
-//! a driver's place (docs/kernels.md).
+//! `--device` on every kind of machine. Those with a driver are played by the tests' interpreter, which LD_PRELOAD puts
+//! in a driver's place (docs/kernels.md).
 
 use rigel::backend::cuda::{driver, images};
 use rigel_interpreter::LIBRARY;

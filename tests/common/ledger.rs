@@ -1,6 +1,6 @@
-//! A backend that only keeps books: it stores token ids in pages as a model stores keys, and its next token is a hash of
-//! the ids that its windows show. A page freed too early, shared wrongly or written by two, a row at a wrong position or
-//! a chunk cut wrongly changes the text, or panics.
+//! A backend that only keeps books: it stores token ids in pages as a model stores keys, and its next token is a hash
+//! of the ids that its windows show. A page freed too early, shared wrongly or written by two, a row at a wrong
+//! position or a chunk cut wrongly changes the text, or panics.
 
 // Each test binary uses its part.
 #![allow(dead_code)]

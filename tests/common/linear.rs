@@ -336,8 +336,8 @@ impl<T: Half> QkvCase<T> {
     }
 }
 
-/// Half of the epilogues with half of the cases, each by its algorithm: over two element types of different `turn`, all with
-/// all.
+/// Half of the epilogues with half of the cases, each by its algorithm: over two element types of different `turn`, all
+/// with all.
 pub fn multiplies<'a, T: Half>(
     bench: &Bench,
     cases: impl Iterator<Item = (GemmAlgorithm, &'a Case<T>)> + Clone,

@@ -192,8 +192,8 @@ pub fn on_every_schedule(body: impl Fn(&Bench)) {
     on_schedules(&SCHEDULES, body);
 }
 
-/// Calls `body` with a fresh device of compute capability 9.0 under every schedule that has one; on a real GPU once, where
-/// it is one.
+/// Calls `body` with a fresh device of compute capability 9.0 under every schedule that has one; on a real GPU once,
+/// where it is one.
 pub fn on_every_hopper_schedule(body: impl Fn(&Bench)) {
     if env::var("RIGEL_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
         let bench = Bench::open(None);
@@ -261,8 +261,8 @@ impl Bench {
         self.interpreter.and_then(|interpreter| interpreter.counters().pop())
     }
 
-    /// That `step`, done three times to `start`, leaves the same bits in it whether each is waited for, all are given to
-    /// the stream at once, or a recording of it is replayed; and that it changes it.
+    /// That `step`, done three times to `start`, leaves the same bits in it whether each is waited for, all are given
+    /// to the stream at once, or a recording of it is replayed; and that it changes it.
     pub fn assert_same_however_launched<T: Half>(
         &self,
         start: &[T],

@@ -96,8 +96,8 @@ pub fn agrees<T: Half>(form: Variant, steps: Vec<Step>) {
     });
 }
 
-/// That `agrees` has the power to see a window that is off by one, in every row that it makes a difference to: here 17 of
-/// them, from position `start` on.
+/// That `agrees` has the power to see a window that is off by one, in every row that it makes a difference to: here 17
+/// of them, from position `start` on.
 pub fn a_window_off_by_one_is_seen(form: Variant, windows: [usize; 2], start: u32) {
     for window in windows {
         let step = Step { heads: heads(12, 1, 128), window: Some(window), page_size: 64, spans: vec![(start, 17)] };

@@ -167,7 +167,8 @@ device_test! {
         common::on_one_schedule(|bench| {
             for determinism in [Determinism::Fast, Determinism::BatchInvariant] {
                 let (checkpoint, mut spec) = common::golden("gqa9");
-                // A window of 24, and none in the second layer. Of few positions, so that the window's pages are not few.
+                // A window of 24, and none in the second layer. Of few positions, so that the window's pages are not
+                // few.
                 spec.layers[1].attention.window = None;
                 spec.max_positions = 128;
                 let options = CudaOptions { pages: 64, determinism, ..options() };

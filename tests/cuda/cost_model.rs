@@ -1,5 +1,5 @@
-//! The cost model of a step against the step: as many launches as the interpreter ran, the same kernels in the same order,
-//! and of each the bytes that it moved.
+//! The cost model of a step against the step: as many launches as the interpreter ran, the same kernels in the same
+//! order, and of each the bytes that it moved.
 
 use crate::common;
 use std::num::NonZeroU32;

@@ -1,5 +1,5 @@
-//! [`Determinism::BatchInvariant`] on CUDA: a row's logits have the same bits whatever it is computed with, in whichever
-//! pieces, on whichever pages. Each test computes one sequence in one piece, alone, and then in other ways.
+//! [`Determinism::BatchInvariant`] on CUDA: a row's logits have the same bits whatever it is computed with, in
+//! whichever pieces, on whichever pages. Each test computes one sequence in one piece, alone, and then in other ways.
 
 use crate::common;
 use std::collections::BTreeMap;
@@ -215,8 +215,8 @@ device_test! {
 }
 
 device_test! {
-    /// Positions on both sides of the end of a split of batch-invariant attention (256), computed by whole tiles, by splits, and
-    /// by several rows that are split together.
+    /// Positions on both sides of the end of a split of batch-invariant attention (256), computed by whole tiles, by
+    /// splits, and by several rows that are split together.
     fn positions_of_several_splits_have_the_bits_of_the_whole() {
         common::on_one_schedule(|bench| {
             let golden = common::root().join("tests/goldens/gqa2-d128");

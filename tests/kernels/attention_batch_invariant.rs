@@ -1,5 +1,5 @@
-//! `attention_batch_invariant` against float64 loops, and bit for bit against itself: whole or in splits, in other chunks, pages
-//! and company.
+//! `attention_batch_invariant` against float64 loops, and bit for bit against itself: whole or in splits, in other
+//! chunks, pages and company.
 
 use crate::attention_reference::{OnDevice, Step, World, assert_no_bank_conflicts, bits};
 use crate::common;
@@ -158,7 +158,8 @@ fn outputs<T: Half>(bench: &Bench, step: Step, split_len: usize, division: Divis
 }
 
 device_test! {
-    /// A row has the same bits in a prompt at once, in chunks of any length, alone, in pages of any size, beside others.
+    /// A row has the same bits in a prompt at once, in chunks of any length, alone, in pages of any size, beside
+    /// others.
     fn chunks_and_single_rows_have_the_bits_of_the_whole() {
         common::on_every_schedule(|bench| {
             for (group, dim, window) in [(12, 128, None), (9, 64, Some(50)), (1, 64, Some(65))] {

@@ -51,8 +51,8 @@ fn cases() -> Vec<Case> {
         case((2, 1, 64), None, 64, 512, 16_384, &[(4999, 1), (16_383, 0), (1023, 1)]),
         case((1, 1, 128), Some(4096), 128, 2560, 16_384, &[(16_383, 1)]),
         case((3, 1, 128), Some(2), 64, 128, 16_384, &[(16_383, 1), (8191, 1), (8192, 1)]),
-        // Clusters with all their splits and with one, one cluster and several, and more of them than are asked for at a
-        // time; more heads than blocks of a cluster, and fewer.
+        // Clusters with all their splits and with one, one cluster and several, and more of them than are asked for at
+        // a time; more heads than blocks of a cluster, and fewer.
         case((12, 2, 128), None, 64, 64, 1100, &[(1099, 1), (0, 0), (511, 1), (512, 1), (575, 1), (3, 1)]),
         case((33, 1, 64), Some(600), 16, 64, 1100, &[(1099, 1), (0, 2), (530, 1), (615, 1)]),
         case((20, 1, 128), None, 64, 64, 600, &[(599, 1), (448, 1)]),

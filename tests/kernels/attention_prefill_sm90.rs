@@ -18,8 +18,8 @@ fn steps() -> Vec<Step> {
         spans: spans.to_vec(),
     };
     vec![
-        // Prompts around a tile of 128 rows: whole tiles of keys alone, and with a part. A consumer that sees nothing of
-        // the last tile.
+        // Prompts around a tile of 128 rows: whole tiles of keys alone, and with a part. A consumer that sees nothing
+        // of the last tile.
         step(1, 2, 64, None, 64, &[(0, 127), (0, 1), (0, 0), (33, 5)]),
         step(1, 1, 128, None, 256, &[(0, 128), (0, 129)]),
         step(1, 1, 128, Some(63), 16, &[(195, 130)]),
@@ -59,8 +59,8 @@ device_test! {
 }
 
 device_test! {
-    /// A row has the same bits in a prompt at once, in chunks of any length, in pages of any size, beside any others, by
-    /// blocks of one tile each or one block that takes all tiles.
+    /// A row has the same bits in a prompt at once, in chunks of any length, in pages of any size, beside any others,
+    /// by blocks of one tile each or one block that takes all tiles.
     fn chunks_and_blocks_have_the_bits_of_the_whole() {
         common::on_every_hopper_schedule(|bench| {
             for (group, dim, window) in [(12, 128, None), (9, 64, Some(50)), (1, 64, Some(130))] {

@@ -443,7 +443,8 @@ device_test! {
 }
 
 device_test! {
-    /// Attention leaves out the rescaling by 2^0, and gives weight 0 to a key that no row sees: neither may be off at all.
+    /// Attention leaves out the rescaling by 2^0, and gives weight 0 to a key that no row sees: neither may be off at
+    /// all.
     fn powers_of_two_of_zero_and_of_infinity_are_exact() {
         let input: Vec<u32> = [0.0, -0.0, f32::NEG_INFINITY, -200.0].iter().cycle().take(32).map(|x| x.to_bits()).collect();
         let expected = [1.0f32, 1.0, 0.0, 0.0].map(f32::to_bits);

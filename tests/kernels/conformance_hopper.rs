@@ -53,7 +53,8 @@ impl<'a> Run<'a> {
         }
         let launch =
             Launch { shared_bytes: 8192, cluster: [self.blocks, 1, 1], ..Launch::linear(self.blocks, self.threads) };
-        // SAFETY: every kernel of the file takes its input, its output and, where the caller gives it, a map of one of them.
+        // SAFETY: every kernel of the file takes its input, its output and, where the caller gives it, a map of one of
+        // them.
         unsafe { stream.launch(&kernel, &launch, &arguments) }.unwrap_or_else(|e| panic!("{}: {e}", self.function));
         stream.download(output.view()).unwrap_or_else(|error| panic!("{}: {error}", self.function))
     }
@@ -190,8 +191,8 @@ device_test! {
 }
 
 device_test! {
-    /// Boxes of which nothing lies in the tensor, as the second half of the activations of a small-M gemm: they bring zeros
-    /// and count in full; stores to such places store nothing.
+    /// Boxes of which nothing lies in the tensor, as the second half of the activations of a small-M gemm: they bring
+    /// zeros and count in full; stores to such places store nothing.
     fn boxes_wholly_outside_of_a_tensor() {
         common::on_every_hopper_schedule(|bench| {
             let x = words(MATRIX.elements() / 2);

@@ -1,5 +1,5 @@
-//! `gemm_sm90` against float64 loops in every tile, in clusters of one and two blocks, and its tiles against each other.
-//! It runs on compute capability 9.0 alone.
+//! `gemm_sm90` against float64 loops in every tile, in clusters of one and two blocks, and its tiles against each
+//! other. It runs on compute capability 9.0 alone.
 
 use crate::common;
 use crate::common::{Bench, Half};

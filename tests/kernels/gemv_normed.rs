@@ -12,8 +12,8 @@ use rigel::backend::cuda::kernels::norm::{Norm, NormShape, NormVariant, NormWeig
 use rigel::backend::cuda::{Buffer, CudaError};
 use rigel::model::WeightFormat;
 
-/// Rows, columns, width: one vector, a width that is padded, one warp and a part of the next, vectors of all four kinds,
-/// the widths of the 3B and 15B, the widest.
+/// Rows, columns, width: one vector, a width that is padded, one warp and a part of the next, vectors of all four
+/// kinds, the widths of the 3B and 15B, the widest.
 const SHAPES: [(usize, usize, usize); 7] =
     [(1, 24, 8), (2, 16, 36), (1, 40, 264), (2, 24, 1032), (1, 16, 3072), (2, 8, 6144), (1, 8, 8192)];
 const EPSILON: f32 = 1e-5;

@@ -1,5 +1,5 @@
-//! A wait at an mbarrier that never ends, in a kernel that is built to trap: the host's error names kernel, block, barrier
-//! and phase, on the interpreter and, unchanged, on a GPU.
+//! A wait at an mbarrier that never ends, in a kernel that is built to trap: the host's error names kernel, block,
+//! barrier and phase, on the interpreter and, unchanged, on a GPU.
 
 use crate::common;
 use crate::common::{Bench, conformance_image_for};

@@ -2,8 +2,8 @@
 //
 // A releasing store or update publishes what its thread knows at its address; an acquiring one takes it over. A relaxed
 // store publishes what the thread knew at its last fence; what a relaxed load saw is taken over by the next fence. An
-// update continues what earlier releases published; a plain store replaces it. Scope: device. A fence of the block alone
-// orders nothing here, since within a block barriers do.
+// update continues what earlier releases published; a plain store replaces it. Scope: device. A fence of the block
+// alone orders nothing here, since within a block barriers do.
 #include <cstring>
 #include <unordered_map>
 

@@ -1,6 +1,6 @@
-// cp.async.bulk, cp.async.bulk.tensor and st.async. As for cp.async, the checks are made when a copy is asked for, in the name of
-// the agent of its warp's bulk copies, and the bytes move when the policy says: when nothing else can run or a wait needs
-// them, at once, or at random.
+// cp.async.bulk, cp.async.bulk.tensor and st.async. As for cp.async, the checks are made when a copy is asked for, in
+// the name of the agent of its warp's bulk copies, and the bytes move when the policy says: when nothing else can run
+// or a wait needs them, at once, or at random.
 #include "bulk_copy.h"
 
 #include <algorithm>
@@ -59,7 +59,8 @@ void complete(BulkCopy& copy) {
     for (const BulkCopy::Target& target : copy.targets) {
         if (target.block != &own) target.block->bulk_copies_pending--;
         if (copy.kind == Kind::Store) continue;
-        // The engine that copies tells every block alike; a store of another block is known to a wait of the cluster's scope.
+        // The engine that copies tells every block alike; a store of another block is known to a wait of the cluster's
+        // scope.
         const Scope scope = copy.kind == Kind::FromRegisters && target.block != &own ? Scope::Cluster : Scope::Block;
         mbarrier_complete(*target.block, target.barrier, copy.bytes, message_of_agent(own, agent, copy.clock), scope,
                           copy.site);
@@ -114,8 +115,8 @@ void check_map(const EncodedTensorMap& map, const void* at, int dimensions, uint
         fail(site, text("a box at shared address %#x, which is not aligned to %u for its swizzle", shared, alignment));
 }
 
-// The box at `corner`, row by row: `visit(bytes from the box's start, global address or nullptr, bytes)`, of stretches that
-// lie inside of the tensor or outside of it.
+// The box at `corner`, row by row: `visit(bytes from the box's start, global address or nullptr, bytes)`, of stretches
+// that lie inside of the tensor or outside of it.
 template <class Visit>
 void walk_box(const EncodedTensorMap& map, const int* corner, Visit visit) {
     const uint32_t row_bytes = map.box[0] * map.element_bytes;
@@ -334,7 +335,8 @@ void leave_bulk_copies(Thread& thread) {
                  {"shared memory is gone with the block: bulk_commit, then bulk_wait_read or bulk_wait"});
 }
 
-// ---- for the scheduler -----------------------------------------------------------------------------------------------
+// ---- for the scheduler
+// -----------------------------------------------------------------------------------------------
 
 bool complete_a_bulk_copy() {
     if (under_way.empty()) return false;

@@ -71,7 +71,8 @@ void check_collectives_at_exit(Thread& thread) {
                       collective->arrived, collective->what, mask(collective->lanes).c_str()));
 }
 
-// ---- shuffles, votes, reductions -------------------------------------------------------------------------------------
+// ---- shuffles, votes, reductions
+// -------------------------------------------------------------------------------------
 
 namespace {
 struct Shuffle {

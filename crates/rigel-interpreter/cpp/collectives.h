@@ -9,8 +9,8 @@ namespace interpreter {
 // Whether all lanes must execute the same instruction (.aligned: ldmatrix, mma), or may call it from different places.
 enum class Alignment { SameInstruction, AnyPlace };
 
-// The running lane arrives with its operands. Returns the collective when it is the last lane, which then computes for all
-// and calls `release`; nullptr when another lane has computed.
+// The running lane arrives with its operands. Returns the collective when it is the last lane, which then computes for
+// all and calls `release`; nullptr when another lane has computed.
 Collective* arrive(const char* what, uint32_t lanes, Alignment alignment, void* operands, Site site);
 void release(Collective& collective);
 

@@ -27,8 +27,8 @@ struct Agents {
 
     static Serial thread(uint32_t index) { return 2 * index; }
     static Serial copies(uint32_t index) { return 2 * index + 1; }
-    // The bulk copies of a warp's threads take turns at some agents: each ends for itself, and to have waited for one says
-    // nothing of an earlier one, unless a whole round lies between.
+    // The bulk copies of a warp's threads take turns at some agents: each ends for itself, and to have waited for one
+    // says nothing of an earlier one, unless a whole round lies between.
     static constexpr uint32_t kBulkTurns = 8;
     Serial bulk_copies(uint32_t warp, uint32_t turn) const { return 2 * threads + warp * kBulkTurns + turn; }
     uint32_t warp_of_bulk_copies(Serial agent) const { return static_cast<uint32_t>(agent - 2 * threads) / kBulkTurns; }
@@ -46,8 +46,8 @@ struct AsyncCopy {
     uint32_t bytes, bytes_read;
 };
 
-// When a thread has made its writes ready for the asynchronous proxy: those of its own up to `clock`, of its cp.async up
-// to `copies`.
+// When a thread has made its writes ready for the asynchronous proxy: those of its own up to `clock`, of its cp.async
+// up to `copies`.
 struct ProxyFence {
     Clock clock, copies;
 };

@@ -6,8 +6,8 @@ namespace interpreter {
 
 // That there is one, and that the running thread's copies may count at it.
 void check_mbarrier_for_copies(Block& block, uint32_t address, Site site);
-// `bytes` of a copy have come for the barrier at this address of the block; `message` is what the copy publishes to waits
-// of this scope.
+// `bytes` of a copy have come for the barrier at this address of the block; `message` is what the copy publishes to
+// waits of this scope.
 void mbarrier_complete(Block& block, uint32_t address, uint32_t bytes, const Ref<const Message>& message, Scope scope,
                        Site site);
 

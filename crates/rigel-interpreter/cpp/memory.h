@@ -36,8 +36,8 @@ struct Region {
 constexpr size_t kDeviceBytes = 16ull << 30;  // address space; the played device may have less memory
 extern Region device_memory;
 
-// Allocations in device memory. Addresses are 256-byte aligned; at least 256 bytes that belong to no one follow each, and
-// freed addresses are not reused before the whole region has been, so that stray accesses meet unowned bytes.
+// Allocations in device memory. Addresses are 256-byte aligned; at least 256 bytes that belong to no one follow each,
+// and freed addresses are not reused before the whole region has been, so that stray accesses meet unowned bytes.
 class Allocations {
   public:
     void* allocate(size_t bytes);  // nullptr: the region is full

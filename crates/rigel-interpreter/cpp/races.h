@@ -59,8 +59,8 @@ struct Access {
     bool atomic() const { return does >= Does::AtomicRead; }
 };
 
-// Whether what an ordinary store left has been made ready for the asynchronous proxy by its thread, ahead of what orders
-// it and the reader. Of earlier work, and of blocks that have ended, nothing is asked.
+// Whether what an ordinary store left has been made ready for the asynchronous proxy by its thread, ahead of what
+// orders it and the reader. Of earlier work, and of blocks that have ended, nothing is asked.
 bool ready_for_async_proxy(Stamp store, Memory memory, const Thread& reader);
 
 // Checks and remembers an access to bytes [offset, offset + bytes) of a region with these cells. Agents with serials

@@ -8,8 +8,8 @@
 
 namespace interpreter {
 
-// Ends the running launch with a report. `problem` names the check and what was found; the running thread and its source
-// line are added, then each of `notes` on a line of its own.
+// Ends the running launch with a report. `problem` names the check and what was found; the running thread and its
+// source line are added, then each of `notes` on a line of its own.
 [[noreturn]] void fail(Site site, const std::string& problem, const std::vector<std::string>& notes = {});
 // The same from outside a kernel (a copy, a deadlock): only keeps the report and writes it to stderr.
 void report(const std::string& text);

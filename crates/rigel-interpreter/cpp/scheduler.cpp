@@ -118,7 +118,8 @@ bool Scheduler::finish_a_bulk_copy() {
     return finished;
 }
 
-// ---- blocks ----------------------------------------------------------------------------------------------------------
+// ---- blocks
+// ----------------------------------------------------------------------------------------------------------
 
 bool Scheduler::may_start(size_t position) const {
     if (position == 0) return true;
@@ -252,7 +253,8 @@ void Scheduler::release_everything() {
     ready_.clear();
 }
 
-// ---- threads ---------------------------------------------------------------------------------------------------------
+// ---- threads
+// ---------------------------------------------------------------------------------------------------------
 
 void Scheduler::add_ready(Warp& warp) {
     if (warp.ready_index >= 0) return;
@@ -357,7 +359,8 @@ void Scheduler::exit_thread() {
     __builtin_unreachable();
 }
 
-// ---- when nothing can go on ------------------------------------------------------------------------------------------
+// ---- when nothing can go on
+// ------------------------------------------------------------------------------------------
 
 void Scheduler::report_stuck(const char* kind) {
     failed_ = true;

@@ -17,8 +17,8 @@ struct CheckFailed {};
 
 class Scheduler {
   public:
-    // Runs grids to their end. Each but the first was launched to start early: once every block of the grid before it has
-    // called griddepcontrol.launch_dependents or ended. False: a check failed, and a report was made.
+    // Runs grids to their end. Each but the first was launched to start early: once every block of the grid before it
+    // has called griddepcontrol.launch_dependents or ended. False: a check failed, and a report was made.
     bool run(const std::vector<Grid*>& chain);
 
     // The running thread stops until someone wakes it.

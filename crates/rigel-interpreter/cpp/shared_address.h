@@ -1,5 +1,5 @@
-// Addresses of the shared window as instructions take them: the place in the block's arena, and for a block of the cluster
-// its rank plus one above it.
+// Addresses of the shared window as instructions take them: the place in the block's arena, and for a block of the
+// cluster its rank plus one above it.
 #pragma once
 #include "grid.h"
 

@@ -1,5 +1,5 @@
-// Where in a kernel something happened: a return address into the kernel's machine code, as a distance from the start of
-// this library. 0 stands for a driver call.
+// Where in a kernel something happened: a return address into the kernel's machine code, as a distance from the start
+// of this library. 0 stands for a driver call.
 #pragma once
 #include <cstdint>
 #include <string>

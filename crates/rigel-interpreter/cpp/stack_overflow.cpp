@@ -23,7 +23,8 @@ void* const* fault_frame;
 // The report needs more stack than a signal handler has, and the thread has none left.
 alignas(16) uint8_t report_stack[256 << 10];
 
-// The innermost place in a kernel file: the fault may be in one of the interpreter's own functions that the kernel called.
+// The innermost place in a kernel file: the fault may be in one of the interpreter's own functions that the kernel
+// called.
 Site place_in_kernel() {
     const auto* const low = reinterpret_cast<void* const*>(current->stack);
     const auto* const high = reinterpret_cast<void* const*>(current->stack + kStackBytes - kBuiltinBytes);

@@ -1,7 +1,7 @@
 // Streams: queues of work that runs when someone waits for it.
 //
-// Streams are lazy on purpose: a missing synchronisation shows as missing results. Each operation knows what the host knew
-// to be finished when it was submitted, and each stream what has finished before its next operation.
+// Streams are lazy on purpose: a missing synchronisation shows as missing results. Each operation knows what the host
+// knew to be finished when it was submitted, and each stream what has finished before its next operation.
 #pragma once
 #include <deque>
 #include <functional>

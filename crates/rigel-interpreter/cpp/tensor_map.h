@@ -1,5 +1,5 @@
-// What the 128 bytes of a tensor map hold here. The driver's own form is private; cuTensorMapEncodeTiled of the stand-in
-// writes this one, and bulk copies read it.
+// What the 128 bytes of a tensor map hold here. The driver's own form is private; cuTensorMapEncodeTiled of the
+// stand-in writes this one, and bulk copies read it.
 #pragma once
 #include <cstdint>
 

@@ -1,5 +1,5 @@
-// wgmma and setmaxnreg: what the four warps of a warpgroup execute together, what is under way, and what may not be touched
-// meanwhile.
+// wgmma and setmaxnreg: what the four warps of a warpgroup execute together, what is under way, and what may not be
+// touched meanwhile.
 #include "warpgroup.h"
 
 #include <algorithm>
@@ -58,7 +58,8 @@ void compute_through(Warpgroup& group, Clock clock) {
     }
 }
 
-// ---- registers -------------------------------------------------------------------------------------------------------
+// ---- registers
+// -------------------------------------------------------------------------------------------------------
 
 bool overlap(const MatrixRegisters& of, const uint8_t* begin, size_t bytes) {
     return begin < of.begin + of.bytes && of.begin < begin + bytes;
@@ -78,10 +79,11 @@ void hand_over(Thread& thread, const void* registers, size_t bytes, Clock use, c
     known.push_back({begin, bytes, use, false});
 }
 
-// ---- operands in shared memory ---------------------------------------------------------------------------------------
+// ---- operands in shared memory
+// ---------------------------------------------------------------------------------------
 
-// Reads of rows first .. end of an operand by the tensor cores, for one warp: in the name of its first thread, which must
-// know of what was written there.
+// Reads of rows first .. end of an operand by the tensor cores, for one warp: in the name of its first thread, which
+// must know of what was written there.
 void check_operand(const Thread& reader, uint64_t descriptor, int major, uint32_t first, uint32_t end, Site site) {
     constexpr int kMajorK = 0;
     const uint8_t* const arena = shared_memory.base + reader.warp->block->arena * kArenaBytes;
@@ -215,10 +217,12 @@ void leave_warpgroup(Thread& thread) {
         fail(0, "a thread returns before its warpgroup's matrix instructions have been waited for");
 }
 
-// ---- setmaxnreg ------------------------------------------------------------------------------------------------------
+// ---- setmaxnreg
+// ------------------------------------------------------------------------------------------------------
 
 namespace {
-// Of each thread at the start: what the launch's threads can have at most, in steps of 8. The compiler may have given less.
+// Of each thread at the start: what the launch's threads can have at most, in steps of 8. The compiler may have given
+// less.
 uint32_t registers_at_start(const Block& block) {
     return std::min<uint32_t>(256, (65536 / static_cast<uint32_t>(block.threads.size())) & ~7u);
 }

@@ -6,8 +6,8 @@
 
 namespace interpreter {
 
-// One wgmma.mma_async that was issued. The checks of its operands in shared memory were made then; it reads them when it
-// is computed.
+// One wgmma.mma_async that was issued. The checks of its operands in shared memory were made then; it reads them when
+// it is computed.
 struct MatrixOperation {
     float* sums[128];            // of each thread; the accumulators
     uint32_t a_registers[128][4];

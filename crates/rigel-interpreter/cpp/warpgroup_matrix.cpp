@@ -1,7 +1,7 @@
 // What a wgmma computes: descriptors, operands, sums.
 //
-// The order of the sum is k ascending from zero, then the accumulator; the twins of mma.sync have others (matrix.cpp), so
-// that a claim of equal bits between kernels that use different instructions fails here.
+// The order of the sum is k ascending from zero, then the accumulator; the twins of mma.sync have others (matrix.cpp),
+// so that a claim of equal bits between kernels that use different instructions fails here.
 #include <cstring>
 
 #include "tensor_map.h"

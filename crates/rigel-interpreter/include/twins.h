@@ -1,5 +1,6 @@
-// What a kernel file calls when the host compiler builds it: the model of each instruction in kernels/ptx/, the built-in
-// variables of the running thread, and the registry of kernels. The twins live in cpp/ and are not instrumented.
+// What a kernel file calls when the host compiler builds it: the model of each instruction in kernels/ptx/, the
+// built-in variables of the running thread, and the registry of kernels. The twins live in cpp/ and are not
+// instrumented.
 #pragma once
 #include "cuda_language.h"
 

@@ -6,8 +6,8 @@
 //! models or tensors, and no program outside of tests uses it.
 //!
 //! A launch whose checks fail makes the next synchronisation return `CUDA_ERROR_LAUNCH_FAILED`; the text is in
-//! [`Interpreter::reports`] and on stderr. See docs/interpreter.md for how to read it. Kernels of other projects are compiled
-//! in from the folders that `RIGEL_INTERPRETER_KERNELS` names when this crate is built: see README.md.
+//! [`Interpreter::reports`] and on stderr. See docs/interpreter.md for how to read it. Kernels of other projects are
+//! compiled in from the folders that `RIGEL_INTERPRETER_KERNELS` names when this crate is built: see README.md.
 
 use std::ffi::{CString, c_char};
 use std::sync::OnceLock;

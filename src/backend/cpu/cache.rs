@@ -30,7 +30,8 @@ impl Cache {
         self.groups.iter().map(|group| 4 * (group.keys.len() + group.values.len()) as u64).sum()
     }
 
-    /// Room for the pages of `geometry`. Address space alone: the system hands out memory as positions are first written.
+    /// Room for the pages of `geometry`. Address space alone: the system hands out memory as positions are first
+    /// written.
     pub(crate) fn new(spec: &ModelSpec, geometry: CacheGeometry) -> Result<Cache, BackendError> {
         let layers = layer_places(spec);
         let group = |(group, pages): (usize, u32)| {
@@ -80,8 +81,8 @@ impl Cache {
         (index * self.geometry.groups[group].pages as usize + page.0 as usize) * self.page_stride()
     }
 
-    /// The parts of a page of the cache, [`Cache::page_stride`] elements each: of every layer of its group the keys, then
-    /// the values.
+    /// The parts of a page of the cache, [`Cache::page_stride`] elements each: of every layer of its group the keys,
+    /// then the values.
     fn parts(&self, group: usize, page: PageId) -> impl Iterator<Item = *mut f32> {
         let Group { keys, values, layers } = &self.groups[group];
         (0..*layers).flat_map(move |index| {

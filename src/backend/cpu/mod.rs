@@ -68,8 +68,8 @@ pub struct CpuOptions {
     pub threads: Option<NonZeroUsize>,
     /// Positions that a page of the cache holds.
     pub page_size: NonZeroU32,
-    /// Pages of the cache. Where layers have different windows, those of the layers with the widest one; the others have
-    /// as many as serve as many sequences.
+    /// Pages of the cache. Where layers have different windows, those of the layers with the widest one; the others
+    /// have as many as serve as many sequences.
     pub pages: u32,
     /// The most rows in a batch, and the most logits rows.
     pub max_rows: usize,
@@ -116,8 +116,8 @@ impl CpuBackend {
     }
 
     /// How many pages of the cache fit `memory` bytes beside the activations of a backend with these options (whatever
-    /// their pages): at most `most`. Half of what this process can have where none is given ([`available_memory`]): the rest
-    /// is for the pages of the weights that are mapped, and for others.
+    /// their pages): at most `most`. Half of what this process can have where none is given ([`available_memory`]): the
+    /// rest is for the pages of the weights that are mapped, and for others.
     ///
     /// # Errors
     /// [`BackendError::OutOfMemory`] where not even `least` fit.

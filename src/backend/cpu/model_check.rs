@@ -1,5 +1,6 @@
 //! Every interleaving of a parallel region's atomics, as far as loom's bound on preemptions goes: no lost wake-up (loom
-//! reports threads that wait for ever), no task done twice or in the wrong region, no access to a job that is not ordered.
+//! reports threads that wait for ever), no task done twice or in the wrong region, no access to a job that is not
+//! ordered.
 
 mod sync {
     pub(super) use loom::cell::UnsafeCell;

@@ -1,11 +1,12 @@
 //! A parallel region: tasks that a caller and its workers take from one counter, and the barrier at its end.
 //!
 //! The barrier waits for the tasks that were taken, not for threads. A worker that sleeps, or has lost its core to
-//! another process, and holds no task delays nobody; it need not even notice that there was a region. This is safe since
-//! what a region lends (its [`Job`]) is looked at by those alone who hold one of its tasks, and the region ends when no
-//! task is held.
+//! another process, and holds no task delays nobody; it need not even notice that there was a region. This is safe
+//! since what a region lends (its [`Job`]) is looked at by those alone who hold one of its tasks, and the region ends
+//! when no task is held.
 //!
-//! Waiting threads spin for a few microseconds, then sleep. `model_check` tries the interleavings of this file's atomics.
+//! Waiting threads spin for a few microseconds, then sleep. `model_check` tries the interleavings of this file's
+//! atomics.
 
 use super::sync::{AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard, Ordering, UnsafeCell, fence, spin_until};
 
@@ -16,7 +17,8 @@ pub(super) struct Job {
     pub(super) tasks: usize,
     /// The first argument of `call`.
     pub(super) data: *const (),
-    /// Does the task of that number, as the thread of that index: the caller is 0, worker `i` is `i + 1`. Must not unwind.
+    /// Does the task of that number, as the thread of that index: the caller is 0, worker `i` is `i + 1`. Must not
+    /// unwind.
     pub(super) call: unsafe fn(data: *const (), thread: usize, task: usize),
 }
 
@@ -41,7 +43,8 @@ struct Tasks {
     job: UnsafeCell<Job>,
 }
 
-// SAFETY: what `Job::data` points to is used under the contract of `ParallelRegion::open`; all else is atomics and locks.
+// SAFETY: what `Job::data` points to is used under the contract of `ParallelRegion::open`; all else is atomics and
+// locks.
 unsafe impl Send for ParallelRegion {}
 // SAFETY: as above; `job` is written and read as documented there.
 unsafe impl Sync for ParallelRegion {}
@@ -132,7 +135,8 @@ impl ParallelRegion {
         }
     }
 
-    /// Takes a task of the region that is open at this moment. A thread that looked at an earlier one takes it all the same.
+    /// Takes a task of the region that is open at this moment. A thread that looked at an earlier one takes it all the
+    /// same.
     fn take(&self) -> Option<(Job, usize)> {
         let untaken = &self.tasks.0.untaken;
         let mut left = untaken.load(Ordering::Relaxed);
@@ -153,8 +157,8 @@ impl ParallelRegion {
 
 /// Where one thread sleeps until others have made a condition true.
 ///
-/// A wake-up is never lost: the sleeper announces itself and then looks at the condition, the waker makes it true and then
-/// looks for the announcement, each with a fence in between, so that one of them sees the other.
+/// A wake-up is never lost: the sleeper announces itself and then looks at the condition, the waker makes it true and
+/// then looks for the announcement, each with a fence in between, so that one of them sees the other.
 struct Sleeper {
     /// Written under the lock.
     asleep: AtomicBool,

@@ -1,13 +1,13 @@
-//! The synchronisation that [`super::parallel_region`] is built from: the standard library's. `model_check` compiles that
-//! module a second time with loom's in this module's place.
+//! The synchronisation that [`super::parallel_region`] is built from: the standard library's. `model_check` compiles
+//! that module a second time with loom's in this module's place.
 
 use std::time::{Duration, Instant};
 
 pub(super) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 pub(super) use std::sync::{Condvar, Mutex, MutexGuard};
 
-/// How long a waiting thread spins before it sleeps: longer than most waits where every thread has a core, and short beside
-/// the time for which another process could use this one.
+/// How long a waiting thread spins before it sleeps: longer than most waits where every thread has a core, and short
+/// beside the time for which another process could use this one.
 const SPIN: Duration = Duration::from_micros(5);
 /// Looks at the condition between two looks at the clock.
 const LOOKS: u32 = 16;

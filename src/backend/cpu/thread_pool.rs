@@ -1,11 +1,11 @@
 //! The threads of the CPU backend: the caller's own and workers, which share the tasks of one parallel region after
 //! another.
 //!
-//! A forward pass is some hundred short regions, so a region must cost no more than a microsecond when every thread has a
-//! core, and not much more than one thread alone would take when other processes have the cores. For the first, waiting
-//! threads spin for some microseconds before they sleep. For the second the caller works too, tasks go to whoever is free,
-//! and the end of a region waits for tasks, not for threads (see `parallel_region`): a thread that has lost its core delays
-//! the others by the one task that it may hold.
+//! A forward pass is some hundred short regions, so a region must cost no more than a microsecond when every thread has
+//! a core, and not much more than one thread alone would take when other processes have the cores. For the first,
+//! waiting threads spin for some microseconds before they sleep. For the second the caller works too, tasks go to
+//! whoever is free, and the end of a region waits for tasks, not for threads (see `parallel_region`): a thread that has
+//! lost its core delays the others by the one task that it may hold.
 
 use std::any::Any;
 use std::num::NonZeroUsize;
@@ -41,8 +41,8 @@ impl ThreadPool {
     }
 
     /// A parallel region: calls `body(thread, task)` for each task of `0..tasks` once, on any thread of the pool, whose
-    /// index is below [`ThreadPool::size`], and returns when all are done. Tasks begin in ascending order. What a region
-    /// wrote is seen by the next. A single task is the caller's.
+    /// index is below [`ThreadPool::size`], and returns when all are done. Tasks begin in ascending order. What a
+    /// region wrote is seen by the next. A single task is the caller's.
     ///
     /// Exclusive, since two regions at once would use the same indices. A panic of `body` is passed on once the region
     /// has ended.

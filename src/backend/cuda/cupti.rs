@@ -1,9 +1,9 @@
-//! CUPTI, NVIDIA's profiling library, where the machine has it: the only source that sees when each kernel of a CUDA graph
-//! begins and ends, and so the gaps between them.
+//! CUPTI, NVIDIA's profiling library, where the machine has it: the only source that sees when each kernel of a CUDA
+//! graph begins and ends, and so the gaps between them.
 //!
 //! Opened at run time like the driver. Of its records only those of kernels are read, and of those three fields, which
-//! have stood at the same places from CUPTI 11.8 to 13.5 (`CUpti_ActivityKernel8` to `13` of cupti_activity.h); a library
-//! of another version is refused.
+//! have stood at the same places from CUPTI 11.8 to 13.5 (`CUpti_ActivityKernel8` to `13` of cupti_activity.h); a
+//! library of another version is refused.
 
 use std::alloc::{self, Layout};
 use std::env;

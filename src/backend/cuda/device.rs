@@ -157,14 +157,14 @@ impl Device {
     }
 
     /// Whether every launch and replay is waited for ([`Switches::synchronous`]), so that [`CudaError::KernelFailed`]
-    /// comes from the launch that failed and names its kernel. Slow, for finding faults. A failed replay does not say which
-    /// of its kernels it was: do not record while this is set.
+    /// comes from the launch that failed and names its kernel. Slow, for finding faults. A failed replay does not say
+    /// which of its kernels it was: do not record while this is set.
     pub fn is_synchronous(&self) -> bool {
         self.0.switches.synchronous
     }
 
-    /// Whether decode steps are captured as CUDA graphs: a switch may say no, and a replay would not name the kernel that
-    /// fails.
+    /// Whether decode steps are captured as CUDA graphs: a switch may say no, and a replay would not name the kernel
+    /// that fails.
     pub fn captures(&self) -> bool {
         self.0.switches.graphs && !self.is_synchronous()
     }
@@ -179,8 +179,8 @@ impl Device {
         &self.0.properties
     }
 
-    /// Bytes that this process can still allocate, and those that the GPU has: what is free, and what its own pool keeps
-    /// of memory that was freed.
+    /// Bytes that this process can still allocate, and those that the GPU has: what is free, and what its own pool
+    /// keeps of memory that was freed.
     ///
     /// # Errors
     /// [`CudaError::Driver`].

@@ -337,7 +337,8 @@ fn describe(error: DriverError) -> String {
     format!("{name}{words}{advice}{trap}")
 }
 
-/// What to try where this kernel fails or is refused: the switch that takes another in its place. `""` if there is none.
+/// What to try where this kernel fails or is refused: the switch that takes another in its place. `""` if there is
+/// none.
 fn instead_of(kernel: &str) -> &'static str {
     const INSTEAD: [(&str, &str); 6] = [
         ("attention_decode_sm90", "; RIGEL_CUDA_ATTENTION_DECODE=sm80 takes another kernel"),

@@ -63,8 +63,8 @@ impl Image {
     }
 }
 
-/// Whether the kernel file `name` is in this binary, with code that a GPU of this generation runs: a file of instructions
-/// that one generation alone has holds none for others.
+/// Whether the kernel file `name` is in this binary, with code that a GPU of this generation runs: a file of
+/// instructions that one generation alone has holds none for others.
 pub fn runs_on(name: &str, device: ComputeCapability) -> bool {
     images().iter().any(|image| image.name == name && image.target(device).is_some())
 }

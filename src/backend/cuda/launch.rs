@@ -121,8 +121,8 @@ impl Stream {
     ///
     /// # Errors
     /// [`CudaError::Arguments`] where number or sizes of the arguments are not those of the compiled kernel;
-    /// [`CudaError::LaunchLimit`]; [`CudaError::Refused`]; [`CudaError::WorkFailed`] where an earlier kernel has failed;
-    /// [`CudaError::KernelFailed`] where launches are waited for
+    /// [`CudaError::LaunchLimit`]; [`CudaError::Refused`]; [`CudaError::WorkFailed`] where an earlier kernel has
+    /// failed; [`CudaError::KernelFailed`] where launches are waited for
     /// ([`Device::is_synchronous`](super::Device::is_synchronous)).
     ///
     /// # Safety

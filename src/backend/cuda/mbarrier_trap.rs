@@ -1,7 +1,7 @@
 //! The records of waits that trapped, in builds with `RIGEL_TRAP_MBARRIER`: see `kernels/ptx/mbarrier_trap.cuh`.
 //!
-//! A trap ends the context, and with it printf's buffer and every copy from the device. So each module that traps has its
-//! record in page-locked host memory, which stays readable. Errors of kernels ask for it ([`TRAP_RECORD`]).
+//! A trap ends the context, and with it printf's buffer and every copy from the device. So each module that traps has
+//! its record in page-locked host memory, which stays readable. Errors of kernels ask for it ([`TRAP_RECORD`]).
 
 use std::collections::BTreeSet;
 use std::ffi::CString;

@@ -15,8 +15,8 @@ pub(super) struct Source<'a> {
 
 /// Makes the bytes of regions of one format.
 pub(super) trait Packer: Sync {
-    /// Sets `piece` to bytes `range` of the region that `sources` fill, in their order; what they leave is zero. Regions
-    /// are cut at multiples of 256 bytes.
+    /// Sets `piece` to bytes `range` of the region that `sources` fill, in their order; what they leave is zero.
+    /// Regions are cut at multiples of 256 bytes.
     ///
     /// # Errors
     /// A value that the format cannot hold.

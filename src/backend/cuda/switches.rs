@@ -1,5 +1,6 @@
-//! What can be switched off or chosen by name on a GPU, to find out which part is at fault: the variables `RIGEL_CUDA_…`.
-//! They are read here and nowhere else, when a [`Device`](super::Device) is opened. docs/cuda.md lists them.
+//! What can be switched off or chosen by name on a GPU, to find out which part is at fault: the variables
+//! `RIGEL_CUDA_…`. They are read here and nowhere else, when a [`Device`](super::Device) is opened. docs/cuda.md lists
+//! them.
 
 use std::env;
 use std::fmt;

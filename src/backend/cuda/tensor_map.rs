@@ -64,9 +64,9 @@ impl TensorMap {
     /// A tensor that a kernel reads: dimensions from the one with consecutive elements on, 2 to 5 of them.
     ///
     /// # Errors
-    /// [`CudaError::Operand`] where the buffer is shorter than the dimensions reach; [`CudaError::Refused`] for what the
-    /// copy engine cannot do: an address that is not aligned to 16 bytes, a stride or the box's first dimension that is
-    /// no multiple of 16 bytes, a box wider than its swizzle.
+    /// [`CudaError::Operand`] where the buffer is shorter than the dimensions reach; [`CudaError::Refused`] for what
+    /// the copy engine cannot do: an address that is not aligned to 16 bytes, a stride or the box's first dimension
+    /// that is no multiple of 16 bytes, a box wider than its swizzle.
     pub fn input<T: Element>(
         buffer: Slice<'_, T>,
         dimensions: &[Dimension],

@@ -42,9 +42,9 @@ pub trait LaunchTimes {
     fn end(&mut self, stream: &Stream) -> Result<Vec<TimedLaunch>, CudaError>;
 }
 
-/// An event behind each launch and copy. A launch seems to last from the end of the one before to its own: gaps are part
-/// of it, and kernels that would overlap do not. GraphCache are not replayed meanwhile: their launches would have no
-/// events between them.
+/// An event behind each launch and copy. A launch seems to last from the end of the one before to its own: gaps are
+/// part of it, and kernels that would overlap do not. GraphCache are not replayed meanwhile: their launches would have
+/// no events between them.
 #[derive(Debug, Default)]
 pub struct EventTimes;
 

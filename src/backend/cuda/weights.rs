@@ -153,7 +153,8 @@ impl<T: Element> Weights<T> {
 
     /// The elements of a dense region.
     pub(super) fn region(&self, region: Region) -> Slice<'_, T> {
-        // Cannot fail: regions start at multiples of 256 bytes, and those of vectors and embeddings hold whole elements.
+        // Cannot fail: regions start at multiples of 256 bytes, and those of vectors and embeddings hold whole
+        // elements.
         self.bytes(region).cast().expect("a dense region")
     }
 

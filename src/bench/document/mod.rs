@@ -75,8 +75,8 @@ impl Source {
     }
 }
 
-/// The newest result of each kind of device among the `.json` files of a folder, GPUs first; none where there is no such
-/// folder.
+/// The newest result of each kind of device among the `.json` files of a folder, GPUs first; none where there is no
+/// such folder.
 ///
 /// # Errors
 /// A file that is no result, a folder that cannot be read.
@@ -149,8 +149,8 @@ impl Document {
         Document { text, plots }
     }
 
-    /// Puts it between the markers of the page in `folder`, and its plots beside the page. Plots that there is nothing to
-    /// draw of any more are deleted.
+    /// Puts it between the markers of the page in `folder`, and its plots beside the page. Plots that there is nothing
+    /// to draw of any more are deleted.
     ///
     /// # Errors
     /// A page without markers; the file system's.

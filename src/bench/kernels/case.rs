@@ -161,8 +161,8 @@ const DECODES: [(usize, usize); 9] =
 const LENGTHS: [usize; 5] = [512, 2048, 4096, 8192, 16_384];
 
 impl What {
-    /// Every launch of the network's steps beside attention, at numbers of rows. Norms stand alone and, where a kernel has
-    /// both, with the product behind them.
+    /// Every launch of the network's steps beside attention, at numbers of rows. Norms stand alone and, where a kernel
+    /// has both, with the product behind them.
     fn of_rows(spec: &ModelSpec, device: &Properties) -> Vec<What> {
         // By the part of the network, as a step has them.
         let mut found: BTreeMap<(Part, bool), Vec<What>> = BTreeMap::new();

@@ -17,8 +17,8 @@ pub(super) struct Runner {
     held: u32,
 }
 
-/// Where the sequences of a test keep their keys and values in one group of the cache: a ring of pages each, as large as
-/// the window and a step need.
+/// Where the sequences of a test keep their keys and values in one group of the cache: a ring of pages each, as large
+/// as the window and a step need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Ring {
     window: Option<NonZeroU32>,

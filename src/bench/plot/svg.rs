@@ -35,8 +35,8 @@ pub struct Svg {
 }
 
 impl Svg {
-    /// An empty one, on a ground of its own, light or dark as the reader prefers; `label` says what it shows to those who
-    /// cannot see it.
+    /// An empty one, on a ground of its own, light or dark as the reader prefers; `label` says what it shows to those
+    /// who cannot see it.
     pub fn new(width: f64, height: f64, label: &str) -> Svg {
         let mut svg = Svg { width, height, label: escaped(label), body: String::new() };
         svg.rect([0.0, 0.0, width, height], GROUND, None);

@@ -40,8 +40,8 @@ pub struct CachedSnapshot {
 }
 
 impl CachedModel {
-    /// The hub id of one of its snapshots: with the commit, except for that of `main`. `None` for a model whose name is no
-    /// `ORG/NAME`.
+    /// The hub id of one of its snapshots: with the commit, except for that of `main`. `None` for a model whose name is
+    /// no `ORG/NAME`.
     pub fn hub_id(&self, snapshot: &CachedSnapshot) -> Option<HubId> {
         let id = HubId::parse(&self.id)?;
         if snapshot.refs.iter().any(|name| name == "main") {

@@ -1,4 +1,5 @@
-//! The local Hugging Face cache: where it is, and which snapshot a hub id names. Looks at files only; downloads nothing.
+//! The local Hugging Face cache: where it is, and which snapshot a hub id names. Looks at files only; downloads
+//! nothing.
 //!
 //! Layout (huggingface_hub): `<cache>/models--<org>--<name>/refs/<revision>` holds a commit hash;
 //! `snapshots/<commit>/` holds the files, as links into `blobs/`.
@@ -24,7 +25,8 @@ use super::error::{CheckpointError, shown};
 const MAX_REF_BYTES: u64 = 256;
 
 /// The cache's directory, decided as huggingface_hub decides it: `HF_HUB_CACHE`, else `HUGGINGFACE_HUB_CACHE` (its old
-/// name), else `hub` in Hugging Face's directory (`HF_HOME`). It need not exist. `None` where nothing says where the user's home is.
+/// name), else `hub` in Hugging Face's directory (`HF_HOME`). It need not exist. `None` where nothing says where the
+/// user's home is.
 pub fn cache_directory() -> Option<PathBuf> {
     cache_directory_in(|name| std::env::var_os(name), std::env::home_dir())
 }

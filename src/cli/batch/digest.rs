@@ -48,8 +48,8 @@ pub fn hex(hash: u128) -> String {
     format!("{hash:032x}")
 }
 
-/// The hash of a line and its number. Hashes of lines are added up: the sum does not depend on the order, and the hashes
-/// of some lines can be subtracted from it.
+/// The hash of a line and its number. Hashes of lines are added up: the sum does not depend on the order, and the
+/// hashes of some lines can be subtracted from it.
 pub fn line_hash(number: u32, line: Line<'_>) -> u128 {
     let mut digest = Digest::new();
     digest.update(&number.to_le_bytes());

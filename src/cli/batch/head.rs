@@ -47,7 +47,8 @@ impl IdFields {
         Ok(self.read(line, |_| {})?.map(|id| id.text))
     }
 
-    /// The same, with its field. The line's fields that are no ids go to `other`, also where the line is wrong further on.
+    /// The same, with its field. The line's fields that are no ids go to `other`, also where the line is wrong further
+    /// on.
     pub fn read(&self, line: Line<'_>, other: impl FnMut(&str)) -> Result<Option<WrittenId>, LineError> {
         let Line::Bytes(bytes) = line else {
             let message = format!("the line is longer than {} MiB; shorten it", MAX_LINE >> 20);

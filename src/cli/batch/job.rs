@@ -125,7 +125,8 @@ pub fn job(line: Line<'_>, ids: &IdFields) -> Result<Job, LineError> {
 
 /// The fields that make a line one of OpenAI's.
 pub const OPENAI_FIELDS: [&str; 3] = ["url", "body", "method"];
-/// The field of a plain line that is a conversation, in place of a prompt ([`prompts::FIELDS`](super::super::prompts::FIELDS)).
+/// The field of a plain line that is a conversation, in place of a prompt
+/// ([`prompts::FIELDS`](super::super::prompts::FIELDS)).
 pub const MESSAGES: &str = "messages";
 
 fn given(fields: &Map<String, Value>, name: &str) -> bool {

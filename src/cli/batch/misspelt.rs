@@ -1,5 +1,5 @@
-//! Fields of plain lines that nobody reads, and that are spelt almost like one that would be or are another program's word
-//! for one.
+//! Fields of plain lines that nobody reads, and that are spelt almost like one that would be or are another program's
+//! word for one.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -46,7 +46,8 @@ impl Misspelt {
     pub fn end_line(&mut self, number: u32) {
         let is_openai = std::mem::take(&mut self.is_openai);
         for name in self.of_line.drain(..) {
-            // An OpenAI line has nothing of its own but the body, whose unknown fields are ignored, as OpenAI's clients need.
+            // An OpenAI line has nothing of its own but the body, whose unknown fields are ignored, as OpenAI's clients
+            // need.
             if is_openai {
                 continue;
             }

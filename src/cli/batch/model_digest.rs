@@ -23,7 +23,8 @@ pub fn model_digest(source: &ModelSource) -> Result<String, CheckpointError> {
             None => digest.part(b""),
         }
     }
-    // Few models have these, or need the vocabulary's; without them the digest is that of runs begun before they counted.
+    // Few models have these, or need the vocabulary's; without them the digest is that of runs begun before they
+    // counted.
     let vocabulary: &[&str] =
         if source.read("tokenizer.json")?.is_none() { &["vocab.json", "merges.txt"] } else { &[] };
     for name in ["added_tokens.json", "additional_chat_templates/default.jinja"].iter().chain(vocabulary) {

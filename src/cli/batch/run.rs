@@ -142,8 +142,8 @@ impl<R: BufRead> State<'_, R> {
         }
     }
 
-    /// Takes back what nothing was computed of, and says how much is left. Where the output is ordered, what comes after a
-    /// line that was taken back could not be written, and is taken back, too.
+    /// Takes back what nothing was computed of, and says how much is left. Where the output is ordered, what comes
+    /// after a line that was taken back could not be written, and is taken back, too.
     fn drain(&mut self, generations: &mut Generations<'_>) {
         self.draining = true;
         let not_begun = self.open.values().filter(|line| !line.begun).map(|line| line.name.number);

@@ -37,8 +37,8 @@ pub struct Sink {
     waiting: usize,
 }
 
-/// An answer held back until all earlier lines have theirs. If the process is killed, the answer is lost and the next run
-/// computes the line again.
+/// An answer held back until all earlier lines have theirs. If the process is killed, the answer is lost and the next
+/// run computes the line again.
 struct Answer {
     custom_id: String,
     line: Vec<u8>,

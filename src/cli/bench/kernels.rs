@@ -28,8 +28,9 @@ and the peers'.";
 
 /// Time every GPU kernel alone, at the models' shapes
 ///
-/// Prints µs, GB/s, TFLOP/s and the share of the limit measured in the same run. Inputs are random and larger than the L2
-/// cache; short launches are timed in CUDA graphs; a row during which the GPU's clock moved by more than 5 % is marked.
+/// Prints µs, GB/s, TFLOP/s and the share of the limit measured in the same run. Inputs are random and larger than the
+/// L2 cache; short launches are timed in CUDA graphs; a row during which the GPU's clock moved by more than 5 % is
+/// marked.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Kernels {
@@ -75,7 +76,8 @@ impl Kernels {
             models => models.iter().map(|model| Shapes::resolve(model)).collect::<Result<_, _>>()?,
         };
         let filter = Filter::new(&self.filter.join(" "));
-        // A filter that means nothing is said before anything is opened: kernels, models and sizes are the same on all GPUs.
+        // A filter that means nothing is said before anything is opened: kernels, models and sizes are the same on all
+        // GPUs.
         let h200 = GpuSpec::h200().properties;
         let listed = filter.select(all(&shapes, &h200)).map_err(usage)?;
         if self.list {

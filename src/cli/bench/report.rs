@@ -16,7 +16,8 @@ Examples:
 
 /// Write the tables and plots of docs/performance.md
 ///
-/// Replaces the text between two markers of the page, and the plots beside it. Missing measurements are named as missing.
+/// Replaces the text between two markers of the page, and the plots beside it. Missing measurements are named as
+/// missing.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Report {

@@ -24,8 +24,8 @@ Examples:
 
 /// Measure the time from process start to first token, by phase
 ///
-/// Each repetition is a process of its own. From the second repetition on, the files are in memory: only the first shows
-/// the time of the disk. `rigel synth` makes a model to load.
+/// Each repetition is a process of its own. From the second repetition on, the files are in memory: only the first
+/// shows the time of the disk. `rigel synth` makes a model to load.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Start {

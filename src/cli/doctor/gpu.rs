@@ -232,7 +232,8 @@ mod cuda {
         ]
     }
 
-    /// Opens the GPU and loads every kernel that is for its generation onto it. What is said of that, and its free bytes.
+    /// Opens the GPU and loads every kernel that is for its generation onto it. What is said of that, and its free
+    /// bytes.
     fn open(ordinal: usize) -> Result<(Vec<String>, u64), CudaError> {
         let device = Device::open(ordinal)?;
         let (free, _) = device.memory()?;

@@ -1,4 +1,5 @@
-//! The variables of the environment that stand for options, and those of the hub: which are set, and what is wrong with them.
+//! The variables of the environment that stand for options, and those of the hub: which are set, and what is wrong with
+//! them.
 
 use rigel::checkpoint::ModelSource;
 use serde::Serialize;

@@ -1,4 +1,5 @@
-//! The examples of `rigel plan`, and the fields of its JSON object. Lines of at most 80 characters, so that none is wrapped.
+//! The examples of `rigel plan`, and the fields of its JSON object. Lines of at most 80 characters, so that none is
+//! wrapped.
 
 pub(super) const EXAMPLES: &str = "\
 Examples:

@@ -131,8 +131,8 @@ enum Texts {
     Lines(Prompts),
 }
 
-/// The text of a file. One that looks like JSON lines is refused rather than scored as a text or taken for lines: either
-/// would be a guess.
+/// The text of a file. One that looks like JSON lines is refused rather than scored as a text or taken for lines:
+/// either would be a guess.
 fn whole_text(path: &str) -> Result<String, CliError> {
     let text = input::read_text(path)?;
     let named = [".jsonl", ".ndjson"].iter().any(|end| path.to_ascii_lowercase().ends_with(end));

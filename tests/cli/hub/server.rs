@@ -1,4 +1,5 @@
-//! A hub on this machine: one server that knows the models and sends large files on to a second one, as the real one does.
+//! A hub on this machine: one server that knows the models and sends large files on to a second one, as the real one
+//! does.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -31,8 +31,8 @@ constexpr uint32_t kNoImage =
     0;  // a placeholder: whoever launches kernels that nvcc never saw, as tests of planted bugs do
 constexpr uint16_t kPtx = 1, kMachineCode = 2;
 
-// Attributes in a cubin's section .nv.info.<kernel>: one byte form, one byte kind, a 16-bit value, which in form 4 is the
-// length of data that follow.
+// Attributes in a cubin's section .nv.info.<kernel>: one byte form, one byte kind, a 16-bit value, which in form 4 is
+// the length of data that follow.
 constexpr uint8_t kDataFollows = 4, kParameterInfo = 0x17;
 
 // What an image says that cannot be; the text is the reason.
@@ -109,8 +109,8 @@ void read_cubin(Bytes cubin, Image* image) {
     image->kernels = std::move(kernels);
 }
 
-// Fills in the kernels of the machine code that the device runs; where it would compile PTX, of any machine code, which is
-// of the same source.
+// Fills in the kernels of the machine code that the device runs; where it would compile PTX, of any machine code, which
+// is of the same source.
 bool has_code_for(Bytes image, uint32_t device, Image* read) {
     const auto header = image.at<FatbinHeader>(0, "the header");
     Bytes entries = image.part(header.header_bytes, header.bytes, "an entry");

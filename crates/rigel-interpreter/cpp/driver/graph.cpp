@@ -139,7 +139,8 @@ DRIVER_API cuGraphInstantiateWithFlags(Graph** executable, Graph* graph, unsigne
     return CUDA_SUCCESS;
 }
 DRIVER_API cuGraphUpload(Graph*, void*) { return CUDA_SUCCESS; }
-// The first branch runs on the stream, every other on one of its own, each after what was before the graph in the stream.
+// The first branch runs on the stream, every other on one of its own, each after what was before the graph in the
+// stream.
 DRIVER_API cuGraphLaunch(Graph* executable, void* onto) {
     BEGIN_DRIVER_CALL;
     Stream& stream = stream_of(onto);

@@ -135,8 +135,8 @@ DRIVER_API cuMemFreeAsync(CUdeviceptr address, void* stream) {
     });
 }
 
-// Pageable memory behaves as documented: a source is read before the call returns, and a copy to the host is complete when
-// the call returns. Pinned memory is read and written when the copy runs.
+// Pageable memory behaves as documented: a source is read before the call returns, and a copy to the host is complete
+// when the call returns. Pinned memory is read and written when the copy runs.
 DRIVER_API cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t bytes, void* stream) {
     BEGIN_DRIVER_CALL;
     if (bytes == 0) return CUDA_SUCCESS;
@@ -252,8 +252,8 @@ DRIVER_API cuMemHostUnregister(void* host) {
     return pinned.erase(reinterpret_cast<uintptr_t>(host)) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
-// One pool. With a release threshold it keeps all that was freed until it is trimmed; how much above the threshold a real
-// one gives back, and when, is not played.
+// One pool. With a release threshold it keeps all that was freed until it is trimmed; how much above the threshold a
+// real one gives back, and when, is not played.
 DRIVER_API cuDeviceGetDefaultMemPool(Pool** pool, CUdevice) {
     *pool = &default_pool;
     return CUDA_SUCCESS;

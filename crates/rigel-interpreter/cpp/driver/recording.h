@@ -1,9 +1,9 @@
 // Streams whose work goes into a graph instead of being run, between cuStreamBeginCapture and cuStreamEndCapture.
 //
 // A recording begins on one stream. Another stream takes part from when it waits for an event that was recorded in the
-// recording; by the end, all of its work must lie before something that the first stream has waited for. Each stream is a
-// branch: its operations stay in their order, and between branches events give the order. What CUDA's programming guide
-// forbids invalidates the whole recording: further use of it fails, and its end gives no graph.
+// recording; by the end, all of its work must lie before something that the first stream has waited for. Each stream is
+// a branch: its operations stay in their order, and between branches events give the order. What CUDA's programming
+// guide forbids invalidates the whole recording: further use of it fails, and its end gives no graph.
 #pragma once
 #include <thread>
 #include <vector>

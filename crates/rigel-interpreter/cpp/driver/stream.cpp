@@ -14,7 +14,8 @@ struct Event {
 };
 
 namespace {
-// What the host must not ask of a stream that records, or of an event in a recording: neither stands for work to be run.
+// What the host must not ask of a stream that records, or of an event in a recording: neither stands for work to be
+// run.
 CUresult refuse_while_recording(const Stream& stream) {
     if (!stream.recording) return CUDA_SUCCESS;
     return invalidate(*stream.recording, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,

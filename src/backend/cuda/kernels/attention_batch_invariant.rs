@@ -1,4 +1,5 @@
-//! `kernels/attention_batch_invariant.cu`: attention of any number of rows of a sequence, with one order of sums for all.
+//! `kernels/attention_batch_invariant.cu`: attention of any number of rows of a sequence, with one order of sums for
+//! all.
 
 use std::marker::PhantomData;
 
@@ -238,8 +239,8 @@ impl<T: Element> AttentionBatchInvariant<T> {
         Ok(())
     }
 
-    /// The first launch: partial results of all splits into `workspace`, of at least [`BatchInvariantShape::workspace_len`]
-    /// elements, or with one split the attention itself into `out`.
+    /// The first launch: partial results of all splits into `workspace`, of at least
+    /// [`BatchInvariantShape::workspace_len`] elements, or with one split the attention itself into `out`.
     ///
     /// # Errors
     /// [`CudaError::Operand`] for a length that is not that of `shape`, heads that are not of the kernel, a page size
@@ -283,8 +284,8 @@ impl<T: Element> AttentionBatchInvariant<T> {
             .scalar(sizes.window)
             .scalar(numbers.split_len)
             .scalar(numbers.tile_rows);
-        // SAFETY: the arguments are those of the attention_batch_invariant kernels, checked above to have the lengths that they
-        // index; what tiles, sequences and block tables hold is the caller's promise.
+        // SAFETY: the arguments are those of the attention_batch_invariant kernels, checked above to have the lengths
+        // that they index; what tiles, sequences and block tables hold is the caller's promise.
         unsafe { stream.launch(&self.kernel, &launch, &arguments) }
     }
 

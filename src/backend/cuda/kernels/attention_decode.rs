@@ -1,5 +1,5 @@
-//! `kernels/attention_decode.cu` and, on Hopper, `kernels/attention_decode_sm90.cu`: attention of one row a sequence, its
-//! keys split over blocks, and the splits' merge. The two merge in different orders, so a device keeps to one.
+//! `kernels/attention_decode.cu` and, on Hopper, `kernels/attention_decode_sm90.cu`: attention of one row a sequence,
+//! its keys split over blocks, and the splits' merge. The two merge in different orders, so a device keeps to one.
 
 use std::marker::PhantomData;
 
@@ -70,8 +70,8 @@ pub fn has_clusters(device: &Properties) -> bool {
 pub enum Variant {
     /// `attention_decode.cu`: a second kernel merges the splits. Runs everywhere.
     Split,
-    /// `attention_decode_sm90.cu`: the blocks of a cluster merge theirs, the last cluster those of all. Compute capability
-    /// 9.0 alone.
+    /// `attention_decode_sm90.cu`: the blocks of a cluster merge theirs, the last cluster those of all. Compute
+    /// capability 9.0 alone.
     Cluster,
 }
 
@@ -171,8 +171,8 @@ impl DecodeShape {
         split_positions(self.window, self.positions).div_ceil(self.split_len.max(1))
     }
 
-    /// What a launch needs at the least: head_dim weighted values, a maximum and a sum for each partial result that goes
-    /// through memory, of a split or of a cluster's, and of clusters a counter for each sequence and query head.
+    /// What a launch needs at the least: head_dim weighted values, a maximum and a sum for each partial result that
+    /// goes through memory, of a split or of a cluster's, and of clusters a counter for each sequence and query head.
     pub fn workspace_len(&self, variant: Variant) -> WorkspaceLen {
         let rows = self.sequences * self.heads.query;
         let (partials, tile_counters) = match (variant, self.splits()) {
@@ -187,8 +187,8 @@ impl DecodeShape {
     }
 
     /// What it moves and computes in any variant: visible keys and values once, queries, tables, outputs; 2 products of
-    /// head_dim multiply-adds for each head and visible position. `sequences` are those of the step; those that have not
-    /// one row are passed over.
+    /// head_dim multiply-adds for each head and visible position. `sequences` are those of the step; those that have
+    /// not one row are passed over.
     pub fn work(&self, sequences: &[Sequence], page_size: usize) -> Work {
         let Heads { query, kv, dim } = self.heads;
         let works = sequences.iter().map(|sequence| {
@@ -308,8 +308,8 @@ impl<T: Element> AttentionDecode<T> {
 
     /// `out[r, h, :] = Σ p[k] v[k, :]` over the positions `k` that row `r` sees, with
     /// `p = softmax(q[r, h, :] · k[k, :] / √head_dim)`, for the row of each sequence that has one; `out` is
-    /// `[rows, query heads, head_dim]`, and the rows of other sequences are not written. [`DecodeShape::launches`] says in
-    /// how many launches. `workspace` has at least [`DecodeShape::workspace_len`] elements.
+    /// `[rows, query heads, head_dim]`, and the rows of other sequences are not written. [`DecodeShape::launches`] says
+    /// in how many launches. `workspace` has at least [`DecodeShape::workspace_len`] elements.
     ///
     /// # Errors
     /// [`CudaError::Operand`] for a length that is not that of `shape`, heads that are not of the kernel, a page size
@@ -355,8 +355,8 @@ impl<T: Element> AttentionDecode<T> {
         let Sizes { kv_heads, group, page_shift, window } = sizes;
         let arguments = arguments.input(inputs.sequences).input(inputs.block_tables);
         let arguments = arguments.scalar(kv_heads).scalar(group).scalar(page_shift).scalar(window).scalar(split_len);
-        // SAFETY: the arguments are those of the variant's kernels, checked above to have the lengths that they index; what
-        // sequences and block tables hold is the caller's promise.
+        // SAFETY: the arguments are those of the variant's kernels, checked above to have the lengths that they index;
+        // what sequences and block tables hold is the caller's promise.
         unsafe { stream.launch(&self.attend[tile as usize], &launch, &arguments)? };
 
         let Some(merge) = self.merge.as_ref().filter(|_| splits > 1) else { return Ok(()) };

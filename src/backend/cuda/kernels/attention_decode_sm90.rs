@@ -21,8 +21,8 @@ pub(super) fn clusters(splits: usize) -> usize {
     splits.div_ceil(MAX_BLOCKS)
 }
 
-/// Splits of each of `rows` (sequences, KV heads and tiles of their query heads together) with which all clusters run at
-/// one time, two blocks an SM.
+/// Splits of each of `rows` (sequences, KV heads and tiles of their query heads together) with which all clusters run
+/// at one time, two blocks an SM.
 ///
 /// A cluster lies within one group of SMs; groups have 14 to 18 of them, and what is left in one is of no use
 /// to a cluster that is larger. Of 132 SMs 15 clusters of 8 were seen at a time with a block on each, not 16.

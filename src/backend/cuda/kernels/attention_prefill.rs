@@ -1,5 +1,6 @@
 //! `kernels/attention_prefill.cu` and, on Hopper, `kernels/attention_prefill_sm90.cu`: attention of many rows of a
-//! sequence, a prompt or a chunk of one. Both take the same tiles; their sums differ in order, so a device keeps to one.
+//! sequence, a prompt or a chunk of one. Both take the same tiles; their sums differ in order, so a device keeps to
+//! one.
 
 use std::cmp::Reverse;
 use std::marker::PhantomData;
@@ -26,15 +27,15 @@ const BUFFERS: usize = constants::attention_prefill::BUFFERS as usize;
 // Both variants take the same tiles.
 const _: () = assert!(QUERIES == attention_prefill_sm90::QUERIES);
 
-/// A share of a step for each KV head, as the kernels read it: 128 queries of a sequence, in the warp's variant only as many
-/// as are whole rows.
+/// A share of a step for each KV head, as the kernels read it: 128 queries of a sequence, in the warp's variant only as
+/// many as are whole rows.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Tile {
     /// Index of the sequence.
     pub sequence: u32,
-    /// The first row, counted from the sequence's first in the step: a multiple of [`tile_rows`]. In the warpgroup's variant
-    /// the quotient alone counts: it is how many tiles of the sequence, 128 queries each, come before.
+    /// The first row, counted from the sequence's first in the step: a multiple of [`tile_rows`]. In the warpgroup's
+    /// variant the quotient alone counts: it is how many tiles of the sequence, 128 queries each, come before.
     pub first_row: u32,
 }
 
@@ -97,8 +98,8 @@ pub(super) fn plan_tiles_of(
     })
 }
 
-/// The tiles that `tiles_of` says of sequences with rows, as `first_row` and the first and last row that they hold, those
-/// with the most keys first.
+/// The tiles that `tiles_of` says of sequences with rows, as `first_row` and the first and last row that they hold,
+/// those with the most keys first.
 fn longest_first<'a, I: Iterator<Item = (u32, u64, u64)>>(
     sequences: &'a [Sequence],
     window: Option<usize>,
@@ -220,8 +221,8 @@ impl<T: Element> AttentionPrefill<T> {
         Ok(AttentionPrefill { variant, kernel, head_dim, blocks, element: PhantomData })
     }
 
-    /// The same with at most `blocks` blocks, at least 1, for the warpgroup's variant, whose blocks take one tile after the
-    /// other: as many as the device has SMs where nothing is said. It changes no bit.
+    /// The same with at most `blocks` blocks, at least 1, for the warpgroup's variant, whose blocks take one tile after
+    /// the other: as many as the device has SMs where nothing is said. It changes no bit.
     #[must_use]
     pub fn with_blocks(self, blocks: u32) -> AttentionPrefill<T> {
         AttentionPrefill { blocks: blocks.max(1), ..self }
@@ -236,8 +237,8 @@ impl<T: Element> AttentionPrefill<T> {
     /// that is no power of two of at least 16, an empty window, or a buffer that is not aligned to 16 bytes.
     ///
     /// # Safety
-    /// When the launch runs, `inputs.sequences` and `inputs.block_tables` hold what [`AttentionInputs`] says of them, and
-    /// `tiles` such as [`plan_tiles`] makes of these sequences.
+    /// When the launch runs, `inputs.sequences` and `inputs.block_tables` hold what [`AttentionInputs`] says of them,
+    /// and `tiles` such as [`plan_tiles`] makes of these sequences.
     pub unsafe fn launch(
         &self,
         stream: &Stream,

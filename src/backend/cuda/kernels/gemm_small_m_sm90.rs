@@ -1,6 +1,6 @@
-//! `kernels/gemm_small_m_sm90.cu`: 17 to 256 rows of activations times a weight matrix, on compute capability 9.0 alone.
-//! The tiling is decided here, by a [`Plan`] that depends on the sizes and on the number of SMs
-//! alone; into how many parts k is cut, on `n`, `k` and the device alone.
+//! `kernels/gemm_small_m_sm90.cu`: 17 to 256 rows of activations times a weight matrix, on compute capability 9.0
+//! alone. The tiling is decided here, by a [`Plan`] that depends on the sizes and on the number of SMs alone; into how
+//! many parts k is cut, on `n`, `k` and the device alone.
 
 use super::super::buffer::Slice;
 use super::super::device::{Device, Properties};

@@ -1,5 +1,5 @@
-//! `kernels/gemv_normed.cu`: one or two rows, normalised and multiplied with a weight matrix in one launch. What it gives
-//! has the bits of [`Norm`](super::norm::Norm) followed by [`gemv`](super::gemv).
+//! `kernels/gemv_normed.cu`: one or two rows, normalised and multiplied with a weight matrix in one launch. What it
+//! gives has the bits of [`Norm`](super::norm::Norm) followed by [`gemv`](super::gemv).
 
 use std::marker::PhantomData;
 
@@ -120,8 +120,8 @@ impl<T: Element> NormedGemv<T> {
         let (sizes, arguments) = self.begin(shape, rows, matrix)?;
         CHECK.matrix("out", (&out).into(), shape.m, shape.n)?;
         let arguments = sizes.append(arguments.optional_input(matrix.bias).output(&out));
-        // SAFETY: the arguments are those of the kernel, checked to have the lengths that it indexes; what is gathered is
-        // the caller's promise.
+        // SAFETY: the arguments are those of the kernel, checked to have the lengths that it indexes; what is gathered
+        // is the caller's promise.
         unsafe { self.launch(stream, &self.gelu, shape, &sizes, &arguments) }
     }
 

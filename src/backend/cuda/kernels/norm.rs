@@ -71,9 +71,9 @@ impl NormShape {
         self.width.next_multiple_of(VECTOR)
     }
 
-    /// Rows are read and written once, and so are weight and bias read. Rows that are gathered have their number read too, 4
-    /// bytes each, which is not counted.
-    /// FLOPs per element: 1 for the mean and 1 to centre (LayerNorm), 2 for the squares, 2 to scale, 1 for the bias.
+    /// Rows are read and written once, and so are weight and bias read. Rows that are gathered have their number read
+    /// too, 4 bytes each, which is not counted. FLOPs per element: 1 for the mean and 1 to centre (LayerNorm), 2 for
+    /// the squares, 2 to scale, 1 for the bias.
     pub fn work(&self, variant: NormVariant, bias: BiasTerm) -> Work {
         let matrix = (self.rows * self.pitch()) as u64;
         let vector = (self.pitch() * 2) as u64;

@@ -59,8 +59,8 @@ impl<T: Element> Random<T> {
         Ok(Random { fill, element: PhantomData })
     }
 
-    /// `out[r, c] = values[order.source(r) * columns + c]`, rounded to `T`. `out` ends with the last row's last element;
-    /// what lies between the rows is not touched.
+    /// `out[r, c] = values[order.source(r) * columns + c]`, rounded to `T`. `out` ends with the last row's last
+    /// element; what lies between the rows is not touched.
     ///
     /// # Errors
     /// [`CudaError::Operand`] for no rows or columns, 2³² elements or more, a stride less than a row, heads that do not

@@ -1,7 +1,7 @@
 //! `kernels/sample.cu` and `kernels/logprobs.cu`: a token for each row of a step, and log-probabilities.
 //!
-//! Everything that edits from step to step is in device memory ([`RowParams`], [`LogitEdit`]s, bitsets), so a launch for
-//! a number of rows can be recorded once and replayed; rows that a step does not use are [`RowParams::SKIP`].
+//! Everything that edits from step to step is in device memory ([`RowParams`], [`LogitEdit`]s, bitsets), so a launch
+//! for a number of rows can be recorded once and replayed; rows that a step does not use are [`RowParams::SKIP`].
 
 use bytemuck::{Pod, Zeroable};
 

@@ -76,8 +76,8 @@ impl Step {
     }
 }
 
-/// Every page once, neighbours far from each other, as in an engine that has run for a while: steps of the golden section,
-/// or of the next number that shares no factor with that of the pages.
+/// Every page once, neighbours far from each other, as in an engine that has run for a while: steps of the golden
+/// section, or of the next number that shares no factor with that of the pages.
 fn scattered(pages: usize) -> Vec<u32> {
     let golden = pages * 618 / 1000;
     let stride = (golden.max(1)..).find(|stride| coprime(*stride, pages)).unwrap_or(1);

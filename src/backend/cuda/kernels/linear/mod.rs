@@ -1,9 +1,9 @@
 //! Products of activations with weight matrices, the one front door to `gemv`, `gemm_small_m_sm90`, `gemm_sm90` and
-//! `gemm_sm80`: [`Projection`] for a matrix with a bias and what follows it, [`QkvProjection`] for the fused query, key and
-//! value weights with rotation and the write into the cache, [`Head`] for logits. Up to [`gemv::MAX_ROWS`] rows go to
-//! `gemv`; on a Hopper up to [`gemm_small_m_sm90::MAX_ROWS`] to `gemm_small_m_sm90` and more to `gemm_sm90`; elsewhere, and
-//! with [`Determinism::BatchInvariant`] all, to `gemm_sm80`. Nothing of a launch depends on values in device memory, so
-//! that it can be captured once for its number of rows.
+//! `gemm_sm80`: [`Projection`] for a matrix with a bias and what follows it, [`QkvProjection`] for the fused query, key
+//! and value weights with rotation and the write into the cache, [`Head`] for logits. Up to [`gemv::MAX_ROWS`] rows go
+//! to `gemv`; on a Hopper up to [`gemm_small_m_sm90::MAX_ROWS`] to `gemm_small_m_sm90` and more to `gemm_sm90`;
+//! elsewhere, and with [`Determinism::BatchInvariant`] all, to `gemm_sm80`. Nothing of a launch depends on values in
+//! device memory, so that it can be captured once for its number of rows.
 //!
 //! Every epilogue has one definition for all, in `kernels/common/epilogue.cuh`.
 
@@ -33,7 +33,8 @@ use crate::backend::Determinism;
 pub enum GemmAlgorithm {
     /// `gemv`, for up to [`gemv::MAX_ROWS`] rows.
     Gemv,
-    /// `gemm_small_m_sm90`, for up to [`gemm_small_m_sm90::MAX_ROWS`] rows, where [`gemm_small_m_sm90::runs_on`] says so.
+    /// `gemm_small_m_sm90`, for up to [`gemm_small_m_sm90::MAX_ROWS`] rows, where [`gemm_small_m_sm90::runs_on`] says
+    /// so.
     SmallM(gemm_small_m_sm90::Plan),
     /// `gemm_sm80`, for any number.
     Sm80(Plan),
@@ -48,8 +49,8 @@ impl GemmAlgorithm {
     }
 
     /// The algorithm that the device's algorithms name for so many rows, else the fastest; with
-    /// [`Determinism::BatchInvariant`] the one that it allows. `gemm_sm80` gives a row the same bits by any plan and beside any
-    /// number of rows; `gemv`, `gemm_sm90` and each kernel of `gemm_small_m_sm90` do too, but others.
+    /// [`Determinism::BatchInvariant`] the one that it allows. `gemm_sm80` gives a row the same bits by any plan and
+    /// beside any number of rows; `gemv`, `gemm_sm90` and each kernel of `gemm_small_m_sm90` do too, but others.
     pub fn choose_for(determinism: Determinism, device: &Properties, shape: GemmShape) -> GemmAlgorithm {
         let algorithm = match determinism {
             Determinism::BatchInvariant => LinearAlgorithm::Sm80,
@@ -161,7 +162,8 @@ impl<T: Element> LinearKernels<T> {
     }
 
     /// # Safety
-    /// `arguments` are those that all kernels of `algorithm` begin with, of the lengths of `shape`; its rows suit `algorithm`.
+    /// `arguments` are those that all kernels of `algorithm` begin with, of the lengths of `shape`; its rows suit
+    /// `algorithm`.
     unsafe fn launch(
         &self,
         stream: &Stream,
@@ -247,8 +249,9 @@ impl<T: Element> Projection<T> {
     /// [`GemmAlgorithm::choose_for`] gives.
     ///
     /// # Errors
-    /// [`CudaError::Operand`] for a length that is not that of `shape`, zero rows, `n` or `k` not a multiple of 8, `k` above [`MAX_K`], or a buffer that is not aligned to 16 bytes; [`CudaError::Algorithm`] for more
-    /// rows than the algorithm takes that was chosen by name.
+    /// [`CudaError::Operand`] for a length that is not that of `shape`, zero rows, `n` or `k` not a multiple of 8, `k`
+    /// above [`MAX_K`], or a buffer that is not aligned to 16 bytes; [`CudaError::Algorithm`] for more rows than the
+    /// algorithm takes that was chosen by name.
     pub fn launch(
         &self,
         stream: &Stream,
@@ -262,12 +265,12 @@ impl<T: Element> Projection<T> {
     /// The same by a given algorithm.
     ///
     /// # Errors
-    /// As for [`Projection::launch`]; for more than [`gemv::MAX_ROWS`] rows by [`GemmAlgorithm::Gemv`]; by [`GemmAlgorithm::SmallM`] for
-    /// more rows than the kernel's, or parts of k and tiles that are no cluster; by [`GemmAlgorithm::Sm80`] and
-    /// [`GemmAlgorithm::Sm90`] for stages that are not 3, 4, 6 or 8, a group of no row of tiles or more than there are, and
-    /// clusters that are none or more than there are tiles for, or not of 1 or 2 blocks; and by a algorithm on a device that
-    /// does not run it;
-    /// [`CudaError::LaunchLimit`] for stages that do not fit into shared memory.
+    /// As for [`Projection::launch`]; for more than [`gemv::MAX_ROWS`] rows by [`GemmAlgorithm::Gemv`]; by
+    /// [`GemmAlgorithm::SmallM`] for more rows than the kernel's, or parts of k and tiles that are no cluster; by
+    /// [`GemmAlgorithm::Sm80`] and [`GemmAlgorithm::Sm90`] for stages that are not 3, 4, 6 or 8, a group of no row of
+    /// tiles or more than there are, and clusters that are none or more than there are tiles for, or not of 1 or 2
+    /// blocks; and by a algorithm on a device that does not run it; [`CudaError::LaunchLimit`] for stages that do not
+    /// fit into shared memory.
     pub fn launch_with(
         &self,
         algorithm: GemmAlgorithm,

@@ -60,8 +60,8 @@ impl QkvShape {
         Ok(())
     }
 
-    /// Checks what the epilogue of queries, keys and values takes, and appends it to a kernel's arguments behind the bias.
-    /// The sizes have been checked.
+    /// Checks what the epilogue of queries, keys and values takes, and appends it to a kernel's arguments behind the
+    /// bias. The sizes have been checked.
     pub(in super::super) fn append<T: Element>(
         &self,
         check: Check,

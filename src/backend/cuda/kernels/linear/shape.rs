@@ -1,5 +1,5 @@
-//! What a product is: its sizes, what happens to its sums, and what it reads. The kernels of each algorithm and the front
-//! door to them share these.
+//! What a product is: its sizes, what happens to its sums, and what it reads. The kernels of each algorithm and the
+//! front door to them share these.
 
 use super::super::super::buffer::Slice;
 use super::super::super::work::Work;
@@ -45,8 +45,8 @@ pub struct GemmShape {
 }
 
 impl GemmShape {
-    /// Work of a [`Projection`](super::Projection): weights in their format, activations, bias and residual read once, the
-    /// output written once, all but the weights of 16 bits.
+    /// Work of a [`Projection`](super::Projection): weights in their format, activations, bias and residual read once,
+    /// the output written once, all but the weights of 16 bits.
     pub fn work(&self, weights: &WeightFormat, epilogue: Epilogue, bias: BiasTerm) -> Work {
         let output = self.m * self.n;
         let residual = if epilogue == Epilogue::BiasResidual { output } else { 0 };
