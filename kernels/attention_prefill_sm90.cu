@@ -18,9 +18,9 @@ static constexpr uint32_t kPaddingTile = 0xffffffffu;
 // Named barriers: of the producers; of consumer c's turn to ask for products; of consumer c's own four warps.
 static constexpr uint32_t kProducers = 1, kTurn = 2, kOwn = kTurn + kConsumers;
 
-// Each ring's readers: the consumers' warps.
+// Each ring's consumers: the warps of both warpgroups.
 using Stages = Pipeline<kStages>;
-static constexpr uint32_t kReaders = kConsumers * kWarpgroup / 32;
+static constexpr uint32_t kConsumerWarps = kConsumers * kWarpgroup / 32;
 
 // A tile as wgmma reads it, and as tensor maps with a swizzle of 128 bytes write it: panels of 64 elements, one behind
 // the other, in which a row is 128 bytes.
@@ -120,7 +120,6 @@ template <class T, uint32_t kHeadDim>
 DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const TensorMap* key_map,
                     const TensorMap* value_map, const Memory<kHeadDim>& memory, Item* items) {
     using Layout = PanelLayout<kHeadDim>;
-    using M = Memory<kHeadDim>;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const bool is_first = threadIdx.x == 0;
     const uint32_t in_box = min(1u << cache.page_shift, kKeys);
@@ -234,7 +233,6 @@ template <class T, uint32_t kHeadDim>
 DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory<kHeadDim>& memory,
                     const uint8_t* shared, const Item* items) {
     using Layout = PanelLayout<kHeadDim>;
-    using M = Memory<kHeadDim>;
     const uint32_t consumer = threadIdx.x / kWarpgroup - 1;
     const uint32_t warp = threadIdx.x % kWarpgroup / 32, lane = threadIdx.x % 32;
     const uint32_t key_barriers = memory.key_barriers(), value_barriers = memory.value_barriers();
@@ -429,16 +427,15 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
 template <class T, uint32_t kHeadDim>
 DEVICE void attention_prefill_sm90(const Cache<T>& cache, const Launch<T>& launch, const TensorMap* key_map,
                                    const TensorMap* value_map) {
-    using M = Memory<kHeadDim>;
     SHARED_MEMORY(shared);
-    const M memory{shared_address(shared)};
-    Item* const items = reinterpret_cast<Item*>(shared + M::kItems);
+    const Memory<kHeadDim> memory{shared_address(shared)};
+    Item* const items = reinterpret_cast<Item*>(shared + Memory<kHeadDim>::kItems);
     if (threadIdx.x == 0) {
         tensor_map_prefetch(key_map);
         tensor_map_prefetch(value_map);
-        Stages{memory.query_barriers()}.init(kReaders);
-        Stages{memory.key_barriers()}.init(kReaders);
-        Stages{memory.value_barriers()}.init(kReaders);
+        Stages{memory.query_barriers()}.init(kConsumerWarps);
+        Stages{memory.key_barriers()}.init(kConsumerWarps);
+        Stages{memory.value_barriers()}.init(kConsumerWarps);
         mbarrier_init_fence();
     }
     grid_dependency_launch();

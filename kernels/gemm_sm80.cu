@@ -235,7 +235,7 @@ DEVICE void gemm(const T* x, const Weights& weights, const typename Epilogue::te
             }
             load_fragments((step + 1) % 2, ring + read_stage * kStageBytes, (step + 1) % kSteps);
             if (step == 0) {
-                // Up to one turn past the end, of zeros: the last turn loads fragments ahead of it.
+                // Up to one k tile past the end, of zeros: the last one loads fragments ahead of it.
                 const uint32_t ahead = k_tile + stages - 1;
                 if (ahead <= k_tiles) {
                     copy_weights(write_stage, ahead);

@@ -12,7 +12,8 @@ static constexpr uint32_t kGroupThreads = 128, kConsumers = 2, kThreads = (1 + k
 static constexpr uint32_t kTileM = 128, kGroupRows = kTileM / kConsumers, kTileK = 64;
 static constexpr uint32_t kRowBytes = 128;  // of everything in shared memory: the width of its swizzle
 static constexpr uint32_t kActivationBytes = kTileM * kRowBytes, kRingBytes = 192 << 10;
-static constexpr uint32_t kPieceBytes = kGroupRows * kRowBytes, kPieces = 2;  // of the output on its way out, a group's
+static constexpr uint32_t kStoreTileBytes = kGroupRows * kRowBytes,
+                          kStoreTiles = 2;  // of the output on its way out, a group's
 static_assert(kTileK * 2 == kRowBytes, "a row of a stage is what the swizzle spreads");
 
 // kTileM x kTileN of the output, and the shared memory of a block that computes it.
@@ -22,13 +23,13 @@ struct Tile {
     static constexpr uint32_t kStageBytes = kActivationBytes + kTileN * kRowBytes;
     static constexpr uint32_t kStages = kRingBytes / kStageBytes;
     using Stages = Pipeline<kStages>;
-    static constexpr uint32_t kOutput = kStages * kStageBytes;  // pieces of the output
-    static constexpr uint32_t kBarriers = kOutput + kConsumers * kPieces * kPieceBytes;  // the ring's
-    static constexpr uint32_t kPieceBarriers = kBarriers + Stages::kBytes;  // one a piece
+    static constexpr uint32_t kOutput = kStages * kStageBytes;  // store tiles of the output
+    static constexpr uint32_t kBarriers = kOutput + kConsumers * kStoreTiles * kStoreTileBytes;  // the ring's
+    static constexpr uint32_t kStoreBarriers = kBarriers + Stages::kBytes;  // one a store tile
     static_assert(kStageBytes % 1024 == 0, "the swizzle repeats every 8 m");
 };
 
-// Whether an output is a plain matrix of T, which the copy engine stores.
+// Whether an output is a plain matrix of T, which TMA stores.
 template <class Output>
 struct IsMatrix {
     static constexpr bool value = false;
@@ -38,11 +39,11 @@ struct IsMatrix<Matrix<T>> {
     static constexpr bool value = true;
 };
 
-// Where a 16-byte chunk of a piece's row lies. As the copy engine spreads them: the 8 rows of a matrix that stmatrix
+// Where a 16-byte chunk of a store tile's row lies. As TMA spreads them: the 8 rows of a matrix that stmatrix
 // writes, and the 8 chunks of a row, lie in 8 different groups of 4 banks.
-DEVICE uint32_t piece_offset(uint32_t row, uint32_t chunk) { return row * kRowBytes + (chunk ^ row % 8) * 16; }
+DEVICE uint32_t store_offset(uint32_t row, uint32_t chunk) { return row * kRowBytes + (chunk ^ row % 8) * 16; }
 // The same for f32, written 8 bytes a lane: 4 rows of 2 neighbouring chunks lie in 8 different groups.
-DEVICE uint32_t wide_piece_offset(uint32_t row, uint32_t chunk) { return row * kRowBytes + (chunk ^ row % 4 * 2) * 16; }
+DEVICE uint32_t wide_store_offset(uint32_t row, uint32_t chunk) { return row * kRowBytes + (chunk ^ row % 4 * 2) * 16; }
 
 // Computes: out[m, n] = epilogue(sum over k of x[m, k] weights[n, k])
 // Shapes:
@@ -53,13 +54,13 @@ DEVICE uint32_t wide_piece_offset(uint32_t row, uint32_t chunk) { return row * k
 //   output      what the epilogue takes: see common/epilogue.cuh. Of a plain matrix the bias alone
 //   group       rows of tiles (of a cluster's tiles) that are computed together, at least 1
 //
-// Roles. Warpgroup 0 fills a ring of stages by the copy engine: one thread asks for x and weights of 64 k a stage, and
+// Roles. Warpgroup 0 fills a ring of stages by TMA: one thread asks for x and weights of 64 k a stage, and
 // runs ahead of the products, over the ends of tiles too. Warpgroups 1 and 2 multiply, 64 rows x kTileN each, by
 // wgmma of m64nNk16 from shared memory, four a stage. One stage's are under way while the next one's are given; a warp
 // hands a stage back once it has waited for its own. Blocks stay: a cluster computes tiles first, first + clusters, ...
 // so that the copies of a tile run under the end of the one before it.
 //
-// Registers. 168 x 384 threads is what an SM has of them (65,536) at the start; the filler gives back all
+// Registers. 168 x 384 threads is what an SM has of them (65,536) at the start; the producer gives back all
 // but 40, and the others take 232: 128 x 40 + 256 x 232 = 64,512. A lane has kTileN / 2 sums, 128 at the widest, and
 // for a plain matrix the bias of as many columns, 32 pairs.
 //
@@ -83,16 +84,16 @@ DEVICE uint32_t wide_piece_offset(uint32_t row, uint32_t chunk) { return row * k
 // Order of the tiles: clusters go down `group` rows of them, then to the next column, so that those that run together
 // share rows and columns in L2; the launcher picks `group` by how many run together.
 //
-// End. A plain matrix leaves in pieces of 64 rows x 64 columns, two a warpgroup: stmatrix into the swizzled piece, and
-// a store by the copy engine, which clips what lies past the ends, while the next piece is made. What a residual is
-// added to comes in the same way beforehand, the first two pieces during the products. Keys and values go to pages and
-// logits are f32: a warp makes 16 rows of 128 bytes in its part of a piece, and 8 lanes store the 128 bytes of a row,
-// 16 each.
+// End. A plain matrix leaves in store tiles of 64 rows x 64 columns, two a warpgroup: stmatrix into the swizzled store
+// tile, and a store by TMA, which clips what lies past the ends, while the next store tile is made. What a residual is
+// added to comes in the same way beforehand, the first two store tiles during the products. Keys and values go to pages
+// and logits are f32: a warp makes 16 rows of 128 bytes in its part of a store tile, and 8 lanes store the 128 bytes of
+// a row, 16 each.
 //
 // Before the wait for earlier work: barriers, maps, and the weights of as many stages as there are.
 //
 // Grid: (blocks), at most one an SM and at least one of a tile, in clusters of 1 or 2; kThreads threads.
-// Smem: kPieceBarriers + 32 bytes.
+// Smem: kStoreBarriers + 32 bytes.
 // Bytes: (n k + m k + m n + the epilogue's) x sizeof(T), each operand counted once.
 // FLOPs: 2 m n k.
 // Alignment: n and k multiples of 8; all buffers 16 bytes.
@@ -105,7 +106,7 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
     using Stored = typename Epilogue::template Stored<T>;
     constexpr bool kBulk = IsMatrix<typename Epilogue::template Output<T>>::value;
     constexpr bool kAdds = Epilogue::kAddsToOutput;
-    static_assert(kBulk || !kAdds, "what is added to is read as a piece");
+    static_assert(kBulk || !kAdds, "what is added to is read as a store_tile");
     SHARED_MEMORY(shared);
     const uint32_t ring = shared_address(shared), barriers = ring + Tile::kBarriers;
     const uint32_t cluster = cluster_blocks(), rank = cluster_rank();
@@ -113,8 +114,8 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
     if (threadIdx.x == 0) {
         Stages{barriers}.init(cluster * kConsumers * 4);
 #pragma unroll
-        for (uint32_t piece = 0; piece < kConsumers * kPieces; piece++) {
-            mbarrier_init(ring + Tile::kPieceBarriers + piece * 8, 1);
+        for (uint32_t store_tile = 0; store_tile < kConsumers * kStoreTiles; store_tile++) {
+            mbarrier_init(ring + Tile::kStoreBarriers + store_tile * 8, 1);
         }
         mbarrier_init_fence();
         tensor_map_prefetch(&x);
@@ -192,8 +193,8 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
         const uint32_t consumer = threadIdx.x / kGroupThreads - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
         const uint32_t g = lane / 4, t = lane % 4;
         const bool elected = threadIdx.x % kGroupThreads == 0;
-        const uint32_t pieces = ring + Tile::kOutput + consumer * kPieces * kPieceBytes;
-        const uint32_t piece_barriers = ring + Tile::kPieceBarriers + consumer * kPieces * 8;
+        const uint32_t store_tiles = ring + Tile::kOutput + consumer * kStoreTiles * kStoreTileBytes;
+        const uint32_t store_barriers = ring + Tile::kStoreBarriers + consumer * kStoreTiles * 8;
         // A descriptor counts in 16 bytes; the ring's addresses stay below what it can hold.
         const uint64_t first_a = matrix_descriptor_128(ring + consumer * kGroupRows * kRowBytes);
         const uint64_t first_b = matrix_descriptor_128(ring + kActivationBytes);
@@ -202,30 +203,30 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
         const auto consumer_release = [&](const typename Stages::State& pipe) {
             if (lane < cluster) mbarrier_arrive_cluster_relaxed(Stages{reported}.empty(pipe));
         };
-        constexpr uint32_t kPieceColumns = kRowBytes / sizeof(Stored), kPieceTiles = kPieceColumns / 8;
+        constexpr uint32_t kStoreTileN = kRowBytes / sizeof(Stored), kStoreFragments = kStoreTileN / 8;
         constexpr uint32_t kAllTiles = Tile::kTileN / 8;
 
         grid_dependency_wait();
         if (kAdds && elected) fence_proxy_async_global();
         typename Stages::State pipe;
-        // The piece that is next, and a bit for each: the parity that its barrier is waited for.
-        uint32_t piece = 0, piece_parities = 0;
+        // The store tile that is next, and a bit for each: the parity that its barrier is waited for.
+        uint32_t store_tile = 0, store_parities = 0;
         for (uint32_t tile = first_tile; tile < tiles; tile += tile_step) {
             const Place at = place_of(tile);
             const uint32_t group_row = at.row + consumer * kGroupRows, warp_row = group_row + warp * 16;
-            const auto load_piece = [&](uint32_t index, uint32_t column) {
-                const uint32_t barrier = piece_barriers + index * 8;
-                mbarrier_arrive_expect(barrier, kPieceBytes);
-                tensor_load_2d(pieces + index * kPieceBytes, matrix, static_cast<int>(column),
+            const auto load_store_tile = [&](uint32_t index, uint32_t column) {
+                const uint32_t barrier = store_barriers + index * 8;
+                mbarrier_arrive_expect(barrier, kStoreTileBytes);
+                tensor_load_2d(store_tiles + index * kStoreTileBytes, matrix, static_cast<int>(column),
                                static_cast<int>(group_row), barrier);
             };
             if constexpr (kAdds) {
                 if (elected) {
                     bulk_wait_read<0>();
 #pragma unroll
-                    for (uint32_t i = 0; i < kPieces; i++) {
-                        const uint32_t column = at.column + i * kPieceColumns;
-                        if (i * kPieceColumns < Tile::kTileN && column < n) load_piece(piece ^ i, column);
+                    for (uint32_t i = 0; i < kStoreTiles; i++) {
+                        const uint32_t column = at.column + i * kStoreTileN;
+                        if (i * kStoreTileN < Tile::kTileN && column < n) load_store_tile(store_tile ^ i, column);
                     }
                 }
             }
@@ -234,7 +235,7 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
             const auto read_row = [&](uint32_t row) { return Epilogue::row_terms(output, min(row, m - 1)); };
             // Bias alone, all columns of it; where there is more to read, see below.
             using ColumnTerms = decltype(Epilogue::column_terms(output, 0u));
-            ColumnTerms column_terms[kBulk ? kAllTiles : kPieceTiles];
+            ColumnTerms column_terms[kBulk ? kAllTiles : kStoreFragments];
             if constexpr (kBulk) {
 #pragma unroll
                 for (uint32_t i = 0; i < kAllTiles; i++) {
@@ -267,12 +268,12 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
                 pipe.advance();
             }
 
-            // Of a piece, what belongs to pairs: for the next one while one is stored.
+            // Of a store tile, what belongs to pairs: for the next one while one is stored.
             using PairTerms = decltype(Epilogue::pair_terms(output, row_terms[0], 0u));
-            PairTerms pair_terms[2][kPieceTiles];
+            PairTerms pair_terms[2][kStoreFragments];
             const auto read_terms = [&](uint32_t first) {
 #pragma unroll
-                for (uint32_t i = 0; i < kPieceTiles; i++) {
+                for (uint32_t i = 0; i < kStoreFragments; i++) {
                     const uint32_t column = lane_column(first + i);
                     column_terms[i] = Epilogue::column_terms(output, column);
                     pair_terms[0][i] = Epilogue::pair_terms(output, row_terms[0], column);
@@ -284,39 +285,40 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
             consumer_release(before);
 
 #pragma unroll
-            for (uint32_t i = 0; i < Tile::kTileN / kPieceColumns; i++) {
-                const uint32_t column = at.column + i * kPieceColumns;
+            for (uint32_t i = 0; i < Tile::kTileN / kStoreTileN; i++) {
+                const uint32_t column = at.column + i * kStoreTileN;
                 if (column >= n) break;
                 if constexpr (kAdds) {
-                    mbarrier_wait(piece_barriers + piece * 8, piece_parities >> piece & 1, "piece of the output");
-                    piece_parities ^= 1u << piece;
+                    mbarrier_wait(store_barriers + store_tile * 8, store_parities >> store_tile & 1,
+                                  "store_tile of the output");
+                    store_parities ^= 1u << store_tile;
                 } else if constexpr (kBulk) {
-                    if (elected) bulk_wait_read<kPieces - 1>();
+                    if (elected) bulk_wait_read<kStoreTiles - 1>();
                     barrier_sync(1 + consumer, kGroupThreads);
                 }
-                const uint32_t own = piece * kPieceBytes + warp * 16 * kRowBytes;  // 16 rows of the piece
-                const uint32_t strip = pieces + own;
-                uint8_t* const strip_bytes = shared + Tile::kOutput + consumer * kPieces * kPieceBytes + own;
+                const uint32_t own = store_tile * kStoreTileBytes + warp * 16 * kRowBytes;  // 16 rows of the store tile
+                const uint32_t slab = store_tiles + own;
+                uint8_t* const slab_bytes = shared + Tile::kOutput + consumer * kStoreTiles * kStoreTileBytes + own;
 #pragma unroll
-                for (uint32_t two = 0; two < kPieceTiles; two += 2) {
+                for (uint32_t two = 0; two < kStoreFragments; two += 2) {
                     // Two tiles of 8 columns: rows g and g + 8 of the first, then of the second.
-                    const uint32_t address = strip + piece_offset(lane % 16, two + lane / 16);
+                    const uint32_t address = slab + store_offset(lane % 16, two + lane / 16);
                     uint32_t words[4] = {};
                     if constexpr (kAdds) load_matrix_x4(words, address);
 #pragma unroll
                     for (uint32_t quarter = 0; quarter < 4; quarter++) {
-                        const uint32_t in_piece = two + quarter / 2, half = quarter % 2;
-                        const uint32_t tile_at = i * kPieceTiles + in_piece;
+                        const uint32_t in_tile = two + quarter / 2, half = quarter % 2;
+                        const uint32_t tile_at = i * kStoreFragments + in_tile;
                         float pair[2] = {sums[tile_at * 4 + half * 2], sums[tile_at * 4 + half * 2 + 1]};
-                        const ColumnTerms& column_term = column_terms[kBulk ? tile_at : in_piece];
+                        const ColumnTerms& column_term = column_terms[kBulk ? tile_at : in_tile];
                         if constexpr (kAdds) {
                             Epilogue::template apply<T>(pair, column_term, words[quarter]);
                         } else {
-                            Epilogue::template apply<T>(pair, column_term, pair_terms[half][in_piece]);
+                            Epilogue::template apply<T>(pair, column_term, pair_terms[half][in_tile]);
                         }
                         if constexpr (sizeof(Stored) == 4) {
                             uint8_t* const to =
-                                strip_bytes + wide_piece_offset(g + half * 8, in_piece * 2 + t / 2) + t % 2 * 8;
+                                slab_bytes + wide_store_offset(g + half * 8, in_tile * 2 + t / 2) + t % 2 * 8;
                             *reinterpret_cast<float2*>(to) = float2{pair[0], pair[1]};
                         } else {
                             words[quarter] = pack<T>(pair[0], pair[1]);
@@ -329,34 +331,34 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
                     barrier_sync(1 + consumer, kGroupThreads);
                     if (elected) {
                         tensor_store_2d(matrix, static_cast<int>(column), static_cast<int>(group_row),
-                                        pieces + piece * kPieceBytes);
+                                        store_tiles + store_tile * kStoreTileBytes);
                         bulk_commit();
                         if constexpr (kAdds) {
-                            const uint32_t next = column + kPieces * kPieceColumns;
-                            if (i + kPieces < Tile::kTileN / kPieceColumns && next < n) {
+                            const uint32_t next = column + kStoreTiles * kStoreTileN;
+                            if (i + kStoreTiles < Tile::kTileN / kStoreTileN && next < n) {
                                 bulk_wait_read<0>();
-                                load_piece(piece, next);
+                                load_store_tile(store_tile, next);
                             }
                         }
                     }
                 } else {
-                    if (i + 1 < Tile::kTileN / kPieceColumns) read_terms((i + 1) * kPieceTiles);
+                    if (i + 1 < Tile::kTileN / kStoreTileN) read_terms((i + 1) * kStoreFragments);
                     // 8 lanes store the 128 bytes of a row.
                     warp_sync();
 #pragma unroll
                     for (uint32_t four = 0; four < 4; four++) {
                         const uint32_t row = four * 4 + lane / 8, chunk = lane % 8;
                         const uint32_t from =
-                            sizeof(Stored) == 4 ? wide_piece_offset(row, chunk) : piece_offset(row, chunk);
+                            sizeof(Stored) == 4 ? wide_store_offset(row, chunk) : store_offset(row, chunk);
                         const uint32_t chunk_column = column + chunk * (16 / sizeof(Stored));
-                        const uint4 values = *reinterpret_cast<const uint4*>(strip_bytes + from);
+                        const uint4 values = *reinterpret_cast<const uint4*>(slab_bytes + from);
                         if (warp_row + row < m && chunk_column < n) {
                             Stored* const to = Epilogue::place(output, stored_row_terms[four], chunk_column);
                             if (to != nullptr) store_global_16(to, values);
                         }
                     }
                 }
-                piece ^= 1;
+                store_tile ^= 1;
             }
         }
         if constexpr (kBulk) {
@@ -373,7 +375,7 @@ using Tile192 = Tile<192>;
 using Tile128 = Tile<128>;
 using Tile64 = Tile<64>;
 
-// What a kernel takes ahead of its output: maps of x, of the weights, and of an output that the copy engine stores.
+// What a kernel takes ahead of its output: maps of x, of the weights, and of an output that TMA stores.
 #define OPERAND_MAPS const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weights
 #define MATRIX_MAPS OPERAND_MAPS, const __grid_constant__ TensorMap matrix
 #define MATRIX_MAP &matrix

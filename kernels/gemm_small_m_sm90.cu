@@ -9,8 +9,8 @@
 static constexpr uint32_t kTile = 128;  // columns of the output, rows of the weights, of a block
 static constexpr uint32_t kTileK = 64;  // of k in a stage: 128 bytes of a row, what the swizzle spans
 static constexpr uint32_t kRowBytes = kTileK * 2;  // of a row of either operand in a stage
-static constexpr uint32_t kReaders = kTile / 64 * 4;  // warps that multiply
-static constexpr uint32_t kThreads = (kReaders + 1) * 32;
+static constexpr uint32_t kConsumerWarps = kTile / 64 * 4;  // warps that multiply
+static constexpr uint32_t kThreads = (kConsumerWarps + 1) * 32;
 static constexpr uint32_t kPitch = kTile + 4;  // floats of a row of sums; the 4 spread a fragment over the banks
 static constexpr uint32_t kRowsAtOnce = 4;  // that a thread finishes together, so that their loads overlap
 
@@ -96,9 +96,9 @@ DEVICE void small_m(const TensorMap& x, const TensorMap& weights, const typename
     const uint32_t first_column = (blockIdx.x / (across * splits) * across + side) * kTile;
     const uint32_t chunks = (k + kTileK - 1) / kTileK;
     const uint32_t first_chunk = chunks * split / splits, end_chunk = chunks * (split + 1) / splits;
-    const bool fills = warp == kReaders && lane == 0;
+    const bool fills = warp == kConsumerWarps && lane == 0;
 
-    // The filler's. Its barriers are its own until the cluster has met, and so the weights need not wait for that.
+    // The producer's. Its barriers are its own until the cluster has met, and so the weights need not wait for that.
     const uint64_t evict_first = l2_evict_first();
     const auto load_weights = [&](const typename Stages::State& pipe, uint32_t chunk) {
         // Both blocks that the activations from here go to have read the stage.
@@ -123,7 +123,7 @@ DEVICE void small_m(const TensorMap& x, const TensorMap& weights, const typename
     const uint32_t ahead = min(end_chunk, first_chunk + Shape::kStages);
     if (fills) {
         tensor_map_prefetch(&x);
-        Stages{barriers}.init(kReaders * across);
+        Stages{barriers}.init(kConsumerWarps * across);
         mbarrier_init_fence();
         typename Stages::State pipe;
 #pragma unroll 1
@@ -138,7 +138,7 @@ DEVICE void small_m(const TensorMap& x, const TensorMap& weights, const typename
     cluster_wait();
     grid_dependency_wait();
 
-    if (warp == kReaders) {
+    if (warp == kConsumerWarps) {
         if (lane == 0) {
             fence_proxy_async_global();
             typename Stages::State pipe;
@@ -173,8 +173,8 @@ DEVICE void small_m(const TensorMap& x, const TensorMap& weights, const typename
             if (lane < across) mbarrier_arrive_cluster_relaxed(Stages{told}.empty(pipe));
         }
 
-        // Every stage was waited for, and every reader is done: the ring is free.
-        barrier_sync(1, kReaders * 32);
+        // Every stage was waited for, and every consumer is done: the ring is free.
+        barrier_sync(1, kConsumerWarps * 32);
         float* const tile = reinterpret_cast<float*>(shared);
         const uint32_t g = lane / 4, t = lane % 4;
         const uint32_t to = 2 * t * kPitch + warp * 16 + g;
@@ -187,9 +187,9 @@ DEVICE void small_m(const TensorMap& x, const TensorMap& weights, const typename
     }
     // Rows are dealt to four pairs of warps of each part in turn. What belongs to the first ones comes while the
     // cluster meets, what belongs to others ahead of their sums.
-    const uint32_t stride = kReaders / 2 * splits;
-    const bool finishes = warp < kReaders && column < n;
-    uint32_t first = split * (kReaders / 2) + warp / 2;
+    const uint32_t stride = kConsumerWarps / 2 * splits;
+    const bool finishes = warp < kConsumerWarps && column < n;
+    uint32_t first = split * (kConsumerWarps / 2) + warp / 2;
     // Instead of rows past the end the first, whose output is this thread's own.
     const auto row_of = [&](uint32_t i) { return first + i * stride < m ? first + i * stride : first; };
     decltype(Epilogue::row_terms(output, 0u)) row_terms[kRowsAtOnce];

@@ -1,5 +1,5 @@
 // targets: sm_90a
-// One tiny kernel for each form of the matrix instruction in kernels/ptx/warpgroup.cuh:
+// One tiny kernel for each variant of the MMA instruction in kernels/ptx/warpgroup.cuh:
 // tests/kernels/conformance_hopper.rs says what it must give, on the interpreter and on a GPU.
 //
 // in: A [64][16], then B [N][16], 16-bit elements in pairs; out: the sums, register by register, 128 threads each:

@@ -69,7 +69,7 @@ DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity, const char* name = 
 DEVICE void mbarrier_wait_cluster(uint32_t barrier, uint32_t parity, const char* name = "mbarrier") {
     MBARRIER_WAIT(".acquire.cluster", Cluster, Acquire);
 }
-// Waits for arrivals of the whole cluster and acquires nothing, which spares a flush of the first-level cache: enough
+// Waits for arrivals of the whole cluster and acquires nothing, which spares a flush of the L1: enough
 // for overwriting, by copies, what those that arrived have read.
 DEVICE void mbarrier_wait_cluster_relaxed(uint32_t barrier, uint32_t parity, const char* name = "mbarrier") {
     MBARRIER_WAIT(".relaxed.cluster", Cluster, Relaxed);

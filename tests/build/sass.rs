@@ -1,5 +1,5 @@
 //! What the compiler made of the kernels: ptxas's report (registers, spills, warnings) and the machine code itself
-//! (which matrix instructions and how many in the main loop, how wide the loads are, no local memory). Needs no GPU,
+//! (which MMA instructions and how many in the main loop, how wide the loads are, no local memory). Needs no GPU,
 //! but nvcc and cuobjdump: tools/install-nvcc fetches both.
 
 use std::collections::BTreeMap;
@@ -79,7 +79,7 @@ fn count(code: &[Instruction], prefix: &str) -> usize {
     code.iter().filter(|instruction| instruction.operation.starts_with(prefix)).count()
 }
 
-/// The innermost backward branch around a warp's matrix instructions, and all that it repeats.
+/// The innermost backward branch around a warp's MMA instructions, and all that it repeats.
 fn main_loop<'a>(code: &'a [Instruction], place: &str) -> &'a [Instruction] {
     loop_around(code, "HMMA", place)
 }
@@ -142,7 +142,7 @@ fn no_kernel_touches_local_memory() {
     }
 }
 
-/// Of (prefix of the kernel's name, its tile): matrix instructions in the main loop and loads of weights in all, those
+/// Of (prefix of the kernel's name, its tile): MMA instructions in the main loop and loads of weights in all, those
 /// ahead of the loop and those in it. 2 instructions for each 32 k, 16 columns and 8 rows; 8 loads a turn.
 const GEMV_LOOPS: [(&str, usize, usize); 3] = [("_8x16", 8, 16), ("_8x32", 8, 16), ("_16x32", 16, 16)];
 
@@ -172,7 +172,7 @@ fn gemv_multiplies_on_tensor_cores_and_asks_for_weights_16_bytes_at_a_time() {
         let body = main_loop(code, &place);
         let in_loop = body.iter().filter(|i| i.operation == exact).count();
         assert_eq!(in_loop, *multiplications, "{place}: {exact} in the main loop");
-        assert_eq!(count(code, "HMMA"), *multiplications, "{place}: matrix instructions in all");
+        assert_eq!(count(code, "HMMA"), *multiplications, "{place}: MMA instructions in all");
         assert_eq!(count(code, "LDG.E.NA.128.CONSTANT"), *loads, "{place}: loads of weights");
         // The rest are activations, 16 bytes too, and the terms of the epilogue for two columns: bias, residual,
         // position and page of 4 bytes, cosine and sine of 8. None is left for behind the main loop.
@@ -201,7 +201,7 @@ fn gemv_normed_asks_for_weights_before_the_rows_and_reads_those_from_shared_memo
         }
         let place = format!("{kernel} for {architecture}");
         let body = main_loop(code, &place);
-        assert_eq!((count(body, "HMMA"), count(code, "HMMA")), (8, 8), "{place}: matrix instructions");
+        assert_eq!((count(body, "HMMA"), count(code, "HMMA")), (8, 8), "{place}: MMA instructions");
         assert_eq!(count(body, "LDG"), count(body, "LDG.E.NA.128.CONSTANT"), "{place}: weights alone come from memory");
         assert_eq!(count(code, "LDG.E.NA.128.CONSTANT"), 16, "{place}: loads of weights");
         assert!(count(body, "LDS.128") >= 4, "{place}: activations come from shared memory");
@@ -244,7 +244,7 @@ fn epilogue(kernel: &str) -> Loads {
     }
 }
 
-/// Of a tile: matrix instructions, ldmatrix and cp.async of a turn of the main loop; rows and pairs of columns that a
+/// Of a tile: MMA instructions, ldmatrix and cp.async of a turn of the main loop; rows and pairs of columns that a
 /// lane ends with.
 const GEMM_TILES: [(&str, [usize; 3], usize, usize); 4] = [
     ("_128x256", [128, 32, 12], 8, 8),
@@ -266,7 +266,7 @@ fn gemm_multiplies_from_a_ring_of_asynchronous_copies_and_stores_16_bytes_at_a_t
         let in_loop = |operation: &str| body.iter().filter(|i| i.operation.starts_with(operation)).count();
         let found = [exact, "LDSM.16.M88.4", "LDGSTS.E.BYPASS.LTC128B.128"].map(in_loop);
         assert_eq!(found, *in_turn, "{place}: HMMA, LDSM, LDGSTS in the main loop");
-        assert_eq!(count(code, "HMMA"), in_turn[0], "{place}: matrix instructions in all");
+        assert_eq!(count(code, "HMMA"), in_turn[0], "{place}: MMA instructions in all");
         assert_eq!(in_loop("BAR"), 1, "{place}: barriers in the main loop");
         assert_eq!(in_loop("LDG.") + in_loop("STG"), 0, "{place}: other accesses in the main loop");
         // An HMMA occupies its tensor core for 8 cycles and two warps share it: there are 3 issue slots beside each.
@@ -304,8 +304,8 @@ fn small_m_multiplies_by_warpgroups_what_the_copy_engine_brings() {
         let body = loop_around(code, "HGMMA", &place);
         // 64 k of a stage, 16 an instruction; waited for once, and the stage is given back without a fence.
         assert_eq!(body.iter().filter(|i| i.operation == exact).count(), 4, "{place}: {exact} in the main loop");
-        assert_eq!(count(code, "HGMMA"), 4, "{place}: matrix instructions in all");
-        assert_eq!(count(code, "HMMA"), 0, "{place}: matrix instructions of a warp");
+        assert_eq!(count(code, "HGMMA"), 4, "{place}: MMA instructions in all");
+        assert_eq!(count(code, "HMMA"), 0, "{place}: MMA instructions of a warp");
         let waits = ["WARPGROUP.DEPBAR", "SYNCS.PHASECHK", "SYNCS.ARRIVE"].map(|operation| count(body, operation));
         assert_eq!(waits, [1, 1, 1], "{place}: waits for products and stages, and arrivals, in the main loop");
         for operation in ["MEMBAR", "BAR", "LD", "ST"] {
@@ -344,12 +344,8 @@ fn gemm_for_hopper_multiplies_by_warpgroups_and_leaves_copies_to_the_copy_engine
         // 64 of k a turn, the last of which ends a group; one group is left under way.
         let body = loop_around(code, "HGMMA", &place);
         let in_loop = body.iter().filter(|i| i.operation == exact).count();
-        assert_eq!(
-            (in_loop, count(code, "HGMMA")),
-            (4, 4),
-            "{place}: {exact} in the main loop, and matrix instructions"
-        );
-        assert_eq!(count(body, "WARPGROUP.DEPBAR"), 1, "{place}: waits for matrix instructions in the main loop");
+        assert_eq!((in_loop, count(code, "HGMMA")), (4, 4), "{place}: {exact} in the main loop, and MMA instructions");
+        assert_eq!(count(body, "WARPGROUP.DEPBAR"), 1, "{place}: waits for MMA instructions in the main loop");
         // A wait for a stage, and an arrival at one that was read; no fence, no other memory.
         assert_eq!(count(body, "SYNCS"), 2, "{place}: uses of mbarriers in the main loop");
         for operation in ["LD", "ST", "BAR", "MEMBAR", "CCTL", "FENCE", "UTMA"] {
@@ -358,7 +354,7 @@ fn gemm_for_hopper_multiplies_by_warpgroups_and_leaves_copies_to_the_copy_engine
         // Of two warps that share a tensor core each has columns / 2 cycles for an instruction's turn, four times.
         assert!(body.len() - 4 <= 72, "{place}: {} instructions in the main loop", body.len());
 
-        // Of a plain matrix a lane's columns, in pieces of 64: the copy engine stores each, and loads those to be added
+        // Of a plain matrix a lane's columns, in pieces of 64: TMA stores each, and loads those to be added
         // to.
         let is_matrix = !kernel.contains("_rope_kv_") && !kernel.contains("_logits_");
         let (pieces, adds) = (columns / 64, kernel.contains("_residual_"));
@@ -366,7 +362,7 @@ fn gemm_for_hopper_multiplies_by_warpgroups_and_leaves_copies_to_the_copy_engine
         // Weights before and behind the wait, alone and for a cluster; activations; pieces, all but the first two on
         // the way.
         let loaded_pieces = if adds { pieces } else { 0 };
-        assert_eq!(count(code, "UTMALDG.2D"), 5 + loaded_pieces, "{place}: loads by the copy engine");
+        assert_eq!(count(code, "UTMALDG.2D"), 5 + loaded_pieces, "{place}: loads by TMA");
         assert_eq!(count(code, "UTMALDG.2D.MULTICAST"), 2, "{place}: loads for a cluster");
         let matrices = if kernel.contains("_logits_") { 0 } else { columns / 16 };
         assert_eq!(count(code, "STSM.16.M88.4"), matrices, "{place}: stmatrix");
@@ -421,7 +417,7 @@ fn norm_and_embed_move_16_bytes_at_a_time() {
     }
 }
 
-/// Of (kernel, its sizes): in the main loop the matrix instructions, the loads of fragments, the asynchronous copies of
+/// Of (kernel, its sizes): in the main loop the MMA instructions, the loads of fragments, the asynchronous copies of
 /// a thread and the barriers of a block. A turn of prefill is 64 keys for 32 queries of a warp: 64 x 32 x head_dim
 /// multiply-adds twice, 2,048 an instruction; fragments of 16 x 16 keys and values, and for head_dim 128 of queries;
 /// the copies of a block of 128 threads, 16 bytes each. A turn of decode is 16 keys for 16 or 32 heads, by one warp.
@@ -460,9 +456,9 @@ fn attention_multiplies_on_tensor_cores_and_copies_past_the_registers() {
         let exact = if kernel.contains("_bf16_") { "HMMA.16816.F32.BF16" } else { "HMMA.16816.F32" };
         let body = main_loop(code, &place);
         let found = [exact, "LDSM.16.M", "LDGSTS.E.BYPASS.128", "BAR.SYNC"].map(|operation| count(body, operation));
-        assert_eq!(found, *counts, "{place}: matrix instructions, fragments, copies and barriers of the main loop");
+        assert_eq!(found, *counts, "{place}: MMA instructions, fragments, copies and barriers of the main loop");
         // Outside of the loop fragments of queries alone, and nothing is multiplied.
-        assert_eq!(count(code, "HMMA"), counts[0], "{place}: matrix instructions in all");
+        assert_eq!(count(code, "HMMA"), counts[0], "{place}: MMA instructions in all");
         assert_eq!(count(code, "LDGSTS"), count(code, "LDGSTS.E.BYPASS.128"), "{place}: copies of less than 16 bytes");
         assert_eq!(count(code, "LDSM"), count(code, "LDSM.16.M88.4") + count(code, "LDSM.16.MT88.4"), "{place}");
         // One load of a page in the loop.
@@ -509,14 +505,14 @@ fn prefill_on_hopper_multiplies_by_warpgroups_with_the_softmax_under_the_values(
             found.map(|(at, _)| at).collect()
         };
         let products = places("HGMMA");
-        assert_eq!(products.len(), scores + values, "{place}: matrix instructions in the main loop");
+        assert_eq!(products.len(), scores + values, "{place}: MMA instructions in the main loop");
         for (index, at) in products.iter().enumerate() {
             let shape = if index < *scores { "64x128x16" } else { shape };
             let exact = format!("HGMMA.{shape}.F32{}", if kernel.contains("_bf16_") { ".BF16" } else { "" });
             assert_eq!(body[*at].operation, exact, "{place}: product {index}");
         }
         // The first tile's scores and the last tile's values are outside.
-        assert_eq!(count(code, "HGMMA"), 2 * (scores + values), "{place}: matrix instructions in all");
+        assert_eq!(count(code, "HGMMA"), 2 * (scores + values), "{place}: MMA instructions in all");
         // Nothing serialises them: a wait for the scores, and no other until the weights are known: 64 exponentials of
         // scores and one of each row's max. Then one of two waits for the values, before and without a rescaling.
         let (waits, weights) = (places("WARPGROUP.DEPBAR"), places("MUFU.EX2"));

@@ -179,7 +179,7 @@ impl<T: Half> Case<T> {
 fn no_conflicts(bench: &Bench, place: &str) {
     if let Some(counted) = bench.last_launch() {
         let multiplied = counted.matrix_instructions + counted.warpgroup_instructions;
-        assert!(multiplied > 0, "{place}: no matrix instructions");
+        assert!(multiplied > 0, "{place}: no MMA instructions");
         assert_eq!(counted.matrix_load_conflicts, 0, "{place}: bank conflicts of ldmatrix");
         assert_eq!(counted.matrix_store_conflicts, 0, "{place}: bank conflicts of stmatrix");
     }

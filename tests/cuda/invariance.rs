@@ -393,7 +393,7 @@ device_test! {
     }
 }
 
-/// What the mode costs, for docs/performance.md: bytes and matrix instructions of one decode step of the bundled
+/// What the mode costs, for docs/performance.md: bytes and MMA instructions of one decode step of the bundled
 /// model, every sequence at position 100.
 #[test]
 #[ignore = "prints numbers; run with --ignored --nocapture"]
@@ -433,7 +433,7 @@ fn what_a_decode_step_costs() {
                 }
                 println!(
                     "{determinism:?}, {count} sequences: {bytes} bytes ({of_attention} of attention), {instructions} \
-                         matrix instructions of warps, {of_warpgroups} of warpgroups"
+                         MMA instructions of warps, {of_warpgroups} of warpgroups"
                 );
             }
         }

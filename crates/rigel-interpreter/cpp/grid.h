@@ -52,12 +52,12 @@ struct ProxyFence {
     Clock clock, copies;
 };
 
-// Registers of a thread that matrix instructions of its warpgroup work on: on the CPU, variables on its stack.
+// Registers of a thread that MMA instructions of its warpgroup work on: on the CPU, variables on its stack.
 struct MatrixRegisters {
     const uint8_t* begin;
     size_t bytes;
     Clock last_use;  // by the newest instruction that writes them; 0: they are only read
-    bool written;    // otherwise than by matrix instructions, since the last warpgroup_fence
+    bool written;    // otherwise than by MMA instructions, since the last warpgroup_fence
 };
 
 struct Thread {
@@ -80,7 +80,7 @@ struct Thread {
     std::vector<ProxyFence> proxy_fences[2];  // by Memory
     bool waited_without_fence = false;  // for earlier grids, and no fence_proxy_async_global since
     std::vector<MatrixRegisters> matrix_registers;
-    Clock matrix_seen = 0;          // the newest matrix instruction that this thread has waited for
+    Clock matrix_seen = 0;          // the newest MMA instruction that this thread has waited for
     bool warpgroup_fenced = false;  // it has called warpgroup_fence
     bool any_at_barrier = false;  // what the last barrier with values found
     bool arrived_at_cluster = false;
@@ -115,13 +115,13 @@ struct Warp {
     Clock bulk_clocks[Agents::kBulkTurns] = {};   // of the agents of those
 };
 
-// Four warps, and their matrix instructions under way.
+// Four warps, and their MMA instructions under way.
 struct Warpgroup {
     uint32_t arrived = 0;  // at the instruction that they execute together
     const char* what = nullptr;
     Site site = 0;  // of the first to arrive
     void* operands[128];
-    Clock issued = 0;                                   // clock of the agent: matrix instructions
+    Clock issued = 0;                                   // clock of the agent: MMA instructions
     std::deque<std::shared_ptr<MatrixOperation>> pending;  // not computed yet, in order
     std::vector<Clock> group_ends;                      // of each committed group its newest instruction
     uint32_t registers = 0;                             // of each thread; 0: as at the start

@@ -15,7 +15,7 @@ inline bool on_own_stack(const void* address) {
     const auto frame = reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
     return ((reinterpret_cast<uintptr_t>(address) ^ frame) & ~(kStackBytes - 1)) == 0;
 }
-// On the stack lie the registers that matrix instructions work on.
+// On the stack lie the registers that MMA instructions work on.
 inline void own_stack(const void* address, size_t bytes, Does does, const void* caller) {
     if (watching_registers && current) check_registers(address, bytes, does == Does::Write, site_of(caller));
 }

@@ -9,7 +9,7 @@
 namespace interpreter {
 
 namespace {
-// The one thread of the one block that stands for the copy engine.
+// The one thread of the one block that stands for TMA.
 struct CopyEngine {
     Block block;
     Warp warp;

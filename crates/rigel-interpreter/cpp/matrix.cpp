@@ -43,7 +43,7 @@ unsigned bank_conflicts(const uint8_t* const* rows) {
     return conflicts;
 }
 
-// widen_bf16 of numbers.cpp, here to be inlined: a matrix instruction widens hundreds.
+// widen_bf16 of numbers.cpp, here to be inlined: a MMA instruction widens hundreds.
 float widen_pair(uint32_t pair, unsigned half, std::integral_constant<Element, Element::Bf16>) {
     const uint32_t bits = half ? pair & 0xffff0000u : pair << 16;
     float value;

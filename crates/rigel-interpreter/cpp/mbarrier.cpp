@@ -62,7 +62,7 @@ void settle(Block& block, uint32_t address, Mbarrier& barrier) {
     std::memcpy(place_of(block, address), &bits, sizeof bits);
 }
 
-// What of it is about bulk copies and matrix instructions: whoever waited for those may say that they are done without
+// What of it is about bulk copies and MMA instructions: whoever waited for those may say that they are done without
 // ordering anything else. That is what a relaxed arrival passes on, and a relaxed wait takes over.
 Ref<const Message> of_asynchronous_agents(const Message& message, const Agents& agents) {
     Ref<Message> part(new Message);

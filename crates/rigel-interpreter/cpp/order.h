@@ -1,7 +1,7 @@
 // Which access happens before which: vector clocks.
 //
 // An *agent* is what acts on memory: each CUDA thread is two, the thread itself and its asynchronous copies; each warp
-// is some that its threads' bulk copies take turns at, each warpgroup one for its matrix instructions. A block's agents
+// is some that its threads' bulk copies take turns at, each warpgroup one for its MMA instructions. A block's agents
 // have consecutive serial numbers, counted from the start of the process (Agents, in grid.h). An agent's clock counts
 // its synchronising actions. *Work* is what a stream runs: a grid, a copy, a fill. All accesses of finished work are
 // known at once to whoever knows that it finished.

@@ -83,7 +83,7 @@ std::string whose(Agent agent) {
     switch (agent) {
         case Agent::AsyncCopy: return "the access is an asynchronous copy's; ";
         case Agent::BulkCopy: return "the access is a bulk copy's; ";
-        case Agent::Matrix: return "the access is a matrix instruction's; ";
+        case Agent::Matrix: return "the access is a MMA instruction's; ";
         default: return "";
     }
 }

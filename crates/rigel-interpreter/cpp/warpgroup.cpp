@@ -113,7 +113,7 @@ void multiply(Multiplication own, uint32_t columns, int major_a, int major_b, El
         Warpgroup& group = own_warpgroup();
         Thread* const threads = &block.threads[current->index / 128 * 128];
         if (++group.issued > kLastClock)
-            fail(site, "a warpgroup has issued more matrix instructions than the race checker can count");
+            fail(site, "a warpgroup has issued more MMA instructions than the race checker can count");
         watching_registers = true;
         auto operation = std::make_shared<MatrixOperation>();
         operation->a_in_registers = own.a_registers != nullptr;
@@ -214,7 +214,7 @@ void leave_warpgroup(Thread& thread) {
         fail(group.site, text("divergent warpgroup: thread %u returns while %u threads wait at %s", thread.index,
                               group.arrived, group.what));
     if (group.issued > thread.matrix_seen)
-        fail(0, "a thread returns before its warpgroup's matrix instructions have been waited for");
+        fail(0, "a thread returns before its warpgroup's MMA instructions have been waited for");
 }
 
 // ---- setmaxnreg

@@ -29,7 +29,7 @@ uint32_t operand_address(uint64_t descriptor, int major, uint32_t r, uint32_t k)
 const char* descriptor_problem(uint64_t descriptor, int major);
 void compute(const MatrixOperation& operation);
 
-// Registers in flight. Set while the run has matrix instructions: then accesses of a thread's own stack are looked at.
+// Registers in flight. Set while the run has MMA instructions: then accesses of a thread's own stack are looked at.
 extern bool watching_registers;
 void check_registers(const void* address, size_t bytes, bool writes, Site site);
 

@@ -44,7 +44,7 @@ std::string History::describe_agent(Serial serial) const {
     const Serial agent = serial - block.first;
     std::string who;
     if (agent >= agents.matrix(0))
-        who = "matrix instructions of warpgroup " + std::to_string(agent - agents.matrix(0));
+        who = "MMA instructions of warpgroup " + std::to_string(agent - agents.matrix(0));
     else if (agent >= agents.bulk_copies(0, 0))
         who = "bulk copies of warp " + std::to_string(agents.warp_of_bulk_copies(agent));
     else

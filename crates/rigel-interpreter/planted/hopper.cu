@@ -1,5 +1,5 @@
 // targets: sm_90a
-// Kernels with one mistake each in the use of bulk copies, mbarriers, matrix instructions of a warpgroup and clusters.
+// Kernels with one mistake each in the use of bulk copies, mbarriers, MMA instructions of a warpgroup and clusters.
 // A tile is 64 rows of 64 k of bf16, with the swizzle of 128 bytes: 8 KiB.
 #include "common/pipeline.cuh"
 #include "common/dtypes.cuh"
@@ -273,7 +273,7 @@ ON_TILES(planted_barrier_overwritten, 128) {
 }
 REGISTER_KERNEL(planted_barrier_overwritten)
 
-// ---- matrix instructions ----
+// ---- MMA instructions ----
 
 ON_TILES(planted_sums_read_early, 128) {
     SHARED_MEMORY(shared);
@@ -406,7 +406,7 @@ ON_TILES(planted_wait_of_the_block, 32) {
 }
 REGISTER_KERNEL(planted_wait_of_the_block)
 
-// A relaxed arrival tells of copies and matrix instructions that were waited for, not of ordinary stores.
+// A relaxed arrival tells of copies and MMA instructions that were waited for, not of ordinary stores.
 ON_TILES(planted_relaxed_arrival, 32) {
     SHARED_MEMORY(shared);
     const uint32_t barrier = barrier_behind(1);

@@ -1,4 +1,4 @@
-//! Bulk copies, mbarriers, matrix instructions of a warpgroup and clusters: every mistake in their use is found under
+//! Bulk copies, mbarriers, MMA instructions of a warpgroup and clusters: every mistake in their use is found under
 //! every schedule, and correct uses run clean.
 
 mod workbench;
@@ -90,7 +90,7 @@ fn registers_of_matrix_instructions() {
 
 #[test]
 fn stages_filled_while_they_are_read() {
-    let says = &["race in shared memory", "bulk cop", "matrix instruction"];
+    let says = &["race in shared memory", "bulk cop", "MMA instruction"];
     found("planted_wait_too_weak_for_stage", "wait too weak for stage", 160, says);
 }
 

@@ -1,4 +1,4 @@
-//! The twins of the matrix instructions add up k in an order of their own for each shape, as hardware may: two paths
+//! The twins of the MMA instructions add up k in an order of their own for each shape, as hardware may: two paths
 //! have equal bits only where both use one shape. Else a test of such a claim would pass here whatever the kernels do.
 
 mod workbench;

@@ -17,7 +17,7 @@ use super::stream::Stream;
 use super::switches::{Algorithms, Switches};
 use super::versions::ComputeCapability;
 
-/// The kernels use Ampere's asynchronous copies and bf16 matrix instructions.
+/// The kernels use Ampere's asynchronous copies and bf16 MMA instructions.
 const OLDEST: ComputeCapability = ComputeCapability { major: 8, minor: 0 };
 
 /// What the driver says about a GPU, and which algorithms were chosen for it by name.

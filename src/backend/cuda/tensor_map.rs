@@ -1,4 +1,4 @@
-//! Tensor maps: what the copy engine of compute capability 9.0 (TMA) must know of a tensor in device memory and of the
+//! Tensor maps: what TMA of compute capability 9.0 (TMA) must know of a tensor in device memory and of the
 //! box that one instruction moves. A kernel takes them as `const __grid_constant__ TensorMap`.
 
 use cudarc::driver::sys;
@@ -65,7 +65,7 @@ impl TensorMap {
     ///
     /// # Errors
     /// [`CudaError::Operand`] where the buffer is shorter than the dimensions reach; [`CudaError::Refused`] for what
-    /// the copy engine cannot do: an address that is not aligned to 16 bytes, a stride or the box's first dimension
+    /// TMA cannot do: an address that is not aligned to 16 bytes, a stride or the box's first dimension
     /// that is no multiple of 16 bytes, a box wider than its swizzle.
     pub fn input<T: Element>(
         buffer: Slice<'_, T>,

@@ -34,7 +34,7 @@ pub(crate) trait Lanes: Copy {
     /// Whether 24 accumulators stay in registers beside their operands (else 6).
     const WIDE: bool;
 
-    /// Asks for the cache line at `at`, which need not exist, in the first-level cache.
+    /// Asks for the cache line at `at`, which need not exist, in the L1.
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         #[cfg(target_arch = "x86_64")]

@@ -126,9 +126,9 @@ pub fn has_warpgroups(device: &Properties) -> bool {
 /// Which kernel computes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
-    /// `attention_prefill.cu`: matrix instructions of a warp. Runs everywhere.
+    /// `attention_prefill.cu`: MMA instructions of a warp. Runs everywhere.
     Warp,
-    /// `attention_prefill_sm90.cu`: matrix instructions of a warpgroup. Compute capability 9.0 alone.
+    /// `attention_prefill_sm90.cu`: MMA instructions of a warpgroup. Compute capability 9.0 alone.
     Warpgroup,
 }
 

@@ -38,7 +38,7 @@ pub(super) fn launch<T: Element>(
     cache: &CacheView<'_, T>,
     blocks: u32,
 ) -> Result<(Launch, Arguments), CudaError> {
-    // The kernel numbers a head's queries in 32 bits and items in 31, and the copy engine slots in 31.
+    // The kernel numbers a head's queries in 32 bits and items in 31, and TMA slots in 31.
     CHECK.size("rows", rows, (u32::MAX / sizes.group) as usize)?;
     let items = CHECK.size("the number of tiles", tiles as usize * heads.kv, i32::MAX as usize)?;
     let slots =

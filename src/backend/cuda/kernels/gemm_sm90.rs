@@ -25,10 +25,10 @@ const HALF_TILE_M: u32 = constants::GROUP_ROWS;
 /// Elements of k in a stage, and columns of the output tile stored at a time: rows of 128 bytes in shared memory.
 const BOX_ELEMENTS: u32 = constants::TILE_K;
 const THREADS: u32 = constants::THREADS;
-/// Of the stages together, of the output's pieces, and of barriers: two a stage, and one a piece.
+/// Of the stages together, of the store tiles of the output, and of barriers: two per stage, one per store tile.
 const RING_BYTES: u32 = constants::RING_BYTES;
-const OUTPUT_BYTES: u32 = constants::CONSUMERS * constants::PIECES * constants::PIECE_BYTES;
-const PIECE_BARRIER_BYTES: u32 = 32;
+const OUTPUT_BYTES: u32 = constants::CONSUMERS * constants::STORE_TILES * constants::STORE_TILE_BYTES;
+const STORE_BARRIER_BYTES: u32 = 32;
 
 /// Whether the kernels run on a device, and are in this binary.
 pub fn runs_on(device: &Properties) -> bool {
@@ -83,7 +83,7 @@ impl Tile {
     }
 
     fn shared_bytes(self) -> u32 {
-        self.stages() * (self.stage_bytes() + 16) + OUTPUT_BYTES + PIECE_BARRIER_BYTES
+        self.stages() * (self.stage_bytes() + 16) + OUTPUT_BYTES + STORE_BARRIER_BYTES
     }
 }
 
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn stages_and_pieces_fit_into_the_shared_memory_of_a_block() {
+    fn stages_and_store_tiles_fit_into_the_shared_memory_of_a_block() {
         assert_eq!(Tile::ALL.map(Tile::stages), [4, 4, 6, 8]);
         for tile in Tile::ALL {
             assert!(tile.shared_bytes() <= 227 << 10, "{tile:?}: {}", tile.shared_bytes());
