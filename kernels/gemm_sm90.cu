@@ -12,8 +12,8 @@ static constexpr uint32_t kGroupThreads = 128, kConsumers = 2, kThreads = (1 + k
 static constexpr uint32_t kTileM = 128, kGroupRows = kTileM / kConsumers, kTileK = 64;
 static constexpr uint32_t kRowBytes = 128;  // of everything in shared memory: the width of its swizzle
 static constexpr uint32_t kActivationBytes = kTileM * kRowBytes, kRingBytes = 192 << 10;
-static constexpr uint32_t kStoreTileBytes = kGroupRows * kRowBytes,
-                          kStoreTiles = 2;  // of the output on its way out, a group's
+static constexpr uint32_t kStoreTileBytes = kGroupRows * kRowBytes;  // of the output, per warpgroup
+static constexpr uint32_t kStoreTiles = 2;
 static_assert(kTileK * 2 == kRowBytes, "a row of a stage is what the swizzle spreads");
 
 // kTileM x kTileN of the output, and the shared memory of a block that computes it.

@@ -9,9 +9,9 @@ use super::error::CliError;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
     Interrupt,
-    #[cfg_attr(not(unix), expect(dead_code, reason = "where there are no signals, all are Ctrl-C"))]
+    #[cfg_attr(not(unix), allow(dead_code, reason = "without signals, every request to end is Ctrl-C"))]
     Terminate,
-    #[cfg_attr(not(unix), expect(dead_code, reason = "where there are no signals, all are Ctrl-C"))]
+    #[cfg_attr(not(unix), allow(dead_code, reason = "without signals, every request to end is Ctrl-C"))]
     Hangup,
 }
 
