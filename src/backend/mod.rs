@@ -97,7 +97,7 @@ pub enum BackendError {
     #[error(transparent)]
     Cache(#[from] crate::kv::OutOfPages),
     /// Fewer tokens were returned than requested; a bug in the backend.
-    #[error("the backend drew fewer tokens than it was asked for")]
+    #[error("the backend returned fewer tokens than requested")]
     MissingSample,
     /// Not enough memory for weights, cache or workspace.
     #[error("out of memory: {} for {what}; {advice}", Size(*.needed))]

@@ -1,9 +1,9 @@
-//! How many parameters a network has, and what a token costs in bytes and FLOPs. Exact integers from shapes alone.
+//! Parameter counts of a network, and bytes and FLOPs per token; exact integers from shapes.
 
 use super::spec::{Layer, Linear, Mlp, ModelSpec, Part};
 use super::tensors::of_layer;
 
-/// Parameters of a network and the costs that follow from them.
+/// Parameter counts of a network and the costs that follow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counts {
     /// All parameters; a head tied to the embeddings counts once.
@@ -14,7 +14,7 @@ pub struct Counts {
     pub embedding: u64,
     /// Parameters that one decoded token reads.
     read: u64,
-    /// Parameters of matrices that one token is multiplied with, head included.
+    /// Parameters of the matrices that a token is multiplied with, head included.
     multiplied: u64,
     /// Elements of keys and values that one token adds to the cache, over all layers.
     kv_elements: u64,
@@ -62,7 +62,7 @@ fn elements(layer: &Layer) -> u64 {
     of_layer(layer).into_iter().map(|rows| rows.elements()).sum()
 }
 
-/// Those of them that are in matrices.
+/// Parameters in matrices.
 fn matrices(layer: &Layer) -> u64 {
     let matrix = |part: &Part<'_>| match *part {
         Part::Norm(_) => 0,
@@ -71,7 +71,7 @@ fn matrices(layer: &Layer) -> u64 {
     layer.parts().iter().map(matrix).sum()
 }
 
-/// Parameters of the experts that a token does not pass.
+/// Parameters of the experts that a token skips.
 #[derive(Default)]
 struct Unread {
     all: u64,

@@ -1,4 +1,4 @@
-//! What a checkpoint is, for people: `rigel inspect`. From headers alone.
+//! Description of a checkpoint for people (`rigel inspect`), from headers alone.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -15,7 +15,7 @@ use super::spec::{Activation, ModelSpec, NormKind, Part};
 pub struct StoredDtype {
     /// The dtype's safetensors name.
     pub dtype: String,
-    /// How many tensors have it.
+    /// Number of tensors.
     pub tensors: u64,
     /// Bytes they take.
     pub bytes: u64,
@@ -39,7 +39,7 @@ pub struct Network {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Width of the MLP's inner activations.
+    /// Intermediate size of the MLP.
     pub intermediate_size: usize,
     /// The norms.
     pub norm: NormSummary,
@@ -97,7 +97,7 @@ impl Network {
     }
 }
 
-/// What a checkpoint is. Serialises to one JSON object.
+/// Description of a checkpoint. Serialises to one JSON object.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Description {
     /// Hub id or path.
@@ -111,7 +111,7 @@ pub struct Description {
     pub parameters: u64,
     /// Parameters of one layer, exactly.
     pub parameters_per_layer: u64,
-    /// What is stored, by dtype; tensors that the network does not use included.
+    /// Stored tensors by dtype, unused ones included.
     pub stored: Vec<StoredDtype>,
     /// Bytes of weights, as stored, that one decoded token reads.
     pub weight_bytes_per_token: u64,
@@ -123,7 +123,7 @@ pub struct Description {
     pub files: Vec<WeightFile>,
     /// Names of tensors that the network does not use.
     pub unused_tensors: Vec<String>,
-    /// What else is worth knowing before the checkpoint is used.
+    /// Other facts worth knowing before using the checkpoint.
     pub notices: Vec<String>,
 }
 

@@ -1,8 +1,8 @@
-//! What the network is: its layers as data, and how many bytes and FLOPs a token costs.
+//! Networks as data: their layers, and bytes and FLOPs per token.
 //!
-//! [`ModelSpec`] is derived from config.json once, by the file of its family in `family`; [`ModelSpec::tensors`] says
-//! what a checkpoint must hold, [`Counts`] what it costs, [`Description`] all of it for people, and [`Uniform`] random
-//! weights in its place. Nothing here computes a forward pass, reads a weight, or knows a device.
+//! [`ModelSpec`] is derived from config.json by the file of its family in `family`. [`ModelSpec::tensors`] lists what a
+//! checkpoint must hold, [`Counts`] what it costs; [`Description`] is for people, and [`Uniform`] makes random weights.
+//! Nothing here computes a forward pass, reads a weight, or knows a device.
 
 mod counts;
 mod description;

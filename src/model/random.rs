@@ -1,5 +1,5 @@
-//! Random weights whose every element depends on its name and its place alone: the same bits here, on a GPU
-//! (`kernels/random.cu`) and in PyTorch (`tools/peers`), with nothing but a seed handed from one to the other.
+//! Random weights. Each element depends only on its name and index, so the bits are the same here, on a GPU
+//! (`kernels/random.cu`) and in PyTorch (`tools/peers`), given the seed.
 
 use rayon::prelude::*;
 
@@ -22,15 +22,15 @@ pub fn random_checkpoint(config: Config, dtype: Dtype, seed: u32) -> Result<Chec
     })
 }
 
-/// What messages call a network of random weights.
+/// Name of a random network in messages.
 pub(crate) fn random_name(config: &Config) -> String {
     format!("random weights of {}", config.file)
 }
 
-/// Even distribution over `centre - range ..= centre + range`, and which of its streams.
+/// A uniform distribution over `centre - range ..= centre + range`, and its stream.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Uniform {
-    /// Streams of different seeds have nothing in common.
+    /// Stream id; streams of different seeds are unrelated.
     pub seed: u32,
     /// Its mean.
     pub centre: f32,

@@ -1,6 +1,6 @@
 //! The frequencies of the rotary embedding.
 
-/// How positions turn queries and keys: over the whole head, first half against second (GPT-NeoX style).
+/// Rotary position embedding of queries and keys over the whole head, first half against second (GPT-NeoX style).
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Rope {
     /// Base of the frequencies.

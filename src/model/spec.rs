@@ -9,7 +9,7 @@ use super::family;
 use super::rope::Rope;
 use super::weight_format::WeightFormat;
 
-/// What the network is: sizes that all layers share, and every matrix, norm and table in the order of the forward pass.
+/// A network: sizes shared by all layers, and every matrix, norm and rope table in forward order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelSpec {
     /// The architecture.
@@ -24,24 +24,23 @@ pub struct ModelSpec {
     pub kv_heads: usize,
     /// Width of a head; even.
     pub head_dim: usize,
-    /// Positions that the model was made for: prompt and answer together.
+    /// Context length, prompt and completion together.
     pub max_positions: usize,
     /// From token ids to the residual stream.
     pub embedding: Embedding,
-    /// The tables of rotations that layers refer to.
+    /// Rope tables, referenced by layers.
     pub ropes: Vec<Rope>,
     /// The transformer blocks, first to last.
     pub layers: Vec<Layer>,
-    /// The norm ahead of the head.
+    /// The norm before the output head.
     pub final_norm: Norm,
     /// From the residual stream to logits.
     pub head: Head,
-    /// Ids that end a text, each below `vocab_size`. Empty where the checkpoint names none that can be: then the
-    /// tokenizer's own end-of-text token is meant.
+    /// Ids that end a text, each below `vocab_size`. Empty if the checkpoint names none; then the tokenizer's
+    /// end-of-text token applies.
     pub eos_token_ids: Vec<u32>,
-    /// Ids that end an assistant's turn as far as the checkpoint says: those of generation_config.json and those of
-    /// config.json, each below `vocab_size`, in ascending order. Chat fine-tunes often name their end of turn in one of
-    /// these files or in the tokenizer's alone.
+    /// Ids that end an assistant's turn: those of generation_config.json and config.json, each below `vocab_size`,
+    /// ascending. Chat fine-tunes often name their end of turn in only one of these files or in the tokenizer.
     pub chat_eos_token_ids: Vec<u32>,
 }
 
@@ -55,7 +54,7 @@ pub struct TensorRows {
     pub shape: Vec<usize>,
     /// The first row used.
     pub first: usize,
-    /// How many rows are used.
+    /// Number of rows used.
     pub rows: usize,
 }
 
@@ -66,9 +65,9 @@ pub struct Norm {
     pub kind: NormKind,
     /// Added to the variance, or to the mean square.
     pub eps: f32,
-    /// Factors, `[width]`.
+    /// Weights, `[width]`.
     pub weight: TensorRows,
-    /// Terms, `[width]`; RMSNorm has none.
+    /// Biases, `[width]`; RMSNorm has none.
     pub bias: Option<TensorRows>,
 }
 
@@ -90,7 +89,7 @@ pub struct Linear {
     pub weight: TensorRows,
     /// `[outputs]`
     pub bias: Option<TensorRows>,
-    /// How the weights are quantised. `None`: dense, in the dtype that the backend gives all such.
+    /// Weight format. `None` for dense weights in the backend's dtype.
     pub format: Option<WeightFormat>,
 }
 
@@ -113,37 +112,37 @@ pub enum Activation {
 pub struct Embedding {
     /// `[vocab_size, hidden_size]`
     pub tokens: TensorRows,
-    /// Learned positions that are added, `[max_positions, hidden_size]`.
+    /// Learned position embeddings, `[max_positions, hidden_size]`.
     pub positions: Option<TensorRows>,
-    /// Factor of the sum; 1 for most networks.
+    /// Scale of the sum; 1 for most networks.
     pub scale: f32,
 }
 
 /// One transformer block: `h += scale * attention(norm(h))`, then `h += scale * mlp(norm(h))`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layer {
-    /// Ahead of attention.
+    /// The norm before attention.
     pub attention_norm: Norm,
     /// Attention.
     pub attention: Attention,
-    /// Ahead of the MLP.
+    /// The norm before the MLP.
     pub mlp_norm: Norm,
     /// The MLP.
     pub mlp: Mlp,
-    /// Factor of what attention and MLP add to the residual stream; 1 for most networks.
+    /// Scale of each addition to the residual stream; 1 for most networks.
     pub residual_scale: f32,
 }
 
 /// A layer's attention: `softmax(q · kᵀ * scale) · v` over the keys that a query sees.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Attention {
-    /// Keys a query sees, itself included: `q - k <= W - 1`. `None`: all.
+    /// Keys a query sees, its own included: `q - k <= W - 1`. `None` for full attention.
     pub window: Option<NonZeroU32>,
-    /// Index into [`ModelSpec::ropes`]; `None` where queries and keys are not rotated.
+    /// Index into [`ModelSpec::ropes`]. `None` if queries and keys are not rotated.
     pub rope: Option<usize>,
-    /// Factor of the scores; `1 / √head_dim` for most networks.
+    /// Scale of the scores; `1 / √head_dim` for most networks.
     pub scale: f32,
-    /// A factor of queries that grows with the position.
+    /// Scale of queries that grows with the position.
     pub query_scale: Option<QueryScale>,
     /// `[heads * head_dim, hidden_size]`
     pub query: Linear,
@@ -151,9 +150,9 @@ pub struct Attention {
     pub key: Linear,
     /// `[kv_heads * head_dim, hidden_size]`
     pub value: Linear,
-    /// Of each query head, ahead of its rotation; weights `[head_dim]`.
+    /// Norm of each query head before its rotation; weights `[head_dim]`.
     pub query_norm: Option<Norm>,
-    /// Of each key head, ahead of its rotation; weights `[head_dim]`.
+    /// Norm of each key head before its rotation; weights `[head_dim]`.
     pub key_norm: Option<Norm>,
     /// `[hidden_size, heads * head_dim]`
     pub output: Linear,
@@ -162,9 +161,9 @@ pub struct Attention {
 /// `1 + beta * ln(1 + floor(position / positions))`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QueryScale {
-    /// How much the factor grows.
+    /// Growth rate of the scale.
     pub beta: f32,
-    /// Positions up to which the factor is 1.
+    /// Positions up to which the scale is 1.
     pub positions: u32,
 }
 
@@ -178,20 +177,20 @@ pub enum Mlp {
         up: Linear,
         /// `[hidden_size, intermediate]`
         down: Linear,
-        /// Between the two.
+        /// Activation between the two.
         activation: Activation,
     },
     /// `down(activation(gate(x)) * up(x))`.
     Gated(GatedMlp),
-    /// The `per_token` experts with the largest router probabilities, weighted with them.
+    /// Mixture of experts: the `per_token` experts with the largest router probabilities, weighted by them.
     Experts {
         /// `[experts, hidden_size]`; a softmax over its outputs gives the probabilities.
         router: Linear,
         /// The experts, each a gated MLP of one width.
         experts: Vec<GatedMlp>,
-        /// Experts that a token passes.
+        /// Experts per token.
         per_token: usize,
-        /// Whether the probabilities of those are scaled to a sum of 1.
+        /// Whether the probabilities of the chosen experts are normalised to a sum of 1.
         renormalize: bool,
     },
 }
@@ -205,7 +204,7 @@ pub struct GatedMlp {
     pub up: Linear,
     /// `[hidden_size, intermediate]`
     pub down: Linear,
-    /// Of the gate.
+    /// Activation of the gate.
     pub activation: Activation,
 }
 
@@ -214,7 +213,7 @@ pub struct GatedMlp {
 pub struct Head {
     /// `[vocab_size, hidden_size]`; the embedding's rows where the two are tied.
     pub linear: Linear,
-    /// Factor of the logits; 1 for most networks.
+    /// Scale of the logits; 1 for most networks.
     pub scale: f32,
 }
 
@@ -274,7 +273,7 @@ impl GatedMlp {
 }
 
 impl Mlp {
-    /// The width inside: of all experts that a token passes together.
+    /// Intermediate size; for experts, the total of those a token passes.
     pub fn intermediate_size(&self) -> usize {
         match self {
             Mlp::Plain { up, .. } => up.outputs(),
@@ -320,15 +319,15 @@ impl Layer {
 }
 
 impl ModelSpec {
-    /// The network of an open checkpoint; end ids from generation_config.json before config.json, as transformers has
-    /// it.
+    /// The network of an open checkpoint. End-of-sequence ids of generation_config.json take precedence over
+    /// config.json, as in transformers.
     ///
     /// # Errors
     /// An activation function that is not supported.
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<ModelSpec, CheckpointError> {
         let mut spec = ModelSpec::from_config(checkpoint.config())?;
-        // Older generation_config.json of the published models say 50256, beyond the vocabulary: such a model would
-        // never stop.
+        // The published models' older generation_config.json says 50256, which is beyond the vocabulary; the model
+        // would never stop.
         let generation = below(&checkpoint.generation_config().eos_token_ids, spec.vocab_size);
         spec.chat_eos_token_ids.extend(&generation);
         spec.chat_eos_token_ids.sort_unstable();
@@ -347,10 +346,9 @@ impl ModelSpec {
         family::spec(config)
     }
 
-    /// Unties the head of a checkpoint whose config.json says that it is tied, where the file carries an
-    /// `lm_head.weight` that is not a copy of the embedding: the weights are then used as they are stored, as
-    /// transformers 5 does, and a warning says so. Reads both matrices up to their first difference, and no byte of
-    /// a checkpoint without `lm_head.weight`.
+    /// Unties the head if config.json says it is tied but the checkpoint has an `lm_head.weight` that differs from the
+    /// embedding. The weights are then used as stored, as transformers 5 does, with a warning. Reads both matrices up
+    /// to their first difference, and nothing if there is no `lm_head.weight`.
     pub fn untie_stored_head(&mut self, checkpoint: &Checkpoint) {
         let stored = [self.embedding.tokens.tensor.as_str(), family::LM_HEAD].map(|name| checkpoint.tensor(name));
         if let (true, [Some(embedding), Some(head)]) = (self.tied_head(), stored)
@@ -375,8 +373,7 @@ impl ModelSpec {
         self.head.linear.weight == self.embedding.tokens
     }
 
-    /// The distinct windows of the layers, in the order of their first layers: layers of one window share pages of the
-    /// cache.
+    /// The distinct windows of the layers, in order of first layer. Layers of one window share cache pages.
     pub fn windows(&self) -> Vec<Option<NonZeroU32>> {
         let mut windows = Vec::new();
         for layer in &self.layers {
@@ -387,19 +384,18 @@ impl ModelSpec {
         windows
     }
 
-    /// The widest window: keys that the queries of some layer see, the query's own included. `None` if a layer sees
-    /// all.
+    /// The widest window. `None` if a layer has full attention.
     pub fn window(&self) -> Option<NonZeroU32> {
         let windows = self.layers.iter().map(|layer| layer.attention.window);
         windows.reduce(|widest, window| widest.zip(window).map(|(a, b)| a.max(b))).flatten()
     }
 
-    /// Gives every layer the same window.
+    /// Sets the same window for every layer.
     pub fn set_window(&mut self, window: Option<NonZeroU32>) {
         self.layers.iter_mut().for_each(|layer| layer.attention.window = window);
     }
 
-    /// The largest width inside an MLP.
+    /// The largest intermediate size.
     pub fn intermediate_size(&self) -> usize {
         self.layers.iter().map(|layer| layer.mlp.intermediate_size()).max().unwrap_or(0)
     }

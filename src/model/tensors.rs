@@ -1,4 +1,4 @@
-//! Which tensors a network consists of, by the checkpoint's names and shapes.
+//! The tensors of a network, with the checkpoint's names and shapes.
 
 use std::collections::HashSet;
 
@@ -30,7 +30,7 @@ fn of_linear(linear: &Linear) -> impl Iterator<Item = &TensorRows> {
     std::iter::once(&linear.weight).chain(&linear.bias)
 }
 
-/// What a layer reads, each tensor as often as it is used.
+/// The tensors of a layer, each as often as it is used.
 pub(super) fn of_layer(layer: &Layer) -> Vec<&TensorRows> {
     let parts = layer.parts();
     let mut rows: Vec<&TensorRows> = Vec::new();

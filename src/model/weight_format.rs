@@ -1,50 +1,50 @@
-//! How a matrix's weights are stored, as plain data: what a backend allots, moves and picks kernels by.
+//! Weight formats as plain data: what a backend allocates, moves and chooses kernels by.
 
 use std::num::NonZeroU32;
 
 use crate::checkpoint::Dtype;
 
-/// How the weights of a matrix `[rows, columns]` are stored: a code each, and numbers that groups of them share.
+/// Storage format of a weight matrix `[rows, columns]`: a code per weight, and numbers shared by groups of weights.
 ///
-/// With code `q` and `C` what it stands for, a weight is `scale * (C(q) - zero)` or `scale * C(q) - min`. Without
-/// scales it is `C(q)`: dense.
+/// With code `q` and its value `C(q)`, a weight is `scale * (C(q) - zero)` or `scale * C(q) - min`. Without scales it
+/// is `C(q)`: dense.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WeightFormat {
-    /// What a code is.
+    /// The code.
     pub code: Code,
-    /// Factors: the product of those that a weight's groups have. K-quants have two, the others one.
+    /// Scales: the product of those of a weight's groups. K-quants have two, other formats one.
     pub scales: [Option<PerGroup>; 2],
-    /// What is subtracted.
+    /// The offset.
     pub offsets: Offsets,
 }
 
-/// What a code stands for.
+/// Meaning of a code.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Code {
     /// A floating-point number.
     Float(Dtype),
-    /// An integer of so many bits, without a sign; formats with one add half of their range.
+    /// An unsigned integer of this many bits; signed formats are stored with half of the range added.
     Integer {
         /// Bits of a code.
         bits: u32,
     },
-    /// A place in this table.
+    /// An index into this code book.
     Book(&'static [f32; 16]),
 }
 
-/// What is subtracted from codes, or from scaled codes.
+/// The offset subtracted from codes or from scaled codes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Offsets {
-    /// The same from every code, unscaled: half of the range of integers with a sign, else 0.
+    /// A constant subtracted from every code: half of the range for signed integers, else 0.
     Fixed(u32),
-    /// Zeros: a number for each group, from codes.
+    /// Zeros: a number per group, subtracted from codes.
     Zeros(PerGroup),
-    /// Mins: the product of those that a weight's groups have, from scaled codes.
+    /// Mins: the product of those of a weight's groups, subtracted from scaled codes.
     Mins([Option<PerGroup>; 2]),
 }
 
-/// Numbers that weights share: one for each `rows` × `columns` of them, one for all where that is `None`. The last
-/// groups of a matrix may be smaller.
+/// Numbers shared by `rows` × `columns` weights, or by all weights if `None`. The last groups of a matrix may be
+/// smaller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PerGroup {
     /// Bits of a number.
@@ -76,12 +76,12 @@ impl PerGroup {
 }
 
 impl WeightFormat {
-    /// A number of `dtype` for each weight.
+    /// Dense weights of `dtype`.
     pub const fn dense(dtype: Dtype) -> WeightFormat {
         WeightFormat { code: Code::Float(dtype), scales: [None; 2], offsets: Offsets::Fixed(0) }
     }
 
-    /// The dtype of the weights; `None` where they are quantised.
+    /// The dtype. `None` if quantised.
     pub fn dense_dtype(&self) -> Option<Dtype> {
         match *self {
             WeightFormat { code: Code::Float(dtype), scales: [None, None], offsets: Offsets::Fixed(0) } => Some(dtype),
@@ -89,9 +89,9 @@ impl WeightFormat {
         }
     }
 
-    /// Bytes of `rows` × `columns` weights, with all that groups of them share, without padding.
+    /// Bytes of `rows` × `columns` weights with their shared numbers, without padding.
     pub fn bytes(&self, rows: usize, columns: usize) -> u64 {
-        // Wide: the bits of a matrix whose bytes can just be counted.
+        // In 128 bits: a matrix whose bytes just fit in u64 has more bits.
         let codes = u128::from(self.code.bits()) * rows as u128 * columns as u128;
         let offsets = match self.offsets {
             Offsets::Fixed(_) => [None; 2],

@@ -1,11 +1,11 @@
-//! Why no token could be chosen.
+//! Sampling errors.
 
-/// A row of logits holds NaN or +∞, or nothing above −∞: no token can be chosen from it.
+/// The logits hold NaN or +∞, or nothing above −∞.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the logits are not finite: the weights hold NaN or infinity, or overflow in the forward pass")]
 pub struct NotFinite;
 
-/// Why one row of a step got no token. The other rows have theirs.
+/// Why a row could not be sampled. Other rows are not affected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SampleError {

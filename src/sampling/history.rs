@@ -1,10 +1,10 @@
-//! What the penalties need to know of a sequence.
+//! Token history of a sequence, for penalties.
 
 use crate::text::TokenId;
 
 use super::SeenTokens;
 
-/// Which tokens a sequence holds, and how often each was generated.
+/// The tokens of a sequence, with counts of the generated ones.
 #[derive(Debug, Clone)]
 pub struct TokenHistory {
     seen: SeenTokens,
@@ -14,14 +14,14 @@ pub struct TokenHistory {
 }
 
 impl TokenHistory {
-    /// That of a sequence that has its prompt and no output, over ids below `vocab_size`.
+    /// The history of a sequence with this prompt and no output; ids are below `vocab_size`.
     pub fn new(vocab_size: usize, prompt: &[TokenId]) -> TokenHistory {
         let mut seen = SeenTokens::new(vocab_size);
         prompt.iter().for_each(|&token| seen.insert(token));
         TokenHistory { seen, vocab_size, output: Vec::new() }
     }
 
-    /// A token was generated; an id at or above the vocabulary size is ignored.
+    /// Adds a generated token; ids at or above the vocabulary size are ignored.
     pub fn push(&mut self, token: TokenId) {
         if token.0 as usize >= self.vocab_size {
             return;
@@ -38,7 +38,7 @@ impl TokenHistory {
         &self.seen
     }
 
-    /// How often each token was generated, by ascending id; tokens that were not are left out.
+    /// Count of each generated token, by ascending id.
     pub fn output_counts(&self) -> impl Iterator<Item = (TokenId, u32)> + '_ {
         self.output.iter().copied()
     }

@@ -5,8 +5,8 @@
 //! repetition, frequency and presence penalty; temperature, min-p, top-k, top-p, draw. Log-probabilities are those of
 //! the logits before all of it.
 //!
-//! A draw depends on the logits, the seed and the position alone (see [`noise`]), so a request's tokens are the
-//! same alone or in any batch.
+//! A sampled token depends on the logits, the seed and the position alone (see [`noise`]), so a request's tokens are
+//! the same alone or in any batch.
 
 mod error;
 mod history;

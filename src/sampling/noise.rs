@@ -1,10 +1,9 @@
 //! The counter-based generator behind every draw: Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random
 //! numbers: as easy as 1, 2, 3", SC 2011).
 //!
-//! A token is sampled by an exponential race: each kept token gets an exponential variate `e` of its own and the
-//! largest `p / e` wins, which picks token `i` with probability `p_i`. The variate is a pure function of
-//! (seed, position, token id), so a draw needs no state, no order of tokens and no neighbour: a thread a token on a
-//! GPU computes the same as a loop here.
+//! Tokens are sampled by an exponential race: each kept token gets an exponential variate `e` and the largest `p / e`
+//! wins, so token `i` wins with probability `p_i`. The variate is a pure function of (seed, position, token id):
+//! sampling needs no state and no order of tokens, and a GPU thread per token computes what a loop computes here.
 
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];

@@ -1,4 +1,4 @@
-//! What a request asks of the sampler.
+//! Sampling parameters of a request.
 
 use crate::text::TokenId;
 
@@ -14,7 +14,7 @@ pub struct InvalidParam {
     pub expected: &'static str,
 }
 
-/// How a token is chosen from a row of logits. The default is greedy: the largest logit, the lowest id among equals.
+/// How to sample a token from a row of logits. Greedy by default: the largest logit, the lowest id among equals.
 ///
 /// Later versions may have more fields: begin with the default, and change what is to differ through the setters, or
 /// with `SamplingParams { temperature: 0.8, ..SamplingParams::default() }`.
@@ -38,15 +38,14 @@ pub struct SamplingParams {
     /// Numbers added to the logits of tokens, each token once. They are taken as they are: nothing clamps them, to
     /// OpenAI's −100 to 100 or otherwise.
     pub logit_bias: Vec<(TokenId, f32)>,
-    /// The only tokens that may be chosen, where there is such a list.
+    /// The only tokens that may be sampled, if set.
     pub allowed_token_ids: Option<Vec<TokenId>>,
-    /// Tokens that may not be chosen.
+    /// Tokens that may not be sampled.
     pub banned_token_ids: Vec<TokenId>,
-    /// Until so many tokens are generated, none that ends the generation is chosen. Whoever runs the generation knows
-    /// which these are and bans them: [`SampleRow::banned`](super::SampleRow::banned). Stop strings that are complete
-    /// within so many tokens do not count either.
+    /// Minimum number of tokens before one that ends the generation may be sampled. The caller knows those tokens and
+    /// bans them ([`SampleRow::banned`](super::SampleRow::banned)). Stop strings completed earlier do not count either.
     pub min_tokens: u32,
-    /// Key of the draws.
+    /// Seed of the sampler.
     pub seed: u64,
 }
 
@@ -100,8 +99,8 @@ impl SamplingParams {
         self
     }
 
-    /// Is every parameter inside its range? The first that is not, otherwise. That ids are below the vocabulary size is
-    /// for whoever knows it to check; the sampler passes over those that are not.
+    /// Checks that every parameter is in range, and names the first that is not. The caller, who knows the vocabulary
+    /// size, checks ids; the sampler ignores ids beyond it.
     pub fn validate(&self) -> Result<(), InvalidParam> {
         let check = |name, value: f32, ok: bool, expected| {
             // A comparison with NaN is false, so NaN fails every range.
@@ -155,12 +154,12 @@ impl SamplingParams {
         Ok(())
     }
 
-    /// Is the largest logit taken, with no draw? At temperature 0, and where `top_p` 0 leaves nothing else.
+    /// Returns `true` for greedy sampling: temperature 0, or `top_p` 0, which keeps only the best token.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0 || self.top_p == 0.0
     }
 
-    /// Is any of the repetition, frequency and presence penalties on? Then a row needs a
+    /// Returns `true` if a repetition, frequency or presence penalty is on; a row then needs a
     /// [`TokenHistory`](super::TokenHistory).
     pub fn has_penalties(&self) -> bool {
         self.repetition_penalty != 1.0 || self.frequency_penalty != 0.0 || self.presence_penalty != 0.0

@@ -1,4 +1,4 @@
-//! What an embedder does to logits.
+//! Logits processors of embedders.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,17 +7,16 @@ use crate::text::TokenId;
 
 use super::SampleError;
 
-/// Changes the logits of a request before a token is chosen. It is called on the host, once for each token that the
-/// request generates, so a GPU's logits travel there for it.
+/// Changes the logits of a request before sampling. Called on the host once per generated token, so a GPU's logits are
+/// downloaded for it.
 pub trait LogitsProcessor: Send + Sync + std::fmt::Debug {
-    /// Changes logits f32 `[vocab_size]` in place, after allowed and banned tokens and biases, ahead of the penalties.
-    /// A token at −∞ cannot be chosen; what was banned is at −∞, and may be chosen again where it is raised. A row that
-    /// it leaves with NaN, with +∞ or with nothing above −∞ fails its request, and so does a panic; other requests go
-    /// on.
+    /// Changes logits f32 `[vocab_size]` in place, after allowed and banned tokens and biases, before the penalties. A
+    /// token at −∞ cannot be sampled; banned tokens are at −∞ and may be raised again. If it leaves NaN, +∞ or nothing
+    /// above −∞, or panics, its request fails and others go on.
     fn process(&self, context: &LogitsContext<'_>, logits: &mut [f32]);
 }
 
-/// What a [`LogitsProcessor`] is told of the sequence.
+/// The sequence as seen by a [`LogitsProcessor`].
 #[derive(Debug, Clone, Copy)]
 pub struct LogitsContext<'a> {
     /// The prompt.
@@ -35,7 +34,7 @@ pub(super) fn process(
     context: &LogitsContext<'_>,
     logits: &mut [f32],
 ) -> Result<(), SampleError> {
-    // The logits that a panic leaves half changed are dropped by the caller; the processor's own state is its own.
+    // The caller drops the logits that a panic left half changed; the processor's own state is its own concern.
     catch_unwind(AssertUnwindSafe(|| processor.process(context, logits)))
         .map_err(|panic| SampleError::ProcessorPanicked { message: message_of(&*panic) })
 }

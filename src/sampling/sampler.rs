@@ -13,25 +13,25 @@ use super::{
 pub struct SampleRow<'a> {
     /// Index among the logits rows of the last forward pass.
     pub logits_row: usize,
-    /// How to choose.
+    /// Sampling parameters.
     pub params: &'a SamplingParams,
     /// Position of the token to sample, counted from the start of the prompt.
     pub position: u32,
-    /// Prompt and output so far. Needed where [`SamplingParams::has_penalties`]; without it there are none.
+    /// Prompt and output so far; required if [`SamplingParams::has_penalties`].
     pub history: Option<&'a TokenHistory>,
     /// The tokens that may be chosen, of those in [`SamplingParams::allowed_token_ids`] where there is such a list:
     /// token `t` where bit `t % 32` of word `t / 32` is 1, and none beyond the last word. `None`: all.
     pub allowed_mask: Option<&'a [u32]>,
-    /// Tokens that may not be chosen, beside [`SamplingParams::banned_token_ids`].
+    /// Tokens that may not be sampled, besides [`SamplingParams::banned_token_ids`].
     pub banned: &'a [TokenId],
-    /// The request's own processor, and what it is told.
+    /// The request's processor and its context.
     pub processor: Option<(&'a dyn LogitsProcessor, LogitsContext<'a>)>,
     /// Return log-probabilities of the chosen token and of this many best ones.
     pub logprobs: Option<usize>,
 }
 
 impl<'a> SampleRow<'a> {
-    /// What `params` ask for, and nothing besides.
+    /// A row with these parameters and nothing else.
     pub fn new(logits_row: usize, params: &'a SamplingParams, position: u32) -> SampleRow<'a> {
         SampleRow {
             logits_row,
@@ -63,7 +63,7 @@ impl<'a> SampleRow<'a> {
 pub struct Sampled {
     /// The token.
     pub token: TokenId,
-    /// Its log-probability and those of the best, before any processor; where they were asked for.
+    /// Its log-probability and those of the top tokens, before any processor, if requested.
     pub logprobs: Option<TokenLogprobs>,
 }
 
@@ -96,7 +96,7 @@ pub fn sample(logits: &[f32], row: &SampleRow<'_>) -> Result<Sampled, SampleErro
     Ok(Sampled { token, logprobs })
 }
 
-/// All that comes ahead of the temperature, in its order.
+/// Everything before the temperature, in order.
 fn change(logits: &mut [f32], row: &SampleRow<'_>) -> Result<(), SampleError> {
     let params = row.params;
     if let Some(allowed) = &params.allowed_token_ids {
@@ -184,7 +184,7 @@ fn penalise_output(logits: &mut [f32], history: &TokenHistory, frequency: f32, p
     }
 }
 
-/// A token that is still in the race: its id and its logit over the temperature, relative to the best one.
+/// A candidate: its id, and its logit over the temperature relative to the best one.
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     token: u32,
@@ -226,7 +226,7 @@ fn keep_top_k(kept: &mut Vec<Candidate>, k: usize) {
     }
 }
 
-/// Keeps a token while the probabilities of those before it, among the tokens still kept, add up to less than `p`.
+/// Keeps a token while the tokens before it, among those still kept, have a total probability below `p`.
 fn keep_top_p(kept: &mut Vec<Candidate>, p: f32) {
     if p >= 1.0 {
         return;

@@ -1,4 +1,4 @@
-//! Which tokens a sequence holds already.
+//! Set of tokens that a sequence contains.
 
 use crate::text::TokenId;
 
@@ -27,7 +27,7 @@ impl SeenTokens {
         self.words.get(token.0 as usize / 64).is_some_and(|word| word >> (token.0 % 64) & 1 == 1)
     }
 
-    /// The set as it lies in memory: token `t` is bit `t % 64` of word `t / 64`, `[vocab_size / 64]` rounded up.
+    /// The bit set: token `t` is bit `t % 64` of word `t / 64`, `[vocab_size / 64]` rounded up.
     pub fn words(&self) -> &[u64] {
         &self.words
     }

@@ -309,7 +309,7 @@ device_test! {
                 assert_eq!((drawn, backend.logits(0).unwrap().to_vec()), expected[start as usize], "position {start}");
             }
             let error = backend.forward(&one_row(&[Token::Sampled(1000)], 6, &row(6))).unwrap_err();
-            assert_eq!(error.to_string(), "invalid batch: the token drawn for row 1000 of 48");
+            assert_eq!(error.to_string(), "invalid batch: the token sampled for row 1000 of 48");
         });
     }
 }

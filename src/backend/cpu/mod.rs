@@ -317,7 +317,7 @@ impl Backend for CpuBackend {
             return Err(BackendError::InvalidBatch("draws were started and not finished".to_owned()));
         }
         if let Some(row) = rows.iter().find(|row| row.logits_row >= self.logits_rows) {
-            let what = format!("a draw from logits row {} of {}", row.logits_row, self.logits_rows);
+            let what = format!("sampling from logits row {} of {}", row.logits_row, self.logits_rows);
             return Err(BackendError::InvalidBatch(what));
         }
         let CpuBackend { pool, workspace, spec, .. } = self;

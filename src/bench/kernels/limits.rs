@@ -43,7 +43,7 @@ pub fn measure(timer: &mut Timer, sizes: CeilingSizes) -> Result<Vec<Ceiling>, C
 
     let n = sizes.product;
     let filler = Filler::<half::bf16>::new(&stream, 0)?;
-    let shape = GemmShape { m: n, n: n, k: n };
+    let shape = GemmShape { m: n, n, k: n };
     let mut product = Layer::new(&filler, Epilogue::BiasGelu, shape, BiasTerm::Absent, 1)?;
     filler.settle()?;
     let multiplying = timer.time(&mut product, sizes.budget)?;

@@ -340,7 +340,7 @@ impl<T: Element> Backend for CudaBackend<T> {
     fn start_sampling(&mut self, rows: &[SampleRow<'_>]) -> Result<(), BackendError> {
         self.check_finished()?;
         if let Some(row) = rows.iter().find(|row| row.logits_row >= self.logits_rows) {
-            let what = format!("a draw from logits row {} of {}", row.logits_row, self.logits_rows);
+            let what = format!("sampling from logits row {} of {}", row.logits_row, self.logits_rows);
             return Err(BackendError::InvalidBatch(what));
         }
         let on_host = self.sampler.start(&self.stream, self.resident.logits(), rows)?;
