@@ -1,5 +1,5 @@
-//! One launcher for each `kernels/*.cu`, and [`product`] in front of those of matrix products: it checks shapes and
-//! alignment, picks the kernel and the grid, and declares what the launch must move and compute.
+//! One launcher for each `kernels/*.cu`, and [`linear`] in front of the GEMM and GEMV launchers. A launcher checks shapes and
+//! alignment, chooses kernel and grid, and declares the bytes and FLOPs of the launch.
 //!
 //! A launcher is a value that holds the loaded kernels of one element type; each call gives one launch to a stream and
 //! returns before it has run. Buffers must live until then ([`Buffer`](super::Buffer)).
