@@ -63,9 +63,9 @@ struct Memory {
     METHOD uint32_t queries(uint32_t stage) const { return start + stage * kTileBytes; }
     METHOD uint32_t keys(uint32_t stage) const { return queries(kStages + stage); }
     METHOD uint32_t values(uint32_t stage) const { return queries(2 * kStages + stage); }
-    METHOD uint32_t query_barriers() const { return start + kBarriers; }
-    METHOD uint32_t key_barriers() const { return query_barriers() + Stages::kBytes; }
-    METHOD uint32_t value_barriers() const { return query_barriers() + 2 * Stages::kBytes; }
+    METHOD Stages query_stages() const { return Stages{start + kBarriers}; }
+    METHOD Stages key_stages() const { return Stages{start + kBarriers + Stages::kBytes}; }
+    METHOD Stages value_stages() const { return Stages{start + kBarriers + 2 * Stages::kBytes}; }
 };
 
 // What a launch is about, beside the tensor maps.
@@ -149,16 +149,16 @@ DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const Tensor
         WarpPages pages = look_up(cache, found.table, visible, first_tile * (kKeys / kUnit), 1);
 
         // Starts to fill a stage; whether with boxes, that count at `full` themselves.
-        const auto start = [&](uint32_t destination, uint32_t barriers, const TensorMap* map, const T* source,
+        const auto start = [&](uint32_t destination, const Stages& stages, const TensorMap* map, const T* source,
                                uint32_t tile) {
             const uint32_t first_key = tile * kKeys;
             const bool is_whole = first_key >= visible.first && first_key + kKeys <= visible.end;
             if (!is_whole) {
-                wait_together(Stages{barriers}.empty(pipe), pipe.parity);
+                wait_together(stages.empty(pipe), pipe.parity);
                 copy_tile<T, kHeadDim, kWarpgroup, kKeys, Layout>(source, cache, item.kv_head, pages, visible, tile,
                                                                   first_tile, destination);
             } else if (warp == 0) {
-                if (lane == 0) Stages{barriers}.producer_acquire(pipe, Layout::kBytes);
+                if (lane == 0) stages.producer_acquire(pipe, Layout::kBytes);
                 for (uint32_t key = 0; key < kKeys; key += in_box) {
                     const uint32_t page = pages.page_of(((tile - first_tile) * kKeys + key) / kUnit);
                     const uint32_t slot = cache.first_slot(page, item.kv_head) + cache.slot_in_page(first_key + key);
@@ -166,7 +166,7 @@ DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const Tensor
 #pragma unroll
                         for (uint32_t panel = 0; panel < Layout::kPanels; panel++) {
                             tensor_load_2d(destination + panel * Layout::kPanelBytes + key * Layout::kRowBytes, map,
-                                           panel * 64, slot, Stages{barriers}.full(pipe));
+                                           panel * 64, slot, stages.full(pipe));
                         }
                     }
                 }
@@ -175,13 +175,13 @@ DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const Tensor
             return is_whole;
         };
         const auto start_keys = [&](uint32_t tile) {
-            return start(memory.keys(pipe.stage), memory.key_barriers(), key_map, cache.keys, tile);
+            return start(memory.keys(pipe.stage), memory.key_stages(), key_map, cache.keys, tile);
         };
         const auto start_values = [&](uint32_t tile) {
-            return start(memory.values(pipe.stage), memory.value_barriers(), value_map, cache.values, tile);
+            return start(memory.values(pipe.stage), memory.value_stages(), value_map, cache.values, tile);
         };
 
-        wait_together(Stages{memory.query_barriers()}.empty(query_pipe), query_pipe.parity);
+        wait_together(memory.query_stages().empty(query_pipe), query_pipe.parity);
         constexpr uint32_t kStep = kWarpgroup / Layout::kChunks;
         const uint32_t query_tile = memory.queries(query_pipe.stage);
 #pragma unroll 4
@@ -195,12 +195,12 @@ DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const Tensor
         const bool keys_are_whole = start_keys(first_tile), values_are_whole = start_values(first_tile);
         copy_async_wait<2>();
         if (is_first) items[query_pipe.stage] = item;
-        hand_over(Stages{memory.query_barriers()}.full(query_pipe));
+        hand_over(memory.query_stages().full(query_pipe));
         query_pipe.advance();
         copy_async_wait<1>();
-        if (!keys_are_whole) hand_over(Stages{memory.key_barriers()}.full(pipe));
+        if (!keys_are_whole) hand_over(memory.key_stages().full(pipe));
         copy_async_wait<0>();
-        if (!values_are_whole) hand_over(Stages{memory.value_barriers()}.full(pipe));
+        if (!values_are_whole) hand_over(memory.value_stages().full(pipe));
         pipe.advance();
 
         for (uint32_t tile = first_tile + 1; tile < end_tile; tile++) {
@@ -209,19 +209,19 @@ DEVICE void produce(const Cache<T>& cache, const Launch<T>& launch, const Tensor
             }
             if (!start_keys(tile)) {
                 copy_async_wait<0>();
-                hand_over(Stages{memory.key_barriers()}.full(pipe));
+                hand_over(memory.key_stages().full(pipe));
             }
             if (!start_values(tile)) {
                 copy_async_wait<0>();
-                hand_over(Stages{memory.value_barriers()}.full(pipe));
+                hand_over(memory.value_stages().full(pipe));
             }
             pipe.advance();
         }
     }
     if (is_first) {
-        mbarrier_wait(Stages{memory.query_barriers()}.empty(query_pipe), query_pipe.parity ^ 1, "queries empty");
+        mbarrier_wait(memory.query_stages().empty(query_pipe), query_pipe.parity ^ 1, "queries empty");
         items[query_pipe.stage] = Item{};
-        mbarrier_arrive(Stages{memory.query_barriers()}.full(query_pipe));
+        mbarrier_arrive(memory.query_stages().full(query_pipe));
     }
 }
 
@@ -235,14 +235,14 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
     using Layout = PanelLayout<kHeadDim>;
     const uint32_t consumer = threadIdx.x / kWarpgroup - 1;
     const uint32_t warp = threadIdx.x % kWarpgroup / 32, lane = threadIdx.x % 32;
-    const uint32_t key_barriers = memory.key_barriers(), value_barriers = memory.value_barriers();
+    const Stages key_stages = memory.key_stages(), value_stages = memory.value_stages();
     constexpr uint32_t kInTurn = kConsumers * kWarpgroup;
 
     // Consumer 0 is first.
     if (consumer == 1) barrier_arrive(kTurn, kInTurn);
     Stages::State query_pipe, pipe;
     for (;;) {
-        Stages{memory.query_barriers()}.consumer_wait(query_pipe, "queries full");
+        memory.query_stages().consumer_wait(query_pipe, "queries full");
         const Item item = items[query_pipe.stage];
         if (item.queries == 0) break;
         const uint32_t first_position = item.first_position, last_position = item.last_position(launch.group);
@@ -294,47 +294,47 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
             }
             return online_softmax_scores<1, kKeys>(scores, states, factors, kLog2Scale<kHeadDim>);
         };
-        const auto consumer_release = [&](uint32_t barriers, const Stages::State& read) {
-            if (lane == 0) Stages{barriers}.consumer_release(read);
+        const auto consumer_release = [&](const Stages& stages, const Stages::State& read) {
+            if (lane == 0) stages.consumer_release(read);
         };
 
-        Stages{key_barriers}.consumer_wait(pipe, "keys full");
+        key_stages.consumer_wait(pipe, "keys full");
         warpgroup_fence();
         multiply_keys_of(pipe.stage);
         warpgroup_wait<0>();
-        consumer_release(key_barriers, pipe);
+        consumer_release(key_stages, pipe);
         weigh_tile(first_tile);
         pack_weights<T, 1, kKeys>(weights, scores);
 
         for (uint32_t tile = first_tile + 1; tile < end_tile; tile++) {
             const Stages::State before = pipe;
             pipe.advance();
-            Stages{key_barriers}.consumer_wait(pipe, "keys full");
+            key_stages.consumer_wait(pipe, "keys full");
             barrier_sync(kTurn + consumer, kInTurn);
             warpgroup_fence();
             multiply_keys_of(pipe.stage);
-            Stages{value_barriers}.consumer_wait(before, "values full");
+            value_stages.consumer_wait(before, "values full");
             warpgroup_fence();
             multiply_values_of(before.stage);
             barrier_arrive(kTurn + 1 - consumer, kInTurn);
 
             warpgroup_wait<1>();
-            consumer_release(key_barriers, pipe);
+            consumer_release(key_stages, pipe);
             // Not one wait ahead of this branch: see below. Waits want all four warps to branch alike.
             if (barrier_any(kOwn + consumer, kWarpgroup, weigh_tile(tile))) {
                 warpgroup_wait<0>();
                 rescale<kHeadDim, 1>(sums, factors);
             }
             warpgroup_wait<0>();
-            consumer_release(value_barriers, before);
+            consumer_release(value_stages, before);
             pack_weights<T, 1, kKeys>(weights, scores);
         }
-        Stages{value_barriers}.consumer_wait(pipe, "values full");
+        value_stages.consumer_wait(pipe, "values full");
         warpgroup_fence();
         multiply_values_of(pipe.stage);
         reduce_rows(states);
         warpgroup_wait<0>();
-        consumer_release(value_barriers, pipe);
+        consumer_release(value_stages, pipe);
         pipe.advance();
 
         // Outputs take the place of this warp's queries, once all four warps have multiplied those.
@@ -361,7 +361,7 @@ DEVICE void consume(const Cache<T>& cache, const Launch<T>& launch, const Memory
             }
         }
         warp_sync();
-        consumer_release(memory.query_barriers(), query_pipe);
+        consumer_release(memory.query_stages(), query_pipe);
         query_pipe.advance();
     }
     // What consumer 1 arrived at for a turn that does not come.
@@ -433,9 +433,9 @@ DEVICE void attention_prefill_sm90(const Cache<T>& cache, const Launch<T>& launc
     if (threadIdx.x == 0) {
         tensor_map_prefetch(key_map);
         tensor_map_prefetch(value_map);
-        Stages{memory.query_barriers()}.init(kConsumerWarps);
-        Stages{memory.key_barriers()}.init(kConsumerWarps);
-        Stages{memory.value_barriers()}.init(kConsumerWarps);
+        memory.query_stages().init(kConsumerWarps);
+        memory.key_stages().init(kConsumerWarps);
+        memory.value_stages().init(kConsumerWarps);
         mbarrier_init_fence();
     }
     grid_dependency_launch();

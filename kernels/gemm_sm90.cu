@@ -106,13 +106,14 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
     using Stored = typename Epilogue::template Stored<T>;
     constexpr bool kBulk = IsMatrix<typename Epilogue::template Output<T>>::value;
     constexpr bool kAdds = Epilogue::kAddsToOutput;
-    static_assert(kBulk || !kAdds, "what is added to is read as a store_tile");
+    static_assert(kBulk || !kAdds, "what is added to is read as a store tile");
     SHARED_MEMORY(shared);
-    const uint32_t ring = shared_address(shared), barriers = ring + Tile::kBarriers;
+    const uint32_t ring = shared_address(shared);
+    const Stages stages{ring + Tile::kBarriers};
     const uint32_t cluster = cluster_blocks(), rank = cluster_rank();
 
     if (threadIdx.x == 0) {
-        Stages{barriers}.init(cluster * kConsumers * 4);
+        stages.init(cluster * kConsumers * 4);
 #pragma unroll
         for (uint32_t store_tile = 0; store_tile < kConsumers * kStoreTiles; store_tile++) {
             mbarrier_init(ring + Tile::kStoreBarriers + store_tile * 8, 1);
@@ -147,8 +148,8 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
         const auto fill_weights = [&](const typename Stages::State& pipe, uint32_t column, uint32_t k_tile) {
             // As Pipeline::producer_acquire, for consumers in the whole cluster: copies go into stages of all its
             // blocks.
-            mbarrier_wait_cluster_relaxed(Stages{barriers}.empty(pipe), pipe.parity ^ 1, "empty");
-            const uint32_t full = Stages{barriers}.full(pipe);
+            mbarrier_wait_cluster_relaxed(stages.empty(pipe), pipe.parity ^ 1, "empty");
+            const uint32_t full = stages.full(pipe);
             mbarrier_arrive_expect(full, Tile::kStageBytes);
             const uint32_t to = ring + pipe.stage * Tile::kStageBytes + kActivationBytes + rank * part_bytes;
             const int at_k = static_cast<int>(k_tile * kTileK), row = static_cast<int>(column + rank * part);
@@ -182,7 +183,7 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
                         fill_weights(pipe, at.column, k_tile);
                     }
                     tensor_load_2d(ring + pipe.stage * Tile::kStageBytes, &x, static_cast<int>(k_tile * kTileK),
-                                   static_cast<int>(at.row), Stages{barriers}.full(pipe));
+                                   static_cast<int>(at.row), stages.full(pipe));
                     pipe.advance();
                 }
             }
@@ -199,9 +200,9 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
         const uint64_t first_a = matrix_descriptor_128(ring + consumer * kGroupRows * kRowBytes);
         const uint64_t first_b = matrix_descriptor_128(ring + kActivationBytes);
         // Lane b of each warp tells block b of the cluster that this warp has read a stage.
-        const uint32_t reported = cluster_address(barriers, min(lane, cluster - 1));
+        const Stages reported{cluster_address(stages.barriers, min(lane, cluster - 1))};
         const auto consumer_release = [&](const typename Stages::State& pipe) {
-            if (lane < cluster) mbarrier_arrive_cluster_relaxed(Stages{reported}.empty(pipe));
+            if (lane < cluster) mbarrier_arrive_cluster_relaxed(reported.empty(pipe));
         };
         constexpr uint32_t kStoreTileN = kRowBytes / sizeof(Stored), kStoreFragments = kStoreTileN / 8;
         constexpr uint32_t kAllTiles = Tile::kTileN / 8;
@@ -253,7 +254,7 @@ DEVICE void gemm(const TensorMap& x, const TensorMap& weights, const TensorMap* 
             typename Stages::State before = pipe;
 #pragma unroll 1
             for (uint32_t k_tile = 0; k_tile < k_tiles; k_tile++) {
-                Stages{barriers}.consumer_wait(pipe);
+                stages.consumer_wait(pipe);
                 const uint64_t a = first_a + pipe.stage * (Tile::kStageBytes / 16);
                 const uint64_t b = first_b + pipe.stage * (Tile::kStageBytes / 16);
                 warpgroup_fence();

@@ -21,7 +21,7 @@ struct Shape {
     static constexpr uint32_t kWeightBytes = kTile * kRowBytes;
     static constexpr uint32_t kStageBytes = kWeightBytes + kBatch * kRowBytes;
     static_assert(kStageBytes % 1024 == 0 && kBatch / 2 * kRowBytes % 1024 == 0, "whole atoms of the swizzle");
-    static_assert(kBatch * kPitch * 4 <= kStages * kStageBytes, "the sums take the ring's pipe");
+    static_assert(kBatch * kPitch * 4 <= kStages * kStageBytes, "the sums take the ring's place");
     static_assert(kBlocks * (kStages * (kStageBytes + 16) + 1024) <= 228 << 10, "they fit beside each other");
 };
 using Tile64 = Shape<64, 4, 2>;
@@ -89,7 +89,8 @@ DEVICE void small_m(const TensorMap& x, const TensorMap& weights, const typename
                     uint32_t m, uint32_t n, uint32_t k, uint32_t across) {
     using Stages = Pipeline<Shape::kStages>;
     SHARED_MEMORY(shared);
-    const uint32_t ring = shared_address(shared), barriers = ring + Shape::kStages * Shape::kStageBytes;
+    const uint32_t ring = shared_address(shared);
+    const Stages stages{ring + Shape::kStages * Shape::kStageBytes};
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const uint32_t rank = cluster_rank(), splits = cluster_blocks() / across;
     const uint32_t side = rank % across, split = rank / across;
@@ -102,8 +103,8 @@ DEVICE void small_m(const TensorMap& x, const TensorMap& weights, const typename
     const uint64_t evict_first = l2_evict_first();
     const auto load_weights = [&](const typename Stages::State& pipe, uint32_t chunk) {
         // Both blocks that the activations from here go to have read the stage.
-        mbarrier_wait_cluster_relaxed(Stages{barriers}.empty(pipe), pipe.parity ^ 1, "empty");
-        const uint32_t full = Stages{barriers}.full(pipe);
+        mbarrier_wait_cluster_relaxed(stages.empty(pipe), pipe.parity ^ 1, "empty");
+        const uint32_t full = stages.full(pipe);
         mbarrier_arrive_expect(full, Shape::kStageBytes);
         const uint32_t stage = ring + pipe.stage * Shape::kStageBytes;
         tensor_load_2d_hinted(stage, &weights, static_cast<int>(chunk * kTileK), static_cast<int>(first_column), full,
@@ -115,15 +116,15 @@ DEVICE void small_m(const TensorMap& x, const TensorMap& weights, const typename
         const uint32_t to = ring + pipe.stage * Shape::kStageBytes + Shape::kWeightBytes + side * box_rows * kRowBytes;
         const int at_k = static_cast<int>(chunk * kTileK), row = static_cast<int>(side * box_rows);
         if (across == 1) {
-            tensor_load_2d(to, &x, at_k, row, Stages{barriers}.full(pipe));
+            tensor_load_2d(to, &x, at_k, row, stages.full(pipe));
         } else {
-            tensor_load_2d_multicast(to, &x, at_k, row, Stages{barriers}.full(pipe), both);
+            tensor_load_2d_multicast(to, &x, at_k, row, stages.full(pipe), both);
         }
     };
     const uint32_t ahead = min(end_chunk, first_chunk + Shape::kStages);
     if (fills) {
         tensor_map_prefetch(&x);
-        Stages{barriers}.init(kConsumerWarps * across);
+        stages.init(kConsumerWarps * across);
         mbarrier_init_fence();
         typename Stages::State pipe;
 #pragma unroll 1
@@ -155,12 +156,12 @@ DEVICE void small_m(const TensorMap& x, const TensorMap& weights, const typename
 #pragma unroll
         for (uint32_t i = 0; i < kSums; i++) sums[i] = 0.0f;
         // Lane `i` of a warp tells block `i` of those side by side.
-        const uint32_t told = cluster_address(barriers, split * across + min(lane, across - 1));
+        const Stages told{cluster_address(stages.barriers, split * across + min(lane, across - 1))};
         const uint32_t a = ring + warp / 4 * 64 * kRowBytes, b = ring + Shape::kWeightBytes;
         typename Stages::State pipe;
 #pragma unroll 1
         for (uint32_t chunk = first_chunk; chunk < end_chunk; chunk++, pipe.advance()) {
-            Stages{barriers}.consumer_wait(pipe);
+            stages.consumer_wait(pipe);
             warpgroup_fence();
 #pragma unroll
             for (uint32_t step = 0; step < kTileK / 16; step++) {
@@ -170,7 +171,7 @@ DEVICE void small_m(const TensorMap& x, const TensorMap& weights, const typename
             warpgroup_commit();
             // At once, not when the next stage is full: what memory waits for is a free stage.
             warpgroup_wait<0>();
-            if (lane < across) mbarrier_arrive_cluster_relaxed(Stages{told}.empty(pipe));
+            if (lane < across) mbarrier_arrive_cluster_relaxed(told.empty(pipe));
         }
 
         // Every stage was waited for, and every consumer is done: the ring is free.
