@@ -122,7 +122,7 @@ impl ForwardPass<'_> {
         self.multiply(pool, &[part(&layer.query, 0), part(&layer.key, keys), part(&layer.value, values)]);
     }
 
-    /// Matrix gemms in one region: blocks of weight rows go to whoever is free.
+    /// GEMMs in one region: blocks of weight rows go to whoever is free.
     fn multiply<const N: usize>(&self, pool: &mut ThreadPool, gemms: &[Gemm<'_>; N]) {
         let blocks = gemms.each_ref().map(|gemm| gemm.block_rows(self.threads));
         let mut tasks = 0;
@@ -187,7 +187,7 @@ impl ForwardPass<'_> {
         let splits = group.div_ceil(heads);
         let &Workspace { qkv, attn_out, .. } = self.workspace;
         pool.parallel_for(tiles.len() * spec.kv_heads * splits, |thread, task| {
-            // SAFETY: behind the room for matrix gemms lies that for attention.
+            // SAFETY: behind the room for GEMMs lies that for attention.
             let scratch = unsafe { attention::Scratch::new(self.scratch(thread).add(matmul::Scratch::FLOATS)) };
             // The last rows see the most keys: the long tasks first.
             let rows = tiles[tiles.len() - 1 - task / (spec.kv_heads * splits)];
