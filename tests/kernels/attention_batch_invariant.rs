@@ -1,7 +1,7 @@
 //! `attention_batch_invariant` against float64 loops, and bit for bit against itself: whole or in splits, in other
 //! chunks, pages and company.
 
-use crate::attention_reference::{OnDevice, Step, World, assert_no_bank_conflicts, bits};
+use crate::attention::{OnDevice, Step, World, assert_no_bank_conflicts, bits};
 use crate::common;
 use crate::common::{Bench, Half};
 use half::{bf16, f16};

@@ -1,6 +1,6 @@
 //! `attention_decode` in both forms against float64 loops, and against itself in other company.
 
-use crate::attention_reference::{OnDevice, Step, World, assert_no_bank_conflicts, bits};
+use crate::attention::{OnDevice, Step, World, assert_no_bank_conflicts, bits};
 use crate::common;
 use crate::common::{Bench, Half};
 use half::{bf16, f16};

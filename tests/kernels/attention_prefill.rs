@@ -1,9 +1,8 @@
 //! `attention_prefill` in its warp's form against float64 loops, and against itself in other chunks, pages and company.
 
-use crate::attention_reference::{Step, World};
+use crate::attention::{Step, World};
 use crate::common;
-use crate::prefill_reference as prefill;
-use crate::prefill_reference::{Run, heads, load, outputs};
+use crate::prefill::{self, Run, heads, load, outputs};
 use half::{bf16, f16};
 use rigel::backend::cuda::kernels::attention_prefill::{AttentionPrefill, PrefillShape, Variant, tile_rows};
 use rigel::backend::cuda::kernels::paged::{AttentionInputs, Heads};

@@ -1,10 +1,9 @@
 //! `attention_prefill` in its warpgroup's form, on Hopper alone, against float64 loops, and against itself in other
 //! chunks, pages, company and numbers of blocks.
 
-use crate::attention_reference::Step;
+use crate::attention::Step;
 use crate::common;
-use crate::prefill_reference as prefill;
-use crate::prefill_reference::{heads, load, outputs};
+use crate::prefill::{self, heads, load, outputs};
 use half::{bf16, f16};
 use rigel::backend::cuda::kernels::attention_prefill::{AttentionPrefill, Variant};
 

@@ -2,8 +2,7 @@
 
 use crate::common;
 use crate::common::{Bench, Half};
-use crate::linear_reference as linear;
-use crate::linear_reference::{Case, Padding, QkvCase, properties, refusal};
+use crate::linear::{self, Case, QkvCase, properties, qkv, refusal};
 use half::{bf16, f16};
 use rigel::backend::Determinism;
 use rigel::backend::cuda::kernels::BiasTerm;
@@ -63,27 +62,15 @@ device_test! {
     }
 }
 
-/// Rows, depth, heads, key heads, elements of a head, slots of a page: groups of 1, 2, 9 and 12 query heads, both head
-/// sizes, pages of 16 to 128 slots, rows around the small tiles.
-const QKV: [(usize, usize, usize, usize, usize, usize); 6] = [
-    (17, 40, 2, 2, 64, 16),
-    (32, 72, 4, 2, 128, 64),
-    (33, 64, 9, 1, 64, 16),
-    (40, 24, 24, 2, 64, 128),
-    (65, 16, 12, 1, 128, 32),
-    (130, 136, 1, 1, 128, 64),
+/// Groups of 1, 2, 9 and 12 query heads, both head sizes, pages of 16 to 128 slots, rows around the small tiles.
+const QKV: [QkvShape; 6] = [
+    qkv(17, 40, [2, 2], 64, 16),
+    qkv(32, 72, [4, 2], 128, 64),
+    qkv(33, 64, [9, 1], 64, 16),
+    qkv(40, 24, [24, 2], 64, 128),
+    qkv(65, 16, [12, 1], 128, 32),
+    qkv(130, 136, [1, 1], 128, 64),
 ];
-
-fn qkv_cases<T: Half>() -> Vec<QkvCase<T>> {
-    let cases = QKV.into_iter().enumerate();
-    cases
-        .flat_map(|(index, (rows, depth, heads, kv_heads, head_dim, page_size))| {
-            let shape = QkvShape { rows, k: depth, heads, kv_heads, head_dim, page_size };
-            let bias = if index == 2 { BiasTerm::Absent } else { BiasTerm::Present };
-            [Padding::None, Padding::LastRows].map(|padding| QkvCase::new(shape, bias, padding, index as u64))
-        })
-        .collect()
-}
 
 fn rotates_and_caches<T: Half>(bench: &Bench, cases: &[QkvCase<T>]) {
     let projection = QkvProjection::<T>::load(bench.device()).unwrap();
@@ -100,14 +87,14 @@ fn rotates_and_caches<T: Half>(bench: &Bench, cases: &[QkvCase<T>]) {
 
 device_test! {
     fn queries_are_rotated_and_keys_and_values_cached_in_bf16() {
-        let cases = qkv_cases::<bf16>();
+        let cases = QkvCase::<bf16>::with_each_padding(&QKV);
         common::on_every_schedule(|bench| rotates_and_caches(bench, &cases));
     }
 }
 
 device_test! {
     fn queries_are_rotated_and_keys_and_values_cached_in_f16() {
-        let cases = qkv_cases::<f16>();
+        let cases = QkvCase::<f16>::with_each_padding(&QKV);
         common::on_every_schedule(|bench| rotates_and_caches(bench, &cases));
     }
 }

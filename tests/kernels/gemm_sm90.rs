@@ -3,8 +3,7 @@
 
 use crate::common;
 use crate::common::{Bench, Half};
-use crate::linear_reference as linear;
-use crate::linear_reference::{Case, Padding, QkvCase, properties, refusal};
+use crate::linear::{self, Case, Padding, QkvCase, properties, qkv, refusal};
 use half::{bf16, f16};
 use rigel::backend::Determinism;
 use rigel::backend::cuda::kernels::BiasTerm;
@@ -75,10 +74,6 @@ device_test! {
         let cases = cases::<f16>();
         common::on_every_hopper_schedule(|bench| multiplies(bench, &cases, 1));
     }
-}
-
-const fn qkv(rows: usize, depth: usize, heads: [usize; 2], head_dim: usize, page_size: usize) -> QkvShape {
-    QkvShape { rows, k: depth, heads: heads[0], kv_heads: heads[1], head_dim, page_size }
 }
 
 /// Shapes, the tile and the blocks of a cluster.

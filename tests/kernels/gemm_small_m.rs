@@ -2,8 +2,7 @@
 
 use crate::common;
 use crate::common::{Bench, Half};
-use crate::linear_reference as linear;
-use crate::linear_reference::{Case, Padding, QkvCase, refusal};
+use crate::linear::{self, Case, Padding, QkvCase, refusal};
 use half::{bf16, f16};
 use rigel::backend::Determinism;
 use rigel::backend::cuda::Launch;

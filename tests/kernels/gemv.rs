@@ -2,8 +2,7 @@
 
 use crate::common;
 use crate::common::{Bench, Half};
-use crate::linear_reference as linear;
-use crate::linear_reference::{Case, EPILOGUES, Padding, QkvCase, refusal};
+use crate::linear::{self, Case, EPILOGUES, QkvCase, qkv, refusal};
 use half::{bf16, f16};
 use rigel::backend::Determinism;
 use rigel::backend::cuda::kernels::gemv::MAX_ROWS;
@@ -73,28 +72,16 @@ fn the_bounds_tell_the_tanh_form_of_gelu_from_the_other() {
     assert!(cases::<f16>().iter().filter(|case| case.tells_gelus_apart()).count() >= 10);
 }
 
-/// Rows, depth, heads, key heads, elements of a head, slots of a page: groups of 1, 2, 9 and 12 query heads, both head
-/// sizes, pages of 16 to 128 slots, rows of every tile.
-const QKV: [(usize, usize, usize, usize, usize, usize); 7] = [
-    (1, 256, 2, 2, 64, 16),
-    (2, 136, 4, 2, 128, 64),
-    (3, 64, 9, 1, 64, 16),
-    (8, 40, 24, 2, 64, 128),
-    (9, 24, 12, 1, 128, 32),
-    (15, 8, 2, 1, 64, 64),
-    (16, 1032, 1, 1, 128, 64),
+/// Groups of 1, 2, 9 and 12 query heads, both head sizes, pages of 16 to 128 slots, rows of every tile.
+const QKV: [QkvShape; 7] = [
+    qkv(1, 256, [2, 2], 64, 16),
+    qkv(2, 136, [4, 2], 128, 64),
+    qkv(3, 64, [9, 1], 64, 16),
+    qkv(8, 40, [24, 2], 64, 128),
+    qkv(9, 24, [12, 1], 128, 32),
+    qkv(15, 8, [2, 1], 64, 64),
+    qkv(16, 1032, [1, 1], 128, 64),
 ];
-
-fn qkv_cases<T: Half>() -> Vec<QkvCase<T>> {
-    let cases = QKV.into_iter().enumerate();
-    cases
-        .flat_map(|(index, (rows, depth, heads, kv_heads, head_dim, page_size))| {
-            let shape = QkvShape { rows, k: depth, heads, kv_heads, head_dim, page_size };
-            let bias = if index == 2 { BiasTerm::Absent } else { BiasTerm::Present };
-            [Padding::None, Padding::LastRows].map(|padding| QkvCase::new(shape, bias, padding, index as u64))
-        })
-        .collect()
-}
 
 fn rotates_and_caches<T: Half>(bench: &Bench, cases: &[QkvCase<T>]) {
     let projection = QkvProjection::<T>::load(bench.device()).unwrap();
@@ -103,7 +90,7 @@ fn rotates_and_caches<T: Half>(bench: &Bench, cases: &[QkvCase<T>]) {
 
 device_test! {
     fn queries_are_rotated_and_keys_and_values_cached() {
-        let (first, second) = (qkv_cases::<bf16>(), qkv_cases::<f16>());
+        let (first, second) = (QkvCase::<bf16>::with_each_padding(&QKV), QkvCase::<f16>::with_each_padding(&QKV));
         common::on_every_schedule(|bench| {
             rotates_and_caches(bench, &first);
             rotates_and_caches(bench, &second);

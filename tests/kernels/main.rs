@@ -3,12 +3,10 @@
 #[path = "../common/mod.rs"]
 #[macro_use]
 mod common;
-#[path = "../common/attention.rs"]
-mod attention_reference;
-#[path = "../common/linear.rs"]
-mod linear_reference;
-#[path = "../common/prefill.rs"]
-mod prefill_reference;
+// What the tests of several kernels share.
+mod attention;
+mod linear;
+mod prefill;
 
 mod attention_batch_invariant;
 mod attention_decode;

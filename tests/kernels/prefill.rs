@@ -1,15 +1,12 @@
 //! What the tests of prefill's two forms share: one launch over a step, and the checks that both pass alike.
 
-// Each test binary uses its part.
-#![allow(dead_code)]
-
 use half::{bf16, f16};
 use rigel::backend::cuda::kernels::attention_prefill::{AttentionPrefill, PrefillShape, Tile, Variant, plan_tiles};
 use rigel::backend::cuda::kernels::paged::{AttentionInputs, Heads, Sequence};
 use rigel::backend::cuda::{Buffer, CudaError};
 
-use super::attention_reference::{OnDevice, Step, World, assert_no_bank_conflicts, bits};
-use super::common::{self, Bench, Half};
+use crate::attention::{OnDevice, Step, World, assert_no_bank_conflicts, bits};
+use crate::common::{self, Bench, Half};
 
 pub fn heads(group: usize, kv: usize, dim: usize) -> Heads {
     Heads { query: group * kv, kv, dim }

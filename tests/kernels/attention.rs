@@ -1,16 +1,13 @@
 //! What the tests of attention share: a step of sequences over a paged cache that holds NaN wherever no row may look,
 //! and the same attention as float64 loops over plain arrays.
 
-// Each test binary uses its part.
-#![allow(dead_code)]
-
 use std::env;
 
 use rigel::backend::cuda::Buffer;
 use rigel::backend::cuda::kernels::paged::{AttentionInputs, CacheView, Heads, Sequence};
 use rigel_interpreter::Interpreter;
 
-use super::common::{Bench, Half, Random};
+use crate::common::{Bench, Half, Random};
 
 /// A page that is not there.
 const NO_PAGE: u32 = 0x00ff_ffff;

@@ -1,9 +1,6 @@
 //! Operands and float64 references of matrix products, for the tests of `gemv` and `gemm`. Made once on the host,
 //! before the schedules.
 
-// Each test binary uses its part.
-#![allow(dead_code)]
-
 use std::ops::Range;
 
 use half::bf16;
@@ -192,6 +189,11 @@ pub enum Padding {
     LastRows,
 }
 
+/// Rows, depth, query and key heads, elements of a head, slots of a page.
+pub const fn qkv(rows: usize, depth: usize, heads: [usize; 2], head_dim: usize, page_size: usize) -> QkvShape {
+    QkvShape { rows, k: depth, heads: heads[0], kv_heads: heads[1], head_dim, page_size }
+}
+
 /// A product with query, key and value weights: its rows are those of several sequences, in pages of their own.
 pub struct QkvCase<T> {
     shape: QkvShape,
@@ -204,6 +206,17 @@ pub struct QkvCase<T> {
 }
 
 impl<T: Half> QkvCase<T> {
+    /// Each shape without padding and with its last rows as padding; the third shape has no bias.
+    pub fn with_each_padding(shapes: &[QkvShape]) -> Vec<QkvCase<T>> {
+        let shapes = shapes.iter().enumerate();
+        shapes
+            .flat_map(|(index, shape)| {
+                let bias = if index == 2 { BiasTerm::Absent } else { BiasTerm::Present };
+                [Padding::None, Padding::LastRows].map(|padding| QkvCase::new(*shape, bias, padding, index as u64))
+            })
+            .collect()
+    }
+
     pub fn new(shape: QkvShape, bias: BiasTerm, padding: Padding, seed: u64) -> QkvCase<T> {
         let QkvShape { rows, k: depth, heads, kv_heads, head_dim, page_size } = shape;
         let columns = (heads + 2 * kv_heads) * head_dim;
