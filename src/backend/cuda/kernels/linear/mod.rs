@@ -269,7 +269,7 @@ impl<T: Element> Projection<T> {
     /// [`GemmAlgorithm::SmallM`] for more rows than the kernel's, or parts of k and tiles that are no cluster; by
     /// [`GemmAlgorithm::Sm80`] and [`GemmAlgorithm::Sm90`] for stages that are not 3, 4, 6 or 8, a group of no row of
     /// tiles or more than there are, and clusters that are none or more than there are tiles for, or not of 1 or 2
-    /// blocks; and by a algorithm on a device that does not run it; [`CudaError::LaunchLimit`] for stages that do not
+    /// blocks; and by an algorithm on a device that does not run it; [`CudaError::LaunchLimit`] for stages that do not
     /// fit into shared memory.
     pub fn launch_with(
         &self,
