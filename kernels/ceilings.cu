@@ -10,8 +10,8 @@ static constexpr uint32_t kLoads = 8;
 //   source  u32 [4 vectors]
 //   folded  u32 [8 gridDim.x]
 //
-// Grid: a few blocks for each SM, 256 threads. A thread has 8 loads of 16 bytes under way; those of a block
-// lie next to each other in memory.
+// Grid: a few blocks for each SM, 256 threads. A thread has 8 loads of 16 bytes in flight; a block's
+// loads are adjacent in memory.
 // Bytes: 16 vectors read, 32 gridDim.x written.
 // FLOPs: 0.
 // Alignment: source 16 bytes.

@@ -66,8 +66,8 @@ using Tile256 = Shape<256, 4, 1>;
 //   128   32 KiB, 3 stages, 2 blocks: 48 KiB a block
 //   192   40 KiB, 5 stages, 1 block: 80 KiB
 //   256   48 KiB, 4 stages, 1 block: 64 KiB
-// (4.8 TB/s x 1 us / 132 SMs = 36 KiB keep memory busy.) With room for two blocks, those of the next kernel
-// in the stream ask for their weights while the last of this one end; and 132 to 264 equal blocks run at one time,
+// (4.8 TB/s x 1 us / 132 SMs = 36 KiB keep memory busy.) With room for two blocks, the next kernel's blocks
+// ask for their weights while this kernel's last blocks end; and 132 to 264 equal blocks run at one time,
 // where they end together, since it is memory that they share. Registers: kBatch / 2 sums.
 //
 // End: lane 4 g + t of a warp has sums of columns g and g + 8, rows 8 i + 2 t and 8 i + 2 t + 1; it stores them as

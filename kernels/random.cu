@@ -17,7 +17,7 @@ DEVICE uint32_t mix(uint32_t x) {
 
 // Computes: out[r, c] = centre + range (2 u(s columns + c) - 1), rounded to T, where s is the row that row r takes its
 // values from, and u(i) the upper 24 bits of mix(i ^ mix(seed)) as a fraction of 1. With `head_dim` 0, s = r; otherwise
-// rows are those of heads whose pairs are interleaved: s = h head_dim + p and h head_dim + p + head_dim / 2 for the
+// the rows belong to heads whose pairs are interleaved: s = h head_dim + p and h head_dim + p + head_dim / 2 for the
 // rows h head_dim + 2 p and the one behind it. Shapes:
 //   out  T [rows, columns], `stride` elements from a row to the next; what lies between the rows is not touched
 //

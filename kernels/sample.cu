@@ -1,6 +1,6 @@
 // targets: sm_80 compute_80 sm_90
 // One token for each row of a step: allowed and banned tokens, biases, penalties, temperature, min-p, top-k, top-p,
-// draw; or the largest logit. The tokens are those of src/sampling/sampler.rs.
+// draw; or the largest logit. Chooses the same tokens as src/sampling/sampler.rs.
 #include "common/arrival.cuh"
 #include "common/logprobs.cuh"
 #include "common/philox.cuh"

@@ -20,9 +20,9 @@ DEVICE void copy_queries(uint32_t destination, const T* queries, uint32_t count,
 }
 
 // Starts to copy rows `tile` kKeys .. of keys or values to shared memory, by a block of kThreads. Rows outside of
-// `visible` become zero and are not read: their slots may hold NaN, and a weight of 0 times NaN is NaN. `pages` are
-// those of the 16-key units from the first one of `first_tile` on. Rows of a tile are kRowBytes apart, with a swizzle
-// of period 8.
+// `visible` become zero and are not read: their slots may hold NaN, and a weight of 0 times NaN is NaN. `pages` holds
+// the page of each 16-key unit, starting with the first unit of `first_tile`. Rows of a tile are kRowBytes apart,
+// with a swizzle of period 8.
 template <class T, uint32_t kHeadDim, uint32_t kThreads, uint32_t kKeys, class Layout = TileLayout<kHeadDim>>
 DEVICE void copy_tile(const T* source, const Cache<T>& cache, uint32_t kv_head, const WarpPages& pages,
                       const KeyRange& visible, uint32_t tile, uint32_t first_tile, uint32_t destination) {

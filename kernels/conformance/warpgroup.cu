@@ -2,8 +2,8 @@
 // One tiny kernel for each variant of the MMA instruction in kernels/ptx/warpgroup.cuh:
 // tests/kernels/conformance_hopper.rs says what it must give, on the interpreter and on a GPU.
 //
-// in: A [64][16], then B [N][16], 16-bit elements in pairs; out: the sums, register by register, 128 threads each:
-// those of d = A B^T, then of d = A B^T + d. Operands are laid out in shared memory here, element by element, as the
+// in: A [64][16], then B [N][16], 16-bit elements in pairs; out: the sums, register by register, 128 threads each,
+// first of d = A B^T, then of d = A B^T + d. Operands are laid out in shared memory here, element by element, as the
 // PTX ISA draws it.
 #include "ptx/ptx.cuh"
 

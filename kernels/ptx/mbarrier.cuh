@@ -52,8 +52,8 @@ DEVICE void mbarrier_arrive_cluster(uint32_t barrier) {
     interpreter::mbarrier_arrive_cluster(barrier, interpreter::Order::Release);
 #endif
 }
-// The same, and releases nothing, which spares a fence of the whole device: for who has but read what copies brought,
-// and waited for those reads.
+// The same without release semantics, which saves a fence at device scope: for a thread that has only read what copies
+// brought, and has waited for its reads.
 DEVICE void mbarrier_arrive_cluster_relaxed(uint32_t barrier) {
 #if ON_GPU
     asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");

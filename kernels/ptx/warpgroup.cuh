@@ -62,8 +62,8 @@ DEVICE void warpgroup_registers_increase() {
 }
 
 // Where an operand lies in shared memory, for a matrix instruction (PTX ISA, Matrix Descriptor Format). The swizzles
-// are those of tensor maps: 16-byte pieces of a row of 128 bytes are xored with the row's number modulo 8 (64: half of
-// it).
+// are the same as in tensor maps: 16-byte pieces of a row of 128 bytes are xored with the row's number modulo 8 (64:
+// half of it).
 //
 // Major K: row r (of M or N) has its k consecutive. Rows of 128 bytes are 64 of k, 8 rows make an atom of 1024 bytes,
 // and atoms follow each other down the rows. A step of 16 along k inside a row adds 32 bytes to the address. Major MN:

@@ -26,7 +26,7 @@ struct BulkCopy {
     std::vector<Target> targets;  // of a store one, without a barrier
     uint32_t bytes;               // of each target
     uint32_t turn;                // which of its warp's agents it is
-    Clock clock;  // of the agent: its accesses of shared memory; of a store those of global memory are one later
+    Clock clock;  // of the agent's accesses of shared memory; a store accesses global memory at clock + 1
     Site site;
     uint8_t value[16];  // of registers
     bool done = false;

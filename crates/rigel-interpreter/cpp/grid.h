@@ -46,8 +46,8 @@ struct AsyncCopy {
     uint32_t bytes, bytes_read;
 };
 
-// When a thread has made its writes ready for the asynchronous proxy: those of its own up to `clock`, of its cp.async
-// up to `copies`.
+// When a thread last made its writes visible to the asynchronous proxy: its own writes up to `clock`, the writes of
+// its cp.async up to `copies`.
 struct ProxyFence {
     Clock clock, copies;
 };

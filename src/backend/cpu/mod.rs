@@ -68,8 +68,8 @@ pub struct CpuOptions {
     pub threads: Option<NonZeroUsize>,
     /// Positions that a page of the cache holds.
     pub page_size: NonZeroU32,
-    /// Pages of the cache. Where layers have different windows, those of the layers with the widest one; the others
-    /// have as many as serve as many sequences.
+    /// Pages of the cache. Where layers have different windows, the pages of the layers with the widest window; the
+    /// other layers have enough pages for as many sequences.
     pub pages: u32,
     /// The most rows in a batch, and the most logits rows.
     pub max_rows: usize,
